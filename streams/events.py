@@ -1,0 +1,211 @@
+"""The events that travel through the loop, as typed, tagged and versioned structs.
+
+One record is one event, and one `Generation` or `Reward` is one whole group: there are no partial groups, no joins and
+no windows on the training path. Every struct carries its name and version in the field `event` ("request/1"). Readers
+ignore fields that they do not know; a new field always has a default. Changing the meaning of a field is a new version.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Where a record lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class PolicyRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The name of one set of weights: a resume starts a new lineage, so one name never means two weights.
+
+    step counts optimizer steps since the warm-up (0 is the warmed-up policy itself); sha256 is that of the weights file.
+    """
+
+    lineage: str
+    step: int
+    sha256: str
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What the search engine showed the policy beside the query.
+
+    terms: feedback terms of the raw query's top documents, best first.
+    attributes: attribute values of those documents, best first; empty where the catalogue has none.
+    neighbours: expansions that served similar training queries, best first; empty where there are none.
+    documents: how many documents passed the relevance filter and gave the terms and attributes.
+    """
+
+    terms: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    documents: int = 0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_field="event"):
+    """Someone asks the policy for text about one query.
+
+    split: "train", "dev", "test" or "live"; only "train" requests may reach the learner.
+    index: the versioned name of the index (never the alias) that gave the context.
+    made_at_ms: milliseconds since the epoch, as every time in the log.
+    """
+
+    request_id: str
+    run: str
+    query_id: str
+    query: str
+    index: str
+    split: str = "train"
+    context: Context = Context()
+    made_at_ms: int = 0
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How candidates are drawn; temperature 0 is greedy decoding.
+
+    no_repeat: an expansion may not begin with the token that began an earlier one (in the sampler and in the learner).
+    """
+
+    candidates: int
+    temperature: float
+    tokens_max: int
+    no_repeat: bool = True
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate as the policy wrote it.
+
+    token_ids and logprobs have one entry per generated token, the end token included; logprobs are those of the
+    distribution that was sampled from (after temperature and the no-repeat rule).
+    finish: "stop" if the policy ended by itself, "length" if it ran into tokens_max.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation/1", tag_field="event"):
+    """The group of candidates that one policy version wrote for one request.
+
+    group_id is deterministic: the same request always gives the same id, so the first in the log can win.
+    source: the request's record.
+    """
+
+    group_id: str
+    request: Request
+    source: Position
+    policy: PolicyRef
+    tokenizer_sha256: str
+    prompt_sha256: str
+    sampling: Sampling
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    made_at_ms: int = 0
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """One retrieved document; rank starts at 1."""
+
+    document_id: str
+    rank: int
+    score: float
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one candidate ended: exactly one outcome per candidate.
+
+    status: "scored" (reward is a number) or "failed" (reward is None, error says why; never a reward of 0).
+    valid: the text kept the format; an invalid text is scored with reward 0.
+    components: each part of the reward by name, before weighting.
+    """
+
+    status: str
+    valid: bool
+    expansions: tuple[str, ...] = ()
+    reward: float | None = None
+    components: dict[str, float] = {}
+    hits: tuple[Hit, ...] = ()
+    error: str = ""
+
+
+class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):
+    """What the search environment answered to one group, with all that the learner needs: it reads no other topic.
+
+    source and content_sha256: the generation's record and bytes. Of two rewards for one group the one with the lowest
+    source offset counts.
+    raw_hits: what the query alone retrieved. search_body: the expanded search's body as a template.
+    """
+
+    group_id: str
+    generation: Generation
+    source: Position
+    content_sha256: str
+    outcomes: tuple[Outcome, ...]
+    index: str
+    relevance_model: str
+    reward_sha256: str
+    raw_hits: tuple[Hit, ...] = ()
+    search_body: str = ""
+    made_at_ms: int = 0
+
+
+class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_field="event"):
+    """One optimizer step: which groups it used, which it had to leave, and what it measured.
+
+    policy: the weights after the step. parent: the weights before it.
+    trained: groups that gave a gradient. flat: groups without spread. expired: groups older than the staleness limit.
+    failed: groups with fewer than two scored candidates.
+    positions: next offset to read per partition of the rewards topic, after this step.
+    groups_consumed: all groups taken from the rewards topic since the run began, this step's included.
+    """
+
+    run: str
+    policy: PolicyRef
+    parent: PolicyRef
+    trained: tuple[str, ...]
+    flat: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    positions: dict[int, int] = {}
+    groups_consumed: int = 0
+    metrics: dict[str, float] = {}
+    made_at_ms: int = 0
+
+
+class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-version/1", tag_field="event"):
+    """A policy that can be used, announced only after its checkpoint is durable.
+
+    status: "published" or "retired". path: the policy's folder, relative to the run's folder.
+    groups_consumed: as in `Update`; the generator's admission rule counts from it.
+    """
+
+    run: str
+    policy: PolicyRef
+    parent: PolicyRef | None
+    path: str
+    status: str = "published"
+    groups_consumed: int = 0
+    made_at_ms: int = 0
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1", tag_field="event"):
+    """A record that could not be processed, whole: its original bytes, its place, and why.
+
+    stage: the worker that gave up ("generator", "environment", "learner", "sink").
+    """
+
+    source: Position
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    stage: str
+    error: str
+    attempts: int
+    made_at_ms: int = 0
+
+
+Event = Request | Generation | Reward | Update | PolicyVersion | DeadLetter
