@@ -160,7 +160,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_fiel
     trained: groups that gave a gradient. flat: groups without spread. expired: groups older than the staleness limit.
     failed: groups with fewer than two scored candidates.
     positions: next offset to read per partition of the rewards topic, after this step.
-    groups_consumed: all groups taken from the rewards topic since the run began, this step's included.
+    requests_consumed: per partition of the requests topic, the offset after the last request that this or an earlier
+    step has used up.
     """
 
     run: str
@@ -171,7 +172,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_fiel
     expired: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     positions: dict[int, int] = {}
-    groups_consumed: int = 0
+    requests_consumed: dict[int, int] = {}
     metrics: dict[str, float] = {}
     made_at_ms: int = 0
 
@@ -180,7 +181,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     """A policy that can be used, announced only after its checkpoint is durable.
 
     status: "published" or "retired". path: the policy's folder, relative to the run's folder.
-    groups_consumed: as in `Update`; the generator's admission rule counts from it.
+    requests_consumed: as in `Update`; the generator's admission rule counts from it.
     """
 
     run: str
@@ -188,7 +189,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     parent: PolicyRef | None
     path: str
     status: str = "published"
-    groups_consumed: int = 0
+    requests_consumed: dict[int, int] = {}
     made_at_ms: int = 0
 
 

@@ -1,0 +1,75 @@
+"""Events to bytes and back: JSON, so that a topic can be read with any tool.
+
+Floats survive the trip bit for bit (shortest round-trip form). NaN and infinity are not JSON: writing one is an error
+of ours and fails at once, so that a poisoned number never reaches the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import msgspec
+
+from streams.errors import EventError
+from streams.events import Event
+
+RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group is tens of kB; what is larger than this is not ours.
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """Return the event's bytes: the same event always gives the same bytes.
+
+    Raises EventError if a number in it is NaN or infinite, or if the record would be too large to be read back.
+    """
+    value = _encoder.encode(event)
+    # msgspec writes NaN and infinities as null, which would come back as "no reward": look before it leaves.
+    if b"null" in value and (where := _not_finite(msgspec.structs.asdict(event), type(event).__name__)):
+        raise EventError(f"{where}: expected a finite number, got NaN or infinity; it was not written to the log")
+    if len(value) > RECORD_BYTES_MAX:
+        raise EventError(
+            f"{type(event).__name__}: expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}; "
+            "lower sampling.candidates or sampling.tokens_max"
+        )
+    return value
+
+
+def decode(value: bytes | None) -> Event:
+    """Return the event in these bytes.
+
+    Raises EventError for a tombstone, for bytes that are no JSON, for an unknown event or version, and for a known one
+    whose fields have the wrong type: the message says where.
+    """
+    if not value:
+        raise EventError("expected an event as JSON, got an empty record (a tombstone)")
+    if len(value) > RECORD_BYTES_MAX:
+        raise EventError(f"expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}")
+    try:
+        return _decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        raise EventError(f"not an event: {error}") from error
+    except RecursionError as error:
+        raise EventError("not an event: nested too deeply") from error
+
+
+def content_sha256(value: bytes) -> str:
+    """Return the hash by which a record's content is named."""
+    return hashlib.sha256(value).hexdigest()
+
+
+def _not_finite(value: Any, where: str) -> str:
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else where
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, dict):
+        found = (_not_finite(item, f"{where}.{key}") for key, item in value.items())
+    elif isinstance(value, tuple | list):
+        found = (_not_finite(item, f"{where}[{index}]") for index, item in enumerate(value))
+    else:
+        return ""
+    return next((path for path in found if path), "")

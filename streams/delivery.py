@@ -1,0 +1,237 @@
+"""How a worker takes records and hands on events: bounded polls, acknowledged produces, then the commit.
+
+The order is poll → handle → produce → wait for every acknowledgement → commit. A worker killed anywhere in it repeats
+work, never skips it, and the deterministic ids make the repetition harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.structs import OffsetAndMetadata
+
+from streams.codec import decode, encode
+from streams.errors import DeliveryError, EventError, SearchloopError
+from streams.events import DeadLetter, Event, Position
+from streams.topics import BY_EVENT, topic_name
+
+log = logging.getLogger(__name__)
+E = TypeVar("E")
+
+
+class TransientError(SearchloopError, RuntimeError):
+    """Something outside is down for now; the same records may succeed later."""
+
+
+class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker polls and how long it tries.
+
+    records_max: records a poll may bring, and so the records a worker ever holds.
+    retry_seconds_max: how long one poll's records are tried again before they end as `failed` and as dead letters.
+    """
+
+    records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    poll_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
+    ack_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
+    retry_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
+    retry_pause_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
+    retry_seconds_max: Annotated[float, msgspec.Meta(ge=0)] = 900.0
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """A record as it came: its place, its bytes, and nothing interpreted."""
+
+    position: Position
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Stop:
+    """A flag that SIGTERM and SIGINT raise, and that a worker looks at between two polls."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        """Return whether it is time to stop."""
+        return self._event.is_set()
+
+    def set(self, *_: object) -> None:
+        """Ask the worker to stop after what it is doing now."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but wake at once when asked to stop; return whether that was asked."""
+        return self._event.wait(seconds)
+
+    def on_signals(self) -> Stop:
+        """Let SIGTERM and SIGINT raise the flag."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.set)
+        return self
+
+
+class Outbox:
+    """Where events leave: every send is remembered until the broker has acknowledged it."""
+
+    def __init__(self, producer: KafkaProducer, run: str, *, stage: str, settings: DeliverySettings) -> None:
+        self._producer = producer
+        self._run = run
+        self._stage = stage
+        self._settings = settings
+        self._pending: list[Any] = []
+
+    def send(self, event: Event, *, partition: int = 0) -> None:
+        """Hand an event to the producer; it counts as written only after `flush`."""
+        topic = BY_EVENT[type(event)]
+        try:
+            future = self._producer.send(
+                topic_name(self._run, topic.kind),
+                value=encode(event),
+                key=topic.key(event).encode(),
+                partition=partition if topic.partitioned else 0,
+            )
+        except KafkaError as error:
+            raise DeliveryError(f"{self._stage}: could not produce to {topic.kind!r}: {error}") from error
+        self._pending.append(future)
+
+    def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
+        """Send a record, whole, to the dead letters, with the reason."""
+        log.warning("dead letter from %s: %s", _where(record.position), error)
+        self.send(
+            DeadLetter(
+                source=record.position,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+                stage=self._stage,
+                error=error,
+                attempts=attempts,
+                made_at_ms=now_ms(),
+            )
+        )
+
+    def flush(self) -> None:
+        """Wait until the broker has acknowledged everything that was sent.
+
+        Raises DeliveryError if one acknowledgement fails or takes too long: nothing may be committed then.
+        """
+        pending, self._pending = self._pending, []
+        deadline = time.monotonic() + self._settings.ack_timeout_seconds
+        for future in pending:
+            try:
+                future.get(timeout=max(deadline - time.monotonic(), 0.001))
+            except KafkaError as error:
+                raise DeliveryError(
+                    f"{self._stage}: Kafka did not acknowledge a record within "
+                    f"{self._settings.ack_timeout_seconds:g} s: {error}"
+                ) from error
+
+
+def poll(consumer: KafkaConsumer, settings: DeliverySettings, *, records_max: int | None = None) -> list[Received]:
+    """Return the next records, at most `records_max`, in order within each partition.
+
+    Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker, and
+    going on from `latest` would hide it.
+    """
+    try:
+        fetched = consumer.poll(
+            timeout_ms=int(settings.poll_timeout_seconds * 1000), max_records=records_max or settings.records_max
+        )
+    except OffsetOutOfRangeError as error:
+        raise DeliveryError(
+            f"the log no longer holds the offsets to read next ({error}): retention was shorter than the lag. "
+            "Rebuild from the archive, or start a new run"
+        ) from error
+    return [_received(record) for records in fetched.values() for record in records]
+
+
+def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
+    """Commit the offset after the last of these records of each partition."""
+    offsets = {TopicPartition(r.position.topic, r.position.partition): r.position.offset + 1 for r in records}
+    if offsets:
+        consumer.commit({item: OffsetAndMetadata(offset, "", -1) for item, offset in offsets.items()})
+
+
+def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -> list[tuple[Received, E]]:
+    """Return the records that hold an event of this kind; every other one becomes a dead letter."""
+    good: list[tuple[Received, E]] = []
+    for record in records:
+        try:
+            event = decode(record.value)
+        except EventError as error:
+            outbox.bury(record, str(error))
+            continue
+        if isinstance(event, kind):
+            good.append((record, event))
+        else:
+            outbox.bury(record, f"expected {kind.__name__} in this topic, got {type(event).__name__}")
+    return good
+
+
+@contextlib.contextmanager
+def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
+    """Pause all partitions; the function that is given keeps the membership alive and brings no records."""
+    partitions = consumer.assignment()
+    consumer.pause(*partitions)
+    try:
+        yield lambda: consumer.poll(timeout_ms=0)
+    finally:
+        consumer.resume(*(partitions & consumer.assignment()))
+
+
+def with_retries(
+    act: Callable[[], E], give_up: Callable[[TransientError], E], consumer: KafkaConsumer, stop: Stop, settings: DeliverySettings
+) -> E | None:
+    """Return what `act` gives, trying again with back-off and jitter while it raises TransientError.
+
+    The partitions stay paused meanwhile, so memory stays bounded and the group membership alive. After
+    `retry_seconds_max` the answer is that of `give_up`. Returns None if asked to stop while waiting: nothing was decided.
+    """
+    began = time.monotonic()
+    pause = settings.retry_first_seconds
+    while True:
+        try:
+            return act()
+        except TransientError as error:
+            if time.monotonic() - began >= settings.retry_seconds_max:
+                return give_up(error)
+            log.warning("will try again in about %.1f s: %s", pause, error)
+            with paused(consumer) as keep_alive:
+                resume_at = time.monotonic() + pause * random.uniform(0.5, 1.5)
+                while time.monotonic() < resume_at:
+                    keep_alive()
+                    if stop.wait(min(0.5, max(resume_at - time.monotonic(), 0.001))):
+                        return None
+            pause = min(pause * 2, settings.retry_pause_seconds_max)
+
+
+def now_ms() -> int:
+    """Return the wall clock in milliseconds since the epoch, the unit of every time in the log."""
+    return time.time_ns() // 1_000_000
+
+
+def _received(record: Any) -> Received:
+    return Received(
+        position=Position(topic=record.topic, partition=record.partition, offset=record.offset),
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple((str(name), bytes(value or b"")) for name, value in record.headers or ()),
+    )
+
+
+def _where(position: Position) -> str:
+    return f"{position.topic}[{position.partition}]@{position.offset}"
