@@ -140,15 +140,23 @@ class Outbox:
                 ) from error
 
 
-def poll(consumer: KafkaConsumer, settings: DeliverySettings, *, records_max: int | None = None) -> list[Received]:
+def poll(
+    consumer: KafkaConsumer,
+    settings: DeliverySettings,
+    *,
+    records_max: int | None = None,
+    timeout_seconds: float | None = None,
+) -> list[Received]:
     """Return the next records, at most `records_max`, in order within each partition.
 
+    timeout_seconds: how long to wait for the first of them; None means `poll_timeout_seconds`.
     Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker, and
     going on from `latest` would hide it.
     """
     try:
         fetched = consumer.poll(
-            timeout_ms=int(settings.poll_timeout_seconds * 1000), max_records=records_max or settings.records_max
+            timeout_ms=int((settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds) * 1000),
+            max_records=records_max or settings.records_max,
         )
     except OffsetOutOfRangeError as error:
         raise DeliveryError(

@@ -1,0 +1,158 @@
+"""Worker processes under one roof: started, watched, restarted when they die, and never left behind.
+
+A worker reads its standard input, a pipe that only the supervisor holds; when the supervisor is killed the pipe closes,
+and the worker stops by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+
+from streams.delivery import Stop
+from streams.errors import SearchloopError
+
+RESTARTS_MAX = 5
+RESTART_WINDOW_SECONDS = 60.0
+STOP_SECONDS = 20.0
+# One thread each: with two cores, five processes that all take two are ten times slower.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class WorkerError(SearchloopError, RuntimeError):
+    """A worker dies again and again."""
+
+
+class Supervisor:
+    """Keeps one process per role alive; use it as a context manager."""
+
+    def __init__(self, command: list[str], roles: list[str], run_dir: Path) -> None:
+        """command: what starts a worker, before its role, as in `[python, -m, infra.cli, --home, DIR, run]`."""
+        self._command = command
+        self._roles = roles
+        self._run_dir = run_dir
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._deaths: dict[str, deque[float]] = {role: deque() for role in roles}
+        self.restarts = 0
+
+    def __enter__(self) -> Supervisor:
+        (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        for role in self._roles:
+            self._start(role)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(self._roles)
+        (self._run_dir / "workers.json").unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Restart whichever worker has died.
+
+        Raises WorkerError with the end of its log if one died more than five times in a minute.
+        """
+        for role, process in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            deaths = self._deaths[role]
+            deaths.append(time.monotonic())
+            while deaths and deaths[0] < time.monotonic() - RESTART_WINDOW_SECONDS:
+                deaths.popleft()
+            if len(deaths) > RESTARTS_MAX:
+                raise WorkerError(
+                    f"the {role} died {len(deaths)} times within {RESTART_WINDOW_SECONDS:g} s; its log, "
+                    f"{self.log_path(role)}, ends: {self._last_words(role)}"
+                )
+            self.restarts += 1
+            self._start(role)
+
+    def stop(self, roles: list[str]) -> None:
+        """Ask these workers to stop, wait, and kill those that do not."""
+        stopping = [self._processes.pop(role) for role in roles if role in self._processes]
+        for process in stopping:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in stopping:
+            try:
+                process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+    def pids(self) -> dict[str, int]:
+        """Return each living worker's pid by role."""
+        return {role: process.pid for role, process in self._processes.items()}
+
+    def log_path(self, role: str) -> Path:
+        """Return where a worker's output goes."""
+        return self._run_dir / "logs" / f"{role}.log"
+
+    def _start(self, role: str) -> None:
+        with self.log_path(role).open("ab") as log:
+            self._processes[role] = subprocess.Popen(
+                [*self._command, role, "--run", self._run_dir.name, "--supervised"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | ONE_THREAD,
+                # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
+                start_new_session=True,
+            )
+        rows = [
+            {"role": name, "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+            for name, process in self._processes.items()
+            if process.poll() is None
+        ]
+        aside = self._run_dir / ".workers.json"
+        aside.write_text(json.dumps(rows))
+        aside.rename(self._run_dir / "workers.json")
+
+    def _last_words(self, role: str) -> str:
+        lines = self.log_path(role).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "(it said nothing)"
+
+
+def worker_command(home: Path) -> list[str]:
+    """Return the command that starts a worker of this installation, before its role."""
+    return [sys.executable, "-m", "infra.cli", "--home", str(home), "run"]
+
+
+def stop_with_parent(stop: Stop, pipe: IO[bytes]) -> None:
+    """Raise the flag when the pipe closes, that is, when the process that holds its other end is gone."""
+
+    def watch() -> None:
+        while pipe.read(4096):
+            pass
+        stop.set()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def living_workers(runs: Path) -> list[tuple[str, str, int]]:
+    """Return (run, role, pid) of every worker that is alive, from the files that supervisors keep."""
+    rows = []
+    for file in sorted(runs.glob("*/workers.json")):
+        for row in json.loads(file.read_text()):
+            try:
+                alive = abs(psutil.Process(row["pid"]).create_time() - row["started"]) < 1.0
+            except psutil.NoSuchProcess:
+                alive = False
+            if alive:
+                rows.append((file.parent.name, row["role"], row["pid"]))
+    return rows

@@ -1,0 +1,170 @@
+"""A checkpoint is one atomic unit: weights, optimizer, stream positions, recent groups and lineage, in one folder.
+
+It is written aside, synced, renamed, and only then does `CURRENT` point to it; each file's sha256 stands in the manifest.
+What is killed in between leaves the one before. A folder is also a policy that transformers can load as it is, so a
+policy version *is* its checkpoint. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from streams.errors import SearchloopError
+from streams.events import PolicyRef, Update
+from streams.topics import version_name
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+OPTIMIZER = "optimizer.safetensors"
+
+
+class CheckpointError(SearchloopError, RuntimeError):
+    """A checkpoint is missing, damaged, or could not be written."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds beside the tensors.
+
+    positions: next offset of the rewards topic per partition. recent_groups: ids taken last, to know a repeated one.
+    update: the event of the step that made these weights; None for a warmed-up policy. files: sha256 by file name.
+    """
+
+    policy: PolicyRef
+    parent: PolicyRef | None
+    positions: dict[int, int] = {}
+    requests_consumed: dict[int, int] = {}
+    recent_groups: tuple[str, ...] = ()
+    update: Update | None = None
+    files: dict[str, str] = {}
+
+
+def new_lineage(parent: str | None) -> str:
+    """Return the name of a lineage that has never been: a count, to be read, and a random part, to be unique."""
+    count = int(parent.split("-")[0]) + 1 if parent else 1
+    return f"{count}-{uuid.uuid4().hex[:6]}"
+
+
+def save_checkpoint(root: Path, manifest: Manifest, write_files: Callable[[Path], None]) -> Path:
+    """Write a checkpoint so that it exists whole or not at all, make it CURRENT, and return its folder.
+
+    write_files: is called with an empty folder and writes weights, tokenizer and optimizer into it.
+    Raises CheckpointError on a full disk; the checkpoint before stays CURRENT.
+    """
+    name = version_name(manifest.policy)
+    root.mkdir(parents=True, exist_ok=True)
+    aside = root / f".{name}.{os.getpid()}.part"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write_files(aside)
+        files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+        for path in aside.iterdir():
+            _sync(path)
+        _sync(aside)
+        target = root / name
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+        _write_current(root, name)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise CheckpointError(
+            f"checkpoint {name} could not be written to {root}: {reason}. The checkpoint before it is still CURRENT; "
+            "free some room and start again"
+        ) from error
+    return target
+
+
+def load_current(root: Path) -> tuple[Path, Manifest]:
+    """Return the newest whole checkpoint's folder and manifest.
+
+    If CURRENT or what it points to is damaged, the newest checkpoint whose files all match their sha256 is used instead,
+    and the log says so. Raises CheckpointError if there is none.
+    """
+    current = root / CURRENT
+    named = current.read_text(errors="replace").strip() if current.exists() else ""
+    candidates = ([root / named] if named and "/" not in named else []) + sorted(
+        (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
+        key=lambda path: path.stat().st_mtime_ns,
+        reverse=True,
+    )
+    for folder in candidates:
+        try:
+            manifest = read_manifest(folder, verify=True)
+        except CheckpointError as error:
+            log.error("%s; trying the one before", error)
+            continue
+        if folder.name != named:
+            log.error("CURRENT in %s names %r, which cannot be used; going on from %s", root, named, folder.name)
+        return folder, manifest
+    raise CheckpointError(f"expected a checkpoint in {root}, found none that is whole. Run: searchloop train, which makes one")
+
+
+def read_manifest(folder: Path, *, verify: bool) -> Manifest:
+    """Return a checkpoint's manifest, if asked after checking every file against its sha256.
+
+    Raises CheckpointError if a file is missing or has changed.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        if verify:
+            for name, expected in manifest.files.items():
+                if (found := file_sha256(folder / name)) != expected:
+                    raise CheckpointError(
+                        f"checkpoint {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
+                    )
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
+    return manifest
+
+
+def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
+    """Delete all but the newest `keep` checkpoints, the warmed-up one, and every `keep_every`-th; return the deleted."""
+    found = []
+    for folder in root.glob("*-*-*"):
+        try:
+            found.append((folder, read_manifest(folder, verify=False)))
+        except CheckpointError:
+            continue  # Damaged: left for a person to look at.
+    found.sort(key=lambda item: (item[1].policy.step, item[0].stat().st_mtime_ns))
+    retired = []
+    for folder, manifest in found[:-keep]:
+        if manifest.policy.step % keep_every:
+            shutil.rmtree(folder)
+            retired.append(manifest)
+    return retired
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_current(root: Path, name: str) -> None:
+    aside = root / f".{CURRENT}.part"
+    aside.write_text(name + "\n")
+    _sync(aside)
+    aside.rename(root / CURRENT)
+    _sync(root)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

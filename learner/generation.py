@@ -1,0 +1,83 @@
+"""From requests to groups: prompts, seeds and candidates, as one pure step of the loop.
+
+The streaming generator and the loop in one process both call `generate_groups`; what it returns depends on the requests,
+their places in the log, the policy and the run's seed, and on nothing that happened before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from learner.prompts import PromptSettings, encode_prompt
+from learner.sampling import Sampler
+from streams.events import Generation, Position, Request, Sampling
+from streams.ids import group_id, group_seed
+
+
+class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How groups are drawn while learning.
+
+    chunk_groups: groups written at once; 0 means the batch's size, so that one policy version writes one batch.
+    linger_seconds: how long the generator waits for a chunk to fill.
+    """
+
+    candidates: Annotated[int, msgspec.Meta(ge=2, le=64, description="G, candidates in a group")] = 8
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=2, description="LESER samples at .9")] = 0.9
+    tokens_max: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 24
+    no_repeat: bool = True
+    chunk_groups: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    linger_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 1.0
+
+    def sampling(self) -> Sampling:
+        """Return these settings as they stand in the events."""
+        return Sampling(
+            candidates=self.candidates,
+            temperature=self.temperature,
+            tokens_max=self.tokens_max,
+            no_repeat=self.no_repeat,
+        )
+
+    def greedy(self) -> Sampling:
+        """Return how the served text is decoded: one candidate, without chance."""
+        return Sampling(candidates=1, temperature=0.0, tokens_max=self.tokens_max, no_repeat=self.no_repeat)
+
+
+def generate_groups(
+    requests: Sequence[tuple[Position, Request]],
+    *,
+    sampler: Sampler,
+    tokenizer: Any,
+    tokenizer_sha256: str,
+    prompts: PromptSettings,
+    sampling: Sampling,
+    seed: int,
+    made_at_ms: int,
+) -> list[Generation]:
+    """Return one group for each request, in the requests' order."""
+    prompt_ids = [encode_prompt(tokenizer, request.query, request.context, prompts) for _, request in requests]
+    groups = [group_id(request.run, position) for position, request in requests]
+    completions = sampler.sample(prompt_ids, sampling, [group_seed(group, seed) for group in groups])
+    return [
+        Generation(
+            group_id=group,
+            request=request,
+            source=position,
+            policy=sampler.policy,
+            tokenizer_sha256=tokenizer_sha256,
+            prompt_sha256=prompt_sha256(ids),
+            sampling=sampling,
+            prompt_token_ids=tuple(ids),
+            completions=tuple(texts),
+            made_at_ms=made_at_ms,
+        )
+        for (position, request), group, ids, texts in zip(requests, groups, prompt_ids, completions, strict=True)
+    ]
+
+
+def prompt_sha256(token_ids: Sequence[int]) -> str:
+    """Return the hash by which a prompt is known: that of its token ids as text, joined by spaces."""
+    return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()

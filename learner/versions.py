@@ -1,0 +1,84 @@
+"""Policy versions: found on disk, loaded once, and refreshed in place when a newer one is announced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
+from learner.policy import ADAPTER, WEIGHTS, Policy, PolicyError, load_policy
+from learner.sampling import SamplerSettings, TransformersSampler
+from streams.events import PolicyRef
+from streams.topics import version_name
+
+
+def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
+    """Return the folder and manifest of a policy version: "latest", `<lineage>-<step>`, or a step's number.
+
+    Raises CheckpointError if there is none of that name, listing those that there are, or if its files have changed.
+    """
+    if name == "latest":
+        return load_current(checkpoints)
+    if (checkpoints / name / "manifest.json").is_file():
+        return checkpoints / name, read_manifest(checkpoints / name, verify=True)
+    if name.isdigit():
+        found = [path for path in checkpoints.glob(f"*-{int(name):06d}") if not path.name.startswith(".")]
+        if found:
+            newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+            return newest, read_manifest(newest, verify=True)
+    kept = ", ".join(sorted(path.name for path in checkpoints.glob("*-*-*") if not path.name.startswith("."))) or "none"
+    raise CheckpointError(f"--policy: expected latest, a step or one of the versions kept ({kept}), got {name!r}")
+
+
+class LoadedVersion:
+    """A policy in memory that follows the newest version: the model is built once, the weights are replaced."""
+
+    def __init__(self, folder: Path, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
+        self._policy = load_policy(folder)
+        self._settings = settings or SamplerSettings()
+        self.tokenizer = self._policy.tokenizer
+        self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
+        self.sampler = TransformersSampler(self._policy, reference, self._settings)
+
+    @property
+    def reference(self) -> PolicyRef:
+        """Return which version is loaded."""
+        return self.sampler.policy
+
+    @property
+    def policy(self) -> Policy:
+        """Return the model and its tokenizer."""
+        return self._policy
+
+    def refresh(self, folder: Path, reference: PolicyRef) -> None:
+        """Replace the weights by those in `folder`.
+
+        Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded.
+        """
+        adapter = (folder / ADAPTER).is_file()
+        weights = folder / (ADAPTER if adapter else WEIGHTS)
+        try:
+            if (found := file_sha256(weights)) != reference.sha256:
+                raise CheckpointError(
+                    f"policy {version_name(reference)}: expected weights with sha256 {reference.sha256[:12]}…, "
+                    f"found {found[:12]}… in {weights}"
+                )
+            tensors = load_file(weights)
+        except OSError as error:
+            raise CheckpointError(f"policy {version_name(reference)}: {error}") from error
+        _assign(self._policy, tensors, adapter=adapter)
+        self.sampler.policy = reference
+
+
+def _assign(policy: Policy, tensors: dict[str, torch.Tensor], *, adapter: bool) -> None:
+    if adapter:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(policy.model, tensors)
+        return
+    missing, unexpected = policy.model.load_state_dict(tensors, strict=False)
+    tied = set(getattr(policy.model, "_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise PolicyError(f"the new weights do not fit the loaded model: missing {missing}, unexpected {unexpected}")

@@ -1,0 +1,71 @@
+"""The worker of this room: it answers every group with the rewards of its candidates."""
+
+from __future__ import annotations
+
+import logging
+
+from search_env.environment import SearchEnvironment
+from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
+from streams.codec import content_sha256
+from streams.delivery import (
+    DeliverySettings,
+    Outbox,
+    Stop,
+    TransientError,
+    commit,
+    decode_or_bury,
+    poll,
+    with_retries,
+)
+from streams.events import Generation, Reward
+from streams.topics import topic_name
+
+log = logging.getLogger(__name__)
+
+
+def run_environment(
+    *,
+    run: str,
+    environment: SearchEnvironment,
+    kafka: KafkaSettings,
+    delivery: DeliverySettings,
+    member: str,
+    stop: Stop,
+) -> None:
+    """Score every generation, in input order per partition, until told to stop.
+
+    A search engine that is down is waited for with the partitions paused; past the limit the groups end as `failed` and
+    lie among the dead letters. It is never a reward of 0.
+    """
+    producer = connect_producer(kafka, client_id=f"{run}-{member}")
+    outbox = Outbox(producer, run, stage="environment", settings=delivery)
+    consumer = connect_group_consumer(
+        kafka,
+        topic_name(run, "generations"),
+        group=f"{run}.environment",
+        member=f"{run}-{member}",
+        records_max=delivery.records_max,
+    )
+    try:
+        while not stop():
+            records = poll(consumer, delivery)
+            if not records:
+                continue
+            good = decode_or_bury(records, Generation, outbox)
+            inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]
+
+            def give_up(error: TransientError, good: list = good, inputs: list = inputs) -> list[Reward]:  # type: ignore[type-arg]
+                for record, _ in good:
+                    outbox.bury(record, str(error))
+                return environment.failed_many(inputs, error=str(error))
+
+            rewards = with_retries(lambda inputs=inputs: environment.score_many(inputs), give_up, consumer, stop, delivery)  # type: ignore[misc]
+            if rewards is None:
+                break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
+            for reward in rewards:
+                outbox.send(reward, partition=reward.source.partition)
+            outbox.flush()
+            commit(consumer, records)
+    finally:
+        producer.close()
+        consumer.close()

@@ -1,0 +1,44 @@
+"""The worker of this room: it writes every topic of a run into DuckDB, rows and offsets in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from kafka import TopicPartition
+
+from storage.sink import Sink, SinkSettings
+from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.delivery import DeliverySettings, Stop, poll
+from streams.topics import TOPICS, topic_name
+
+log = logging.getLogger(__name__)
+
+
+def run_sink(
+    *,
+    run: str,
+    database: Path,
+    kafka: KafkaSettings,
+    delivery: DeliverySettings,
+    sink: SinkSettings,
+    member: str,
+    stop: Stop,
+) -> None:
+    """Write records until told to stop; at the start, go to the offsets that the database itself holds."""
+    with Sink(database, sink) as writer:
+        stored = writer.positions()
+        topics = [topic_name(run, topic.kind) for topic in TOPICS]
+        positions = {
+            item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)
+        }
+        consumer = connect_consumer(
+            kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max
+        )
+        try:
+            while not stop():
+                records = poll(consumer, delivery)
+                if records:
+                    writer.write(records)
+        finally:
+            consumer.close()
