@@ -55,19 +55,20 @@ def new_lineage(parent: str | None) -> str:
     return f"{count}-{uuid.uuid4().hex[:6]}"
 
 
-def save_checkpoint(root: Path, manifest: Manifest, write_files: Callable[[Path], None]) -> Path:
+def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path], Manifest]) -> Path:
     """Write a checkpoint so that it exists whole or not at all, make it CURRENT, and return its folder.
 
-    write_files: is called with an empty folder and writes weights, tokenizer and optimizer into it.
+    policy: names the folder (its sha256 is not needed yet). write_files: is called with an empty folder, writes weights,
+    tokenizer and optimizer into it, and returns the manifest, which is completed with every file's sha256 here.
     Raises CheckpointError on a full disk; the checkpoint before stays CURRENT.
     """
-    name = version_name(manifest.policy)
+    name = version_name(policy)
     root.mkdir(parents=True, exist_ok=True)
     aside = root / f".{name}.{os.getpid()}.part"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        write_files(aside)
+        manifest = write_files(aside)
         files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
         for path in aside.iterdir():

@@ -159,7 +159,7 @@ def run_learner(
     checkpoints = run_dir / "checkpoints"
     with _only_one(run_dir / "learner.lock", f"learner of run {run!r}"):
         folder, manifest = load_current(checkpoints)
-        state = Learner.resume(folder, manifest, run=run, settings=learner, temperature=generation.temperature)
+        state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
         producer = connect_producer(kafka, client_id=f"{run}-{member}")
         outbox = Outbox(producer, run, stage="learner", settings=delivery)
         positions: dict[TopicPartition, int | None] = {

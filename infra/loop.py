@@ -1,0 +1,76 @@
+"""The whole loop in one process, synchronous, with no broker: to read, to debug, and to check the streaming run against.
+
+request → generation → reward → batch → update → policy version, on one page. The parts are the very ones that the
+workers call; a streaming run with a staleness limit of 0 on the same requests and seed gives the same weights, bit for
+bit, and a test shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from learner.batches import BatchAssembler, BatchSettings
+from learner.checkpoints import load_current
+from learner.generation import GenerationSettings, generate_groups
+from learner.learning import Learner, LearnerSettings
+from learner.prompts import PromptSettings
+from learner.versions import LoadedVersion
+from search_env.environment import SearchEnvironment
+from streams.codec import content_sha256, encode
+from streams.events import Position, Request, Update
+from streams.topics import topic_name
+
+
+def run_loop(
+    requests: Sequence[Request],
+    *,
+    run: str,
+    run_dir: Path,
+    environment: SearchEnvironment,
+    generation: GenerationSettings,
+    prompts: PromptSettings,
+    batch: BatchSettings,
+    learner: LearnerSettings,
+    seed: int,
+) -> Iterator[Update]:
+    """Yield the update of every full batch of requests, each after its checkpoint is durable.
+
+    run_dir holds the warmed-up policy as checkpoint 0; the newest checkpoint there is where the loop begins.
+    """
+    checkpoints = run_dir / "checkpoints"
+    folder, manifest = load_current(checkpoints)
+    state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
+    version = LoadedVersion(folder, manifest.policy)
+    assembler = BatchAssembler(
+        batch,
+        positions=manifest.positions,
+        requests_consumed=manifest.requests_consumed,
+        recent_groups=manifest.recent_groups,
+    )
+    for start in range(0, len(requests) - batch.groups + 1, batch.groups):
+        chunk = [
+            (Position(topic=topic_name(run, "requests"), partition=0, offset=start + index), request)
+            for index, request in enumerate(requests[start : start + batch.groups])
+        ]
+        generations = generate_groups(
+            chunk,
+            sampler=version.sampler,
+            tokenizer=version.tokenizer,
+            tokenizer_sha256=version.tokenizer_sha256,
+            prompts=prompts,
+            sampling=generation.sampling(),
+            seed=seed,
+            made_at_ms=0,
+        )
+        inputs = [
+            (group, Position(topic=topic_name(run, "generations"), partition=0, offset=start + index),
+             content_sha256(encode(group)))
+            for index, group in enumerate(generations)
+        ]
+        for index, reward in enumerate(environment.score_many(inputs)):
+            assembler.add(Position(topic=topic_name(run, "rewards"), partition=0, offset=start + index), reward)
+        folder = state.learn(assembler.take(step=state.step), checkpoints, assembler.recent_groups)
+        version.refresh(folder, state.manifest.policy)
+        if state.manifest.update is not None:
+            yield state.manifest.update

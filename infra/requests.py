@@ -1,0 +1,85 @@
+"""Which request comes next: training queries in a shuffled order, epoch after epoch, the same for the same seed.
+
+The n-th request is a function of n, so a run that is started again goes on where the requests topic ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from kafka import TopicPartition
+
+from search_env.corpora import Query
+from streams.clients import KafkaSettings, connect_admin, partitions_of
+from streams.delivery import Outbox, now_ms
+from streams.events import Context, Request
+from streams.topics import topic_name
+
+EARLIEST, LATEST = -2, -1  # Kafka's own names for the two ends of a partition, as ListOffsets takes them.
+
+
+class RequestSequence:
+    """Every training query once per epoch, each epoch in an order of its own."""
+
+    def __init__(
+        self, queries: Sequence[Query], contexts: Mapping[str, Context], *, run: str, index: str, seed: int
+    ) -> None:
+        self._queries = queries
+        self._contexts = contexts
+        self._run = run
+        self._index = index
+        self._seed = seed
+        self._epoch = -1
+        self._order = np.arange(0)
+
+    def __getitem__(self, number: int) -> Request:
+        """Return the request with this number, counted from 0."""
+        epoch, place = divmod(number, len(self._queries))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._queries))
+        query = self._queries[int(self._order[place])]
+        return Request(
+            request_id=f"{self._run}-{number:08d}",
+            run=self._run,
+            query_id=query.id,
+            query=query.text,
+            index=self._index,
+            context=self._contexts[query.id],
+        )
+
+
+class RequestFeed:
+    """Writes a sequence to the requests topic, from where the topic ends, and never far ahead of the learner."""
+
+    def __init__(self, sequence: RequestSequence, kafka: KafkaSettings, outbox: Outbox, run: str) -> None:
+        self._sequence = sequence
+        self._outbox = outbox
+        partitions = partitions_of(kafka, [topic_name(run, "requests")])
+        self._partitions = len(partitions)
+        self.published = sum(end_offsets(kafka, partitions).values())
+
+    def publish_until(self, number: int) -> None:
+        """Publish all requests below this number that are not published yet; return when Kafka has them."""
+        if number <= self.published:
+            return
+        for index in range(self.published, number):
+            request = self._sequence[index]
+            stamped = Request(
+                **{name: getattr(request, name) for name in request.__struct_fields__ if name != "made_at_ms"},
+                made_at_ms=now_ms(),
+            )
+            self._outbox.send(stamped, partition=index % self._partitions)
+        self._outbox.flush()
+        self.published = number
+
+
+def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return the offset after the last record of each partition."""
+    admin = connect_admin(kafka)
+    try:
+        found = admin.list_partition_offsets(dict.fromkeys(partitions, LATEST))
+        return {item: int(found[item].offset) for item in partitions}
+    finally:
+        admin.close()
