@@ -13,12 +13,13 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from learner.tokenizer import STOPS, build_tokenizer
+from learner.tokenizer import STOPS, build_tokenizer, opener_ids
 from streams.errors import SearchloopError
 
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
@@ -71,6 +72,11 @@ class Policy:
         """The tokens that end a completion, from the model's generation settings."""
         ids = self.model.generation_config.eos_token_id
         return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+    @cached_property
+    def opener_ids(self) -> frozenset[int]:
+        """The tokens after which an expansion begins; see `learner.constraints`."""
+        return opener_ids(self.tokenizer)
 
     @property
     def pad_id(self) -> int:

@@ -46,3 +46,15 @@ def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, clean_up_tokenization_spaces=False, model_max_length=512
     )
+
+
+def opener_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that open an expansion: those ending in `["`, `","` or `, "`, and a lone quotation mark.
+
+    A vocabulary that was not made here may spell `","` as two tokens or as one; its lone `"` also closes an expansion,
+    after which only a comma or a bracket follows, which the rule then counts as a beginning that never recurs.
+    """
+    if SEPARATOR in tokenizer.get_added_vocab():
+        return frozenset(tokenizer.convert_tokens_to_ids(text) for text in (OPEN, SEPARATOR))
+    spelled = {ids: tokenizer.decode([ids]) for token, ids in tokenizer.get_vocab().items() if token.endswith('"')}
+    return frozenset(ids for ids, text in spelled.items() if text.strip() == '"' or text.endswith(('["', ',"', ', "')))

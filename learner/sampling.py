@@ -1,0 +1,189 @@
+"""Candidates from the policy: one interface, and the sampler that runs in this process.
+
+A group's prompt is forwarded once and its cache repeated for the G candidates; finished rows leave the batch. All
+randomness is drawn before the first token, from the group's own seed, and used by inverse transform: what a group gets
+depends on its seed and its prompt alone, up to the last float of a differently shaped batch; the same batch gives the
+same bits. The log-probabilities are those of the very distribution that was sampled from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+
+from learner.constraints import banned_next
+from learner.policy import Policy
+from streams.errors import SearchloopError
+from streams.events import Completion, PolicyRef, Sampling
+
+
+class SamplingError(SearchloopError, RuntimeError):
+    """The policy could not be sampled from: a prompt too long, or numbers that are not finite."""
+
+
+class SamplerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the sampler in this process uses the machine; none of this changes what is drawn, but for last floats."""
+
+    rows_max: Annotated[int, msgspec.Meta(ge=1, description="candidates decoded at once; bounds memory")] = 256
+
+
+class Sampler(Protocol):
+    """Anything that writes candidates for prompts."""
+
+    policy: PolicyRef
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Return `sampling.candidates` completions for each prompt (token ids); one seed for each prompt."""
+        ...
+
+
+class TransformersSampler:
+    """Samples from a policy in this process, on the device where its weights lie."""
+
+    def __init__(self, policy: Policy, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
+        self.policy = reference
+        self._model = policy.model
+        self._tokenizer = policy.tokenizer
+        self._stop_ids = policy.stop_ids
+        self._pad_id = policy.pad_id
+        self._opener_ids = policy.opener_ids
+        self._settings = settings or SamplerSettings()
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Return the completions, [B][G]; temperature 0 decodes greedily, and every log-probability is then 0.
+
+        Raises SamplingError where counts disagree, a prompt is empty or too long, or a logit is not finite.
+        """
+        if len(prompts) != len(seeds):
+            raise SamplingError(f"sampling: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}")
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        for prompt in prompts:
+            if not prompt or (room is not None and len(prompt) + sampling.tokens_max > room):
+                raise SamplingError(
+                    f"sampling: expected a prompt of 1 to {(room or 0) - sampling.tokens_max} tokens, got {len(prompt)}"
+                )
+        self._model.eval()
+        # Greedy candidates are all alike: write one, and repeat it.
+        drawn = sampling.candidates if sampling.temperature > 0 else 1
+        groups = max(1, self._settings.rows_max // drawn)
+        completions: list[list[Completion]] = []
+        for start in range(0, len(prompts), groups):
+            completions += self._sample_block(
+                prompts[start : start + groups], sampling, seeds[start : start + groups], drawn
+            )
+        return [group * (sampling.candidates // drawn) for group in completions]
+
+    def _sample_block(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], drawn: int
+    ) -> list[list[Completion]]:
+        device = next(self._model.parameters()).device
+        rows = len(prompts) * drawn  # N
+        uniforms = draw_uniforms(seeds, candidates=drawn, tokens=sampling.tokens_max).to(device)  # [N, T]
+        logits, cache, mask, position = self._forward_prompts(prompts, drawn, sampling.tokens_max, device)  # [N, V], …, [N, P], [N]
+
+        tokens = torch.full((rows, sampling.tokens_max), -1, dtype=torch.long, device=device)  # [N, T]
+        logprobs = torch.zeros((rows, sampling.tokens_max), dtype=torch.float32, device=device)  # [N, T]
+        stops = torch.tensor(self._stop_ids, device=device)
+        active = torch.arange(rows, device=device)
+        for step in range(sampling.tokens_max):
+            if sampling.no_repeat:
+                self._ban_repeats(logits, tokens[active, :step])
+            chosen, logprob = choose(logits, temperature=sampling.temperature, uniforms=uniforms[active, step])
+            tokens[active, step], logprobs[active, step] = chosen, logprob
+            going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
+            if len(going) == 0 or step + 1 == sampling.tokens_max:
+                break
+            if len(going) < len(active):
+                active, chosen, mask, position = active[going], chosen[going], mask[going], position[going]
+                cache.batch_select_indices(going)
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            output = self._model(
+                input_ids=chosen[:, None],
+                attention_mask=mask,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits, position = output.logits[:, -1].float(), position + 1
+        return self._completions(tokens, logprobs, drawn)
+
+    def _forward_prompts(
+        self, prompts: Sequence[Sequence[int]], drawn: int, tokens: int, device: torch.device
+    ) -> tuple[Tensor, Any, Tensor, Tensor]:
+        """Forward each prompt once, padded on the left, and repeat what comes out for its candidates."""
+        from learner.caching import RoomyCache
+
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self._pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])  # [B, P]
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])  # [B, P]
+        ids, mask = ids.to(device), mask.to(device)
+        cache = RoomyCache(tokens=tokens)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.batch_repeat_interleave(drawn)
+        logits = output.logits[:, -1].float().repeat_interleave(drawn, dim=0)
+        return logits, cache, mask.repeat_interleave(drawn, dim=0), mask.sum(1).repeat_interleave(drawn)
+
+    def _ban_repeats(self, logits: Tensor, prefixes: Tensor) -> None:
+        """Set to -inf, in `logits` [N, V], what may not follow each prefix [N, t]."""
+        for row, prefix in enumerate(prefixes.tolist()):
+            if banned := banned_next(prefix, self._opener_ids):
+                logits[row, list(banned)] = -torch.inf
+
+    def _completions(self, tokens: Tensor, logprobs: Tensor, drawn: int) -> list[list[Completion]]:
+        completions = []
+        for row, values in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+            ids = [token for token in row if token >= 0]
+            completions.append(
+                Completion(
+                    text=self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                    token_ids=tuple(ids),
+                    logprobs=tuple(values[: len(ids)]),
+                    finish="stop" if ids[-1] in self._stop_ids else "length",
+                )
+            )
+        return [completions[start : start + drawn] for start in range(0, len(completions), drawn)]
+
+
+def draw_uniforms(seeds: Sequence[int], *, candidates: int, tokens: int) -> Tensor:
+    """Return [B·G, T] numbers in [0, 1) on the CPU, each group's from its own seed."""
+    blocks = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        blocks.append(torch.rand((candidates, tokens), generator=generator, dtype=torch.float64))
+    return torch.cat(blocks)
+
+
+def choose(logits: Tensor, *, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one token for each row and the log-probability with which it was drawn.
+
+    logits: [N, V], -inf where banned. uniforms: [N] in [0, 1). Returns [N] and [N].
+    Inverse transform: the first token whose cumulative probability exceeds u; u is scaled to the row's own sum, so that
+    rounding can never choose past the last possible token.
+    """
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise SamplingError("sampling: the policy's logits are not finite; its weights are damaged")
+    if temperature == 0:
+        chosen = logits.argmax(-1)
+        return chosen, torch.zeros_like(chosen, dtype=torch.float32)
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)  # [N, V]
+    cumulative = logprobs.exp().cumsum(-1)  # [N, V]
+    total = cumulative[:, -1]  # [N]
+    below = torch.minimum(uniforms.float() * total, torch.nextafter(total, torch.zeros_like(total)))
+    chosen = torch.searchsorted(cumulative, below[:, None], right=True).squeeze(1)  # [N]
+    return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1)

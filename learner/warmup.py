@@ -1,0 +1,254 @@
+"""Supervised warm-up: TRL's SFTTrainer on (prompt, answer) pairs, the loss on the answer alone.
+
+The same function pre-trains the tiny policy on the catalogue (attribute values → title) and teaches it the teacher's
+answers. It stops when the dev loss rises, or when the answers keep the format while the entropy is still well above 0:
+a policy that is sure of everything has nothing left to explore. The best epoch's weights are kept. Nothing but
+safetensors and JSON is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+
+from learner.policy import Policy, save_policy
+from learner.sampling import TransformersSampler
+from streams.errors import SearchloopError
+from streams.events import PolicyRef, Sampling
+
+Pair = tuple[str, str]
+Progress = Callable[[str, int, int], None]
+"""Called with (what, steps done, steps in all)."""
+
+
+class WarmupError(SearchloopError, ValueError):
+    """The warm-up has nothing to learn from, or ended in numbers that are not finite."""
+
+
+class WarmupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long and how fast the policy learns from pairs, and when it has learned enough."""
+
+    epochs_max: Annotated[int, msgspec.Meta(ge=1, le=1000, description="passes over the pairs at most")] = 4
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1, description="AdamW, after the warm-up steps")] = 1e-3
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs an optimizer step")] = 32
+    warmup_share: Annotated[float, msgspec.Meta(ge=0, lt=1, description="of the steps, the rate rises linearly")] = 0.05
+    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="then falls so")] = "cosine"
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's")] = 0.01
+    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="longer pairs are cut at the end")] = 192
+    valid_enough: Annotated[
+        float | None, msgspec.Meta(description="stop once this share of dev answers is valid; None: do not")
+    ] = None
+    entropy_min: Annotated[float, msgspec.Meta(ge=0, description="nats a token; below it the warm-up stops")] = 0.2
+    dev_pairs_max: Annotated[int, msgspec.Meta(ge=0, description="pairs that each look at the dev set uses")] = 256
+    seed: Annotated[int, msgspec.Meta(ge=0, description="of the order of the pairs")] = 0
+
+
+class WarmupEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one look at the dev pairs saw; losses and entropies in nats a token of the answer."""
+
+    epoch: int
+    train_loss: float
+    dev_loss: float
+    entropy: float
+    valid: float
+
+
+class WarmupReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the warm-up went; `best_epoch` (from 1) is the one whose weights were kept."""
+
+    pairs: int
+    steps: int
+    seconds: float
+    stopped: str
+    best_epoch: int
+    epochs: tuple[WarmupEpoch, ...]
+
+
+def warm_up(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    dev_pairs: Sequence[Pair],
+    settings: WarmupSettings,
+    out_dir: Path,
+    progress: Progress | None = None,
+    *,
+    is_valid: Callable[[str], bool] | None = None,
+) -> tuple[Policy, WarmupReport]:
+    """Train the policy's weights on the pairs, keep the epoch with the lowest dev loss, save it in `out_dir`.
+
+    pairs, dev_pairs: (rendered prompt, rendered answer); without dev pairs all epochs are run.
+    is_valid: says whether a text keeps the answer's format; the default reads one JSON list of strings in answer tags.
+    Returns the saved policy (the same model object, trained) and the report, also written to `out_dir/warmup.json`.
+    The same policy, pairs and settings give the same weights on one CPU thread.
+    """
+    if not pairs:
+        raise WarmupError("warm-up: expected at least one (prompt, answer) pair, got none")
+    from transformers import TrainerCallback
+
+    dev = list(dev_pairs[: settings.dev_pairs_max])
+    trainer = _trainer(policy, pairs, settings)
+    model = trainer.model
+    started, epochs, best, stopped = time.monotonic(), [], None, "epochs"
+
+    class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no stubs
+        """Reports each step, looks at the dev pairs after each epoch, and stops the trainer."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress is not None:
+                progress("warm-up", state.global_step, state.max_steps)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            nonlocal best, stopped
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            epoch = measure_epoch(
+                Policy(model=model, tokenizer=policy.tokenizer),
+                dev,
+                epoch=len(epochs) + 1,
+                train_loss=float(losses[-1]) if losses else math.nan,
+                tokens_max=settings.tokens_max,
+                is_valid=is_valid or is_answer,
+            )
+            model.train()
+            if epochs and epoch.dev_loss >= min(seen.dev_loss for seen in epochs):
+                stopped, control.should_training_stop = "dev loss rose", True
+            else:
+                best = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+                if dev and epoch.entropy < settings.entropy_min:
+                    stopped, control.should_training_stop = "entropy fell below entropy_min", True
+                elif dev and settings.valid_enough is not None and epoch.valid >= settings.valid_enough:
+                    stopped, control.should_training_stop = "enough answers are valid", True
+            epochs.append(epoch)
+
+    trainer.add_callback(Watch())
+    with torch.random.fork_rng():
+        trainer.train()
+    if not epochs or any(math.isnan(epoch.dev_loss) for epoch in epochs if dev):
+        raise WarmupError(
+            f"warm-up: the loss is not a number after {trainer.state.global_step} steps. Lower warmup.learning_rate "
+            f"({settings.learning_rate})"
+        )
+    if best is not None:
+        model.load_state_dict(best)
+    best_epoch = min(epochs, key=lambda epoch: epoch.dev_loss).epoch if dev else len(epochs)
+    report = WarmupReport(
+        pairs=len(pairs),
+        steps=trainer.state.global_step,
+        seconds=round(time.monotonic() - started, 3),
+        stopped=stopped,
+        best_epoch=best_epoch,
+        epochs=tuple(epochs),
+    )
+    saved = save_policy(Policy(model=model.eval(), tokenizer=policy.tokenizer), out_dir)
+    (out_dir / "warmup.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    return saved, report
+
+
+def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) -> Any:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [encode_pair(policy, pair, tokens_max=settings.tokens_max) for pair in pairs]
+    # The folder is never written to (save_strategy "no"), but the trainer wants one.
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = SFTConfig(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs_max,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_share,
+            lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+            weight_decay=settings.weight_decay,
+            max_length=settings.tokens_max,
+            gradient_checkpointing=False,
+            bf16=False,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            logging_strategy="epoch",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            eos_token=policy.tokenizer.convert_ids_to_tokens(policy.stop_ids[0]),
+        )
+        return SFTTrainer(
+            model=policy.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+        )
+
+
+def encode_pair(policy: Policy, pair: Pair, *, tokens_max: int) -> dict[str, list[int]]:
+    """Return input_ids and labels (-100 on the prompt); an answer that does not end by itself gets the end token."""
+    prompt = policy.tokenizer(pair[0], add_special_tokens=False)["input_ids"]
+    answer = policy.tokenizer(pair[1], add_special_tokens=False)["input_ids"]
+    if answer[-1] not in policy.stop_ids:
+        answer = [*answer, policy.stop_ids[0]]
+    prompt = prompt[: max(tokens_max - len(answer), 1)]
+    return {
+        "input_ids": (prompt + answer)[:tokens_max],
+        "labels": ([-100] * len(prompt) + answer)[:tokens_max],
+    }
+
+
+@torch.inference_mode()
+def measure_epoch(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    *,
+    epoch: int,
+    train_loss: float,
+    tokens_max: int,
+    is_valid: Callable[[str], bool],
+) -> WarmupEpoch:
+    """Return loss, entropy and the share of valid greedy answers on dev pairs; without pairs the loss stands for all."""
+    if not pairs:
+        return WarmupEpoch(epoch=epoch, train_loss=train_loss, dev_loss=-float(epoch), entropy=math.nan, valid=math.nan)
+    policy.model.eval()
+    losses, entropies, prompts = [], [], []
+    longest_answer = 1
+    for start in range(0, len(pairs), 32):
+        rows = [encode_pair(policy, pair, tokens_max=tokens_max) for pair in pairs[start : start + 32]]
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [policy.pad_id] * (longest - len(row["input_ids"])) for row in rows])
+        labels = torch.tensor([row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows])
+        device = next(policy.model.parameters()).device
+        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows])
+        logits = policy.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, :-1].cpu()
+        wanted = labels[:, 1:] != -100
+        logprobs = torch.log_softmax(logits[wanted].float(), dim=-1)  # [answer tokens, V]
+        losses.append(-logprobs.gather(1, labels[:, 1:][wanted][:, None]).squeeze(1))
+        entropies.append(-(logprobs.exp() * logprobs).sum(-1))
+        for row in rows:
+            answer = sum(label != -100 for label in row["labels"])
+            prompts.append(row["input_ids"][: len(row["input_ids"]) - answer])
+            longest_answer = max(longest_answer, answer)
+    sampler = TransformersSampler(policy, PolicyRef(lineage="warm-up", step=0, sha256=""))
+    greedy = Sampling(candidates=1, temperature=0.0, tokens_max=longest_answer + 4)
+    written = sampler.sample(prompts, greedy, [0] * len(prompts))
+    return WarmupEpoch(
+        epoch=epoch,
+        train_loss=train_loss,
+        dev_loss=float(torch.cat(losses).mean()),
+        entropy=float(torch.cat(entropies).mean()),
+        valid=sum(is_valid(group[0].text) and group[0].finish == "stop" for group in written) / len(written),
+    )
+
+
+def is_answer(text: str) -> bool:
+    """Say whether the text is one JSON list of non-empty strings in answer tags."""
+    if not (text.startswith("<answer>") and text.endswith("</answer>")):
+        return False
+    try:
+        words = json.loads(text[len("<answer>") : -len("</answer>")])
+    except ValueError:
+        return False
+    return isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
