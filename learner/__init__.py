@@ -1,0 +1,12 @@
+"""The learner: prompts and policies, sampling, and the updates that rewards give to a policy.
+
+Shape letters, the same in every module of this package:
+
+B  groups of one batch (one group = one request)
+G  completions of one group (may differ between groups)
+N  completions of one batch: B·G where every group has G
+T  tokens of one packed row
+P  prompt tokens, C completion tokens
+M  predicted tokens of one batch: all completion tokens, without padding
+V  vocabulary, D hidden size
+"""

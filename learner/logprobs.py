@@ -1,0 +1,191 @@
+"""The policy's log-probabilities and entropies at a packed batch's completion tokens, with their gradient.
+
+The ordinary forward of a transformers causal LM runs up to the hidden states; the vocabulary is projected only at the
+positions that predict a completion token, in one function that gives log-probability and entropy together and keeps
+the probabilities for its backward (three matrix products in all, where a plain head over all positions and a separate
+entropy need many more).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.packing import PackedGroups
+from streams.errors import SearchloopError
+
+# exp gives exactly 0 and 0 · BANNED is 0, where 0 · -inf would be NaN in the entropy and its gradient.
+BANNED_LOGIT = -1e30
+PROBABILITY_BYTES_MAX = 1 << 28
+CHUNK_ELEMENTS = 1 << 22
+
+
+class PolicyUnfitError(SearchloopError, ValueError):
+    """This model cannot be trained on packed groups; the message says what to change."""
+
+
+def check_policy(model: nn.Module) -> None:
+    """Raise PolicyUnfitError unless packed groups give this model exactly its plain log-probabilities and gradients.
+
+    Refused: dropout, gradient checkpointing, attention that takes no 4-D mask, prompt-learning adapters, and output
+    heads with a bias, an adapter, a scale or a soft cap.
+    """
+    causal, config = _causal_lm(model), _causal_lm(model).config
+    dropouts = {name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0}
+    dropouts |= {
+        f"config.{key}"
+        for key, value in config.to_dict().items()
+        if key.endswith(("dropout", "pdrop")) and "classifier" not in key and isinstance(value, float) and value > 0
+    }
+    if dropouts:
+        # With dropout the learner's log-probabilities are random, and never those that the sampler logged.
+        raise PolicyUnfitError(f"expected dropout 0, got more in {', '.join(sorted(dropouts))}. Set it to 0.")
+    if getattr(causal, "is_gradient_checkpointing", False):
+        raise PolicyUnfitError("expected gradient checkpointing off. Call model.gradient_checkpointing_disable().")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise PolicyUnfitError(
+            f"expected attention 'sdpa' or 'eager' (they take 4-D masks), got {config._attn_implementation!r}. "
+            "Load the policy with attn_implementation='sdpa'."
+        )
+    if any(getattr(peft, "is_prompt_learning", False) for peft in getattr(model, "peft_config", {}).values()):
+        raise PolicyUnfitError("expected LoRA or full weights, got a prompt-learning adapter")
+    head = causal.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise PolicyUnfitError(
+            f"expected a plain linear output head without bias, got {head}. Keep lm_head out of the adapter's modules."
+        )
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, key, None) not in (None, 1.0):
+            raise PolicyUnfitError(f"expected plain logits, got config.{key}={getattr(config, key)}")
+
+
+def positions_max(model: nn.Module) -> int:
+    """Return the longest prompt + completion, in tokens, that packed groups represent exactly.
+
+    A 4-D mask overrides a sliding window, so nothing longer than the window may be packed.
+    """
+    config = _causal_lm(model).config
+    window = getattr(config, "sliding_window", None)
+    limits = [getattr(config, "max_position_embeddings", None), window]
+    return min((limit for limit in limits if isinstance(limit, int)), default=1 << 30)
+
+
+def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor]:
+    """Return each completion token's log-probability and the entropy of its distribution, both [N, C], 0 at padding.
+
+    The distribution is the sampler's: logits divided by the group's temperature, tokens that the no-repeat rule bans
+    removed before the softmax. Entropy in nats. Both are float32 and differentiable.
+    """
+    causal = _causal_lm(model)
+    attention = packed.attention[:, None]  # [B, 1, T, T]
+    if causal.config._attn_implementation == "eager":
+        attention = torch.zeros_like(attention, dtype=causal.dtype).masked_fill(
+            ~attention, torch.finfo(causal.dtype).min
+        )
+    hidden = causal.base_model(
+        input_ids=packed.input_ids, attention_mask=attention, position_ids=packed.position_ids, use_cache=False
+    ).last_hidden_state  # [B, T, D]
+    hidden = hidden.flatten(0, 1).index_select(0, packed.positions)  # [M, D]
+    logprobs, entropies = target_logprobs(
+        hidden / packed.temperatures[:, None].to(hidden.dtype),
+        causal.get_output_embeddings().weight,
+        packed.targets,
+        packed.banned_rows,
+        packed.banned_tokens,
+    )
+    empty = torch.zeros(packed.mask.shape, dtype=logprobs.dtype, device=logprobs.device)
+    return empty.masked_scatter(packed.mask, logprobs), empty.masked_scatter(packed.mask, entropies)
+
+
+def target_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, banned_rows: Tensor, banned_tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log softmax(hidden · weightᵀ)[target] and the softmax's entropy, both [M], float32.
+
+    hidden: [M, D], already divided by the temperature. weight: [V, D]. targets: [M].
+    banned_rows, banned_tokens: [K] entries of the [M, V] logits that get probability 0; rows ascending.
+    """
+    logprobs, entropies = _TargetLogprobs.apply(hidden, weight, targets, banned_rows, banned_tokens)
+    return logprobs, entropies
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    """Chunked head. With p = softmax(z): ∂log p_t/∂z = 1_t − p and ∂H/∂z = −p·(log p + H).
+
+    The probabilities are kept for the backward while they fit PROBABILITY_BYTES_MAX, and computed again otherwise.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned_rows: Tensor, banned_tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kept: list[Tensor] = []
+        keep = hidden.shape[0] * weight.shape[0] * 4 <= PROBABILITY_BYTES_MAX
+        logprobs = torch.empty(hidden.shape[0], dtype=_accumulator(hidden), device=hidden.device)
+        entropies = torch.empty_like(logprobs)
+        for start, end in _chunks(hidden.shape[0], weight.shape[0]):
+            chunk = _log_softmax(hidden, weight, banned_rows, banned_tokens, start, end)  # [m, V]
+            logprobs[start:end] = chunk.gather(1, targets[start:end, None]).squeeze(1)
+            probabilities = chunk.exp()
+            entropies[start:end] = -torch.linalg.vecdot(probabilities, chunk)
+            if keep:
+                kept.append(probabilities)
+        ctx.save_for_backward(hidden, weight, targets, banned_rows, banned_tokens, entropies, *kept)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_logprobs, grad_entropies = grads
+        hidden, weight, targets, banned_rows, banned_tokens, entropies, *kept = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for number, (start, end) in enumerate(_chunks(hidden.shape[0], weight.shape[0])):
+            if kept:
+                probabilities = kept[number]
+            else:
+                probabilities = _log_softmax(hidden, weight, banned_rows, banned_tokens, start, end).exp_()
+            if grad_logprobs is None:
+                grad_logits = torch.zeros_like(probabilities)
+            else:
+                gradient = grad_logprobs[start:end, None]
+                grad_logits = probabilities * -gradient
+                grad_logits.scatter_add_(1, targets[start:end, None], gradient)
+            if grad_entropies is not None:
+                surprise = torch.xlogy(probabilities, probabilities)
+                surprise.addcmul_(probabilities, entropies[start:end, None])
+                grad_logits.addcmul_(surprise, grad_entropies[start:end, None], value=-1)
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[start:end])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, hidden[start:end])
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _log_softmax(
+    hidden: Tensor, weight: Tensor, banned_rows: Tensor, banned_tokens: Tensor, start: int, end: int
+) -> Tensor:
+    logits = (hidden[start:end] @ weight.T).to(_accumulator(hidden))
+    inside = (banned_rows >= start) & (banned_rows < end)
+    logits[banned_rows[inside] - start, banned_tokens[inside]] = BANNED_LOGIT
+    return logits.log_softmax(dim=1)
+
+
+def _accumulator(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def _chunks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    count = math.ceil(rows / size)
+    return [(index * size, min(rows, (index + 1) * size)) for index in range(count)]
+
+
+def _causal_lm(model: nn.Module) -> Any:
+    """Return the transformers model itself, out of its PEFT wrapper (whose adapters live inside its layers)."""
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

@@ -1,0 +1,212 @@
+"""Group advantages and the losses that turn them into gradients, each with its paper and equation.
+
+One loss, assembled from parts that the papers vary one at a time:
+
+advantage    mean: r − mean(r)            LESER (arXiv:2509.05570), as in Dr. GRPO (arXiv:2503.20783)
+             mean_std: (r − mean)/std     GRPO, DeepSeekMath (arXiv:2402.03300), outcome supervision
+ratio        token: π/π_old               GRPO, eq. 3
+             sequence: (π/π_old)^(1/|o|)  GSPO (arXiv:2507.18071), eq. 7
+surrogate    clip                         PPO (arXiv:1707.06347), eq. 7; two bounds: DAPO (arXiv:2503.14476), eq. 10
+             cispo                        MiniMax-M1 (arXiv:2506.13585), eq. 4
+correction   min(π_old/μ, cap)            truncated importance sampling on top of a proximal policy: IMPALA's ρ̄
+                                          (arXiv:1802.01561) in the decoupled objective of AReaL (arXiv:2505.24298)
+aggregation  sequence, token, constant    GRPO eq. 3; DAPO eq. 8; Dr. GRPO
+
+π is the policy now, π_old the policy when the update began, μ the behaviour policy that wrote the completions (older by
+the staleness). Every loss is compared with TRL's GRPOTrainer on the same tensors in the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+
+class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the learner maximises. The defaults are LESER's advantage in GRPO's clipped objective."""
+
+    advantage: Annotated[
+        Literal["mean", "mean_std"], msgspec.Meta(description="r − mean(r) (LESER), or that divided by std(r) (GRPO)")
+    ] = "mean"
+    surrogate: Annotated[
+        Literal["clip", "cispo"], msgspec.Meta(description="clipped ratio (GRPO) or weighted log-likelihood (CISPO)")
+    ] = "clip"
+    ratio_level: Annotated[
+        Literal["token", "sequence"], msgspec.Meta(description="importance ratio per token, or per sequence (GSPO)")
+    ] = "token"
+    clip_low: Annotated[float, msgspec.Meta(gt=0, lt=1, description="the ratio's lower bound is 1 − clip_low")] = 0.2
+    clip_high: Annotated[float, msgspec.Meta(gt=0, le=10, description="the ratio's upper bound is 1 + clip_high")] = 0.2
+    cispo_ratio_max: Annotated[float, msgspec.Meta(ge=1, le=100, description="cispo: the largest weight")] = 5.0
+    correction: Annotated[
+        Literal["token", "sequence", "none"],
+        msgspec.Meta(description="off-policy weight min(π_old/μ, cap) per token or per sequence; none: π_old := μ"),
+    ] = "token"
+    correction_cap: Annotated[float, msgspec.Meta(ge=1, le=100, description="the largest off-policy weight")] = 2.0
+    kl_weight: Annotated[float, msgspec.Meta(ge=0, le=10, description="β, weight of the KL to the reference")] = 0.0
+    entropy_weight: Annotated[
+        float, msgspec.Meta(ge=0, le=1, description="weight of the mean entropy in nats; 0.01 cost validity in a pilot")
+    ] = 0.0
+    aggregation: Annotated[
+        Literal["sequence", "token", "constant"],
+        msgspec.Meta(
+            description="mean of sequence means (GRPO), of all tokens (DAPO), or over constant_tokens (Dr. GRPO)"
+        ),
+    ] = "sequence"
+    constant_tokens: Annotated[int, msgspec.Meta(ge=1, description="constant: the divisor per sequence, in tokens")] = (
+        32
+    )
+
+
+def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
+    """Return each completion's reward relative to its own group, in float64.
+
+    rewards: [B, G] one row per request; NaN = not scored (failed, or the group is smaller), and stays NaN.
+    scale: False gives r − mean(r) (LESER, Dr. GRPO); True divides by the standard deviation too (GRPO).
+    Returns [B, G]; a group whose rewards are all equal gets zeros, and teaches nothing.
+    Raises ValueError if a group has fewer than two scored completions.
+
+    GRPO, DeepSeekMath (arXiv:2402.03300), outcome supervision: A_i = (r_i − mean(r))/std(r). We differ: std is the
+    sample's (n − 1), as in TRL and veRL, where the paper does not say; where std(r) = 0 the paper leaves 0/0 and TRL
+    adds 1e-4 to every std, we return 0 and add nothing.
+    """
+    rewards = rewards.double()
+    scored = ~rewards.isnan()
+    counts = scored.sum(dim=1, keepdim=True)
+    if bool((counts < 2).any()):
+        raise ValueError(f"expected at least 2 scored completions in every group, got {counts.flatten().tolist()}")
+    centred = rewards - rewards.nanmean(dim=1, keepdim=True)
+    lowest = rewards.masked_fill(~scored, torch.inf).amin(dim=1, keepdim=True)
+    highest = rewards.masked_fill(~scored, -torch.inf).amax(dim=1, keepdim=True)
+    if scale:
+        deviation = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1)).sqrt()
+        centred = centred / deviation
+    # Compared by value: the mean of equal numbers may differ from them in the last bit.
+    return torch.where((lowest == highest) & scored, torch.zeros_like(centred), centred)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeights:
+    """The share of each token in the loss and in the mean entropy, [N, C], 0 at padding.
+
+    They hold the denominators of the whole batch, so that the losses of its micro-batches add up to the batch's loss.
+    """
+
+    loss: Tensor
+    entropy: Tensor
+
+
+def token_weights(mask: Tensor, settings: ObjectiveSettings, *, sequences: int, tokens: int) -> TokenWeights:
+    """Return the weights of a micro-batch, which has this mask, in a batch of `sequences` completions, `tokens` tokens.
+
+    sequence: GRPO eq. 3, (1/N) Σ_i (1/|o_i|) Σ_t. token: DAPO eq. 8, (1/Σ|o_i|) Σ_i Σ_t. constant: Dr. GRPO, (1/N) Σ_i
+    (1/L) Σ_t with a constant L. The mean entropy is always over all tokens, as in TRL.
+    """
+    present = mask.float()
+    if settings.aggregation == "sequence":
+        loss = present / present.sum(dim=1, keepdim=True).clamp(min=1) / sequences
+    elif settings.aggregation == "token":
+        loss = present / tokens
+    else:
+        loss = present / (sequences * settings.constant_tokens)
+    return TokenWeights(loss=loss, entropy=present / tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A loss with what it was made of, the parts detached: [N, C] unless said otherwise.
+
+    loss: scalar. ratios: π/π_old. clipped: bool, where the bound cut the gradient. corrections: off-policy weights.
+    reference_kl: the estimator per token; zeros without a reference.
+    """
+
+    loss: Tensor
+    ratios: Tensor
+    clipped: Tensor
+    corrections: Tensor
+    reference_kl: Tensor
+
+
+def policy_objective(
+    *,
+    logprobs: Tensor,
+    entropies: Tensor,
+    old_logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    reference_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: TokenWeights,
+    settings: ObjectiveSettings,
+) -> Objective:
+    """Return the loss to minimise over one micro-batch.
+
+    logprobs, entropies: [N, C] of the policy, differentiable. old_logprobs: of the policy when the update began.
+    behaviour_logprobs: as logged by the sampler. reference_logprobs: needed if kl_weight > 0. advantages: [N].
+
+    −(surrogate · correction − β·KL) per token, weighted by `weights.loss`, less the entropy bonus.
+    KL: k3 of Schulman (joschu.net/blog/kl-approx.html), GRPO eq. 4: π_ref/π − log(π_ref/π) − 1; we do not differ.
+    """
+    advantage = advantages[:, None].to(logprobs.dtype)  # [N, 1]
+    if settings.correction == "none":
+        old_logprobs, corrections = behaviour_logprobs, torch.ones_like(behaviour_logprobs)
+    else:
+        corrections = off_policy_corrections(
+            old_logprobs, behaviour_logprobs, mask, level=settings.correction, cap=settings.correction_cap
+        )
+    log_ratios = _at_level(logprobs - old_logprobs.detach(), mask, settings.ratio_level)
+    ratios = log_ratios.exp()  # [N, C]
+    if settings.surrogate == "cispo":
+        # CISPO eq. 4: the weight is constant, so tokens beyond the bound keep a gradient. No lower bound, as there.
+        surrogate = ratios.detach().clamp(max=settings.cispo_ratio_max) * advantage * logprobs
+        clipped = (ratios > settings.cispo_ratio_max) & (advantage > 0)
+    else:
+        bounded = ratios.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        surrogate = torch.minimum(ratios * advantage, bounded * advantage)
+        clipped = ((ratios < 1 - settings.clip_low) & (advantage < 0)) | (
+            (ratios > 1 + settings.clip_high) & (advantage > 0)
+        )
+    per_token = -surrogate * corrections
+    reference_kl = torch.zeros_like(logprobs)
+    if settings.kl_weight > 0:
+        if reference_logprobs is None:
+            raise ValueError("kl_weight > 0 needs the reference policy's log-probabilities, got None")
+        difference = reference_logprobs.detach() - logprobs
+        reference_kl = difference.exp() - difference - 1
+        per_token = per_token + settings.kl_weight * reference_kl
+    loss = (per_token * weights.loss).sum()
+    if settings.entropy_weight > 0:
+        loss = loss - settings.entropy_weight * (entropies * weights.entropy).sum()
+    return Objective(
+        loss=loss,
+        ratios=ratios.detach(),
+        clipped=clipped & mask,
+        corrections=corrections,
+        reference_kl=reference_kl.detach(),
+    )
+
+
+def off_policy_corrections(
+    old_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor, *, level: str, cap: float
+) -> Tensor:
+    """Return min(π_old/μ, cap) per token [N, C], constant for the gradient; 1 where the behaviour is the policy itself.
+
+    level "token": each token's own ratio. "sequence": the product of the completion's ratios at each of its tokens.
+    Truncation bounds the variance at the price of a bias towards μ: Espeholt et al. 2018 (arXiv:1802.01561), eq. 1.
+    """
+    log_ratios = (old_logprobs - behaviour_logprobs).detach() * mask
+    if level == "sequence":
+        log_ratios = log_ratios.sum(dim=1, keepdim=True).expand_as(mask)
+    # Clamped before exp, so that a poisoned log-probability gives the cap and no overflow.
+    return log_ratios.clamp(max=20).exp().clamp(max=cap)
+
+
+def _at_level(log_ratios: Tensor, mask: Tensor, level: str) -> Tensor:
+    """GSPO eq. 7: the sequence's ratio is the geometric mean of its tokens'; the same value at each token."""
+    log_ratios = log_ratios * mask
+    if level == "token":
+        return log_ratios
+    return (log_ratios.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(log_ratios)

@@ -1,0 +1,180 @@
+"""Groups packed into tensors, so that a group's shared prompt is forwarded once.
+
+One row per group: [prompt | completion 1 | … | completion G]. Position ids restart at the prompt's length for every
+completion, and a block mask lets a completion see the prompt and itself only, so each completion gets exactly the
+distribution that it would get alone. Plain rows of prompt + completion forward G·(P+C) tokens a group, packed rows
+P + G·(C−1): 4.5 times fewer at P=256, C=32, G=8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.constraints import banned_positions
+from streams.errors import SearchloopError
+
+
+class GroupError(SearchloopError, ValueError):
+    """A group cannot be trained on; the message names the completion and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One scored completion: token_ids and logprobs (of the distribution it was sampled from) have equal length ≥ 1."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    advantage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One prompt with the candidates to learn from.
+
+    temperature: that of the sampler, > 0. opener_ids: tokens that open an expansion (no-repeat rule); empty = no rule.
+    """
+
+    prompt_ids: tuple[int, ...]
+    candidates: tuple[Candidate, ...]
+    temperature: float = 1.0
+    opener_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedGroups:
+    """The tensors of some groups; completions lie in the groups' order, C is the longest one's length.
+
+    input_ids, position_ids: [B, T]; attention: [B, T, T] bool, True = may attend.
+    prompt_slots: every row's first completion starts at this column; shorter prompts are padded up to it.
+    positions: [M] index into the flattened [B·T] hidden states that predicts each completion token.
+    targets: [M] the token predicted there. temperatures: [M].
+    banned_rows, banned_tokens: [K] index into M and token id that the no-repeat rule forbids there.
+    mask: [N, C] True at completion tokens; its True entries, row by row, are the M tokens.
+    behaviour_logprobs: [N, C], 0 at padding. advantages: [N].
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention: Tensor
+    prompt_slots: int
+    positions: Tensor
+    targets: Tensor
+    temperatures: Tensor
+    banned_rows: Tensor
+    banned_tokens: Tensor
+    mask: Tensor
+    behaviour_logprobs: Tensor
+    advantages: Tensor
+
+
+def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
+    """Raise GroupError unless the group can be packed and its log-probabilities can have come from a sampler.
+
+    vocabulary: V of the policy. positions_max: the longest prompt + completion that the policy takes, in tokens.
+    """
+    if not group.prompt_ids:
+        raise GroupError("expected a prompt of at least one token, got none")
+    if not group.candidates:
+        raise GroupError("expected at least one completion, got none")
+    if not (group.temperature > 0 and math.isfinite(group.temperature)):
+        raise GroupError(f"expected a sampling temperature > 0, got {group.temperature}: greedy text has no gradient")
+    _check_ids(group.prompt_ids, vocabulary, "prompt")
+    for index, candidate in enumerate(group.candidates):
+        name = f"completion {index}"
+        length = len(candidate.token_ids)
+        if length == 0 or length != len(candidate.logprobs):
+            raise GroupError(
+                f"{name}: expected one log-probability per token, got {len(candidate.logprobs)} for {length}"
+            )
+        if len(group.prompt_ids) + length > positions_max:
+            raise GroupError(
+                f"{name}: expected at most {positions_max} tokens with the prompt, got {len(group.prompt_ids) + length}"
+            )
+        _check_ids(candidate.token_ids, vocabulary, name)
+        if not all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in candidate.logprobs):
+            raise GroupError(f"{name}: expected finite log-probabilities ≤ 0, got {max(candidate.logprobs)} or NaN")
+        if not math.isfinite(candidate.advantage):
+            raise GroupError(f"{name}: expected a finite advantage, got {candidate.advantage}")
+        for position, token in banned_positions(candidate.token_ids, group.opener_ids):
+            if candidate.token_ids[position] == token:
+                raise GroupError(f"{name}: token {token} at {position} begins an expansion twice (no-repeat rule)")
+
+
+def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.device | str = "cpu") -> PackedGroups:
+    """Return the groups' tensors; group sizes and lengths may vary. Groups must have passed `check_group`.
+
+    pad_id: any valid token id; padding is never attended to and never predicted.
+    """
+    prompt_slots = max(len(group.prompt_ids) for group in groups)
+    # A completion's last token predicts nothing, so it needs no place in the row.
+    fed = [sum(len(candidate.token_ids) - 1 for candidate in group.candidates) for group in groups]
+    width = prompt_slots + max(fed)  # T
+    candidates = [candidate for group in groups for candidate in group.candidates]
+    longest = max(len(candidate.token_ids) for candidate in candidates)  # C
+
+    input_ids = torch.full((len(groups), width), pad_id, dtype=torch.long)
+    position_ids = torch.zeros((len(groups), width), dtype=torch.long)
+    segments = torch.full((len(groups), width), -1, dtype=torch.long)  # -1 padding, 0 prompt, g+1 completion g
+    positions: list[int] = []
+    targets: list[int] = []
+    temperatures: list[float] = []
+    banned: list[tuple[int, int]] = []
+    for row, group in enumerate(groups):
+        prompt = len(group.prompt_ids)
+        input_ids[row, :prompt] = torch.tensor(group.prompt_ids)
+        position_ids[row, :prompt] = torch.arange(prompt)
+        segments[row, :prompt] = 0
+        start = prompt_slots
+        for number, candidate in enumerate(group.candidates, start=1):
+            end = start + len(candidate.token_ids) - 1
+            input_ids[row, start:end] = torch.tensor(candidate.token_ids[:-1])
+            position_ids[row, start:end] = torch.arange(prompt, prompt + end - start)
+            segments[row, start:end] = number
+            banned.extend(
+                (len(targets) + position, token)
+                for position, token in banned_positions(candidate.token_ids, group.opener_ids)
+            )
+            positions.append(row * width + prompt - 1)
+            positions.extend(range(row * width + start, row * width + end))
+            targets.extend(candidate.token_ids)
+            temperatures.extend([group.temperature] * len(candidate.token_ids))
+            start = end
+
+    lengths = torch.tensor([len(candidate.token_ids) for candidate in candidates])
+    mask = torch.arange(longest)[None, :] < lengths[:, None]  # [N, C]
+    behaviour = torch.zeros(mask.shape)
+    behaviour[mask] = torch.tensor([logprob for candidate in candidates for logprob in candidate.logprobs])
+    return PackedGroups(
+        input_ids=input_ids.to(device),
+        position_ids=position_ids.to(device),
+        attention=_block_mask(segments).to(device),
+        prompt_slots=prompt_slots,
+        positions=torch.tensor(positions, device=device),
+        targets=torch.tensor(targets, device=device),
+        temperatures=torch.tensor(temperatures, device=device),
+        banned_rows=torch.tensor([row for row, _ in banned], dtype=torch.long, device=device),
+        banned_tokens=torch.tensor([token for _, token in banned], dtype=torch.long, device=device),
+        mask=mask.to(device),
+        behaviour_logprobs=behaviour.to(device),
+        advantages=torch.tensor([candidate.advantage for candidate in candidates], device=device),
+    )
+
+
+def _block_mask(segments: Tensor) -> Tensor:
+    """Return [B, T, T]: a token sees earlier tokens of the prompt and of its own completion; padding sees itself."""
+    width = segments.shape[1]
+    query, key = segments[:, :, None], segments[:, None, :]
+    earlier = torch.ones((width, width), dtype=torch.bool).tril()
+    visible = earlier & (query >= 0) & ((key == 0) | (key == query))
+    # A row of a softmax must have something to attend to: without itself, padding would give NaN.
+    return visible | torch.eye(width, dtype=torch.bool)
+
+
+def _check_ids(token_ids: Collection[int], vocabulary: int, name: str) -> None:
+    if min(token_ids) < 0 or max(token_ids) >= vocabulary:
+        raise GroupError(f"{name}: expected token ids in 0…{vocabulary - 1}, got {min(token_ids)}…{max(token_ids)}")
