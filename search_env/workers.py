@@ -11,12 +11,12 @@ from streams.delivery import (
     DeliverySettings,
     Outbox,
     Stop,
-    TransientError,
     commit,
     decode_or_bury,
     poll,
     with_retries,
 )
+from streams.errors import TransientError
 from streams.events import Generation, Reward
 from streams.topics import topic_name
 

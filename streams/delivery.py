@@ -21,16 +21,12 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from streams.codec import decode, encode
-from streams.errors import DeliveryError, EventError, SearchloopError
+from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
 from streams.topics import BY_EVENT, topic_name
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
-
-
-class TransientError(SearchloopError, RuntimeError):
-    """Something outside is down for now; the same records may succeed later."""
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,3 +28,7 @@ class EventError(SearchloopError, ValueError):
 
 class DeliveryError(SearchloopError, RuntimeError):
     """A record could not be read from, or written to, the log."""
+
+
+class TransientError(SearchloopError, RuntimeError):
+    """Something outside is down for now; the same work may succeed later."""
