@@ -1,0 +1,81 @@
+"""Arrow columns from Python values: the flat ones, and the nested ones from flat arrays and offsets.
+
+Row by row, pyarrow's own conversion of lists of structs takes five times as long as decoding the JSON they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import accumulate, chain
+from typing import Any
+
+import pyarrow as pa
+
+from streams.delivery import Received
+from streams.events import Hit
+
+Columns = dict[str, pa.Array]
+
+HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
+NUMBERS = pa.map_(pa.string(), pa.float64())
+POSITIONS = pa.map_(pa.int64(), pa.int64())
+
+
+def places(records: Sequence[Received], counts: Sequence[int] | None = None) -> Columns:
+    """Return the first columns of every table; counts: how many rows each record gives (default: one)."""
+    columns = {
+        "topic": strings(record.position.topic for record in records),
+        "partition": pa.array([record.position.partition for record in records], pa.int32()),
+        "record_offset": integers(record.position.offset for record in records),
+        "record_time_ms": integers(record.timestamp_ms for record in records),
+    }
+    return columns if counts is None else repeat(columns, counts)
+
+
+def repeat(columns: Columns, counts: Sequence[int]) -> Columns:
+    rows = pa.array(list(chain.from_iterable([row] * count for row, count in enumerate(counts))), pa.int32())
+    return {name: column.take(rows) for name, column in columns.items()}
+
+
+def strings(values: Iterable[str | None]) -> pa.Array:
+    return pa.array(list(values), pa.string())
+
+
+def integers(values: Iterable[int | None]) -> pa.Array:
+    return pa.array(list(values), pa.int64())
+
+
+def floats(values: Iterable[float | None]) -> pa.Array:
+    return pa.array(list(values), pa.float64())
+
+
+def booleans(values: Iterable[bool]) -> pa.Array:
+    return pa.array(list(values), pa.bool_())
+
+
+def bounds(lists: Sequence[Sized]) -> pa.Array:
+    return pa.array([0, *accumulate(map(len, lists))], pa.int32())
+
+
+def string_lists(lists: Sequence[tuple[str, ...]]) -> pa.Array:
+    return pa.ListArray.from_arrays(bounds(lists), strings(chain.from_iterable(lists)))
+
+
+def hits(lists: Sequence[tuple[Hit, ...]]) -> pa.Array:
+    flat = list(chain.from_iterable(lists))
+    fields = {
+        "document_id": strings([hit.document_id for hit in flat]),
+        "rank": integers([hit.rank for hit in flat]),
+        "score": floats([hit.score for hit in flat]),
+    }
+    return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays(list(fields.values()), list(fields)))
+
+
+def headers(lists: Sequence[tuple[tuple[str, bytes], ...]]) -> pa.Array:
+    return pa.array([[{"name": name, "value": value} for name, value in entries] for entries in lists], HEADERS)
+
+
+def maps(entries: Sequence[Mapping[Any, Any]], kind: pa.MapType) -> pa.Array:
+    keys = pa.array(list(chain.from_iterable(entries)), kind.key_type)
+    values = pa.array([value for entry in entries for value in entry.values()], kind.item_type)
+    return pa.MapArray.from_arrays(bounds(entries), keys, values)

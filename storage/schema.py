@@ -1,0 +1,80 @@
+"""The ledger's tables and views, brought up to date by numbered migrations.
+
+A migration is a file `storage/migrations/NNNN_name.sql`; it is applied once, in a transaction, in the order of numbers,
+and never edited afterwards (its hash is kept, and a difference is an error). To change the schema, add a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from importlib import resources
+
+import duckdb
+import msgspec
+
+from storage.errors import StorageError
+
+
+class Migration(msgspec.Struct, frozen=True, kw_only=True):
+    """One numbered step of the schema."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> tuple[Migration, ...]:
+    """Return every migration that this version of searchloop brings, in the order of numbers."""
+    files = [file for file in resources.files("storage").joinpath("migrations").iterdir() if file.name.endswith(".sql")]
+    found = []
+    for file in sorted(files, key=lambda item: item.name):
+        number, _, name = file.name.removesuffix(".sql").partition("_")
+        found.append(Migration(number=int(number), name=name, sql=file.read_text(encoding="utf-8")))
+    return tuple(found)
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, steps: tuple[Migration, ...] | None = None) -> list[int]:
+    """Bring the database up to date, and return the numbers of the migrations that were applied now.
+
+    Raises StorageError if the database is newer than this program, or if an applied migration was edited afterwards.
+    """
+    steps = migrations() if steps is None else steps
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migrations "
+        "(number INTEGER NOT NULL, name VARCHAR NOT NULL, sha256 VARCHAR NOT NULL, applied_at_ms BIGINT NOT NULL)"
+    )
+    applied = dict(connection.execute("SELECT number, sha256 FROM schema_migrations").fetchall())
+    known = {step.number: step for step in steps}
+    if newer := sorted(set(applied) - set(known)):
+        raise StorageError(
+            f"the database has migration {newer[-1]}, this searchloop knows {max(known, default=0)} at most; "
+            "upgrade searchloop, or rebuild the database from its archive"
+        )
+    for number, sha256 in applied.items():
+        if known[number].sha256 != sha256:
+            raise StorageError(
+                f"migration {number} ({known[number].name}) is not the one that this database was made with; "
+                "rebuild the database from its archive"
+            )
+    now = []
+    for step in steps:
+        if step.number in applied:
+            continue
+        connection.execute("BEGIN")
+        try:
+            connection.execute(step.sql)
+            connection.execute(
+                "INSERT INTO schema_migrations VALUES (?, ?, ?, ?)",
+                [step.number, step.name, step.sha256, time.time_ns() // 1_000_000],
+            )
+            connection.execute("COMMIT")
+        except duckdb.Error:
+            connection.execute("ROLLBACK")
+            raise
+        now.append(step.number)
+    return now
