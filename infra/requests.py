@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
-from kafka import TopicPartition
 
 from search_env.corpora import Query
-from streams.clients import KafkaSettings, connect_admin, partitions_of
+from streams.clients import KafkaSettings, partitions_of
 from streams.delivery import Outbox, now_ms
 from streams.events import Context, Request
+from streams.lag import end_offsets
 from streams.topics import topic_name
-
-EARLIEST, LATEST = -2, -1  # Kafka's own names for the two ends of a partition, as ListOffsets takes them.
 
 
 class RequestSequence:
@@ -65,21 +64,8 @@ class RequestFeed:
         if number <= self.published:
             return
         for index in range(self.published, number):
-            request = self._sequence[index]
-            stamped = Request(
-                **{name: getattr(request, name) for name in request.__struct_fields__ if name != "made_at_ms"},
-                made_at_ms=now_ms(),
-            )
+            stamped = msgspec.structs.replace(self._sequence[index], made_at_ms=now_ms())
             self._outbox.send(stamped, partition=index % self._partitions)
         self._outbox.flush()
         self.published = number
 
-
-def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Return the offset after the last record of each partition."""
-    admin = connect_admin(kafka)
-    try:
-        found = admin.list_partition_offsets(dict.fromkeys(partitions, LATEST))
-        return {item: int(found[item].offset) for item in partitions}
-    finally:
-        admin.close()

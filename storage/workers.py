@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from kafka import TopicPartition
@@ -10,9 +11,12 @@ from kafka import TopicPartition
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Stop, poll
+from streams.lag import end_offsets, records_behind
 from streams.topics import TOPICS, topic_name
 
 log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 15.0
 
 
 def run_sink(
@@ -25,20 +29,23 @@ def run_sink(
     member: str,
     stop: Stop,
 ) -> None:
-    """Write records until told to stop; at the start, go to the offsets that the database itself holds."""
+    """Write records until told to stop, and then what the log holds at that moment, for at most `DRAIN_SECONDS`.
+
+    At the start it goes to the offsets that the database itself holds.
+    """
     with Sink(database, sink) as writer:
         stored = writer.positions()
         topics = [topic_name(run, topic.kind) for topic in TOPICS]
-        positions = {
-            item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)
-        }
-        consumer = connect_consumer(
-            kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max
-        )
+        positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
+        consumer = connect_consumer(kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max)
         try:
             while not stop():
-                records = poll(consumer, delivery)
-                if records:
+                if records := poll(consumer, delivery):
+                    writer.write(records)
+            ends = end_offsets(kafka, list(positions))
+            deadline = time.monotonic() + DRAIN_SECONDS
+            while records_behind(consumer, ends) and time.monotonic() < deadline:
+                if records := poll(consumer, delivery):
                     writer.write(records)
         finally:
             consumer.close()

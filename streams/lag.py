@@ -1,0 +1,59 @@
+"""How far behind a reader is: in records of a topic, and in policy versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+
+from streams.clients import KafkaSettings, connect_admin, partitions_of
+from streams.events import Reward
+from streams.topics import topic_name
+
+LATEST = -1  # Kafka's own name for a partition's end, as ListOffsets takes it.
+
+
+class StageLag(msgspec.Struct, frozen=True, kw_only=True):
+    """What a consumer group has not read yet: records of its topic behind the log's end."""
+
+    stage: str
+    topic: str
+    records: int
+
+
+def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return the offset after the last record of each partition."""
+    admin = connect_admin(settings)
+    try:
+        found = admin.list_partition_offsets(dict.fromkeys(partitions, LATEST))
+        return {item: int(found[item].offset) for item in partitions}
+    finally:
+        admin.close()
+
+
+def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
+    """Return the lag of the two stages that commit to consumer groups, the generator and the environment."""
+    lags = []
+    for stage, kind in (("generator", "requests"), ("environment", "generations")):
+        topic = topic_name(run, kind)
+        ends = end_offsets(settings, partitions_of(settings, [topic]))
+        admin = connect_admin(settings)
+        try:
+            group = f"{run}.{stage}"
+            committed = admin.list_group_offsets({group: None}).get(group, {})
+        finally:
+            admin.close()
+        behind = sum(end - (committed[item].offset if item in committed else 0) for item, end in ends.items())
+        lags.append(StageLag(stage=stage, topic=topic, records=behind))
+    return lags
+
+
+def records_behind(consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> int:
+    """Return how many records lie between this consumer's positions and the given end offsets."""
+    return sum(max(end - consumer.position(item), 0) for item, end in ends.items())
+
+
+def policy_lags(rewards: Iterable[Reward], *, step: int) -> list[int]:
+    """Return each group's staleness: optimizer steps between the policy that wrote it and the policy now."""
+    return [step - reward.generation.policy.step for reward in rewards]
