@@ -1,0 +1,260 @@
+"""One local Elasticsearch: the distribution for integration tests, unpacked once, with our analysis plugin in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+
+from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
+from infra.services.errors import ProvisionError
+from infra.services.jdks import Jdk
+from infra.services.processes import Account, can_enter
+
+ROLE = "elasticsearch"
+PLUGIN_SOURCE = Path(__file__).with_name("plugin") / "EnglishAnalysisPlugin.java"
+PLUGIN_RELEASE = 21  # the oldest JDK that runs this Elasticsearch
+# Left out of the unpacked copy: tracing, and the security that a loopback server without accounts does not use.
+# Together they are 90 MB and half of the start-up time.
+MODULES_LEFT_OUT = ("apm", "x-pack-core", "x-pack-security")
+
+PLUGIN_DESCRIPTOR = """\
+description=The analyzer `english`, English token filters and GET /, as in the full distribution
+version={version}
+name=searchloop-analysis
+java.version={release}
+elasticsearch.version={version}
+classname=searchloop.EnglishAnalysisPlugin
+"""
+
+LOG4J = """\
+status = error
+appender.rolling.type = RollingFile
+appender.rolling.name = rolling
+appender.rolling.fileName = {logs}/elasticsearch.log
+appender.rolling.filePattern = {logs}/elasticsearch-%i.log.gz
+appender.rolling.layout.type = PatternLayout
+appender.rolling.layout.pattern = [%d{{ISO8601}}][%-5p][%-25c{{1.}}] %marker%m%n
+appender.rolling.policies.type = Policies
+appender.rolling.policies.size.type = SizeBasedTriggeringPolicy
+appender.rolling.policies.size.size = 16MB
+appender.rolling.strategy.type = DefaultRolloverStrategy
+appender.rolling.strategy.max = 3
+rootLogger.level = info
+rootLogger.appenderRef.rolling.ref = rolling
+"""
+
+
+class LocalElasticsearch:
+    """Unpacks, writes the files and gives the command line of one local Elasticsearch; starts nothing by itself."""
+
+    def __init__(self, directory: Path, *, cache: Path, distribution: Artefact, account: Account | None) -> None:
+        """directory: data, logs and settings; the account must be able to enter it (see `open_directory`)."""
+        self.directory = directory
+        self.data = directory / "data"
+        self.logs = directory / "logs"
+        self.configuration = directory / "config"
+        self.temporary = directory / "tmp"
+        self.account = account
+        self._cache = cache
+        self._distribution = distribution
+        identity = hashlib.sha256(distribution.sha256.encode() + PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]
+        self.installation = open_directory(cache, account) / f"elasticsearch-{distribution.version}-{identity}"
+
+    def provision(self, *, jdk: Jdk, progress: Progress = silent) -> None:
+        """Unpack the distribution and compile the plugin, once per version of either; whole or not at all."""
+        if (self.installation / "plugins").is_dir():
+            return
+        with cache_lock(self._cache, progress):
+            if (self.installation / "plugins").is_dir():
+                return
+            progress("unpacking Elasticsearch", 0, 0)
+            self.installation.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            aside = self.installation.with_name(f".{self.installation.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                root = _unpack(artefact_path(self._cache, self._distribution), aside)
+                progress("compiling the analysis plugin", 0, 0)
+                install_plugin(root, version=self._distribution.version, jdk=jdk)
+                _open_for_reading(root)
+                root.rename(self.installation)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Make the folders, and give those that the server writes to its account."""
+        for folder in (self.directory, self.data, self.logs, self.configuration, self.temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.account is not None:
+                os.chown(folder, self.account.uid, self.account.gid)
+        (self.configuration / "log4j2.properties").write_text(LOG4J.format(logs=self.logs))
+
+    def node_settings(self, *, port: int, transport_port: int, processors: int) -> dict[str, str]:
+        """Return what elasticsearch.yml would say."""
+        disk = "cluster.routing.allocation.disk.watermark"
+        return {
+            "cluster.name": "searchloop",
+            "node.name": "searchloop",
+            "discovery.type": "single-node",
+            "network.host": "127.0.0.1",
+            "http.port": str(port),
+            "transport.port": str(transport_port),
+            "path.home": str(self.installation),
+            "path.data": str(self.data),
+            "path.logs": str(self.logs),
+            "node.processors": str(processors),
+            "action.auto_create_index": "false",
+            # In bytes: the defaults are percentages, and a laptop's disk is often 90 % full.
+            f"{disk}.low": "1gb",
+            f"{disk}.high": "512mb",
+            f"{disk}.flood_stage": "256mb",
+        }
+
+    def command(self, *, jdk: Jdk, heap_megabytes: int, tag: str) -> list[str]:
+        """Return the command line of the server itself.
+
+        `bin/elasticsearch` would start two more JVMs that do nothing but compute this line and hand over
+        `server_arguments`; without them a start is 4 s faster and the pid is the server's. Options as in
+        org.elasticsearch.server.cli.SystemJvmOptions and config/jvm.options of 9.5, less the garbage collector's log.
+        """
+        lib = self.installation / "lib"
+        bridge = next((lib / "entitlement-bridge").glob("*.jar"))
+        lucene = "--add-opens=org.apache.lucene.core/org.apache.lucene"
+        options = [
+            f"-Xms{heap_megabytes}m",
+            f"-Xmx{heap_megabytes}m",
+            f"-XX:MaxDirectMemorySize={heap_megabytes // 2}m",
+            "-XX:+UseSerialGC",  # two cores: G1's threads would take them from the learner
+            "-XX:+ExitOnOutOfMemoryError",
+            "-XX:-OmitStackTraceInFastThrow",
+            "-Xss1m",
+            "-Djava.awt.headless=true",
+            "-Dfile.encoding=UTF-8",
+            "-Djava.locale.providers=CLDR",
+            f"-Djava.io.tmpdir={self.temporary}",
+            "-Djna.nosys=true",
+            "-Dio.netty.noUnsafe=true",
+            "-Dio.netty.noKeySetOptimization=true",
+            "-Dio.netty.recycler.maxCapacityPerThread=0",
+            "-Dlog4j.shutdownHookEnabled=false",
+            "-Dlog4j2.disable.jmx=true",
+            "-Dlog4j2.formatMsgNoLookups=true",
+            "-Dorg.apache.lucene.store.defaultReadAdvice=normal",
+            "-Dorg.apache.lucene.store.MMapDirectory.sharedArenaMaxPermits=1",
+            f"-Des.path.home={self.installation}",
+            "-Des.distribution.type=zip",
+            "-Des.networkaddress.cache.ttl=60",
+            "-Des.networkaddress.cache.negative.ttl=10",
+            f"{lucene}.codecs.lucene99=org.elasticsearch.server",
+            f"{lucene}.codecs.hnsw=org.elasticsearch.server",
+            f"{lucene}.internal.vectorization=org.elasticsearch.server",
+            "--enable-native-access=org.elasticsearch.nativeaccess,org.elasticsearch.foreign,org.apache.lucene.core",
+            "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
+            "-XX:+EnableDynamicAgentLoading",
+            "-Djdk.attach.allowAttachSelf=true",
+            f"--patch-module=java.base={bridge}",
+            "--add-exports=java.base/org.elasticsearch.entitlement.bridge="
+            "org.elasticsearch.entitlement,java.logging,java.net.http,java.naming,jdk.net,jdk.zipfs,"
+            "jdk.management.agent",
+            "--add-modules=jdk.incubator.vector,jdk.net,jdk.management.agent,ALL-MODULE-PATH",
+        ]
+        main = "org.elasticsearch.server/org.elasticsearch.bootstrap.Elasticsearch"
+        return [jdk.java, *options, tag, "--module-path", str(lib), "-m", main]
+
+    def environment(self) -> dict[str, str]:
+        """Return the server's whole environment: nothing of ours leaks into it."""
+        temporary = str(self.temporary)
+        return {"HOME": temporary, "LIBFFI_TMPDIR": temporary, "ES_TMPDIR": temporary, "PATH": os.defpath}
+
+    def server_arguments(self, settings: dict[str, str]) -> bytes:
+        """Return what the server reads from its standard input before it starts.
+
+        org.elasticsearch.bootstrap.ServerArgs in the stream format of 9.5: daemonize, quiet, no pid file, an empty
+        key store (format 7, no password), the node settings, and the folders of settings and logs. Daemonized, it
+        closes its standard streams when it is ready, and does not watch for the end of its parent: our guardian does.
+        """
+
+        def string(text: str) -> bytes:
+            encoded = text.encode("utf-16-be")
+            units = struct.unpack(f">{len(encoded) // 2}H", encoded)
+            return _variable_int(len(units)) + b"".join(_code_unit(unit) for unit in units)
+
+        flags = bytes([True, False, False])
+        key_store = string("org.elasticsearch.common.settings.KeyStoreWrapper") + struct.pack(">i", 7) + bytes(4)
+        pairs = b"".join(string(name) + bytes(1) + string(value) for name, value in sorted(settings.items()))
+        return flags + key_store + _variable_int(len(settings)) + pairs + string(str(self.configuration)) + string(str(self.logs))
+
+    def log_file(self) -> Path:
+        return self.logs / "elasticsearch.log"
+
+
+def open_directory(directory: Path, account: Account | None) -> Path:
+    """Return the directory, or one in the system's temporary folder where the account cannot enter the first.
+
+    Root's home is closed to nobody, as whom Elasticsearch runs when we are root.
+    """
+    if can_enter(directory.parent if not directory.exists() else directory, account):
+        return directory
+    name = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+    fallback = Path(tempfile.gettempdir()) / f"searchloop-{name}"
+    fallback.mkdir(mode=0o755, exist_ok=True)
+    if fallback.is_symlink() or fallback.stat().st_uid != os.geteuid():
+        raise ProvisionError(f"{fallback} belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
+    return fallback
+
+
+def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:
+    """Compile our analysis plugin against the distribution's own jars and put it into its plugins folder."""
+    plugin = installation / "plugins" / "searchloop-analysis"
+    plugin.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as classes:
+        command = [jdk.javac, "--release", str(PLUGIN_RELEASE), "-d", classes, "-cp", f"{installation}/lib/*"]
+        compiled = subprocess.run([*command, str(PLUGIN_SOURCE)], capture_output=True, text=True, check=False)
+        if compiled.returncode:
+            raise ProvisionError(f"the analysis plugin did not compile with {jdk.javac}: {compiled.stderr.strip()}")
+        with zipfile.ZipFile(plugin / "searchloop-analysis.jar", "w", zipfile.ZIP_DEFLATED) as jar:
+            for path in sorted(Path(classes).rglob("*.class")):
+                jar.write(path, path.relative_to(classes))
+    (plugin / "plugin-descriptor.properties").write_text(
+        PLUGIN_DESCRIPTOR.format(version=version, release=PLUGIN_RELEASE)
+    )
+
+
+def _unpack(archive: Path, target: Path) -> Path:
+    """Unpack the distribution without the modules that we leave out; return its root."""
+    with zipfile.ZipFile(archive) as distribution:
+        names = distribution.namelist()
+        root = names[0].split("/")[0]
+        left_out = tuple(f"{root}/modules/{module}/" for module in MODULES_LEFT_OUT)
+        distribution.extractall(target, [name for name in names if not name.startswith(left_out)])
+    return target / root
+
+
+def _open_for_reading(root: Path) -> None:
+    """Let every user read the installation, and nobody else than its owner write it."""
+    for folder, _, files in os.walk(root):
+        Path(folder).chmod(0o755)
+        for name in files:
+            (Path(folder) / name).chmod(0o644)
+
+
+def _variable_int(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _code_unit(unit: int) -> bytes:
+    """Encode one UTF-16 code unit as StreamOutput.writeString does."""
+    if unit <= 0x7F:
+        return bytes([unit])
+    if unit > 0x07FF:
+        return bytes([0xE0 | unit >> 12 & 0x0F, 0x80 | unit >> 6 & 0x3F, 0x80 | unit & 0x3F])
+    return bytes([0xC0 | unit >> 6 & 0x1F, 0x80 | unit & 0x3F])

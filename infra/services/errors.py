@@ -1,0 +1,13 @@
+"""What can go wrong around the services that the loop runs on."""
+
+from __future__ import annotations
+
+from streams.errors import SearchloopError
+
+
+class ServiceError(SearchloopError, RuntimeError):
+    """Kafka or Elasticsearch cannot be started, reached or stopped; the message says what to do."""
+
+
+class ProvisionError(ServiceError):
+    """An artefact or a JDK is missing, or an artefact is not the one that we pinned."""

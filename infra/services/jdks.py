@@ -1,0 +1,138 @@
+"""Find the JDKs of this machine, and the one that a service can use."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from infra.services.errors import ProvisionError
+
+KAFKA_VERSION_MIN = 17
+ELASTICSEARCH_VERSION_MIN = 21
+# The entitlement agent of Elasticsearch 9.5 attaches to its own JVM and reads classes with jdk.jdi; javac compiles our
+# analysis plugin. A JRE, or a runtime cut down with jlink, has neither.
+ELASTICSEARCH_MODULES = frozenset({"jdk.jdi", "jdk.attach", "jdk.compiler", "jdk.net", "jdk.management.agent"})
+
+# Where installers put JDKs. We look at the folders, and ask each `java` what it is.
+PLACES = (
+    "/usr/lib/jvm/*",
+    "/usr/java/*",
+    "/usr/local/openjdk*",
+    "/opt/*jdk*",
+    "/opt/java/*",
+    "/Library/Java/JavaVirtualMachines/*/Contents/Home",
+    "/opt/homebrew/opt/openjdk*/libexec/openjdk.jdk/Contents/Home",
+    "~/.sdkman/candidates/java/*",
+    "~/.jdks/*",
+    "~/.asdf/installs/java/*",
+)
+
+
+class Jdk(msgspec.Struct, frozen=True, kw_only=True):
+    """One Java installation that answered; version is the feature release (17, 21, 25)."""
+
+    home: str
+    version: int
+    modules: frozenset[str]
+
+    @property
+    def java(self) -> str:
+        return str(Path(self.home) / "bin" / "java")
+
+    @property
+    def javac(self) -> str:
+        return str(Path(self.home) / "bin" / "javac")
+
+    def lacks_for_kafka(self) -> str:
+        """Say why Kafka cannot run on it, or ''."""
+        return "" if self.version >= KAFKA_VERSION_MIN else f"is {self.version}, older than {KAFKA_VERSION_MIN}"
+
+    def lacks_for_elasticsearch(self) -> str:
+        """Say why Elasticsearch cannot run on it, or ''."""
+        if self.version < ELASTICSEARCH_VERSION_MIN:
+            return f"is {self.version}, older than {ELASTICSEARCH_VERSION_MIN}"
+        missing = sorted(ELASTICSEARCH_MODULES - self.modules)
+        if not Path(self.javac).is_file():
+            missing.append("javac")
+        return f"has no {', '.join(missing)} (a JRE?)" if missing else ""
+
+
+def find_jdks(java_home: str = "") -> list[Jdk]:
+    """Return every Java that answers, the one to prefer first: the setting, JAVA_HOME, PATH, then newest known first.
+
+    java_home: look at this one alone.
+    """
+    found: dict[Path, Jdk] = {}
+    for home in [Path(java_home).expanduser()] if java_home else _homes():
+        real = home.resolve()
+        if real in found or not (real / "bin" / "java").is_file():
+            continue
+        jdk = ask_jdk(real)
+        if jdk is not None:
+            found[real] = jdk
+    return list(found.values())
+
+
+def ask_jdk(home: Path) -> Jdk | None:
+    """Run one `java` and return what it says it is, or None if it does not run."""
+    try:
+        answer = subprocess.run(
+            [str(home / "bin" / "java"), "-Xshare:auto", "--list-modules"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # broken, for another machine, or Java 8, which does not know the question
+    modules = dict(line.partition("@")[::2] for line in answer.stdout.split())
+    version = re.match(r"\d+", modules.get("java.base", ""))
+    return Jdk(home=str(home), version=int(version.group()), modules=frozenset(modules)) if version else None
+
+
+def jdk_for_kafka(java_home: str = "") -> Jdk:
+    """Return a JDK that runs Kafka; raises ProvisionError that says what was found."""
+    return _first_fit(find_jdks(java_home), "Kafka", f"Java {KAFKA_VERSION_MIN} or newer", Jdk.lacks_for_kafka)
+
+
+def jdk_for_elasticsearch(java_home: str = "") -> Jdk:
+    """Return a JDK that runs Elasticsearch; raises ProvisionError that says what was found."""
+    need = f"a JDK (not a JRE) {ELASTICSEARCH_VERSION_MIN} or newer"
+    return _first_fit(find_jdks(java_home), "Elasticsearch", need, Jdk.lacks_for_elasticsearch)
+
+
+def _first_fit(jdks: list[Jdk], service: str, need: str, lacks) -> Jdk:  # type: ignore[no-untyped-def]
+    for jdk in jdks:
+        if not lacks(jdk):
+            return jdk
+    seen = "; ".join(f"{jdk.home} {lacks(jdk)}" for jdk in jdks) or "no Java was found"
+    raise ProvisionError(
+        f"{service} needs {need}: {seen}. Install one (for example Temurin 25), or name it with JAVA_HOME or the "
+        "setting services.local.java_home; `searchloop doctor` lists what is there"
+    )
+
+
+def _homes() -> Iterator[Path]:
+    for variable in ("JAVA_HOME", "ES_JAVA_HOME", "JDK_HOME"):
+        if os.environ.get(variable):
+            yield Path(os.environ[variable])
+    on_path = shutil.which("java")
+    if on_path:
+        yield Path(on_path).resolve().parent.parent
+    elsewhere = []
+    for pattern in PLACES:
+        path = Path(pattern).expanduser()
+        anchor = Path(path.anchor)
+        elsewhere += list(anchor.glob(str(path.relative_to(anchor))))
+    yield from sorted(elsewhere, key=lambda home: (_number_in(home.name), home.name), reverse=True)
+
+
+def _number_in(name: str) -> int:
+    number = re.search(r"\d+", name)
+    return int(number.group()) if number else 0

@@ -1,0 +1,136 @@
+"""Child processes that outlive us on purpose, or never: who they are, whether they live, how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+START_TOLERANCE_SECONDS = 2.0  # a clock that is set back and forth moves the start times that the kernel tells
+
+
+class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that we started.
+
+    started: seconds since the epoch, from the kernel. Pids are used again; a pid with its start time is not.
+    """
+
+    role: str
+    pid: int
+    started: float
+    port: int
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """The user that a process runs as, where that is not our own."""
+
+    uid: int
+    gid: int
+
+
+def tag(home: Path, role: str) -> str:
+    """Return the command-line argument that marks a process as ours: of this home, in this role."""
+    return f"-Dsearchloop.{role}={home}"
+
+
+def is_alive(process: ServiceProcess, home: Path) -> bool:
+    """Return whether the process still runs and is the one that we started, not another that got its pid."""
+    try:
+        seen = psutil.Process(process.pid)
+        if seen.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if abs(seen.create_time() - process.started) > START_TOLERANCE_SECONDS:
+            return False
+        with contextlib.suppress(psutil.AccessDenied):
+            return tag(home, process.role) in seen.cmdline()
+        return True
+    except psutil.NoSuchProcess:
+        return False
+
+
+def tagged_processes(home: Path, roles: Sequence[str]) -> Iterator[ServiceProcess]:
+    """Find processes of this home by their tag alone: those that a crash kept out of the state file."""
+    tags = {tag(home, role): role for role in roles}
+    for seen in psutil.process_iter(["pid", "cmdline", "create_time"]):
+        for argument in seen.info["cmdline"] or ():
+            if argument in tags:
+                yield ServiceProcess(role=tags[argument], pid=seen.pid, started=seen.info["create_time"], port=0)
+
+
+def describe(pid: int, role: str, port: int) -> ServiceProcess:
+    """Return a fresh child with the start time that the kernel gives it."""
+    return ServiceProcess(role=role, pid=pid, started=psutil.Process(pid).create_time(), port=port)
+
+
+def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> None:
+    """Ask all of them to end, wait, and kill those that are still there after the limit."""
+    running = [psutil.Process(process.pid) for process in processes if is_alive(process, home)]
+    for process in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(running, timeout=limit_seconds)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=limit_seconds)
+
+
+def service_account() -> Account | None:
+    """Return whom Elasticsearch runs as: nobody where we are root, which it refuses; None where we stay ourselves."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return Account(uid=nobody.pw_uid, gid=nobody.pw_gid)
+
+
+def can_enter(path: Path, account: Account | None) -> bool:
+    """Return whether the account may pass through every existing folder on the way to path and read it."""
+    if account is None:
+        return True
+    for folder in [path, *path.parents]:
+        try:
+            status = folder.stat()
+        except FileNotFoundError:
+            continue
+        shift = 6 if status.st_uid == account.uid else 3 if status.st_gid == account.gid else 0
+        needed = 0o5 if folder == path else 0o1  # read and enter the last one, pass through those above it
+        if status.st_mode >> shift & needed != needed:
+            return False
+    return True
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on this loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def wait_until_gone(pid: int, limit_seconds: float) -> bool:
+    """Wait for a process that need not be our child; returns whether it is gone."""
+    deadline = time.monotonic() + limit_seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid):
+            return True
+        time.sleep(0.05)
+    return not psutil.pid_exists(pid)
