@@ -1,0 +1,261 @@
+"""Searching, many queries at a time: what each retrieved, or why it did not, and never an empty list by accident.
+
+Every search is a `match` on `contents`, so generated text is words and never a query language. Searches travel in
+`_msearch` batches, a few in flight at once. An answer is all or nothing: partial shards, a timed-out item or a status
+that is not 200 are failures. Hits are sorted by score and then by document id inside Elasticsearch, and only these two
+come back: no stored field is read.
+
+Three ways to search an expanded query:
+- weighted: one search, bool.should of the query (boost 1) and of all expansion words (boost `weight`); scores add up.
+- union: the query and each expansion are searched apart; documents in the order of their best rank in any list.
+- fusion: the same lists, reciprocal rank fusion (Cormack et al., SIGIR 2009): Σ 1 / (fusion_k + rank).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from elastic_transport import ConnectionError as EngineConnectionError
+from elastic_transport import SerializationError, TransportError
+from elasticsearch import ApiError, Elasticsearch
+
+from search_env.corpora import Ranking, rank_by_score
+from search_env.index import explain
+from streams.errors import SearchloopError, TransientError
+
+Mode = Literal["weighted", "union", "fusion"]
+Body = dict[str, Any]
+
+RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
+_FILTER = "responses.status,responses.error,responses.timed_out,responses._shards.failed,responses.hits.hits.sort"
+_HEADER = b'{"allow_partial_search_results":false}\n'  # An `_msearch` takes it per search, not as a parameter.
+_SORT = [{"_score": "desc"}, {"id": "asc"}]
+_RETRY_STATUS = frozenset({429, 502, 503, 504})
+
+
+class RetrievalError(SearchloopError, RuntimeError):
+    """A search failed; the same search will fail again until something is mended."""
+
+
+class EngineUnavailable(RetrievalError, TransientError):
+    """The search engine is down, overloaded or cut off; the same search may succeed later."""
+
+
+class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the raw and the expanded query are searched.
+
+    mode: see the module. weight: boost of the expansion words in mode "weighted"; tuned on `dev` for the policy, and
+    separately for every other method. fusion_k: Cormack's constant.
+    batch_searches: searches in one `_msearch`; in_flight: how many of those are under way at once.
+    item_retries: how often a single search that was refused (429, 503) is sent again, with growing pauses.
+    """
+
+    mode: Mode = "weighted"
+    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
+    fusion_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
+    batch_searches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
+    in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    item_retries: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5
+    item_pause_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
+
+
+class ExpandedQuery(NamedTuple):
+    """A query and the expansions that are searched with it; no expansions is the raw query."""
+
+    query: str
+    expansions: tuple[str, ...] = ()
+
+
+def expanded_query(
+    query: str, expansions: Sequence[str], *, mode: Mode = "weighted", weight: float = 0.8
+) -> list[dict[str, Any]]:
+    """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list."""
+    raw = {"match": {"contents": {"query": query}}}
+    if not expansions:
+        return [raw]
+    if mode == "weighted":
+        words = {"match": {"contents": {"query": " ".join(expansions), "boost": weight}}}
+        return [{"bool": {"should": [raw, words]}}]
+    return [raw, *({"match": {"contents": {"query": expansion}}} for expansion in expansions)]
+
+
+def search_body(query: dict[str, Any], *, size: int) -> Body:
+    """Return the body of one search: ids and scores of the best `size` documents, nothing else."""
+    return {
+        "query": query,
+        "size": size,
+        "sort": _SORT,
+        "_source": False,
+        "stored_fields": "_none_",
+        "track_total_hits": False,
+    }
+
+
+def union_of(rankings: Sequence[Ranking], *, size: int) -> Ranking:
+    """Merge rankings by each document's best rank, earlier lists first; scores are 1 / best rank."""
+    best: dict[str, tuple[int, int]] = {}
+    for number, ranking in enumerate(rankings):
+        for rank, document_id in enumerate(ranking.ids, start=1):
+            place = (rank, number)
+            if document_id not in best or place < best[document_id]:
+                best[document_id] = place
+    order = sorted(best, key=lambda document_id: (best[document_id], document_id))[:size]
+    return Ranking(order, [1.0 / best[document_id][0] for document_id in order])
+
+
+def fusion_of(rankings: Sequence[Ranking], *, size: int, fusion_k: int = 60) -> Ranking:
+    """Merge rankings by reciprocal rank fusion, Σ 1 / (fusion_k + rank); ties by document id."""
+    scores: dict[str, float] = {}
+    for ranking in rankings:
+        for rank, document_id in enumerate(ranking.ids, start=1):
+            scores[document_id] = scores.get(document_id, 0.0) + 1.0 / (fusion_k + rank)
+    merged = rank_by_score(list(scores), list(scores.values()))
+    return Ranking(merged.ids[:size], merged.scores[:size])
+
+
+class Retriever:
+    """Searches one index. Thread-safe; owns a small pool of threads, that `close` ends."""
+
+    def __init__(self, client: Elasticsearch, index: str, settings: RetrievalSettings) -> None:
+        """index: a versioned name, so that what was retrieved can be found again."""
+        self.client = client
+        self.index = index
+        self.settings = settings
+        self._pool = ThreadPoolExecutor(max_workers=settings.in_flight, thread_name_prefix="search")
+
+    def close(self) -> None:
+        """End the pool's threads; the client stays open."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def search_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> list[Ranking]:
+        """Return one ranking per query, in order.
+
+        Raises RetrievalError at the first search that failed, EngineUnavailable if the engine may come back.
+        """
+        rankings = []
+        for outcome in self.try_many(queries, size=size):
+            if isinstance(outcome, RetrievalError):
+                raise outcome
+            rankings.append(outcome)
+        return rankings
+
+    def try_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> list[Ranking | RetrievalError]:
+        """Return for each query its ranking, or the error that this one search met; never an empty ranking for one.
+
+        Raises EngineUnavailable if the engine is down or overloaded, because then nothing can be said of any query.
+        """
+        if not 1 <= size <= RESULT_WINDOW_MAX:
+            raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, was asked for {size}")
+        settings = self.settings
+        bodies: list[Body] = []
+        spans: list[tuple[int, int]] = []
+        for item in queries:
+            query, expansions = (item, ()) if isinstance(item, str) else item
+            found = expanded_query(query, expansions, mode=settings.mode, weight=settings.weight)
+            spans.append((len(bodies), len(bodies) + len(found)))
+            bodies.extend(search_body(each, size=size) for each in found)
+        answers = self.msearch(bodies)
+        outcomes: list[Ranking | RetrievalError] = []
+        for start, end in spans:
+            lists = answers[start:end]
+            failed = next((each for each in lists if isinstance(each, RetrievalError)), None)
+            if failed is not None:
+                outcomes.append(failed)
+            elif end - start == 1:
+                outcomes.append(lists[0])
+            else:
+                rankings = [each for each in lists if isinstance(each, Ranking)]
+                if settings.mode == "union":
+                    outcomes.append(union_of(rankings, size=size))
+                else:
+                    outcomes.append(fusion_of(rankings, size=size, fusion_k=settings.fusion_k))
+        return outcomes
+
+    def msearch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
+        """Search all bodies in batches, some in flight at once; answers in the order of the bodies."""
+        step = self.settings.batch_searches
+        batches = [bodies[start : start + step] for start in range(0, len(bodies), step)]
+        if len(batches) == 1:
+            return self._batch(batches[0])
+        return [answer for answers in self._pool.map(self._batch, batches) for answer in answers]
+
+    def _batch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
+        """Send one `_msearch`, and the refused searches of it again."""
+        answers: list[Ranking | RetrievalError | None] = [None] * len(bodies)
+        waiting = list(range(len(bodies)))
+        for attempt in range(self.settings.item_retries + 1):
+            if attempt:
+                pause = self.settings.item_pause_seconds * 2 ** (attempt - 1)
+                time.sleep(pause * random.uniform(0.5, 1.0))
+            items = self._send([bodies[position] for position in waiting])
+            refused: list[int] = []
+            complaint = ""
+            for position, item in zip(waiting, items, strict=True):
+                if item.get("status") in _RETRY_STATUS:
+                    refused.append(position)
+                    complaint = _reason(item)
+                else:
+                    answers[position] = _ranking(item)
+            if not refused:
+                return [answer for answer in answers if answer is not None]
+            waiting = refused
+        raise EngineUnavailable(
+            f"Elasticsearch refused {len(waiting)} of {len(bodies)} searches on '{self.index}' "
+            f"{self.settings.item_retries + 1} times: {complaint}"
+        )
+
+    def _send(self, bodies: Sequence[Body]) -> list[dict[str, Any]]:
+        lines = bytearray()
+        for body in bodies:
+            lines += _HEADER
+            lines += msgspec.json.encode(body)
+            lines += b"\n"
+        try:
+            answer = self.client.perform_request(
+                "POST",
+                f"/{self.index}/_msearch",
+                params={"filter_path": _FILTER},
+                headers={
+                    "accept": "application/vnd.elasticsearch+json; compatible-with=9",
+                    "content-type": "application/vnd.elasticsearch+x-ndjson; compatible-with=9",
+                },
+                body=bytes(lines),
+            ).body
+        except ApiError as error:
+            message = f"search on '{self.index}' failed: {explain(error)}"
+            if error.meta.status in _RETRY_STATUS:
+                raise EngineUnavailable(message) from error
+            if error.meta.status == 404:
+                raise RetrievalError(f"{message}. Run: searchloop index CORPUS") from error
+            raise RetrievalError(message) from error
+        except (EngineConnectionError, SerializationError, TransportError) as error:
+            raise EngineUnavailable(
+                f"Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+            ) from error
+        items = answer.get("responses") if isinstance(answer, dict) else None
+        if not isinstance(items, list) or len(items) != len(bodies):
+            raise EngineUnavailable(f"Elasticsearch cut its answer off: expected {len(bodies)} results in one batch")
+        return items
+
+
+def _ranking(item: dict[str, Any]) -> Ranking | RetrievalError:
+    """Read one item of an `_msearch` answer: all of it or an error."""
+    if item.get("status") != 200 or "error" in item:
+        return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
+    if item.get("timed_out") or item.get("_shards", {}).get("failed"):
+        return RetrievalError("search answered in part only (timed out, or a shard failed); a part is not an answer")
+    hits = item.get("hits", {}).get("hits", ())  # filter_path leaves an empty list out altogether.
+    return Ranking([hit["sort"][1] for hit in hits], [hit["sort"][0] for hit in hits])
+
+
+def _reason(item: dict[str, Any]) -> str:
+    error = item.get("error")
+    if not isinstance(error, dict):
+        return str(error or "no reason given")
+    causes = error.get("root_cause") or [error]
+    return f"{error.get('type', '')}: {causes[0].get('reason') or error.get('reason', '')}"[:400]
