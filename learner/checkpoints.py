@@ -25,6 +25,7 @@ from streams.topics import version_name
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+MANIFEST_SHA256 = "manifest.sha256"
 CURRENT = "CURRENT"
 OPTIMIZER = "optimizer.safetensors"
 
@@ -70,7 +71,9 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
         aside.mkdir()
         manifest = write_files(aside)
         files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+        content = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+        (aside / MANIFEST).write_bytes(content)
+        (aside / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
         for path in aside.iterdir():
             _sync(path)
         _sync(aside)
@@ -120,8 +123,11 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     Raises CheckpointError if a file is missing or has changed.
     """
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        content = (folder / MANIFEST).read_bytes()
+        manifest = msgspec.json.decode(content, type=Manifest)
         if verify:
+            if hashlib.sha256(content).hexdigest() != (folder / MANIFEST_SHA256).read_text(errors="replace").strip():
+                raise CheckpointError(f"checkpoint {folder.name}: {MANIFEST} is not what {MANIFEST_SHA256} says")
             for name, expected in manifest.files.items():
                 if (found := file_sha256(folder / name)) != expected:
                     raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,9 @@ from kafka.structs import OffsetAndMetadata
 from streams.codec import RECORD_BYTES_MAX
 from streams.errors import DeliveryError
 from streams.topics import TOPICS, topic_name
+
+EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
+COORDINATOR_SECONDS = 30.0
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,14 +148,31 @@ def connect_admin(settings: KafkaSettings) -> KafkaAdminClient:
         ) from error
 
 
+def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartition, int]:
+    """Return the offsets that a consumer group has committed.
+
+    Waits while the broker still elects the group's coordinator: the first group of a new cluster has none yet.
+    Raises KafkaError if that takes longer than `COORDINATOR_SECONDS`.
+    """
+    deadline = time.monotonic() + COORDINATOR_SECONDS
+    while True:
+        try:
+            found = admin.list_group_offsets({group: None}).get(group, {})
+            return {item: int(committed.offset) for item, committed in found.items()}
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def _seed_offsets(settings: KafkaSettings, topic: str, group: str) -> None:
+    partitions = partitions_of(settings, [topic])
     admin = connect_admin(settings)
     try:
-        committed = admin.list_group_offsets({group: None}).get(group, {})
-        partitions = partitions_of(settings, [topic])
+        committed = committed_offsets(admin, group)
         missing = [item for item in partitions if item not in committed]
         if missing:
-            begin = admin.list_partition_offsets(dict.fromkeys(missing, -2))
+            begin = admin.list_partition_offsets(dict.fromkeys(missing, EARLIEST))
             admin.alter_group_offsets(
                 group, {item: OffsetAndMetadata(begin[item].offset, "", -1) for item in missing}
             )

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import FencedInstanceIdError, KafkaError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from streams.codec import decode, encode
@@ -154,6 +154,8 @@ def poll(
             timeout_ms=int((settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds) * 1000),
             max_records=records_max or settings.records_max,
         )
+    except FencedInstanceIdError as error:
+        raise _fenced(consumer) from error
     except OffsetOutOfRangeError as error:
         raise DeliveryError(
             f"the log no longer holds the offsets to read next ({error}): retention was shorter than the lag. "
@@ -163,10 +165,17 @@ def poll(
 
 
 def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
-    """Commit the offset after the last of these records of each partition."""
+    """Commit the offset after the last of these records of each partition.
+
+    Raises DeliveryError if a worker of the same name has taken over: this one must stop.
+    """
     offsets = {TopicPartition(r.position.topic, r.position.partition): r.position.offset + 1 for r in records}
-    if offsets:
+    if not offsets:
+        return
+    try:
         consumer.commit({item: OffsetAndMetadata(offset, "", -1) for item, offset in offsets.items()})
+    except FencedInstanceIdError as error:
+        raise _fenced(consumer) from error
 
 
 def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -> list[tuple[Received, E]]:
@@ -234,6 +243,13 @@ def _received(record: Any) -> Received:
         key=record.key,
         value=record.value,
         headers=tuple((str(name), bytes(value or b"")) for name, value in record.headers or ()),
+    )
+
+
+def _fenced(consumer: KafkaConsumer) -> DeliveryError:
+    return DeliveryError(
+        f"another worker named {consumer.config['group_instance_id']!r} has joined {consumer.config['group_id']!r}; this one "
+        "stops. Give a further worker a name of its own: searchloop run … --worker 2"
     )
 
 

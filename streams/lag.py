@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
-from streams.clients import KafkaSettings, connect_admin, partitions_of
+from streams.clients import KafkaSettings, committed_offsets, connect_admin, partitions_of
 from streams.events import Reward
 from streams.topics import topic_name
 
@@ -40,11 +40,10 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
         ends = end_offsets(settings, partitions_of(settings, [topic]))
         admin = connect_admin(settings)
         try:
-            group = f"{run}.{stage}"
-            committed = admin.list_group_offsets({group: None}).get(group, {})
+            committed = committed_offsets(admin, f"{run}.{stage}")
         finally:
             admin.close()
-        behind = sum(end - (committed[item].offset if item in committed else 0) for item, end in ends.items())
+        behind = sum(end - committed.get(item, 0) for item, end in ends.items())
         lags.append(StageLag(stage=stage, topic=topic, records=behind))
     return lags
 

@@ -1,0 +1,179 @@
+"""Records on a real broker: in order, acknowledged, buried whole, fenced, and never silently skipped."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from streams.clients import (
+    KafkaSettings,
+    connect_admin,
+    connect_consumer,
+    connect_group_consumer,
+    connect_producer,
+    create_topics,
+)
+from streams.codec import decode
+from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, decode_or_bury, poll, with_retries
+from streams.errors import DeliveryError, TransientError
+from streams.events import DeadLetter, Request
+from streams.lag import end_offsets, stage_lags
+from streams.topics import topic_name
+
+DELIVERY = DeliverySettings(retry_first_seconds=0.01, retry_pause_seconds_max=0.05, retry_seconds_max=0.2)
+names = itertools.count()
+
+
+@pytest.fixture
+def kafka(local_services: object) -> KafkaSettings:
+    return KafkaSettings(bootstrap=local_services.kafka, partitions=2)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def run(kafka: KafkaSettings, unique_name: str) -> str:
+    create_topics(kafka, unique_name)
+    return unique_name
+
+
+@pytest.fixture
+def outbox(kafka: KafkaSettings, run: str) -> Iterator[Outbox]:
+    producer = connect_producer(kafka, client_id="test")
+    yield Outbox(producer, run, stage="generator", settings=DELIVERY)
+    producer.close()
+
+
+def request(run: str, number: int) -> Request:
+    return Request(request_id=str(number), run=run, query_id="q", query="x", index="i-1")
+
+
+def read_all(consumer: object, count: int, deadline: Callable[[], bool]) -> list[Received]:
+    records: list[Received] = []
+    while len(records) < count and not deadline():
+        records += poll(consumer, DELIVERY)  # type: ignore[arg-type]
+    return records
+
+
+def limit(seconds: float = 30) -> Callable[[], bool]:
+    timer = threading.Event()
+    threading.Timer(seconds, timer.set).start()
+    return timer.is_set
+
+
+def test_records_keep_their_order_and_a_group_goes_on_where_it_committed(
+    kafka: KafkaSettings, run: str, outbox: Outbox
+) -> None:
+    for number in range(20):
+        outbox.send(request(run, number), partition=0)
+    outbox.flush()
+    topic = topic_name(run, "requests")
+    first = connect_group_consumer(kafka, topic, group=f"{run}.generator", member="w", records_max=5)
+    records = poll_some(first)
+    commit(first, records)
+    done = len(records)
+    assert [r.position.offset for r in records] == list(range(done))
+    assert stage_lags(kafka, run)[0].records == 20 - done
+    # As after a kill -9: nobody says goodbye, and a worker of the same name takes its partitions back at once.
+    second = connect_group_consumer(kafka, topic, group=f"{run}.generator", member="w", records_max=5)
+    again = poll_some(second)
+    assert again[0].position.offset == done
+    with pytest.raises(DeliveryError, match="another worker named 'w'"):
+        while True:
+            poll(first, DELIVERY)
+            commit(first, records)
+    second.close()
+
+
+def poll_some(consumer: object) -> list[Received]:
+    return read_all(consumer, 1, limit())
+
+
+def test_what_is_no_event_is_buried_whole_and_the_stream_moves_on(
+    kafka: KafkaSettings, run: str, outbox: Outbox
+) -> None:
+    producer = connect_producer(kafka, client_id="stranger")
+    topic = topic_name(run, "requests")
+    headers = [("who", b"\x00\xff")]
+    producer.send(topic, value=b"\xff not json", key=b"k", headers=headers, partition=0)
+    producer.send(topic, value=None, key=b"tombstone", partition=0)
+    producer.flush()
+    producer.close()
+    outbox.send(request(run, 1), partition=0)
+    outbox.flush()
+    source = connect_consumer(kafka, {TopicPartition(topic, 0): None}, client_id="t", records_max=10)
+    good = decode_or_bury(read_all(source, 3, limit()), Request, outbox)
+    outbox.flush()
+    assert [event.request_id for _, event in good] == ["1"]
+    letters = connect_consumer(
+        kafka, {TopicPartition(topic_name(run, "dead-letters"), 0): None}, client_id="t", records_max=10
+    )
+    buried = [decode(record.value) for record in read_all(letters, 2, limit())]
+    assert all(isinstance(letter, DeadLetter) for letter in buried)
+    first, second = (letter for letter in buried if isinstance(letter, DeadLetter))
+    assert (first.value, first.key, first.headers) == (b"\xff not json", b"k", (("who", b"\x00\xff"),))
+    assert (first.source.offset, second.source.offset, second.value) == (0, 1, None)
+    assert "not an event" in first.error
+    source.close()
+    letters.close()
+
+
+def test_an_offset_that_retention_has_taken_stops_loudly(kafka: KafkaSettings, run: str, outbox: Outbox) -> None:
+    for number in range(5):
+        outbox.send(request(run, number), partition=0)
+    outbox.flush()
+    partition = TopicPartition(topic_name(run, "requests"), 0)
+    admin = connect_admin(kafka)
+    admin.delete_records({partition: 4})
+    admin.close()
+    consumer = connect_consumer(kafka, {partition: 1}, client_id="t", records_max=10)
+    with pytest.raises(DeliveryError, match="no longer holds the offsets"):
+        read_all(consumer, 1, limit())
+    consumer.close()
+
+
+def test_a_transient_failure_is_tried_again_and_past_the_limit_given_up(
+    kafka: KafkaSettings, run: str, outbox: Outbox
+) -> None:
+    partition = TopicPartition(topic_name(run, "requests"), 0)
+    consumer = connect_consumer(kafka, {partition: None}, client_id="t", records_max=10)
+    attempts = itertools.count(1)
+
+    def second_time() -> str:
+        if next(attempts) < 3:
+            raise TransientError("down")
+        return "scored"
+
+    def never() -> str:
+        raise TransientError("still down")
+
+    assert with_retries(second_time, lambda error: "given up", consumer, Stop(), DELIVERY) == "scored"
+    assert with_retries(never, lambda error: f"given up: {error}", consumer, Stop(), DELIVERY) == "given up: still down"
+    assert consumer.paused() == set()
+    stopped = Stop()
+    stopped.set()
+    assert with_retries(never, lambda error: "given up", consumer, stopped, DELIVERY) is None
+    consumer.close()
+
+
+def test_an_offset_once_committed_is_never_read_again_even_by_another_group_member(
+    kafka: KafkaSettings, run: str, outbox: Outbox
+) -> None:
+    for number in range(10):
+        outbox.send(request(run, number), partition=number % 2)
+    outbox.flush()
+    topic = topic_name(run, "requests")
+    assert sum(end_offsets(kafka, [TopicPartition(topic, 0), TopicPartition(topic, 1)]).values()) == 10
+    first = connect_group_consumer(kafka, topic, group=f"{run}.generator", member="a", records_max=100)
+    records = read_all(first, 10, limit())
+    assert len({(r.position.partition, r.position.offset) for r in records}) == 10
+    first.commit({TopicPartition(topic, p): OffsetAndMetadata(5, "", -1) for p in (0, 1)})
+    first.close()
+    second = connect_group_consumer(kafka, topic, group=f"{run}.generator", member="b", records_max=100)
+    outbox.send(request(run, 10), partition=0)
+    outbox.flush()
+    assert [r.position.offset for r in read_all(second, 1, limit())] == [5]
+    second.close()

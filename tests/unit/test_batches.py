@@ -1,0 +1,133 @@
+"""Batches are a pure function of the rewards log, and admission bounds staleness."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.batches import BatchAssembler, BatchSettings, admitted_requests
+from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
+
+SETTINGS = BatchSettings(groups=2, staleness_max=1)
+
+
+def reward(number: int, *, step: int = 0, scored: int = 2, split: str = "train") -> Reward:
+    outcomes = tuple(
+        Outcome(status="scored", valid=True, reward=float(index))
+        if index < scored
+        else Outcome(status="failed", valid=False, error="down")
+        for index in range(2)
+    )
+    completion = Completion(text="", token_ids=(1,), logprobs=(-0.1,), finish="stop")
+    return Reward(
+        group_id=f"group-{number}",
+        generation=Generation(
+            group_id=f"group-{number}",
+            request=Request(request_id=str(number), run="r", query_id="q", query="x", index="i-1", split=split),
+            source=Position(topic="r.requests", partition=0, offset=number),
+            policy=PolicyRef(lineage="1-a", step=step, sha256=""),
+            tokenizer_sha256="",
+            prompt_sha256="",
+            sampling=Sampling(candidates=2, temperature=0.9, tokens_max=4),
+            prompt_token_ids=(1,),
+            completions=(completion, completion),
+        ),
+        source=Position(topic="r.generations", partition=0, offset=number),
+        content_sha256="",
+        outcomes=outcomes,
+        index="i-1",
+        relevance_model="m",
+        reward_sha256="",
+    )
+
+
+def at(offset: int) -> Position:
+    return Position(topic="r.rewards", partition=0, offset=offset)
+
+
+def assembler(settings: BatchSettings = SETTINGS, recent: tuple[str, ...] = ()) -> BatchAssembler:
+    return BatchAssembler(settings, positions={}, requests_consumed={}, recent_groups=recent)
+
+
+def test_a_batch_is_the_next_groups_of_the_log() -> None:
+    waiting = assembler()
+    for number in range(3):
+        waiting.add(at(number), reward(number))
+    assert waiting.full
+    batch = waiting.take(step=0)
+    assert [r.group_id for r in batch.fresh] == ["group-0", "group-1"]
+    assert batch.positions == {0: 2}
+    assert batch.requests_consumed == {0: 2}
+    assert not waiting.full
+    assert waiting.recent_groups == ("group-0", "group-1")
+
+
+def test_a_group_that_comes_twice_is_taken_once() -> None:
+    waiting = assembler(recent=("group-9",))
+    for offset, number in enumerate([0, 0, 9, 1, 0]):
+        waiting.add(at(offset), reward(number))
+    batch = waiting.take(step=0)
+    assert [r.group_id for r in batch.fresh] == ["group-0", "group-1"]
+    assert batch.positions == {0: 4}
+
+
+def test_failed_and_expired_groups_take_their_place_and_teach_nothing() -> None:
+    waiting = assembler(BatchSettings(groups=4, staleness_max=1))
+    waiting.add(at(0), reward(0, step=3))
+    waiting.add(at(1), reward(1, step=3, scored=1))
+    waiting.add(at(2), reward(2, step=1))
+    waiting.add(at(3), reward(3, step=2))
+    batch = waiting.take(step=3)
+    assert [r.group_id for r in batch.fresh] == ["group-0", "group-3"]
+    assert batch.failed == ("group-1",)
+    assert batch.expired == ("group-2",)
+
+
+def test_only_training_requests_reach_the_learner() -> None:
+    waiting = assembler()
+    waiting.add(at(0), reward(0, split="test"))
+    assert waiting.empty
+
+
+def test_what_was_no_reward_still_moves_the_position() -> None:
+    waiting = assembler()
+    waiting.add(at(0), None)
+    waiting.add(at(1), reward(0))
+    waiting.add(at(2), reward(1))
+    assert waiting.take(step=0).positions == {0: 3}
+
+
+@given(st.lists(st.integers(0, 12), max_size=60), st.integers(0, 59))
+def test_stopping_anywhere_and_going_on_gives_the_same_batches(numbers: list[int], cut: int) -> None:
+    settings = BatchSettings(groups=3, staleness_max=1)
+
+    def batches(waiting: BatchAssembler, start: int) -> list[tuple[str, ...]]:
+        found = []
+        for offset, number in list(enumerate(numbers))[start:]:
+            waiting.add(at(offset), reward(number))
+            if waiting.full:
+                found.append(tuple(r.group_id for r in waiting.take(step=0).fresh))
+        return found
+
+    whole = batches(assembler(settings), 0)
+    first = assembler(settings)
+    done, position, consumed, recent = [], {0: 0}, {}, ()
+    for offset, number in list(enumerate(numbers))[:cut]:
+        first.add(at(offset), reward(number))
+        if first.full:
+            batch = first.take(step=0)
+            done.append(tuple(r.group_id for r in batch.fresh))
+            position, consumed, recent = batch.positions, batch.requests_consumed, first.recent_groups
+    resumed = BatchAssembler(settings, positions=position, requests_consumed=consumed, recent_groups=recent)
+    assert done + batches(resumed, position[0]) == whole
+
+
+def test_admission_keeps_requests_in_flight_below_the_staleness_limit() -> None:
+    on_policy = BatchSettings(groups=16, staleness_max=0)
+    assert admitted_requests(on_policy, taken={0: 0}, consumed={}, partitions_total=1) == 16
+    assert admitted_requests(on_policy, taken={0: 16}, consumed={}, partitions_total=1) == 0
+    assert admitted_requests(on_policy, taken={0: 16}, consumed={0: 16}, partitions_total=1) == 16
+    ahead = BatchSettings(groups=16, staleness_max=2)
+    assert admitted_requests(ahead, taken={0: 40}, consumed={0: 16}, partitions_total=1) == 24
+    assert admitted_requests(ahead, taken={0: 8}, consumed={}, partitions_total=4) == 4
+    assert admitted_requests(ahead, taken={0: 99}, consumed={}, partitions_total=1) == 0

@@ -1,0 +1,97 @@
+"""A checkpoint exists whole or not at all, and a damaged one is noticed and passed over."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from learner.checkpoints import (
+    CheckpointError,
+    Manifest,
+    load_current,
+    new_lineage,
+    prune_checkpoints,
+    read_manifest,
+    save_checkpoint,
+)
+from streams.events import PolicyRef
+
+
+def save(root: Path, step: int, weights: bytes = b"weights", lineage: str = "1-a") -> Path:
+    manifest = Manifest(policy=PolicyRef(lineage=lineage, step=step, sha256="x"), parent=None, positions={0: step})
+
+    def write(folder: Path) -> Manifest:
+        (folder / "model.safetensors").write_bytes(weights + str(step).encode())
+        return manifest
+
+    return save_checkpoint(root, manifest.policy, write)
+
+
+def test_current_is_the_last_one_saved(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    second = save(tmp_path, 2)
+    folder, manifest = load_current(tmp_path)
+    assert folder == second
+    assert manifest.positions == {0: 2}
+    assert set(manifest.files) == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+def test_a_flipped_byte_is_noticed_and_the_one_before_is_used(tmp_path: Path, file: str) -> None:
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    content = bytearray((second / file).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (second / file).write_bytes(content)
+    assert load_current(tmp_path)[0] == first
+
+
+@pytest.mark.parametrize("current", ["", "nothing-here-000009", "../../etc", "\udcff"])
+def test_a_damaged_current_falls_back_to_the_newest_whole_checkpoint(tmp_path: Path, current: str) -> None:
+    newest = save(tmp_path, 3)
+    (tmp_path / "CURRENT").write_bytes(os.fsencode(current))
+    assert load_current(tmp_path)[0] == newest
+
+
+def test_without_a_whole_checkpoint_the_error_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="searchloop train"):
+        load_current(tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_as_current(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+
+    def write(folder: Path) -> Manifest:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="disk is full"):
+        save_checkpoint(tmp_path, PolicyRef(lineage="1-a", step=2, sha256=""), write)
+    assert load_current(tmp_path)[0] == first
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_what_was_killed_while_writing_is_never_loaded(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+    aside = tmp_path / ".1-a-000002.123.part"
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"half")
+    assert load_current(tmp_path)[0] == first
+
+
+def test_pruning_keeps_the_newest_the_warmed_up_and_every_nth(tmp_path: Path) -> None:
+    for step in range(12):
+        save(tmp_path, step)
+    retired = prune_checkpoints(tmp_path, keep=2, keep_every=5)
+    kept = sorted(read_manifest(path, verify=True).policy.step for path in tmp_path.glob("1-*"))
+    assert kept == [0, 5, 10, 11]
+    assert sorted(manifest.policy.step for manifest in retired) == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_every_resume_gets_a_lineage_of_its_own() -> None:
+    first = new_lineage(None)
+    assert first.startswith("1-")
+    assert new_lineage(first).startswith("2-")
+    assert new_lineage(first) != new_lineage(first)

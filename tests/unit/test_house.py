@@ -1,0 +1,50 @@
+"""The shape of the house: which package may import which, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT = {
+    "streams": set(),
+    "learner": {"streams"},
+    "search_env": {"streams"},
+    "storage": {"streams"},
+    "infra": {"streams", "learner", "search_env", "storage"},
+}
+MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported_packages(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found & set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_imports_only_those_below_it(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    assert imported_packages(path) <= MAY_IMPORT[package] | {package}
+
+
+def test_events_load_without_torch_and_without_kafka() -> None:
+    code = "import sys, streams.events; sys.exit(any(name in sys.modules for name in ('torch', 'kafka', 'duckdb')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_storage_loads_without_torch() -> None:
+    code = "import sys, storage.workers, storage.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_package_but_tests_is_in_the_wheel() -> None:
+    assert 'packages = ["streams", "learner", "search_env", "storage", "infra"]' in (ROOT / "pyproject.toml").read_text()
