@@ -47,6 +47,9 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = "token"
     correction_cap: Annotated[float, msgspec.Meta(ge=1, le=100, description="the largest off-policy weight")] = 2.0
     kl_weight: Annotated[float, msgspec.Meta(ge=0, le=10, description="β, weight of the KL to the reference")] = 0.0
+    kl_unbiased: Annotated[
+        bool, msgspec.Meta(description="weight the KL by π/π_old, so that its gradient is the reverse KL's own")
+    ] = True
     entropy_weight: Annotated[
         float, msgspec.Meta(ge=0, le=1, description="weight of the mean entropy in nats; 0.01 cost validity in a pilot")
     ] = 0.0
@@ -148,7 +151,8 @@ def policy_objective(
     behaviour_logprobs: as logged by the sampler. reference_logprobs: needed if kl_weight > 0. advantages: [N].
 
     −(surrogate · correction − β·KL) per token, weighted by `weights.loss`, less the entropy bonus.
-    KL: k3 of Schulman (joschu.net/blog/kl-approx.html), GRPO eq. 4: π_ref/π − log(π_ref/π) − 1; we do not differ.
+    KL: k3 of Schulman (joschu.net/blog/kl-approx.html), GRPO eq. 4: π_ref/π − log(π_ref/π) − 1. We differ: its gradient
+    is not that of KL(π‖π_ref) even on-policy, so by default it is weighted by π/π_old, DeepSeek-V3.2 (arXiv:2512.02556).
     """
     advantage = advantages[:, None].to(logprobs.dtype)  # [N, 1]
     if settings.correction == "none":
@@ -176,7 +180,8 @@ def policy_objective(
             raise ValueError("kl_weight > 0 needs the reference policy's log-probabilities, got None")
         difference = reference_logprobs.detach() - logprobs
         reference_kl = difference.exp() - difference - 1
-        per_token = per_token + settings.kl_weight * reference_kl
+        weighted_kl = reference_kl * ratios if settings.kl_unbiased else reference_kl
+        per_token = per_token + settings.kl_weight * weighted_kl
     loss = (per_token * weights.loss).sum()
     if settings.entropy_weight > 0:
         loss = loss - settings.entropy_weight * (entropies * weights.entropy).sum()
