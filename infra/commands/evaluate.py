@@ -1,0 +1,162 @@
+"""`searchloop evaluate`: the measures of run files, with intervals, and what they gain over a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from search_env.corpora import load_qrels, read_run
+from storage.errors import EvaluationError
+from storage.evaluation.comparison import Interval
+from storage.evaluation.measures import MEASURES
+from storage.evaluation.tables import Difference, Evaluation, EvaluationSettings, evaluate_runs
+
+Scores = dict[str, dict[str, float]]
+
+
+@click.command()
+@click.argument("run_files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--qrels", "qrels_file", required=True, type=click.Path(path_type=Path), help="Judgments: TREC or BEIR.")
+@click.option("--baseline", "baseline_file", type=click.Path(path_type=Path), help="The run to compare with.")
+@click.option(
+    "--relevance",
+    "relevance_file",
+    type=click.Path(path_type=Path),
+    help="Relevance-model scores of the documents in every top 10, as a run file; adds the relevance gain.",
+)
+@click.option("--measures", default=",".join(MEASURES), show_default=True, help="Names, separated by commas.")
+@click.option("--relevant-grade", default=1, show_default=True, help="The least grade that counts as relevant.")
+@click.option("--samples", default=10_000, show_default=True, help="Bootstrap draws.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
+@click.option("--judged-queries-only", is_flag=True, help="Leave out queries of a run that the qrels do not judge.")
+@click.option("--per-query", is_flag=True, help="With --json: every query's values too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def evaluate(
+    run_files: tuple[Path, ...],
+    qrels_file: Path,
+    baseline_file: Path | None,
+    relevance_file: Path | None,
+    measures: str,
+    relevant_grade: int,
+    samples: int,
+    seed: int,
+    judged_queries_only: bool,
+    per_query: bool,
+    as_json: bool,
+) -> None:
+    """Measure run files against judgments, offline.
+
+    \b
+    Every number has a 95 % interval (bootstrap by query). With --baseline, each run is compared with it, paired by
+    query, and p is corrected for the number of measures (Holm).
+
+    \b
+    Example:
+      searchloop evaluate raw.run policy.run --qrels qrels.tsv --baseline raw.run
+    """
+    settings = _settings(measures, relevant_grade, samples, seed)
+    qrels = load_qrels(qrels_file)
+    files = list(dict.fromkeys([*([baseline_file] if baseline_file else []), *run_files]))
+    runs = {str(file): _load_run(file) for file in files}
+    if judged_queries_only:
+        runs = {name: {query: of for query, of in run.items() if query in qrels} for name, run in runs.items()}
+    for name, run in runs.items():
+        _check(name, run, qrels, qrels_file)
+    evaluation = evaluate_runs(
+        runs,
+        qrels,
+        baseline=str(baseline_file) if baseline_file else None,
+        relevance=_load_run(relevance_file) if relevance_file else None,
+        settings=settings,
+    )
+    if as_json:
+        click.echo(to_json(evaluation, per_query=per_query))
+    else:
+        print_evaluation(evaluation, Console())
+
+
+def to_json(evaluation: Evaluation, *, per_query: bool = False) -> str:
+    """Return the evaluation as JSON with sorted keys: the same evaluation always gives the same bytes."""
+    value = msgspec.to_builtins(evaluation)
+    if not per_query:
+        for run in value["runs"]:
+            del run["per_query"]
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted")).decode()
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print one table of what each run reaches and, with a baseline, one of what it gains."""
+    console.print(
+        f"{evaluation.queries} queries, {evaluation.judgments} judgments; "
+        f"{evaluation.settings.confidence:.0%} intervals from {evaluation.settings.samples:,} draws by query"
+    )
+    if evaluation.without_relevant:
+        console.print(f"{evaluation.without_relevant} queries have no relevant document and score 0 in every run")
+    table = Table("run", *evaluation.settings.measures, title="reached")
+    for run in evaluation.runs:
+        table.add_row(run.name, *(_cell(run.measures[name]) for name in evaluation.settings.measures))
+        if run.unanswered:
+            table.add_row(f"  [yellow]{run.unanswered} of {run.queries} queries unanswered: 0[/yellow]")
+    console.print(table)
+    for run in evaluation.runs:
+        if not run.differences:
+            continue
+        table = Table("measure", "difference", "p", "p (Holm)", title=f"{run.name} against {evaluation.baseline}")
+        for name, difference in run.differences.items():
+            table.add_row(*_row(name, difference))
+        console.print(table)
+
+
+def _row(name: str, difference: Difference) -> tuple[str, str, str, str]:
+    interval = difference.interval
+    if interval.value is None or interval.low is None or interval.high is None:
+        return name, "not defined: the baseline finds nothing", "", ""
+    shown = (
+        f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+        if name.endswith("gain")
+        else f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    )
+    if difference.p_holm is None:
+        return name, shown, "", ""
+    colour = "" if difference.p_holm >= 0.05 else ("[green]" if interval.value > 0 else "[red]")
+    return name, f"{colour}{shown}", f"{interval.p:.4f}", f"{difference.p_holm:.4f}"
+
+
+def _cell(interval: Interval) -> str:
+    return f"{interval.value:.4f} [dim]\\[{interval.low:.4f}, {interval.high:.4f}][/dim]"
+
+
+def _settings(measures: str, relevant_grade: int, samples: int, seed: int) -> EvaluationSettings:
+    names = tuple(dict.fromkeys(name.strip() for name in measures.split(",") if name.strip()))
+    if not names:
+        raise EvaluationError("--measures: expected at least one name, got none; for example nDCG@10,R@100")
+    try:
+        return msgspec.convert(
+            {"measures": names, "relevant_grade": relevant_grade, "samples": samples, "seed": seed}, EvaluationSettings
+        )
+    except msgspec.ValidationError as error:
+        raise EvaluationError(f"options: {error}") from error
+
+
+def _load_run(file: Path) -> Scores:
+    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in read_run(file).items()}
+
+
+def _check(name: str, run: Scores, qrels: dict[str, dict[str, int]], qrels_file: Path) -> None:
+    if not run:
+        raise EvaluationError(f"{name}: expected at least one judged ranking, got none; check the file")
+    strangers = sorted(set(run) - set(qrels))
+    if len(strangers) == len(run):
+        raise EvaluationError(
+            f"{name}: none of its {len(run)} queries is judged in {qrels_file} (the run has '{strangers[0]}', "
+            f"the qrels have '{min(qrels)}'); give the qrels that belong to the run"
+        )
+    if strangers:
+        raise EvaluationError(
+            f"{name}: {len(strangers)} of its {len(run)} queries are not judged in {qrels_file} ('{strangers[0]}' …); "
+            "give the qrels that belong to the run, or add --judged-queries-only to leave these out"
+        )

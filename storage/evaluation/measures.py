@@ -1,0 +1,110 @@
+"""The measures of one run, query by query, computed by `ir_measures` (trec_eval's own code) on one order of documents.
+
+The order is score descending, then document id ascending, as in the search itself. trec_eval breaks ties by document id
+*descending*, and other providers in other ways, so every provider is given the ranks in place of the scores.
+
+Pinned: the gain of a document in nDCG is max(grade, 0), linear as in trec_eval, discounted by log2(rank + 1); a
+document is relevant from `relevant_grade` on; an unjudged one is not relevant. A judged query without a ranking is 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import ir_measures
+from ir_measures.providers import FallbackProvider
+from ir_measures.providers.judged_provider import JudgedProvider
+from ir_measures.providers.msmarco_provider import MsMarcoProvider
+from ir_measures.providers.pytrec_eval_provider import PytrecEvalProvider
+
+from storage.errors import EvaluationError
+from storage.evaluation.precision import recall_at_precision
+
+Run = Mapping[str, Mapping[str, float]]
+Qrels = Mapping[str, Mapping[str, int]]
+Values = dict[str, float]  # query id → value
+
+MEASURES = ("nDCG@10", "RR@10", "R@100", "R@90P", "Judged@10")
+
+# No more than these, and no cutoff of 0: trec_eval ends the whole process when it gets one.
+_KNOWN = re.compile(r"(nDCG|AP|RR|Rprec)|(nDCG|AP|RR|R|P|Success|Judged)@[1-9][0-9]{0,5}")
+_RECALL_AT_PRECISION = re.compile(r"R@([1-9][0-9]?|100)P")
+
+
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Return document ids, best first: score descending, ties by id ascending."""
+    return sorted(scores, key=lambda document: (-scores[document], document))
+
+
+def measure_run(
+    run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES, *, relevant_grade: int = 1
+) -> dict[str, Values]:
+    """Return {measure: {query id: value}} for every query of the qrels, in the order of query ids.
+
+    measures: "nDCG", "AP" or "RR", with a cutoff ("nDCG@10") or without; "Rprec"; "R", "P", "Success" or "Judged" with
+    one ("R@100"), all in the spelling of ir_measures; or "R@90P", recall at 90 % precision (see `precision`).
+    relevant_grade: the least grade that counts as relevant, where a measure knows only relevant or not.
+    Raises EvaluationError if a measure is unknown, or if the run has a query that the qrels do not judge.
+    """
+    check_queries(run, qrels)
+    queries = sorted(qrels)
+    standard = {name: _parsed(name, relevant_grade) for name in measures if not _RECALL_AT_PRECISION.fullmatch(name)}
+    table = {name: dict.fromkeys(queries, 0.0) for name in measures}
+    if standard:
+        # A fresh list of providers: the default one also holds a Perl program and pure-Python rewrites of trec_eval.
+        provider = FallbackProvider([PytrecEvalProvider(), JudgedProvider(), MsMarcoProvider()])
+        # trec_eval knows no negative grades; whether a document is judged at all does not depend on the grade.
+        grades = {query: {document: max(grade, 0) for document, grade in of.items()} for query, of in qrels.items()}
+        ranks = {query: _rank_scores(scores) for query, scores in run.items() if scores}
+        found = provider.iter_calc(list(standard.values()), grades, ranks)
+        names: dict[str, list[str]] = {}
+        for name, measure in standard.items():
+            names.setdefault(str(measure), []).append(name)
+        for metric in found:
+            for name in names[str(metric.measure)]:
+                table[name][metric.query_id] = float(metric.value)
+    for name in measures:
+        if match := _RECALL_AT_PRECISION.fullmatch(name):
+            share = int(match[1]) / 100
+            for query in queries:
+                table[name][query] = recall_at_precision(
+                    run.get(query, {}), qrels[query], precision=share, relevant_grade=relevant_grade
+                )
+    return table
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Return the mean over queries, summed in the order of query ids so that the last bit is always the same."""
+    return sum(values[query] for query in sorted(values)) / len(values) if values else 0.0
+
+
+def check_queries(run: Run, qrels: Qrels) -> None:
+    """Raise EvaluationError if there is no judged query, or if the run has queries that nobody judged."""
+    if not qrels:
+        raise EvaluationError("expected judgments for at least one query, got none; check the qrels file")
+    if strangers := sorted(set(run) - set(qrels)):
+        raise EvaluationError(
+            f"{len(strangers)} of {len(run)} queries in the run have no judgments ({_some(strangers)}); "
+            "use the qrels that belong to it, or leave these queries out"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _rank_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    return {document: -float(rank) for rank, document in enumerate(ranked(scores))}
+
+
+def _parsed(name: str, relevant_grade: int) -> ir_measures.Measure:
+    if not _KNOWN.fullmatch(name):
+        raise EvaluationError(
+            "measure: expected nDCG@k, RR@k, R@k, P@k, AP@k, Success@k, Judged@k with k from 1 on, Rprec, or R@90P; "
+            f"got {name!r}"
+        )
+    measure = ir_measures.parse_measure(name)
+    if "rel" in measure.SUPPORTED_PARAMS and relevant_grade != 1:
+        measure = measure(rel=relevant_grade)
+    return measure
