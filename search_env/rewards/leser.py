@@ -1,0 +1,100 @@
+"""The LESER reward of one set of expansions, r(Y) = r_rel(Y) + λ · r_size(Y), relative to the raw query.
+
+LESER (arXiv:2509.05570) pays an expansion set for the mean relevance of the top-k that it retrieves together with the
+query, and for how many documents it adds, both measured against what the query retrieves alone; an output in the wrong
+format is worth 0. The paper leaves the normalisation open; here it is
+
+    r_rel  = clip( (mean relevance of the union's top-k − that of the raw top-k) / max(that of the raw top-k, ε) )
+    r_size = clip( (|union| − |raw|) / max(|raw|, 1) )                                  both clipped to [−1, 2]
+    r      = format_bonus + r_rel + λ · r_size − term_cost · terms                      valid
+    r      = 0                                                                          invalid
+
+where |raw| is the number of documents in the raw query's top `size_depth`, and |union| that of the distinct documents
+in the two lists cut there: an OR over words matches most of a catalogue, so that uncut sizes say nothing.
+
+Where we differ: a list shorter than k counts the missing documents with relevance 0 (the paper's mean over what was
+found would pay for retrieving less); the clips, ε, the bonus and the cost are ours. The bonus is there because without
+it an invalid text (0) beats a valid one that lowers relevance (< 0), and a policy learns to write rubbish. The defaults
+of `format_bonus` 0.2 and λ 0.1 are those of a pilot that learned; the paper's own reward is `format_bonus = 0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+CLIP_LOW, CLIP_HIGH = -1.0, 2.0
+
+
+class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The weights and depths of the reward.
+
+    size_weight: λ. relevance_weight: 0 leaves r_size alone (an ablation).
+    relevance_depth: k, documents whose relevance is averaged. size_depth: documents of each list that count.
+    relevance_floor: ε, so that a raw query that finds nothing relevant does not turn every hit into an infinite gain.
+    """
+
+    size_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.1
+    relevance_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
+    relevance_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    size_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    relevance_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    format_bonus: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    term_cost: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class Measured(NamedTuple):
+    """What was measured about one expansion set.
+
+    raw_relevance, union_relevance: relevance in [0, 1] of the documents of either list, best rank first; what lies
+    beyond `relevance_depth` is not looked at. raw_size, union_size: documents, as the module says. terms: words added.
+    """
+
+    raw_relevance: Sequence[float]
+    union_relevance: Sequence[float]
+    raw_size: int
+    union_size: int
+    terms: int
+
+
+def leser_reward(measured: Measured, settings: LeserSettings) -> tuple[float, dict[str, float]]:
+    """Return the reward of a valid expansion set, and each part of it by name, before weighting.
+
+    The parts: relevance (r_rel), size (r_size), raw_relevance and union_relevance (the two means), raw_size,
+    union_size, terms, valid (1).
+    """
+    raw = _mean_relevance(measured.raw_relevance, settings.relevance_depth)
+    union = _mean_relevance(measured.union_relevance, settings.relevance_depth)
+    relevance = _clip((union - raw) / max(raw, settings.relevance_floor))
+    size = _clip((measured.union_size - measured.raw_size) / max(measured.raw_size, 1))
+    reward = (
+        settings.format_bonus
+        + settings.relevance_weight * relevance
+        + settings.size_weight * size
+        - settings.term_cost * measured.terms
+    )
+    return reward, {
+        "relevance": relevance,
+        "size": size,
+        "raw_relevance": raw,
+        "union_relevance": union,
+        "raw_size": float(measured.raw_size),
+        "union_size": float(measured.union_size),
+        "terms": float(measured.terms),
+        "valid": 1.0,
+    }
+
+
+def invalid_reward() -> tuple[float, dict[str, float]]:
+    """Return the reward of a text in the wrong format: 0, and nothing was measured."""
+    return 0.0, {"valid": 0.0}
+
+
+def _mean_relevance(relevance: Sequence[float], depth: int) -> float:
+    return float(sum(relevance[:depth])) / depth
+
+
+def _clip(value: float) -> float:
+    return min(max(value, CLIP_LOW), CLIP_HIGH)

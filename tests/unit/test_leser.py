@@ -1,0 +1,77 @@
+"""The LESER reward against a page worked by hand."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
+
+PAPER = LeserSettings(relevance_depth=4, relevance_floor=0.1, format_bonus=0.0)
+
+
+def test_a_page_worked_by_hand() -> None:
+    # Raw top-4: relevance .8 .4 0 0 → mean .3. Union: .8 .8 .4 .4 → mean .6. r_rel = (.6 − .3) / .3 = 1.
+    # Sizes 100 → 150: r_size = .5. r = 1 + .1 · .5 = 1.05.
+    reward, parts = leser_reward(Measured([0.8, 0.4, 0.0, 0.0], [0.8, 0.8, 0.4, 0.4], 100, 150, 3), PAPER)
+    assert reward == pytest.approx(1.05)
+    assert parts == pytest.approx(
+        {
+            "relevance": 1.0,
+            "size": 0.5,
+            "raw_relevance": 0.3,
+            "union_relevance": 0.6,
+            "raw_size": 100.0,
+            "union_size": 150.0,
+            "terms": 3.0,
+            "valid": 1.0,
+        }
+    )
+
+
+def test_the_bonus_and_the_cost_of_terms_are_added_after_the_parts() -> None:
+    settings = msgspec.structs.replace(PAPER, format_bonus=0.2, term_cost=0.01)
+    measured = Measured([0.8, 0.4, 0.0, 0.0], [0.8, 0.8, 0.4, 0.4], 100, 150, 3)
+    assert leser_reward(measured, settings)[0] == pytest.approx(1.05 + 0.2 - 0.03)
+
+
+def test_expansions_that_change_nothing_are_worth_the_bonus_alone() -> None:
+    reward, parts = leser_reward(Measured([0.5, 0.5], [0.5, 0.5], 2, 2, 0), LeserSettings())
+    assert reward == LeserSettings().format_bonus
+    assert parts["relevance"] == parts["size"] == 0.0
+
+
+def test_a_raw_query_that_finds_nothing_is_measured_against_the_floor() -> None:
+    reward, parts = leser_reward(Measured([], [0.2, 0.2], 0, 2, 1), PAPER)
+    # mean .1 over k = 4, (.1 − 0) / .1 = 1; size (2 − 0) / max(0, 1) = 2.
+    assert parts["relevance"] == pytest.approx(1.0)
+    assert parts["size"] == pytest.approx(2.0)
+    assert reward == pytest.approx(1.2)
+
+
+def test_a_shorter_list_is_not_better_than_a_longer_one() -> None:
+    _, longer = leser_reward(Measured([0.5], [0.9, 0.1], 1, 2, 1), PAPER)
+    _, shorter = leser_reward(Measured([0.5], [0.9], 1, 1, 1), PAPER)
+    assert longer["relevance"] > shorter["relevance"]
+
+
+def test_both_parts_are_clipped() -> None:
+    _, high = leser_reward(Measured([0.1] * 4, [1.0] * 4, 10, 1000, 1), PAPER)
+    _, low = leser_reward(Measured([1.0] * 4, [0.0] * 4, 10, 0, 1), PAPER)
+    assert (high["relevance"], high["size"]) == (2.0, 2.0)
+    assert (low["relevance"], low["size"]) == (-1.0, -1.0)
+
+
+def test_an_invalid_text_is_worth_nothing() -> None:
+    assert invalid_reward() == (0.0, {"valid": 0.0})
+
+
+UNIT = st.floats(min_value=0, max_value=1, allow_nan=False)
+
+
+@given(st.lists(UNIT, max_size=30), st.lists(UNIT, max_size=30), st.integers(0, 100), st.integers(0, 200))
+def test_the_reward_is_bounded(raw: list[float], union: list[float], raw_size: int, union_size: int) -> None:
+    reward, _ = leser_reward(Measured(raw, union, raw_size, union_size, 0), LeserSettings())
+    assert 0.2 - 1 - 0.1 <= reward <= 0.2 + 2 + 0.2
