@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 from learner.packing import Candidate, Group
+from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
+
+POLICY = PolicyRef(lineage="1-test", step=0, sha256="")
 
 
 def random_llama(
@@ -49,23 +53,72 @@ def random_group(
     temperature: float = 1.0,
     opener_ids: frozenset[int] = frozenset(),
 ) -> Group:
-    """Return a group of random tokens, behaviour log-probabilities and advantages."""
+    """Return a group of random tokens and behaviour log-probabilities, with advantages of mean 0."""
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, vocabulary, (count,), generator=generator).tolist())
 
+    advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64)
     return Group(
         prompt_ids=ids(prompt),
         candidates=tuple(
             Candidate(
                 token_ids=ids(length),
                 logprobs=tuple((-4 - torch.rand(length, generator=generator)).tolist()),
-                advantage=float(torch.randn((), generator=generator)),
+                advantage=advantage,
             )
-            for length in lengths
+            for length, advantage in zip(lengths, (advantages - advantages.mean()).tolist(), strict=True)
         ),
         temperature=temperature,
         opener_ids=opener_ids,
+    )
+
+
+def reward_event(
+    group_id: str,
+    group: Group,
+    *,
+    rewards: Sequence[float | None] | None = None,
+    valid: bool = True,
+    expansions: tuple[str, ...] = ("red shoe", "boot"),
+    policy: PolicyRef = POLICY,
+) -> Reward:
+    """Return the event that gives the group; its rewards are the advantages (of mean 0) unless told otherwise."""
+    values = [candidate.advantage for candidate in group.candidates] if rewards is None else rewards
+    position = Position(topic="generations", partition=0, offset=0)
+    generation = Generation(
+        group_id=group_id,
+        request=Request(request_id=group_id, run="test", query_id="q", query="shoe", index="i-1"),
+        source=position,
+        policy=policy,
+        tokenizer_sha256="",
+        prompt_sha256="",
+        sampling=Sampling(
+            candidates=len(group.candidates),
+            temperature=group.temperature,
+            tokens_max=64,
+            no_repeat=bool(group.opener_ids),
+        ),
+        prompt_token_ids=group.prompt_ids,
+        completions=tuple(
+            Completion(text="", token_ids=candidate.token_ids, logprobs=candidate.logprobs, finish="stop")
+            for candidate in group.candidates
+        ),
+    )
+    return Reward(
+        group_id=group_id,
+        generation=generation,
+        source=position,
+        content_sha256="",
+        outcomes=tuple(
+            Outcome(status="failed", valid=False, error="down")
+            if value is None
+            else Outcome(status="scored", valid=valid, reward=value, expansions=expansions)
+            for value in values
+        ),
+        index="i-1",
+        relevance_model="test",
+        reward_sha256="",
     )
 
 
