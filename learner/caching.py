@@ -1,15 +1,14 @@
 """A key-value cache that leaves room for the answer.
 
 transformers' DynamicCache copies the whole cache for every token: 70 % of the time of sampling 128 short answers from
-the tiny policy. Here each layer's block is allocated once, when the prompts' cache is repeated for their candidates, and
-a new token is written into its place.
+the tiny policy. Here each layer's block is allocated once, when the prompts' cache is repeated for their candidates,
+and a new token is written into its place.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -23,6 +22,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.keys: Tensor
+        self.values: Tensor
         self.length = 0
         self.room = 0
 

@@ -88,7 +88,9 @@ class TransformersSampler:
         device = next(self._model.parameters()).device
         rows = len(prompts) * drawn  # N
         uniforms = draw_uniforms(seeds, candidates=drawn, tokens=sampling.tokens_max).to(device)  # [N, T]
-        logits, cache, mask, position = self._forward_prompts(prompts, drawn, sampling.tokens_max, device)  # [N, V], …, [N, P], [N]
+        logits, cache, mask, position = self._forward_prompts(
+            prompts, drawn, sampling.tokens_max, device
+        )  # [N, V], …, [N, P], [N]
 
         tokens = torch.full((rows, sampling.tokens_max), -1, dtype=torch.long, device=device)  # [N, T]
         logprobs = torch.zeros((rows, sampling.tokens_max), dtype=torch.float32, device=device)  # [N, T]

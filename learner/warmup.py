@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from learner.policy import Policy, save_policy
 from learner.sampling import TransformersSampler
@@ -96,7 +97,10 @@ def warm_up(
     dev = list(dev_pairs[: settings.dev_pairs_max])
     trainer = _trainer(policy, pairs, settings)
     model = trainer.model
-    started, epochs, best, stopped = time.monotonic(), [], None, "epochs"
+    started = time.monotonic()
+    epochs: list[WarmupEpoch] = []
+    best: dict[str, Tensor] | None = None
+    stopped = "epochs"
 
     class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no stubs
         """Reports each step, looks at the dev pairs after each epoch, and stops the trainer."""
@@ -155,6 +159,19 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no stubs
+        """Applies the vocabulary to the answer's positions alone.
+
+        TRL 1.16 applies it to every position and masks afterwards: with a short answer behind a long prompt that was
+        75 % of the tiny policy's step. Same loss, mean over the answer tokens (tests/unit/test_warmup.py).
+        """
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            loss, count = answer_loss(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            return loss / (count if num_items_in_batch is None else num_items_in_batch)
+
     rows = [encode_pair(policy, pair, tokens_max=settings.tokens_max) for pair in pairs]
     # The folder is never written to (save_strategy "no"), but the trainer wants one.
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,12 +195,24 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
             dataloader_num_workers=0,
             eos_token=policy.tokenizer.convert_ids_to_tokens(policy.stop_ids[0]),
         )
-        return SFTTrainer(
+        return AnswerTrainer(
             model=policy.model,
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
+
+
+def answer_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed negative log-likelihood of the labelled tokens, and their number.
+
+    ids, mask, labels: [N, T]; label -100 is not learned. Works with LoRA, whose layers stand inside the base model.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = causal.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] != -100  # [N, T-1]
+    logits = causal.lm_head(hidden[wanted])  # [answer tokens, V]
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum"), wanted.sum()
 
 
 def encode_pair(policy: Policy, pair: Pair, *, tokens_max: int) -> dict[str, list[int]]:
@@ -209,7 +238,7 @@ def measure_epoch(
     tokens_max: int,
     is_valid: Callable[[str], bool],
 ) -> WarmupEpoch:
-    """Return loss, entropy and the share of valid greedy answers on dev pairs; without pairs the loss stands for all."""
+    """Return loss, entropy and the share of valid greedy answers on dev pairs; without pairs the last epoch is best."""
     if not pairs:
         return WarmupEpoch(epoch=epoch, train_loss=train_loss, dev_loss=-float(epoch), entropy=math.nan, valid=math.nan)
     policy.model.eval()
