@@ -16,7 +16,7 @@ from learner.generation import GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
 from learner.prompts import PromptSettings
 from learner.versions import LoadedVersion
-from search_env.environment import SearchEnvironment
+from search_env.controls import Environment
 from streams.codec import content_sha256, encode
 from streams.events import Position, Request, Update
 from streams.topics import topic_name
@@ -27,7 +27,7 @@ def run_loop(
     *,
     run: str,
     run_dir: Path,
-    environment: SearchEnvironment,
+    environment: Environment,
     generation: GenerationSettings,
     prompts: PromptSettings,
     batch: BatchSettings,
@@ -64,8 +64,11 @@ def run_loop(
             made_at_ms=0,
         )
         inputs = [
-            (group, Position(topic=topic_name(run, "generations"), partition=0, offset=start + index),
-             content_sha256(encode(group)))
+            (
+                group,
+                Position(topic=topic_name(run, "generations"), partition=0, offset=start + index),
+                content_sha256(encode(group)),
+            )
             for index, group in enumerate(generations)
         ]
         for index, reward in enumerate(environment.score_many(inputs)):

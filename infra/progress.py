@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, how much is done, of how much)."""
+"""Called with (what is being done, how much is done, of how much); after a colon `what` may say how it goes."""
 
 LINE_SECONDS = 10.0
 
@@ -28,9 +28,10 @@ def progress() -> Iterator[Report]:
     with Progress(*columns, console=console, refresh_per_second=4) as bars:
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            name = what.split(":")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(what, total=total)
+            bars.update(tasks[name], description=what, completed=done, total=total or None)
 
         yield report
 
@@ -40,8 +41,9 @@ def _plain_lines(console: Console) -> Report:
 
     def report(what: str, done: int, total: int) -> None:
         # A log file wants the beginning, the end, and a sign of life in between.
-        if what not in last or done >= total or time.monotonic() - last[what] > LINE_SECONDS:
-            last[what] = time.monotonic()
-            console.print(f"{what}: {done}/{total}", highlight=False, soft_wrap=True)
+        name = what.split(":")[0]
+        if name not in last or done >= total or time.monotonic() - last[name] > LINE_SECONDS:
+            last[name] = time.monotonic()
+            console.print(f"{what} {done}/{total}" if total else what, highlight=False, soft_wrap=True)
 
     return report

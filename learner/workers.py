@@ -149,11 +149,13 @@ def run_learner(
     batch: BatchSettings,
     learner: LearnerSettings,
     generation: GenerationSettings,
+    updates_max: int,
     member: str,
     stop: Stop,
 ) -> None:
     """Turn rewards into policy versions, going on from the newest checkpoint, until told to stop.
 
+    updates_max: after this many steps since the warm-up it learns no more, and waits to be stopped; 0 means no limit.
     Raises DeliveryError if another learner holds this run: two of them would train every group twice.
     """
     checkpoints = run_dir / "checkpoints"
@@ -163,8 +165,7 @@ def run_learner(
         producer = connect_producer(kafka, client_id=f"{run}-{member}")
         outbox = Outbox(producer, run, stage="learner", settings=delivery)
         positions: dict[TopicPartition, int | None] = {
-            item: manifest.positions.get(item.partition)
-            for item in partitions_of(kafka, [topic_name(run, "rewards")])
+            item: manifest.positions.get(item.partition) for item in partitions_of(kafka, [topic_name(run, "rewards")])
         }
         consumer = connect_consumer(kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max)
         assembler = BatchAssembler(
@@ -178,6 +179,9 @@ def run_learner(
             _announce(outbox, state, folder)
             last_reward = time.monotonic()
             while not stop():
+                if updates_max and state.step >= updates_max:
+                    stop.wait(delivery.poll_timeout_seconds)
+                    continue
                 if not assembler.full:
                     records = poll(consumer, delivery)
                     last_reward = time.monotonic() if records else last_reward
@@ -205,15 +209,11 @@ def run_learner(
             consumer.close()
 
 
-def _room(
-    consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings, partitions_total: int
-) -> int:
+def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings, partitions_total: int) -> int:
     taken = {item.partition: consumer.position(item) or 0 for item in consumer.assignment()}
     if not taken:
         return batch.groups  # Not assigned yet: only a poll can bring the assignment.
-    return admitted_requests(
-        batch, taken=taken, consumed=versions.requests_consumed, partitions_total=partitions_total
-    )
+    return admitted_requests(batch, taken=taken, consumed=versions.requests_consumed, partitions_total=partitions_total)
 
 
 def _collect(assembler: BatchAssembler, records: list[Received], outbox: Outbox) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from search_env.environment import SearchEnvironment
+from search_env.controls import Environment
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.codec import content_sha256
 from streams.delivery import (
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def run_environment(
     *,
     run: str,
-    environment: SearchEnvironment,
+    environment: Environment,
     kafka: KafkaSettings,
     delivery: DeliverySettings,
     member: str,
@@ -59,7 +59,9 @@ def run_environment(
                     outbox.bury(record, str(error))
                 return environment.failed_many(inputs, error=str(error))
 
-            rewards = with_retries(lambda inputs=inputs: environment.score_many(inputs), give_up, consumer, stop, delivery)  # type: ignore[misc]
+            rewards = with_retries(
+                lambda inputs=inputs: environment.score_many(inputs), give_up, consumer, stop, delivery
+            )  # type: ignore[misc]
             if rewards is None:
                 break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
             for reward in rewards:

@@ -1,0 +1,156 @@
+"""`searchloop train`, `run`, `relevance` and `demo`: the verbs that make a policy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from infra.context import App
+from infra.progress import progress
+from infra.supervisor import stop_with_parent
+from infra.training import TrainingSummary
+from infra.workers import run_worker
+from streams.delivery import Stop
+
+
+@click.command()
+@click.option("--recipe", default="leser", show_default=True, help="A recipe's name, or a TOML file of one's own.")
+@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Training queries (JSONL); made from the index without.")
+@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", "run_name", help="The run's name; the same name goes on where it stopped. [RECIPE-INDEX-SEED]")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def train(
+    app: App,
+    recipe: str,
+    index: str,
+    queries: Path | None,
+    updates: int | None,
+    seed: int,
+    run_name: str | None,
+    as_json: bool,
+) -> None:
+    """Teach a policy from the search engine's answers.
+
+    \b
+    Makes what is missing (training queries, relevance model, teacher, warm-up), starts every worker, restarts one that
+    dies, and ends with a summary. Ctrl-C stops in order; the same command goes on.
+
+    \b
+    Example:
+      searchloop train --recipe leser --index shop --updates 400
+    """
+    from infra.recipes import with_recipe
+    from infra.runs import train_run
+
+    app = with_recipe(app, recipe)
+    with progress() as report, app.running_services(report) as running:
+        summary = train_run(
+            running,
+            recipe=Path(recipe).stem,
+            index=index,
+            queries_file=queries,
+            updates=updates or app.settings.train.updates,
+            seed=seed,
+            run=run_name or f"{Path(recipe).stem}-{index}-{seed}",
+            report=report,
+        )
+    show_summary(summary, as_json=as_json)
+
+
+@click.command()
+@click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink"]))
+@click.option("--run", "run_name", required=True, help="The run to work for.")
+@click.option("--worker", default=1, show_default=True, type=click.IntRange(min=1), help="Number among its role's workers.")
+@click.option("--supervised", is_flag=True, hidden=True, help="Stop when standard input closes.")
+@click.pass_obj
+def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> None:
+    """Run one worker of a run, for scale-out: `train` starts the first of each by itself.
+
+    \b
+    Example:
+      searchloop run generator --run leser-shop-0 --worker 2
+    """
+    stop = Stop().on_signals()
+    if supervised:
+        stop_with_parent(stop, sys.stdin.buffer)
+    services = app.local_services().endpoints()
+    run_worker(app.at(services), role=role, run=run_name, worker=worker, stop=stop)
+
+
+@click.command()
+@click.option("--index", default="catalogue", show_default=True, help="The index whose documents it scores.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Judged queries (JSONL); made from attributes without.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object on standard output.")
+@click.pass_obj
+def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as_json: bool) -> None:
+    """Train the relevance model that rewards are made of: on judgments, or on the catalogue's attributes.
+
+    \b
+    Example:
+      searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
+    """
+    from infra.relevance import train_relevance
+
+    if (queries is None) != (qrels is None):
+        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
+    with progress() as report, app.running_services(report) as running:
+        result = train_relevance(running, index=index, queries_file=queries, qrels_file=qrels, report=report)
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+        return
+    table = Table(title=f"relevance model of {index}", show_header=False)
+    for name, value in result.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+@click.command()
+@click.option("--corpus", type=click.Path(path_type=Path), help="A catalogue of one's own; generated without.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Held-out queries of that catalogue.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments.")
+@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--keep-services", is_flag=True, help="Leave Kafka and Elasticsearch running at the end.")
+@click.pass_obj
+def demo(
+    app: App,
+    corpus: Path | None,
+    queries: Path | None,
+    qrels: Path | None,
+    updates: int | None,
+    seed: int,
+    keep_services: bool,
+) -> None:
+    """The whole loop, from nothing to a report: raw against RM3 against the policy on held-out queries.
+
+    \b
+    Example:
+      searchloop demo
+      searchloop demo --corpus corpus.jsonl.gz --queries queries.jsonl --qrels qrels.tsv
+    """
+    from infra.demo import run_demo
+
+    given = [corpus is not None, queries is not None, qrels is not None]
+    if any(given) and not all(given):
+        raise click.UsageError("--corpus, --queries and --qrels belong together: give all three, or none")
+    run_demo(app, corpus=corpus, queries_file=queries, qrels_file=qrels, updates=updates, seed=seed, keep=keep_services)
+
+
+def show_summary(summary: TrainingSummary, *, as_json: bool) -> None:
+    """Print how a run went: a table, or one JSON object."""
+    if as_json:
+        click.echo(msgspec.json.encode(summary).decode())
+        return
+    table = Table(title=f"run {summary.run}", show_header=False)
+    for name, value in msgspec.structs.asdict(summary).items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+    Console().print(table)

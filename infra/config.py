@@ -1,0 +1,79 @@
+"""All settings as one typed tree: each table is a struct that stands beside the code which it steers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from infra.layers import combine, environment_layer, read_toml
+from infra.relevance import RelevanceSettings
+from infra.services.settings import LocalSettings
+from learner.batches import BatchSettings
+from learner.generation import GenerationSettings
+from learner.learning import LearnerSettings
+from learner.prompts import PromptSettings
+from learner.warmup import WarmupSettings
+from search_env.context import ContextSettings
+from search_env.demo_catalogue import DemoSettings
+from search_env.embeddings import EmbeddingSettings
+from search_env.engine import ElasticsearchSettings
+from search_env.environment import EnvironmentSettings
+from search_env.intents import IntentSettings
+from search_env.retrieval import RetrievalSettings
+from search_env.training import GbdtSettings
+from storage.sink import SinkSettings
+from streams.clients import KafkaSettings
+from streams.delivery import DeliverySettings
+
+
+class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a run learns, and from which of the training queries.
+
+    updates: optimizer steps. warmup_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
+    warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
+    """
+
+    updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
+    warm_up: bool = True
+    shuffle_rewards: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole tree; a TOML table or an environment variable's first part names a field of this."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
+    services: LocalSettings = LocalSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    demo: DemoSettings = DemoSettings()
+    intents: IntentSettings = IntentSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    relevance: RelevanceSettings = RelevanceSettings()
+    gbdt: GbdtSettings = GbdtSettings()
+    context: ContextSettings = ContextSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    prompts: PromptSettings = PromptSettings()
+    warmup: WarmupSettings = WarmupSettings()
+    generation: GenerationSettings = GenerationSettings()
+    batch: BatchSettings = BatchSettings()
+    learner: LearnerSettings = LearnerSettings()
+    sink: SinkSettings = SinkSettings()
+    train: TrainSettings = TrainSettings()
+
+
+def load_settings(config: Path | None, environment: Mapping[str, str], *, recipe: Path | None = None) -> Settings:
+    """Return the settings: defaults, then the recipe, then the user's file, then the environment.
+
+    Raises SettingsError naming the source and path of whatever is unknown or out of range.
+    """
+    layers = []
+    if recipe is not None:
+        layers.append((str(recipe), read_toml(recipe)))
+    if config is not None:
+        layers.append((str(config), read_toml(config)))
+    layers.append(("the environment (SEARCHLOOP_…)", environment_layer(environment)))
+    return combine(Settings, layers)

@@ -1,0 +1,134 @@
+"""A streaming run from its first request to its last update: topics, workers, requests, progress, and a summary."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.context import App
+from infra.preparation import Prepared
+from infra.progress import Report
+from infra.requests import RequestFeed, RequestSequence
+from infra.supervisor import Supervisor, worker_command
+from learner.checkpoints import load_current
+from streams.clients import connect_consumer, connect_producer, create_topics
+from streams.delivery import Outbox, Stop, decode_or_bury, poll
+from streams.events import Update
+from streams.topics import topic_name, version_name
+
+ROLES = ["sink", "environment", "generator", "learner"]
+BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the generator never waits for one.
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run went; rewards and validity are means over the first and last tenth of the updates (at least one)."""
+
+    run: str
+    policy: str
+    updates: int
+    groups_trained: int
+    groups_flat: int
+    groups_failed: int
+    groups_expired: int
+    reward_first: float
+    reward_last: float
+    valid_first: float
+    valid_last: float
+    restarts: int
+    seconds: float
+
+
+def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Report) -> TrainingSummary:
+    """Run workers until the policy has made `updates` steps, and return what happened.
+
+    A run that has made some already goes on from its newest checkpoint. Ctrl-C stops the workers in order; nothing is
+    torn, and the same command goes on later.
+    """
+    settings, run = app.settings, prepared.run
+    run_dir = app.home.run(run)
+    began = time.monotonic()
+    create_topics(settings.kafka, run)
+    producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
+    outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
+    sequence = RequestSequence(prepared.queries, prepared.contexts, run=run, index=prepared.index, seed=seed)
+    feed = RequestFeed(sequence, settings.kafka, outbox, run)
+    consumer = connect_consumer(
+        settings.kafka, {TopicPartition(topic_name(run, "updates"), 0): None}, client_id=f"{run}-train", records_max=500
+    )
+    _, manifest = load_current(run_dir / "checkpoints")
+    step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
+    ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
+    made: dict[int, Update] = {}
+    stop = Stop()
+    try:
+        with (
+            _interrupts(stop),
+            Supervisor(worker_command(app.home.root), ROLES, run_dir, app.worker_environment()) as workers,
+        ):
+            while step < updates and not stop():
+                workers.check()
+                feed.publish_until(consumed + ahead)
+                for _, update in decode_or_bury(poll(consumer, settings.delivery), Update, outbox):
+                    # After a crash a step may be announced again, on the same lineage or on the one that goes on.
+                    made[update.policy.step] = update
+                    step = max(step, update.policy.step)
+                    consumed = max(consumed, sum(update.requests_consumed.values()))
+                    report(_headline(update), min(step, updates), updates)
+            for role in reversed(ROLES):
+                workers.stop([role])
+            restarts = workers.restarts
+    finally:
+        consumer.close()
+        producer.close()
+    if stop():
+        raise KeyboardInterrupt
+    return _summary(app, run, [made[number] for number in sorted(made)], restarts, time.monotonic() - began)
+
+
+def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: float) -> TrainingSummary:
+    _, manifest = load_current(app.home.run(run) / "checkpoints")
+    tenth = max(len(updates) // 10, 1)
+
+    def mean(name: str, part: list[Update]) -> float:
+        values = [update.metrics[name] for update in part if name in update.metrics]
+        return sum(values) / len(values) if values else math.nan
+
+    return TrainingSummary(
+        run=run,
+        policy=version_name(manifest.policy),
+        updates=manifest.policy.step,
+        groups_trained=sum(len(update.trained) for update in updates),
+        groups_flat=sum(len(update.flat) for update in updates),
+        groups_failed=sum(len(update.failed) for update in updates),
+        groups_expired=sum(len(update.expired) for update in updates),
+        reward_first=mean("reward_mean", updates[:tenth]),
+        reward_last=mean("reward_mean", updates[-tenth:]),
+        valid_first=mean("validity", updates[:tenth]),
+        valid_last=mean("validity", updates[-tenth:]),
+        restarts=restarts,
+        seconds=seconds,
+    )
+
+
+def _headline(update: Update) -> str:
+    metrics = update.metrics
+    if "reward_mean" not in metrics:
+        return "updates"
+    return f"updates: reward {metrics['reward_mean']:.3f}, valid {metrics['validity']:.0%}"
+
+
+@contextmanager
+def _interrupts(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise the flag instead of an exception in the middle of something."""
+    before = {number: signal.signal(number, stop.set) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
