@@ -75,6 +75,8 @@ class TermMatrix:
         scores = np.zeros(self.documents, dtype=np.float32)
         indptr, indices, data = self.bm25.indptr, self.bm25.indices, self.bm25.data
         for term in terms:
+            if term >= len(indptr) - 1:  # A term that only a later field brought into the shared vocabulary.
+                continue
             start, end = indptr[term], indptr[term + 1]
             scores[indices[start:end]] += data[start:end]
         return scores
