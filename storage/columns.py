@@ -72,7 +72,9 @@ def hits(lists: Sequence[tuple[Hit, ...]]) -> pa.Array:
 
 
 def headers(lists: Sequence[tuple[tuple[str, bytes], ...]]) -> pa.Array:
-    return pa.array([[{"name": name, "value": value} for name, value in entries] for entries in lists], HEADERS)
+    flat = list(chain.from_iterable(lists))
+    names, values = strings([name for name, _ in flat]), pa.array([value for _, value in flat], pa.binary())
+    return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays([names, values], ["name", "value"]))
 
 
 def maps(entries: Sequence[Mapping[Any, Any]], kind: pa.MapType) -> pa.Array:

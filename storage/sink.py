@@ -11,30 +11,23 @@ sink then reopens the file, reads the offsets again, and goes on from what they 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import duckdb
 import msgspec
-import pyarrow as pa
 
+from storage.archive import ARCHIVE, ArchiveSettings, close_segments
 from storage.errors import StorageError
-from storage.rows import Entry, Tables, build_tables, dead_letter, read_entry, sound
-from storage.schema import migrate
+from storage.ledger import Batch, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
 from streams.delivery import Received
 from streams.events import DeadLetter
 
-Partition = tuple[str, int]  # topic, partition
 T = TypeVar("T")
-
-# DuckDB fetches missing extensions from the network by default; the ledger needs none.
-OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 
 
 class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,9 +38,7 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     batch_records_max: Annotated[
         int,
-        msgspec.Meta(
-            ge=1, le=100_000, description="records in one transaction; a record of eight candidates is 10 rows"
-        ),
+        msgspec.Meta(ge=1, le=100_000, description="records in one transaction; a group of eight is 10 rows"),
     ] = 512
     batch_bytes_max: Annotated[
         int, msgspec.Meta(ge=1024, description="bytes of record values in one transaction, unless one record has more")
@@ -57,19 +48,13 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     open_timeout_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=600, description="how long to wait for a reader that holds the file for a moment")
     ] = 10.0
-
-
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of one transaction, and where each partition stands after it."""
-
-    tables: Tables
-    ends: dict[Partition, tuple[int, int, int, int]]  # first offset, next offset, records, undecodable
+    archive: ArchiveSettings = ArchiveSettings()
 
 
 class Sink:
     """The ledger, open for writing.
 
-    path: the DuckDB file; it and its folder are made where they do not exist.
+    path: the DuckDB file; it and its folder are made where they do not exist, and the folder `archive` beside it.
     dead_letters: called with the letters of records that could not be decoded, before their batch is stored; it must
     return only after they are safe. The ledger keeps them in any case.
     Raises StorageError if another sink holds the file, if it is damaged, or if it is newer than this program.
@@ -83,20 +68,21 @@ class Sink:
         dead_letters: Callable[[list[DeadLetter]], None] | None = None,
     ) -> None:
         self.path = Path(path)
+        self.archive = self.path.parent / ARCHIVE
         self.settings = settings or SinkSettings()
         self._dead_letters = dead_letters
         self._broken: StorageError | None = None
         self._flight: Future[None] | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _hold(self.path)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
-        try:
-            self._connection = open_ledger(self.path, self.settings)
-            self._stored = _read_positions(self._connection)
-        except BaseException:
-            self._thread.shutdown()
-            self._lock.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(self.path))
+            self._connection = self._open(self.settings.open_timeout_seconds)
+            stack.callback(self._disconnect)
+            self._stored = read_positions(self._connection)
+            self._open_bytes = _open_bytes(self._connection)
+            self._open_since = time.monotonic()
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
+            stack.callback(self._thread.shutdown)
+            self._held = stack.pop_all()
         self._planned = dict(self._stored)
 
     def positions(self) -> dict[Partition, int]:
@@ -106,7 +92,8 @@ class Sink:
     def write(self, records: Sequence[Received]) -> int:
         """Store the records, and return how many were new; they are durable when this returns.
 
-        Within a partition records come in the order of the log (a batch may mix partitions and repeat records).
+        Within a partition records come in the order of the log (a batch may mix partitions and repeat records). No
+        records is a fair call: it closes a segment that has become due.
         Raises StorageError if they could not be stored; what was stored before stays.
         """
         new = self.submit(records)
@@ -119,12 +106,17 @@ class Sink:
         The error of an earlier batch is raised here or in `flush`.
         """
         new = 0
-        for members in self._batches(records):
-            batch = self._build(members)
+        for members in self._pieces(records):
+            batch = build_batch(members)
+            if batch.letters and self._dead_letters:
+                self._dead_letters(batch.letters)
             self._settle()
-            self._planned |= {partition: end[1] for partition, end in batch.ends.items()}
+            self._planned |= {partition: extent.next_offset for partition, extent in batch.extents.items()}
             self._flight = self._thread.submit(self._store, batch)
             new += len(members)
+        if not new and self._due() and (self._flight is None or self._flight.done()):
+            self._settle()
+            self._flight = self._thread.submit(self._close_segments)
         return new
 
     def flush(self) -> None:
@@ -140,18 +132,14 @@ class Sink:
         return self._thread.submit(lambda: work(self._connection)).result()
 
     def close(self) -> None:
-        """Store what is on its way, fold the write-ahead log into the file, and let go of it.
+        """Store what is on its way, close the archive's segments, fold the write-ahead log into the file and leave it.
 
-        Raises StorageError if the last batch could not be stored.
+        Raises StorageError if something could not be stored.
         """
-        try:
+        with self._held:
             if self._broken is None:
                 self._settle()
-        finally:
-            self._thread.shutdown()
-            with contextlib.suppress(duckdb.Error):  # After a full disk the file cannot be folded; opening it does.
-                self._connection.close()
-            self._lock.close()
+                self._thread.submit(self._close_segments).result()
 
     def __enter__(self) -> Sink:
         return self
@@ -161,7 +149,7 @@ class Sink:
     ) -> None:
         self.close()
 
-    def _batches(self, records: Sequence[Received]) -> Iterator[list[Received]]:
+    def _pieces(self, records: Sequence[Received]) -> Iterator[list[Received]]:
         """Yield what is new, in the order of the log, in pieces that fit into one transaction."""
         members: list[Received] = []
         size = 0
@@ -183,18 +171,6 @@ class Sink:
         if members:
             yield members
 
-    def _build(self, records: list[Received]) -> Batch:
-        entries = [read_entry(record) for record in records]
-        try:
-            tables = build_tables(entries)
-        except (pa.ArrowException, OverflowError, UnicodeError):
-            entries = sound(entries)
-            tables = build_tables(entries)
-        letters = [dead_letter(entry) for entry in entries if entry.event is None]
-        if letters and self._dead_letters:
-            self._dead_letters(letters)
-        return Batch(tables=tables, ends=_ends(entries))
-
     def _settle(self) -> None:
         if self._broken:
             raise self._broken
@@ -206,28 +182,39 @@ class Sink:
         except StorageError as error:
             self._broken = error
             raise
+        except Exception as error:  # Whatever it was, it may have left a transaction open: nothing may follow it.
+            self._broken = StorageError(f"{self.path}: the sink failed ({error!r}); nothing after it was stored")
+            raise self._broken from error
 
     def _store(self, batch: Batch) -> None:
         """Store one batch, in the sink's thread; once more if the first attempt left no trace."""
-        goal = {partition: end[1] for partition, end in batch.ends.items()}
+        goal = {partition: extent.next_offset for partition, extent in batch.extents.items()}
         for attempt in (1, 2):
             try:
-                _commit(self._connection, batch)
+                store_batch(self._connection, batch)
             except duckdb.Error as error:
-                if not self._reopened(goal, error, last=attempt == 2):
+                if not self._found_after_reopening(goal, error, last=attempt == 2):
                     continue
-            self._stored |= goal
-            return
+            break
+        self._stored = self._stored | goal
+        if not self._open_bytes:
+            self._open_since = time.monotonic()
+        self._open_bytes += batch.bytes
+        if self._due():
+            self._close_segments()
 
-    def _reopened(self, goal: dict[Partition, int], error: duckdb.Error, *, last: bool) -> bool:
-        """Open the file anew and return whether the batch is in it; raise StorageError if there is no way on."""
-        with contextlib.suppress(duckdb.Error):
-            self._connection.close()
+    def _found_after_reopening(self, goal: dict[Partition, int], error: duckdb.Error, *, last: bool) -> bool:
+        """Open the file anew and return whether the batch is in it.
+
+        Raises StorageError if the file cannot be opened, if it holds something else than this sink wrote, or if the
+        batch is not in it and this was the last attempt.
+        """
+        self._disconnect()
         try:
-            self._connection = open_ledger(self.path, self.settings)
-            stored = _read_positions(self._connection)
-        except (duckdb.Error, StorageError) as again:
-            raise StorageError(_advice(self.path, again)) from error
+            self._connection = self._open(0.0)
+            stored = read_positions(self._connection)
+        except duckdb.Error as again:
+            raise StorageError(explain(self.path, again)) from error
         if all(stored.get(partition, 0) >= end for partition, end in goal.items()):
             return True
         if stored != self._stored:
@@ -236,98 +223,38 @@ class Sink:
                 "something else wrote to this file. Rebuild it from its archive"
             ) from error
         if last:
-            raise StorageError(_advice(self.path, error)) from error
+            raise StorageError(explain(self.path, error)) from error
         return False
 
-
-def _ends(entries: Sequence[Entry]) -> dict[Partition, tuple[int, int, int, int]]:
-    ends: dict[Partition, tuple[int, int, int, int]] = {}
-    for entry in entries:
-        position = entry.record.position
-        partition = (position.topic, position.partition)
-        first, _, count, undecodable = ends.get(partition, (position.offset, 0, 0, 0))
-        ends[partition] = (first, position.offset + 1, count + 1, undecodable + (entry.event is None))
-    return ends
-
-
-def open_ledger(path: Path, settings: SinkSettings) -> duckdb.DuckDBPyConnection:
-    """Open the ledger for writing and bring its schema up to date.
-
-    Raises StorageError if the file is held by another process for longer than the timeout, or cannot be read.
-    """
-    deadline = time.monotonic() + settings.open_timeout_seconds
-    while True:
-        try:
-            connection = duckdb.connect(str(path), config=_config(settings))
-            break
-        except duckdb.Error as error:
-            if "lock" in str(error) and time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            raise StorageError(_advice(path, error)) from error
-    try:
-        migrate(connection)
-    except duckdb.Error as error:
-        connection.close()
-        raise StorageError(_advice(path, error)) from error
-    except StorageError as error:
-        connection.close()
-        raise StorageError(f"{path}: {error}") from error
-    return connection
-
-
-def _config(settings: SinkSettings) -> dict[str, Any]:
-    return {"memory_limit": f"{settings.memory_mib}MiB", "threads": settings.threads, **OFFLINE}
-
-
-def _commit(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
-    connection.execute("BEGIN")
-    for name, rows in batch.tables.items():
-        connection.register("arriving", rows)
-        connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM arriving')
-        connection.unregister("arriving")
-    for (topic, partition), (first, end, count, undecodable) in batch.ends.items():
-        connection.execute(
-            "INSERT INTO sink_offsets VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO UPDATE SET "
-            "next_offset = $4, records = records + $5, undecodable = undecodable + $6",
-            [topic, partition, first, end, count, undecodable],
+    def _due(self) -> bool:
+        """Return whether the ledger holds so many raw records, or for so long, that a segment is to be closed."""
+        limits = self.settings.archive
+        age = time.monotonic() - self._open_since
+        return self._open_bytes > 0 and (
+            self._open_bytes >= limits.segment_mib_max * 2**20 or age >= limits.segment_seconds_max
         )
-    connection.execute("COMMIT")
+
+    def _close_segments(self) -> None:
+        try:
+            close_segments(self._connection, self.archive)
+        except (OSError, duckdb.Error) as error:
+            raise StorageError(explain(self.archive, error)) from error
+        self._open_bytes = 0
+
+    def _open(self, timeout_seconds: float) -> duckdb.DuckDBPyConnection:
+        return open_ledger(
+            self.path,
+            memory_mib=self.settings.memory_mib,
+            threads=self.settings.threads,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(duckdb.Error):  # After a full disk the file cannot be folded; opening it again does.
+            self._connection.close()
 
 
-def _read_positions(connection: duckdb.DuckDBPyConnection) -> dict[Partition, int]:
-    rows = connection.execute("SELECT topic, partition, next_offset FROM sink_offsets").fetchall()
-    return {(topic, partition): end for topic, partition, end in rows}
-
-
-def _hold(path: Path) -> IO[str]:
-    """Take the lock beside the ledger: DuckDB's own keeps other processes out, this one a second sink in this process.
-
-    Raises StorageError if another sink has it.
-    """
-    lock = path.with_name(path.name + ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise StorageError(
-            f"{path}: another sink (process {holder}) holds this file; one sink at a time writes a run. Stop it first"
-        ) from error
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
-
-
-def _advice(path: Path, error: Exception) -> str:
-    """Return what happened to the file, in one line, and what to do."""
-    said = " ".join(str(error).split())
-    if "lock" in said:
-        return f"{path}: another process holds this file ({said}). Close it, then start the sink again"
-    if any(
-        words in said for words in ("No space left", "File too large", "Disk quota", "out of disk", "Could not write")
-    ):
-        return f"{path}: the disk is full ({said}). What was stored before is whole: free space, start the sink again"
-    return f"{path}: DuckDB failed ({said}). If it stays so, rebuild the file from its archive"
+def _open_bytes(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return how many bytes of records the ledger holds raw; one more for each record."""
+    row = connection.execute("SELECT sum(coalesce(octet_length(value), 0) + 1) FROM records").fetchone()
+    return int(row[0] or 0) if row else 0

@@ -1,0 +1,213 @@
+"""Closed segments of the log as Parquet files, byte for byte, so that the log outlives Kafka's retention.
+
+A segment holds neighbouring records of one partition: `<topic>/<partition>/<first offset>-<last offset>.parquet` with
+key, value, headers and time as they came. The sink moves records out of the ledger's table `records` when there are
+enough of them: the file is written aside, synced and renamed, then one transaction lists it and empties the table. If
+it is killed between the two, the file stands unlisted and the records are still in the ledger; the next segment begins
+at the same offset and covers it. So readers may meet a record twice, byte-equal, and take it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import duckdb
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.columns import HEADERS
+from storage.errors import StorageError
+from streams.delivery import Received
+from streams.events import Position
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("record_offset", pa.int64()),
+        ("record_time_ms", pa.int64()),
+        ("kind", pa.string()),
+        ("key", pa.binary()),
+        ("value", pa.binary()),
+        ("headers", HEADERS),
+    ],
+    metadata={"searchloop": "segment/1"},
+)
+ARCHIVE = "archive"  # The folder beside the ledger.
+ROWS_AT_ONCE = 256  # A record may have 8 MB; most have some 10 kB.
+
+_NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
+
+
+class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When segments are closed. Readers see a running sink's records once their segment is closed."""
+
+    segment_mib_max: Annotated[
+        int, msgspec.Meta(ge=1, le=4096, description="close when the ledger holds this much of raw records, MiB")
+    ] = 64
+    segment_seconds_max: Annotated[
+        float, msgspec.Meta(gt=0, description="close when the oldest open record has been here this long, seconds")
+    ] = 60.0
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """One closed file; both offsets are inside. path is relative to the archive's folder."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    records: int
+    bytes: int
+    sha256: str
+    path: str
+
+
+def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Segment]:
+    """Move every record that the ledger still holds raw into closed segments, and return these.
+
+    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot: in both cases no record is lost.
+    """
+    open_parts = connection.execute(
+        "SELECT topic, partition, min(record_offset), max(record_offset), count(*) "
+        "FROM records GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    closed = []
+    for topic, partition, first, last, count in open_parts:
+        path = Path(topic) / str(partition) / f"{first:020d}-{last:020d}.parquet"
+        size, sha256 = _write(connection, folder / path, topic, partition)
+        segment = Segment(
+            topic=topic,
+            partition=partition,
+            first_offset=first,
+            last_offset=last,
+            records=count,
+            bytes=size,
+            sha256=sha256,
+            path=str(path),
+        )
+        connection.execute("BEGIN")
+        list_segment(connection, segment)
+        connection.execute("DELETE FROM records WHERE topic = ? AND partition = ?", [topic, partition])
+        connection.execute("COMMIT")
+        closed.append(segment)
+    return closed
+
+
+def list_segment(connection: duckdb.DuckDBPyConnection, segment: Segment) -> None:
+    """Enter a segment into the ledger's list."""
+    connection.execute(
+        "INSERT INTO archive_segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", list(msgspec.structs.astuple(segment))
+    )
+
+
+def find_segments(folder: Path) -> list[Path]:
+    """Return the files of every segment under the folder: by topic, partition, then first offset, longest first."""
+    found = []
+    for path in folder.glob("*/*/*.parquet"):
+        if (match := _NAME.fullmatch(path.name)) and path.parent.name.isdecimal():
+            order = (path.parts[-3], int(path.parent.name), int(match[1]), -int(match[2]))
+            found.append((order, path))
+    return [path for _, path in sorted(found)]
+
+
+def read_archive(folder: Path) -> Iterator[Received]:
+    """Yield every archived record once, in the order of the log within each partition.
+
+    Raises StorageError if a segment is damaged.
+    """
+    read: dict[tuple[str, int], int] = {}
+    for path in find_segments(folder):
+        for record in read_segment(path):
+            partition = (record.position.topic, record.position.partition)
+            if record.position.offset >= read.get(partition, 0):
+                read[partition] = record.position.offset + 1
+                yield record
+
+
+def read_segment(path: Path) -> Iterator[Received]:
+    """Yield one segment's records as they came.
+
+    Raises StorageError if the file is damaged: each page carries a checksum.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for rows in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                for row in rows.to_pylist():
+                    yield Received(
+                        position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
+                        timestamp_ms=row["record_time_ms"],
+                        key=row["key"],
+                        value=row["value"],
+                        headers=tuple((header["name"], header["value"]) for header in row["headers"]),
+                    )
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StorageError(
+            f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())}); "
+            "restore it from a copy, or read these offsets from Kafka again"
+        ) from error
+
+
+def describe_segment(folder: Path, path: Path) -> Segment:
+    """Return what the ledger's list says of a segment's file."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise StorageError(f"{path}: expected a name like {0:020d}-{9:020d}.parquet")
+    return Segment(
+        topic=path.parts[-3],
+        partition=int(path.parent.name),
+        first_offset=int(match[1]),
+        last_offset=int(match[2]),
+        records=pq.read_metadata(path).num_rows,
+        bytes=path.stat().st_size,
+        sha256=_sha256(path),
+        path=str(path.relative_to(folder)),
+    )
+
+
+def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partition: int) -> tuple[int, str]:
+    """Write one partition's open records, whole or not at all; return the file's size and hash."""
+    made = [folder for folder in (path.parent.parent, path.parent) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        _sync_folder(folder.parent)
+    aside = path.with_name(path.name + ".writing")
+    try:
+        rows = connection.sql(
+            "SELECT * FROM records WHERE topic = ? AND partition = ? ORDER BY record_offset", params=[topic, partition]
+        ).to_arrow_reader(ROWS_AT_ONCE)
+        with aside.open("wb") as file:
+            with pq.ParquetWriter(file, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+                for batch in rows:
+                    writer.write_batch(batch.cast(SEGMENT_SCHEMA))
+            file.flush()
+            os.fsync(file.fileno())
+        size, sha256 = aside.stat().st_size, _sha256(aside)
+        aside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return size, sha256
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

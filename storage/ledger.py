@@ -1,0 +1,185 @@
+"""The ledger's file: who may hold it, how it is opened, and one transaction of rows and offsets."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from storage.errors import StorageError
+from storage.rows import Entry, Tables, build_tables, dead_letter, read_entry, sound
+from storage.schema import migrate
+from streams.delivery import Received
+from streams.events import DeadLetter
+
+LEDGER = "searchloop.duckdb"  # The file in a run's folder.
+
+# DuckDB fetches missing extensions from the network by default; the ledger needs none.
+OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+
+Partition = tuple[str, int]  # topic, partition
+
+
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
+    """What one batch holds of one partition."""
+
+    first_offset: int
+    next_offset: int
+    records: int
+    undecodable: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of one transaction, and what they cover.
+
+    letters: of the records that could not be decoded. bytes: of record values, and one for each record.
+    """
+
+    tables: Tables
+    extents: dict[Partition, Extent]
+    letters: list[DeadLetter]
+    bytes: int
+
+
+def build_batch(records: Sequence[Received]) -> Batch:
+    """Decode the records and return their rows; one that cannot be decoded becomes a dead letter, never an error."""
+    with _without_collector():
+        entries = [read_entry(record) for record in records]
+        try:
+            tables = build_tables(entries)
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            entries = sound(entries)
+            tables = build_tables(entries)
+    return Batch(
+        tables=tables,
+        extents=_extents(entries),
+        letters=[dead_letter(entry) for entry in entries if entry.event is None],
+        bytes=sum(len(record.value or b"") + 1 for record in records),
+    )
+
+
+def store_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
+    """Write rows and offsets in one transaction.
+
+    Raises duckdb.Error. If COMMIT raised it, the batch may be durable all the same: open the file again and read the
+    offsets before anything else is done.
+    """
+    connection.execute("BEGIN")
+    for name, rows in batch.tables.items():
+        connection.register("arriving", rows)
+        connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM arriving')
+        connection.unregister("arriving")
+    for (topic, partition), extent in batch.extents.items():
+        connection.execute(
+            "INSERT INTO sink_offsets VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO UPDATE SET "
+            "next_offset = $4, records = records + $5, undecodable = undecodable + $6",
+            [topic, partition, extent.first_offset, extent.next_offset, extent.records, extent.undecodable],
+        )
+    connection.execute("COMMIT")
+
+
+def read_positions(connection: duckdb.DuckDBPyConnection) -> dict[Partition, int]:
+    """Return the next offset to read for each partition of which something is stored."""
+    rows = connection.execute("SELECT topic, partition, next_offset FROM sink_offsets").fetchall()
+    return {(topic, partition): end for topic, partition, end in rows}
+
+
+def open_ledger(
+    path: Path, *, memory_mib: int, threads: int, timeout_seconds: float = 0.0
+) -> duckdb.DuckDBPyConnection:
+    """Open the ledger for writing and bring its schema up to date.
+
+    timeout_seconds: how long to wait for a reader that holds the file.
+    Raises StorageError if it is held for longer, or if the file cannot be read.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": f"{memory_mib}MiB", "threads": threads}
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            connection = duckdb.connect(str(path), config={**config, **OFFLINE})
+            break
+        except duckdb.Error as error:
+            if not is_held(error) or time.monotonic() >= deadline:
+                raise StorageError(explain(path, error)) from error
+            time.sleep(0.05)
+    try:
+        migrate(connection)
+    except duckdb.Error as error:
+        connection.close()
+        raise StorageError(explain(path, error)) from error
+    except StorageError as error:
+        connection.close()
+        raise StorageError(f"{path}: {error}") from error
+    return connection
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep every other sink out while this lasts: DuckDB's lock stops other processes, this one our own threads too.
+
+    Raises StorageError if another sink has the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise StorageError(
+                f"{path}: another sink (process {lock.read().strip() or 'unknown'}) holds this file; "
+                "one sink at a time writes a run. Stop it first"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def is_held(error: duckdb.Error) -> bool:
+    """Return whether DuckDB could not open a file because somebody else has it open."""
+    said = str(error)
+    return "Could not set lock" in said or "different configuration" in said
+
+
+def explain(path: Path, error: Exception) -> str:
+    """Return what happened to the file, in one line, and what to do."""
+    said = " ".join(str(error).split())
+    if isinstance(error, duckdb.Error) and is_held(error):
+        return f"{path}: another process has this file open ({said}). Close it, then start the sink again"
+    if any(words in said for words in ("No space left", "File too large", "Disk quota", "Could not write")):
+        return f"{path}: the disk is full ({said}). What was stored before is whole: free space, start the sink again"
+    return f"{path}: cannot be read or written ({said}). If it stays so, rebuild it from its archive"
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Switch the cycle collector off: events hold no cycles, and searching them costs 40 % of the decoding time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _extents(entries: Sequence[Entry]) -> dict[Partition, Extent]:
+    extents: dict[Partition, Extent] = {}
+    for entry in entries:
+        position = entry.record.position
+        known = extents.get((position.topic, position.partition))
+        extents[position.topic, position.partition] = Extent(
+            first_offset=known.first_offset if known else position.offset,
+            next_offset=position.offset + 1,
+            records=(known.records if known else 0) + 1,
+            undecodable=(known.undecodable if known else 0) + (entry.event is None),
+        )
+    return extents

@@ -1,0 +1,171 @@
+"""Events for the tests and the benchmark of storage: made from a number, always the same for the same one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from streams.codec import content_sha256, encode
+from streams.delivery import Received
+from streams.events import (
+    Completion,
+    Context,
+    Event,
+    Generation,
+    Hit,
+    Outcome,
+    PolicyRef,
+    PolicyVersion,
+    Position,
+    Request,
+    Reward,
+    Sampling,
+    Update,
+)
+from streams.ids import group_id
+from streams.topics import BY_EVENT, topic_name
+
+RUN = "test"
+GROUP = 8
+PROMPT_TOKENS = 60
+ANSWER_TOKENS = 12
+HITS = 10
+
+
+def policy(step: int, *, lineage: str = "a") -> PolicyRef:
+    return PolicyRef(lineage=lineage, step=step, sha256=f"{step:064x}")
+
+
+def request(number: int) -> Request:
+    chance = random.Random(f"request {number}")
+    return Request(
+        request_id=f"request-{number}",
+        run=RUN,
+        query_id=f"q{number % 7}",
+        query="wireless noise cancelling headphones",
+        index="shop-1",
+        context=Context(
+            terms=tuple(f"term{chance.randrange(999)}" for _ in range(14)),
+            attributes=tuple(f"colour {chance.randrange(99)}" for _ in range(5)),
+            documents=10,
+        ),
+        made_at_ms=1_700_000_000_000 + number,
+    )
+
+
+def generation(number: int, *, step: int = 0, retry: int = 0) -> Generation:
+    """The group for request `number`; retry: what a generator that was killed writes for it the next time."""
+    chance = random.Random(f"generation {number} {retry}")
+    source = Position(topic=topic_name(RUN, "requests"), partition=0, offset=number)
+    return Generation(
+        group_id=group_id(RUN, source),
+        request=request(number),
+        source=source,
+        policy=policy(step),
+        tokenizer_sha256="e" * 64,
+        prompt_sha256="d" * 64,
+        sampling=Sampling(candidates=GROUP, temperature=0.9, tokens_max=32),
+        prompt_token_ids=tuple(chance.randrange(3000) for _ in range(PROMPT_TOKENS)),
+        completions=tuple(
+            Completion(
+                text=f'<answer>["over ear {chance.randrange(99)}", "anc headset"]</answer>',
+                token_ids=tuple(chance.randrange(3000) for _ in range(ANSWER_TOKENS)),
+                logprobs=tuple(-3 * chance.random() for _ in range(ANSWER_TOKENS)),
+                finish="stop",
+            )
+            for _ in range(GROUP)
+        ),
+        made_at_ms=1_700_000_001_000 + number,
+    )
+
+
+def reward(number: int, *, step: int = 0, retry: int = 0, source_offset: int | None = None) -> Reward:
+    chance = random.Random(f"reward {number} {retry}")
+    group = generation(number, step=step, retry=retry)
+    offset = number if source_offset is None else source_offset
+    return Reward(
+        group_id=group.group_id,
+        generation=group,
+        source=Position(topic=topic_name(RUN, "generations"), partition=0, offset=offset),
+        content_sha256=content_sha256(encode(group)),
+        outcomes=tuple(outcome(chance) for _ in range(GROUP)),
+        index="shop-1",
+        relevance_model="gbdt-1",
+        reward_sha256="b" * 64,
+        raw_hits=hits(chance),
+        search_body='{"query":{"bool":{"should":[{"match":{"contents":{"query":"$query"}}}]}}}',
+        made_at_ms=1_700_000_002_000 + number,
+    )
+
+
+def outcome(chance: random.Random) -> Outcome:
+    return Outcome(
+        status="scored",
+        valid=True,
+        expansions=("over ear", "anc headset"),
+        reward=chance.random(),
+        components={"relevance": chance.random(), "size": chance.random()},
+        hits=hits(chance),
+    )
+
+
+def hits(chance: random.Random) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(document_id=str(chance.randrange(10**6)), rank=rank, score=20 * chance.random())
+        for rank in range(1, HITS + 1)
+    )
+
+
+def update(step: int, groups: Iterable[int], *, lineage: str = "a", parent: PolicyRef | None = None) -> Update:
+    """The update that gave the policy of this step; parent: default is the step before in the same lineage."""
+    return Update(
+        run=RUN,
+        policy=policy(step, lineage=lineage),
+        parent=parent or policy(step - 1, lineage=lineage),
+        trained=tuple(generation(number).group_id for number in groups),
+        positions={0: step * 4},
+        requests_consumed={0: step * 4},
+        metrics={"loss": 0.1 * step, "entropy": 1.5},
+        made_at_ms=1_700_000_003_000 + step,
+    )
+
+
+def version(step: int, *, lineage: str = "a", status: str = "published") -> PolicyVersion:
+    ref = policy(step, lineage=lineage)
+    parent = policy(step - 1, lineage=lineage) if step else None
+    return PolicyVersion(run=RUN, policy=ref, parent=parent, path=f"policies/{lineage}-{step}", status=status)
+
+
+def record(event: Event, offset: int, *, partition: int = 0) -> Received:
+    """The event as it lies in its topic."""
+    topic = BY_EVENT[type(event)]
+    return raw_record(topic.kind, offset, encode(event), partition=partition, key=topic.key(event).encode())
+
+
+def raw_record(
+    kind: str, offset: int, value: bytes | None, *, partition: int = 0, key: bytes | None = b"key"
+) -> Received:
+    """Any bytes as a record of a topic of the run."""
+    return Received(
+        position=Position(topic=topic_name(RUN, kind), partition=partition, offset=offset),
+        timestamp_ms=1_700_000_009_000 + offset,
+        key=key,
+        value=value,
+        headers=(("trace", b"\x00\xff"),),
+    )
+
+
+def small_run(groups: int = 12, *, batch: int = 4) -> list[Received]:
+    """Every record of a short run: requests, generations and rewards of each group, an update after every batch."""
+    records = [record(version(0), 0)]
+    for number in range(groups):
+        step = number // batch
+        records += [
+            record(request(number), number),
+            record(generation(number, step=step), number),
+            record(reward(number, step=step), number),
+        ]
+        if number % batch == batch - 1:
+            records.append(record(update(step + 1, range(number - batch + 1, number + 1)), step))
+            records.append(record(version(step + 1), step + 1))
+    return records
