@@ -1,9 +1,9 @@
 """The policy's log-probabilities and entropies at a packed batch's completion tokens, with their gradient.
 
-The ordinary forward of a transformers causal LM runs up to the hidden states; the vocabulary is projected only at the
-positions that predict a completion token, in one function that gives log-probability and entropy together and keeps
-the probabilities for its backward (three matrix products in all, where a plain head over all positions and a separate
-entropy need many more).
+The ordinary forward of a transformers causal LM runs up to the hidden states, once over the prompts to fill a cache and
+once over the completions on top of it. The vocabulary is projected only at the positions that predict a completion
+token, in one function that gives log-probability and entropy together and keeps the probabilities for its backward:
+three matrix products in all, and none for the prompt.
 """
 
 from __future__ import annotations
@@ -80,13 +80,12 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
     removed before the softmax. Entropy in nats. Both are float32 and differentiable.
     """
     causal = _causal_lm(model)
-    attention = packed.attention[:, None]  # [B, 1, T, T]
-    if causal.config._attn_implementation == "eager":
-        attention = torch.zeros_like(attention, dtype=causal.dtype).masked_fill(
-            ~attention, torch.finfo(causal.dtype).min
-        )
     hidden = causal.base_model(
-        input_ids=packed.input_ids, attention_mask=attention, position_ids=packed.position_ids, use_cache=False
+        input_ids=packed.input_ids,
+        attention_mask=_attention_mask(causal, packed.attention),
+        position_ids=packed.position_ids,
+        past_key_values=_prompt_cache(causal, packed.prefix_ids),
+        use_cache=True,
     ).last_hidden_state  # [B, T, D]
     hidden = hidden.flatten(0, 1).index_select(0, packed.positions)  # [M, D]
     logprobs, entropies = target_logprobs(
@@ -98,6 +97,28 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
     )
     empty = torch.zeros(packed.mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return empty.masked_scatter(packed.mask, logprobs), empty.masked_scatter(packed.mask, entropies)
+
+
+def _prompt_cache(causal: Any, prefix_ids: Tensor) -> Any:
+    """Return a cache with every layer's keys and values of the prompts, differentiable.
+
+    What the last layer computes beside its keys and values is not used, so its backward costs nothing.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if prefix_ids.shape[1] > 0:
+        # No mask: under causal attention the padding after a shorter prompt changes nothing before it.
+        causal.base_model(input_ids=prefix_ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _attention_mask(causal: Any, attention: Tensor) -> Tensor:
+    """Return the 4-D mask as transformers wants it: bool for sdpa (True = attend), added to the scores for eager."""
+    mask = attention[:, None]  # [B, 1, T, P - 1 + T]
+    if causal.config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
 
 
 def target_logprobs(

@@ -1,9 +1,13 @@
 """Groups packed into tensors, so that a group's shared prompt is forwarded once.
 
-One row per group: [prompt | completion 1 | … | completion G]. Position ids restart at the prompt's length for every
+Two tensors per batch, one row per group: the prompts without their last token, which fill a key-value cache, and then
+[last prompt token | completion 1 | … | completion G] on top of it. Position ids restart at the prompt's length in every
 completion, and a block mask lets a completion see the prompt and itself only, so each completion gets exactly the
 distribution that it would get alone. Plain rows of prompt + completion forward G·(P+C) tokens a group, packed rows
 P + G·(C−1): 4.5 times fewer at P=256, C=32, G=8.
+
+Why two tensors and not one row with one mask: in one row the prompt's attention multiplies with all completions only to
+mask them, and the last layer is computed and differentiated for prompt tokens that predict nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from torch import Tensor
 
 from learner.constraints import banned_positions
 from streams.errors import SearchloopError
+
+PROMPT, PADDING = -1, -2  # Segments of a row; completions count from 0.
 
 
 class GroupError(SearchloopError, ValueError):
@@ -49,19 +55,20 @@ class Group:
 class PackedGroups:
     """The tensors of some groups; completions lie in the groups' order, C is the longest one's length.
 
-    input_ids, position_ids: [B, T]; attention: [B, T, T] bool, True = may attend.
-    prompt_slots: every row's first completion starts at this column; shorter prompts are padded up to it.
-    positions: [M] index into the flattened [B·T] hidden states that predicts each completion token.
+    prefix_ids: [B, P − 1] the prompts without their last token, padded on the right; P is the longest prompt.
+    input_ids, position_ids: [B, T] the last prompt token and the completions without their last tokens.
+    attention: [B, T, P − 1 + T] bool, True = may attend; keys are those of the prefix, then those of the row.
+    positions: [M] index into the row's flattened [B·T] hidden states that predicts each completion token.
     targets: [M] the token predicted there. temperatures: [M].
     banned_rows, banned_tokens: [K] index into M and token id that the no-repeat rule forbids there.
     mask: [N, C] True at completion tokens; its True entries, row by row, are the M tokens.
     behaviour_logprobs: [N, C], 0 at padding. advantages: [N].
     """
 
+    prefix_ids: Tensor
     input_ids: Tensor
     position_ids: Tensor
     attention: Tensor
-    prompt_slots: int
     positions: Tensor
     targets: Tensor
     temperatures: Tensor
@@ -110,36 +117,36 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
 
     pad_id: any valid token id; padding is never attended to and never predicted.
     """
-    prompt_slots = max(len(group.prompt_ids) for group in groups)
-    # A completion's last token predicts nothing, so it needs no place in the row.
-    fed = [sum(len(candidate.token_ids) - 1 for candidate in group.candidates) for group in groups]
-    width = prompt_slots + max(fed)  # T
     candidates = [candidate for group in groups for candidate in group.candidates]
     longest = max(len(candidate.token_ids) for candidate in candidates)  # C
+    prefix = max(len(group.prompt_ids) for group in groups) - 1  # P - 1
+    # A completion's last token predicts nothing, so it needs no place in the row.
+    width = 1 + max(sum(len(candidate.token_ids) - 1 for candidate in group.candidates) for group in groups)  # T
 
+    prefix_ids = torch.full((len(groups), prefix), pad_id, dtype=torch.long)
     input_ids = torch.full((len(groups), width), pad_id, dtype=torch.long)
     position_ids = torch.zeros((len(groups), width), dtype=torch.long)
-    segments = torch.full((len(groups), width), -1, dtype=torch.long)  # -1 padding, 0 prompt, g+1 completion g
+    segments = torch.full((len(groups), prefix + width), PADDING, dtype=torch.long)
     positions: list[int] = []
     targets: list[int] = []
     temperatures: list[float] = []
     banned: list[tuple[int, int]] = []
     for row, group in enumerate(groups):
         prompt = len(group.prompt_ids)
-        input_ids[row, :prompt] = torch.tensor(group.prompt_ids)
-        position_ids[row, :prompt] = torch.arange(prompt)
-        segments[row, :prompt] = 0
-        start = prompt_slots
-        for number, candidate in enumerate(group.candidates, start=1):
+        prefix_ids[row, : prompt - 1] = torch.tensor(group.prompt_ids[:-1])
+        input_ids[row, 0], position_ids[row, 0] = group.prompt_ids[-1], prompt - 1
+        segments[row, : prompt - 1] = segments[row, prefix] = PROMPT
+        start = 1
+        for number, candidate in enumerate(group.candidates):
             end = start + len(candidate.token_ids) - 1
             input_ids[row, start:end] = torch.tensor(candidate.token_ids[:-1])
             position_ids[row, start:end] = torch.arange(prompt, prompt + end - start)
-            segments[row, start:end] = number
+            segments[row, prefix + start : prefix + end] = number
             banned.extend(
                 (len(targets) + position, token)
                 for position, token in banned_positions(candidate.token_ids, group.opener_ids)
             )
-            positions.append(row * width + prompt - 1)
+            positions.append(row * width)
             positions.extend(range(row * width + start, row * width + end))
             targets.extend(candidate.token_ids)
             temperatures.extend([group.temperature] * len(candidate.token_ids))
@@ -150,13 +157,13 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
     behaviour = torch.zeros(mask.shape)
     behaviour[mask] = torch.tensor([logprob for candidate in candidates for logprob in candidate.logprobs])
     return PackedGroups(
+        prefix_ids=prefix_ids.to(device),
         input_ids=input_ids.to(device),
         position_ids=position_ids.to(device),
-        attention=_block_mask(segments).to(device),
-        prompt_slots=prompt_slots,
+        attention=_block_mask(segments, prefix).to(device),
         positions=torch.tensor(positions, device=device),
         targets=torch.tensor(targets, device=device),
-        temperatures=torch.tensor(temperatures, device=device),
+        temperatures=torch.tensor(temperatures, dtype=torch.float64, device=device),
         banned_rows=torch.tensor([row for row, _ in banned], dtype=torch.long, device=device),
         banned_tokens=torch.tensor([token for _, token in banned], dtype=torch.long, device=device),
         mask=mask.to(device),
@@ -165,14 +172,19 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
     )
 
 
-def _block_mask(segments: Tensor) -> Tensor:
-    """Return [B, T, T]: a token sees earlier tokens of the prompt and of its own completion; padding sees itself."""
-    width = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    earlier = torch.ones((width, width), dtype=torch.bool).tril()
-    visible = earlier & (query >= 0) & ((key == 0) | (key == query))
-    # A row of a softmax must have something to attend to: without itself, padding would give NaN.
-    return visible | torch.eye(width, dtype=torch.bool)
+def _block_mask(segments: Tensor, prefix: int) -> Tensor:
+    """Return [B, T, P − 1 + T]: a row's token sees the prompt and what came before it in its own completion.
+
+    segments: [B, P − 1 + T] number of the completion, PROMPT or PADDING; the first `prefix` columns are keys only.
+    """
+    width = segments.shape[1] - prefix
+    query, key = segments[:, prefix:, None], segments[:, None, :]
+    earlier = torch.ones((width, prefix + width), dtype=torch.bool).tril(diagonal=prefix)
+    visible = earlier & (query != PADDING) & ((key == PROMPT) | (key == query))
+    # A softmax needs something to attend to: without itself, padding would give NaN.
+    itself = torch.zeros((width, prefix + width), dtype=torch.bool)
+    itself[:, prefix:].fill_diagonal_(True)
+    return visible | itself
 
 
 def _check_ids(token_ids: Collection[int], vocabulary: int, name: str) -> None:
