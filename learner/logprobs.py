@@ -73,6 +73,11 @@ def positions_max(model: nn.Module) -> int:
     return min((limit for limit in limits if isinstance(limit, int)), default=1 << 30)
 
 
+def vocabulary_size(model: nn.Module) -> int:
+    """Return V, the number of token ids that the policy knows."""
+    return int(_causal_lm(model).get_input_embeddings().weight.shape[0])
+
+
 def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor]:
     """Return each completion token's log-probability and the entropy of its distribution, both [N, C], 0 at padding.
 

@@ -25,6 +25,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+LOG_RATIO_MAX = 20.0
+
 
 class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the learner maximises. The defaults are LESER's advantage in GRPO's clipped objective."""
@@ -205,13 +207,13 @@ def off_policy_corrections(
     log_ratios = (old_logprobs - behaviour_logprobs).detach() * mask
     if level == "sequence":
         log_ratios = log_ratios.sum(dim=1, keepdim=True).expand_as(mask)
-    # Clamped before exp, so that a poisoned log-probability gives the cap and no overflow.
-    return log_ratios.clamp(max=20).exp().clamp(max=cap)
+    return log_ratios.clamp(max=LOG_RATIO_MAX).exp().clamp(max=cap)
 
 
 def _at_level(log_ratios: Tensor, mask: Tensor, level: str) -> Tensor:
     """GSPO eq. 7: the sequence's ratio is the geometric mean of its tokens'; the same value at each token."""
-    log_ratios = log_ratios * mask
+    # Clamped before exp, so that a poisoned log-probability gives a large ratio to clip and no infinity.
+    log_ratios = (log_ratios * mask).clamp(max=LOG_RATIO_MAX)
     if level == "token":
         return log_ratios
     return (log_ratios.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(log_ratios)

@@ -1,0 +1,109 @@
+"""Reward events as groups to learn from: which of a batch's groups can teach, and what their rewards look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from learner.objectives import group_advantages
+from learner.packing import Candidate, Group, GroupError, check_group
+from streams.events import Outcome, Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedGroups:
+    """A batch's groups by what can be done with them, each by its id and in the batch's order.
+
+    spread: candidates differ in reward. flat: all rewards are equal, so every advantage is 0. failed: fewer than two
+    scored candidates. rejected: malformed, with the reason.
+    """
+
+    spread: dict[str, Group]
+    flat: dict[str, Group]
+    failed: tuple[str, ...]
+    rejected: dict[str, str]
+
+
+def sort_groups(
+    rewards: Sequence[Reward],
+    *,
+    scale_advantages: bool,
+    opener_ids: frozenset[int],
+    vocabulary: int,
+    positions_max: int,
+) -> SortedGroups:
+    """Return the batch's groups, checked and with their advantages; the settings are those of the functions below."""
+    spread: dict[str, Group] = {}
+    flat: dict[str, Group] = {}
+    failed: list[str] = []
+    rejected: dict[str, str] = {}
+    for reward in rewards:
+        try:
+            group = reward_group(reward, scale_advantages=scale_advantages, opener_ids=opener_ids)
+            if group is None:
+                failed.append(reward.group_id)
+                continue
+            check_group(group, vocabulary=vocabulary, positions_max=positions_max)
+        except GroupError as error:
+            rejected[reward.group_id] = str(error)
+            continue
+        has_spread = any(candidate.advantage != 0 for candidate in group.candidates)
+        (spread if has_spread else flat)[reward.group_id] = group
+    return SortedGroups(spread=spread, flat=flat, failed=tuple(failed), rejected=rejected)
+
+
+def reward_group(reward: Reward, *, scale_advantages: bool, opener_ids: frozenset[int]) -> Group | None:
+    """Return an event's scored candidates with their advantages; None if fewer than two were scored.
+
+    A failed candidate (reward None) leaves its group: it counts neither in the mean nor in the gradient.
+    scale_advantages: see `group_advantages`. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
+    Raises GroupError if the event has not one outcome per completion, or a reward that is not finite.
+    """
+    generation = reward.generation
+    if len(reward.outcomes) != len(generation.completions):
+        raise GroupError(
+            f"expected {len(generation.completions)} outcomes, one a completion, got {len(reward.outcomes)}"
+        )
+    scored = [
+        (completion, outcome.reward)
+        for completion, outcome in zip(generation.completions, reward.outcomes, strict=True)
+        if outcome.reward is not None
+    ]
+    if not all(math.isfinite(value) for _, value in scored):
+        raise GroupError(f"expected finite rewards, got {[value for _, value in scored]}")
+    if len(scored) < 2:
+        return None
+    values = torch.tensor([[value for _, value in scored]], dtype=torch.float64)  # [1, G]
+    advantages = group_advantages(values, scale=scale_advantages)[0].tolist()
+    return Group(
+        prompt_ids=generation.prompt_token_ids,
+        candidates=tuple(
+            Candidate(token_ids=completion.token_ids, logprobs=completion.logprobs, advantage=advantage)
+            for (completion, _), advantage in zip(scored, advantages, strict=True)
+        ),
+        temperature=generation.sampling.temperature,
+        opener_ids=opener_ids if generation.sampling.no_repeat else frozenset(),
+    )
+
+
+def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return how a batch's candidates did.
+
+    reward_mean, reward_std: over the scored. validity: share of valid among the scored. failed_share: without a reward.
+    expansions_mean: per valid candidate. expansion_words_mean: words per expansion. A mean over nothing is 0.
+    """
+    scored = [outcome for outcome in outcomes if outcome.reward is not None]
+    valid = [outcome for outcome in scored if outcome.valid]
+    expansions = [expansion for outcome in valid for expansion in outcome.expansions]
+    rewards = torch.tensor([outcome.reward for outcome in scored], dtype=torch.float64)
+    return {
+        "reward_mean": float(rewards.mean()) if scored else 0.0,
+        "reward_std": float(rewards.std(correction=0)) if scored else 0.0,
+        "validity": len(valid) / max(1, len(scored)),
+        "failed_share": (len(outcomes) - len(scored)) / max(1, len(outcomes)),
+        "expansions_mean": len(expansions) / max(1, len(valid)),
+        "expansion_words_mean": sum(len(expansion.split()) for expansion in expansions) / max(1, len(expansions)),
+    }
