@@ -1,0 +1,116 @@
+"""Lessons that need no search: what the catalogue itself says, and when to say nothing.
+
+`catalogue_lessons` pairs a few attribute values of a product with words of its title and text: a policy made from
+scratch learns from them which words go with which values, also for values that no training query names, and the
+answer's format. `head_lessons` pairs short title phrases with no words at all: a shopper who types what stands in the
+titles is served by the titles, and a policy that cannot abstain ruins such queries (NDCG@10 .76 → .59 for kNN words).
+Both see documents only, never a judgment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from search_env.analysis import STOP_WORDS, analyze, stem, surface_tokens
+from search_env.attributes import Attribute, document_attributes, document_brand, is_logistic
+from search_env.catalogue import Catalogue
+from search_env.teachers import Lesson
+
+WORDS_MAX = 5
+DOCUMENTS_MIN = 5
+VALUE_DOCUMENTS_MIN = 3
+NAMES_SHARE = BRAND_SHARE = 0.25
+PHRASE_DOCUMENTS_MIN = 8
+
+
+def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Lesson]:
+    """Return up to `count` lessons (query of 1 to 3 attribute values, 1 to 5 words of that product).
+
+    Words that are in fewer than 5 documents are left out; words go from the most to the least common. A catalogue
+    without attributes gives none. The same catalogue, count and seed always give the same lessons.
+    """
+    generator = np.random.default_rng(seed)
+    frequency = dict(zip(catalogue.vocabulary.terms, catalogue.contents.frequencies.tolist(), strict=False))
+    said = [[a for a in document_attributes(d) if not is_logistic(a.key)] for d in catalogue.documents]
+    holders = Counter(attribute.phrase.lower() for attributes in said for attribute in attributes)
+    attributes = [[a for a in mine if holders[a.phrase.lower()] >= VALUE_DOCUMENTS_MIN] for mine in said]
+    words = [_common_words(f"{d.title} {d.text}", catalogue, frequency) for d in catalogue.documents]
+    rows = [row for row in range(len(catalogue)) if len(attributes[row]) >= 2 and len(words[row]) >= 2]
+    lessons: list[Lesson] = []
+    for _ in range(3 * count if rows else 0):
+        row = rows[int(generator.integers(len(rows)))]
+        mine = attributes[row]
+        weights = np.array([holders[attribute.phrase.lower()] ** -0.5 for attribute in mine])
+        chosen = generator.choice(
+            len(mine), size=min(len(mine), int(generator.integers(1, 4))), replace=False, p=weights / weights.sum()
+        )
+        named = bool(generator.random() < NAMES_SHARE)
+        query = " ".join(_said(mine[position], named=named) for position in chosen.tolist())
+        if generator.random() < BRAND_SHARE:
+            query = f"{document_brand(catalogue.documents[row])} {query}"
+        asked = set(analyze(query))
+        new = [word for word in words[row] if stem(word) not in asked]
+        if not new:
+            continue
+        picked = generator.choice(len(new), size=min(WORDS_MAX, len(new)), replace=False)
+        answer = sorted(
+            (new[position] for position in picked.tolist()), key=lambda word: (-frequency[stem(word)], word)
+        )
+        lessons.append(Lesson(query_id=f"catalogue-{len(lessons)}", query=query.lower().strip(), words=tuple(answer)))
+        if len(lessons) == count:
+            break
+    return lessons
+
+
+def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collection[str] = ()) -> list[Lesson]:
+    """Return up to `count` lessons of title phrases (1 to 3 words, in at least 8 titles) and no words.
+
+    Short and common phrases come more often, as they do from shoppers. without: queries that must not be among them,
+    such as the human ones that only ever test.
+    """
+    generator = np.random.default_rng(seed)
+    titles: Counter[str] = Counter()
+    for document in catalogue.documents:
+        tokens = [token for token in surface_tokens(document.title) if len(token) > 1]
+        phrases = {
+            tuple(tokens[start : start + length]) for length in (1, 2, 3) for start in range(len(tokens) - length + 1)
+        }
+        titles.update(" ".join(phrase) for phrase in phrases if _is_phrase(phrase))
+    left_out = {" ".join(surface_tokens(query)) for query in without}
+    found = [(phrase, seen) for phrase, seen in sorted(titles.items()) if seen >= PHRASE_DOCUMENTS_MIN]
+    found = [(phrase, seen) for phrase, seen in found if phrase not in left_out]
+    if not found:
+        return []
+    lengths = {0: 1.5, 1: 1.0, 2: 0.3}
+    weights = np.array([seen**0.5 * lengths[phrase.count(" ")] for phrase, seen in found])
+    picked = generator.choice(len(found), size=min(count, len(found)), replace=False, p=weights / weights.sum())
+    return [
+        Lesson(query_id=f"head-{number}", query=found[position][0], words=())
+        for number, position in enumerate(picked.tolist())
+    ]
+
+
+def _said(attribute: Attribute, *, named: bool) -> str:
+    if named and attribute.name not in attribute.phrase.lower():
+        return f"{attribute.name} {attribute.phrase}"
+    return attribute.phrase
+
+
+def _common_words(text: str, catalogue: Catalogue, frequency: dict[str, int]) -> list[str]:
+    words: dict[str, None] = {}
+    for token in surface_tokens(text):
+        term = stem(token)
+        if token not in STOP_WORDS and len(token) >= 2 and frequency.get(term, 0) >= DOCUMENTS_MIN:
+            words[catalogue.surface_forms[catalogue.vocabulary.number_of[term]]] = None
+    return [word for word in words if word]
+
+
+def _is_phrase(words: Sequence[str]) -> bool:
+    return (
+        words[0] not in STOP_WORDS
+        and words[-1] not in STOP_WORDS
+        and any(word.isalpha() and len(word) > 2 for word in words)
+    )

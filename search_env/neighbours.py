@@ -1,0 +1,117 @@
+"""The kNN look-up: expand a query with the words that served the most similar training queries.
+
+The mandatory baseline, since a training set and a test set share attribute values and part of any gain is memory; and a
+part of the prompt, so that the policy starts from that memory and need not hold it in its weights. Similarity is the
+cosine of MiniLM embeddings. A training query never sees its own lesson, and for a share of them all lessons that name
+one of their attribute values are hidden, so that the policy also learns what to do where the neighbours know nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from search_env.analysis import analyze
+from search_env.corpora import Query
+from search_env.embeddings import Embedder
+from search_env.teachers import Lesson, TeacherError
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+BLOCK_QUERIES = 512  # [512, lessons] similarities at once: 18 MB for 9,000 lessons.
+
+
+class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many neighbours speak, how loudly, and how much they say.
+
+    sharpness: a neighbour's word counts similarity ** sharpness. position_cost: how much less each next word of a
+    lesson counts. hidden_share: training queries for which one attribute value's lessons are hidden.
+    """
+
+    neighbours: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 10
+    words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 8
+    sharpness: Annotated[float, msgspec.Meta(ge=0, le=64)] = 8.0
+    position_cost: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
+    hidden_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+
+
+class Neighbours:
+    """Finds words of similar training queries."""
+
+    def __init__(self, lessons: Sequence[Lesson], embedder: Embedder, settings: NeighbourSettings) -> None:
+        """Embeds the lessons' queries: about 10 ms each at the first time."""
+        if not lessons:
+            raise TeacherError("expected at least one lesson to look up, got none")
+        self.lessons = lessons
+        self.settings = settings
+        self._embedder = embedder
+        self._vectors = embedder.embed([lesson.query for lesson in lessons])  # [L, 384]
+        self._row_of = {lesson.query_id: row for row, lesson in enumerate(lessons)}
+
+    def words(self, queries: Sequence[str], *, count: int | None = None) -> list[tuple[str, ...]]:
+        """Return, for each query, the best words of its neighbours that it lacks; best first, ties by the word.
+
+        count: words at most; None takes the settings'.
+        """
+        return self._words(queries, self._embedder.embed_queries(queries), [()] * len(queries), count)
+
+    def words_for_training(self, queries: Sequence[Query], *, count: int | None = None) -> list[tuple[str, ...]]:
+        """Return the same for training queries, whose own lesson stays hidden, and for a share (by hash) all lessons
+        that name one of their attribute values (`metadata.attributes`, as `search_env.intents` writes it).
+        """
+        values = {query.id: _values(query) for query in queries}
+        holders: defaultdict[str, list[int]] = defaultdict(list)
+        for query in queries:
+            for value in values[query.id]:
+                if query.id in self._row_of:
+                    holders[value].append(self._row_of[query.id])
+        hidden = [
+            (*((self._row_of[query.id],) if query.id in self._row_of else ()), *holders.get(self._hides(query), ()))
+            for query in queries
+        ]
+        vectors = self._embedder.embed_queries([query.text for query in queries])
+        return self._words([query.text for query in queries], vectors, hidden, count)
+
+    def _hides(self, query: Query) -> str:
+        """Return the attribute value whose lessons are hidden for this query, "" for none."""
+        values = _values(query)
+        draw = int(hashlib.sha256(f"hide\t{query.id}".encode()).hexdigest()[:12], 16)
+        if not values or draw % 10_000 >= 10_000 * self.settings.hidden_share:
+            return ""
+        return values[draw // 10_000 % len(values)]
+
+    def _words(
+        self, queries: Sequence[str], vectors: Floats, hidden: Sequence[Sequence[int]], count: int | None
+    ) -> list[tuple[str, ...]]:
+        settings = self.settings
+        kept = min(settings.neighbours, len(self.lessons))
+        found: list[tuple[str, ...]] = []
+        for start in range(0, len(queries), BLOCK_QUERIES):
+            similarities = vectors[start : start + BLOCK_QUERIES] @ self._vectors.T  # [q, L]
+            for row, similarity in enumerate(similarities):
+                query = queries[start + row]
+                similarity[list(hidden[start + row])] = -1.0
+                nearest = np.argpartition(-similarity, kept - 1)[:kept]
+                votes: defaultdict[str, float] = defaultdict(float)
+                asked = set(analyze(query))
+                for neighbour in nearest.tolist():
+                    weight = max(float(similarity[neighbour]), 0.0) ** settings.sharpness
+                    for position, word in enumerate(self.lessons[neighbour].words):
+                        votes[word] += weight * (1 - settings.position_cost) ** position
+                best = sorted(
+                    (word for word in votes if votes[word] > 0 and not asked.intersection(analyze(word))),
+                    key=lambda word: (-votes[word], word),
+                )
+                found.append(tuple(best[: count or settings.words]))
+        return found
+
+
+def _values(query: Query) -> list[str]:
+    facets = query.metadata.get("attributes") if isinstance(query.metadata, Mapping) else None
+    return [str(facet[-1]) for facet in facets] if isinstance(facets, list) else []
