@@ -7,6 +7,7 @@ for by its word, not by `product_colour`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from search_env.analysis import analyze
+from search_env.analysis import STOP_WORDS, analyze, stem, surface_tokens
 from search_env.attributes import document_attributes, document_brand, is_logistic
 from search_env.corpora import Document
 from search_env.lexical import TermMatrix, Vocabulary, term_matrix
@@ -52,6 +53,24 @@ class Catalogue:
         """[D, W] terms of the title."""
         _ = self.contents  # Sets the order of the vocabulary, so that it never depends on who asked first.
         return term_matrix((d.title for d in self.documents), self.vocabulary)
+
+    @cached_property
+    def surface_forms(self) -> list[str]:
+        """[W] the word that most often stands in title or text for each term; "" for terms of attributes only.
+
+        A feedback term is searched by its word, which the index analyzes back to the term. The stem would not do:
+        "releases" is indexed as "releas", and "releas" would be searched as "relea".
+        """
+        counts: Counter[str] = Counter()
+        for document in self.documents:
+            counts.update(surface_tokens(f"{document.title} {document.text}"))
+        forms = [""] * len(self.contents.vocabulary.terms)
+        for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            if word not in STOP_WORDS:
+                number = self.vocabulary.number_of.get(stem(word))
+                if number is not None and not forms[number]:
+                    forms[number] = word
+        return forms
 
     @cached_property
     def value_phrases(self) -> list[str]:

@@ -143,11 +143,11 @@ def document_text(document: Document) -> str:
 
 
 def embed_documents(
-    directory: Path, documents: Sequence[Document], embedder: Embedder, progress: Progress | None = None
+    documents: Sequence[Document], embedder: Embedder, directory: Path, progress: Progress | None = None
 ) -> Floats:
-    """Return [D, 384] unit vectors of a corpus, from `directory/embeddings.npy` if it holds just these texts.
+    """Return [D, 384] unit vectors of a corpus, from a file in the directory if it holds just these texts.
 
-    The file is float16 (a cosine is off by less than 0.001) and named by the hash of texts, model and cut.
+    The file is float16 (a cosine is off by less than 0.001), named by the hash of texts, model and cut.
     """
     texts = [document_text(document) for document in documents]
     digest = hashlib.sha256(f"{_model_sha256()} {embedder.settings.tokens_max}\n".encode())

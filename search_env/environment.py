@@ -1,7 +1,9 @@
-"""The search environment: groups of generated expansions in, rewards out. It knows no Kafka.
+"""The search environment: a group of generated texts in, a reward for each of them out.
 
-All groups of a call are searched in one round: each raw query once (and then remembered), each distinct expansion set
-once. A text in the wrong format is scored with reward 0; a search that failed is `failed` and has no reward.
+One round for many groups: every text is parsed, every distinct search is sent once (the raw query too, unless it is
+remembered), the relevance model scores all groups in one call, and the reward of each candidate is put together with
+everything that it was made of. A search that failed makes its candidate `failed`, never a reward of 0; an engine that
+is down raises, because the same groups may be scored later. Nothing here knows where groups come from.
 """
 
 from __future__ import annotations
@@ -9,199 +11,210 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from search_env.analysis import surface_tokens
 from search_env.corpora import Ranking
 from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, parse_expansions
 from search_env.relevance import RelevanceModel
-from search_env.retrieval import ExpandedQuery, RetrievalError, Retriever, expanded_query
+from search_env.retrieval import ExpandedQuery, RetrievalError, Retriever, expanded_query, search_body
 from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
 from streams.events import Generation, Hit, Outcome, Position, Reward
 
-Inputs = Sequence[tuple[Generation, Position, str]]
+Floats = npt.NDArray[np.float32]
+Input = tuple[Generation, Position, str]
 
 
 class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is read, rewarded and logged.
+    """How groups are scored.
 
-    hits_logged: documents of each list that the reward event keeps. raw_queries_kept: raw results remembered, the query
-    that was not asked for longest goes first (a result of 100 documents is about 10 kB).
+    hits_logged: top hits that travel with every outcome, and of the raw query with every group.
+    raw_queries_kept: raw rankings in memory, about 10 kB each; the query not asked for longest goes first.
     """
 
-    expansions: ExpansionSettings = ExpansionSettings()
     reward: LeserSettings = LeserSettings()
-    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 10
+    expansions: ExpansionSettings = ExpansionSettings()
+    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
     raw_queries_kept: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
 
 
-class _Candidate(NamedTuple):
-    """One candidate as read: what it asks for, or why it asks for nothing."""
-
-    parsed: ParsedExpansions | Rejected
-
-    @property
-    def expansions(self) -> tuple[str, ...]:
-        return self.parsed.expansions if isinstance(self.parsed, ParsedExpansions) else ()
-
-
 class SearchEnvironment:
-    """Scores groups against one index with one relevance model."""
+    """Scores groups against one index with one relevance model. Not thread-safe: the relevance model is not."""
 
     def __init__(self, retriever: Retriever, relevance: RelevanceModel, settings: EnvironmentSettings) -> None:
-        self._retriever = retriever
-        self._relevance = relevance
-        self._settings = settings
-        self._depth = max(settings.reward.relevance_depth, settings.reward.size_depth)
+        self.retriever = retriever
+        self.relevance = relevance
+        self.settings = settings
+        self.depth = max(settings.reward.relevance_depth, settings.reward.size_depth, settings.hits_logged)
+        self.reward_sha256 = reward_sha256(settings, retriever)
+        self.search_body = _template(retriever, self.depth)
         self._raw: OrderedDict[str, Ranking] = OrderedDict()
-        self._search_body = msgspec.json.encode(
-            expanded_query(
-                "$query",
-                ["$expansions"],
-                mode=retriever.settings.mode,
-                weight=retriever.settings.weight,
-            )
-        ).decode()
-        self._reward_sha256 = hashlib.sha256(
-            msgspec.json.encode([settings.reward, settings.expansions, self._search_body])
-        ).hexdigest()
 
-    def score_many(self, generations: Inputs) -> list[Reward]:
-        """Return one reward for each (group, its record's position, the sha256 of its bytes), in order.
+    def score(self, generation: Generation, source: Position, content_sha256: str) -> Reward:
+        """Return the rewards of one group."""
+        return self.score_many([(generation, source, content_sha256)])[0]
 
-        Raises EngineUnavailable if the engine is down or overloaded: nothing can be said then, and nothing is.
+    def score_many(self, inputs: Sequence[Input]) -> list[Reward]:
+        """Return the rewards of groups, in their order.
+
+        inputs: each group with its place in the log and the hash of its bytes.
+        Raises EngineUnavailable if the engine is down or overloaded; no group was decided then.
         """
-        groups = [
-            [_Candidate(parse_expansions(completion.text, self._settings.expansions)) for completion in group.completions]
-            for group, _, _ in generations
+        settings = self.settings
+        parsed = [
+            [parse_expansions(completion.text, settings.expansions) for completion in generation.completions]
+            for generation, _, _ in inputs
         ]
-        queries = [group.request.query for group, _, _ in generations]
-        searches: dict[ExpandedQuery, Ranking | RetrievalError] = {}
-        wanted = [ExpandedQuery(query) for query in dict.fromkeys(queries) if query not in self._raw]
-        wanted += dict.fromkeys(
-            ExpandedQuery(query, candidate.expansions)
-            for query, candidates in zip(queries, groups, strict=True)
-            for candidate in candidates
-            if candidate.expansions
-        )
-        if wanted:
-            searches.update(zip(wanted, self._retriever.try_many(wanted, size=self._depth), strict=True))
-        for query in dict.fromkeys(queries):
-            searches[ExpandedQuery(query)] = self._remember(query, searches.get(ExpandedQuery(query)))
-        relevance = self._relevance_of(queries, groups, searches)
-        return [
-            self._reward(inputs, candidates, searches, scores)
-            for inputs, candidates, scores in zip(generations, groups, relevance, strict=True)
-        ]
+        found = self._search(inputs, parsed)
+        relevance = self._relevance(inputs, parsed, found)
+        rewards = []
+        for (generation, source, digest), texts, scores in zip(inputs, parsed, relevance, strict=True):
+            raw = found[ExpandedQuery(generation.request.query)]
+            outcomes = tuple(self._outcome(generation.request.query, text, found, scores) for text in texts)
+            rewards.append(self._reward(generation, source, digest, outcomes, raw))
+        return rewards
 
-    def failed_many(self, generations: Inputs, *, error: str) -> list[Reward]:
-        """Return a reward for each group whose candidates are all `failed`, for the reason given."""
-        return [
-            self._event(inputs, tuple(_failed(error) for _ in inputs[0].completions), raw=None) for inputs in generations
-        ]
+    def failed_many(self, inputs: Sequence[Input], *, error: str) -> list[Reward]:
+        """Return groups whose every candidate failed for the same reason, because no engine answered in time."""
+        rewards = []
+        for generation, source, digest in inputs:
+            outcomes = tuple(
+                Outcome(
+                    status="failed",
+                    valid=isinstance(parse_expansions(completion.text, self.settings.expansions), ParsedExpansions),
+                    error=error,
+                )
+                for completion in generation.completions
+            )
+            rewards.append(self._reward(generation, source, digest, outcomes, None))
+        return rewards
 
-    def _remember(self, query: str, found: Ranking | RetrievalError | None) -> Ranking | RetrievalError:
-        if isinstance(found, RetrievalError):
-            return found
-        if found is None:
-            self._raw.move_to_end(query)
-            return self._raw[query]
-        self._raw[query] = found
-        if len(self._raw) > self._settings.raw_queries_kept:
+    def _search(
+        self, inputs: Sequence[Input], parsed: list[list[ParsedExpansions | Rejected]]
+    ) -> dict[ExpandedQuery, Ranking | RetrievalError]:
+        """Return a ranking or an error for every distinct search of these groups, raw queries from memory if known."""
+        wanted: dict[ExpandedQuery, None] = {}
+        found: dict[ExpandedQuery, Ranking | RetrievalError] = {}
+        for (generation, _, _), texts in zip(inputs, parsed, strict=True):
+            query = generation.request.query
+            raw = ExpandedQuery(query)
+            remembered = self._raw.get(query)
+            if remembered is None:
+                wanted[raw] = None
+            else:
+                self._raw.move_to_end(query)
+                found[raw] = remembered
+            for text in texts:
+                if isinstance(text, ParsedExpansions) and text.expansions:
+                    wanted[ExpandedQuery(query, text.expansions)] = None
+        for search, outcome in zip(wanted, self.retriever.try_many(list(wanted), size=self.depth), strict=True):
+            found[search] = outcome
+            if not search.expansions and isinstance(outcome, Ranking):
+                self._raw[search.query] = outcome
+        while len(self._raw) > self.settings.raw_queries_kept:
             self._raw.popitem(last=False)
         return found
 
-    def _relevance_of(
+    def _relevance(
         self,
-        queries: Sequence[str],
-        groups: Sequence[Sequence[_Candidate]],
-        searches: dict[ExpandedQuery, Ranking | RetrievalError],
+        inputs: Sequence[Input],
+        parsed: list[list[ParsedExpansions | Rejected]],
+        found: dict[ExpandedQuery, Ranking | RetrievalError],
     ) -> list[dict[str, float]]:
-        """Return each group's relevance by document id, for every document whose relevance the reward looks at."""
-        depth = self._settings.reward.relevance_depth
+        """Return, per group, the relevance of every document that stands in the top-k of any of its rankings."""
+        depth = self.settings.reward.relevance_depth
         pairs: list[tuple[str, list[str]]] = []
-        for query, candidates in zip(queries, groups, strict=True):
-            asked = [ExpandedQuery(query), *(ExpandedQuery(query, c.expansions) for c in candidates if c.expansions)]
-            rankings = [found for found in (searches[each] for each in asked) if isinstance(found, Ranking)]
-            pairs.append((query, list(dict.fromkeys(id for ranking in rankings for id in ranking.ids[:depth]))))
-        scores = self._relevance.score_many(pairs)
-        return [dict(zip(ids, values.tolist(), strict=True)) for (_, ids), values in zip(pairs, scores, strict=True)]
-
-    def _reward(
-        self,
-        inputs: tuple[Generation, Position, str],
-        candidates: Sequence[_Candidate],
-        searches: dict[ExpandedQuery, Ranking | RetrievalError],
-        relevance: dict[str, float],
-    ) -> Reward:
-        query = inputs[0].request.query
-        raw = searches[ExpandedQuery(query)]
-        if isinstance(raw, RetrievalError):
-            return self._event(inputs, tuple(_failed(str(raw)) for _ in candidates), raw=None)
-        outcomes = tuple(
-            self._outcome(candidate, raw, searches[ExpandedQuery(query, candidate.expansions)], relevance)
-            for candidate in candidates
-        )
-        return self._event(inputs, outcomes, raw=raw)
+        for (generation, _, _), texts in zip(inputs, parsed, strict=True):
+            query = generation.request.query
+            ids: dict[str, None] = {}
+            for expansions in {(), *(text.expansions for text in texts if isinstance(text, ParsedExpansions))}:
+                ranking = found[ExpandedQuery(query, expansions)]
+                if isinstance(ranking, Ranking):
+                    ids.update(dict.fromkeys(ranking.ids[:depth]))
+            pairs.append((query, list(ids)))
+        scores = self.relevance.score_many(pairs)
+        return [dict(zip(ids, of.tolist(), strict=True)) for (_, ids), of in zip(pairs, scores, strict=True)]
 
     def _outcome(
-        self, candidate: _Candidate, raw: Ranking, found: Ranking | RetrievalError, relevance: dict[str, float]
+        self,
+        query: str,
+        text: ParsedExpansions | Rejected,
+        found: dict[ExpandedQuery, Ranking | RetrievalError],
+        relevance: dict[str, float],
     ) -> Outcome:
-        if isinstance(candidate.parsed, Rejected):
+        """Put one candidate's reward together."""
+        if isinstance(text, Rejected):
             reward, components = invalid_reward()
-            return Outcome(
-                status="scored", valid=False, reward=reward, components=components, error=candidate.parsed.reason
-            )
-        if isinstance(found, RetrievalError):
-            return _failed(str(found), expansions=candidate.expansions)
-        settings = self._settings.reward
-        raw_ids, ids = raw.ids[: settings.size_depth], found.ids[: settings.size_depth]
-        reward, components = leser_reward(
-            Measured(
-                raw_relevance=[relevance[each] for each in raw.ids[: settings.relevance_depth]],
-                union_relevance=[relevance[each] for each in found.ids[: settings.relevance_depth]],
-                raw_size=len(raw_ids),
-                union_size=len({*raw_ids, *ids}),
-                terms=sum(len(surface_tokens(expansion)) for expansion in candidate.expansions),
-            ),
-            settings,
+            return Outcome(status="scored", valid=False, reward=reward, components=components, error=text.reason)
+        raw, union = found[ExpandedQuery(query)], found[ExpandedQuery(query, text.expansions)]
+        if isinstance(raw, RetrievalError) or isinstance(union, RetrievalError):
+            error = str(raw) if isinstance(raw, RetrievalError) else str(union)
+            return Outcome(status="failed", valid=True, expansions=text.expansions, error=error)
+        settings = self.settings.reward
+        raw_ids = raw.ids[: settings.size_depth]
+        measured = Measured(
+            raw_relevance=[relevance[document_id] for document_id in raw.ids[: settings.relevance_depth]],
+            union_relevance=[relevance[document_id] for document_id in union.ids[: settings.relevance_depth]],
+            raw_size=len(raw_ids),
+            union_size=len(set(raw_ids).union(union.ids[: settings.size_depth])),
+            terms=sum(len(surface_tokens(expansion)) for expansion in text.expansions),
         )
+        reward, components = leser_reward(measured, settings)
         return Outcome(
             status="scored",
             valid=True,
-            expansions=candidate.expansions,
+            expansions=text.expansions,
             reward=reward,
             components=components,
-            hits=self._hits(found),
+            hits=_hits(union, self.settings.hits_logged),
         )
 
-    def _event(self, inputs: tuple[Generation, Position, str], outcomes: tuple[Outcome, ...], raw: Ranking | None) -> Reward:
-        generation, source, sha256 = inputs
+    def _reward(
+        self,
+        generation: Generation,
+        source: Position,
+        digest: str,
+        outcomes: tuple[Outcome, ...],
+        raw: Ranking | RetrievalError | None,
+    ) -> Reward:
         return Reward(
             group_id=generation.group_id,
             generation=generation,
             source=source,
-            content_sha256=sha256,
+            content_sha256=digest,
             outcomes=outcomes,
-            index=self._retriever.index,
-            relevance_model=self._relevance.name,
-            reward_sha256=self._reward_sha256,
-            raw_hits=self._hits(raw) if raw is not None else (),
-            search_body=self._search_body,
-            made_at_ms=generation.made_at_ms,
-        )
-
-    def _hits(self, ranking: Ranking) -> tuple[Hit, ...]:
-        kept = self._settings.hits_logged
-        return tuple(
-            Hit(document_id=document_id, rank=rank, score=score)
-            for rank, (document_id, score) in enumerate(
-                zip(ranking.ids[:kept], ranking.scores[:kept], strict=True), start=1
-            )
+            index=self.retriever.index,
+            relevance_model=self.relevance.name,
+            reward_sha256=self.reward_sha256,
+            raw_hits=_hits(raw, self.settings.hits_logged) if isinstance(raw, Ranking) else (),
+            search_body=self.search_body,
+            made_at_ms=generation.made_at_ms,  # The same log gives the same rewards, byte for byte.
         )
 
 
-def _failed(error: str, expansions: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(status="failed", valid=False, expansions=expansions, error=error or "unknown")
+def reward_sha256(settings: EnvironmentSettings, retriever: Retriever) -> str:
+    """Return the hash of everything but the models that a reward depends on: formula, caps and search settings."""
+    searched = msgspec.structs.asdict(retriever.settings)
+    shaping = {name: searched[name] for name in ("mode", "weight", "fusion_k")}
+    parts = [settings.reward, settings.expansions, shaping]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _template(retriever: Retriever, depth: int) -> str:
+    queries = expanded_query(
+        "{query}", ["{expansions}"], mode=retriever.settings.mode, weight=retriever.settings.weight
+    )
+    return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
+
+
+def _hits(ranking: Ranking, kept: int) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(document_id=document_id, rank=rank, score=score)
+        for rank, (document_id, score) in enumerate(
+            zip(ranking.ids[:kept], ranking.scores[:kept], strict=True), start=1
+        )
+    )

@@ -176,12 +176,21 @@ class Retriever:
                     outcomes.append(fusion_of(rankings, size=size, fusion_k=settings.fusion_k))
         return outcomes
 
+    def search_bodies(self, bodies: Sequence[Body]) -> list[Ranking]:
+        """Return one ranking per body (see `search_body`), in order; raises as `search_many` does."""
+        rankings = []
+        for answer in self.msearch(bodies):
+            if isinstance(answer, RetrievalError):
+                raise answer
+            rankings.append(answer)
+        return rankings
+
     def msearch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
         """Search all bodies in batches, some in flight at once; answers in the order of the bodies."""
         step = self.settings.batch_searches
         batches = [bodies[start : start + step] for start in range(0, len(bodies), step)]
-        if len(batches) == 1:
-            return self._batch(batches[0])
+        if len(batches) <= 1:
+            return self._batch(bodies) if bodies else []
         return [answer for answers in self._pool.map(self._batch, batches) for answer in answers]
 
     def _batch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
