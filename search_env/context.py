@@ -83,6 +83,7 @@ class ContextBuilder:
             [relevance[position] for position in passed],
             count=settings.terms,
             without=query,
+            documents_min=settings.holders_min,
             keep=_is_word,
         )
         return Context(
