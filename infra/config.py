@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 
 from infra.layers import combine, environment_layer, read_toml
-from infra.relevance import RelevanceSettings
 from infra.services.settings import LocalSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
+from learner.policy import PolicySettings
 from learner.prompts import PromptSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
@@ -21,8 +21,13 @@ from search_env.demo_catalogue import DemoSettings
 from search_env.embeddings import EmbeddingSettings
 from search_env.engine import ElasticsearchSettings
 from search_env.environment import EnvironmentSettings
+from search_env.feedback_terms import FeedbackSettings
 from search_env.intents import IntentSettings
+from search_env.lessons import LessonSettings
+from search_env.neighbours import NeighbourSettings
+from search_env.relevance import RelevanceSettings
 from search_env.retrieval import RetrievalSettings
+from search_env.teachers import TeacherSettings
 from search_env.training import GbdtSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
@@ -32,7 +37,7 @@ from streams.delivery import DeliverySettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
-    updates: optimizer steps. warmup_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
+    updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
 
@@ -54,9 +59,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     relevance: RelevanceSettings = RelevanceSettings()
     gbdt: GbdtSettings = GbdtSettings()
     context: ContextSettings = ContextSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    neighbours: NeighbourSettings = NeighbourSettings()
+    lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
+    policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
+    catalogue_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=64)
     warmup: WarmupSettings = WarmupSettings()
     generation: GenerationSettings = GenerationSettings()
     batch: BatchSettings = BatchSettings()

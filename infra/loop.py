@@ -1,4 +1,4 @@
-"""The whole loop in one process, synchronous, with no broker: to read, to debug, and to check the streaming run against.
+"""The whole loop in one process, synchronous, no broker: to read, to debug, and as the streaming run's oracle.
 
 request → generation → reward → batch → update → policy version, on one page. The parts are the very ones that the
 workers call; a streaming run with a staleness limit of 0 on the same requests and seed gives the same weights, bit for

@@ -26,7 +26,7 @@ RESTARTS_MAX = 5
 RESTART_WINDOW_SECONDS = 60.0
 STOP_SECONDS = 20.0
 # One thread each: with two cores, five processes that all take two are ten times slower.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }

@@ -114,7 +114,9 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
         if folder.name != named:
             log.error("CURRENT in %s names %r, which cannot be used; going on from %s", root, named, folder.name)
         return folder, manifest
-    raise CheckpointError(f"expected a checkpoint in {root}, found none that is whole. Run: searchloop train, which makes one")
+    raise CheckpointError(
+        f"expected a checkpoint in {root}, found none that is whole. Run: searchloop train, which makes one"
+    )
 
 
 def read_manifest(folder: Path, *, verify: bool) -> Manifest:

@@ -54,6 +54,14 @@ class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
 
 
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which policy learns: `tiny` made from scratch, `smollm2`, or a folder that transformers can read."""
+
+    base: str = "tiny"
+    tiny: TinySettings = TinySettings()
+    lora: LoraSettings = LoraSettings()
+
+
 @dataclass(frozen=True)
 class Policy:
     """A model in evaluation mode with its tokenizer.

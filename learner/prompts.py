@@ -67,16 +67,22 @@ def render_prompt(query: str, context: Context, settings: PromptSettings) -> str
     return prompt
 
 
-def encode_prompt(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> list[int]:
-    """Return the prompt's token ids, wrapped in the tokenizer's chat template where `settings.chat` asks for it."""
+def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> str:
+    """Return the prompt as the policy reads it, wrapped in the tokenizer's chat template where `settings.chat` asks."""
     prompt = render_prompt(query, context, settings)
-    if settings.chat:
-        messages = [
-            {"role": "system", "content": INSTRUCTION.format(expansions=settings.expansions)},
-            {"role": "user", "content": prompt},
-        ]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not settings.chat:
+        return prompt
+    messages = [
+        {"role": "system", "content": INSTRUCTION.format(expansions=settings.expansions)},
+        {"role": "user", "content": prompt},
+    ]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def encode_prompt(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> list[int]:
+    """Return the token ids of the prompt as the policy reads it."""
+    ids: list[int] = tokenizer(prompt_text(tokenizer, query, context, settings), add_special_tokens=False)["input_ids"]
     return ids
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -36,6 +37,7 @@ from search_env.corpora import (
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
 TYPE_KEYS = ("product_type", "category", "type")
+MISSES_MAX = 3_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -205,8 +207,9 @@ def _candidates(
     anchors = [position for position, found in enumerate(attributes) if len(found) >= 2]
     found: list[_Candidate] = []
     seen: set[tuple[str, ...]] = set()
-    tries_max = 30 * settings.queries
-    for _ in range(tries_max if anchors else 0):
+    misses = 0
+    while anchors and misses < MISSES_MAX:
+        misses += 1
         anchor = anchors[int(generator.integers(len(anchors)))]
         draws = generator.random(4)
         mine = attributes[anchor]
@@ -240,6 +243,7 @@ def _candidates(
         if len(signature) < 2 or signature in seen:
             continue
         seen.add(signature)
+        misses = 0
         phrases = tuple(a.phrase.lower() for a in parts)
         pair = (min(phrases[:2]), max(phrases[:2]))
         found.append(_Candidate(text, phrases, pair, tuple(sorted(relevant)), tuple(a.key for a in parts)))
@@ -257,8 +261,13 @@ def _split(candidate: _Candidate, settings: IntentSettings) -> str:
     return "dev" if draw < settings.pair_held_out + settings.dev_share else "train"
 
 
+@lru_cache(maxsize=100_000)
+def _terms(text: str) -> frozenset[str]:
+    return frozenset(analyze(text))
+
+
 def _overlap(one: str, other: str) -> bool:
-    terms, others = set(analyze(one)), set(analyze(other))
+    terms, others = _terms(one), _terms(other)
     return not terms or not others or terms <= others or others <= terms
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from search_env.analysis import STOP_WORDS, analyze, stem, surface_tokens
@@ -24,6 +26,22 @@ DOCUMENTS_MIN = 5
 VALUE_DOCUMENTS_MIN = 3
 NAMES_SHARE = BRAND_SHARE = 0.25
 PHRASE_DOCUMENTS_MIN = 8
+
+
+class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the warm-up learns from.
+
+    catalogue: lessons made of attribute values and titles, before any other. head: title phrases that need no words.
+    taught_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
+    relevant_without_labels: without judgments, this many documents that the relevance model scores best count as
+    relevant for the teacher. seed: of the draws.
+    """
+
+    catalogue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 40_000
+    head: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1_200
+    taught_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.6
+    relevant_without_labels: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 7
 
 
 def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Lesson]:

@@ -32,6 +32,7 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     sharpness: a neighbour's word counts similarity ** sharpness. position_cost: how much less each next word of a
     lesson counts. hidden_share: training queries for which one attribute value's lessons are hidden.
+    served_words, served_weight: as a method of its own (`--policy knn`), words added and their boost, tuned on `dev`.
     """
 
     neighbours: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 10
@@ -39,6 +40,8 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sharpness: Annotated[float, msgspec.Meta(ge=0, le=64)] = 8.0
     position_cost: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     hidden_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+    served_words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    served_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
 
 
 class Neighbours:

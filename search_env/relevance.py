@@ -13,7 +13,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import lightgbm
 import msgspec
@@ -29,6 +29,17 @@ Floats = npt.NDArray[np.float32]
 Pairs = Sequence[tuple[str, Sequence[str]]]
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
+
+
+class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model scores documents.
+
+    model: "auto" takes trees where there are judgments or attributes, else the MiniLM cosine.
+    noise_std: standard deviation of noise on every score, to measure how much the loop depends on its model.
+    """
+
+    model: Literal["auto", "gbdt", "cosine"] = "auto"
+    noise_std: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 class RelevanceError(SearchloopError, RuntimeError):

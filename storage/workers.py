@@ -6,8 +6,6 @@ import logging
 import time
 from pathlib import Path
 
-from kafka import TopicPartition
-
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Stop, poll

@@ -117,7 +117,10 @@ def create_topics(settings: KafkaSettings, run: str) -> list[str]:
         topic_name(run, topic.kind): {
             "num_partitions": settings.partitions if topic.partitioned else 1,
             "replication_factor": settings.replication,
-            "configs": {"retention.ms": str(topic.retention_ms), "max.message.bytes": str(RECORD_BYTES_MAX + 64 * 1024)},
+            "configs": {
+                "retention.ms": str(topic.retention_ms),
+                "max.message.bytes": str(RECORD_BYTES_MAX + 64 * 1024),
+            },
         }
         for topic in TOPICS
     }
@@ -173,9 +176,7 @@ def _seed_offsets(settings: KafkaSettings, topic: str, group: str) -> None:
         missing = [item for item in partitions if item not in committed]
         if missing:
             begin = admin.list_partition_offsets(dict.fromkeys(missing, EARLIEST))
-            admin.alter_group_offsets(
-                group, {item: OffsetAndMetadata(begin[item].offset, "", -1) for item in missing}
-            )
+            admin.alter_group_offsets(group, {item: OffsetAndMetadata(begin[item].offset, "", -1) for item in missing})
     except KafkaError as error:
         raise DeliveryError(f"could not read where group {group!r} stopped in {topic!r}: {error}") from error
     finally:

@@ -206,7 +206,11 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
 
 
 def with_retries(
-    act: Callable[[], E], give_up: Callable[[TransientError], E], consumer: KafkaConsumer, stop: Stop, settings: DeliverySettings
+    act: Callable[[], E],
+    give_up: Callable[[TransientError], E],
+    consumer: KafkaConsumer,
+    stop: Stop,
+    settings: DeliverySettings,
 ) -> E | None:
     """Return what `act` gives, trying again with back-off and jitter while it raises TransientError.
 

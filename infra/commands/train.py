@@ -21,7 +21,9 @@ from streams.delivery import Stop
 @click.command()
 @click.option("--recipe", default="leser", show_default=True, help="A recipe's name, or a TOML file of one's own.")
 @click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Training queries (JSONL); made from the index without.")
+@click.option(
+    "--queries", type=click.Path(path_type=Path), help="Training queries (JSONL); made from the index without."
+)
 @click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--run", "run_name", help="The run's name; the same name goes on where it stopped. [RECIPE-INDEX-SEED]")
@@ -68,7 +70,9 @@ def train(
 @click.command()
 @click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink"]))
 @click.option("--run", "run_name", required=True, help="The run to work for.")
-@click.option("--worker", default=1, show_default=True, type=click.IntRange(min=1), help="Number among its role's workers.")
+@click.option(
+    "--worker", default=1, show_default=True, type=click.IntRange(min=1), help="Number among its role's workers."
+)
 @click.option("--supervised", is_flag=True, hidden=True, help="Stop when standard input closes.")
 @click.pass_obj
 def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> None:
@@ -87,7 +91,9 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
 
 @click.command()
 @click.option("--index", default="catalogue", show_default=True, help="The index whose documents it scores.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Judged queries (JSONL); made from attributes without.")
+@click.option(
+    "--queries", type=click.Path(path_type=Path), help="Judged queries (JSONL); made from attributes without."
+)
 @click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object on standard output.")
 @click.pass_obj

@@ -1,0 +1,121 @@
+"""`searchloop index`, `expand` and `search`: documents in, expansions and rankings out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from infra.context import App
+from infra.progress import progress
+from search_env.corpora import Query, load_corpus, load_queries, write_run
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("--name", default="catalogue", show_default=True, help="The index's name (its alias in Elasticsearch).")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
+    """Load a corpus into Elasticsearch, and make training queries from it.
+
+    \b
+    CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there is any, metadata.attributes.
+    A new version is built beside the old one, and the alias moves when it is complete.
+
+    \b
+    Example:
+      searchloop index catalogue.jsonl.gz --name shop
+    """
+    from infra.indexing import index_corpus
+
+    with progress() as report, app.running_services(report) as running:
+        summary = index_corpus(running, name=name, documents=load_corpus(corpus), report=report)
+    if as_json:
+        click.echo(msgspec.json.encode(summary).decode())
+        return
+    counts = ", ".join(f"{count} {split}" for split, count in summary.queries.items() if count)
+    click.echo(f"{summary.name}: {summary.documents} documents; queries from {summary.kind}: {counts}")
+
+
+@click.command()
+@click.option("--index", default="catalogue", show_default=True, help="The index that the queries are for.")
+@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
+@click.option("--policy", default="latest", show_default=True, help="latest, a step, or a version's name.")
+@click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per query, a line each.")
+@click.pass_obj
+def expand(app: App, index: str, queries: str, policy: str, run_name: str | None, as_json: bool) -> None:
+    """Show what a policy version writes for queries, decoded as it would be served.
+
+    \b
+    Example:
+      searchloop expand --index shop --queries "waterproof hiking shoes"
+      searchloop expand --index shop --queries queries.jsonl --policy 120 --json
+    """
+    from infra.searching import expand_queries
+
+    asked = queries_or_text(queries)
+    with progress() as report, app.running_services(report) as running:
+        found = expand_queries(running, asked, index=index, policy=policy, run=run_name, report=report)
+    if as_json:
+        for item in found:
+            click.echo(msgspec.json.encode(item).decode())
+        return
+    table = Table("query", "expansions", title=f"policy {found[0].policy}")
+    for item in found:
+        table.add_row(item.query, ", ".join(item.expansions) if item.valid else "(not in the format: searched as it is)")
+    Console(markup=False).print(table)
+
+
+@click.command()
+@click.option("--index", default="catalogue", show_default=True, help="The index to search.")
+@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
+@click.option(
+    "--policy", default="latest", show_default=True, help="none, rm3, bo1, knn, latest, a step, or a version's name."
+)
+@click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
+@click.option("--run-file", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
+@click.option("--top", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Documents per query.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy, as served."
+)
+@click.pass_obj
+def search(
+    app: App,
+    index: str,
+    queries: str,
+    policy: str,
+    run_name: str | None,
+    run_file: Path,
+    top: int,
+    temperature: float,
+) -> None:
+    """Search queries, raw or helped, and write a TREC run file.
+
+    \b
+    Example:
+      searchloop search --index shop --queries q.jsonl --policy none --run-file raw.run
+      searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
+    """
+    from infra.searching import search_queries
+
+    asked = queries_or_text(queries)
+    with progress() as report, app.running_services(report) as running:
+        found = search_queries(
+            running, asked, index=index, policy=policy, run=run_name, top=top, report=report, temperature=temperature
+        )
+    write_run(run_file, found, tag=policy)
+    click.echo(f"{run_file}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")
+
+
+def queries_or_text(value: str) -> list[Query]:
+    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query."""
+    if Path(value).is_file() or value.endswith((".jsonl", ".gz", ".json", ".tsv", ".txt")):
+        return load_queries(value)
+    if not value.strip():
+        raise click.BadParameter("expected a file of queries or the text of one, got nothing", param_hint="--queries")
+    return [Query(id="query", text=value.strip())]

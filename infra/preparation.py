@@ -1,0 +1,250 @@
+"""What must be there before the first request: queries, their contexts, a relevance model, a warmed-up policy.
+
+Everything is a file under the home directory, so what was made once is found again; a run that is continued finds its
+own in its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from infra.context import App
+from infra.progress import Report
+from infra.relevance import open_relevance
+from learner.checkpoints import CURRENT, Manifest, new_lineage
+from learner.learning import write_policy_checkpoint
+from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.prompts import prompt_text, render_answer
+from learner.warmup import warm_up
+from search_env.catalogue import Catalogue
+from search_env.context import ContextBuilder
+from search_env.corpora import Qrels, Query, load_queries
+from search_env.embeddings import Embedder
+from search_env.index import IndexVersion, load_documents, load_manifest
+from search_env.intents import load_intents
+from search_env.lessons import catalogue_lessons, head_lessons
+from search_env.neighbours import Neighbours
+from search_env.relevance import RelevanceModel
+from search_env.retrieval import Retriever
+from search_env.teachers import Lesson, Teacher, load_or_teach, write_lessons
+from streams.errors import SettingsError
+from streams.events import Context, PolicyRef
+
+LESSONS_FILE = "lessons.jsonl"
+CONTEXTS_FILE = "contexts.jsonl"
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run's requests are made of; index is the versioned name."""
+
+    run: str
+    index: str
+    queries: Sequence[Query]
+    contexts: Mapping[str, Context]
+
+
+class Bench:
+    """An opened index: its documents, retriever, relevance model and context builder. Close it after."""
+
+    def __init__(self, app: App, index: str, report: Report) -> None:
+        self.app = app
+        self.directory = app.home.index(index)
+        self.version: IndexVersion = load_manifest(self.directory)
+        self.catalogue = Catalogue(load_documents(self.directory))
+        self.client = app.engine()
+        self.retriever = Retriever(self.client, self.version.name, app.settings.retrieval)
+        self.relevance: RelevanceModel = open_relevance(app, index=index, catalogue=self.catalogue, report=report)
+        self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, app.settings.context)
+
+    def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
+        """Return what the policy is shown for each query, with these neighbours' words if any."""
+        contexts = self.builder.build_contexts(queries)
+        if neighbours is None:
+            return contexts
+        return [
+            msgspec.structs.replace(context, neighbours=words)
+            for context, words in zip(contexts, neighbours, strict=True)
+        ]
+
+    def embedder(self) -> Embedder:
+        """Return the sentence encoder that neighbours are found with."""
+        return Embedder(self.app.settings.embedding)
+
+    def close(self) -> None:
+        """Close the retriever's threads and the client's connections."""
+        self.retriever.close()
+        self.client.close()
+
+
+@contextlib.contextmanager
+def open_bench(app: App, index: str, report: Report) -> Iterator[Bench]:
+    """Give an opened index, and close it after."""
+    bench = Bench(app, index, report)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def prepare(app: App, *, run: str, index: str, queries_file: Path | None, seed: int, report: Report) -> Prepared:
+    """Make or find everything that a run needs, and return its queries with their contexts.
+
+    queries_file: training queries of one's own (without judgments); the intents of the index without.
+    A run that has a checkpoint keeps the policy, lessons and contexts that it began with.
+    """
+    run_dir = app.home.run(run)
+    with open_bench(app, index, report) as bench:
+        qrels: Qrels = {}
+        if queries_file is not None:
+            queries = load_queries(queries_file)
+        else:
+            queries, qrels = load_intents(bench.directory / "intents", "train")
+        if not queries:
+            raise SettingsError(f"index {index!r} has no training queries; give some: searchloop train --queries FILE")
+        if (run_dir / "checkpoints" / CURRENT).is_file():
+            contexts = read_contexts(run_dir / CONTEXTS_FILE)
+            if set(contexts) != {query.id for query in queries}:
+                raise SettingsError(
+                    f"run {run!r} began with other training queries ({len(contexts)}, now {len(queries)}). "
+                    "Give the same --queries, or another --run NAME"
+                )
+            return Prepared(run=run, index=bench.version.name, queries=queries, contexts=contexts)
+        lessons, contexts = _teach(bench, queries, qrels, report)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_lessons(run_dir / LESSONS_FILE, lessons)
+        policy = _first_policy(app, bench, run_dir, seed)
+        if app.settings.train.warm_up:
+            policy = _warm_up(bench, policy, queries, lessons, contexts, run_dir, seed, report)
+        policy = with_lora(policy, app.settings.policy.lora)
+        write_contexts(run_dir / CONTEXTS_FILE, contexts)
+        first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
+        write_policy_checkpoint(run_dir / "checkpoints", policy, Manifest(policy=first, parent=None), None)
+    return Prepared(run=run, index=bench.version.name, queries=queries, contexts=contexts)
+
+
+def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:
+    """Return the look-up of what helped similar queries, or None where the prompt shows none or nothing was taught."""
+    if not bench.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
+        return None
+    return Neighbours(lessons, bench.embedder(), bench.app.settings.neighbours)
+
+
+def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:
+    """Write contexts by query id, one JSON list a line, whole or not at all."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_bytes(msgspec.json.Encoder().encode_lines(list(contexts.items())))
+    aside.replace(path)
+
+
+def read_contexts(path: Path) -> dict[str, Context]:
+    """Return contexts by query id.
+
+    Raises SettingsError if the file is damaged.
+    """
+    try:
+        return dict(msgspec.json.Decoder(tuple[str, Context]).decode_lines(path.read_bytes()))
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
+
+
+def _teach(
+    bench: Bench, queries: Sequence[Query], qrels: Qrels, report: Report
+) -> tuple[list[Lesson], dict[str, Context]]:
+    """Return the teacher's lessons of the taught share, and every query's context, neighbours' words included."""
+    settings = bench.app.settings
+    report("contexts", 0, len(queries))
+    contexts = dict(zip((q.id for q in queries), bench.contexts([q.text for q in queries]), strict=True))
+    report("contexts", len(queries), len(queries))
+    taught = list(queries[: max(int(len(queries) * settings.lessons.taught_share), 1)])
+    labels = qrels or _labels_by_relevance(bench, taught)
+    teacher = Teacher(bench.catalogue, settings.teacher, weight=settings.retrieval.weight)
+    lessons = load_or_teach(
+        bench.directory / "teachers", teacher, taught, contexts, labels, index=bench.version.name, progress=report
+    )
+    if neighbours := open_neighbours(bench, lessons):
+        report("neighbours", 0, 0)
+        words = neighbours.words_for_training(queries)
+        contexts = {
+            query.id: msgspec.structs.replace(contexts[query.id], neighbours=said)
+            for query, said in zip(queries, words, strict=True)
+        }
+    return lessons, contexts
+
+
+def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
+    """Return, where nobody judged anything, the documents that the relevance model likes best."""
+    count = bench.app.settings.lessons.relevant_without_labels
+    rankings = bench.retriever.search_many([query.text for query in queries], size=1000)
+    scores = bench.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
+    labels: Qrels = {}
+    for query, ranking, relevance in zip(queries, rankings, scores, strict=True):
+        best = np.argsort(-relevance, kind="stable")[:count]
+        labels[query.id] = {ranking.ids[position]: 1 for position in best.tolist()}
+    return labels
+
+
+def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
+    base = app.settings.policy.base
+    if base == "tiny":
+        texts = (
+            " ".join([document.title, document.text, *map(str, document.metadata.get("attributes", {}).values())])
+            for document in bench.catalogue.documents
+        )
+        policy = build_tiny(texts, msgspec.structs.replace(app.settings.policy.tiny, seed=seed))
+        return save_policy(policy, run_dir / "warmup" / "untaught")
+    if base == "smollm2":
+        return unpack_smollm2(app.home.policies / "smollm2")
+    return load_policy(base)
+
+
+def _warm_up(
+    bench: Bench,
+    policy: Policy,
+    queries: Sequence[Query],
+    lessons: Sequence[Lesson],
+    contexts: Mapping[str, Context],
+    run_dir: Path,
+    seed: int,
+    report: Report,
+) -> Policy:
+    settings = bench.app.settings
+    drawn = settings.lessons
+    catalogue = catalogue_lessons(bench.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
+
+    def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
+        return [
+            (
+                prompt_text(policy.tokenizer, lesson.query, shown.get(lesson.query_id, Context()), settings.prompts),
+                render_answer(lesson.words),
+            )
+            for lesson in lessons
+        ]
+
+    if catalogue:
+        held = max(len(catalogue) // 100, 1)
+        warmup = msgspec.structs.replace(settings.catalogue_warmup, seed=seed)
+        policy, _ = warm_up(
+            policy, pairs(catalogue[held:], {}), pairs(catalogue[:held], {}), warmup, run_dir / "warmup" / "catalogue",
+            lambda what, done, total: report(f"catalogue {what}", done, total),
+        )  # fmt: skip
+    head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in queries])
+    neighbours = open_neighbours(bench, lessons)
+    head_words = neighbours.words([lesson.query for lesson in head]) if neighbours and head else None
+    shown = dict(contexts)
+    shown |= dict(zip((h.query_id for h in head), bench.contexts([h.query for h in head], head_words), strict=True))
+    held = max(len(lessons) // 20, 1)
+    warmup = msgspec.structs.replace(settings.warmup, seed=seed)
+    policy, _ = warm_up(
+        policy,
+        pairs([*lessons[held:], *head], shown),
+        pairs(lessons[:held], shown),
+        warmup,
+        run_dir / "warmup" / "taught",
+        report,
+    )
+    return policy

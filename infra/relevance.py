@@ -1,0 +1,81 @@
+"""The relevance model of an index: trained where there is something to train on, opened where it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from infra.context import App
+from infra.progress import Report
+from search_env.catalogue import Catalogue
+from search_env.corpora import Qrels, Query, check_qrels, load_qrels, load_queries
+from search_env.embeddings import Embedder, embed_documents
+from search_env.index import load_documents, load_manifest
+from search_env.intents import load_intents
+from search_env.relevance import CosineRelevance, NoisyRelevance, RelevanceModel, load_gbdt, save_gbdt
+from search_env.training import train_gbdt
+
+
+def train_relevance(
+    app: App, *, index: str, queries_file: Path | None, qrels_file: Path | None, report: Report
+) -> dict[str, Any]:
+    """Train trees on the given judgments, or on the training intents of the index, save them, and return the report."""
+    directory = app.home.index(index)
+    documents = load_documents(directory)
+    if queries_file is not None and qrels_file is not None:
+        queries, qrels, complete = load_queries(queries_file), load_qrels(qrels_file), False
+        check_qrels(
+            qrels,
+            query_ids=(query.id for query in queries),
+            document_ids=(document.id for document in documents),
+            source=str(qrels_file),
+        )
+    else:
+        queries, qrels = load_intents(directory / "intents", "train")
+        complete = True
+    return _train(app, index, Catalogue(documents), queries, qrels, complete=complete, report=report)
+
+
+def open_relevance(app: App, *, index: str, catalogue: Catalogue, report: Report) -> RelevanceModel:
+    """Return the model that scores an index's documents, trained first if it is to be and is not yet."""
+    settings, directory = app.settings.relevance, app.home.index(index)
+    trained = directory / "relevance" / "manifest.json"
+    has_intents = (directory / "intents" / "qrels.train.tsv").is_file()
+    model: RelevanceModel
+    if settings.model == "cosine" or (settings.model == "auto" and not trained.is_file() and not has_intents):
+        embedder = Embedder(app.settings.embedding)
+        embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
+        model = CosineRelevance(catalogue, embeddings, embedder)
+    else:
+        if not trained.is_file():
+            train_relevance(app, index=index, queries_file=None, qrels_file=None, report=report)
+        if app.settings.gbdt.cosine:
+            embedder = Embedder(app.settings.embedding)
+            embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
+            model = load_gbdt(directory / "relevance", catalogue, embeddings=embeddings, embedder=embedder)
+        else:
+            model = load_gbdt(directory / "relevance", catalogue)
+    return NoisyRelevance(model, noise_std=settings.noise_std) if settings.noise_std else model
+
+
+def _train(
+    app: App, index: str, catalogue: Catalogue, queries: list[Query], qrels: Qrels, *, complete: bool, report: Report
+) -> dict[str, Any]:
+    directory = app.home.index(index)
+    embedder, embeddings = None, None
+    if app.settings.gbdt.cosine:
+        embedder = Embedder(app.settings.embedding)
+        embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
+    booster, manifest = train_gbdt(
+        catalogue,
+        queries,
+        qrels,
+        app.settings.gbdt,
+        corpus_sha256=load_manifest(directory).sha256,
+        complete=complete,
+        embeddings=embeddings,
+        embedder=embedder,
+        progress=report,
+    )
+    save_gbdt(directory / "relevance", booster, manifest)
+    return {"queries": manifest.queries, "pairs": manifest.pairs, **manifest.report}
