@@ -115,7 +115,7 @@ class LocalElasticsearch:
             f"{disk}.flood_stage": "256mb",
         }
 
-    def command(self, *, jdk: Jdk, heap_megabytes: int, tag: str) -> list[str]:
+    def command(self, *, jdk: Jdk, heap_megabytes: int, quick: bool, tags: list[str]) -> list[str]:
         """Return the command line of the server itself.
 
         `bin/elasticsearch` would start two more JVMs that do nothing but compute this line and hand over
@@ -123,6 +123,7 @@ class LocalElasticsearch:
         org.elasticsearch.server.cli.SystemJvmOptions and config/jvm.options of 9.5, less the garbage collector's log.
         """
         lib = self.installation / "lib"
+        compiler = ["-XX:TieredStopAtLevel=1"] if quick else []
         bridge = next((lib / "entitlement-bridge").glob("*.jar"))
         lucene = "--add-opens=org.apache.lucene.core/org.apache.lucene"
         options = [
@@ -164,7 +165,7 @@ class LocalElasticsearch:
             "--add-modules=jdk.incubator.vector,jdk.net,jdk.management.agent,ALL-MODULE-PATH",
         ]
         main = "org.elasticsearch.server/org.elasticsearch.bootstrap.Elasticsearch"
-        return [jdk.java, *options, tag, "--module-path", str(lib), "-m", main]
+        return [jdk.java, *options, *compiler, *tags, "--module-path", str(lib), "-m", main]
 
     def environment(self) -> dict[str, str]:
         """Return the server's whole environment: nothing of ours leaks into it."""
@@ -187,7 +188,14 @@ class LocalElasticsearch:
         flags = bytes([True, False, False])
         key_store = string("org.elasticsearch.common.settings.KeyStoreWrapper") + struct.pack(">i", 7) + bytes(4)
         pairs = b"".join(string(name) + bytes(1) + string(value) for name, value in sorted(settings.items()))
-        return flags + key_store + _variable_int(len(settings)) + pairs + string(str(self.configuration)) + string(str(self.logs))
+        return (
+            flags
+            + key_store
+            + _variable_int(len(settings))
+            + pairs
+            + string(str(self.configuration))
+            + string(str(self.logs))
+        )
 
     def log_file(self) -> Path:
         return self.logs / "elasticsearch.log"
@@ -205,6 +213,11 @@ def open_directory(directory: Path, account: Account | None) -> Path:
     fallback.mkdir(mode=0o755, exist_ok=True)
     if fallback.is_symlink() or fallback.stat().st_uid != os.geteuid():
         raise ProvisionError(f"{fallback} belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
+    if not can_enter(fallback, account):
+        raise ProvisionError(
+            f"Elasticsearch runs as nobody when we are root, who can enter neither {directory} nor {fallback}. "
+            "Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
+        )
     return fallback
 
 

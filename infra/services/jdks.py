@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from infra.services.errors import ProvisionError
+from infra.services.processes import Account, can_enter
 
 KAFKA_VERSION_MIN = 17
 ELASTICSEARCH_VERSION_MIN = 21
@@ -53,14 +54,18 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         """Say why Kafka cannot run on it, or ''."""
         return "" if self.version >= KAFKA_VERSION_MIN else f"is {self.version}, older than {KAFKA_VERSION_MIN}"
 
-    def lacks_for_elasticsearch(self) -> str:
-        """Say why Elasticsearch cannot run on it, or ''."""
+    def lacks_for_elasticsearch(self, account: Account | None = None) -> str:
+        """Say why Elasticsearch, run as this account, cannot run on it, or ''."""
         if self.version < ELASTICSEARCH_VERSION_MIN:
             return f"is {self.version}, older than {ELASTICSEARCH_VERSION_MIN}"
         missing = sorted(ELASTICSEARCH_MODULES - self.modules)
         if not Path(self.javac).is_file():
             missing.append("javac")
-        return f"has no {', '.join(missing)} (a JRE?)" if missing else ""
+        if missing:
+            return f"has no {', '.join(missing)} (a JRE?)"
+        if not can_enter(Path(self.java), account):
+            return "cannot be read by the user nobody, as whom Elasticsearch runs when we are root"
+        return ""
 
 
 def find_jdks(java_home: str = "") -> list[Jdk]:
@@ -96,25 +101,33 @@ def ask_jdk(home: Path) -> Jdk | None:
     return Jdk(home=str(home), version=int(version.group()), modules=frozenset(modules)) if version else None
 
 
-def jdk_for_kafka(java_home: str = "") -> Jdk:
-    """Return a JDK that runs Kafka; raises ProvisionError that says what was found."""
-    return _first_fit(find_jdks(java_home), "Kafka", f"Java {KAFKA_VERSION_MIN} or newer", Jdk.lacks_for_kafka)
+def jdk_for_kafka(jdks: Sequence[Jdk]) -> Jdk:
+    """Return the first JDK that runs both services, else the first that runs Kafka.
+
+    Raises ProvisionError that says what was found.
+    """
+    both = [jdk for jdk in jdks if not jdk.lacks_for_elasticsearch()]
+    why = {jdk.home: jdk.lacks_for_kafka() for jdk in jdks}
+    return _first_fit([*both, *jdks], why, f"Kafka needs Java {KAFKA_VERSION_MIN} or newer")
 
 
-def jdk_for_elasticsearch(java_home: str = "") -> Jdk:
-    """Return a JDK that runs Elasticsearch; raises ProvisionError that says what was found."""
-    need = f"a JDK (not a JRE) {ELASTICSEARCH_VERSION_MIN} or newer"
-    return _first_fit(find_jdks(java_home), "Elasticsearch", need, Jdk.lacks_for_elasticsearch)
+def jdk_for_elasticsearch(jdks: Sequence[Jdk], account: Account | None = None) -> Jdk:
+    """Return the first JDK that runs Elasticsearch as this account.
+
+    Raises ProvisionError that says what was found.
+    """
+    why = {jdk.home: jdk.lacks_for_elasticsearch(account) for jdk in jdks}
+    return _first_fit(jdks, why, f"Elasticsearch needs a JDK (not a JRE) {ELASTICSEARCH_VERSION_MIN} or newer")
 
 
-def _first_fit(jdks: list[Jdk], service: str, need: str, lacks) -> Jdk:  # type: ignore[no-untyped-def]
+def _first_fit(jdks: Sequence[Jdk], why: Mapping[str, str], need: str) -> Jdk:
     for jdk in jdks:
-        if not lacks(jdk):
+        if not why[jdk.home]:
             return jdk
-    seen = "; ".join(f"{jdk.home} {lacks(jdk)}" for jdk in jdks) or "no Java was found"
+    seen = "; ".join(f"{home} {lack}" for home, lack in why.items()) or "no Java was found"
     raise ProvisionError(
-        f"{service} needs {need}: {seen}. Install one (for example Temurin 25), or name it with JAVA_HOME or the "
-        "setting services.local.java_home; `searchloop doctor` lists what is there"
+        f"{need}: {seen}. Install one (for example Temurin 25), or name it with JAVA_HOME or the setting "
+        "services.java_home; `searchloop doctor` lists what is there"
     )
 
 

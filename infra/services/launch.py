@@ -1,31 +1,37 @@
-"""Start one local service: its JDK, its artefacts, its ports, its process."""
+"""Bring one local service from nothing to a running process: its JDK, its artefacts, its ports, its command."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.services.artefacts import Progress, cache_directory, provision_artefacts, read_lock
 from infra.services.elasticsearch import ROLE as ELASTICSEARCH
 from infra.services.elasticsearch import LocalElasticsearch, open_directory
 from infra.services.errors import ServiceError
-from infra.services.jdks import jdk_for_elasticsearch, jdk_for_kafka
+from infra.services.jdks import find_jdks, jdk_for_elasticsearch, jdk_for_kafka
 from infra.services.kafka import ROLE as KAFKA
 from infra.services.kafka import LocalKafka
-from infra.services.processes import ServiceProcess, describe, free_ports, port_is_free, service_account, tag
+from infra.services.processes import ServiceProcess, describe, free_ports, port_is_free, service_account, tags
 from infra.services.settings import LocalSettings
 
 PROCESSORS_MAX = 2  # for Elasticsearch's thread pools; the rest of the machine is for the learner
+# Below this Elasticsearch stops to write (its flood stage is half of it), and Kafka dies when it rolls a segment.
+FREE_BYTES_MIN = 512 << 20
+LOG_TAIL_BYTES = 65536
 
 
-def launch(role: str, home: Path, settings: LocalSettings, last_port: int, progress: Progress) -> ServiceProcess:
-    """Start the service and return its process, which does not answer yet.
+def service_directory(role: str, home: Path) -> Path:
+    """Return where a service keeps its data, logs and settings.
 
-    last_port: where it listened the last time, 0 if it never did.
+    That is below the home directory, unless Elasticsearch runs as nobody (when we are root) and cannot enter it.
     """
-    return {KAFKA: _launch_kafka, ELASTICSEARCH: _launch_elasticsearch}[role](home, settings, last_port, progress)
+    services = home / "services"
+    return (open_directory(services, service_account()) if role == ELASTICSEARCH else services) / role
 
 
 def log_file(role: str, home: Path) -> Path:
@@ -33,65 +39,110 @@ def log_file(role: str, home: Path) -> Path:
     return service_directory(role, home) / "logs" / f"{role}.log"
 
 
-def service_directory(role: str, home: Path) -> Path:
-    """Return where a service keeps its data, logs and settings."""
-    services = home / "services"
-    return (open_directory(services, service_account()) if role == ELASTICSEARCH else services) / role
+class Launcher:
+    """Provisions first, for all services, and then starts them: what is missing is found before anything runs."""
+
+    def __init__(self, home: Path, settings: LocalSettings, session: str, progress: Progress) -> None:
+        """session: a name for this start, which the processes wear beside home and role."""
+        self._home = home
+        self._session = session
+        self._settings = settings
+        self._progress = progress
+        self._cache = cache_directory(settings.cache)
+        self._lock = read_lock()
+        self._account = service_account()
+
+    def provision(self, roles: Sequence[str]) -> None:
+        """Find the JDKs, fetch and unpack what is missing.
+
+        Raises ProvisionError or ServiceError that says what to do: no JDK, no network, no room, a port in use.
+        """
+        settings = self._settings
+        jdks = find_jdks(settings.java_home)
+        wanted = {KAFKA: settings.kafka_port, ELASTICSEARCH: settings.elasticsearch_port}
+        for role in roles:
+            _require_port(role, wanted[role])
+        if ELASTICSEARCH in roles:
+            self._elasticsearch_jdk = jdk_for_elasticsearch(jdks, self._account)
+        if KAFKA in roles:
+            self._kafka_jdk = jdk_for_kafka(jdks)
+        for role in roles:
+            _require_room(service_directory(role, self._home))
+        artefacts = {KAFKA: self._lock.kafka, ELASTICSEARCH: self._lock.elasticsearch}
+        provision_artefacts(self._cache, tuple(a for role in roles for a in artefacts[role]), self._progress)
+        if ELASTICSEARCH in roles:
+            self._elasticsearch().provision(jdk=self._elasticsearch_jdk, progress=self._progress)
+        if KAFKA in roles:
+            self._kafka().provision(jdk=self._kafka_jdk, progress=self._progress)
+
+    def start(self, role: str, last_port: int) -> ServiceProcess:
+        """Start a provisioned service and return its process, which does not answer yet.
+
+        last_port: where it listened the last time, 0 if it never did.
+        """
+        self._progress(f"starting {role}", 0, 0)
+        return self._start_kafka(last_port) if role == KAFKA else self._start_elasticsearch(last_port)
+
+    def _kafka(self) -> LocalKafka:
+        return LocalKafka(service_directory(KAFKA, self._home), cache=self._cache, jars=self._lock.kafka)
+
+    def _elasticsearch(self) -> LocalElasticsearch:
+        return LocalElasticsearch(
+            service_directory(ELASTICSEARCH, self._home),
+            cache=self._cache,
+            distribution=self._lock.elasticsearch[0],
+            account=self._account,
+        )
+
+    def _start_kafka(self, last_port: int) -> ServiceProcess:
+        settings = self._settings
+        kafka = self._kafka()
+        port, controller_port = _choose_ports(settings.kafka_port, last_port)
+        heap = settings.kafka_heap_megabytes
+        kafka.prepare(port=port, controller_port=controller_port)
+        command = kafka.command(jdk=self._kafka_jdk, heap_megabytes=heap, tags=tags(self._home, KAFKA, self._session))
+        return _spawn(KAFKA, command, kafka.directory, port)
+
+    def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
+        settings, server, account = self._settings, self._elasticsearch(), self._account
+        if not server.directory.is_relative_to(self._home):
+            told = f"Elasticsearch keeps its data in {server.directory}: as nobody it cannot enter {self._home}"
+            self._progress(told, 0, 0)
+        port, transport_port = _choose_ports(settings.elasticsearch_port, last_port)
+        server.prepare()
+        processors = min(PROCESSORS_MAX, os.cpu_count() or 1)
+        node = server.node_settings(port=port, transport_port=transport_port, processors=processors)
+        command = server.command(
+            jdk=self._elasticsearch_jdk,
+            heap_megabytes=settings.elasticsearch_heap_megabytes,
+            quick=settings.quick_start,
+            tags=tags(self._home, ELASTICSEARCH, self._session),
+        )
+        return _spawn(
+            ELASTICSEARCH,
+            command,
+            server.directory,
+            port,
+            identity={"user": account.uid, "group": account.gid, "extra_groups": []} if account else {},
+            environment=server.environment(),
+            standard_input=server.server_arguments(node),
+        )
 
 
 def why_it_ended(role: str, home: Path) -> str:
     """Return one line about a service that ended while it started, from what it wrote last."""
-    directory = service_directory(role, home) / "logs"
+    logs = log_file(role, home).parent
     lines: list[str] = []
-    for path in (directory / "console.log", directory / f"{role}.log"):
+    for path in (logs / f"{role}.log", logs / "console.log"):
         if path.exists():
             with path.open("rb") as handle:
-                handle.seek(max(0, path.stat().st_size - 65536))
+                handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
                 lines += handle.read().decode(errors="replace").splitlines()
+    causes = [line.strip() for line in lines if line.startswith("Caused by: ")][-1:]
     signs = ("Exception", "ERROR", "FATAL", "Error", "No space left", "Address already in use")
-    told = [line.strip() for line in lines if any(sign in line for sign in signs) and not line.startswith("\tat")]
-    reason = told[0][:300] if told else "it wrote nothing about it"
-    return f"{role} ended while it started: {reason}. Its logs are in {directory}"
-
-
-def _launch_kafka(home: Path, settings: LocalSettings, last_port: int, progress: Progress) -> ServiceProcess:
-    lock, cache = read_lock(), cache_directory(settings.cache)
-    jdk = jdk_for_kafka(settings.java_home)
-    provision_artefacts(cache, lock.kafka, progress)
-    kafka = LocalKafka(service_directory(KAFKA, home), cache=cache, jars=lock.kafka)
-    port = _choose_port(KAFKA, settings.kafka_port, last_port)
-    heap = settings.kafka_heap_megabytes
-    progress("starting Kafka", 0, 0)
-    kafka.prepare(jdk=jdk, port=port, controller_port=free_ports(1)[0], heap_megabytes=heap)
-    command = kafka.command(jdk=jdk, heap_megabytes=heap, tag=tag(home, KAFKA))
-    return _spawn(KAFKA, command, kafka.directory, port)
-
-
-def _launch_elasticsearch(home: Path, settings: LocalSettings, last_port: int, progress: Progress) -> ServiceProcess:
-    lock, cache, account = read_lock(), cache_directory(settings.cache), service_account()
-    jdk = jdk_for_elasticsearch(settings.java_home)
-    provision_artefacts(cache, lock.elasticsearch, progress)
-    directory = service_directory(ELASTICSEARCH, home)
-    if not directory.is_relative_to(home):
-        progress(f"Elasticsearch keeps its data in {directory}: it runs as nobody, who cannot enter {home}", 0, 0)
-    server = LocalElasticsearch(directory, cache=cache, distribution=lock.elasticsearch[0], account=account)
-    server.provision(jdk=jdk, progress=progress)
-    port = _choose_port(ELASTICSEARCH, settings.elasticsearch_port, last_port)
-    progress("starting Elasticsearch", 0, 0)
-    processors = min(PROCESSORS_MAX, os.cpu_count() or 1)
-    server.prepare()
-    settings_of_node = server.node_settings(port=port, transport_port=free_ports(1)[0], processors=processors)
-    heap = settings.elasticsearch_heap_megabytes
-    command = server.command(jdk=jdk, heap_megabytes=heap, tag=tag(home, ELASTICSEARCH))
-    return _spawn(
-        ELASTICSEARCH,
-        command,
-        directory,
-        port,
-        identity={"user": account.uid, "group": account.gid, "extra_groups": []} if account else {},
-        environment=server.environment(),
-        standard_input=server.server_arguments(settings_of_node),
-    )
+    signs_seen = [line.strip() for line in lines if any(sign in line for sign in signs) and not line.startswith("\tat")]
+    reason = (causes or signs_seen or ["it wrote nothing about it"])[0][:300]
+    return f"{role} ended while it started: {reason}. Its logs are in {logs}"
 
 
 def _spawn(
@@ -118,21 +169,34 @@ def _spawn(
         )
     process = describe(child.pid, role, port)
     assert child.stdin is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it ended before it read; whoever waits for it reports why
         child.stdin.write(standard_input)
         child.stdin.close()
-    except BrokenPipeError:
-        pass  # it ended before it read; whoever waits for it reports why
     return process
 
 
-def _choose_port(role: str, wanted: int, last: int) -> int:
-    """Return the port that the settings name, else the last one if it is free, else any free one."""
-    if wanted:
-        if not port_is_free(wanted):
-            raise ServiceError(
-                f"port {wanted} for {role} is in use by somebody else. Stop that, or set services.local.{role}_port "
-                "to another port, or to 0 for a free one"
-            )
-        return wanted
-    return last if last and port_is_free(last) else free_ports(1)[0]
+def _choose_ports(wanted: int, last: int) -> tuple[int, int]:
+    """Return the service's port and a free one for its inner traffic.
+
+    The port is the one that the settings name, else the last one if it is free, else any free one.
+    """
+    free, inner = free_ports(2)
+    return wanted or (last if last and port_is_free(last) else free), inner
+
+
+def _require_port(role: str, port: int) -> None:
+    if port and not port_is_free(port):
+        raise ServiceError(
+            f"port {port} for {role} is in use by somebody else. Stop that, or set services.{role}_port to "
+            "another port, or to 0 for a free one"
+        )
+
+
+def _require_room(directory: Path) -> None:
+    existing = next(folder for folder in [directory, *directory.parents] if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < FREE_BYTES_MIN:
+        raise ServiceError(
+            f"the disk of {directory} is full: {FREE_BYTES_MIN >> 20} MiB are needed, {free >> 20} MiB are free. "
+            "Make room, or name another --home"
+        )

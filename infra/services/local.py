@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +17,28 @@ from infra.services.artefacts import Progress, silent
 from infra.services.elasticsearch import ROLE as ELASTICSEARCH
 from infra.services.errors import ServiceError
 from infra.services.guardian import Guardian
-from infra.services.health import elasticsearch_answers, kafka_answers
+from infra.services.health import OK, RED, SILENT, elasticsearch_health, kafka_health
 from infra.services.kafka import ROLE as KAFKA
-from infra.services.launch import launch, log_file, why_it_ended
-from infra.services.processes import ServiceProcess, is_alive, stop_processes, tagged_processes
-from infra.services.settings import ElasticsearchSettings, LocalSettings, ServiceSettings
+from infra.services.launch import Launcher, log_file, service_directory, why_it_ended
+from infra.services.processes import (
+    ServiceProcess,
+    is_alive,
+    same_process,
+    stop_processes,
+    tagged_processes,
+    this_process,
+)
+from infra.services.settings import LocalSettings, ServiceSettings
+from search_env.engine import ElasticsearchSettings
 from streams.clients import KafkaSettings
 
 ROLES = (KAFKA, ELASTICSEARCH)
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 5.0
+# A service that lives but is silent for so long is stopped and started again by `up`; garbage collection on a busy
+# machine takes a fraction of it.
+PATIENCE_SECONDS = 30.0
+STARTING_SECONDS = 30.0
 
 
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +49,11 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `searchloop status`; health is "ok", "starting", "unhealthy", "down" or "external"."""
+    """One row of `searchloop status`.
+
+    pid is None where no process of ours runs (it is down, or a user's own). health: "ok", "starting", "unhealthy"
+    (lives and does not answer), "red" (an index cannot be searched), or "down".
+    """
 
     role: str
     pid: int | None
@@ -53,20 +71,21 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 class LocalServices:
     """The Kafka and the Elasticsearch that belong to one home directory.
 
-    attached: the services end when this process does, however it ends (tests, the demo). Detached, they run until
-    `down`, from whichever process. Used as a context manager it starts on entry and stops on exit.
+    attached: what this object starts ends when this process does, however it ends (tests, the demo). Detached, it runs
+    until `down`, from whichever process. As a context manager it starts on entry and ends what it started on exit.
     """
 
     def __init__(
-        self, home: Path, settings: ServiceSettings | LocalSettings | None = None, *, attached: bool = False
+        self, home: Path | str, settings: ServiceSettings | LocalSettings | None = None, *, attached: bool = False
     ) -> None:
-        self.home = Path(home).expanduser().absolute()
         if isinstance(settings, LocalSettings):
             settings = ServiceSettings(local=settings)
+        self.home = Path(home).expanduser().absolute()
         self.settings = settings or ServiceSettings()
         self.attached = attached
         self.directory = self.home / "services"
         self._guardian: Guardian | None = None
+        self._started: list[ServiceProcess] = []
 
     def __enter__(self) -> LocalServices:
         self.up()
@@ -75,13 +94,12 @@ class LocalServices:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.down()
+        self.stop_started()
 
     def endpoints(self) -> Endpoints:
         """Return where the services are, without starting any; raises ServiceError where a local one is down."""
-        state = self._read_state()
-        running = {process.role: process.port for process in state.processes if is_alive(process, self.home)}
-        absent = [role for role in self._local_roles() if role not in running]
+        running = {process.role: process.port for process in self._alive()}
+        absent = [role for role in self.local_roles() if role not in running]
         if absent:
             raise ServiceError(f"{' and '.join(absent)} of {self.home} is not running. Run: searchloop up")
         return Endpoints(
@@ -92,118 +110,169 @@ class LocalServices:
     def up(self, progress: Progress = silent) -> Endpoints:
         """Start what is not running, mend what does not answer, and return when both services answer.
 
-        On any failure, Ctrl-C included, what this call started is stopped again.
+        On any failure, Ctrl-C included, what this call started is stopped again, and what ran before runs on.
+        Raises ServiceError, or ProvisionError, which is one.
         """
+        for role in ROLES:
+            if role not in self.local_roles() and self._external_health(role) == SILENT:
+                raise ServiceError(f"{role} at {self._external_address(role)} does not answer, or does not let us in")
         with self._home_lock(progress):
-            state = self._read_state()
-            wanted = self._local_roles()
-            keep = [process for process in state.processes if process.role in wanted and self._answers(process)]
-            strangers = [p for p in tagged_processes(self.home, ROLES) if p.pid not in {k.pid for k in keep}]
+            keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
+            kept = {process.pid for process in keep}
+            strangers = [process for process in tagged_processes(self.home, ROLES) if process.pid not in kept]
             if strangers:
                 progress("stopping what an earlier run left behind", 0, 0)
                 stop_processes(strangers, self.home, self.settings.local.stop_seconds)
-            absent = [role for role in wanted if role not in {process.role for process in keep}]
-            self._write_state(State(processes=tuple(keep), ports=state.ports))
-            if self.attached and self._guardian is None and (absent or keep):
-                self._guardian = Guardian(self.home, self.settings.local.stop_seconds)
+            absent = [role for role in self.local_roles() if role not in {process.role for process in keep}]
             if absent:
-                self._start(absent, keep, state.ports, progress)
-        return self.endpoints()
+                try:
+                    self._start(absent, keep, progress)
+                except OSError as error:
+                    raise ServiceError(
+                        f"{self.directory}: {error.strerror or error}. Make room, or name another --home"
+                    ) from error
+            return self.endpoints()
 
     def down(self, progress: Progress = silent) -> list[ServiceProcess]:
-        """Stop both services and return what was stopped; nothing running is no error."""
-        with self._home_lock(progress):
-            state = self._read_state()
-            alive = [process for process in state.processes if is_alive(process, self.home)]
-            known = {process.pid for process in alive}
-            alive += [process for process in tagged_processes(self.home, ROLES) if process.pid not in known]
-            if alive:
-                progress(f"stopping {' and '.join(process.role for process in alive)}", 0, 0)
-            stop_processes(alive, self.home, self.settings.local.stop_seconds)
-            self._write_state(State(ports=state.ports))
-            if self._guardian is not None:
-                self._guardian.release()
-                self._guardian = None
-            return alive
+        """Stop both services, whoever started them, and return what was stopped; nothing running is no error."""
+        return self._stop(ROLES, progress)
+
+    def stop_started(self) -> list[ServiceProcess]:
+        """Stop only what this object started."""
+        return self._stop([process.role for process in self._started], silent)
+
+    def remove(self) -> None:
+        """Stop both services and delete their data, logs and settings."""
+        self.down()
+        for role in ROLES:
+            shutil.rmtree(service_directory(role, self.home), ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def status(self, more: Sequence[ServiceStatus] = ()) -> list[ServiceStatus]:
-        """Return one row per service, then the rows that the caller knows of (workers)."""
-        processes = {process.role: process for process in self._read_state().processes}
+        """Return one row per service, then the rows that the caller adds (workers)."""
+        alive = {process.role: process for process in self._alive()}
         rows = []
         for role in ROLES:
-            if role not in self._local_roles():
-                rows.append(ServiceStatus(role=role, pid=None, port=None, health=self._external_health(role)))
-            elif role in processes and is_alive(processes[role], self.home):
-                process = processes[role]
-                health = "ok" if self._answers(process) else "unhealthy"
+            if role not in self.local_roles():
+                _, _, port = self._external_address(role).rpartition(":")
+                number = int(port) if port.isdigit() else None
+                rows.append(
+                    ServiceStatus(role=role, pid=None, port=number, health=self._external_health(role) or "down")
+                )
+            elif role in alive:
+                process = alive[role]
+                young = time.time() - process.started < STARTING_SECONDS
+                health = self._health(process) or ("starting" if young else "unhealthy")
                 rows.append(ServiceStatus(role=role, pid=process.pid, port=process.port, health=health))
             else:
                 rows.append(ServiceStatus(role=role, pid=None, port=None, health="down"))
         return [*rows, *more]
 
-    def _local_roles(self) -> list[str]:
-        external = {KAFKA: self.settings.kafka.bootstrap, ELASTICSEARCH: self.settings.elasticsearch.url}
-        return [role for role in ROLES if not external[role]]
+    def local_roles(self) -> list[str]:
+        """Return the services that are ours to start, because no address is set for them."""
+        return [role for role in ROLES if not self._external_address(role)]
+
+    def _external_address(self, role: str) -> str:
+        return self.settings.kafka.bootstrap if role == KAFKA else self.settings.elasticsearch.url
 
     def _external_health(self, role: str) -> str:
         if role == KAFKA:
-            answers = kafka_answers(self.settings.kafka, PROBE_SECONDS)
-        else:
-            answers = elasticsearch_answers(self.settings.elasticsearch, PROBE_SECONDS)
-        return "external" if not answers else f"external, {answers}"
+            return kafka_health(self.settings.kafka, PROBE_SECONDS)
+        return elasticsearch_health(self.settings.elasticsearch, PROBE_SECONDS)
 
-    def _start(self, roles: list[str], keep: list[ServiceProcess], remembered: dict[str, int], progress: Progress) -> None:
-        """Provision, start and await the roles; on failure stop them again."""
-        local = self.settings.local
-        guardian = self._guardian or Guardian(self.home, local.stop_seconds)
+    def _alive(self) -> list[ServiceProcess]:
+        return [process for process in self._read_state().processes if is_alive(process, self.home)]
+
+    def _start(self, roles: list[str], keep: list[ServiceProcess], progress: Progress) -> None:
+        """Provision, start and await the roles; on failure end them again."""
+        local, remembered = self.settings.local, self._read_state().ports
+        session = uuid.uuid4().hex
+        launcher = Launcher(self.home, local, session, progress)
+        launcher.provision(roles)
+        # The guardian also watches over a detached start: killed half-way, it leaves nothing half-started.
+        guardian = Guardian(self.home, roles, session, local.stop_seconds)
         started: list[ServiceProcess] = []
         try:
             ports = dict(remembered)
-            # Elasticsearch first: it takes longest, so Kafka comes up in its shadow.
-            for role in sorted(roles):
-                process = launch(role, self.home, local, ports.get(role, 0), progress)
+            for role in sorted(roles):  # Elasticsearch first: it takes longest, and Kafka comes up in its shadow
+                process = msgspec.structs.replace(launcher.start(role, ports.get(role, 0)), keeper=this_process())
                 ports[role] = process.port
                 started.append(process)
                 self._write_state(State(processes=(*keep, *started), ports=ports))
             self._await(started, progress)
         except BaseException:
-            stop_processes(started, self.home, local.stop_seconds)
-            stop_processes(list(tagged_processes(self.home, roles)), self.home, local.stop_seconds)
+            stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
             self._write_state(State(processes=tuple(keep), ports=remembered))
-            if not self.attached:
-                guardian.release()
-            raise
-        if not self.attached:
             guardian.release()
+            raise
+        if self.attached:
+            self._guardian, self._started = guardian, [*self._started, *started]
+        else:
+            free = [msgspec.structs.replace(process, keeper=None) for process in started]
+            self._write_state(State(processes=(*keep, *free), ports=ports))
+            guardian.release()
+
+    def _stop(self, roles: Sequence[str], progress: Progress) -> list[ServiceProcess]:
+        with self._home_lock(progress):
+            state = self._read_state()
+            ending = [process for process in self._alive() if process.role in roles]
+            known = {process.pid for process in ending}
+            ending += [process for process in tagged_processes(self.home, roles) if process.pid not in known]
+            if ending:
+                progress(f"stopping {' and '.join(process.role for process in ending)}", 0, 0)
+            stop_processes(ending, self.home, self.settings.local.stop_seconds)
+            self._write_state(
+                State(processes=tuple(p for p in self._alive() if p.role not in roles), ports=state.ports)
+            )
+        self._started = [process for process in self._started if process.role not in roles]
+        if self._guardian is not None and not self._started:
+            self._guardian.release()
+            self._guardian = None
+        return ending
 
     def _await(self, started: list[ServiceProcess], progress: Progress) -> None:
         """Wait until each one answers; raises ServiceError if one ends or takes too long."""
         begun = time.monotonic()
-        deadline = begun + self.settings.local.start_seconds
+        limit = self.settings.local.start_seconds
         waiting = list(started)
         while waiting:
+            late = time.monotonic() - begun > limit
             for process in list(waiting):
-                if self._answers(process):
+                health = self._health(process)
+                # An index may be red while it is opened; one that stays red is the user's to mend, with us running.
+                if health == OK or (health == RED and late):
                     waiting.remove(process)
                 elif not is_alive(process, self.home):
                     raise ServiceError(why_it_ended(process.role, self.home))
-                elif time.monotonic() > deadline:
+                elif late:
                     raise ServiceError(
-                        f"{process.role} did not answer on port {process.port} within "
-                        f"{self.settings.local.start_seconds:g} s; its log is {log_file(process.role, self.home)}. A slow "
-                        "machine needs more: services.local.start_seconds"
+                        f"{process.role} did not answer on port {process.port} within {limit:g} s; its log is "
+                        f"{log_file(process.role, self.home)}. A slow machine needs more: services.start_seconds"
                     )
             if waiting:
                 names = " and ".join(process.role for process in waiting)
                 progress(f"waiting for {names}", int(time.monotonic() - begun), 0)
                 time.sleep(POLL_SECONDS)
 
-    def _answers(self, process: ServiceProcess) -> bool:
-        if not is_alive(process, self.home):
-            return False
+    def _answers_in_time(self, process: ServiceProcess, progress: Progress) -> bool:
+        """Return whether a process that should be up answers before our patience ends."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        if process.role not in self.local_roles() or (process.keeper and not same_process(*process.keeper)):
+            return False  # a guardian is about to end it
+        while is_alive(process, self.home):
+            if self._health(process) != SILENT:
+                return True
+            if time.monotonic() > deadline:
+                break
+            progress(f"{process.role} lives but does not answer", 0, 0)
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def _health(self, process: ServiceProcess) -> str:
+        address = f"127.0.0.1:{process.port}"
         if process.role == KAFKA:
-            return bool(kafka_answers(KafkaSettings(bootstrap=f"127.0.0.1:{process.port}"), PROBE_SECONDS))
-        return bool(elasticsearch_answers(ElasticsearchSettings(url=f"http://127.0.0.1:{process.port}"), PROBE_SECONDS))
+            return kafka_health(KafkaSettings(bootstrap=address), PROBE_SECONDS)
+        return elasticsearch_health(ElasticsearchSettings(url=f"http://{address}"), PROBE_SECONDS)
 
     @property
     def _state_file(self) -> Path:
@@ -212,10 +281,9 @@ class LocalServices:
     def _read_state(self) -> State:
         try:
             return msgspec.json.decode(self._state_file.read_bytes(), type=State)
-        except FileNotFoundError:
+        except (FileNotFoundError, msgspec.DecodeError):
+            # Absent or torn: the tags on the command lines still tell which processes are ours.
             return State()
-        except msgspec.DecodeError:
-            return State()  # torn by a full disk: the tags on the command lines still tell which processes are ours
 
     def _write_state(self, state: State) -> None:
         aside = self._state_file.with_suffix(".aside")

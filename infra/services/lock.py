@@ -41,9 +41,7 @@ def pin(group: str, name: str, version: str, path: Path) -> Artefact:
     """Return a resolved file as a pin."""
     packaging = path.suffix.removeprefix(".")
     size = path.stat().st_size
-    return Artefact(
-        group=group, name=name, version=version, packaging=packaging, sha256=sha256_of(path), bytes=size
-    )
+    return Artefact(group=group, name=name, version=version, packaging=packaging, sha256=sha256_of(path), bytes=size)
 
 
 if __name__ == "__main__":

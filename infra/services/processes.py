@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +19,14 @@ class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
     """One process that we started.
 
     started: seconds since the epoch, from the kernel. Pids are used again; a pid with its start time is not.
+    keeper: the pid and start time of the process that this one must not outlive, or None if it may.
     """
 
     role: str
     pid: int
     started: float
     port: int
+    keeper: tuple[int, float] | None = None
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,38 +36,54 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     gid: int
 
 
-def tag(home: Path, role: str) -> str:
-    """Return the command-line argument that marks a process as ours: of this home, in this role."""
-    return f"-Dsearchloop.{role}={home}"
+def tags(home: Path, role: str, session: str) -> list[str]:
+    """Return the command-line arguments that mark a process as ours: of this home, in this role, of this start."""
+    return [f"-Dsearchloop.{role}={home}", f"-Dsearchloop.session={session}"]
 
 
 def is_alive(process: ServiceProcess, home: Path) -> bool:
     """Return whether the process still runs and is the one that we started, not another that got its pid."""
+    if not same_process(process.pid, process.started):
+        return False
     try:
-        seen = psutil.Process(process.pid)
-        if seen.status() == psutil.STATUS_ZOMBIE:
-            return False
-        if abs(seen.create_time() - process.started) > START_TOLERANCE_SECONDS:
-            return False
-        with contextlib.suppress(psutil.AccessDenied):
-            return tag(home, process.role) in seen.cmdline()
-        return True
+        return tags(home, process.role, "")[0] in psutil.Process(process.pid).cmdline()
+    except psutil.AccessDenied:
+        return True  # another user's command line is hidden on macOS; pid and start time have to do
     except psutil.NoSuchProcess:
         return False
 
 
-def tagged_processes(home: Path, roles: Sequence[str]) -> Iterator[ServiceProcess]:
-    """Find processes of this home by their tag alone: those that a crash kept out of the state file."""
-    tags = {tag(home, role): role for role in roles}
+def same_process(pid: int, started: float) -> bool:
+    """Return whether this pid runs and began at this time."""
+    try:
+        seen = psutil.Process(pid)
+        gone = seen.status() == psutil.STATUS_ZOMBIE
+        return not gone and bool(abs(seen.create_time() - started) <= START_TOLERANCE_SECONDS)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def tagged_processes(home: Path, roles: Sequence[str], session: str = "") -> Iterator[ServiceProcess]:
+    """Find processes of this home by their tags alone: those that a crash kept out of the state file.
+
+    session: only those of one start; empty means all.
+    """
+    wanted = {tags(home, role, session)[0]: role for role in roles}
     for seen in psutil.process_iter(["pid", "cmdline", "create_time"]):
-        for argument in seen.info["cmdline"] or ():
-            if argument in tags:
-                yield ServiceProcess(role=tags[argument], pid=seen.pid, started=seen.info["create_time"], port=0)
+        command = seen.info["cmdline"] or []
+        for argument in command:
+            if argument in wanted and (not session or tags(home, "", session)[1] in command):
+                yield ServiceProcess(role=wanted[argument], pid=seen.pid, started=seen.info["create_time"], port=0)
 
 
 def describe(pid: int, role: str, port: int) -> ServiceProcess:
     """Return a fresh child with the start time that the kernel gives it."""
     return ServiceProcess(role=role, pid=pid, started=psutil.Process(pid).create_time(), port=port)
+
+
+def this_process() -> tuple[int, float]:
+    """Return our own pid and start time."""
+    return os.getpid(), psutil.Process().create_time()
 
 
 def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> None:
@@ -124,13 +141,3 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def wait_until_gone(pid: int, limit_seconds: float) -> bool:
-    """Wait for a process that need not be our child; returns whether it is gone."""
-    deadline = time.monotonic() + limit_seconds
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid):
-            return True
-        time.sleep(0.05)
-    return not psutil.pid_exists(pid)

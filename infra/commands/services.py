@@ -1,0 +1,111 @@
+"""The verbs about services: up, down, status, doctor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from infra.context import App
+from infra.progress import progress
+from infra.services.doctor import FAIL, Finding, doctor_findings
+from infra.services.local import ServiceStatus
+from infra.supervisor import living_workers
+
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
+@click.pass_obj
+def up(app: App, as_json: bool) -> None:
+    """Start Kafka and Elasticsearch, and leave them running until `down`.
+
+    The first time this fetches 177 MB. What already runs is kept; what has died is started again.
+
+    \b
+    Example:
+      searchloop up
+    """
+    services = app.local_services()
+    with progress() as report:
+        endpoints = services.up(report)
+    if as_json:
+        click.echo(msgspec.json.encode(endpoints))
+    else:
+        click.echo(f"kafka          {endpoints.kafka}\nelasticsearch  {endpoints.elasticsearch}")
+
+
+@click.command()
+@click.pass_obj
+def down(app: App) -> None:
+    """Stop Kafka and Elasticsearch of this home; their data stay.
+
+    \b
+    Example:
+      searchloop down
+    """
+    with progress() as report:
+        stopped = app.local_services().down(report)
+    for process in stopped:
+        click.echo(f"stopped {process.role} (pid {process.pid})")
+    if not stopped:
+        click.echo("nothing was running")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects with role, pid, port and health.")
+@click.pass_obj
+def status(app: App, as_json: bool) -> None:
+    """Show every process: services and workers, with pid, port and health.
+
+    \b
+    Example:
+      searchloop status --json
+    """
+    rows = status_rows(app)
+    if as_json:
+        click.echo(msgspec.json.encode(rows))
+        return
+    table = Table("role", "pid", "port", "health", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(row.role, str(row.pid or "-"), str(row.port or "-"), row.health)
+    Console().print(table)
+
+
+def status_rows(app: App) -> list[ServiceStatus]:
+    """Return the services' rows, then one for each living worker of any run."""
+    workers = [
+        ServiceStatus(role=role, pid=pid, port=None, health="ok") for _, role, pid in living_workers(app.home.runs)
+    ]
+    return app.local_services().status(workers)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects with name, level, found and advice.")
+@click.pass_obj
+def doctor(app: App, as_json: bool) -> None:
+    """Say what is there, what is missing, and what to do; exit status 1 if something is missing.
+
+    \b
+    Example:
+      searchloop doctor
+    """
+    findings = doctor_findings(app.local_services())
+    if as_json:
+        click.echo(msgspec.json.encode(findings))
+    else:
+        _print_findings(findings)
+    if any(finding.level == FAIL for finding in findings):
+        sys.exit(1)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    table = Table("", "what", "found", "what to do", box=None, header_style="bold")
+    for finding in findings:
+        table.add_row(MARKS[finding.level], finding.name, finding.found, finding.advice)
+    Console().print(table)
