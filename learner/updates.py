@@ -214,17 +214,18 @@ class Updater:
             if micro.old_logprobs is None:
                 micro.old_logprobs = logprobs.detach()
                 self._refuse_liars(micro, own, tally, refused)
-            objective = policy_objective(
-                logprobs=logprobs,
-                entropies=entropies,
-                old_logprobs=micro.old_logprobs,
-                behaviour_logprobs=packed.behaviour_logprobs,
-                reference_logprobs=self._reference_logprobs(packed),
-                advantages=packed.advantages,
-                mask=packed.mask,
-                weights=micro.weights,
-                settings=self._objective,
-            )
+            with torch.set_grad_enabled(micro.learns):
+                objective = policy_objective(
+                    logprobs=logprobs,
+                    entropies=entropies,
+                    old_logprobs=micro.old_logprobs,
+                    behaviour_logprobs=packed.behaviour_logprobs,
+                    reference_logprobs=self._reference_logprobs(packed),
+                    advantages=packed.advantages,
+                    mask=packed.mask,
+                    weights=micro.weights,
+                    settings=self._objective,
+                )
             tally.add(packed, logprobs.detach(), entropies.detach(), objective)
             if not math.isfinite(tally.loss):
                 self._give_up(f"the loss is {tally.loss}; lower learning_rate")

@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import GRPOConfig, GRPOTrainer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from learner.packing import Candidate, Group
 from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
@@ -122,8 +118,15 @@ def reward_event(
     )
 
 
-def trl_trainer(model: LlamaForCausalLM, output_dir: str, **settings: Any) -> GRPOTrainer:
+def trl_trainer(model: LlamaForCausalLM, output_dir: str, **settings: Any) -> Any:
     """Return a GRPOTrainer of one micro-batch a step around the model; settings are GRPOConfig's."""
+    # Imported here: TRL takes seconds, and most tests need only the groups.
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import GRPOConfig, GRPOTrainer
+
     words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
     arguments = GRPOConfig(
