@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
 
-PAPER = LeserSettings(relevance_depth=4, relevance_floor=0.1, format_bonus=0.0)
+PAPER = LeserSettings(relevance_depth=4, rank_discount=False, relevance_floor=0.1, format_bonus=0.0)
 
 
 def test_a_page_worked_by_hand() -> None:
@@ -35,6 +35,15 @@ def test_the_bonus_and_the_cost_of_terms_are_added_after_the_parts() -> None:
     settings = msgspec.structs.replace(PAPER, format_bonus=0.2, term_cost=0.01)
     measured = Measured([0.8, 0.4, 0.0, 0.0], [0.8, 0.8, 0.4, 0.4], 100, 150, 3)
     assert leser_reward(measured, settings)[0] == pytest.approx(1.05 + 0.2 - 0.03)
+
+
+def test_the_discounted_mean_pays_more_for_the_first_ranks() -> None:
+    settings = msgspec.structs.replace(PAPER, relevance_depth=3, rank_discount=True)
+    # Discounts 1, 1/log2(3) = .63093, 1/log2(4) = .5; sum 2.13093. Raw .3 at rank 1, union .3 at ranks 1 and 3.
+    _, parts = leser_reward(Measured([0.3, 0.0, 0.0], [0.3, 0.0, 0.3], 3, 3, 1), settings)
+    assert parts["raw_relevance"] == pytest.approx(0.3 / 2.13093, rel=1e-5)
+    assert parts["union_relevance"] == pytest.approx(0.45 / 2.13093, rel=1e-5)
+    assert parts["relevance"] == pytest.approx(0.5, rel=1e-5)
 
 
 def test_expansions_that_change_nothing_are_worth_the_bonus_alone() -> None:
