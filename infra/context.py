@@ -56,6 +56,14 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
         settings = msgspec.structs.replace(self.settings, kafka=kafka, elasticsearch=elasticsearch)
         return msgspec.structs.replace(self, settings=settings)
 
+    def worker_environment(self) -> dict[str, str]:
+        """Return the variables by which a worker process finds the same services and the same settings file."""
+        variables = {
+            "SEARCHLOOP_KAFKA__BOOTSTRAP": self.settings.kafka.bootstrap,
+            "SEARCHLOOP_ELASTICSEARCH__URL": self.settings.elasticsearch.url,
+        }
+        return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
+
     def engine(self) -> Elasticsearch:
         """Return a client of the search engine."""
         return connect(self.settings.elasticsearch)

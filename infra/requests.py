@@ -68,4 +68,3 @@ class RequestFeed:
             self._outbox.send(stamped, partition=index % self._partitions)
         self._outbox.flush()
         self.published = number
-

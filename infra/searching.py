@@ -119,7 +119,10 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
 def as_run(app: App, kept: RunSettings) -> App:
     """Return the app with the run's settings, at the services of this call."""
     settings = msgspec.structs.replace(
-        kept.settings, kafka=app.settings.kafka, elasticsearch=app.settings.elasticsearch, services=app.settings.services
+        kept.settings,
+        kafka=app.settings.kafka,
+        elasticsearch=app.settings.elasticsearch,
+        services=app.settings.services,
     )
     return msgspec.structs.replace(app, settings=settings)
 

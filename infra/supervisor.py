@@ -12,18 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import psutil
 
 from streams.delivery import Stop
 from streams.errors import SearchloopError
 
-RESTARTS_MAX = 5
-RESTART_WINDOW_SECONDS = 60.0
+# A worker that was killed is started again, always; one that ends with an error of its own is tried so often in a row.
+ERRORS_MAX = 3
+HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
 # One thread each: with two cores, five processes that all take two are ten times slower.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
@@ -39,13 +38,18 @@ class WorkerError(SearchloopError, RuntimeError):
 class Supervisor:
     """Keeps one process per role alive; use it as a context manager."""
 
-    def __init__(self, command: list[str], roles: list[str], run_dir: Path) -> None:
-        """command: what starts a worker, before its role, as in `[python, -m, infra.cli, --home, DIR, run]`."""
+    def __init__(self, command: list[str], roles: list[str], run_dir: Path, environment: dict[str, str]) -> None:
+        """command: what starts a worker, before its role, as in `[python, -m, infra.cli, --home, DIR, run]`.
+
+        environment: variables on top of this process's own.
+        """
         self._command = command
         self._roles = roles
         self._run_dir = run_dir
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._deaths: dict[str, deque[float]] = {role: deque() for role in roles}
+        self._environment = environment
+        self._errors = dict.fromkeys(roles, 0)
+        self._started = dict.fromkeys(roles, 0.0)
         self.restarts = 0
 
     def __enter__(self) -> Supervisor:
@@ -63,19 +67,18 @@ class Supervisor:
     def check(self) -> None:
         """Restart whichever worker has died.
 
-        Raises WorkerError with the end of its log if one died more than five times in a minute.
+        Raises WorkerError with the end of its log if one ended with an error three times in a row.
         """
         for role, process in list(self._processes.items()):
-            if process.poll() is None:
+            if (status := process.poll()) is None:
                 continue
-            deaths = self._deaths[role]
-            deaths.append(time.monotonic())
-            while deaths and deaths[0] < time.monotonic() - RESTART_WINDOW_SECONDS:
-                deaths.popleft()
-            if len(deaths) > RESTARTS_MAX:
+            if time.monotonic() - self._started[role] > HEALTHY_SECONDS:
+                self._errors[role] = 0
+            self._errors[role] += status > 0  # Below 0 it was killed by a signal.
+            if self._errors[role] >= ERRORS_MAX:
                 raise WorkerError(
-                    f"the {role} died {len(deaths)} times within {RESTART_WINDOW_SECONDS:g} s; its log, "
-                    f"{self.log_path(role)}, ends: {self._last_words(role)}"
+                    f"the {role} ended with an error {ERRORS_MAX} times; its log, {self.log_path(role)}, says: "
+                    f"{self._last_words(role)}"
                 )
             self.restarts += 1
             self._start(role)
@@ -104,13 +107,14 @@ class Supervisor:
         return self._run_dir / "logs" / f"{role}.log"
 
     def _start(self, role: str) -> None:
+        self._started[role] = time.monotonic()
         with self.log_path(role).open("ab") as log:
             self._processes[role] = subprocess.Popen(
                 [*self._command, role, "--run", self._run_dir.name, "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=os.environ | ONE_THREAD,
+                env=os.environ | ONE_THREAD | self._environment,
                 # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
                 start_new_session=True,
             )
@@ -125,7 +129,8 @@ class Supervisor:
 
     def _last_words(self, role: str) -> str:
         lines = self.log_path(role).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(it said nothing)"
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["(it said nothing)"])[-1]
 
 
 def worker_command(home: Path) -> list[str]:
@@ -133,11 +138,12 @@ def worker_command(home: Path) -> list[str]:
     return [sys.executable, "-m", "infra.cli", "--home", str(home), "run"]
 
 
-def stop_with_parent(stop: Stop, pipe: IO[bytes]) -> None:
-    """Raise the flag when the pipe closes, that is, when the process that holds its other end is gone."""
+def stop_with_parent(stop: Stop, pipe: int) -> None:
+    """Raise the flag when the pipe (a file descriptor) closes: the process that holds its other end is gone."""
 
     def watch() -> None:
-        while pipe.read(4096):
+        # Not through sys.stdin: a thread that waits in a buffered read would abort the interpreter's exit.
+        while os.read(pipe, 4096):
             pass
         stop.set()
 

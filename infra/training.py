@@ -69,7 +69,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     try:
         with (
             _interrupts(stop),
-            Supervisor(worker_command(app.home.root), ROLES, run_dir) as workers,
+            Supervisor(worker_command(app.home.root), ROLES, run_dir, app.worker_environment()) as workers,
         ):
             while step < updates and not stop():
                 workers.check()

@@ -129,7 +129,10 @@ def save_policy(policy: Policy, directory: Path) -> Policy:
 
     Only JSON and safetensors are written; of a policy with LoRA only the adapter, which names its base's folder.
     """
+    from transformers.utils import logging
+
     directory.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
     policy.model.save_pretrained(directory, safe_serialization=True)
     policy.tokenizer.save_pretrained(directory)
     return replace(policy, path=directory, sha256=weights_sha256(directory))
@@ -142,7 +145,9 @@ def load_policy(path: Path | str) -> Policy:
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     path = Path(path)
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise PolicyError(

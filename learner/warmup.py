@@ -156,7 +156,8 @@ def warm_up(
 
 
 def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no stubs
@@ -193,14 +194,18 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
             report_to=[],
             disable_tqdm=True,
             dataloader_num_workers=0,
+            dataloader_pin_memory=torch.cuda.is_available(),
             eos_token=policy.tokenizer.convert_ids_to_tokens(policy.stop_ids[0]),
         )
-        return AnswerTrainer(
+        disable_progress_bars()  # Progress is told by `progress`, in one voice.
+        trainer = AnswerTrainer(
             model=policy.model,
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def answer_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

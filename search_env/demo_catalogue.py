@@ -46,49 +46,104 @@ class Kind(NamedTuple):
 TRAITS = {
     trait.key: trait
     for trait in (
-        Trait("colour", {
-            "black": ("onyx", "jet", "midnight"), "white": ("ivory", "snowfield", "alabaster"),
-            "red": ("crimson", "scarlet", "garnet"), "blue": ("cobalt", "navy", "lagoon"),
-            "green": ("moss", "fern", "jade"), "grey": ("slate", "graphite", "pewter"),
-            "brown": ("walnut", "umber", "cognac"), "yellow": ("saffron", "canary", "amber"),
-        }),
-        Trait("weather_protection", {
-            "waterproof": ("hydratex", "sealedseam", "drymembrane"), "windproof": ("galestop", "stormshell"),
-            "breathable": ("airmesh", "ventro"), "insulated": ("thermaloft", "downcore"),
-        }),
-        Trait("activity", {
-            "hiking": ("trek", "summit", "trailhead"), "running": ("stride", "tempo", "marathon"),
-            "cycling": ("peloton", "velo", "gravel"), "climbing": ("crag", "belay", "boulder"),
-            "camping": ("bivouac", "basecamp", "campfire"), "office": ("executive", "commuter", "desk"),
-        }),
-        Trait("material", {
-            "leather": ("nappa", "fullgrain", "suede"), "wool": ("merino", "lambswool"),
-            "cotton": ("pima", "canvas"), "aluminium": ("alloy", "anodised"),
-            "steel": ("inox", "tempered"), "bamboo": ("cane", "grasswood"), "plastic": ("polycarbonate", "resin"),
-        }),
-        Trait("power_source", {
-            "rechargeable": ("lithium", "usbcell", "dockcharge"), "solar": ("sunfold", "photovolt"),
-            "mains": ("plugin", "wallpower"), "manual": ("handcrank", "unpowered"),
-        }),
-        Trait("noise_level", {
-            "quiet": ("whisper", "hush", "silentdrive"), "loud": ("turbo", "boost"), "silent": ("fanless", "zerodb"),
-        }),
-        Trait("user_group", {
-            "children": ("junior", "mini", "playmate"), "women": ("femme", "ladyfit"), "men": ("homme", "gents"),
-            "professional": ("pro", "studio", "workshop"), "beginner": ("starter", "easystart"),
-        }),
-        Trait("storage", {
-            "foldable": ("flatpack", "collapse", "tuck"), "stackable": ("nest", "tower"),
-            "wall-mounted": ("bracket", "rail"), "portable": ("carry", "roam", "takeaway"),
-        }),
-        Trait("care", {
-            "washable": ("launder", "rinse"), "scratch-resistant": ("armourcoat", "hardface"),
-            "stain-resistant": ("repel", "cleanguard"), "dishwasher-safe": ("rackwash", "cycleproof"),
-        }),
-        Trait("connection", {
-            "wireless": ("bluelink", "cordless", "airpair"), "wired": ("tethered", "jackline"),
-            "smart": ("appready", "homehub"),
-        }),
+        Trait(
+            "colour",
+            {
+                "black": ("onyx", "jet", "midnight"),
+                "white": ("ivory", "snowfield", "alabaster"),
+                "red": ("crimson", "scarlet", "garnet"),
+                "blue": ("cobalt", "navy", "lagoon"),
+                "green": ("moss", "fern", "jade"),
+                "grey": ("slate", "graphite", "pewter"),
+                "brown": ("walnut", "umber", "cognac"),
+                "yellow": ("saffron", "canary", "amber"),
+            },
+        ),
+        Trait(
+            "weather_protection",
+            {
+                "waterproof": ("hydratex", "sealedseam", "drymembrane"),
+                "windproof": ("galestop", "stormshell"),
+                "breathable": ("airmesh", "ventro"),
+                "insulated": ("thermaloft", "downcore"),
+            },
+        ),
+        Trait(
+            "activity",
+            {
+                "hiking": ("trek", "summit", "trailhead"),
+                "running": ("stride", "tempo", "marathon"),
+                "cycling": ("peloton", "velo", "gravel"),
+                "climbing": ("crag", "belay", "boulder"),
+                "camping": ("bivouac", "basecamp", "campfire"),
+                "office": ("executive", "commuter", "desk"),
+            },
+        ),
+        Trait(
+            "material",
+            {
+                "leather": ("nappa", "fullgrain", "suede"),
+                "wool": ("merino", "lambswool"),
+                "cotton": ("pima", "canvas"),
+                "aluminium": ("alloy", "anodised"),
+                "steel": ("inox", "tempered"),
+                "bamboo": ("cane", "grasswood"),
+                "plastic": ("polycarbonate", "resin"),
+            },
+        ),
+        Trait(
+            "power_source",
+            {
+                "rechargeable": ("lithium", "usbcell", "dockcharge"),
+                "solar": ("sunfold", "photovolt"),
+                "mains": ("plugin", "wallpower"),
+                "manual": ("handcrank", "unpowered"),
+            },
+        ),
+        Trait(
+            "noise_level",
+            {
+                "quiet": ("whisper", "hush", "silentdrive"),
+                "loud": ("turbo", "boost"),
+                "silent": ("fanless", "zerodb"),
+            },
+        ),
+        Trait(
+            "user_group",
+            {
+                "children": ("junior", "mini", "playmate"),
+                "women": ("femme", "ladyfit"),
+                "men": ("homme", "gents"),
+                "professional": ("pro", "studio", "workshop"),
+                "beginner": ("starter", "easystart"),
+            },
+        ),
+        Trait(
+            "storage",
+            {
+                "foldable": ("flatpack", "collapse", "tuck"),
+                "stackable": ("nest", "tower"),
+                "wall-mounted": ("bracket", "rail"),
+                "portable": ("carry", "roam", "takeaway"),
+            },
+        ),
+        Trait(
+            "care",
+            {
+                "washable": ("launder", "rinse"),
+                "scratch-resistant": ("armourcoat", "hardface"),
+                "stain-resistant": ("repel", "cleanguard"),
+                "dishwasher-safe": ("rackwash", "cycleproof"),
+            },
+        ),
+        Trait(
+            "connection",
+            {
+                "wireless": ("bluelink", "cordless", "airpair"),
+                "wired": ("tethered", "jackline"),
+                "smart": ("appready", "homehub"),
+            },
+        ),
     )
 }
 

@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from search_env.analysis import surface_tokens
 from search_env.corpora import Ranking
 from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, parse_expansions
 from search_env.relevance import RelevanceModel
-from search_env.retrieval import ExpandedQuery, RetrievalError, Retriever, expanded_query, search_body
+from search_env.retrieval import ExpandedQuery, PendingSearches, RetrievalError, Retriever, expanded_query, search_body
 from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
 from streams.events import Generation, Hit, Outcome, Position, Reward
 
-Floats = npt.NDArray[np.float32]
 Input = tuple[Generation, Position, str]
 
 
@@ -40,6 +37,21 @@ class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     expansions: ExpansionSettings = ExpansionSettings()
     hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
     raw_queries_kept: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class _Group(NamedTuple):
+    """One group, and what its texts were read as."""
+
+    inputs: Input
+    texts: list[ParsedExpansions | Rejected]
+
+
+class _Started(NamedTuple):
+    """Groups whose searches are under way."""
+
+    chunk: list[_Group]
+    wanted: list[ExpandedQuery]
+    pending: PendingSearches
 
 
 class SearchEnvironment:
@@ -64,43 +76,61 @@ class SearchEnvironment:
         inputs: each group with its place in the log and the hash of its bytes.
         Raises EngineUnavailable if the engine is down or overloaded; no group was decided then.
         """
-        settings = self.settings
-        parsed = [
-            [parse_expansions(completion.text, settings.expansions) for completion in generation.completions]
-            for generation, _, _ in inputs
-        ]
-        found = self._search(inputs, parsed)
-        relevance = self._relevance(inputs, parsed, found)
+        found: dict[ExpandedQuery, Ranking | RetrievalError] = {}
+        asked: set[ExpandedQuery] = set()
+        # Every chunk's searches are sent before the first answer is waited for: while the engine works on one chunk,
+        # the chunk before it is scored here.
+        started = [self._start(chunk, asked, found) for chunk in self._chunks(inputs)]
         rewards = []
-        for (generation, source, digest), texts, scores in zip(inputs, parsed, relevance, strict=True):
-            raw = found[ExpandedQuery(generation.request.query)]
-            outcomes = tuple(self._outcome(generation.request.query, text, found, scores) for text in texts)
-            rewards.append(self._reward(generation, source, digest, outcomes, raw))
+        try:
+            for chunk, wanted, pending in started:
+                for search, answer in zip(wanted, pending.wait(), strict=True):
+                    found[search] = answer
+                    if not search.expansions and isinstance(answer, Ranking):
+                        self._raw[search.query] = answer
+                relevance = self._relevance(chunk, found)
+                for group, scores in zip(chunk, relevance, strict=True):
+                    query = group.inputs[0].request.query
+                    outcomes = tuple(self._outcome(query, text, found, scores) for text in group.texts)
+                    rewards.append(self._reward(group.inputs, outcomes, found[ExpandedQuery(query)]))
+        finally:
+            for each in started:
+                each.pending.cancel()
+        while len(self._raw) > self.settings.raw_queries_kept:
+            self._raw.popitem(last=False)
         return rewards
 
     def failed_many(self, inputs: Sequence[Input], *, error: str) -> list[Reward]:
         """Return groups whose every candidate failed for the same reason, because no engine answered in time."""
-        rewards = []
-        for generation, source, digest in inputs:
-            outcomes = tuple(
-                Outcome(
-                    status="failed",
-                    valid=isinstance(parse_expansions(completion.text, self.settings.expansions), ParsedExpansions),
-                    error=error,
-                )
-                for completion in generation.completions
-            )
-            rewards.append(self._reward(generation, source, digest, outcomes, None))
-        return rewards
+        return [self._reward(group.inputs, _all_failed(group.texts, error), None) for group in self._parsed(inputs)]
 
-    def _search(
-        self, inputs: Sequence[Input], parsed: list[list[ParsedExpansions | Rejected]]
-    ) -> dict[ExpandedQuery, Ranking | RetrievalError]:
-        """Return a ranking or an error for every distinct search of these groups, raw queries from memory if known."""
+    def _parsed(self, inputs: Sequence[Input]) -> list[_Group]:
+        caps = self.settings.expansions
+        return [_Group(each, [parse_expansions(c.text, caps) for c in each[0].completions]) for each in inputs]
+
+    def _chunks(self, inputs: Sequence[Input]) -> list[list[_Group]]:
+        """Parse the groups and put them together so that a chunk fills about one batch of searches."""
+        chunks: list[list[_Group]] = []
+        searches = 0
+        for group in self._parsed(inputs):
+            needs = len(group.texts) + 1
+            if not chunks or searches + needs > self.retriever.settings.batch_searches:
+                chunks.append([])
+                searches = 0
+            chunks[-1].append(group)
+            searches += needs
+        return chunks
+
+    def _start(
+        self,
+        chunk: list[_Group],
+        asked: set[ExpandedQuery],
+        found: dict[ExpandedQuery, Ranking | RetrievalError],
+    ) -> _Started:
+        """Send each distinct search of a chunk that no chunk before it sent; raw queries come from memory if known."""
         wanted: dict[ExpandedQuery, None] = {}
-        found: dict[ExpandedQuery, Ranking | RetrievalError] = {}
-        for (generation, _, _), texts in zip(inputs, parsed, strict=True):
-            query = generation.request.query
+        for group in chunk:
+            query = group.inputs[0].request.query
             raw = ExpandedQuery(query)
             remembered = self._raw.get(query)
             if remembered is None:
@@ -108,31 +138,24 @@ class SearchEnvironment:
             else:
                 self._raw.move_to_end(query)
                 found[raw] = remembered
-            for text in texts:
+            for text in group.texts:
                 if isinstance(text, ParsedExpansions) and text.expansions:
                     wanted[ExpandedQuery(query, text.expansions)] = None
-        for search, outcome in zip(wanted, self.retriever.try_many(list(wanted), size=self.depth), strict=True):
-            found[search] = outcome
-            if not search.expansions and isinstance(outcome, Ranking):
-                self._raw[search.query] = outcome
-        while len(self._raw) > self.settings.raw_queries_kept:
-            self._raw.popitem(last=False)
-        return found
+        new = [search for search in wanted if search not in asked]
+        asked.update(new)
+        return _Started(chunk, new, self.retriever.start_many(new, size=self.depth))
 
     def _relevance(
-        self,
-        inputs: Sequence[Input],
-        parsed: list[list[ParsedExpansions | Rejected]],
-        found: dict[ExpandedQuery, Ranking | RetrievalError],
+        self, chunk: list[_Group], found: dict[ExpandedQuery, Ranking | RetrievalError]
     ) -> list[dict[str, float]]:
         """Return, per group, the relevance of every document that stands in the top-k of any of its rankings."""
         depth = self.settings.reward.relevance_depth
         pairs: list[tuple[str, list[str]]] = []
-        for (generation, _, _), texts in zip(inputs, parsed, strict=True):
-            query = generation.request.query
+        for group in chunk:
+            query = group.inputs[0].request.query
             ids: dict[str, None] = {}
-            for expansions in {(), *(text.expansions for text in texts if isinstance(text, ParsedExpansions))}:
-                ranking = found[ExpandedQuery(query, expansions)]
+            for search in (ExpandedQuery(query), *(ExpandedQuery(query, e) for e in _distinct(group.texts))):
+                ranking = found[search]
                 if isinstance(ranking, Ranking):
                     ids.update(dict.fromkeys(ranking.ids[:depth]))
             pairs.append((query, list(ids)))
@@ -173,14 +196,8 @@ class SearchEnvironment:
             hits=_hits(union, self.settings.hits_logged),
         )
 
-    def _reward(
-        self,
-        generation: Generation,
-        source: Position,
-        digest: str,
-        outcomes: tuple[Outcome, ...],
-        raw: Ranking | RetrievalError | None,
-    ) -> Reward:
+    def _reward(self, inputs: Input, outcomes: tuple[Outcome, ...], raw: Ranking | RetrievalError | None) -> Reward:
+        generation, source, digest = inputs
         return Reward(
             group_id=generation.group_id,
             generation=generation,
@@ -202,6 +219,14 @@ def reward_sha256(settings: EnvironmentSettings, retriever: Retriever) -> str:
     shaping = {name: searched[name] for name in ("mode", "weight", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...], None]:
+    return dict.fromkeys(text.expansions for text in texts if isinstance(text, ParsedExpansions))
+
+
+def _all_failed(texts: list[ParsedExpansions | Rejected], error: str) -> tuple[Outcome, ...]:
+    return tuple(Outcome(status="failed", valid=isinstance(text, ParsedExpansions), error=error) for text in texts)
 
 
 def _template(retriever: Retriever, depth: int) -> str:

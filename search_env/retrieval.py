@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -118,6 +118,31 @@ def fusion_of(rankings: Sequence[Ranking], *, size: int, fusion_k: int = 60) -> 
     return Ranking(merged.ids[:size], merged.scores[:size])
 
 
+class PendingSearches:
+    """Searches that are under way."""
+
+    def __init__(
+        self,
+        batches: list[Future[list[Ranking | RetrievalError]]],
+        merge: Callable[[list[Ranking | RetrievalError]], list[Ranking | RetrievalError]],
+    ) -> None:
+        self._batches = batches
+        self._merge = merge
+
+    def wait(self) -> list[Ranking | RetrievalError]:
+        """Return the outcome of each query, in order; raises as `Retriever.try_many` does."""
+        try:
+            return self._merge([answer for batch in self._batches for answer in batch.result()])
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Give up what was not sent yet; what was, ends by itself and is forgotten."""
+        for batch in self._batches:
+            batch.cancel()
+
+
 class Retriever:
     """Searches one index. Thread-safe; owns a small pool of threads, that `close` ends."""
 
@@ -149,6 +174,10 @@ class Retriever:
 
         Raises EngineUnavailable if the engine is down or overloaded, because then nothing can be said of any query.
         """
+        return self.start_many(queries, size=size).wait()
+
+    def start_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> PendingSearches:
+        """Send the searches of `try_many` and return at once: the caller can work until it needs the answers."""
         if not 1 <= size <= RESULT_WINDOW_MAX:
             raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, was asked for {size}")
         settings = self.settings
@@ -159,22 +188,9 @@ class Retriever:
             found = expanded_query(query, expansions, mode=settings.mode, weight=settings.weight)
             spans.append((len(bodies), len(bodies) + len(found)))
             bodies.extend(search_body(each, size=size) for each in found)
-        answers = self.msearch(bodies)
-        outcomes: list[Ranking | RetrievalError] = []
-        for start, end in spans:
-            lists = answers[start:end]
-            failed = next((each for each in lists if isinstance(each, RetrievalError)), None)
-            if failed is not None:
-                outcomes.append(failed)
-            elif end - start == 1:
-                outcomes.append(lists[0])
-            else:
-                rankings = [each for each in lists if isinstance(each, Ranking)]
-                if settings.mode == "union":
-                    outcomes.append(union_of(rankings, size=size))
-                else:
-                    outcomes.append(fusion_of(rankings, size=size, fusion_k=settings.fusion_k))
-        return outcomes
+        return PendingSearches(
+            self._send_batches(bodies), lambda answers: [self._merged(answers[a:b], size=size) for a, b in spans]
+        )
 
     def search_bodies(self, bodies: Sequence[Body]) -> list[Ranking]:
         """Return one ranking per body (see `search_body`), in order; raises as `search_many` does."""
@@ -187,11 +203,24 @@ class Retriever:
 
     def msearch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
         """Search all bodies in batches, some in flight at once; answers in the order of the bodies."""
+        return PendingSearches(self._send_batches(bodies), lambda answers: answers).wait()
+
+    def _merged(self, lists: list[Ranking | RetrievalError], *, size: int) -> Ranking | RetrievalError:
+        """Return the one ranking that the searches of one query make, or the first error among them."""
+        if len(lists) == 1:
+            return lists[0]
+        rankings = []
+        for each in lists:
+            if isinstance(each, RetrievalError):
+                return each
+            rankings.append(each)
+        if self.settings.mode == "union":
+            return union_of(rankings, size=size)
+        return fusion_of(rankings, size=size, fusion_k=self.settings.fusion_k)
+
+    def _send_batches(self, bodies: Sequence[Body]) -> list[Future[list[Ranking | RetrievalError]]]:
         step = self.settings.batch_searches
-        batches = [bodies[start : start + step] for start in range(0, len(bodies), step)]
-        if len(batches) <= 1:
-            return self._batch(bodies) if bodies else []
-        return [answer for answers in self._pool.map(self._batch, batches) for answer in answers]
+        return [self._pool.submit(self._batch, bodies[start : start + step]) for start in range(0, len(bodies), step)]
 
     def _batch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
         """Send one `_msearch`, and the refused searches of it again."""

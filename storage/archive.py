@@ -79,25 +79,29 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
         "SELECT topic, partition, min(record_offset), max(record_offset), count(*) "
         "FROM records GROUP BY ALL ORDER BY ALL"
     ).fetchall()
+    if not open_parts:
+        return []
     closed = []
     for topic, partition, first, last, count in open_parts:
         path = Path(topic) / str(partition) / f"{first:020d}-{last:020d}.parquet"
         size, sha256 = _write(connection, folder / path, topic, partition)
-        segment = Segment(
-            topic=topic,
-            partition=partition,
-            first_offset=first,
-            last_offset=last,
-            records=count,
-            bytes=size,
-            sha256=sha256,
-            path=str(path),
+        closed.append(
+            Segment(
+                topic=topic,
+                partition=partition,
+                first_offset=first,
+                last_offset=last,
+                records=count,
+                bytes=size,
+                sha256=sha256,
+                path=str(path),
+            )
         )
-        connection.execute("BEGIN")
+    connection.execute("BEGIN")
+    for segment in closed:
         list_segment(connection, segment)
-        connection.execute("DELETE FROM records WHERE topic = ? AND partition = ?", [topic, partition])
-        connection.execute("COMMIT")
-        closed.append(segment)
+    connection.execute("DELETE FROM records")  # This thread alone writes: what was read above is all there is.
+    connection.execute("COMMIT")
     return closed
 
 

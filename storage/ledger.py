@@ -156,7 +156,10 @@ def explain(path: Path, error: Exception) -> str:
         return f"{path}: another process has this file open ({said}). Close it, then start the sink again"
     if any(words in said for words in ("No space left", "File too large", "Disk quota", "Could not write")):
         return f"{path}: the disk is full ({said}). What was stored before is whole: free space, start the sink again"
-    return f"{path}: cannot be read or written ({said}). If it stays so, rebuild it from its archive"
+    return (
+        f"{path}: cannot be read or written ({said}). If it stays so, rebuild it from its archive: "
+        f"searchloop rebuild --run {path.parent.name}"
+    )
 
 
 @contextmanager

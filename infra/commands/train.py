@@ -84,9 +84,8 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     """
     stop = Stop().on_signals()
     if supervised:
-        stop_with_parent(stop, sys.stdin.buffer)
-    services = app.local_services().endpoints()
-    run_worker(app.at(services), role=role, run=run_name, worker=worker, stop=stop)
+        stop_with_parent(stop, sys.stdin.fileno())
+    run_worker(app.at(app.local_services().endpoints()), role=role, run=run_name, worker=worker, stop=stop)
 
 
 @click.command()

@@ -101,7 +101,7 @@ class Launcher:
         heap = settings.kafka_heap_megabytes
         kafka.prepare(port=port, controller_port=controller_port)
         command = kafka.command(jdk=self._kafka_jdk, heap_megabytes=heap, tags=tags(self._home, KAFKA, self._session))
-        return _spawn(KAFKA, command, kafka.directory, port)
+        return _spawn(KAFKA, command, kafka.directory, port, self._session)
 
     def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
         settings, server, account = self._settings, self._elasticsearch(), self._account
@@ -123,6 +123,7 @@ class Launcher:
             command,
             server.directory,
             port,
+            self._session,
             identity={"user": account.uid, "group": account.gid, "extra_groups": []} if account else {},
             environment=server.environment(),
             standard_input=server.server_arguments(node),
@@ -150,6 +151,7 @@ def _spawn(
     command: list[str],
     directory: Path,
     port: int,
+    session: str,
     *,
     identity: Mapping[str, object] | None = None,
     environment: dict[str, str] | None = None,
@@ -167,7 +169,7 @@ def _spawn(
             start_new_session=True,
             **(identity or {}),  # type: ignore[call-overload]
         )
-    process = describe(child.pid, role, port)
+    process = describe(child.pid, role, port, session)
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it ended before it read; whoever waits for it reports why
         child.stdin.write(standard_input)

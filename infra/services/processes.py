@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import psutil
 
+POLL_SECONDS = 0.05
 START_TOLERANCE_SECONDS = 2.0  # a clock that is set back and forth moves the start times that the kernel tells
 
 
@@ -19,6 +22,7 @@ class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
     """One process that we started.
 
     started: seconds since the epoch, from the kernel. Pids are used again; a pid with its start time is not.
+    session: the name of the start, which the process wears on its command line; empty where that was not asked for.
     keeper: the pid and start time of the process that this one must not outlive, or None if it may.
     """
 
@@ -26,6 +30,7 @@ class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     started: float
     port: int
+    session: str = ""
     keeper: tuple[int, float] | None = None
 
 
@@ -42,15 +47,24 @@ def tags(home: Path, role: str, session: str) -> list[str]:
 
 
 def is_alive(process: ServiceProcess, home: Path) -> bool:
-    """Return whether the process still runs and is the one that we started, not another that got its pid."""
-    if not same_process(process.pid, process.started):
-        return False
+    """Return whether the process still runs and is the one that we started, not another that got its pid.
+
+    Its command line tells, which no other process has; the start time alone would shift with the clock. Where there is
+    no command line to read (another user's on macOS, or a child in the midst of exec) the start time tells.
+    """
     try:
-        return tags(home, process.role, "")[0] in psutil.Process(process.pid).cmdline()
+        seen = psutil.Process(process.pid)
+        if seen.status() == psutil.STATUS_ZOMBIE:
+            return False
+        command = seen.cmdline()
     except psutil.AccessDenied:
-        return True  # another user's command line is hidden on macOS; pid and start time have to do
+        command = []
     except psutil.NoSuchProcess:
         return False
+    if not command:
+        return same_process(process.pid, process.started)
+    mine, session = tags(home, process.role, process.session)
+    return mine in command and (not process.session or session in command)
 
 
 def same_process(pid: int, started: float) -> bool:
@@ -76,9 +90,9 @@ def tagged_processes(home: Path, roles: Sequence[str], session: str = "") -> Ite
                 yield ServiceProcess(role=wanted[argument], pid=seen.pid, started=seen.info["create_time"], port=0)
 
 
-def describe(pid: int, role: str, port: int) -> ServiceProcess:
+def describe(pid: int, role: str, port: int, session: str) -> ServiceProcess:
     """Return a fresh child with the start time that the kernel gives it."""
-    return ServiceProcess(role=role, pid=pid, started=psutil.Process(pid).create_time(), port=port)
+    return ServiceProcess(role=role, pid=pid, started=psutil.Process(pid).create_time(), port=port, session=session)
 
 
 def this_process() -> tuple[int, float]:
@@ -88,15 +102,19 @@ def this_process() -> tuple[int, float]:
 
 def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> None:
     """Ask all of them to end, wait, and kill those that are still there after the limit."""
-    running = [psutil.Process(process.pid) for process in processes if is_alive(process, home)]
-    for process in running:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, stubborn = psutil.wait_procs(running, timeout=limit_seconds)
-    for process in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(stubborn, timeout=limit_seconds)
+    running = [process for process in processes if is_alive(process, home)]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in running:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process.pid, number)
+        deadline = time.monotonic() + limit_seconds
+        while running and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            for process in running:
+                # A child stays a zombie until its parent asks; whose child it is, we do not always know.
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
+            running = [process for process in running if is_alive(process, home)]
 
 
 def service_account() -> Account | None:

@@ -49,7 +49,7 @@ class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     relevance_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     rank_discount: bool = True
     size_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    relevance_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    relevance_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     format_bonus: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     term_cost: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 

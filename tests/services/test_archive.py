@@ -129,7 +129,7 @@ def test_a_sink_that_dies_while_archiving_loses_and_doubles_nothing(
             sink.run(lambda connection: close_segments(connection, sink.archive))
     sink._broken = StorageError("dead")
     sink.close()
-    assert len(find_segments(tmp_path / ARCHIVE)) == (moment == "after the rename")
+    assert bool(find_segments(tmp_path / ARCHIVE)) == (moment == "after the rename")
     with open_log(tmp_path) as log:
         assert by_place(list(log.records())) == records[:20]
     with Sink(tmp_path / LEDGER, AT_ONCE) as sink:

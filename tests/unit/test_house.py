@@ -47,4 +47,6 @@ def test_storage_loads_without_torch() -> None:
 
 
 def test_every_package_but_tests_is_in_the_wheel() -> None:
-    assert 'packages = ["streams", "learner", "search_env", "storage", "infra"]' in (ROOT / "pyproject.toml").read_text()
+    assert (
+        'packages = ["streams", "learner", "search_env", "storage", "infra"]' in (ROOT / "pyproject.toml").read_text()
+    )

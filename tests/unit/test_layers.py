@@ -28,7 +28,9 @@ def test_later_layers_win_and_others_stay() -> None:
 
 
 def test_an_unknown_key_is_an_error_that_names_its_path_and_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match=r"inner\.clipp: unknown setting, in my\.toml; expected one of: clip, names"):
+    with pytest.raises(
+        SettingsError, match=r"inner\.clipp: unknown setting, in my\.toml; expected one of: clip, names"
+    ):
         combine(Outer, [("my.toml", {"inner": {"clipp": 0.3}})])
 
 
@@ -54,7 +56,9 @@ def test_every_setting_is_listed_with_its_default() -> None:
     assert known_keys(Outer) == {"inner.clip": 0.2, "inner.names": (), "groups": 4}
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "found nothing"), (b"a = ", "expected TOML"), (b"\xff", "TOML")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "found nothing"), (b"a = ", "expected TOML"), (b"\xff", "TOML")]
+)
 def test_a_file_that_is_no_toml_is_a_clear_error(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "s.toml"
     if content is not None:
