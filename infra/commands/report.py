@@ -1,0 +1,73 @@
+"""`searchloop report` and `searchloop rebuild`: what a run did, from its log alone; and the log's tables made anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from infra.context import App
+from search_env.corpora import write_whole
+from storage.errors import StorageError
+from storage.log import rebuild_ledger
+from storage.report import read_report, to_json
+from storage.report_page import render_page
+from storage.report_text import print_report
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="The run's name.")
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write one HTML file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.pass_obj
+def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
+    """Show what a run did: rewards by version, outcomes, staleness, dead letters, evaluations.
+
+    \b
+    It reads the run's folder and nothing else, also while the run goes on.
+
+    \b
+    Example:
+      searchloop report --run demo --html report.html
+    """
+    found = read_report(_folder(app, name))
+    if page is not None:
+        try:
+            write_whole(page, render_page(found))
+        except OSError as error:
+            raise StorageError(f"{page}: cannot be written ({error.strerror}); choose another place") from error
+    if as_json:
+        click.echo(to_json(found))
+        return
+    print_report(found, Console())
+    if page is not None:
+        click.echo(f"wrote {page}")
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="The run's name.")
+@click.pass_obj
+def rebuild(app: App, name: str) -> None:
+    """Build a run's DuckDB file anew from its archive, if it is lost or damaged; the old one is kept beside it.
+
+    \b
+    What was not archived yet comes from Kafka when the run goes on.
+
+    \b
+    Example:
+      searchloop rebuild --run demo
+    """
+    count = rebuild_ledger(_folder(app, name))
+    click.echo(f"rebuilt the ledger of run {name} from {count:,} records")
+
+
+def _folder(app: App, name: str) -> Path:
+    folder = app.home.run(name)
+    if not folder.is_dir():
+        known = sorted(path.name for path in app.home.runs.iterdir() if path.is_dir()) if app.home.runs.is_dir() else []
+        raise StorageError(
+            f"run: expected one of {', '.join(known) or '(there are none yet)'} under {app.home.runs}, got {name!r}; "
+            "name another --run, or train first"
+        )
+    return folder

@@ -1,0 +1,287 @@
+"""What a run did, from its log alone: one value that can be printed, drawn or read by a script.
+
+Read again, the same log gives the same report: numbers are rounded (DuckDB adds them up in no fixed order, so the last
+bits may differ), and everything that has an order is sorted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from storage.errors import StorageError
+from storage.evaluation.tables import Evaluation
+from storage.log import Log, open_log
+
+DIGITS = 6
+EXAMPLES = 12
+LETTERS = 20
+EVALUATIONS = "evaluation*.json"
+
+Numbers = dict[str, float]
+
+
+class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy version wrote: one point of the reward curve.
+
+    groups: rewarded groups. reward: mean over groups of the mean over candidates, with its standard error.
+    best: mean over groups of the best candidate. valid, flat: shares of candidates and of groups.
+    expansions: mean number per candidate. components: the mean of each part of the reward.
+    """
+
+    lineage: str
+    step: int
+    groups: int
+    scored: int
+    failed: int
+    reward: float | None
+    reward_error: float | None
+    best: float | None
+    valid: float | None
+    flat: float | None
+    expansions: float | None
+    components: Numbers
+
+
+class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One optimizer step of the surviving lineage: the fate of its groups, how stale they were, what it measured."""
+
+    lineage: str
+    step: int
+    trained: int
+    flat: int
+    expired: int
+    failed: int
+    lag_mean: float | None
+    lag_max: int | None
+    metrics: Numbers
+
+
+class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Every candidate of one split by its outcome; uses_max: most gradients that any of them gave (at most 1)."""
+
+    split: str
+    candidates: int
+    scored: int
+    failed: int
+    expired: int
+    waiting: int
+    uses_max: int
+
+
+class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition as far as it is stored; gaps: offsets in between that hold no record."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    records: int
+    gaps: int
+    undecodable: int
+
+
+class LetterRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One record that a worker gave up on."""
+
+    stage: str
+    topic: str
+    partition: int
+    offset: int
+    attempts: int
+    error: str
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One query with the best candidate that the newest version wrote for it; found: documents the raw query missed."""
+
+    query: str
+    expansions: tuple[str, ...]
+    text: str
+    reward: float
+    found: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's report. live: a sink is still at work, and this is what the archive held when it was read."""
+
+    run: str
+    live: bool
+    first_ms: int | None
+    last_ms: int | None
+    partitions: tuple[PartitionRow, ...]
+    accounting: tuple[AccountRow, ...]
+    versions: tuple[VersionRow, ...]
+    updates: tuple[UpdateRow, ...]
+    lag: Numbers
+    dead_letters: Numbers
+    letters: tuple[LetterRow, ...]
+    examples: tuple[Example, ...]
+    evaluations: dict[str, Evaluation]
+
+
+def read_report(folder: Path) -> Report:
+    """Return the report of the run in this folder.
+
+    Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` prints them.
+    Raises StorageError if there is no log, or if it or an evaluation cannot be read.
+    """
+    with open_log(folder) as log:
+        times = log.rows("SELECT min(made_at_ms) AS first, max(made_at_ms) AS last FROM rewards WHERE made_at_ms > 0")[
+            0
+        ]
+        return Report(
+            run=folder.name,
+            live=log.live,
+            first_ms=times["first"],
+            last_ms=times["last"],
+            partitions=_partitions(log),
+            accounting=_accounting(log),
+            versions=_versions(log),
+            updates=_updates(log),
+            lag=_lag(log),
+            dead_letters={
+                row["stage"]: row["n"]
+                for row in log.rows("SELECT stage, count(*) AS n FROM dead_letter GROUP BY stage ORDER BY stage")
+            },
+            letters=_letters(log),
+            examples=_examples(log),
+            evaluations=read_evaluations(folder),
+        )
+
+
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Return the evaluations in a run's folder by file name without suffix.
+
+    Raises StorageError if a file is not one.
+    """
+    found = {}
+    for path in sorted(folder.glob(EVALUATIONS)):
+        try:
+            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Evaluation)
+        except (msgspec.DecodeError, OSError) as error:
+            raise StorageError(
+                f"{path}: expected what `searchloop evaluate --json` prints, got something else ({error}); "
+                "make it again, or move it away"
+            ) from error
+    return found
+
+
+def to_json(report: Report) -> str:
+    """Return the report as indented JSON with sorted keys."""
+    return msgspec.json.format(msgspec.json.encode(report, order="sorted")).decode()
+
+
+def _partitions(log: Log) -> tuple[PartitionRow, ...]:
+    rows = log.rows(
+        "SELECT topic, partition, next_offset, records, next_offset - first_offset - records AS gaps, undecodable "
+        "FROM sink_offsets ORDER BY topic, partition"
+    )
+    return tuple(PartitionRow(**row) for row in rows)
+
+
+def _accounting(log: Log) -> tuple[AccountRow, ...]:
+    rows = log.rows(
+        "SELECT split, candidates, scored, failed, expired, waiting, uses_max FROM accounting ORDER BY run, split"
+    )
+    return tuple(AccountRow(**row) for row in rows)
+
+
+def _versions(log: Log) -> tuple[VersionRow, ...]:
+    parts = log.rows(
+        "SELECT lineage, step, part.key AS name, avg(part.value) AS mean FROM "
+        "(SELECT lineage, step, unnest(map_entries(components)) AS part FROM first_outcomes WHERE status = 'scored') "
+        "GROUP BY ALL ORDER BY ALL"
+    )
+    components: dict[tuple[str, int], Numbers] = {}
+    for row in parts:
+        components.setdefault((row["lineage"], row["step"]), {})[row["name"]] = round(row["mean"], DIGITS)
+    return tuple(
+        VersionRow(
+            lineage=row["lineage"],
+            step=row["step"],
+            groups=row["groups"],
+            scored=row["scored"],
+            failed=row["failed"],
+            reward=_rounded(row["reward_mean"]),
+            reward_error=_rounded(row["reward_error"]),
+            best=_rounded(row["reward_best"]),
+            valid=_rounded(row["valid_share"]),
+            flat=_rounded(row["flat_share"]),
+            expansions=_rounded(row["expansions_mean"]),
+            components=components.get((row["lineage"], row["step"]), {}),
+        )
+        for row in log.rows("SELECT * FROM reward_by_version ORDER BY run, step, lineage")
+    )
+
+
+def _updates(log: Log) -> tuple[UpdateRow, ...]:
+    rows = log.rows(
+        """
+        WITH lags AS (
+            SELECT run, lineage, step, avg(lag_versions) AS lag_mean, max(lag_versions) AS lag_max
+            FROM staleness GROUP BY run, lineage, step
+        ), fates AS (
+            SELECT run, lineage, step, count(*) FILTER (fate = 'trained') AS trained,
+                count(*) FILTER (fate = 'flat') AS flat, count(*) FILTER (fate = 'expired') AS expired,
+                count(*) FILTER (fate = 'failed') AS failed
+            FROM surviving_groups GROUP BY run, lineage, step
+        )
+        SELECT lineage, step, coalesce(trained, 0) AS trained, coalesce(flat, 0) AS flat,
+            coalesce(expired, 0) AS expired, coalesce(failed, 0) AS failed, lag_mean, lag_max, metrics
+        FROM surviving_updates LEFT JOIN fates USING (run, lineage, step) LEFT JOIN lags USING (run, lineage, step)
+        ORDER BY step, lineage
+        """
+    )
+    return tuple(
+        UpdateRow(
+            **row
+            | {
+                "lag_mean": _rounded(row["lag_mean"]),
+                "metrics": {name: _rounded(value) or 0.0 for name, value in sorted(row["metrics"].items())},
+            }
+        )
+        for row in rows
+    )
+
+
+def _lag(log: Log) -> Numbers:
+    (row,) = log.rows(
+        "SELECT count(*) AS groups, median(lag_versions) AS p50, quantile_disc(lag_versions, 0.95) AS p95, "
+        "max(lag_versions) AS max FROM staleness"
+    )
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _letters(log: Log) -> tuple[LetterRow, ...]:
+    rows = log.rows(
+        'SELECT stage, source_topic AS topic, source_partition AS partition, source_offset AS "offset", attempts, '
+        f"error FROM dead_letter ORDER BY source_topic, source_partition, source_offset, stage LIMIT {LETTERS}"
+    )
+    return tuple(LetterRow(**row) for row in rows)
+
+
+def _examples(log: Log) -> tuple[Example, ...]:
+    rows = log.rows(
+        f"""
+        WITH newest AS (SELECT max(step) AS step FROM first_outcomes),
+        best AS (
+            SELECT * FROM first_outcomes WHERE status = 'scored' AND step = (SELECT step FROM newest)
+            QUALIFY row_number() OVER (PARTITION BY run, query_id ORDER BY reward DESC, group_id, candidate) = 1
+        )
+        SELECT b.query, b.expansions, coalesce(b.text, '') AS text, b.reward,
+            len(list_filter(list_transform(b.hits, lambda hit: hit.document_id),
+                lambda id: NOT list_contains(list_transform(r.raw_hits, lambda hit: hit.document_id), id))) AS found
+        FROM best b JOIN first_rewards r USING (run, group_id)
+        ORDER BY b.query_id LIMIT {EXAMPLES}
+        """
+    )
+    return tuple(
+        Example(**row | {"reward": round(row["reward"], DIGITS), "expansions": tuple(row["expansions"])})
+        for row in rows
+    )
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), DIGITS)
