@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from infra.commands.evaluate import evaluate
-from infra.commands.report import report
-from infra.commands.search import expand, index, search
-from infra.commands.services import doctor, down, status, up
-from infra.commands.train import demo, relevance, run, train
-from infra.config import load_settings
-from infra.context import App
 from infra.home import Home
 from streams.errors import SearchloopError
 
+# Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
+VERBS = {
+    "up": ("services", "Start Kafka and Elasticsearch."),
+    "down": ("services", "Stop them."),
+    "status": ("services", "Show every process with pid, port and health."),
+    "doctor": ("services", "Say what is there, what is missing, and what to do."),
+    "index": ("search", "Load a corpus, and make training queries from it."),
+    "relevance": ("train", "Train the relevance model that rewards are made of."),
+    "train": ("train", "Teach a policy from the search engine's answers."),
+    "run": ("train", "Run one worker, for scale-out."),
+    "expand": ("search", "Show what a policy version writes for queries."),
+    "search": ("search", "Search queries, raw or helped, into a TREC run file."),
+    "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
+    "report": ("report", "Tell a run's story from its log."),
+    "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
+    "demo": ("train", "The whole loop, from nothing to a report."),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Verbs(click.Group):
+    """A group whose verbs are imported when they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the verbs in the order of a first day's work."""
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a verb, or None if there is none of that name."""
+        if name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"infra.commands.{VERBS[name][0]}"), name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs and their one-line help without importing any."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
@@ -47,17 +78,15 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
       searchloop index catalogue.jsonl.gz --name shop
       searchloop train --recipe leser --index shop
     """
+    from infra.context import App
+
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger("kafka").setLevel(logging.ERROR if not verbose else logging.WARNING)
-    context.obj = App(home=Home(home.absolute()), settings=load_settings(config, os.environ), config=config)
-
-
-for verb in (up, down, status, doctor, index, train, run, relevance, expand, search, evaluate, report, demo):
-    cli.add_command(verb)
+    logging.getLogger("kafka").setLevel(logging.WARNING if verbose else logging.ERROR)
+    context.obj = App(Home(home.absolute()), config=config)
 
 
 def main() -> None:
@@ -67,10 +96,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("stopped", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
     except SearchloopError as error:

@@ -1,36 +1,106 @@
-"""What every verb starts from: the home directory, the settings, and services that answer."""
+"""What every verb starts from: the home directory, the settings, and services that answer.
+
+Nothing is read before it is asked for, so that `status` and `--help` need not load a learner's libraries.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from elasticsearch import Elasticsearch
 
-from infra.config import Settings
 from infra.home import Home
+from infra.layers import combine, environment_layer, read_toml
 from infra.progress import Report
 from infra.services.errors import ServiceError
 from infra.services.local import Endpoints, LocalServices
-from infra.services.settings import ServiceSettings
-from search_env.engine import connect
+from infra.services.settings import LocalSettings, ServiceSettings
+from search_env.engine import ElasticsearchSettings, connect
+from streams.clients import KafkaSettings
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+    from infra.settings import Settings
 
 
-class App(msgspec.Struct, frozen=True, kw_only=True):
-    """The global options of one call."""
+class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of the settings that say where the services are; every other table is left for `Settings` to check."""
 
-    home: Home
-    settings: Settings
-    config: Path | None = None
+    kafka: KafkaSettings = KafkaSettings()
+    elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
+    services: LocalSettings = LocalSettings()
+
+
+class App:
+    """The global options of one call; settings come from defaults, recipe, file and environment, the last one winning."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        config: Path | None = None,
+        recipe: Path | None = None,
+        settings: Settings | None = None,
+        endpoints: Endpoints | None = None,
+    ) -> None:
+        """settings: instead of those in files and variables. endpoints: of services that run, instead of their settings."""
+        self.home = home
+        self.config = config
+        self._recipe = recipe
+        self._given = settings
+        self._endpoints = endpoints
+
+    @cached_property
+    def connections(self) -> ServiceSettings:
+        """Return where Kafka and Elasticsearch are and how ours are run.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        """
+        tables = self._given or combine(ConnectionTables, self._layers())
+        kafka, elasticsearch = tables.kafka, tables.elasticsearch
+        if self._endpoints is not None:
+            kafka = msgspec.structs.replace(kafka, bootstrap=self._endpoints.kafka)
+            elasticsearch = msgspec.structs.replace(elasticsearch, url=self._endpoints.elasticsearch)
+        return ServiceSettings(kafka=kafka, elasticsearch=elasticsearch, local=tables.services)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Return the whole tree.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        """
+        from infra.settings import Settings
+
+        settings = self._given or combine(Settings, self._layers())
+        return msgspec.structs.replace(
+            settings, kafka=self.connections.kafka, elasticsearch=self.connections.elasticsearch
+        )
+
+    def at(self, endpoints: Endpoints) -> App:
+        """Return this app with the addresses of services that run."""
+        return App(self.home, config=self.config, recipe=self._recipe, settings=self._given, endpoints=endpoints)
+
+    def with_recipe(self, recipe: Path) -> App:
+        """Return this app with a recipe under the user's own file and variables."""
+        return App(self.home, config=self.config, recipe=recipe, endpoints=self._endpoints)
+
+    def with_settings(self, settings: Settings) -> App:
+        """Return this app with other settings, at the same services."""
+        kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
+        settings = msgspec.structs.replace(
+            settings, kafka=kafka, elasticsearch=elasticsearch, services=self.connections.local
+        )
+        return App(self.home, config=self.config, settings=settings)
 
     def local_services(self, *, attached: bool = False) -> LocalServices:
         """Return the services of this home, local or external as the settings say; nothing is started."""
-        settings = ServiceSettings(
-            kafka=self.settings.kafka, elasticsearch=self.settings.elasticsearch, local=self.settings.services
-        )
-        return LocalServices(self.home.root, settings, attached=attached)
+        return LocalServices(self.home.root, self.connections, attached=attached)
 
     @contextmanager
     def running_services(self, report: Report) -> Iterator[App]:
@@ -49,21 +119,19 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
         else:
             yield self.at(endpoints)
 
-    def at(self, endpoints: Endpoints) -> App:
-        """Return this app with the given addresses in its settings."""
-        kafka = msgspec.structs.replace(self.settings.kafka, bootstrap=endpoints.kafka)
-        elasticsearch = msgspec.structs.replace(self.settings.elasticsearch, url=endpoints.elasticsearch)
-        settings = msgspec.structs.replace(self.settings, kafka=kafka, elasticsearch=elasticsearch)
-        return msgspec.structs.replace(self, settings=settings)
-
     def worker_environment(self) -> dict[str, str]:
         """Return the variables by which a worker process finds the same services and the same settings file."""
         variables = {
-            "SEARCHLOOP_KAFKA__BOOTSTRAP": self.settings.kafka.bootstrap,
-            "SEARCHLOOP_ELASTICSEARCH__URL": self.settings.elasticsearch.url,
+            "SEARCHLOOP_KAFKA__BOOTSTRAP": self.connections.kafka.bootstrap,
+            "SEARCHLOOP_ELASTICSEARCH__URL": self.connections.elasticsearch.url,
         }
         return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
 
     def engine(self) -> Elasticsearch:
         """Return a client of the search engine."""
-        return connect(self.settings.elasticsearch)
+        return connect(self.connections.elasticsearch)
+
+    def _layers(self) -> list[tuple[str, dict[str, Any]]]:
+        files = [path for path in (self._recipe, self.config) if path is not None]
+        layers = [(str(path), read_toml(path)) for path in files]
+        return [*layers, ("the environment (SEARCHLOOP_…)", environment_layer(os.environ))]

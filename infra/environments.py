@@ -23,7 +23,7 @@ def silent(what: str, done: int, total: int) -> None:
 @contextmanager
 def open_environment(app: App, run: RunSettings, report: Report = silent) -> Iterator[Environment]:
     """Give the environment of a run: its index version, relevance model and reward as they were when it began."""
-    kept = App(home=app.home, settings=run.settings, config=app.config)
+    kept = app.with_settings(run.settings)
     catalogue = Catalogue(load_documents(app.home.index(run.index)))
     relevance = open_relevance(kept, index=run.index, catalogue=catalogue, report=report)
     client = app.engine()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from streams.errors import SettingsError
 from streams.topics import RUN_NAME
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+SETTINGS_FILE = "settings.json"
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -43,6 +48,22 @@ class Home(msgspec.Struct, frozen=True):
         Raises SettingsError if the name could not be a topic's name.
         """
         return self.runs / _named("run", name)
+
+
+def read_settings_file(run_dir: Path, kind: type[T]) -> T:
+    """Return what a run was started with, as much of it as `kind` asks for.
+
+    Raises SettingsError if there is no such run, naming those that there are, or if the file is damaged.
+    """
+    try:
+        return msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        known = sorted(path.parent.name for path in run_dir.parent.glob(f"*/{SETTINGS_FILE}"))
+        raise SettingsError(
+            f"--run: expected one of {', '.join(known) or 'no runs yet'}, got {run_dir.name!r}. Run: searchloop train"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{run_dir / SETTINGS_FILE}: {error}") from error
 
 
 def _named(what: str, name: str) -> str:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import msgspec
-
-from infra.config import load_settings
-from infra.context import App
 from streams.errors import SettingsError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -27,9 +22,3 @@ def recipe_path(name: str) -> Path:
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise SettingsError(f"--recipe: expected one of {known}, or a path to a TOML file, got {name!r}")
     return path
-
-
-def with_recipe(app: App, name: str) -> App:
-    """Return the app with the recipe's settings under those of the user's file and environment."""
-    settings = load_settings(app.config, os.environ, recipe=recipe_path(name))
-    return msgspec.structs.replace(app, settings=settings)

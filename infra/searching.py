@@ -12,9 +12,10 @@ from typing import Literal
 import msgspec
 
 from infra.context import App
+from infra.home import SETTINGS_FILE
 from infra.preparation import LESSONS_FILE, Bench, open_bench, open_neighbours
 from infra.progress import Report
-from infra.workers import SETTINGS_FILE, RunSettings, read_run_settings
+from infra.workers import RunSettings, read_run_settings
 from learner.generation import generate_groups
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query, Ranking
@@ -57,8 +58,7 @@ def expand_queries(
     greedily, as served; above 0 one candidate is sampled.
     """
     kept = find_run(app, index=index, run=run)
-    served = as_run(app, kept)
-    with open_bench(served, index, report) as bench:
+    with open_bench(app.with_settings(kept.settings), index, report) as bench:
         return _expand(bench, kept, queries, policy=policy, temperature=temperature, report=report)
 
 
@@ -86,7 +86,7 @@ def search_queries(
                 )
     else:
         kept = find_run(app, index=index, run=run)
-        with open_bench(as_run(app, kept), index, report) as bench:
+        with open_bench(app.with_settings(kept.settings), index, report) as bench:
             retrieval = bench.app.settings.retrieval
             if policy == "knn":
                 look_up = bench.app.settings.neighbours
@@ -114,17 +114,6 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
         if kept.index == index:
             return kept
     raise SettingsError(f"no run has learned on index {index!r} yet. Run: searchloop train --index {index}")
-
-
-def as_run(app: App, kept: RunSettings) -> App:
-    """Return the app with the run's settings, at the services of this call."""
-    settings = msgspec.structs.replace(
-        kept.settings,
-        kafka=app.settings.kafka,
-        elasticsearch=app.settings.elasticsearch,
-        services=app.settings.services,
-    )
-    return msgspec.structs.replace(app, settings=settings)
 
 
 def _expand(

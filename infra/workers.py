@@ -1,4 +1,4 @@
-"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts.
+"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts (the sink: `infra.sinks`).
 
 The settings that shape the run are those that it was started with, kept in its folder; where Kafka and Elasticsearch
 are comes from the caller.
@@ -10,12 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from infra.config import Settings
 from infra.context import App
+from infra.home import SETTINGS_FILE, read_settings_file
+from infra.settings import Settings
 from streams.delivery import Stop
-from streams.errors import SettingsError
-
-SETTINGS_FILE = "settings.json"
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,26 +49,18 @@ def read_run_settings(run_dir: Path) -> RunSettings:
 
     Raises SettingsError if there is no such run, naming those that there are.
     """
-    try:
-        return msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=RunSettings)
-    except FileNotFoundError as error:
-        known = sorted(path.parent.name for path in run_dir.parent.glob(f"*/{SETTINGS_FILE}"))
-        raise SettingsError(
-            f"--run: expected one of {', '.join(known) or 'no runs yet'}, got {run_dir.name!r}. Run: searchloop train"
-        ) from error
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{run_dir / SETTINGS_FILE}: {error}") from error
+    return read_settings_file(run_dir, RunSettings)
 
 
 def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:
-    """Run one worker until it is told to stop.
+    """Run a generator, learner or environment until it is told to stop.
 
     worker: tells workers of one role apart; a restarted one of the same number takes its partitions back at once.
     """
     run_dir = app.home.run(run)
     kept = read_run_settings(run_dir)
     kafka = msgspec.structs.replace(
-        app.settings.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
+        app.connections.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
     )
     settings = kept.settings
     member = f"{role}-{worker}"
@@ -104,7 +94,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             member=member,
             stop=stop,
         )
-    elif role == "environment":
+    else:
         from infra.environments import open_environment
         from search_env.workers import run_environment
 
@@ -112,15 +102,3 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             run_environment(
                 run=run, environment=environment, kafka=kafka, delivery=settings.delivery, member=member, stop=stop
             )
-    else:
-        from storage.workers import run_sink
-
-        run_sink(
-            run=run,
-            database=run_dir / "searchloop.duckdb",
-            kafka=kafka,
-            delivery=settings.delivery,
-            sink=settings.sink,
-            member=member,
-            stop=stop,
-        )

@@ -67,9 +67,7 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
         return
     table = Table("query", "expansions", title=f"policy {found[0].policy}")
     for item in found:
-        table.add_row(
-            item.query, ", ".join(item.expansions) if item.valid else "(no valid answer: searched as it is)"
-        )
+        table.add_row(item.query, ", ".join(item.expansions) if item.valid else "(no valid answer: searched as it is)")
     Console(markup=False).print(table)
 
 

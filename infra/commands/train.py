@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -13,9 +14,10 @@ from rich.table import Table
 from infra.context import App
 from infra.progress import progress
 from infra.supervisor import stop_with_parent
-from infra.training import TrainingSummary
-from infra.workers import run_worker
 from streams.delivery import Stop
+
+if TYPE_CHECKING:
+    from infra.training import TrainingSummary
 
 
 @click.command()
@@ -49,10 +51,10 @@ def train(
     Example:
       searchloop train --recipe leser --index shop --updates 400
     """
-    from infra.recipes import with_recipe
+    from infra.recipes import recipe_path
     from infra.runs import train_run
 
-    app = with_recipe(app, recipe)
+    app = app.with_recipe(recipe_path(recipe))
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
@@ -85,6 +87,13 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     stop = Stop().on_signals()
     if supervised:
         stop_with_parent(stop, sys.stdin.fileno())
+    if role == "sink":
+        from infra.sinks import run_sink_worker
+
+        run_sink_worker(app.at(app.local_services().endpoints()), run=run_name, worker=worker, stop=stop)
+        return
+    from infra.workers import run_worker
+
     run_worker(app.at(app.local_services().endpoints()), role=role, run=run_name, worker=worker, stop=stop)
 
 

@@ -30,6 +30,7 @@ from infra.services.errors import ProvisionError
 LOCK_FILE = Path(__file__).with_name("artefacts.lock.json")
 DOWNLOADS_AT_ONCE = 4
 ATTEMPTS = 3
+PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before the third
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while something takes long; total 0 means that nobody knows how long."""
@@ -217,7 +218,7 @@ def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None])
                     "check the connection, or name your mirror in ~/.m2/settings.xml, or put the file into "
                     f"{_local_repository() / artefact.repository_path.parent}"
                 ) from error
-            time.sleep(0.5 * 2**attempt)
+            time.sleep(PAUSE_SECONDS * attempt)
 
 
 def _first_line(error: BaseException) -> str:

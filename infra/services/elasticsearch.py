@@ -14,7 +14,7 @@ from pathlib import Path
 from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
-from infra.services.processes import Account, can_enter
+from infra.services.processes import Account, can_enter, java_environment
 
 ROLE = "elasticsearch"
 PLUGIN_SOURCE = Path(__file__).with_name("plugin") / "EnglishAnalysisPlugin.java"
@@ -168,9 +168,9 @@ class LocalElasticsearch:
         return [jdk.java, *options, *compiler, *tags, "--module-path", str(lib), "-m", main]
 
     def environment(self) -> dict[str, str]:
-        """Return the server's whole environment: nothing of ours leaks into it."""
+        """Return the server's whole environment."""
         temporary = str(self.temporary)
-        return {"HOME": temporary, "LIBFFI_TMPDIR": temporary, "ES_TMPDIR": temporary, "PATH": os.defpath}
+        return java_environment(self.temporary) | {"LIBFFI_TMPDIR": temporary, "ES_TMPDIR": temporary}
 
     def server_arguments(self, settings: dict[str, str]) -> bytes:
         """Return what the server reads from its standard input before it starts.
@@ -196,9 +196,6 @@ class LocalElasticsearch:
             + string(str(self.configuration))
             + string(str(self.logs))
         )
-
-    def log_file(self) -> Path:
-        return self.logs / "elasticsearch.log"
 
 
 def open_directory(directory: Path, account: Account | None) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
+from infra.services.processes import java_environment
 
 ROLE = "kafka"
 NODE_ID = 1
@@ -139,8 +140,9 @@ class LocalKafka:
         """Return the command line of the broker."""
         return [*self._java(jdk, heap_megabytes), *tags, "kafka.Kafka", str(self.properties)]
 
-    def log_file(self) -> Path:
-        return self.logs / "kafka.log"
+    def environment(self) -> dict[str, str]:
+        """Return the broker's whole environment."""
+        return java_environment(self.directory)
 
     def _java(self, jdk: Jdk, heap_megabytes: int) -> list[str]:
         options = [

@@ -101,7 +101,7 @@ class Launcher:
         heap = settings.kafka_heap_megabytes
         kafka.prepare(port=port, controller_port=controller_port)
         command = kafka.command(jdk=self._kafka_jdk, heap_megabytes=heap, tags=tags(self._home, KAFKA, self._session))
-        return _spawn(KAFKA, command, kafka.directory, port, self._session)
+        return _spawn(KAFKA, command, kafka.directory, port, self._session, environment=kafka.environment())
 
     def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
         settings, server, account = self._settings, self._elasticsearch(), self._account
@@ -154,7 +154,7 @@ def _spawn(
     session: str,
     *,
     identity: Mapping[str, object] | None = None,
-    environment: dict[str, str] | None = None,
+    environment: dict[str, str],
     standard_input: bytes = b"",
 ) -> ServiceProcess:
     """Start a process in a session of its own, so that Ctrl-C in the terminal reaches us alone."""

@@ -100,8 +100,16 @@ def this_process() -> tuple[int, float]:
     return os.getpid(), psutil.Process().create_time()
 
 
-def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> None:
-    """Ask all of them to end, wait, and kill those that are still there after the limit."""
+def java_environment(temporary: Path) -> dict[str, str]:
+    """Return the whole environment of a Java child: nothing of ours leaks into it.
+
+    The locale makes Java read paths as UTF-8, whatever the user's own is.
+    """
+    return {"HOME": str(temporary), "PATH": os.defpath, "LC_ALL": "C.UTF-8"}
+
+
+def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> list[ServiceProcess]:
+    """Ask all of them to end, wait, kill those that are still there after the limit; return those that survived it."""
     running = [process for process in processes if is_alive(process, home)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in running:
@@ -115,6 +123,7 @@ def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_second
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
             running = [process for process in running if is_alive(process, home)]
+    return running
 
 
 def service_account() -> Account | None:

@@ -1,14 +1,14 @@
-"""All settings as one typed tree: each table is a struct that stands beside the code which it steers."""
+"""All settings as one typed tree: each table is a struct that stands beside the code which it steers.
+
+Importing this imports every room, torch included; verbs that only look at services get by with `infra.context`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from infra.layers import combine, environment_layer, read_toml
 from infra.services.settings import LocalSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
@@ -74,17 +74,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     learner: LearnerSettings = LearnerSettings()
     sink: SinkSettings = SinkSettings()
     train: TrainSettings = TrainSettings()
-
-
-def load_settings(config: Path | None, environment: Mapping[str, str], *, recipe: Path | None = None) -> Settings:
-    """Return the settings: defaults, then the recipe, then the user's file, then the environment.
-
-    Raises SettingsError naming the source and path of whatever is unknown or out of range.
-    """
-    layers = []
-    if recipe is not None:
-        layers.append((str(recipe), read_toml(recipe)))
-    if config is not None:
-        layers.append((str(config), read_toml(config)))
-    layers.append(("the environment (SEARCHLOOP_…)", environment_layer(environment)))
-    return combine(Settings, layers)
