@@ -21,6 +21,7 @@ from learner.learning import write_policy_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
 from learner.prompts import prompt_text, render_answer
 from learner.warmup import warm_up
+from search_env.analysis import surface_tokens
 from search_env.catalogue import Catalogue
 from search_env.context import ContextBuilder
 from search_env.corpora import Qrels, Query, load_queries
@@ -91,10 +92,20 @@ def open_bench(app: App, index: str, report: Report) -> Iterator[Bench]:
         bench.close()
 
 
-def prepare(app: App, *, run: str, index: str, queries_file: Path | None, seed: int, report: Report) -> Prepared:
+def prepare(
+    app: App,
+    *,
+    run: str,
+    index: str,
+    queries_file: Path | None,
+    held_out: Sequence[Query],
+    seed: int,
+    report: Report,
+) -> Prepared:
     """Make or find everything that a run needs, and return its queries with their contexts.
 
     queries_file: training queries of one's own (without judgments); the intents of the index without.
+    held_out: queries that must not train anything: whatever has their text is left out, here and among the lessons.
     A run that has a checkpoint keeps the policy, lessons and contexts that it began with.
     """
     run_dir = app.home.run(run)
@@ -104,6 +115,8 @@ def prepare(app: App, *, run: str, index: str, queries_file: Path | None, seed: 
             queries = load_queries(queries_file)
         else:
             queries, qrels = load_intents(bench.directory / "intents", "train")
+        left_out = {_plain(query.text) for query in held_out}
+        queries = [query for query in queries if _plain(query.text) not in left_out]
         if not queries:
             raise SettingsError(f"index {index!r} has no training queries; give some: searchloop train --queries FILE")
         if (run_dir / "checkpoints" / CURRENT).is_file():
@@ -119,7 +132,7 @@ def prepare(app: App, *, run: str, index: str, queries_file: Path | None, seed: 
         write_lessons(run_dir / LESSONS_FILE, lessons)
         policy = _first_policy(app, bench, run_dir, seed)
         if app.settings.train.warm_up:
-            policy = _warm_up(bench, policy, queries, lessons, contexts, run_dir, seed, report)
+            policy = _warm_up(bench, policy, held_out, lessons, contexts, run_dir, seed, report)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, contexts)
         first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
@@ -150,6 +163,10 @@ def read_contexts(path: Path) -> dict[str, Context]:
         return dict(msgspec.json.Decoder(tuple[str, Context]).decode_lines(path.read_bytes()))
     except (OSError, msgspec.DecodeError) as error:
         raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
+
+
+def _plain(text: str) -> str:
+    return " ".join(surface_tokens(text))
 
 
 def _teach(
@@ -205,7 +222,7 @@ def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
 def _warm_up(
     bench: Bench,
     policy: Policy,
-    queries: Sequence[Query],
+    held_out: Sequence[Query],
     lessons: Sequence[Lesson],
     contexts: Mapping[str, Context],
     run_dir: Path,
@@ -232,7 +249,7 @@ def _warm_up(
             policy, pairs(catalogue[held:], {}), pairs(catalogue[:held], {}), warmup, run_dir / "warmup" / "catalogue",
             lambda what, done, total: report(f"catalogue {what}", done, total),
         )  # fmt: skip
-    head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in queries])
+    head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in held_out])
     neighbours = open_neighbours(bench, lessons)
     head_words = neighbours.words([lesson.query for lesson in head]) if neighbours and head else None
     shown = dict(contexts)

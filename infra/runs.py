@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.context import App
@@ -9,6 +10,7 @@ from infra.preparation import prepare
 from infra.progress import Report
 from infra.training import TrainingSummary, stream
 from infra.workers import RunSettings, write_run_settings
+from search_env.corpora import Query
 
 
 def train_run(
@@ -17,13 +19,19 @@ def train_run(
     recipe: str,
     index: str,
     queries_file: Path | None,
+    held_out: Sequence[Query],
     updates: int,
     seed: int,
     run: str,
     report: Report,
 ) -> TrainingSummary:
-    """Train one run up to `updates` steps; the same name goes on where it stopped."""
-    prepared = prepare(app, run=run, index=index, queries_file=queries_file, seed=seed, report=report)
+    """Train one run up to `updates` steps; the same name goes on where it stopped.
+
+    held_out: queries that must not train anything: whatever has their text is left out.
+    """
+    prepared = prepare(
+        app, run=run, index=index, queries_file=queries_file, held_out=held_out, seed=seed, report=report
+    )
     write_run_settings(
         app.home.run(run),
         RunSettings(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--queries", type=click.Path(path_type=Path), help="Training queries (JSONL); made from the index without."
 )
+@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) that must not train anything.")
 @click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--run", "run_name", help="The run's name; the same name goes on where it stopped. [RECIPE-INDEX-SEED]")
@@ -36,6 +37,7 @@ def train(
     recipe: str,
     index: str,
     queries: Path | None,
+    held_out: Path | None,
     updates: int | None,
     seed: int,
     run_name: str | None,
@@ -53,6 +55,7 @@ def train(
     """
     from infra.recipes import recipe_path
     from infra.runs import train_run
+    from search_env.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
     with progress() as report, app.running_services(report) as running:
@@ -61,6 +64,7 @@ def train(
             recipe=Path(recipe).stem,
             index=index,
             queries_file=queries,
+            held_out=load_queries(held_out) if held_out else [],
             updates=updates or app.settings.train.updates,
             seed=seed,
             run=run_name or f"{Path(recipe).stem}-{index}-{seed}",

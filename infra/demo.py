@@ -1,0 +1,116 @@
+"""The main job on one page: index, learn, search held-out queries raw and helped, and show the difference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from infra.commands.evaluate import print_evaluation
+from infra.context import App
+from infra.home import Home
+from infra.indexing import index_corpus
+from infra.progress import Report, progress
+from infra.recipes import recipe_path
+from infra.runs import train_run
+from infra.searching import search_queries
+from search_env.corpora import Qrels, Query, load_corpus, load_qrels, load_queries, write_run, write_whole
+from search_env.demo_catalogue import demo_catalogue
+from search_env.intents import load_intents
+from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
+from storage.report import read_report
+from storage.report_page import render_page
+
+NAME = "demo"
+METHODS = ("none", "rm3", "latest")
+MEASURES = ("nDCG@10", "RR@10", "R@100")
+TOP = 100
+
+
+def run_demo(
+    app: App,
+    *,
+    corpus: Path | None,
+    queries_file: Path | None,
+    qrels_file: Path | None,
+    updates: int | None,
+    seed: int,
+    keep: bool,
+) -> None:
+    """Run everything from nothing to a report, on the generated catalogue or on a user's files.
+
+    keep: leave the services running. What an earlier demo made is made again.
+    """
+    began = time.monotonic()
+    app = app.with_recipe(recipe_path(NAME))
+    console = Console(soft_wrap=True)
+    with progress() as report:
+        if keep:
+            app.local_services().up(report)
+        with app.running_services(report) as running:
+            documents = load_corpus(corpus) if corpus else demo_catalogue(app.settings.demo)
+            given = load_queries(queries_file) if queries_file else None
+            summary = index_corpus(running, name=NAME, documents=documents, report=report)
+            held_out, qrels = _held_out(app.home, given, qrels_file)
+            run = _new_run(app.home)
+            trained = train_run(
+                running,
+                recipe=NAME,
+                index=NAME,
+                queries_file=None,
+                held_out=held_out,
+                updates=updates or app.settings.train.updates,
+                seed=seed,
+                run=run,
+                report=report,
+            )
+            evaluation = _evaluate(running, held_out, qrels, run, report)
+    folder = app.home.run(run)
+    page = folder / "report.html"
+    write_whole(page, render_page(read_report(folder)))
+    print_evaluation(evaluation, console)
+    console.print(
+        f"\n{summary.documents} documents, {trained.updates} updates, {trained.groups_trained} groups trained: sampled "
+        f"reward {trained.reward_first:.3f} → {trained.reward_last:.3f}, format kept {trained.valid_first:.0%} → "
+        f"{trained.valid_last:.0%}"
+    )
+    console.print(
+        f"held-out queries: {evaluation.queries}, none of which trained anything; wall {time.monotonic() - began:.0f} s"
+    )
+    console.print(f"report: {page}")
+    example = held_out[0].text.replace('"', "")
+    click.echo(f'next:   searchloop --home {app.home.root} expand --index {NAME} --queries "{example}"')
+
+
+def _held_out(home: Home, given: list[Query] | None, qrels_file: Path | None) -> tuple[list[Query], Qrels]:
+    if given is not None and qrels_file is not None:
+        qrels = load_qrels(qrels_file)
+        return [query for query in given if query.id in qrels], qrels
+    queries, qrels = load_intents(home.index(NAME) / "intents", "test_pair")
+    return queries, qrels
+
+
+def _new_run(home: Home) -> str:
+    taken = {path.name for path in home.runs.glob(f"{NAME}-*")}
+    return next(name for number in range(1, len(taken) + 2) if (name := f"{NAME}-{number}") not in taken)
+
+
+def _evaluate(app: App, queries: Sequence[Query], qrels: Qrels, run: str, report: Report) -> Evaluation:
+    folder = app.home.run(run)
+    names = {"none": "raw", "rm3": "RM3", "latest": "policy"}
+    runs: dict[str, dict[str, dict[str, float]]] = {}
+    for method in METHODS:
+        rankings = search_queries(app, queries, index=NAME, policy=method, run=run, top=TOP, report=report)
+        write_run(folder / f"{names[method]}.run", rankings, tag=names[method])
+        runs[names[method]] = {
+            query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()
+        }
+    asked = {query.id for query in queries}
+    judged = {query: grades for query, grades in qrels.items() if query in asked}
+    evaluation = evaluate_runs(runs, judged, baseline="raw", settings=EvaluationSettings(measures=MEASURES))
+    write_whole(folder / "evaluation.json", msgspec.json.format(msgspec.json.encode(evaluation)).decode())
+    return evaluation
