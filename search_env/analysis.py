@@ -12,8 +12,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# UAX #29: letters and digits join; . ' ’ : · hold letters together, . , ; ' hold digits together; _ joins all.
-_TOKEN = re.compile(r"\w+(?:(?:(?<=[^\W\d_])[.:'’·](?=[^\W\d_])|(?<=\d)[.,;'’](?=\d))\w+)*")
+# UAX #29: letters and digits join; . ' ’ : · hold letters together, . , ; ' hold digits together; _ joins all. Raised
+# digits and fractions (category No) are no letters. The signs at the end are emoji to Unicode, and so terms to Lucene:
+# ® and ™ stand in every tenth product title.
+_NUMBER_SIGNS = "²³¹¼-¾⁰-₟①-⓿⅐-⅟↉❶-➓㆒-㆕㈠-㉇"
+_EMOJI = (
+    "©®‼⁉™ℹ↔-↙↩↪⌚⌛⏩-⏺☀-☄☎☑☔☕☺♀♂♈-♓♠♣♥♦♻♾♿⚒-⚗⚙⚛⚜⚠⚡✂✅✈-✏✒✔✖✝✡✨✳✴❄❇❌❎❓-❕❗❣❤➕-➗➡\U0001f300-\U0001faff"
+)
+_WORD = rf"(?:(?![{_NUMBER_SIGNS}])\w)"
+_TOKEN = re.compile(rf"{_WORD}+(?:(?:(?<=[^\W\d_])[.:'’·](?=[^\W\d_])|(?<=\d)[.,;'’](?=\d)){_WORD}+)*|[{_EMOJI}]")
 _ONLY_UNDERSCORES = re.compile(r"_+")
 
 STOP_WORDS = frozenset((

@@ -18,6 +18,7 @@ from search_env.lexical import TermMatrix
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
+FEATURES_VERSION = 2  # Grows when a feature of the same name is computed in another way.
 FIELDS = ("title", "contents", "attributes")
 FEATURES = (
     *(f"{field}_{what}" for field in FIELDS for what in ("bm25", "share", "coverage", "log_length")),

@@ -60,8 +60,8 @@ class TermMatrix:
         saturation = BM25_K1 * (1 - BM25_B + BM25_B * self.lengths / max(self.length_mean, 1e-9))
         weights = self.columns.astype(np.float32)
         rows = weights.indices
-        # Lucene leaves out the constant factor (k1 + 1) since version 8; order and ratios are the same.
-        weights.data = weights.data / (weights.data + saturation[rows])
+        # Lucene left the constant factor (k1 + 1) out in version 8, Elasticsearch keeps it: the scores are to be equal.
+        weights.data = (BM25_K1 + 1) * weights.data / (weights.data + saturation[rows])
         weights.data *= np.repeat(self.idf, np.diff(weights.indptr))
         self.bm25 = weights  # [D, W] by columns: the whole score of one occurrence of a query term.
 

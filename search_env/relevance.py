@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from search_env.catalogue import Catalogue
 from search_env.embeddings import Embedder
-from search_env.features import FEATURES, FeatureMaker
+from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from streams.errors import SearchloopError
 
 Floats = npt.NDArray[np.float32]
@@ -61,13 +61,15 @@ class RelevanceModel(Protocol):
 class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a trained model is: written beside it, checked when it is loaded.
 
-    features: in the order of the model's columns. scale, offset: Platt's calibration, sigmoid(scale · raw + offset).
+    features, features_version: in the order of the model's columns, and how they are computed.
+    scale, offset: Platt's calibration, sigmoid(scale · raw + offset).
     corpus_sha256: the corpus it was trained on. cosine: whether the last feature was filled.
     queries, pairs: what it was trained on. report: measures on queries held out of training.
     """
 
     model_sha256: str
     features: tuple[str, ...]
+    features_version: int
     scale: float
     offset: float
     cosine: bool
@@ -248,9 +250,9 @@ def load_gbdt(
             f"{directory / 'model.txt'}: expected the model {manifest.model_sha256[:12]} of its manifest, got "
             f"{digest[:12]}. Run: searchloop index CORPUS"
         )
-    if manifest.features != FEATURES:
+    if (manifest.features, manifest.features_version) != (FEATURES, FEATURES_VERSION):
         raise RelevanceError(
-            f"{directory}: the model has {len(manifest.features)} features of another version of searchloop. "
+            f"{directory}: the model was trained on features of another version of searchloop. "
             f"Run: searchloop index CORPUS"
         )
     booster = lightgbm.Booster(model_str=text)

@@ -29,7 +29,7 @@ from search_env.analysis import analyze, stem, surface_tokens
 from search_env.catalogue import Catalogue
 from search_env.corpora import Qrels, Query
 from search_env.embeddings import Embedder
-from search_env.features import FEATURES, FeatureMaker
+from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from search_env.lexical import top_documents
 from search_env.relevance import RelevanceError, RelevanceManifest, model_text
 
@@ -157,6 +157,7 @@ def train_gbdt(
     manifest = RelevanceManifest(
         model_sha256=hashlib.sha256(model_text(booster).encode()).hexdigest(),
         features=FEATURES,
+        features_version=FEATURES_VERSION,
         scale=scale,
         offset=offset,
         cosine=settings.cosine,

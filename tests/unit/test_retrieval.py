@@ -1,0 +1,201 @@
+"""Retrieval: how expanded queries are searched and merged, and that no failure ever looks like an empty ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from search_env.corpora import Ranking
+from search_env.engine import ElasticsearchSettings, connect
+from search_env.retrieval import (
+    EngineUnavailable,
+    ExpandedQuery,
+    RetrievalError,
+    RetrievalSettings,
+    Retriever,
+    expanded_query,
+    fusion_of,
+    union_of,
+)
+from streams.errors import SettingsError
+from tests.engine_fakes import FakeEngine, Script, fake_engine, hits, responses
+
+QUICK = ElasticsearchSettings(retries_max=2, backoff_first_seconds=0.001, backoff_seconds_max=0.002, timeout_seconds=5)
+
+
+@contextmanager
+def retriever(script: Script, **changes: object) -> Iterator[tuple[Retriever, FakeEngine]]:
+    with fake_engine(script) as engine:
+        settings = ElasticsearchSettings(**{**_fields(QUICK), "url": engine.url})
+        client = connect(settings)
+        made = Retriever(client, "things-1", RetrievalSettings(**{"item_pause_seconds": 0.001, **changes}))
+        try:
+            yield made, engine
+        finally:
+            made.close()
+            client.close()
+
+
+def _fields(settings: ElasticsearchSettings) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+def test_generated_text_is_only_ever_matched() -> None:
+    evil = 'red") OR *:* {"query_string": {"query": "*"}} ~/.*/'
+    (query,) = expanded_query("mug", [evil, "cup"], weight=0.5)
+    assert query == {
+        "bool": {
+            "should": [
+                {"match": {"contents": {"query": "mug"}}},
+                {"match": {"contents": {"query": f"{evil} cup", "boost": 0.5}}},
+            ]
+        }
+    }
+
+
+def test_no_expansion_is_the_raw_query_in_every_mode() -> None:
+    for mode in ("weighted", "union", "fusion"):
+        assert expanded_query("mug", [], mode=mode) == [{"match": {"contents": {"query": "mug"}}}]
+
+
+def test_union_orders_by_best_rank_with_the_query_first() -> None:
+    merged = union_of([Ranking(["a", "b", "c"], [3, 2, 1]), Ranking(["c", "d"], [9, 8])], size=10)
+    assert merged.ids == ["a", "c", "b", "d"]
+    assert merged.scores == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_fusion_sums_reciprocal_ranks_and_breaks_ties_by_id() -> None:
+    merged = fusion_of([Ranking(["b", "a"], [2, 1]), Ranking(["a", "b"], [2, 1]), Ranking(["c"], [1])], size=10)
+    assert merged.ids == ["a", "b", "c"]
+    assert merged.scores == pytest.approx([1 / 61 + 1 / 62, 1 / 61 + 1 / 62, 1 / 61])
+    assert fusion_of([Ranking(["b", "a"], [2, 1])], size=1).ids == ["b"]
+
+
+@pytest.mark.parametrize(("mode", "ids"), [("union", ["a", "b", "c"]), ("fusion", ["b", "a", "c"])])
+def test_lists_are_searched_apart_and_merged(mode: str, ids: list[str]) -> None:
+    found = {"mug": hits(("a", 2.0), ("b", 1.0)), "cup": hits(("b", 2.0), ("c", 1.0))}
+
+    def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
+        return responses(*(found[body["query"]["match"]["contents"]["query"]] for body in bodies))
+
+    with retriever(script, mode=mode) as (searcher, _):
+        assert searcher.search_many([ExpandedQuery("mug", ("cup",))], size=10)[0].ids == ids
+
+
+def test_answers_come_back_in_order_over_many_batches() -> None:
+    def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
+        return responses(*(hits((body["query"]["match"]["contents"]["query"], 1.0)) for body in bodies))
+
+    with retriever(script, batch_searches=3, in_flight=2) as (searcher, engine):
+        queries = [f"q{number}" for number in range(10)]
+        assert [ranking.ids[0] for ranking in searcher.search_many(queries, size=1)] == queries
+        assert sorted(len(bodies) for bodies in engine.requests) == [1, 3, 3, 3]
+        assert searcher.search_many([], size=1) == []
+
+
+def test_a_search_that_finds_nothing_is_an_empty_ranking() -> None:
+    with retriever(lambda number, bodies: responses({"status": 200})) as (searcher, _):
+        assert searcher.search_many(["nothing"], size=5) == [Ranking([], [])]
+
+
+ERROR = {"type": "x_error", "reason": "all shards failed", "root_cause": [{"type": "x_error", "reason": "too deep"}]}
+
+
+@pytest.mark.parametrize(
+    ("item", "complaint"),
+    [
+        ({"status": 400, "error": ERROR}, "status 400: x_error: too deep"),
+        ({"status": 404, "error": {"type": "index_not_found_exception", "reason": "no such index"}}, "no such index"),
+        ({"status": 200, "error": ERROR}, "too deep"),
+        ({"status": 200, "timed_out": True, "hits": {"hits": []}}, "in part only"),
+        ({"status": 200, "_shards": {"failed": 1}, "hits": {"hits": []}}, "in part only"),
+    ],
+)
+def test_one_failed_search_fails_alone(item: dict, complaint: str) -> None:  # type: ignore[type-arg]
+    with retriever(lambda number, bodies: responses(hits(("a", 1.0)), item)) as (searcher, _):
+        good, bad = searcher.try_many(["one", "two"], size=5)
+        assert good == Ranking(["a"], [1.0])
+        assert isinstance(bad, RetrievalError)
+        assert not isinstance(bad, EngineUnavailable)
+        assert complaint in str(bad)
+        with pytest.raises(RetrievalError, match=complaint):
+            searcher.search_many(["one", "two"], size=5)
+
+
+def test_a_refused_search_is_sent_again_alone() -> None:
+    def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
+        if number == 0:
+            return responses(hits(("a", 1.0)), {"status": 429, "error": {"reason": "queue is full"}})
+        return responses(hits(("b", 1.0)))
+
+    with retriever(script) as (searcher, engine):
+        assert [ranking.ids for ranking in searcher.search_many(["one", "two"], size=5)] == [["a"], ["b"]]
+        assert [len(bodies) for bodies in engine.requests] == [2, 1]
+
+
+def test_a_search_refused_again_and_again_means_the_engine_is_unavailable() -> None:
+    refused = {"status": 429, "error": {"type": "es_rejected", "reason": "queue is full"}}
+    with (
+        retriever(lambda number, bodies: responses(refused), item_retries=2) as (searcher, engine),
+        pytest.raises(
+            EngineUnavailable, match="refused 1 of 1 searches on 'things-1' 3 times: es_rejected: queue is full"
+        ),
+    ):
+        searcher.search_many(["one"], size=5)
+    assert len(engine.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (None, "did not answer"),
+        ((200, b'{"responses": [{"status": 20'), "did not answer"),
+        ((200, b'{"responses": []}'), "cut its answer off"),
+        ((200, b""), "cut its answer off"),
+        ((503, b'{"error": {"reason": "no master"}}'), "status 503"),
+        ((429, b"{}"), "status 429"),
+    ],
+)
+def test_an_engine_that_is_down_raises_and_is_asked_again_first(answer: object, complaint: str) -> None:
+    with (
+        retriever(lambda number, bodies: answer) as (searcher, engine),
+        pytest.raises(EngineUnavailable, match=complaint),
+    ):
+        searcher.try_many(["one"], size=5)
+    if answer is None or answer[0] != 200:  # type: ignore[index]
+        assert len(engine.requests) == 3
+
+
+def test_an_engine_that_recovers_between_retries_is_not_noticed() -> None:
+    def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
+        return (503, b"{}") if number < 2 else responses(hits(("a", 1.0)))
+
+    with retriever(script) as (searcher, _):
+        assert searcher.search_many(["one"], size=5)[0].ids == ["a"]
+
+
+def test_a_missing_index_says_what_to_run() -> None:
+    body = b'{"error": {"type": "index_not_found_exception", "reason": "no such index [things-1]"}, "status": 404}'
+    with (
+        retriever(lambda number, bodies: (404, body)) as (searcher, _),
+        pytest.raises(RetrievalError, match=r"no such index \[things-1\].*searchloop index"),
+    ):
+        searcher.search_many(["one"], size=5)
+
+
+@pytest.mark.parametrize("size", [0, 10_001])
+def test_sizes_out_of_range_are_refused(size: int) -> None:
+    with (
+        retriever(lambda number, bodies: None) as (searcher, engine),
+        pytest.raises(RetrievalError, match="1 to 10000 documents"),
+    ):
+        searcher.search_many(["one"], size=size)
+    assert engine.requests == []
+
+
+def test_no_url_says_what_to_run_and_keys_are_never_shown() -> None:
+    with pytest.raises(SettingsError, match="searchloop up"):
+        connect(ElasticsearchSettings())
+    assert "hunter2" not in repr(ElasticsearchSettings(url="https://x:1", api_key="hunter2"))
