@@ -100,6 +100,41 @@ def test_the_ledger_rebuilt_from_the_archive_is_the_same_ledger(tmp_path: Path, 
         assert sink.write(records) == 0
 
 
+LEFT_BEHIND = """
+import os, signal, sys
+from pathlib import Path
+from storage.archive import ArchiveSettings, close_segments
+from storage.sink import Sink, SinkSettings
+from tests.stored_events import record, reward
+sink = Sink(Path(sys.argv[1]), SinkSettings(batch_records_max=10))
+sink.write([record(reward(n), n) for n in range(40)])
+sink.run(lambda connection: close_segments(connection, sink.archive))
+sink.write([record(reward(n), n) for n in range(40, 60)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_flipped_byte_in_the_write_ahead_log_is_noticed_and_the_archive_mends_it(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER
+    subprocess.run([sys.executable, "-c", LEFT_BEHIND, str(path)], cwd=ROOT, check=False)
+    log_file = path.with_name(path.name + ".wal")
+    whole = log_file.read_bytes()
+    with open_log(tmp_path) as log:
+        assert log.rows("SELECT count(*) AS n FROM rewards") == [{"n": 60}]
+    torn = bytearray(whole)
+    torn[len(whole) // 2] ^= 0x04
+    log_file.write_bytes(torn)
+    with pytest.raises(StorageError, match="searchloop rebuild --run"):
+        Sink(path, QUICK)
+    assert rebuild_ledger(tmp_path) == 40
+    with Sink(path, QUICK) as sink:  # Kafka still has what was not archived.
+        start = sink.positions()["test.rewards", 0]
+        assert start == 40
+        sink.write([record(reward(n), n) for n in range(start, 60)])
+    with open_log(tmp_path) as log:
+        assert log.rows("SELECT count(*) AS n, count(DISTINCT record_offset) AS d FROM rewards") == [{"n": 60, "d": 60}]
+
+
 def test_a_rebuild_waits_for_no_sink(tmp_path: Path) -> None:
     with Sink(tmp_path / LEDGER, AT_ONCE) as sink:
         sink.write(small_run(4))
