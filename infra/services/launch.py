@@ -58,16 +58,15 @@ class Launcher:
         Raises ProvisionError or ServiceError that says what to do: no JDK, no network, no room, a port in use.
         """
         settings = self._settings
-        jdks = find_jdks(settings.java_home)
         wanted = {KAFKA: settings.kafka_port, ELASTICSEARCH: settings.elasticsearch_port}
         for role in roles:
             _require_port(role, wanted[role])
+            _require_room(service_directory(role, self._home))
+        jdks = find_jdks(settings.java_home)
         if ELASTICSEARCH in roles:
             self._elasticsearch_jdk = jdk_for_elasticsearch(jdks, self._account)
         if KAFKA in roles:
             self._kafka_jdk = jdk_for_kafka(jdks)
-        for role in roles:
-            _require_room(service_directory(role, self._home))
         artefacts = {KAFKA: self._lock.kafka, ELASTICSEARCH: self._lock.elasticsearch}
         provision_artefacts(self._cache, tuple(a for role in roles for a in artefacts[role]), self._progress)
         if ELASTICSEARCH in roles:
