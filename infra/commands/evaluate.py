@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from infra.progress import progress
 from search_env.corpora import load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
@@ -66,13 +69,15 @@ def evaluate(
         runs = {name: {query: of for query, of in run.items() if query in qrels} for name, run in runs.items()}
     for name, run in runs.items():
         _check(name, run, qrels, qrels_file)
-    evaluation = evaluate_runs(
-        runs,
-        qrels,
-        baseline=str(baseline_file) if baseline_file else None,
-        relevance=_load_run(relevance_file) if relevance_file else None,
-        settings=settings,
-    )
+    with progress() as report:
+        evaluation = evaluate_runs(
+            runs,
+            qrels,
+            baseline=str(baseline_file) if baseline_file else None,
+            relevance=_load_run(relevance_file) if relevance_file else None,
+            settings=settings,
+            progress=report,
+        )
     if as_json:
         click.echo(to_json(evaluation, per_query=per_query))
     else:
@@ -96,16 +101,16 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     )
     if evaluation.without_relevant:
         console.print(f"{evaluation.without_relevant} queries have no relevant document and score 0 in every run")
-    table = Table("run", *evaluation.settings.measures, title="reached")
+    table = Table(Column("run", overflow="fold"), *evaluation.settings.measures, box=box.SIMPLE_HEAD)
     for run in evaluation.runs:
-        table.add_row(run.name, *(_cell(run.measures[name]) for name in evaluation.settings.measures))
-        if run.unanswered:
-            table.add_row(f"  [yellow]{run.unanswered} of {run.queries} queries unanswered: 0[/yellow]")
+        name = run.name + (f"\n{run.unanswered} of {run.queries} queries unanswered" if run.unanswered else "")
+        table.add_row(Text(name), *(_cell(run.measures[measure]) for measure in evaluation.settings.measures))
     console.print(table)
     for run in evaluation.runs:
         if not run.differences:
             continue
-        table = Table("measure", "difference", "p", "p (Holm)", title=f"{run.name} against {evaluation.baseline}")
+        console.print(Text(f"\n{run.name} against {evaluation.baseline}", style="bold"))
+        table = Table("measure", "difference", "p", "p (Holm)", box=box.SIMPLE_HEAD)
         for name, difference in run.differences.items():
             table.add_row(*_row(name, difference))
         console.print(table)
@@ -127,7 +132,7 @@ def _row(name: str, difference: Difference) -> tuple[str, str, str, str]:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{interval.value:.4f} [dim]\\[{interval.low:.4f}, {interval.high:.4f}][/dim]"
+    return f"{interval.value:.4f}\n[dim]{interval.low:.3f}–{interval.high:.3f}[/dim]"
 
 
 def _settings(measures: str, relevant_grade: int, samples: int, seed: int) -> EvaluationSettings:

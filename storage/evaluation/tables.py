@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -71,20 +71,28 @@ def evaluate_runs(
     baseline: str | None = None,
     relevance: Mapping[str, Mapping[str, float]] | None = None,
     settings: EvaluationSettings | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Measure every run, and compare each with the baseline if there is one.
 
     baseline: the name of one of the runs. relevance: relevance-model scores of every document that any run has in its
     top, {query id: {document id: score}}; without them there is no relevance gain.
+    progress: called with (what is being done, runs done, of how many).
     Raises EvaluationError if something does not fit together; the message begins with the run's name.
     """
     settings = settings or EvaluationSettings()
     if baseline is not None and baseline not in runs:
         raise EvaluationError(f"baseline: expected one of {', '.join(runs)}, got {baseline!r}")
-    values = {name: _values(name, run, qrels, settings) for name, run in runs.items()}
-    gains = {name: _gain_values(name, run, qrels, relevance, settings) for name, run in runs.items()}
+    values, gains = {}, {}
+    for number, (name, run) in enumerate(runs.items()):
+        if progress:
+            progress("measuring", number, len(runs))
+        values[name] = _values(name, run, qrels, settings)
+        gains[name] = _gain_values(name, run, qrels, relevance, settings)
     tables = []
-    for name, run in runs.items():
+    for number, (name, run) in enumerate(runs.items()):
+        if progress:
+            progress("drawing queries", number, len(runs))
         differences: dict[str, Difference] = {}
         if baseline is not None and name != baseline:
             differences = _differences(values[name], values[baseline], gains[name], gains[baseline], settings)
@@ -103,6 +111,8 @@ def evaluate_runs(
                 per_query=values[name] | gains[name],
             )
         )
+    if progress:
+        progress("drawing queries", len(runs), len(runs))
     return Evaluation(
         queries=len(qrels),
         judgments=sum(map(len, qrels.values())),

@@ -171,7 +171,7 @@ def test_evaluations_in_the_folder_are_shown(tmp_path: Path) -> None:
 
 def call(command: object, arguments: list[str], home: Path) -> tuple[str, BaseException | None]:
     result = CliRunner().invoke(command, arguments, obj=SimpleNamespace(home=Home(home)))  # type: ignore[arg-type]
-    return result.output, result.exception
+    return result.stdout, result.exception
 
 
 def test_the_verb_prints_and_writes_the_report(tmp_path: Path) -> None:
