@@ -132,7 +132,11 @@ def _row(name: str, difference: Difference) -> tuple[str, str, str, str]:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{interval.value:.4f}\n[dim]{interval.low:.3f}–{interval.high:.3f}[/dim]"
+    return f"{interval.value:.4f}\n[dim]{_short(interval.low)}–{_short(interval.high)}[/dim]"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".removeprefix("0")
 
 
 def _settings(measures: str, relevant_grade: int, samples: int, seed: int) -> EvaluationSettings:
