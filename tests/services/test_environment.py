@@ -1,0 +1,256 @@
+"""The search environment over the real engine: rewards add up, and an engine's failure is never a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pytest
+
+from search_env.catalogue import Catalogue
+from search_env.context import ContextBuilder, ContextSettings
+from search_env.corpora import Document
+from search_env.engine import ElasticsearchSettings, connect
+from search_env.environment import EnvironmentSettings, SearchEnvironment
+from search_env.index import build_index
+from search_env.relevance import Floats, Pairs
+from search_env.retrieval import EngineUnavailable, RetrievalSettings, Retriever
+from search_env.rewards.leser import LeserSettings, Measured, leser_reward
+from streams.codec import content_sha256, encode
+from streams.events import Completion, Generation, PolicyRef, Position, Request, Reward, Sampling
+from tests.engine_fakes import fake_engine, hits, responses
+
+COLOURS = ["red", "green", "blue", "black"]
+KINDS = ["mug", "lamp", "chair"]
+
+
+def products() -> list[Document]:
+    """120 products; every third says "teacup", which nobody types for a mug."""
+    return [
+        Document(
+            id=f"d{n:03d}",
+            title=f"{COLOURS[n % 4]} {'teacup' if n % 3 == 0 else KINDS[n % 3]}",
+            text="for the kitchen" if n % 2 else "",
+            metadata={
+                "brand": "Acme",
+                "attributes": {"material": "Steel" if n % 5 else "Oak", "dishwasher_safe": True},
+            },
+        )
+        for n in range(120)
+    ]
+
+
+class TeacupsAreMugs:
+    """Relevance for these tests: a mug is a teacup, of the colour that was asked for."""
+
+    name = "teacups-are-mugs"
+
+    def __init__(self) -> None:
+        self.asked: list[Pairs] = []
+        self._documents = {document.id: document for document in products()}
+
+    def score(self, query: str, document_ids: list[str]) -> Floats:
+        return self.score_many([(query, document_ids)])[0]
+
+    def score_many(self, pairs: Pairs) -> list[Floats]:
+        self.asked.append(pairs)
+        return [
+            np.array(
+                [
+                    0.5 * ("teacup" in self._documents[d].title) + 0.5 * (query.split()[0] in self._documents[d].title)
+                    for d in ids
+                ],
+                dtype=np.float32,
+            )
+            for query, ids in pairs
+        ]
+
+
+def generation(query: str, *texts: str, number: int = 0) -> Generation:
+    return Generation(
+        group_id=f"g{number}",
+        request=Request(request_id=f"r{number}", run="run", query_id=f"q{number}", query=query, index="i-1"),
+        source=Position(topic="requests", partition=0, offset=number),
+        policy=PolicyRef(lineage="a", step=3, sha256="s"),
+        tokenizer_sha256="t",
+        prompt_sha256="p",
+        sampling=Sampling(candidates=len(texts), temperature=0.9, tokens_max=16),
+        prompt_token_ids=(1, 2),
+        completions=tuple(Completion(text=text, token_ids=(1,), logprobs=(-1.0,), finish="stop") for text in texts),
+        made_at_ms=17,
+    )
+
+
+def inputs(*groups: Generation) -> list[tuple[Generation, Position, str]]:
+    return [
+        (group, Position(topic="generations", partition=0, offset=place), content_sha256(encode(group)))
+        for place, group in enumerate(groups)
+    ]
+
+
+def answer(*expansions: str) -> str:
+    return f"<answer>{msgspec.json.encode(list(expansions)).decode()}</answer>"
+
+
+@pytest.fixture(scope="module")
+def retriever(local_services: object) -> Iterator[Retriever]:
+    client = connect(ElasticsearchSettings(url=local_services.elasticsearch))  # type: ignore[attr-defined]
+    version = build_index(client, "test-environment", products())
+    made = Retriever(client, version.name, RetrievalSettings())
+    yield made
+    made.close()
+    client.indices.delete(index=version.name)
+    client.close()
+
+
+@pytest.fixture
+def environment(retriever: Retriever) -> SearchEnvironment:
+    return SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings(reward=LeserSettings(relevance_depth=10)))
+
+
+def test_a_good_expansion_earns_more_than_none_and_none_more_than_rubbish(environment: SearchEnvironment) -> None:
+    group = generation("red mug", answer("teacup"), answer(), answer("lamp", "chair"), "no list at all")
+    (reward,) = environment.score_many(inputs(group))
+    good, none, bad, invalid = reward.outcomes
+    assert [outcome.status for outcome in reward.outcomes] == ["scored"] * 4
+    assert good.reward > none.reward == environment.settings.reward.format_bonus > bad.reward  # type: ignore[operator]
+    assert (invalid.valid, invalid.reward, invalid.hits) == (False, 0.0, ())
+    assert "expected <answer>" in invalid.error
+
+
+def test_every_reward_can_be_worked_out_again_from_its_event(
+    environment: SearchEnvironment, retriever: Retriever
+) -> None:
+    settings = EnvironmentSettings(reward=LeserSettings(relevance_depth=10, size_depth=15), hits_logged=15)
+    small = SearchEnvironment(retriever, TeacupsAreMugs(), settings)
+    (reward,) = small.score_many(inputs(generation("red mug", answer("teacup", "kitchen"), answer("steel"))))
+    relevance = TeacupsAreMugs()
+    raw = [hit.document_id for hit in reward.raw_hits]
+    for outcome in reward.outcomes:
+        found = [hit.document_id for hit in outcome.hits]
+        assert [hit.rank for hit in outcome.hits] == list(range(1, 16))
+        again, components = leser_reward(
+            Measured(
+                relevance.score("red mug", raw[:10]).tolist(),
+                relevance.score("red mug", found[:10]).tolist(),
+                len(raw),
+                len({*raw, *found}),
+                len(outcome.expansions),
+            ),
+            settings.reward,
+        )
+        assert outcome.reward == pytest.approx(again)
+        assert outcome.components == pytest.approx(components)
+
+
+def test_the_event_carries_what_an_audit_asks_for(environment: SearchEnvironment, retriever: Retriever) -> None:
+    group = generation("red mug", answer("teacup"))
+    ((_, source, digest),) = inputs(group)
+    reward = environment.score(group, source, digest)
+    assert (reward.group_id, reward.generation, reward.source, reward.content_sha256) == ("g0", group, source, digest)
+    assert reward.index == retriever.index
+    assert reward.relevance_model == "teacups-are-mugs"
+    template = msgspec.json.decode(reward.search_body)
+    assert template[0]["query"]["bool"]["should"][1]["match"]["contents"] == {"query": "{expansions}", "boost": 0.8}
+    assert encode(reward) == encode(environment.score(group, source, digest))
+    other = SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings(reward=LeserSettings(size_weight=0.5)))
+    assert other.reward_sha256 != environment.reward_sha256
+
+
+def test_many_groups_at_once_get_what_each_gets_alone(retriever: Retriever) -> None:
+    groups = [
+        generation(f"{colour} {kind}", answer("teacup"), answer(kind, "kitchen"), answer(), "x", number=number)
+        for number, (colour, kind) in enumerate((c, k) for c in COLOURS for k in [*KINDS, "mug"])
+    ]
+    few = Retriever(retriever.client, retriever.index, RetrievalSettings(batch_searches=7, in_flight=3))
+    together = SearchEnvironment(few, TeacupsAreMugs(), EnvironmentSettings(raw_queries_kept=2)).score_many(
+        inputs(*groups)
+    )
+    few.close()
+
+    def alone(entry: tuple[Generation, Position, str]) -> Reward:
+        return SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings()).score(*entry)
+
+    assert together == [alone(entry) for entry in inputs(*groups)]
+
+
+def test_no_groups_give_no_rewards(environment: SearchEnvironment) -> None:
+    assert environment.score_many([]) == []
+
+
+def test_only_the_documents_that_count_are_scored(retriever: Retriever) -> None:
+    relevance = TeacupsAreMugs()
+    settings = EnvironmentSettings(reward=LeserSettings(relevance_depth=5))
+    SearchEnvironment(retriever, relevance, settings).score_many(
+        inputs(generation("red mug", answer("teacup"), answer()))
+    )
+    ((pair,),) = relevance.asked
+    assert pair[0] == "red mug"
+    assert len(pair[1]) == len(set(pair[1])) <= 10
+
+
+def test_one_failed_search_fails_its_candidate_and_not_its_neighbours() -> None:
+    def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
+        items = []
+        for body in bodies:
+            words = str(body)
+            broken = {"status": 400, "error": {"type": "too_many_clauses", "reason": "too many"}}
+            items.append(broken if "teacup" in words else hits(("d000", 2.0), ("d001", 1.0)))
+        return responses(*items)
+
+    with fake_engine(script) as engine:
+        client = connect(ElasticsearchSettings(url=engine.url))
+        broken = SearchEnvironment(
+            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), EnvironmentSettings()
+        )
+        group = generation("red mug", answer("teacup"), answer("cup"), "rubbish")
+        (reward,) = broken.score_many(inputs(group))
+        failed, scored, invalid = reward.outcomes
+        assert (failed.status, failed.reward, failed.valid) == ("failed", None, True)
+        assert "too_many_clauses: too many" in failed.error
+        assert (scored.status, invalid.status) == ("scored", "scored")
+        (raw_failed,) = broken.score_many(inputs(generation("teacup", answer("cup"), answer())))
+        assert [outcome.status for outcome in raw_failed.outcomes] == ["failed", "failed"]
+        assert raw_failed.raw_hits == ()
+        # A failure is not remembered: the raw query is asked for again.
+        asked = len(engine.requests)
+        broken.score_many(inputs(generation("teacup", answer())))
+        assert len(engine.requests) == asked + 1
+        client.close()
+
+
+def test_an_engine_that_is_down_decides_nothing_and_giving_up_is_failed() -> None:
+    with fake_engine(lambda number, bodies: (503, b"{}")) as engine:
+        client = connect(ElasticsearchSettings(url=engine.url, retries_max=0))
+        down = SearchEnvironment(Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), EnvironmentSettings())
+        groups = inputs(generation("red mug", answer("teacup"), "rubbish"))
+        with pytest.raises(EngineUnavailable):
+            down.score_many(groups)
+        (reward,) = down.failed_many(groups, error="Elasticsearch did not answer for 900 s")
+        assert [outcome.status for outcome in reward.outcomes] == ["failed", "failed"]
+        assert [outcome.reward for outcome in reward.outcomes] == [None, None]
+        assert [outcome.valid for outcome in reward.outcomes] == [True, False]
+        client.close()
+
+
+def test_contexts_come_from_relevant_documents_and_repeat_nothing(retriever: Retriever) -> None:
+    catalogue = Catalogue(products())
+    builder = ContextBuilder(catalogue, retriever, TeacupsAreMugs(), ContextSettings(relevance_min=0.4))
+    context, nothing, again = builder.build_contexts(["red kitchen", "unheardof", "red kitchen"])
+    assert context == again
+    assert "teacup" in context.terms
+    assert not {"red", "kitchen"} & set(context.terms)
+    assert "Steel" in context.attributes
+    assert 0 < context.documents <= 20
+    assert (nothing.terms, nothing.attributes, nothing.documents) == ((), (), 0)
+
+
+def test_a_context_falls_back_to_the_best_few_where_nothing_is_relevant(retriever: Retriever) -> None:
+    settings = ContextSettings(relevance_min=1.0, documents_min=2)
+    builder = ContextBuilder(Catalogue(products()), retriever, TeacupsAreMugs(), settings)
+    assert builder.build_contexts(["lamp"])[0].documents == 2
+    strict = ContextBuilder(
+        Catalogue(products()), retriever, TeacupsAreMugs(), ContextSettings(relevance_min=1.0, documents_min=0)
+    )
+    assert strict.build_contexts(["lamp"])[0].documents == 0
