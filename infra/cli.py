@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import click
 
 from infra.home import Home
 from streams.errors import SearchloopError
+
+# One thread for each process, unless the user says otherwise: on two cores five processes share the work already, and
+# two torch threads on a busy core were ten times slower than one. Set before anything imports torch.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 # Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
 VERBS = {
@@ -78,6 +84,8 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
       searchloop index catalogue.jsonl.gz --name shop
       searchloop train --recipe leser --index shop
     """
+    for name, value in (ONE_THREAD | QUIET).items():
+        os.environ.setdefault(name, value)
     from infra.context import App
 
     logging.basicConfig(

@@ -38,7 +38,7 @@ class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class App:
-    """The global options of one call; settings come from defaults, recipe, file and environment, the last one winning."""
+    """The global options of one call; settings are layered: defaults, recipe, file, environment."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class App:
         settings: Settings | None = None,
         endpoints: Endpoints | None = None,
     ) -> None:
-        """settings: instead of those in files and variables. endpoints: of services that run, instead of their settings."""
+        """settings: instead of files and variables. endpoints: of services that run, instead of their settings."""
         self.home = home
         self.config = config
         self._recipe = recipe

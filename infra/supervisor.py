@@ -24,11 +24,6 @@ from streams.errors import SearchloopError
 ERRORS_MAX = 3
 HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
-# One thread each: with two cores, five processes that all take two are ten times slower.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 class WorkerError(SearchloopError, RuntimeError):
@@ -114,7 +109,7 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=os.environ | ONE_THREAD | self._environment,
+                env=os.environ | self._environment,
                 # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
                 start_new_session=True,
             )

@@ -36,10 +36,10 @@ LOG4J = """\
 status = error
 appender.rolling.type = RollingFile
 appender.rolling.name = rolling
-appender.rolling.fileName = {logs}/elasticsearch.log
-appender.rolling.filePattern = {logs}/elasticsearch-%i.log.gz
+appender.rolling.fileName = ${sys:es.logs.base_path}/elasticsearch.log
+appender.rolling.filePattern = ${sys:es.logs.base_path}/elasticsearch-%i.log.gz
 appender.rolling.layout.type = PatternLayout
-appender.rolling.layout.pattern = [%d{{ISO8601}}][%-5p][%-25c{{1.}}] %marker%m%n
+appender.rolling.layout.pattern = [%d{ISO8601}][%-5p][%-25c{1.}] %marker%m%n
 appender.rolling.policies.type = Policies
 appender.rolling.policies.size.type = SizeBasedTriggeringPolicy
 appender.rolling.policies.size.size = 16MB
@@ -92,7 +92,7 @@ class LocalElasticsearch:
             folder.mkdir(parents=True, exist_ok=True)
             if self.account is not None:
                 os.chown(folder, self.account.uid, self.account.gid)
-        (self.configuration / "log4j2.properties").write_text(LOG4J.format(logs=self.logs))
+        (self.configuration / "log4j2.properties").write_text(LOG4J)
 
     def node_settings(self, *, port: int, transport_port: int, processors: int) -> dict[str, str]:
         """Return what elasticsearch.yml would say."""

@@ -23,6 +23,8 @@ BOOTSTRAP = "bootstrap.checkpoint"
 FAST_COMPILER = ("-XX:TieredStopAtLevel=1",)
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a group of 64 candidates with token ids and log-probabilities is under 1 MB
 
+# Paths in these files are relative to the broker's working directory: Java reads .properties as Latin-1, so a home that is
+# called "Käufer" would become another one.
 # One node for one laptop: everything is replicated once, small files, few threads, and a topic that nobody declared is
 # an error instead of a new topic with default settings. Retention belongs to each topic (streams.topics).
 PROPERTIES = """\
@@ -34,7 +36,7 @@ advertised.listeners=BROKER://127.0.0.1:{port}
 listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
-log.dirs={data}
+log.dirs=data
 auto.create.topics.enable=false
 num.partitions=1
 default.replication.factor=1
@@ -68,8 +70,8 @@ LOG4J = """\
 status = error
 appender.file.type = RollingFile
 appender.file.name = file
-appender.file.fileName = {logs}/kafka.log
-appender.file.filePattern = {logs}/kafka-%i.log.gz
+appender.file.fileName = logs/kafka.log
+appender.file.filePattern = logs/kafka-%i.log.gz
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = [%d] %p %m (%c)%n
 appender.file.policies.type = Policies
@@ -108,10 +110,10 @@ class LocalKafka:
             progress("formatting Kafka's storage", 0, 0)
             trial = Path(scratch)
             properties = trial / "server.properties"
-            properties.write_text(_properties(port=9092, controller_port=9093, data=trial / "data"))
+            properties.write_text(_properties(port=9092, controller_port=9093))
             command = [jdk.java, *FAST_COMPILER, "-cp", self._class_path, "kafka.tools.StorageTool", "format"]
-            command += [f"--cluster-id={_uuid()}", f"--config={properties}"]
-            formatted = subprocess.run(command, capture_output=True, text=True, check=False)
+            command += [f"--cluster-id={_uuid()}", f"--config={properties.name}"]
+            formatted = subprocess.run(command, cwd=trial, capture_output=True, text=True, check=False)
             if formatted.returncode:
                 reason = " ".join((formatted.stderr or formatted.stdout).strip().splitlines()[-1:])
                 raise ProvisionError(f"Kafka's storage could not be formatted with {jdk.java}: {reason}")
@@ -126,8 +128,8 @@ class LocalKafka:
         Topics and the cluster id live in the storage, so a later start on other ports keeps them.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.properties.write_text(_properties(port=port, controller_port=controller_port, data=self.data))
-        self.log4j.write_text(LOG4J.format(logs=self.logs))
+        self.properties.write_text(_properties(port=port, controller_port=controller_port))
+        self.log4j.write_text(LOG4J)
         meta = self.data / "meta.properties"
         if not meta.exists():
             self.data.mkdir(exist_ok=True)
@@ -137,8 +139,8 @@ class LocalKafka:
             aside.replace(meta)  # last and whole: with it the storage counts as formatted
 
     def command(self, *, jdk: Jdk, heap_megabytes: int, tags: list[str]) -> list[str]:
-        """Return the command line of the broker."""
-        return [*self._java(jdk, heap_megabytes), *tags, "kafka.Kafka", str(self.properties)]
+        """Return the command line of the broker; it must run in its directory."""
+        return [*self._java(jdk, heap_megabytes), *tags, "kafka.Kafka", self.properties.name]
 
     def environment(self) -> dict[str, str]:
         """Return the broker's whole environment."""
@@ -152,18 +154,16 @@ class LocalKafka:
             *FAST_COMPILER,
             "-XX:+ExitOnOutOfMemoryError",
             "-Djava.awt.headless=true",
-            f"-Dlog4j2.configurationFile={self.log4j}",
-            f"-Dkafka.logs.dir={self.logs}",
+            f"-Dlog4j2.configurationFile={self.log4j.name}",
         ]
         return [jdk.java, *options, "-cp", self._class_path]
 
 
-def _properties(*, port: int, controller_port: int, data: Path) -> str:
+def _properties(*, port: int, controller_port: int) -> str:
     return PROPERTIES.format(
         node_id=NODE_ID,
         port=port,
         controller_port=controller_port,
-        data=data,
         message_bytes_max=MESSAGE_BYTES_MAX,
         fetch_bytes_max=4 * MESSAGE_BYTES_MAX,
     )
