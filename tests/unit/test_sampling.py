@@ -83,7 +83,7 @@ class FakeModel(torch.nn.Module):
         )
 
     def forward(self, input_ids: torch.Tensor, **rest: object) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1).clone())
 
 
 def test_no_expansion_begins_like_an_earlier_one(policy: Policy) -> None:
