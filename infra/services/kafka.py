@@ -23,10 +23,10 @@ BOOTSTRAP = "bootstrap.checkpoint"
 FAST_COMPILER = ("-XX:TieredStopAtLevel=1",)
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a group of 64 candidates with token ids and log-probabilities is under 1 MB
 
-# Paths in these files are relative to the broker's working directory: Java reads .properties as Latin-1, so a home that is
-# called "Käufer" would become another one.
 # One node for one laptop: everything is replicated once, small files, few threads, and a topic that nobody declared is
 # an error instead of a new topic with default settings. Retention belongs to each topic (streams.topics).
+# Paths are relative to the broker's working directory: Java reads .properties files as Latin-1, so the home of a
+# Käufer would become that of a KÃ¤ufer.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id={node_id}

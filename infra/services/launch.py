@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -138,10 +139,11 @@ def why_it_ended(role: str, home: Path) -> str:
             with path.open("rb") as handle:
                 handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
                 lines += handle.read().decode(errors="replace").splitlines()
+    # A Java log tells the reason last, in the innermost cause; without one, in the first exception.
     causes = [line.strip() for line in lines if line.startswith("Caused by: ")][-1:]
-    signs = ("Exception", "ERROR", "FATAL", "Error", "No space left", "Address already in use")
-    signs_seen = [line.strip() for line in lines if any(sign in line for sign in signs) and not line.startswith("\tat")]
-    reason = (causes or signs_seen or ["it wrote nothing about it"])[0][:300]
+    thrown = [line.strip() for line in lines if re.match(r"(Exception in thread .*|[\w.$]+(Exception|Error)): ", line)]
+    signs = [line.strip() for line in lines if re.search(r"\b(ERROR|FATAL|Error|Exception|Could not)\b", line)]
+    reason = (causes or thrown or signs or ["it wrote nothing about it"])[0][:300]
     return f"{role} ended while it started: {reason}. Its logs are in {logs}"
 
 
