@@ -42,7 +42,7 @@ def _plain_lines(console: Console) -> Report:
     def report(what: str, done: int, total: int) -> None:
         # A log file wants the beginning, the end, and a sign of life in between.
         name = what.split(":")[0]
-        if name not in last or done >= total or time.monotonic() - last[name] > LINE_SECONDS:
+        if name not in last or 0 < total <= done or time.monotonic() - last[name] > LINE_SECONDS:
             last[name] = time.monotonic()
             console.print(f"{what} {done}/{total}" if total else what, highlight=False, soft_wrap=True)
 

@@ -149,7 +149,7 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
         nonlocal done
         with guard:
             done += count
-            progress("fetching Kafka and Elasticsearch", min(done, total), total)
+            progress("fetching Kafka and Elasticsearch (MiB)", min(done, total) >> 20, max(total >> 20, 1))
 
     try:
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
