@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from infra.context import App
-from infra.preparation import prepare
+from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
 from infra.training import TrainingSummary, stream
 from infra.workers import RunSettings, write_run_settings
+from learner.checkpoints import CURRENT
+from learner.versions import find_version
 from search_env.corpora import Query
+from streams.topics import version_name
 
 
 def train_run(
@@ -24,11 +28,16 @@ def train_run(
     seed: int,
     run: str,
     report: Report,
+    from_run: str | None = None,
 ) -> TrainingSummary:
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
     held_out: queries that must not train anything: whatever has their text is left out.
+    from_run: begin with the warmed-up policy, lessons and contexts of this run instead of making new ones (arms of one
+    experiment that differ only in what GRPO does).
     """
+    if from_run is not None and not app.home.run(run).exists():
+        copy_warmed_up(app.home.run(from_run), app.home.run(run))
     prepared = prepare(
         app, run=run, index=index, queries_file=queries_file, held_out=held_out, seed=seed, report=report
     )
@@ -45,3 +54,18 @@ def train_run(
         ),
     )
     return stream(app, prepared, updates=updates, seed=seed, report=report)
+
+
+def copy_warmed_up(source: Path, target: Path) -> None:
+    """Copy what a run began with: its lessons, contexts and checkpoint 0, as the whole of a new run.
+
+    Raises CheckpointError if the source has no checkpoint 0.
+    """
+    first, manifest = find_version(source / "checkpoints", "0")
+    aside = target.with_name(f".{target.name}.copying")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(first, aside / "checkpoints" / first.name)
+    (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
+    for name in (LESSONS_FILE, CONTEXTS_FILE):
+        shutil.copy2(source / name, aside / name)
+    aside.rename(target)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--run", "run_name", help="The run's name; the same name goes on where it stopped. [RECIPE-INDEX-SEED]")
+@click.option("--from", "from_run", help="Begin with the warmed-up policy of this run instead of making one.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
 @click.pass_obj
 def train(
@@ -41,6 +42,7 @@ def train(
     updates: int | None,
     seed: int,
     run_name: str | None,
+    from_run: str | None,
     as_json: bool,
 ) -> None:
     """Teach a policy from the search engine's answers.
@@ -69,6 +71,7 @@ def train(
             seed=seed,
             run=run_name or f"{Path(recipe).stem}-{index}-{seed}",
             report=report,
+            from_run=from_run,
         )
     show_summary(summary, as_json=as_json)
 

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import ssl
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
@@ -144,9 +145,12 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
         shutil.rmtree(old, ignore_errors=True)
     staging = cache / f"staging-{os.getpid()}"
     total, done, guard = sum(artefact.bytes for artefact in artefacts), 0, threading.Lock()
+    stop = threading.Event()
 
     def advance(count: int) -> None:
         nonlocal done
+        if stop.is_set():  # Ctrl-C, or another download failed: do not finish 132 MB first
+            raise ProvisionError("the download was broken off")
         with guard:
             done += count
             progress("fetching Kafka and Elasticsearch (MiB)", min(done, total) >> 20, max(total >> 20, 1))
@@ -158,6 +162,7 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
                 for future in futures:
                     future.result()
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except OSError as error:
@@ -211,7 +216,11 @@ def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None])
         try:
             component.artifact(classifier="", packaging=artefact.packaging).resolve()
             return
+        except ProvisionError:
+            raise
         except (requests.RequestException, RuntimeError, AssertionError) as error:
+            if isinstance(error, requests.exceptions.SSLError):
+                _trust_the_system()
             if attempt == ATTEMPTS:
                 raise ProvisionError(
                     f"{artefact.coordinate} could not be fetched ({_first_line(error)}). It needs the network once: "
@@ -219,6 +228,16 @@ def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None])
                     f"{_local_repository() / artefact.repository_path.parent}"
                 ) from error
             time.sleep(PAUSE_SECONDS * attempt)
+
+
+def _trust_the_system() -> None:
+    """Let requests use the certificates of the operating system, where the user names none.
+
+    It brings its own list, which does not know the authority of a company's proxy; Maven and curl do.
+    """
+    if not os.environ.get("REQUESTS_CA_BUNDLE") and not os.environ.get("CURL_CA_BUNDLE"):
+        paths = ssl.get_default_verify_paths()
+        os.environ["REQUESTS_CA_BUNDLE"] = paths.cafile or paths.capath or ""
 
 
 def _first_line(error: BaseException) -> str:

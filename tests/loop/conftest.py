@@ -1,0 +1,82 @@
+"""A small world that every loop test shares: a generated catalogue, and settings that train in seconds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.context import App
+from infra.home import Home
+from infra.indexing import index_corpus
+from infra.preparation import Prepared, prepare
+from infra.services.local import Endpoints
+from infra.settings import Settings
+from infra.workers import RunSettings, write_run_settings
+from learner.batches import BatchSettings
+from learner.generation import GenerationSettings
+from learner.policy import PolicySettings, TinySettings
+from learner.warmup import WarmupSettings
+from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from search_env.intents import IntentSettings
+from search_env.lessons import LessonSettings
+from search_env.training import GbdtSettings
+
+SMALL = Settings(
+    demo=DemoSettings(products=500),
+    intents=IntentSettings(queries=300),
+    gbdt=GbdtSettings(trees=30, queries_max=100),
+    lessons=LessonSettings(catalogue=600, head=20, taught_share=0.5),
+    policy=PolicySettings(tiny=TinySettings(vocabulary_size=900, hidden_size=64, layers=2, feedforward_size=128)),
+    catalogue_warmup=WarmupSettings(epochs_max=2, learning_rate=5e-3, batch_size=16),
+    warmup=WarmupSettings(epochs_max=6, learning_rate=5e-3, batch_size=16),
+    generation=GenerationSettings(candidates=4, tokens_max=16),
+    batch=BatchSettings(groups=4, staleness_max=0),
+)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@pytest.fixture(scope="session")
+def small_world(local_services: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> App:
+    """Give an app whose index `small` is there and whose run `first` has a warmed-up policy; runs are copies of it."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    app = App(home, settings=SMALL).at(local_services)
+    index_corpus(app, name="small", documents=demo_catalogue(SMALL.demo), report=quiet)
+    prepare(app, run="first", index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    return app
+
+
+@pytest.fixture
+def new_run(small_world: App, unique_name: str) -> Iterator[Callable[[Settings, str], Prepared]]:
+    """Give a function that makes a run from the warmed-up policy, with settings of its own."""
+    made: list[Path] = []
+
+    def make(settings: Settings, suffix: str = "") -> Prepared:
+        run = f"{unique_name}{suffix}"
+        folder = small_world.home.run(run)
+        shutil.copytree(small_world.home.run("first"), folder)
+        made.append(folder)
+        app = small_world.with_settings(settings)
+        prepared = prepare(app, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+        write_run_settings(
+            folder,
+            RunSettings(
+                run=run,
+                recipe="leser",
+                index="small",
+                index_version=prepared.index,
+                seed=0,
+                updates=4,
+                settings=settings,
+            ),
+        )
+        return prepared
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)

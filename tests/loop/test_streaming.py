@@ -1,0 +1,250 @@
+"""The streaming loop: equal to the loop in one process, whole after kill -9, and everything it did is in DuckDB."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pytest
+from kafka import TopicPartition
+from safetensors.torch import load_file
+
+from infra.context import App
+from infra.environments import open_environment
+from infra.loop import run_loop
+from infra.preparation import Prepared
+from infra.requests import RequestSequence
+from infra.settings import Settings
+from infra.training import stream
+from infra.workers import read_run_settings
+from learner.batches import BatchSettings
+from learner.checkpoints import load_current, read_manifest
+from streams.clients import connect_consumer
+from streams.codec import decode
+from streams.delivery import DeliverySettings, poll
+from streams.events import Event, Generation, PolicyVersion, Reward, Update
+from streams.lag import end_offsets
+from streams.topics import topic_name
+from tests.loop.conftest import SMALL, quiet
+
+Make = Callable[..., Prepared]
+UPDATES = 4
+
+
+def events_of(app: App, run: str, kind: str) -> list[Event]:
+    """Read a topic from its beginning to its end."""
+    partition = TopicPartition(topic_name(run, kind), 0)
+    end = end_offsets(app.settings.kafka, [partition])[partition]
+    consumer = connect_consumer(app.settings.kafka, {partition: None}, client_id="test", records_max=1000)
+    found: list[Event] = []
+    while consumer.position(partition) < end:
+        found += [decode(record.value) for record in poll(consumer, DeliverySettings())]
+    consumer.close()
+    return found
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    """Return every tensor's bytes."""
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def streamed(small_world: App, tmp_path_factory: pytest.TempPathFactory) -> tuple[App, Prepared]:
+    """One streaming run with a staleness limit of 0, finished; several tests look at it."""
+    import shutil
+
+    from infra.preparation import prepare
+    from infra.workers import RunSettings, write_run_settings
+
+    run = "streamed"
+    shutil.copytree(small_world.home.run("first"), small_world.home.run(run))
+    prepared = prepare(small_world, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    kept = RunSettings(
+        run=run, recipe="leser", index="small", index_version=prepared.index, seed=0, updates=UPDATES, settings=SMALL
+    )
+    write_run_settings(small_world.home.run(run), kept)
+    stream(small_world, prepared, updates=UPDATES, seed=0, report=quiet)
+    return small_world, prepared
+
+
+def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in_one_process(
+    streamed: tuple[App, Prepared], new_run: Make
+) -> None:
+    app, prepared = streamed
+    alone = new_run(SMALL, "-alone")
+    # The same run name, so that group ids and seeds are the same; another folder, so that the files are not.
+    sequence = RequestSequence(prepared.queries, prepared.contexts, run="streamed", index=prepared.index, seed=0)
+    requests = [sequence[number] for number in range(UPDATES * SMALL.batch.groups)]
+    kept = read_run_settings(app.home.run("streamed"))
+    with open_environment(app, kept) as environment:
+        updates = list(
+            run_loop(
+                requests,
+                run="streamed",
+                run_dir=app.home.run(alone.run),
+                environment=environment,
+                generation=SMALL.generation,
+                prompts=SMALL.prompts,
+                batch=SMALL.batch,
+                learner=SMALL.learner,
+                seed=0,
+            )
+        )
+    published = [event for event in events_of(app, "streamed", "updates") if isinstance(event, Update)]
+    by_step = {update.policy.step: update for update in published}
+    assert [by_step[update.policy.step].trained for update in updates] == [update.trained for update in updates]
+    for update in updates:
+        assert by_step[update.policy.step].metrics["reward_mean"] == update.metrics["reward_mean"]
+        assert by_step[update.policy.step].metrics["loss"] == update.metrics["loss"]
+    mine, _ = load_current(app.home.run("streamed") / "checkpoints")
+    oracle, _ = load_current(app.home.run(alone.run) / "checkpoints")
+    assert weights_of(mine) == weights_of(oracle)
+    assert any(update.trained for update in updates), "no group had spread: the comparison would say nothing"
+
+
+def test_every_group_of_an_on_policy_run_was_written_by_the_version_it_teaches(
+    streamed: tuple[App, Prepared],
+) -> None:
+    app, _ = streamed
+    rewards = {e.group_id: e for e in events_of(app, "streamed", "rewards") if isinstance(e, Reward)}
+    for update in (e for e in events_of(app, "streamed", "updates") if isinstance(e, Update)):
+        for group in update.trained:
+            assert rewards[group].generation.policy.step == update.policy.step - 1
+
+
+def test_every_event_is_in_duckdb_with_its_offset(streamed: tuple[App, Prepared]) -> None:
+    app, _ = streamed
+    ledger = duckdb.connect(str(app.home.run("streamed") / "searchloop.duckdb"), read_only=True)
+    stored = dict(ledger.execute("SELECT topic, sum(next_offset) FROM sink_offsets GROUP BY topic").fetchall())
+    for kind in ("requests", "generations", "rewards", "updates", "policy-versions"):
+        topic = topic_name("streamed", kind)
+        assert stored[topic] == end_offsets(app.settings.kafka, [TopicPartition(topic, 0)])[TopicPartition(topic, 0)]
+    generations = [e for e in events_of(app, "streamed", "generations") if isinstance(e, Generation)]
+    (count,) = ledger.execute("SELECT count(*) FROM generations").fetchone() or (0,)
+    assert count == len(generations) == UPDATES * SMALL.batch.groups
+    ledger.close()
+
+
+def test_a_version_is_announced_only_with_a_checkpoint_that_is_whole(streamed: tuple[App, Prepared]) -> None:
+    app, _ = streamed
+    announced = [e for e in events_of(app, "streamed", "policy-versions") if isinstance(e, PolicyVersion)]
+    retired = {e.policy for e in announced if e.status == "retired"}
+    kept = [e for e in announced if e.status == "published" and e.policy not in retired]
+    assert len({e.policy.step for e in announced}) == UPDATES + 1
+    for event in kept:
+        assert read_manifest(app.home.run("streamed") / event.path, verify=True).policy == event.policy
+
+
+def test_a_learner_killed_in_mid_run_goes_on_and_trains_no_group_twice(small_world: App, new_run: Make) -> None:
+    updates = 8
+    settings: Settings = msgspec.structs.replace(SMALL, batch=BatchSettings(groups=4, staleness_max=1))
+    prepared = new_run(settings)
+    app = small_world.with_settings(settings)
+    kept = read_run_settings(app.home.run(prepared.run))
+    from infra.workers import write_run_settings
+
+    write_run_settings(app.home.run(prepared.run), msgspec.structs.replace(kept, updates=updates))
+    killed: list[int] = []
+    finished = threading.Event()
+
+    def kill_when_it_has_learned() -> None:
+        checkpoints = app.home.run(prepared.run) / "checkpoints"
+        while not finished.is_set():
+            step = load_current(checkpoints)[1].policy.step
+            if step >= 2 * (len(killed) + 1) and len(killed) < 3:
+                pid = learner_pid(app, prepared.run)
+                if pid and pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            finished.wait(0.05)
+
+    killer = threading.Thread(target=kill_when_it_has_learned)
+    killer.start()
+    try:
+        summary = stream(app, prepared, updates=updates, seed=0, report=quiet)
+    finally:
+        finished.set()
+        killer.join()
+    assert summary.updates == updates
+    assert len(killed) == 3
+    assert summary.restarts >= 3
+    lineage = surviving(app, prepared.run)
+    trained = [group for update in lineage for group in update.trained]
+    assert len(trained) == len(set(trained))
+    taken = [g for update in lineage for g in (*update.trained, *update.flat, *update.failed, *update.expired)]
+    assert len(taken) == len(set(taken)) == updates * 4
+    assert [update.policy.step for update in lineage] == list(range(1, updates + 1))
+
+
+def learner_pid(app: App, run: str) -> int | None:
+    """Return the living learner's pid, from the file that the supervisor keeps."""
+    from infra.supervisor import living_workers
+
+    return next((pid for name, role, pid in living_workers(app.home.runs) if (name, role) == (run, "learner")), None)
+
+
+def surviving(app: App, run: str) -> list[Update]:
+    """Return the updates that led to the newest checkpoint, from parent to parent."""
+    updates = {e.policy: e for e in events_of(app, run, "updates") if isinstance(e, Update)}
+    _, manifest = load_current(app.home.run(run) / "checkpoints")
+    found, policy = [], manifest.policy
+    while policy in updates:
+        found.append(updates[policy])
+        policy = updates[policy].parent
+    return found[::-1]
+
+
+def test_a_second_learner_on_one_run_says_so_and_stops(small_world: App, new_run: Make) -> None:
+    import fcntl
+
+    from infra.workers import run_worker
+    from streams.delivery import Stop
+    from streams.errors import DeliveryError
+
+    prepared = new_run(SMALL)
+    lock = app_lock = small_world.home.run(prepared.run) / "learner.lock"
+    with app_lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DeliveryError, match="another learner"):
+            run_worker(small_world, role="learner", run=prepared.run, worker=1, stop=Stop())
+    assert lock.exists()
+
+
+def test_workers_end_when_their_supervisor_is_killed(small_world: App, new_run: Make, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    import psutil
+
+    from infra.supervisor import living_workers
+
+    prepared = new_run(SMALL)
+    code = (
+        "import sys, time; from pathlib import Path; from infra.supervisor import Supervisor, worker_command\n"
+        "home, run, kafka, engine = sys.argv[1:]\n"
+        "env = {'SEARCHLOOP_KAFKA__BOOTSTRAP': kafka, 'SEARCHLOOP_ELASTICSEARCH__URL': engine}\n"
+        "with Supervisor(worker_command(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"
+        "    print('up', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    from streams.clients import create_topics
+
+    create_topics(small_world.settings.kafka, prepared.run)
+    arguments = [str(small_world.home.root), prepared.run, small_world.settings.kafka.bootstrap]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, small_world.settings.elasticsearch.url], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
+    (pid,) = [pid for run, _, pid in living_workers(small_world.home.runs) if run == prepared.run]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its supervisor"
+        threading.Event().wait(0.1)

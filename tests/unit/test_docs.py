@@ -1,0 +1,70 @@
+"""Every verb, setting, topic and measure is documented: the code is asked for the list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from infra.cli import VERBS, cli
+from infra.layers import known_keys
+from infra.recipes import RECIPES, recipe_path
+from infra.reference import settings_reference
+from infra.settings import Settings
+from storage.evaluation.measures import MEASURES
+from streams.topics import TOPICS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CONTEXT = click.Context(cli)
+
+
+def command_of(name: str) -> click.Command:
+    command = cli.get_command(CONTEXT, name)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_help_with_an_example_and_stands_in_the_readme(name: str) -> None:
+    help_text = command_of(name).get_help(click.Context(command_of(name), info_name=name))
+    assert f"searchloop {name}" in help_text
+    assert "Example" in help_text
+    assert f"`{name}`" in README or f"searchloop {name}" in README
+
+
+def test_the_settings_reference_is_what_the_code_says() -> None:
+    assert (ROOT / "infra" / "SETTINGS.md").read_text() == settings_reference()
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    reference = settings_reference()
+    for path in known_keys(Settings):
+        table, _, key = path.rpartition(".")
+        assert f"## [{table}]" in reference
+        assert f"| `{key}` |" in reference
+
+
+@pytest.mark.parametrize("topic", [topic.kind for topic in TOPICS])
+def test_every_topic_is_in_the_readme(topic: str) -> None:
+    assert f".{topic}" in README
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_is_in_the_readme(measure: str) -> None:
+    assert measure in README
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_every_recipe_can_be_read(recipe: str) -> None:
+    from infra.layers import combine, read_toml
+
+    assert combine(Settings, [(recipe, read_toml(recipe_path(recipe)))])
+
+
+def test_the_readme_names_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert f"\n{target}:" in makefile
