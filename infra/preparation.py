@@ -49,6 +49,14 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     contexts: Mapping[str, Context]
 
 
+class Lessons(msgspec.Struct, frozen=True, kw_only=True):
+    """What the teacher gives a run; contexts are by query id."""
+
+    look_up: Sequence[Lesson]
+    choose: Sequence[Lesson]
+    contexts: Mapping[str, Context]
+
+
 class Bench:
     """An opened index: its documents, retriever, relevance model and context builder. Close it after."""
 
@@ -127,17 +135,17 @@ def prepare(
                     "Give the same --queries, or another --run NAME"
                 )
             return Prepared(run=run, index=bench.version.name, queries=queries, contexts=contexts)
-        lessons, contexts = _teach(bench, queries, qrels, report)
+        lessons = _teach(bench, queries, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_lessons(run_dir / LESSONS_FILE, lessons)
+        write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
         policy = _first_policy(app, bench, run_dir, seed)
         if app.settings.train.warm_up:
-            policy = _warm_up(bench, policy, held_out, lessons, contexts, run_dir, seed, report)
+            policy = _warm_up(bench, policy, held_out, lessons, run_dir, seed, report)
         policy = with_lora(policy, app.settings.policy.lora)
-        write_contexts(run_dir / CONTEXTS_FILE, contexts)
+        write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
         write_policy_checkpoint(run_dir / "checkpoints", policy, Manifest(policy=first, parent=None), None)
-    return Prepared(run=run, index=bench.version.name, queries=queries, contexts=contexts)
+    return Prepared(run=run, index=bench.version.name, queries=queries, contexts=lessons.contexts)
 
 
 def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:
@@ -169,28 +177,34 @@ def _plain(text: str) -> str:
     return " ".join(surface_tokens(text))
 
 
-def _teach(
-    bench: Bench, queries: Sequence[Query], qrels: Qrels, report: Report
-) -> tuple[list[Lesson], dict[str, Context]]:
-    """Return the teacher's lessons of the taught share, and every query's context, neighbours' words included."""
+def _teach(bench: Bench, queries: Sequence[Query], qrels: Qrels, report: Report) -> Lessons:
+    """Return the lessons to look up, the lessons to learn, and every query's context with its neighbours' words.
+
+    First round: what would serve each training query best, relevant documents' words included; too many words to
+    learn, but good to look up. Second round, for the taught share: what to choose of the words that the prompt shows.
+    """
     settings = bench.app.settings
     report("contexts", 0, len(queries))
     contexts = dict(zip((q.id for q in queries), bench.contexts([q.text for q in queries]), strict=True))
     report("contexts", len(queries), len(queries))
-    taught = list(queries[: max(int(len(queries) * settings.lessons.taught_share), 1)])
-    labels = qrels or _labels_by_relevance(bench, taught)
+    labels = qrels or _labels_by_relevance(bench, queries)
     teacher = Teacher(bench.catalogue, settings.teacher, weight=settings.retrieval.weight)
-    lessons = load_or_teach(
-        bench.directory / "teachers", teacher, taught, contexts, labels, index=bench.version.name, progress=report
-    )
-    if neighbours := open_neighbours(bench, lessons):
-        report("neighbours", 0, 0)
+    folder, index = bench.directory / "teachers", bench.version.name
+    look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
+    if neighbours := open_neighbours(bench, look_up):
+        report("looking neighbours up", 0, 0)
         words = neighbours.words_for_training(queries)
         contexts = {
             query.id: msgspec.structs.replace(contexts[query.id], neighbours=said)
             for query, said in zip(queries, words, strict=True)
         }
-    return lessons, contexts
+    taught = queries[: max(int(len(queries) * settings.lessons.taught_share), 1)]
+
+    def second_round(what: str, done: int, total: int) -> None:
+        report("teaching to choose", done, total)
+
+    choose = load_or_teach(folder, teacher, taught, contexts, labels, index=index, choose=True, progress=second_round)
+    return Lessons(look_up=look_up, choose=choose, contexts=contexts)
 
 
 def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
@@ -223,8 +237,7 @@ def _warm_up(
     bench: Bench,
     policy: Policy,
     held_out: Sequence[Query],
-    lessons: Sequence[Lesson],
-    contexts: Mapping[str, Context],
+    lessons: Lessons,
     run_dir: Path,
     seed: int,
     report: Report,
@@ -250,16 +263,16 @@ def _warm_up(
             lambda what, done, total: report(f"catalogue {what}", done, total),
         )  # fmt: skip
     head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in held_out])
-    neighbours = open_neighbours(bench, lessons)
+    neighbours = open_neighbours(bench, lessons.look_up)
     head_words = neighbours.words([lesson.query for lesson in head]) if neighbours and head else None
-    shown = dict(contexts)
+    shown = dict(lessons.contexts)
     shown |= dict(zip((h.query_id for h in head), bench.contexts([h.query for h in head], head_words), strict=True))
-    held = max(len(lessons) // 20, 1)
+    held = max(len(lessons.choose) // 20, 1)
     warmup = msgspec.structs.replace(settings.warmup, seed=seed)
     policy, _ = warm_up(
         policy,
-        pairs([*lessons[held:], *head], shown),
-        pairs(lessons[:held], shown),
+        pairs([*lessons.choose[held:], *head], shown),
+        pairs(lessons.choose[:held], shown),
         warmup,
         run_dir / "warmup" / "taught",
         report,

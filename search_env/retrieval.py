@@ -32,7 +32,7 @@ Mode = Literal["weighted", "union", "fusion"]
 Body = dict[str, Any]
 
 RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
-_FILTER = "responses.status,responses.error,responses.timed_out,responses._shards.failed,responses.hits.hits.sort"
+ANSWER_FILTER = "responses.status,responses.error,responses.timed_out,responses._shards.failed,responses.hits.hits.sort"
 _HEADER = b'{"allow_partial_search_results":false}\n'  # An `_msearch` takes it per search, not as a parameter.
 _SORT = [{"_score": "desc"}, {"id": "asc"}]
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
@@ -257,7 +257,7 @@ class Retriever:
             answer = self.client.perform_request(
                 "POST",
                 f"/{self.index}/_msearch",
-                params={"filter_path": _FILTER},
+                params={"filter_path": ANSWER_FILTER},
                 headers={
                     "accept": "application/vnd.elasticsearch+json; compatible-with=9",
                     "content-type": "application/vnd.elasticsearch+x-ndjson; compatible-with=9",

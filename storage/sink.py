@@ -2,7 +2,8 @@
 
 At the start, read `positions()` and seek the consumer there; then hand over what comes. A record below the stored
 offset is skipped, so a redelivery changes nothing. While DuckDB commits one batch in its own thread (it lets go of the
-GIL), the next one is decoded: one batch is in flight and one is being built, never more.
+GIL), the next ones are decoded: `batches_ahead_max` may wait, and one is being built, never more. So the pauses in
+which DuckDB folds its write-ahead log into the file are not lost.
 
 An exception at COMMIT proves nothing (on a full disk a commit was seen that is durable and reported as failed). So the
 sink then reopens the file, reads the offsets again, and goes on from what they say.
@@ -11,7 +12,9 @@ sink then reopens the file, reads the offsets again, and goes on from what they 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +32,10 @@ from streams.events import DeadLetter
 
 T = TypeVar("T")
 
+# DuckDB asks for the GIL some 40 times in a transaction. With Python's own 5 ms, every time it would wait that long for
+# the thread that decodes the next batch: a transaction of 70 ms took 240 ms, and two threads gained nothing.
+SWITCH_SECONDS = 0.0002
+
 
 class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the ledger is written.
@@ -39,10 +46,13 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_records_max: Annotated[
         int,
         msgspec.Meta(ge=1, le=100_000, description="records in one transaction; a group of eight is 10 rows"),
-    ] = 512
+    ] = 256
     batch_bytes_max: Annotated[
         int, msgspec.Meta(ge=1024, description="bytes of record values in one transaction, unless one record has more")
     ] = 32 * 1024 * 1024
+    batches_ahead_max: Annotated[
+        int, msgspec.Meta(ge=1, le=64, description="batches that may be decoded ahead of the one that is being stored")
+    ] = 3
     memory_mib: Annotated[int, msgspec.Meta(ge=64, description="what DuckDB may hold in memory, MiB")] = 512
     threads: Annotated[int, msgspec.Meta(ge=1, le=64, description="DuckDB's threads")] = 1
     open_timeout_seconds: Annotated[
@@ -72,7 +82,7 @@ class Sink:
         self.settings = settings or SinkSettings()
         self._dead_letters = dead_letters
         self._broken: StorageError | None = None
-        self._flight: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
         with contextlib.ExitStack() as stack:
             stack.enter_context(held(self.path))
             self._connection = self._open(self.settings.open_timeout_seconds)
@@ -82,6 +92,7 @@ class Sink:
             self._open_since = time.monotonic()
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
             stack.callback(self._thread.shutdown)
+            stack.enter_context(_quick_switches())
             self._held = stack.pop_all()
         self._planned = dict(self._stored)
 
@@ -101,7 +112,7 @@ class Sink:
         return new
 
     def submit(self, records: Sequence[Received]) -> int:
-        """Like `write`, but return while the last batch is still on its way; `flush` waits for it.
+        """Like `write`, but return while the last batches are still on their way; `flush` waits for them.
 
         The error of an earlier batch is raised here or in `flush`.
         """
@@ -110,13 +121,12 @@ class Sink:
             batch = build_batch(members)
             if batch.letters and self._dead_letters:
                 self._dead_letters(batch.letters)
-            self._settle()
+            self._settle(pending_max=self.settings.batches_ahead_max - 1)
             self._planned |= {partition: extent.next_offset for partition, extent in batch.extents.items()}
-            self._flight = self._thread.submit(self._store, batch)
+            self._pending.append(self._thread.submit(self._store, batch))
             new += len(members)
-        if not new and self._due() and (self._flight is None or self._flight.done()):
-            self._settle()
-            self._flight = self._thread.submit(self._close_segments)
+        if not new and self._due() and not self._pending:
+            self._pending.append(self._thread.submit(self._close_segments))
         return new
 
     def flush(self) -> None:
@@ -171,14 +181,19 @@ class Sink:
         if members:
             yield members
 
-    def _settle(self) -> None:
+    def _settle(self, pending_max: int = 0) -> None:
+        """Wait until no more than so many batches are on their way; raise what went wrong."""
+        while len(self._pending) > pending_max or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
         if self._broken:
             raise self._broken
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
+
+    def _store(self, batch: Batch) -> None:
+        """Store one batch, in the sink's thread, unless one before it failed: nothing is ever stored beyond a gap."""
+        if self._broken:
+            raise self._broken
         try:
-            flight.result()
+            self._store_once_or_twice(batch)
         except StorageError as error:
             self._broken = error
             raise
@@ -186,8 +201,8 @@ class Sink:
             self._broken = StorageError(f"{self.path}: the sink failed ({error!r}); nothing after it was stored")
             raise self._broken from error
 
-    def _store(self, batch: Batch) -> None:
-        """Store one batch, in the sink's thread; once more if the first attempt left no trace."""
+    def _store_once_or_twice(self, batch: Batch) -> None:
+        """Store one batch; once more if the first attempt left no trace."""
         goal = {partition: extent.next_offset for partition, extent in batch.extents.items()}
         for attempt in (1, 2):
             try:
@@ -252,6 +267,17 @@ class Sink:
     def _disconnect(self) -> None:
         with contextlib.suppress(duckdb.Error):  # After a full disk the file cannot be folded; opening it again does.
             self._connection.close()
+
+
+@contextlib.contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Let this process's threads hand over the GIL more often than they do by default."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _open_bytes(connection: duckdb.DuckDBPyConnection) -> int:

@@ -55,7 +55,7 @@ def time_sink(records: list[Received], path: Path, settings: SinkSettings) -> fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=3072, help="reward records, each a group of 8 with 10 hits")
+    parser.add_argument("--records", type=int, default=4096, help="reward records, each a group of 8 with 10 hits")
     parser.add_argument("--batch", type=int, default=SinkSettings().batch_records_max, help="records per transaction")
     parser.add_argument("--repeats", type=int, default=7, help="alternating runs of each")
     arguments = parser.parse_args()

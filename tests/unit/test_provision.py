@@ -193,6 +193,15 @@ def test_a_killed_download_leaves_nothing_that_looks_right(repository: FakeRepos
     assert files_in(cache) == [artefact_path(cache, thing())]
 
 
+def test_ctrl_c_breaks_a_download_off_at_once(repository: FakeRepository, cache: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        provision_artefacts(cache, (thing(),), interrupt)
+    assert files_in(cache) == []
+
+
 def test_a_full_disk_says_how_much_is_needed(
     repository: FakeRepository, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
