@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def our_loss(
     ).loss
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {"aggregation": "sequence"}),
     "grpo with two bounds": (
         {"loss_type": "grpo", "epsilon": 0.1, "epsilon_high": 0.28},
@@ -78,7 +79,7 @@ CASES = {
 @pytest.mark.parametrize("correction", ["none", "token", "sequence"])
 def test_loss_and_gradients_equal_trl(case: str, correction: str, tmp_path: Path) -> None:
     theirs, ours = CASES[case]
-    settings = ObjectiveSettings(**ours, correction=correction, correction_cap=1.5)
+    settings = ObjectiveSettings(**ours, correction=correction, correction_cap=1.5)  # type: ignore[arg-type]
     model = random_llama()
     inputs = trl_inputs(batch())
     mask = inputs["completion_mask"].bool()
@@ -109,7 +110,7 @@ def test_loss_and_gradients_equal_trl(case: str, correction: str, tmp_path: Path
 
     model.zero_grad()
     loss = our_loss(model, settings, old=old, reference=reference)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert float((gradients(model) - expected_gradients).abs().max()) < 1e-5
     assert float(expected_gradients.abs().max()) > 1e-3

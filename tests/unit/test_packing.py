@@ -43,7 +43,7 @@ def in_float64(model: nn.Module) -> nn.Module:
         if type(module).__name__ == "LlamaRMSNorm":
             norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)  # type: ignore[arg-type]
             norm.weight = module.weight  # type: ignore[assignment]
-            module.forward = norm.forward  # type: ignore[method-assign]
+            module.forward = norm.forward
     return exact
 
 
@@ -93,13 +93,13 @@ def test_gradients_equal_a_plain_float64_forward(attention: str, float64: bool, 
     for row, (logprobs, entropies) in enumerate(plain_logprobs(exact, groups)):
         length = len(logprobs)
         total = total + (logprobs * weights[row, :length, 0] + entropies * weights[row, :length, 1]).sum()
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     expected = gradients(exact)
 
     ours = in_float64(model) if float64 else model
     ours.set_attn_implementation(attention)  # type: ignore[operator]
     logprobs, entropies = completion_logprobs(ours, pack_groups(groups))
-    (torch.stack([logprobs, entropies], dim=2) * weights).sum().backward()
+    (torch.stack([logprobs, entropies], dim=2) * weights).sum().backward()  # type: ignore[no-untyped-call]
     assert (gradients(ours) - expected).abs().max() < tolerance * expected.abs().max()
 
 
@@ -148,7 +148,7 @@ def test_the_head_recomputes_what_it_may_not_keep(monkeypatch: pytest.MonkeyPatc
     def run() -> tuple[Tensor, ...]:
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         logprobs, entropies = target_logprobs(h, w, targets, rows, tokens)
-        (logprobs.sum() + 0.3 * entropies.square().sum()).backward()
+        (logprobs.sum() + 0.3 * entropies.square().sum()).backward()  # type: ignore[no-untyped-call]
         return logprobs.detach(), entropies.detach(), h.grad, w.grad  # type: ignore[return-value]
 
     kept = run()
