@@ -161,7 +161,6 @@ class TransformersSampler:
             )
         return [completions[start : start + drawn] for start in range(0, len(completions), drawn)]
 
-
     def _text(self, ids: list[int]) -> str:
         """Return the text, without an end token that is no part of the answer (`<|im_end|>`; but not `"]</answer>`).
 
