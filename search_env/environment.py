@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -35,7 +36,7 @@ class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     reward: LeserSettings = LeserSettings()
     expansions: ExpansionSettings = ExpansionSettings()
-    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
+    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 10
     raw_queries_kept: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
 
 
@@ -184,7 +185,7 @@ class SearchEnvironment:
             union_relevance=[relevance[document_id] for document_id in union.ids[: settings.relevance_depth]],
             raw_size=len(raw_ids),
             union_size=len(set(raw_ids).union(union.ids[: settings.size_depth])),
-            terms=sum(len(surface_tokens(expansion)) for expansion in text.expansions),
+            terms=sum(map(_term_count, text.expansions)),
         )
         reward, components = leser_reward(measured, settings)
         return Outcome(
@@ -219,6 +220,11 @@ def reward_sha256(settings: EnvironmentSettings, retriever: Retriever) -> str:
     shaping = {name: searched[name] for name in ("mode", "weight", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+@lru_cache(maxsize=50_000)
+def _term_count(expansion: str) -> int:
+    return len(surface_tokens(expansion))
 
 
 def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...], None]:

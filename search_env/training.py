@@ -44,14 +44,15 @@ TITLE_GRADES = (1.0, 0.6, 0.4)  # of a document that has every word in its title
 class GbdtSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the trees are grown, and on how many pairs.
 
+    trees, learning_rate: 150 at 0.1 are no better (nDCG@10 .966 and .963, AUC .995), and twice as slow to ask.
     queries_max: training queries, chosen by hash. positives_max: relevant documents of one query.
     title_queries: queries made of title words, added where labels are complete.
     lexical_negatives: of BM25's best; partial_negatives: holders of one value only; random_negatives: any.
     """
 
-    trees: Annotated[int, msgspec.Meta(ge=1, le=5_000)] = 150
+    trees: Annotated[int, msgspec.Meta(ge=1, le=5_000)] = 80
     leaves: Annotated[int, msgspec.Meta(ge=2, le=1_024)] = 31
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.15
     leaf_documents_min: Annotated[int, msgspec.Meta(ge=1)] = 50
     queries_max: Annotated[int, msgspec.Meta(ge=20)] = 2_500
     positives_max: Annotated[int, msgspec.Meta(ge=1)] = 30
