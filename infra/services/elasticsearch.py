@@ -23,6 +23,18 @@ PLUGIN_RELEASE = 21  # the oldest JDK that runs this Elasticsearch
 # Together they are 90 MB and half of the start-up time.
 MODULES_LEFT_OUT = ("apm", "x-pack-core", "x-pack-security")
 
+# The thorough compiler's thresholds, twenty times the default: code that only starts the server stays with the fast
+# compiler, code that searches still gets there. Processor time on two contended cores with the defaults → with these →
+# with the fast compiler alone: start 15 → 10 → 8 s, indexing 20,000 products 14 → 10 → 7 s, a search after 1,000
+# others 12 → 10 → 13 ms, after 3,000 10 → 6 → 12 ms.
+PATIENT_COMPILER = (
+    "-XX:Tier4InvocationThreshold=100000",
+    "-XX:Tier4MinInvocationThreshold=12000",
+    "-XX:Tier4CompileThreshold=300000",
+    "-XX:Tier4BackEdgeThreshold=800000",
+)
+FAST_COMPILER = ("-XX:TieredStopAtLevel=1",)
+
 PLUGIN_DESCRIPTOR = """\
 description=The analyzer `english`, English token filters and GET /, as in the full distribution
 version={version}
@@ -123,7 +135,7 @@ class LocalElasticsearch:
         org.elasticsearch.server.cli.SystemJvmOptions and config/jvm.options of 9.5, less the garbage collector's log.
         """
         lib = self.installation / "lib"
-        compiler = ["-XX:TieredStopAtLevel=1"] if quick else []
+        compiler = FAST_COMPILER if quick else PATIENT_COMPILER
         bridge = next((lib / "entitlement-bridge").glob("*.jar"))
         lucene = "--add-opens=org.apache.lucene.core/org.apache.lucene"
         options = [

@@ -22,8 +22,8 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kafka_heap_megabytes, elasticsearch_heap_megabytes: MiB. 512 holds 20,000 products and 5,000 groups in flight with
     room to spare; a larger catalogue wants its index size.
     quick_start: compile Elasticsearch's code by the fast compiler alone. A start takes 8 s of processor time instead of
-    15, indexing 20,000 products 7 instead of 14; but a search stays at 12 ms where the thorough one gets to 6 after
-    5,000 searches. So it pays below some 6,000 searches: tests, a quick look.
+    10, and indexing 20,000 products 7 instead of 10; but a search stays at 12 ms where it would get to 6 after 3,000
+    searches. For tests.
     start_seconds: how long a service may take until it answers. A start takes about 10 s on two idle cores.
     stop_seconds: how long a service may take to end by itself before it is killed.
     """
