@@ -17,9 +17,10 @@ import duckdb
 from storage.archive import ARCHIVE, describe_segment, find_segments, list_segment, read_archive
 from storage.errors import StorageError
 from storage.ledger import LEDGER, OFFLINE, build_batch, explain, held, is_held, store_batch
-from storage.rows import read_entry
 from storage.schema import migrate
+from streams.codec import decode
 from streams.delivery import Received
+from streams.errors import EventError
 from streams.events import Event, Position
 
 RECORDS_AT_ONCE = 512
@@ -69,7 +70,10 @@ class Log:
     def events(self, kind: type[E]) -> Iterator[tuple[Position, E]]:
         """Yield the place and content of every event of one kind; what cannot be decoded is left out."""
         for record in self.records():
-            event = read_entry(record).event
+            try:
+                event = decode(record.value)
+            except EventError:
+                continue
             if isinstance(event, kind):
                 yield record.position, event
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 # DuckDB asks for the GIL some 40 times in a transaction. With Python's own 5 ms, every time it would wait that long for
 # the thread that decodes the next batch: a transaction of 70 ms took 240 ms, and two threads gained nothing.
-SWITCH_SECONDS = 0.0002
+SWITCH_SECONDS = 0.0001
 
 
 class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,11 +23,12 @@ from storage.columns import HEADERS
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log
+from storage.rows import StoredCompletion, StoredGeneration, StoredRequest, StoredReward
 from storage.schema import Migration, migrate, migrations
 from storage.sink import Sink, SinkSettings
 from streams.codec import encode
 from streams.delivery import Received
-from streams.events import DeadLetter, PolicyRef, Position
+from streams.events import Completion, DeadLetter, Generation, PolicyRef, Position, Request, Reward
 from tests.stored_events import (
     GROUP,
     generation,
@@ -467,6 +468,26 @@ def test_every_table_is_filled_column_by_column() -> None:
         known = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     assert known - set(batch.tables) == {"schema_migrations", "sink_offsets", "archive_segments"}
     assert batch.tables["records"].column("headers").type == HEADERS
+
+
+def test_what_is_stored_of_a_reward_is_the_rewards_own_fields() -> None:
+    """The shorter structs that the sink decodes must follow the events: same names, same types, same defaults."""
+    pairs = {
+        StoredReward: Reward,
+        StoredGeneration: Generation,
+        StoredRequest: Request,
+        StoredCompletion: Completion,
+    }
+    names = {stored.__name__: event.__name__ for stored, event in pairs.items()}
+    for stored, event in pairs.items():
+        assert stored.__struct_config__.tag == event.__struct_config__.tag
+        known = {field.name: field for field in msgspec.structs.fields(event)}
+        for field in msgspec.structs.fields(stored):
+            said = str(field.type)
+            for short, long in names.items():
+                said = said.replace(f"storage.rows.{short}", f"streams.events.{long}")
+            assert said == str(known[field.name].type), field.name
+            assert field.default == known[field.name].default, field.name
 
 
 @pytest.fixture
