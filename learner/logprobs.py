@@ -20,7 +20,7 @@ from streams.errors import SearchloopError
 # exp gives exactly 0 and 0 · BANNED is 0, where 0 · -inf would be NaN in the entropy and its gradient.
 BANNED_LOGIT = -1e30
 PROBABILITY_BYTES_MAX = 1 << 28
-CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 21
 
 
 class PolicyUnfitError(SearchloopError, ValueError):
