@@ -62,7 +62,9 @@ def document_attributes(document: Document) -> list[Attribute]:
     found: list[Attribute] = []
     for key, value in attributes.items():
         for item in value if isinstance(value, list) else (value,):
-            if isinstance(item, str | bool | int | float) and (attribute := _attribute(key, item, type(item))):
+            if isinstance(item, str | bool | int | float) and (
+                attribute := _attribute(key, item, isinstance(item, bool))
+            ):
                 found.append(attribute)
         if len(found) >= VALUES_PER_DOCUMENT_MAX:
             break
@@ -70,8 +72,8 @@ def document_attributes(document: Document) -> list[Attribute]:
 
 
 @lru_cache(maxsize=200_000)
-def _attribute(key: str, value: str | bool | float, kind: type) -> Attribute | None:
-    """Return a value as it is said; `kind` keeps True apart from 1 in the cache. One catalogue repeats few values."""
+def _attribute(key: str, value: str | bool | float, boolean: bool) -> Attribute | None:
+    """Return a value as it is said; `boolean` keeps True apart from 1 in the cache. One catalogue repeats few values."""
     phrase = value_phrase(key, value)
     return Attribute(key, _exact(value), phrase, key_name(key)) if phrase else None
 

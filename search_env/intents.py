@@ -147,13 +147,18 @@ def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, t
 
 
 def write_intents(directory: str | Path, intents: IntentSet) -> None:
-    """Write `queries.<split>.jsonl` and `qrels.<split>.tsv` for every split that has queries."""
+    """Write `queries.<split>.jsonl` and `qrels.<split>.tsv` for every split that has some; older files of others go."""
     folder = Path(directory)
     for split in SPLITS:
+        queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
         if intents.queries[split]:
-            write_queries(folder / f"queries.{split}.jsonl", intents.queries[split])
+            write_queries(queries_file, intents.queries[split])
+        else:
+            queries_file.unlink(missing_ok=True)
         if intents.qrels[split]:
-            write_qrels(folder / f"qrels.{split}.tsv", intents.qrels[split])
+            write_qrels(qrels_file, intents.qrels[split])
+        else:
+            qrels_file.unlink(missing_ok=True)
 
 
 def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]:

@@ -110,6 +110,9 @@ def test_intents_come_back_from_their_files(tmp_path: Path, intents: IntentSet) 
     write_intents(tmp_path, intents)
     for split in SPLITS:
         assert load_intents(tmp_path, split) == (intents.queries[split], intents.qrels[split])
+    fewer = intents._replace(queries=intents.queries | {"dev": []}, qrels=intents.qrels | {"dev": {}})
+    write_intents(tmp_path, fewer)
+    assert load_intents(tmp_path, "dev") == ([], {})
     with pytest.raises(CorpusError, match="no intent queries there"):
         load_intents(tmp_path / "elsewhere", "train")
     with pytest.raises(CorpusError, match="expected a split of"):
