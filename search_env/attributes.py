@@ -73,7 +73,7 @@ def document_attributes(document: Document) -> list[Attribute]:
 
 @lru_cache(maxsize=200_000)
 def _attribute(key: str, value: str | bool | float, boolean: bool) -> Attribute | None:
-    """Return a value as it is said; `boolean` keeps True apart from 1 in the cache. One catalogue repeats few values."""
+    """Return a value as it is said; `boolean` keeps True apart from 1 in the cache."""
     phrase = value_phrase(key, value)
     return Attribute(key, _exact(value), phrase, key_name(key)) if phrase else None
 
