@@ -28,7 +28,7 @@ from search_env.corpora import Qrels, Query, load_queries
 from search_env.embeddings import Embedder
 from search_env.index import IndexVersion, load_documents, load_manifest
 from search_env.intents import load_intents
-from search_env.lessons import catalogue_lessons, head_lessons
+from search_env.lessons import catalogue_lessons, contexts_to_choose_from, head_lessons
 from search_env.neighbours import Neighbours
 from search_env.relevance import RelevanceModel
 from search_env.retrieval import Retriever
@@ -256,10 +256,17 @@ def _warm_up(
         ]
 
     if catalogue:
+        made_up = contexts_to_choose_from(
+            catalogue,
+            terms=settings.prompts.terms,
+            neighbours=settings.prompts.neighbours,
+            shown_share=drawn.shown_share,
+            seed=drawn.seed,
+        )
         held = max(len(catalogue) // 100, 1)
         warmup = msgspec.structs.replace(settings.catalogue_warmup, seed=seed)
         policy, _ = warm_up(
-            policy, pairs(catalogue[held:], {}), pairs(catalogue[:held], {}), warmup, run_dir / "warmup" / "catalogue",
+            policy, pairs(catalogue[held:], made_up), pairs(catalogue[:held], made_up), warmup, run_dir / "warmup" / "catalogue",
             lambda what, done, total: report(f"catalogue {what}", done, total),
         )  # fmt: skip
     head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in held_out])

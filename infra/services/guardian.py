@@ -20,8 +20,8 @@ from infra.services.processes import stop_processes, tagged_processes
 
 RELEASE = b"release\n"
 LOOK_SECONDS = 2.0
-# A child that was just forked wears its tag only once it runs Java; look again after this long.
-SECOND_LOOK_SECONDS = 0.5
+# A child in the midst of exec has no command line yet, and so no tags; on a busy machine that was seen to last 0.1 s.
+LOOKS_SECONDS = (0.0, 0.5, 1.0, 2.0)
 
 
 class Guardian:
@@ -48,12 +48,17 @@ class Guardian:
         return self._process.pid
 
     def release(self) -> None:
-        """Let the services live on without us; safe to call twice."""
+        """Let the services live on without us."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(RELEASE)
             self._process.stdin.close()
         self._process.wait()
+
+    def finish(self) -> None:
+        """Have it end whatever of the services still runs; it goes on by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def main() -> None:
@@ -69,9 +74,9 @@ def main() -> None:
             if os.read(0, len(RELEASE)) == RELEASE:
                 return
             break
-    stop_processes(list(tagged_processes(home, roles, session)), home, stop_seconds)
-    time.sleep(SECOND_LOOK_SECONDS)
-    stop_processes(list(tagged_processes(home, roles, session)), home, stop_seconds)
+    for pause_seconds in LOOKS_SECONDS:
+        time.sleep(pause_seconds)
+        stop_processes(list(tagged_processes(home, roles, session)), home, stop_seconds)
 
 
 if __name__ == "__main__":

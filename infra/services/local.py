@@ -119,6 +119,9 @@ class LocalServices:
         with self._home_lock(progress):
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
             kept = {process.pid for process in keep}
+            for process in keep:
+                if process.keeper and not self.attached:
+                    progress(f"{process.role} belongs to process {process.keeper[0]} and ends with it", 0, 0)
             strangers = [process for process in tagged_processes(self.home, ROLES) if process.pid not in kept]
             if strangers:
                 progress("stopping what an earlier run left behind", 0, 0)
@@ -202,8 +205,8 @@ class LocalServices:
             self._await(started, progress)
         except BaseException:
             stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
+            guardian.finish()  # a child that Ctrl-C cut off from us on its way into the world is found by its tags
             self._write_state(State(processes=tuple(keep), ports=remembered))
-            guardian.release()
             raise
         if self.attached:
             self._guardian, self._started = guardian, [*self._started, *started]
