@@ -36,6 +36,7 @@ from search_env.corpora import (
 )
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
+STALE_TRIES_MAX = 500  # Draws in a row that bring no new query, after which a catalogue has given what it has.
 TYPE_KEYS = ("product_type", "category", "type")
 MISSES_MAX = 3_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
 
@@ -252,8 +253,7 @@ def _candidates(
         phrases = tuple(a.phrase.lower() for a in parts)
         pair = (min(phrases[:2]), max(phrases[:2]))
         found.append(_Candidate(text, phrases, pair, tuple(sorted(relevant)), tuple(a.key for a in parts)))
-        if len(found) >= settings.queries:
-            break
+        stale = 0
     return found
 
 

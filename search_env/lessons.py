@@ -20,6 +20,7 @@ from search_env.analysis import STOP_WORDS, analyze, stem, surface_tokens
 from search_env.attributes import Attribute, document_attributes, document_brand, is_logistic
 from search_env.catalogue import Catalogue
 from search_env.teachers import Lesson
+from streams.events import Context
 
 WORDS_MAX = 5
 DOCUMENTS_MIN = 5
@@ -33,6 +34,7 @@ class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     catalogue: lessons made of attribute values and titles, before any other. head: title phrases that need no words.
     taught_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
+    shown_share: of a catalogue lesson's words that stand in its made-up context, among others', to learn to choose.
     relevant_without_labels: without judgments, this many documents that the relevance model scores best count as
     relevant for the teacher. seed: of the draws.
     """
@@ -40,6 +42,7 @@ class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     catalogue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 40_000
     head: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1_200
     taught_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.6
+    shown_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
     relevant_without_labels: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     seed: Annotated[int, msgspec.Meta(ge=0)] = 7
 
@@ -81,6 +84,30 @@ def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Le
         if len(lessons) == count:
             break
     return lessons
+
+
+def contexts_to_choose_from(
+    lessons: Sequence[Lesson], *, terms: int, neighbours: int, shown_share: float, seed: int
+) -> dict[str, Context]:
+    """Return, by query id, made-up contexts in which a lesson's words stand among those of other lessons.
+
+    A policy that starts from nothing must learn to read its prompt before it can choose from it: on lessons without a
+    context it learned words by heart, and 600 steps on real contexts did not teach it to copy (dev loss 2.6 nats a
+    token, no better than word frequencies). terms, neighbours: words of either kind in a context. shown_share: of a
+    lesson's words that are put there; the rest must come from what the policy knows.
+    """
+    generator = np.random.default_rng(seed)
+    words = [word for lesson in lessons for word in lesson.words]
+    contexts = {}
+    for lesson in lessons:
+        shown = [word for word in lesson.words if generator.random() < shown_share]
+        others = [words[place] for place in generator.integers(len(words), size=terms + neighbours)]
+        mixed = list(dict.fromkeys([*shown, *(word for word in others if word not in lesson.words)]))[
+            : terms + neighbours
+        ]
+        mixed = [mixed[place] for place in generator.permutation(len(mixed))]
+        contexts[lesson.query_id] = Context(terms=tuple(mixed[:terms]), neighbours=tuple(mixed[terms:]))
+    return contexts
 
 
 def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collection[str] = ()) -> list[Lesson]:

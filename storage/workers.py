@@ -38,8 +38,11 @@ def run_sink(
         consumer = connect_consumer(kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max)
         try:
             while not stop():
-                if records := poll(consumer, delivery):
-                    writer.write(records)
+                records = poll(consumer, delivery)
+                if records:
+                    writer.submit(records)
+                else:
+                    writer.write(records)  # Waits for what is on its way, and lets an idle run's segment close.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
             while records_behind(consumer, ends) and time.monotonic() < deadline:
