@@ -233,7 +233,7 @@ def test_a_start_that_is_broken_off_leaves_nothing_running(
     home: Path, kafka_alone: ServiceSettings, number: signal.Signals
 ) -> None:
     parent = start_parent(home, kafka_alone, "detached", until="waiting for kafka")
-    assert not nothing_runs(home)
+    assert pids(LocalServices(home, kafka_alone))["kafka"] is not None
     parent.send_signal(number)
     assert parent.wait(60) != 0
     wait_for(lambda: nothing_runs(home) and LocalServices(home, kafka_alone).status()[0].health == "down")
@@ -242,9 +242,9 @@ def test_a_start_that_is_broken_off_leaves_nothing_running(
 def test_a_new_start_does_not_lean_on_what_a_guardian_is_about_to_end(home: Path, kafka_alone: ServiceSettings) -> None:
     parent = start_parent(home, kafka_alone, "attached", until="up")
     parent.kill()
+    parent.wait()
     services = LocalServices(home, kafka_alone, attached=True)
     endpoints = services.up()
-    parent.wait()
     make_topic(endpoints.kafka, "still-there")
     assert services.status()[0].health == "ok"
     services.stop_started()
