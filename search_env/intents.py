@@ -36,9 +36,9 @@ from search_env.corpora import (
 )
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
-STALE_TRIES_MAX = 500  # Draws in a row that bring no new query, after which a catalogue has given what it has.
 TYPE_KEYS = ("product_type", "category", "type")
-MISSES_MAX = 3_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
+MISSES_MAX = 1_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
+TRIES_PER_QUERY = 12
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -55,7 +55,7 @@ class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     value_held_out: share of values for `test_value`; pair_held_out, dev_share: shares of pairs for `test_pair`, `dev`.
     """
 
-    queries: Count = 12_000
+    queries: Count = 8_000
     relevant_min: Count = 3
     relevant_max: Count = 200
     value_documents_min: Count = 8
@@ -214,8 +214,10 @@ def _candidates(
     found: list[_Candidate] = []
     seen: set[tuple[str, ...]] = set()
     misses = 0
-    while anchors and misses < MISSES_MAX:
+    for _ in range(TRIES_PER_QUERY * settings.queries if anchors else 0):
         misses += 1
+        if misses > MISSES_MAX:
+            break
         anchor = anchors[int(generator.integers(len(anchors)))]
         draws = generator.random(4)
         mine = attributes[anchor]
@@ -253,7 +255,8 @@ def _candidates(
         phrases = tuple(a.phrase.lower() for a in parts)
         pair = (min(phrases[:2]), max(phrases[:2]))
         found.append(_Candidate(text, phrases, pair, tuple(sorted(relevant)), tuple(a.key for a in parts)))
-        stale = 0
+        if len(found) >= settings.queries:
+            break
     return found
 
 

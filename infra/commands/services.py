@@ -105,7 +105,9 @@ def doctor(app: App, as_json: bool) -> None:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    table = Table("", "what", "found", "what to do", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for title in ("", "what", "found", "what to do"):
+        table.add_column(title, overflow="fold")  # a path that is cut short helps nobody
     for finding in findings:
         table.add_row(MARKS[finding.level], finding.name, finding.found, finding.advice)
     Console().print(table)

@@ -161,7 +161,7 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
             try:
                 for future in futures:
                     future.result()
-            except BaseException:
+            except BaseException:  # Ctrl-C too: tell the threads, which the pool waits for
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

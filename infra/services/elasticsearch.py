@@ -86,7 +86,7 @@ class LocalElasticsearch:
             if (self.installation / "plugins").is_dir():
                 return
             progress("unpacking Elasticsearch", 0, 0)
-            self.installation.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            make_open(self.installation.parent)
             aside = self.installation.with_name(f".{self.installation.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
             try:
@@ -100,6 +100,7 @@ class LocalElasticsearch:
 
     def prepare(self) -> None:
         """Make the folders, and give those that the server writes to its account."""
+        make_open(self.directory.parent)
         for folder in (self.directory, self.data, self.logs, self.configuration, self.temporary):
             folder.mkdir(parents=True, exist_ok=True)
             if self.account is not None:
@@ -213,21 +214,28 @@ class LocalElasticsearch:
 def open_directory(directory: Path, account: Account | None) -> Path:
     """Return the directory, or one in the system's temporary folder where the account cannot enter the first.
 
-    Root's home is closed to nobody, as whom Elasticsearch runs when we are root.
+    Root's home is closed to nobody, as whom Elasticsearch runs when we are root. Nothing is made (see `make_open`).
+    Raises ProvisionError if the second is closed too, or somebody else's.
     """
     if can_enter(directory.parent if not directory.exists() else directory, account):
         return directory
     name = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
     fallback = Path(tempfile.gettempdir()) / f"searchloop-{name}"
-    fallback.mkdir(mode=0o755, exist_ok=True)
-    if fallback.is_symlink() or fallback.stat().st_uid != os.geteuid():
+    if fallback.is_symlink() or (fallback.exists() and fallback.stat().st_uid != os.geteuid()):
         raise ProvisionError(f"{fallback} belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
-    if not can_enter(fallback, account):
+    if not can_enter(fallback if fallback.exists() else fallback.parent, account):
         raise ProvisionError(
             f"Elasticsearch runs as nobody when we are root, who can enter neither {directory} nor {fallback}. "
             "Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
         )
     return fallback
+
+
+def make_open(directory: Path) -> None:
+    """Make a directory that every user may enter, whatever our umask; one that exists stays as it is."""
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)
 
 
 def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:

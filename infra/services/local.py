@@ -148,7 +148,11 @@ class LocalServices:
         """Stop both services and delete their data, logs and settings."""
         self.down()
         for role in ROLES:
-            shutil.rmtree(service_directory(role, self.home), ignore_errors=True)
+            directory = service_directory(role, self.home)
+            shutil.rmtree(directory, ignore_errors=True)
+            if not directory.is_relative_to(self.home):
+                with contextlib.suppress(OSError):
+                    directory.parent.rmdir()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def status(self, more: Sequence[ServiceStatus] = ()) -> list[ServiceStatus]:
@@ -203,7 +207,7 @@ class LocalServices:
                 started.append(process)
                 self._write_state(State(processes=(*keep, *started), ports=ports))
             self._await(started, progress)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays
             stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
             guardian.finish()  # a child that Ctrl-C cut off from us on its way into the world is found by its tags
             self._write_state(State(processes=tuple(keep), ports=remembered))
@@ -254,7 +258,7 @@ class LocalServices:
                     )
             if waiting:
                 names = " and ".join(process.role for process in waiting)
-                progress(f"waiting for {names}", int(time.monotonic() - begun), 0)
+                progress(f"waiting for {names}: {time.monotonic() - begun:.0f} s", 0, 0)
                 time.sleep(POLL_SECONDS)
 
     def _answers_in_time(self, process: ServiceProcess, progress: Progress) -> bool:

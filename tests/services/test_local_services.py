@@ -52,7 +52,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "ein Zuhause für Käufer"
     place.mkdir()
     yield place
+    elsewhere = service_directory("elasticsearch", place).parent
     LocalServices(place).remove()
+    assert not elsewhere.exists()
     assert list(tagged_processes(place, local.ROLES)) == []
 
 

@@ -21,7 +21,7 @@ from infra.commands.services import doctor
 from infra.context import App
 from infra.home import Home
 from infra.services.artefacts import read_lock
-from infra.services.elasticsearch import LocalElasticsearch, open_directory
+from infra.services.elasticsearch import LocalElasticsearch, make_open, open_directory
 from infra.services.errors import ProvisionError, ServiceError
 from infra.services.jdks import ELASTICSEARCH_MODULES, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
 from infra.services.local import LocalServices, ServiceStatus
@@ -215,7 +215,10 @@ def test_a_folder_closed_to_an_account_is_replaced_by_one_in_the_temporary_folde
         assert can_enter(closed, None) and not can_enter(closed, stranger)
         assert open_directory(closed, None) == closed
         fallback = open_directory(closed / "services", stranger)
-        assert fallback.parent == temporary
+        assert fallback.parent == temporary and not fallback.exists()
+        before = os.umask(0o077)
+        make_open(fallback)
+        os.umask(before)
         assert fallback == open_directory(closed / "services", stranger)
         assert stat.S_IMODE(fallback.stat().st_mode) == 0o755
         temporary.chmod(0o700)
