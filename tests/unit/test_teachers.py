@@ -10,7 +10,7 @@ import pytest
 
 from search_env.catalogue import Catalogue
 from search_env.corpora import Document, Query
-from search_env.lessons import catalogue_lessons, head_lessons
+from search_env.lessons import catalogue_lessons, copy_lessons, head_lessons
 from search_env.neighbours import Neighbours, NeighbourSettings
 from search_env.teachers import Lesson, Teacher, TeacherError, TeacherSettings, load_or_teach, read_lessons
 from streams.events import Context
@@ -171,3 +171,11 @@ def test_head_lessons_are_title_phrases_with_nothing_to_add_and_never_a_held_out
     assert lessons and all(lesson.words == () for lesson in lessons)
     assert all(any(lesson.query in d.title for d in catalogue.documents) for lesson in lessons)
     assert "toner cartridge" not in {lesson.query for lesson in lessons}
+
+
+def test_a_copy_lesson_answers_with_all_that_it_shows() -> None:
+    copied = copy_lessons(LESSONS, count=20, seed=1)
+    assert len(copied) == 20 and copied == copy_lessons(LESSONS, count=20, seed=1)
+    taught = {word for lesson in LESSONS for word in lesson.words}
+    assert all(lesson.words == context.neighbours and set(lesson.words) <= taught for lesson, context in copied)
+    assert copy_lessons(LESSONS[:0], count=20, seed=1) == []
