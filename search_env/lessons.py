@@ -25,7 +25,6 @@ from search_env.attributes import Attribute, document_attributes, document_brand
 from search_env.catalogue import Catalogue
 from search_env.teachers import Lesson
 from streams.events import Context
-from streams.events import Context
 
 WORDS_MAX = 5
 COPIED_MIN, COPIED_MAX = 2, 11
