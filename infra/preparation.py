@@ -266,9 +266,13 @@ def _warm_up(
         held = max(len(catalogue) // 100, 1)
         warmup = msgspec.structs.replace(settings.catalogue_warmup, seed=seed)
         policy, _ = warm_up(
-            policy, pairs(catalogue[held:], made_up), pairs(catalogue[:held], made_up), warmup, run_dir / "warmup" / "catalogue",
+            policy,
+            pairs(catalogue[held:], made_up),
+            pairs(catalogue[:held], made_up),
+            warmup,
+            run_dir / "warmup" / "catalogue",
             lambda what, done, total: report(f"catalogue {what}", done, total),
-        )  # fmt: skip
+        )
     head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in held_out])
     neighbours = open_neighbours(bench, lessons.look_up)
     head_words = neighbours.words([lesson.query for lesson in head]) if neighbours and head else None

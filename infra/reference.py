@@ -15,8 +15,8 @@ def settings_reference() -> str:
     lines = [
         "# Settings",
         "",
-        "Written from the code by `python -m infra.reference`; a test holds it to that. TOML tables and keys are named as",
-        "here; in the environment `[batch] groups` is `SEARCHLOOP_BATCH__GROUPS`, and `[policy.tiny] layers` is",
+        "Written from the code by `python -m infra.reference`; a test holds it to that. TOML tables and keys are named",
+        "as here; in the environment `[batch] groups` is `SEARCHLOOP_BATCH__GROUPS`, and `[policy.tiny] layers` is",
         "`SEARCHLOOP_POLICY__TINY__LAYERS`. Unknown keys are errors that name their path.",
         "",
     ]

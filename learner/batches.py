@@ -17,7 +17,8 @@ from streams.events import Position, Reward
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How large a batch is and how old its groups may be.
 
-    staleness_max: optimizer steps between the policy that wrote a group and the one that learns from it; 0 is on-policy.
+    staleness_max: optimizer steps between the policy that wrote a group and the one that learns from it; 0 is
+    on-policy.
     wait_seconds: with no new reward for this long, a batch that is not full goes ahead (a dead-lettered request would
     otherwise hold the loop for ever).
     """

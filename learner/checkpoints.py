@@ -1,8 +1,8 @@
 """A checkpoint is one atomic unit: weights, optimizer, stream positions, recent groups and lineage, in one folder.
 
-It is written aside, synced, renamed, and only then does `CURRENT` point to it; each file's sha256 stands in the manifest.
-What is killed in between leaves the one before. A folder is also a policy that transformers can load as it is, so a
-policy version *is* its checkpoint. Nothing in it is a pickle.
+It is written aside, synced, renamed, and only then does `CURRENT` point to it; each file's sha256 stands in the
+manifest. What is killed in between leaves the one before. A folder is also a policy that transformers can load as it
+is, so a policy version *is* its checkpoint. Nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def new_lineage(parent: str | None) -> str:
 def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path], Manifest]) -> Path:
     """Write a checkpoint so that it exists whole or not at all, make it CURRENT, and return its folder.
 
-    policy: names the folder (its sha256 is not needed yet). write_files: is called with an empty folder, writes weights,
-    tokenizer and optimizer into it, and returns the manifest, which is completed with every file's sha256 here.
-    Raises CheckpointError on a full disk; the checkpoint before stays CURRENT.
+    policy: names the folder (its sha256 is not needed yet). write_files: is called with an empty folder, writes
+    weights, tokenizer and optimizer into it, and returns the manifest, which is completed with every file's sha256
+    here. Raises CheckpointError on a full disk; the checkpoint before stays CURRENT.
     """
     name = version_name(policy)
     root.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,8 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
 def load_current(root: Path) -> tuple[Path, Manifest]:
     """Return the newest whole checkpoint's folder and manifest.
 
-    If CURRENT or what it points to is damaged, the newest checkpoint whose files all match their sha256 is used instead,
-    and the log says so. Raises CheckpointError if there is none.
+    If CURRENT or what it points to is damaged, the newest checkpoint whose files all match their sha256 is used
+    instead, and the log says so. Raises CheckpointError if there is none.
     """
     current = root / CURRENT
     named = current.read_text(errors="replace").strip() if current.exists() else ""
@@ -141,7 +141,7 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
-    """Delete all but the newest `keep` checkpoints, the warmed-up one, and every `keep_every`-th; return the deleted."""
+    """Delete all but the newest `keep` checkpoints and every `keep_every`-th (0 among them); return the deleted."""
     found = []
     for folder in root.glob("*-*-*"):
         try:

@@ -1,7 +1,7 @@
 """From requests to groups: prompts, seeds and candidates, as one pure step of the loop.
 
-The streaming generator and the loop in one process both call `generate_groups`; what it returns depends on the requests,
-their places in the log, the policy and the run's seed, and on nothing that happened before.
+The streaming generator and the loop in one process both call `generate_groups`; what it returns depends on the
+requests, their places in the log, the policy and the run's seed, and on nothing that happened before.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from learner.batches import Batch
 from learner.checkpoints import OPTIMIZER, Manifest, new_lineage, save_checkpoint
-from learner.tokenizer import opener_ids
 from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
+from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
 from streams.delivery import now_ms
 from streams.events import PolicyRef, Update
@@ -27,7 +27,8 @@ RNG_STATE = "torch_rng_state"
 class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Objective, optimizer, and which checkpoints stay.
 
-    checkpoints_kept: newest ones that are never deleted (on top of the staleness limit, so that no version in use goes).
+    checkpoints_kept: newest ones that are never deleted (on top of the staleness limit, so that no version in use
+    goes).
     keep_every: every n-th stays for good.
     """
 
@@ -53,8 +54,8 @@ class Learner:
     ) -> Learner:
         """Return the learner as this checkpoint left it, on a lineage of its own.
 
-        The model takes a GPU when there is one; on a CPU in fp32 going on from a checkpoint gives the same bits as never
-        having stopped.
+        The model takes a GPU when there is one; on a CPU in fp32 going on from a checkpoint gives the same bits as
+        never having stopped.
         """
         policy = load_policy(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,7 +118,7 @@ class Learner:
 def write_policy_checkpoint(
     checkpoints: Path, policy: Policy, manifest: Manifest, updater: Updater | None
 ) -> tuple[Path, Manifest]:
-    """Write policy and optimizer as one checkpoint; the weights' sha256 completes the version's name in manifest and update.
+    """Write policy and optimizer as one checkpoint; the weights' sha256 completes the version's name.
 
     updater: None for a warmed-up policy, which has no optimizer state yet.
     """

@@ -1,4 +1,4 @@
-"""The two workers of this room: one writes groups, one learns from their rewards. The roof knows Kafka, nothing below does.
+"""The two workers of this room: one writes groups, one learns from their rewards. Nothing below this roof knows Kafka.
 
 Both are loops over `streams.delivery`: the formulas, the sampling and the files live in the modules under it.
 """

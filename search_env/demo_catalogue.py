@@ -2,8 +2,8 @@
 
 Every attribute value has the shopper's word (it stands in the attributes, and seldom in the text) and the trade's words
 (they stand in the titles, some of them a brand's own). "waterproof" is sold as "HydraTex" by one brand and as
-"SealedSeam" by another: a search for the shopper's word finds the few products that say it, and what those have in common
-is the bridge. Everything is drawn from one seeded generator: the same seed gives the same bytes.
+"SealedSeam" by another: a search for the shopper's word finds the few products that say it, and what those have in
+common is the bridge. Everything is drawn from one seeded generator: the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -148,8 +148,14 @@ TRAITS = {
 }
 
 KINDS = (
-    Kind("shoes", ("trainer", "sneaker", "footwear"), ("colour", "weather_protection", "activity", "material", "user_group")),
-    Kind("jacket", ("parka", "anorak", "shell"), ("colour", "weather_protection", "activity", "material", "user_group")),
+    Kind(
+        "shoes",
+        ("trainer", "sneaker", "footwear"),
+        ("colour", "weather_protection", "activity", "material", "user_group"),
+    ),
+    Kind(
+        "jacket", ("parka", "anorak", "shell"), ("colour", "weather_protection", "activity", "material", "user_group")
+    ),
     Kind("backpack", ("rucksack", "daypack"), ("colour", "weather_protection", "activity", "storage", "user_group")),
     Kind("headphones", ("earset", "earphones"), ("colour", "connection", "power_source", "user_group", "storage")),
     Kind("lamp", ("luminaire", "lantern"), ("colour", "material", "power_source", "storage", "connection")),
@@ -158,11 +164,22 @@ KINDS = (
     Kind("pan", ("skillet", "casserole"), ("colour", "material", "care", "user_group", "storage")),
     Kind("drill", ("driver", "borer"), ("noise_level", "power_source", "user_group", "connection", "material")),
     Kind("blanket", ("throw", "quilt"), ("colour", "material", "care", "user_group", "weather_protection")),
-)  # fmt: skip
+)
 
 BRANDS = (
-    "Aldor", "Brennex", "Calvik", "Dornay", "Elmstad", "Fjorna", "Gessler", "Halvorn", "Istrel", "Jorvig", "Kestner", "Lumeck",
-)  # fmt: skip
+    "Aldor",
+    "Brennex",
+    "Calvik",
+    "Dornay",
+    "Elmstad",
+    "Fjorna",
+    "Gessler",
+    "Halvorn",
+    "Istrel",
+    "Jorvig",
+    "Kestner",
+    "Lumeck",
+)
 FILLERS = ("edition", "series", "line", "set", "classic", "plus", "model", "range")
 
 

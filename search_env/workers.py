@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 
 from search_env.controls import Environment
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
@@ -10,6 +12,7 @@ from streams.codec import content_sha256
 from streams.delivery import (
     DeliverySettings,
     Outbox,
+    Received,
     Stop,
     commit,
     decode_or_bury,
@@ -54,14 +57,13 @@ def run_environment(
             good = decode_or_bury(records, Generation, outbox)
             inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]
 
-            def give_up(error: TransientError, good: list = good, inputs: list = inputs) -> list[Reward]:  # type: ignore[type-arg]
-                for record, _ in good:
-                    outbox.bury(record, str(error))
-                return environment.failed_many(inputs, error=str(error))
-
             rewards = with_retries(
-                lambda inputs=inputs: environment.score_many(inputs), give_up, consumer, stop, delivery
-            )  # type: ignore[misc]
+                partial(environment.score_many, inputs),
+                partial(_give_up, environment, good, outbox),
+                consumer,
+                stop,
+                delivery,
+            )
             if rewards is None:
                 break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
             for reward in rewards:
@@ -71,3 +73,13 @@ def run_environment(
     finally:
         producer.close()
         consumer.close()
+
+
+def _give_up(
+    environment: Environment, good: Sequence[tuple[Received, Generation]], outbox: Outbox, error: TransientError
+) -> list[Reward]:
+    """End the groups as `failed`, and keep their records among the dead letters to be sent again."""
+    for record, _ in good:
+        outbox.bury(record, str(error))
+    inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]
+    return environment.failed_many(inputs, error=str(error))

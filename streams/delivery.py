@@ -146,8 +146,8 @@ def poll(
     """Return the next records, at most `records_max`, in order within each partition.
 
     timeout_seconds: how long to wait for the first of them; None means `poll_timeout_seconds`.
-    Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker, and
-    going on from `latest` would hide it.
+    Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker,
+    and going on from `latest` would hide it.
     """
     try:
         fetched = consumer.poll(
@@ -215,7 +215,8 @@ def with_retries(
     """Return what `act` gives, trying again with back-off and jitter while it raises TransientError.
 
     The partitions stay paused meanwhile, so memory stays bounded and the group membership alive. After
-    `retry_seconds_max` the answer is that of `give_up`. Returns None if asked to stop while waiting: nothing was decided.
+    `retry_seconds_max` the answer is that of `give_up`. Returns None if asked to stop while waiting: nothing was
+    decided.
     """
     began = time.monotonic()
     pause = settings.retry_first_seconds
@@ -252,8 +253,8 @@ def _received(record: Any) -> Received:
 
 def _fenced(consumer: KafkaConsumer) -> DeliveryError:
     return DeliveryError(
-        f"another worker named {consumer.config['group_instance_id']!r} has joined {consumer.config['group_id']!r}; this one "
-        "stops. Give a further worker a name of its own: searchloop run … --worker 2"
+        f"another worker named {consumer.config['group_instance_id']!r} has joined "
+        f"{consumer.config['group_id']!r}; this one stops. Give a further worker a name of its own: searchloop run … --worker 2"
     )
 
 

@@ -24,7 +24,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, order=True):
 class PolicyRef(msgspec.Struct, frozen=True, kw_only=True):
     """The name of one set of weights: a resume starts a new lineage, so one name never means two weights.
 
-    step counts optimizer steps since the warm-up (0 is the warmed-up policy itself); sha256 is that of the weights file.
+    step counts optimizer steps since the warm-up (0 is the warmed-up policy itself); sha256 is that of the weights
+    file.
     """
 
     lineage: str

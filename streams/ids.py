@@ -12,8 +12,8 @@ NAMESPACE = uuid.UUID("6f1c9a5e-3a0b-5d0e-9c43-7e2b8f0f5a11")
 def group_id(run: str, request: Position) -> str:
     """Return the id of the group that answers the request at this position.
 
-    uuid5 of run and topic/partition/offset: a generator that is killed after producing and started again writes the same
-    id, and the first such record in the log wins.
+    uuid5 of run and topic/partition/offset: a generator that is killed after producing and started again writes the
+    same id, and the first such record in the log wins.
     """
     return str(uuid.uuid5(NAMESPACE, f"{run}/{request.topic}/{request.partition}/{request.offset}"))
 
@@ -24,5 +24,5 @@ def candidate_id(group: str, index: int) -> str:
 
 
 def group_seed(group: str, seed: int) -> int:
-    """Return the 63-bit seed from which a group's candidates are drawn: the run's seed and the group's id, nothing else."""
+    """Return the 63-bit seed that a group's candidates are drawn from: of the run's seed and the group's id alone."""
     return uuid.uuid5(NAMESPACE, f"{seed}/{group}").int >> 65

@@ -22,7 +22,8 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of topic.
 
     kind: the part of the name after the run. key: the record's key, from the event.
-    partitioned: False keeps the topic at one partition, whatever the run's setting (a total order is part of its meaning).
+    partitioned: False keeps the topic at one partition, whatever the run's setting (a total order is part of its
+    meaning).
     retention_ms: FOREVER (-1) or milliseconds.
     """
 
