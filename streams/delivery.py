@@ -252,9 +252,10 @@ def _received(record: Any) -> Received:
 
 
 def _fenced(consumer: KafkaConsumer) -> DeliveryError:
+    name, group = consumer.config["group_instance_id"], consumer.config["group_id"]
     return DeliveryError(
-        f"another worker named {consumer.config['group_instance_id']!r} has joined "
-        f"{consumer.config['group_id']!r}; this one stops. Give a further worker a name of its own: searchloop run … --worker 2"
+        f"another worker named {name!r} has joined {group!r}; this one stops. Give a further worker a name of its own: "
+        "searchloop run … --worker 2"
     )
 
 
