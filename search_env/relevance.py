@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import lightgbm
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,9 @@ from search_env.catalogue import Catalogue
 from search_env.embeddings import Embedder
 from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from streams.errors import SearchloopError
+
+if TYPE_CHECKING:
+    import lightgbm  # Takes all of scikit-learn with it, two seconds: only where trees are read or grown.
 
 Floats = npt.NDArray[np.float32]
 Pairs = Sequence[tuple[str, Sequence[str]]]
@@ -255,6 +257,8 @@ def load_gbdt(
             f"{directory}: the model was trained on features of another version of searchloop. "
             f"Run: searchloop index CORPUS"
         )
+    import lightgbm
+
     booster = lightgbm.Booster(model_str=text)
     return GbdtRelevance(catalogue, booster, manifest, embeddings=embeddings, embedder=embedder)
 

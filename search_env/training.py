@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import lightgbm
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,9 @@ from search_env.embeddings import Embedder
 from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from search_env.lexical import top_documents
 from search_env.relevance import RelevanceError, RelevanceManifest, model_text
+
+if TYPE_CHECKING:
+    import lightgbm
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -88,6 +90,8 @@ def train_gbdt(
     complete: whether a document without a grade is known to be irrelevant (True for intents).
     Raises RelevanceError with fewer than 20 judged queries.
     """
+    import lightgbm  # Here, because settings are read from this module and scikit-learn comes with it.
+
     report = progress or (lambda what, done, of: None)
     judged = [query for query in queries if any(grade > 0 for grade in qrels.get(query.id, {}).values())]
     judged = sorted(judged, key=lambda query: _hash(query.id))[: settings.queries_max]
