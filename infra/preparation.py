@@ -54,6 +54,7 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 
     look_up: Sequence[Lesson]
     choose: Sequence[Lesson]
+    head: Sequence[Lesson]
     contexts: Mapping[str, Context]
 
 
@@ -127,25 +128,33 @@ def prepare(
         queries = [query for query in queries if _plain(query.text) not in left_out]
         if not queries:
             raise SettingsError(f"index {index!r} has no training queries; give some: searchloop train --queries FILE")
+        head = head_lessons(
+            bench.catalogue,
+            count=app.settings.lessons.head,
+            seed=app.settings.lessons.seed,
+            without=[query.text for query in held_out],
+        )
+        # GRPO sees them too, or it unlearns to leave a query alone that is served well as it is.
+        asked = [*queries, *(Query(id=lesson.query_id, text=lesson.query) for lesson in head)]
         if (run_dir / "checkpoints" / CURRENT).is_file():
             contexts = read_contexts(run_dir / CONTEXTS_FILE)
-            if set(contexts) != {query.id for query in queries}:
+            if set(contexts) != {query.id for query in asked}:
                 raise SettingsError(
-                    f"run {run!r} began with other training queries ({len(contexts)}, now {len(queries)}). "
+                    f"run {run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return Prepared(run=run, index=bench.version.name, queries=queries, contexts=contexts)
-        lessons = _teach(bench, queries, qrels, report)
+            return Prepared(run=run, index=bench.version.name, queries=asked, contexts=contexts)
+        lessons = _teach(bench, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
         policy = _first_policy(app, bench, run_dir, seed)
         if app.settings.train.warm_up:
-            policy = _warm_up(bench, policy, held_out, lessons, run_dir, seed, report)
+            policy = _warm_up(bench, policy, lessons, run_dir, seed, report)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
         write_policy_checkpoint(run_dir / "checkpoints", policy, Manifest(policy=first, parent=None), None)
-    return Prepared(run=run, index=bench.version.name, queries=queries, contexts=lessons.contexts)
+    return Prepared(run=run, index=bench.version.name, queries=asked, contexts=lessons.contexts)
 
 
 def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:
@@ -177,7 +186,7 @@ def _plain(text: str) -> str:
     return " ".join(surface_tokens(text))
 
 
-def _teach(bench: Bench, queries: Sequence[Query], qrels: Qrels, report: Report) -> Lessons:
+def _teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels: Qrels, report: Report) -> Lessons:
     """Return the lessons to look up, the lessons to learn, and every query's context with its neighbours' words.
 
     First round: what would serve each training query best, relevant documents' words included; too many words to
@@ -191,20 +200,25 @@ def _teach(bench: Bench, queries: Sequence[Query], qrels: Qrels, report: Report)
     teacher = Teacher(bench.catalogue, settings.teacher, weight=settings.retrieval.weight)
     folder, index = bench.directory / "teachers", bench.version.name
     look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
-    if neighbours := open_neighbours(bench, look_up):
+    neighbours = open_neighbours(bench, look_up)
+    if neighbours:
         report("looking neighbours up", 0, 0)
         words = neighbours.words_for_training(queries)
         contexts = {
             query.id: msgspec.structs.replace(contexts[query.id], neighbours=said)
             for query, said in zip(queries, words, strict=True)
         }
+    if head:
+        phrases = [lesson.query for lesson in head]
+        head_contexts = bench.contexts(phrases, neighbours.words(phrases) if neighbours else None)
+        contexts |= dict(zip((lesson.query_id for lesson in head), head_contexts, strict=True))
     taught = queries[: max(int(len(queries) * settings.lessons.taught_share), 1)]
 
     def second_round(what: str, done: int, total: int) -> None:
         report("teaching to choose", done, total)
 
     choose = load_or_teach(folder, teacher, taught, contexts, labels, index=index, choose=True, progress=second_round)
-    return Lessons(look_up=look_up, choose=choose, contexts=contexts)
+    return Lessons(look_up=look_up, choose=choose, head=head, contexts=contexts)
 
 
 def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
@@ -236,7 +250,6 @@ def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
 def _warm_up(
     bench: Bench,
     policy: Policy,
-    held_out: Sequence[Query],
     lessons: Lessons,
     run_dir: Path,
     seed: int,
@@ -273,17 +286,12 @@ def _warm_up(
             run_dir / "warmup" / "catalogue",
             lambda what, done, total: report(f"catalogue {what}", done, total),
         )
-    head = head_lessons(bench.catalogue, count=drawn.head, seed=drawn.seed, without=[q.text for q in held_out])
-    neighbours = open_neighbours(bench, lessons.look_up)
-    head_words = neighbours.words([lesson.query for lesson in head]) if neighbours and head else None
-    shown = dict(lessons.contexts)
-    shown |= dict(zip((h.query_id for h in head), bench.contexts([h.query for h in head], head_words), strict=True))
     held = max(len(lessons.choose) // 20, 1)
     warmup = msgspec.structs.replace(settings.warmup, seed=seed)
     policy, _ = warm_up(
         policy,
-        pairs([*lessons.choose[held:], *head], shown),
-        pairs(lessons.choose[:held], shown),
+        pairs([*lessons.choose[held:], *lessons.head], lessons.contexts),
+        pairs(lessons.choose[:held], lessons.contexts),
         warmup,
         run_dir / "warmup" / "taught",
         report,
