@@ -16,7 +16,12 @@ from streams.errors import SearchloopError
 # One thread for each process, unless the user says otherwise: on two cores five processes share the work already, and
 # two torch threads on a busy core were ten times slower than one. Set before anything imports torch.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 
 # Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
 VERBS = {

@@ -230,7 +230,7 @@ def test_what_is_detached_outlives_its_parent(home: Path, kafka_alone: ServiceSe
     assert pids(services) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_start_that_is_broken_off_leaves_nothing_running(
     home: Path, kafka_alone: ServiceSettings, number: signal.Signals
 ) -> None:
