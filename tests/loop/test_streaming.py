@@ -127,7 +127,8 @@ def test_every_event_is_in_duckdb_with_its_offset(streamed: tuple[App, Prepared]
         assert stored[topic] == end_offsets(app.settings.kafka, [TopicPartition(topic, 0)])[TopicPartition(topic, 0)]
     generations = [e for e in events_of(app, "streamed", "generations") if isinstance(e, Generation)]
     (count,) = ledger.execute("SELECT count(*) FROM generations").fetchone() or (0,)
-    assert count == len(generations) == UPDATES * SMALL.batch.groups
+    # The generator may have answered the last version too before it was stopped.
+    assert count == len(generations) >= UPDATES * SMALL.batch.groups
     ledger.close()
 
 
