@@ -45,7 +45,8 @@ class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How sets are searched for.
 
     words_max: of one set. gain_min: how much of the measure (nDCG@10 + recall@100, so 2 at most) a word must add;
-    choice_gain_min: the same for a word chosen from the prompt.
+    choice_gain_min: the same for a word chosen from the prompt. choice_noise: scale of the Gumbel noise on the gains in
+    every variant of a choice but the first: of several words that are about as good, not always the same one.
     relevant_words: candidates from the relevant documents. documents_min: documents that must hold a candidate; rarer
     words name one product and teach nothing about the next query.
     pool_documents: documents whose ranks are followed, by the best score that they could reach.
@@ -54,7 +55,8 @@ class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
     gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
-    choice_gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.03
+    choice_gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
+    choice_noise: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.03
     relevant_words: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 60
     documents_min: Annotated[int, msgspec.Meta(ge=1)] = 5
     pool_documents: Annotated[int, msgspec.Meta(ge=DEEP)] = 1_200
@@ -90,19 +92,36 @@ class Teacher:
         relevant: [R] rows of the catalogue that are relevant. Without any, nothing can be measured: no words.
         """
         terms = self.catalogue.vocabulary.known(analyze(query.text))
-        return self._search(query, terms, self._candidates(terms, context, relevant), relevant, self.settings.gain_min)
+        candidates = self._candidates(terms, context, relevant)
+        return self._search(query, terms, candidates, relevant, self.settings.gain_min, np.zeros(len(candidates)))
 
-    def choose(self, query: Query, context: Context, relevant: Integers) -> Lesson:
-        """Return the best set of words that the context shows: terms, attribute values and neighbours' words."""
+    def choose(self, query: Query, context: Context, relevant: Integers, *, variant: int = 0) -> Lesson:
+        """Return the best set of words that the context shows (terms, attribute values, neighbours' words).
+
+        In the order of the prompt: pointing along it is easier to learn than the order of the gains.
+        variant: above 0 the gains are blurred, by the query and this number alone.
+        """
         terms = self.catalogue.vocabulary.known(analyze(query.text))
         shown = self._shown((*context.terms, *context.attributes, *context.neighbours))
         candidates = [term for term in shown if term not in set(terms) and len(self._words[term]) >= 2]
-        return self._search(query, terms, candidates, relevant, self.settings.choice_gain_min)
+        noise = np.zeros(len(candidates))
+        if variant:
+            seed = int(hashlib.sha256(f"{variant}\t{query.id}".encode()).hexdigest()[:16], 16)
+            noise = np.random.default_rng(seed).gumbel(scale=self.settings.choice_noise, size=len(candidates))
+        lesson = self._search(query, terms, candidates, relevant, self.settings.choice_gain_min, noise)
+        place = {self._words[term]: position for position, term in enumerate(candidates)}
+        return msgspec.structs.replace(lesson, words=tuple(sorted(lesson.words, key=place.__getitem__)))
 
     def _search(
-        self, query: Query, terms: Sequence[int], candidates: Sequence[int], relevant: Integers, gain_min: float
+        self,
+        query: Query,
+        terms: Sequence[int],
+        candidates: Sequence[int],
+        relevant: Integers,
+        gain_min: float,
+        noise: npt.NDArray[np.float64],
     ) -> Lesson:
-        """Put a set together, greedily."""
+        """Put a set together, greedily; noise: [C] is added to what each candidate seems worth."""
         settings = self.settings
         base = self.catalogue.contents.bm25_scores(terms)  # [D]
         if not len(relevant) or not candidates:
@@ -115,13 +134,15 @@ class Teacher:
         alive = np.arange(len(candidates))
         while len(chosen) < settings.words_max and len(alive):
             values = measure(current[None] + columns[alive])
-            winner = int(values.argmax())
-            if values[winner] < best + gain_min:
+            seeming = values + noise[alive]
+            winner = int(seeming.argmax())
+            # However lucky its noise, a word has to help at all.
+            if seeming[winner] < best + gain_min or values[winner] < best + gain_min / 4:
                 break
             best = float(values[winner])
             chosen.append(int(alive[winner]))
             current = current + columns[alive[winner]]
-            order = np.argsort(-values, kind="stable")[: settings.kept_candidates + 1]
+            order = np.argsort(-seeming, kind="stable")[: settings.kept_candidates + 1]
             alive = alive[order][alive[order] != chosen[-1]]
         words = tuple(self._words[candidates[position]] for position in chosen)
         return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
@@ -205,6 +226,7 @@ class _Key(NamedTuple):
     settings: TeacherSettings
     weight: float
     choose: bool
+    variant: int
     queries: Sequence[tuple[str, str]]
     contexts: Sequence[Context]
 
@@ -218,11 +240,12 @@ def load_or_teach(
     *,
     index: str,
     choose: bool = False,
+    variant: int = 0,
     progress: Progress | None = None,
 ) -> list[Lesson]:
     """Return a lesson per query, in order, from `directory` if it holds just these.
 
-    choose: only words that the contexts show (`Teacher.choose`), instead of `Teacher.teach`.
+    choose: only words that the contexts show (`Teacher.choose`, with its `variant`), instead of `Teacher.teach`.
 
     contexts, qrels: by query id; a missing entry is an empty one. index: the versioned name that the contexts are from.
     """
@@ -231,6 +254,7 @@ def load_or_teach(
         settings=teacher.settings,
         weight=teacher.weight,
         choose=choose,
+        variant=variant,
         queries=[(query.id, query.text) for query in queries],
         contexts=[contexts.get(query.id, Context()) for query in queries],
     )
@@ -243,8 +267,12 @@ def load_or_teach(
     for position, query in enumerate(queries):
         grades = qrels.get(query.id, {})
         relevant = sorted(rows[document] for document, grade in grades.items() if grade > 0 and document in rows)
-        teach = teacher.choose if choose else teacher.teach
-        lessons.append(teach(query, key.contexts[position], np.array(relevant, dtype=np.int64)))
+        rows_relevant = np.array(relevant, dtype=np.int64)
+        lessons.append(
+            teacher.choose(query, key.contexts[position], rows_relevant, variant=variant)
+            if choose
+            else teacher.teach(query, key.contexts[position], rows_relevant)
+        )
         if progress is not None and (position % 100 == 99 or position + 1 == len(queries)):
             progress("teaching", position + 1, len(queries))
     write_lessons(path, lessons)

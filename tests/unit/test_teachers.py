@@ -56,6 +56,17 @@ def test_choosing_takes_only_words_that_are_shown(catalogue: Catalogue) -> None:
     assert teacher.choose(QUERY, Context(terms=("cable",)), relevant(catalogue, "laser")).words == ()
 
 
+def test_choices_stand_in_the_order_of_the_prompt_and_a_variant_is_always_the_same(catalogue: Catalogue) -> None:
+    rows = relevant(catalogue, "laser")
+    shown = Context(terms=("home", "cartridge"), neighbours=("model1", "toner", "office", "bottle"))
+    teacher = Teacher(catalogue, TeacherSettings(choice_gain_min=0.0, choice_noise=0.3), weight=0.8)
+    order = [*shown.terms, *shown.neighbours]
+    chosen = [teacher.choose(Query(id="q", text="patch"), shown, rows, variant=variant).words for variant in range(12)]
+    assert all(list(words) == sorted(words, key=order.index) for words in chosen)
+    assert len(set(chosen)) > 1
+    assert chosen[7] == teacher.choose(Query(id="q", text="patch"), shown, rows, variant=7).words
+
+
 def test_the_first_word_is_the_best_single_word_by_a_plain_ranking(catalogue: Catalogue) -> None:
     rows = relevant(catalogue, "fiber")
     lesson = Teacher(catalogue, SETTINGS, weight=0.8).teach(QUERY, Context(), rows)
@@ -139,6 +150,14 @@ def test_a_training_query_never_sees_its_own_lesson() -> None:
     query = Query(id="d", text="fiber yellow")
     assert neighbours().words(["fiber yellow"]) == [("optic",)]
     assert neighbours(hidden_share=0.0).words_for_training([query]) == [()]
+
+
+def test_variants_of_a_prompt_differ_and_come_back() -> None:
+    query = Query(id="a", text="laser black")
+    look_up = neighbours(hidden_share=0.0, forgotten_share=0.5)
+    seen = [look_up.words_for_training([query], variant=variant)[0] for variant in range(12)]
+    assert len(set(seen)) > 1
+    assert seen == [look_up.words_for_training([query], variant=variant)[0] for variant in range(12)]
 
 
 def test_a_hidden_value_hides_every_lesson_that_names_it() -> None:
