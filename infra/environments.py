@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from infra.context import App
 from infra.progress import Report
 from infra.relevance import open_relevance
-from infra.workers import RunSettings
+from infra.run_settings import RunSettings
 from search_env.catalogue import Catalogue
 from search_env.controls import Environment, ShuffledRewards
 from search_env.environment import SearchEnvironment

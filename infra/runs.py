@@ -9,8 +9,8 @@ from pathlib import Path
 from infra.context import App
 from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
+from infra.run_settings import RunSettings, write_run_settings
 from infra.training import TrainingSummary, stream
-from infra.workers import RunSettings, write_run_settings
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
 from search_env.corpora import Query

@@ -15,7 +15,7 @@ from infra.context import App
 from infra.home import SETTINGS_FILE
 from infra.preparation import LESSONS_FILE, Bench, open_bench, open_neighbours
 from infra.progress import Report
-from infra.workers import RunSettings, read_run_settings
+from infra.run_settings import RunSettings, read_run_settings
 from learner.generation import generate_groups
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query, Ranking

@@ -12,9 +12,9 @@ from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
 from infra.preparation import Prepared, prepare
+from infra.run_settings import RunSettings, write_run_settings
 from infra.services.local import Endpoints
 from infra.settings import Settings
-from infra.workers import RunSettings, write_run_settings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings

@@ -20,9 +20,9 @@ from infra.environments import open_environment
 from infra.loop import run_loop
 from infra.preparation import Prepared
 from infra.requests import RequestSequence
+from infra.run_settings import read_run_settings
 from infra.settings import Settings
 from infra.training import stream
-from infra.workers import read_run_settings
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
 from streams.clients import connect_consumer
@@ -60,7 +60,7 @@ def streamed(small_world: App, tmp_path_factory: pytest.TempPathFactory) -> tupl
     import shutil
 
     from infra.preparation import prepare
-    from infra.workers import RunSettings, write_run_settings
+    from infra.run_settings import RunSettings, write_run_settings
 
     run = "streamed"
     shutil.copytree(small_world.home.run("first"), small_world.home.run(run))
@@ -148,7 +148,7 @@ def test_a_learner_killed_in_mid_run_goes_on_and_trains_no_group_twice(small_wor
     prepared = new_run(settings)
     app = small_world.with_settings(settings)
     kept = read_run_settings(app.home.run(prepared.run))
-    from infra.workers import write_run_settings
+    from infra.run_settings import write_run_settings
 
     write_run_settings(app.home.run(prepared.run), msgspec.structs.replace(kept, updates=updates))
     killed: list[int] = []

@@ -1,0 +1,46 @@
+"""What a run was started with, kept in its folder: workers and served searches read it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from infra.home import SETTINGS_FILE, read_settings_file
+from infra.settings import Settings
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was started with; index is the alias, index_version what it pointed to then."""
+
+    run: str
+    recipe: str
+    index: str
+    index_version: str
+    seed: int
+    updates: int
+    settings: Settings
+
+
+def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
+    """Keep the run's settings in its folder, without the secrets and addresses of the services."""
+    public = msgspec.structs.replace(
+        settings.settings,
+        kafka=type(settings.settings.kafka)(
+            partitions=settings.settings.kafka.partitions, replication=settings.settings.kafka.replication
+        ),
+        elasticsearch=type(settings.settings.elasticsearch)(),
+    )
+    content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(settings, settings=public)))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    aside = run_dir / f".{SETTINGS_FILE}"
+    aside.write_bytes(content)
+    aside.rename(run_dir / SETTINGS_FILE)
+
+
+def read_run_settings(run_dir: Path) -> RunSettings:
+    """Return what the run was started with.
+
+    Raises SettingsError if there is no such run, naming those that there are.
+    """
+    return read_settings_file(run_dir, RunSettings)
