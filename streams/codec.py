@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from streams.errors import EventError
-from streams.events import Event
+from streams.events import DeadLetter, Event, WindowEvent
 
 RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group is tens of kB; what is larger than this is not ours.
+LETTER_BYTES_MAX = 2 * RECORD_BYTES_MAX  # A dead letter holds a whole record, and base64 makes that a third larger.
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_window_decoder: msgspec.json.Decoder[WindowEvent] = msgspec.json.Decoder(WindowEvent)
+
+E = TypeVar("E")
 
 
-def encode(event: Event) -> bytes:
+def encode(event: Event | WindowEvent) -> bytes:
     """Return the event's bytes: the same event always gives the same bytes.
 
     Raises EventError if a number in it is NaN or infinite, or if the record would be too large to be read back.
@@ -30,9 +34,10 @@ def encode(event: Event) -> bytes:
     # msgspec writes NaN and infinities as null, which would come back as "no reward": look before it leaves.
     if b"null" in value and (where := _not_finite(msgspec.structs.asdict(event), type(event).__name__)):
         raise EventError(f"{where}: expected a finite number, got NaN or infinity; it was not written to the log")
-    if len(value) > RECORD_BYTES_MAX:
+    bytes_max = _bytes_max(event)
+    if len(value) > bytes_max:
         raise EventError(
-            f"{type(event).__name__}: expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}; "
+            f"{type(event).__name__}: expected at most {bytes_max} bytes, got {len(value)}; "
             "lower sampling.candidates or sampling.tokens_max"
         )
     return value
@@ -44,16 +49,32 @@ def decode(value: bytes | None) -> Event:
     Raises EventError for a tombstone, for bytes that are no JSON, for an unknown event or version, and for a known one
     whose fields have the wrong type: the message says where.
     """
+    return _decode(value, _decoder)
+
+
+def decode_window(value: bytes | None) -> WindowEvent:
+    """Return the derived event in these bytes. Raises EventError as `decode` does."""
+    return _decode(value, _window_decoder)
+
+
+def _decode(value: bytes | None, decoder: msgspec.json.Decoder[E]) -> E:
     if not value:
         raise EventError("expected an event as JSON, got an empty record (a tombstone)")
-    if len(value) > RECORD_BYTES_MAX:
+    if len(value) > LETTER_BYTES_MAX:
         raise EventError(f"expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}")
     try:
-        return _decoder.decode(value)
+        event = decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
         raise EventError(f"not an event: {error}") from error
     except RecursionError as error:
         raise EventError("not an event: nested too deeply") from error
+    if len(value) > _bytes_max(event):
+        raise EventError(f"expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}")
+    return event
+
+
+def _bytes_max(event: object) -> int:
+    return LETTER_BYTES_MAX if isinstance(event, DeadLetter) else RECORD_BYTES_MAX
 
 
 def content_sha256(value: bytes) -> str:

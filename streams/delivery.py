@@ -17,16 +17,22 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import FencedInstanceIdError, KafkaError, OffsetOutOfRangeError
+from kafka.errors import CommitFailedError, FencedInstanceIdError, KafkaError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from streams.codec import decode, encode
 from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
+from streams.failpoints import failpoint
 from streams.topics import BY_EVENT, topic_name
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
+
+# A poll that ends before the group's coordinator has answered begins to look for it anew. On a starved machine, where
+# the answer takes longer than `poll_timeout_seconds`, a worker did so for ever. So one without partitions takes its
+# time.
+JOIN_SECONDS = 5.0
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,32 +98,60 @@ class Outbox:
     def send(self, event: Event, *, partition: int = 0) -> None:
         """Hand an event to the producer; it counts as written only after `flush`."""
         topic = BY_EVENT[type(event)]
+        self.forward(
+            topic=topic_name(self._run, topic.kind),
+            partition=partition if topic.partitioned else 0,
+            key=topic.key(event).encode(),
+            value=encode(event),
+        )
+
+    def forward(
+        self,
+        *,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Hand a record to the producer as it is; it counts as written only after `flush`."""
         try:
             future = self._producer.send(
-                topic_name(self._run, topic.kind),
-                value=encode(event),
-                key=topic.key(event).encode(),
-                partition=partition if topic.partitioned else 0,
+                topic,
+                value=value,
+                key=key,
+                headers=list(headers) or None,
+                partition=partition,
+                timestamp_ms=timestamp_ms,
             )
         except KafkaError as error:
-            raise DeliveryError(f"{self._stage}: could not produce to {topic.kind!r}: {error}") from error
+            raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
         self._pending.append(future)
 
     def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
-        """Send a record, whole, to the dead letters, with the reason."""
+        """Send a record, whole, to the dead letters, with the reason.
+
+        Of one that no letter can hold (12 MiB and more, which our own topics do not take) the letter says so, and where
+        it lies.
+        """
         log.warning("dead letter from %s: %s", _where(record.position), error)
-        self.send(
-            DeadLetter(
-                source=record.position,
-                key=record.key,
-                value=record.value,
-                headers=record.headers,
-                stage=self._stage,
-                error=error,
-                attempts=attempts,
-                made_at_ms=now_ms(),
-            )
+        letter = DeadLetter(
+            source=record.position,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+            stage=self._stage,
+            error=error,
+            attempts=attempts,
+            made_at_ms=now_ms(),
         )
+        try:
+            self.send(letter)
+        except EventError:
+            size = len(record.value or b"")
+            error = f"{error}; its {size} bytes are too many for a letter, and lie at its place alone"
+            self.send(msgspec.structs.replace(letter, value=None, key=None, headers=(), error=error))
 
     def flush(self) -> None:
         """Wait until the broker has acknowledged everything that was sent.
@@ -134,6 +168,8 @@ class Outbox:
                     f"{self._stage}: Kafka did not acknowledge a record within "
                     f"{self._settings.ack_timeout_seconds:g} s: {error}"
                 ) from error
+        if pending:
+            failpoint(f"{self._stage}.after-produce")
 
 
 def poll(
@@ -145,13 +181,17 @@ def poll(
 ) -> list[Received]:
     """Return the next records, at most `records_max`, in order within each partition.
 
-    timeout_seconds: how long to wait for the first of them; None means `poll_timeout_seconds`.
+    timeout_seconds: how long to wait for the first of them; None means `poll_timeout_seconds`. A member of a group that
+    has no partitions (yet) waits for `JOIN_SECONDS` at least.
     Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker,
     and going on from `latest` would hide it.
     """
+    seconds = settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds
+    if consumer.config["group_id"] is not None and not consumer.assignment():
+        seconds = max(seconds, JOIN_SECONDS)
     try:
         fetched = consumer.poll(
-            timeout_ms=int((settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds) * 1000),
+            timeout_ms=int(seconds * 1000),
             max_records=records_max or settings.records_max,
         )
     except FencedInstanceIdError as error:
@@ -167,15 +207,24 @@ def poll(
 def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
     """Commit the offset after the last of these records of each partition.
 
-    Raises DeliveryError if a worker of the same name has taken over: this one must stop.
+    Raises DeliveryError if a worker of the same name has taken over, or if the partitions went to another one while
+    this one was silent for too long: it must stop, and whoever has them now repeats its work.
     """
     offsets = {TopicPartition(r.position.topic, r.position.partition): r.position.offset + 1 for r in records}
     if not offsets:
         return
+    stage = str(consumer.config["group_id"]).rpartition(".")[-1]
+    failpoint(f"{stage}.before-commit")
     try:
         consumer.commit({item: OffsetAndMetadata(offset, "", -1) for item, offset in offsets.items()})
     except FencedInstanceIdError as error:
         raise _fenced(consumer) from error
+    except CommitFailedError as error:
+        raise DeliveryError(
+            f"group {consumer.config['group_id']!r} went on without this worker, which was silent for longer than "
+            "kafka.session_timeout_seconds; it stops, and what it had not committed is done again"
+        ) from error
+    failpoint(f"{stage}.after-commit")
 
 
 def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -> list[tuple[Received, E]]:
@@ -196,18 +245,26 @@ def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -
 
 @contextlib.contextmanager
 def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
-    """Pause all partitions; the function that is given keeps the membership alive and brings no records."""
-    partitions = consumer.assignment()
-    consumer.pause(*partitions)
+    """Pause all partitions; the function that is given keeps the membership alive and brings no records.
+
+    A partition that a rebalance brings meanwhile is not paused yet: what the poll has taken from it is given back.
+    """
+
+    def keep_alive() -> None:
+        for partition, records in consumer.poll(timeout_ms=0).items():
+            consumer.seek(partition, records[0].offset)
+        consumer.pause(*consumer.assignment())
+
+    consumer.pause(*consumer.assignment())
     try:
-        yield lambda: consumer.poll(timeout_ms=0)
+        yield keep_alive
     finally:
-        consumer.resume(*(partitions & consumer.assignment()))
+        consumer.resume(*consumer.assignment())
 
 
 def with_retries(
     act: Callable[[], E],
-    give_up: Callable[[TransientError], E],
+    give_up: Callable[[TransientError, int], E],
     consumer: KafkaConsumer,
     stop: Stop,
     settings: DeliverySettings,
@@ -215,17 +272,19 @@ def with_retries(
     """Return what `act` gives, trying again with back-off and jitter while it raises TransientError.
 
     The partitions stay paused meanwhile, so memory stays bounded and the group membership alive. After
-    `retry_seconds_max` the answer is that of `give_up`. Returns None if asked to stop while waiting: nothing was
-    decided.
+    `retry_seconds_max` the answer is that of `give_up`, which is told how often it was tried. Returns None if asked to
+    stop while waiting: nothing was decided.
     """
     began = time.monotonic()
     pause = settings.retry_first_seconds
+    attempts = 0
     while True:
+        attempts += 1
         try:
             return act()
         except TransientError as error:
             if time.monotonic() - began >= settings.retry_seconds_max:
-                return give_up(error)
+                return give_up(error, attempts)
             log.warning("will try again in about %.1f s: %s", pause, error)
             with paused(consumer) as keep_alive:
                 resume_at = time.monotonic() + pause * random.uniform(0.5, 1.5)

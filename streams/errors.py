@@ -13,9 +13,21 @@ expected, what came, where, and what to do next; the command line prints it in o
 
 from __future__ import annotations
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class SearchloopError(Exception):
     """Something went wrong that a person can understand and mend."""
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return in one line what the operating system refused, where if it said so, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in FULL:
+        return f"{where}the disk is full. Free some room, or name another place"
+    return f"{where}{error.strerror or error}. Check the path and who may write there"
 
 
 class SettingsError(SearchloopError, ValueError):

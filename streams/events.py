@@ -197,6 +197,45 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     made_at_ms: int = 0
 
 
+class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One result that a person was shown; rank starts at 1, whatever the traffic's own log began with."""
+
+    document_id: str
+    rank: int
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Something a person did with a result: "click", "add_to_cart" …
+
+    rank: None where the log does not say. at_ms: 0 where the log does not say. A document that is not among the shown
+    ones is an orphan: its impression was lost, and it says nothing about a click rate.
+    """
+
+    kind: str
+    document_id: str
+    rank: int | None = None
+    at_ms: int = 0
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_field="event"):
+    """One search as a person had it: what was shown, and what was done with it. One record is one whole search.
+
+    feedback_id: a function of the traffic, so that the first record of one search in the log can win. application,
+    client, session: as the traffic names them, "" where it does not.
+    """
+
+    feedback_id: str
+    query_id: str
+    query: str
+    application: str
+    shown: tuple[Shown, ...] = ()
+    actions: tuple[Action, ...] = ()
+    client: str = ""
+    session: str = ""
+    at_ms: int = 0
+    made_at_ms: int = 0
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1", tag_field="event"):
     """A record that could not be processed, whole: its original bytes, its place, and why.
 
@@ -213,4 +252,65 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1",
     made_at_ms: int = 0
 
 
-Event = Request | Generation | Reward | Update | PolicyVersion | DeadLetter
+Event = Request | Generation | Reward | Update | PolicyVersion | Feedback | DeadLetter
+
+
+class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-window/1", tag_field="event"):
+    """What the groups that one policy version wrote in one span of time came to; derived, and no part of the ledger.
+
+    A group lies in the window of its generation's `made_at_ms`: start_ms ≤ time < end_ms. closed: nothing changes it
+    any more. measured: groups with a scored candidate; the means are over these. flat: groups without spread.
+    unchanged: valid answers that left the search as it was. fates: what updates did with the groups, by `Update`'s
+    names. staleness: groups taken, by optimizer steps between the policy that wrote them and the one that took them.
+    """
+
+    run: str
+    lineage: str
+    step: int
+    start_ms: int
+    end_ms: int
+    closed: bool
+    groups: int
+    measured: int
+    flat: int
+    candidates: int
+    scored: int
+    failed: int
+    valid: int
+    unchanged: int
+    reward_mean: float | None
+    reward_std: float | None
+    fates: dict[str, int] = {}
+    staleness: dict[int, int] = {}
+
+
+class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1", tag_field="event"):
+    """How many records one stage gave up on in one span of time (of the dead letters' `made_at_ms`); derived."""
+
+    run: str
+    stage: str
+    start_ms: int
+    end_ms: int
+    closed: bool
+    dead_letters: int
+
+
+class MonitorState(msgspec.Struct, frozen=True, kw_only=True, tag="monitor-state/1", tag_field="event"):
+    """How far the monitor has read, and what stands in no window; derived.
+
+    positions: next offset by "kind/partition". malformed: records that are no event of their topic, by kind.
+    duplicates: further records of a group, an update or a dead letter that was counted already. late: records whose
+    window was closed when they came. updates: how many were announced. policy, learner_positions: of the newest one.
+    """
+
+    run: str
+    positions: dict[str, int] = {}
+    malformed: dict[str, int] = {}
+    duplicates: int = 0
+    late: int = 0
+    updates: int = 0
+    policy: PolicyRef | None = None
+    learner_positions: dict[int, int] = {}
+
+
+WindowEvent = VersionWindow | StageWindow | MonitorState

@@ -12,7 +12,20 @@ from collections.abc import Callable
 import msgspec
 
 from streams.errors import SettingsError
-from streams.events import DeadLetter, Event, Generation, PolicyVersion, Request, Reward, Update
+from streams.events import (
+    DeadLetter,
+    Event,
+    Feedback,
+    Generation,
+    MonitorState,
+    PolicyVersion,
+    Request,
+    Reward,
+    StageWindow,
+    Update,
+    VersionWindow,
+    WindowEvent,
+)
 
 FOREVER = -1
 WEEK_MS = 7 * 24 * 3600 * 1000
@@ -34,6 +47,17 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     retention_ms: int
 
 
+class DerivedTopic(msgspec.Struct, frozen=True, kw_only=True):
+    """A topic that can be made anew from the others: no worker of the loop reads it, no ledger holds it.
+
+    It has one partition, and is compacted: of the records of one key the last one stays.
+    """
+
+    kind: str
+    events: tuple[type[WindowEvent], ...]
+    key: Callable[[WindowEvent], str]
+
+
 TOPICS: tuple[Topic, ...] = (
     Topic(kind="requests", event=Request, key=lambda e: e.request_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
     Topic(kind="generations", event=Generation, key=lambda e: e.group_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
@@ -46,6 +70,7 @@ TOPICS: tuple[Topic, ...] = (
         partitioned=False,
         retention_ms=FOREVER,
     ),
+    Topic(kind="feedback", event=Feedback, key=lambda e: e.feedback_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
     Topic(
         kind="dead-letters",
         event=DeadLetter,
@@ -55,8 +80,23 @@ TOPICS: tuple[Topic, ...] = (
     ),
 )
 
+
+def window_key(event: WindowEvent) -> str:
+    """Return what a window is called; a later record of the same name stands in its place."""
+    if isinstance(event, VersionWindow):
+        return f"version/{event.start_ms}/{version_name(event)}"
+    if isinstance(event, StageWindow):
+        return f"stage/{event.start_ms}/{event.stage}"
+    return "state"
+
+
+WINDOWS = DerivedTopic(kind="windows", events=(VersionWindow, StageWindow, MonitorState), key=window_key)
+DERIVED: tuple[DerivedTopic, ...] = (WINDOWS,)
+
 BY_KIND = {topic.kind: topic for topic in TOPICS}
 BY_EVENT = {topic.event: topic for topic in TOPICS}
+
+KINDS = frozenset(BY_KIND) | {topic.kind for topic in DERIVED}
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -75,7 +115,9 @@ def topic_name(run: str, kind: str) -> str:
         raise SettingsError(
             f"run: expected 1 to 63 of a-z, 0-9 and '-', not beginning with '-', got {run!r}; choose another --run NAME"
         )
-    return f"{run}.{BY_KIND[kind].kind}"
+    if kind not in KINDS:
+        raise KeyError(kind)
+    return f"{run}.{kind}"
 
 
 def kind_of(name: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from kafka import TopicPartition
+from kafka.errors import CommitFailedError
 from kafka.structs import OffsetAndMetadata
 
 from streams.clients import (
@@ -19,7 +21,18 @@ from streams.clients import (
     create_topics,
 )
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, decode_or_bury, poll, with_retries
+from streams.delivery import (
+    DeliverySettings,
+    Outbox,
+    Received,
+    Stop,
+    commit,
+    decode_or_bury,
+    now_ms,
+    paused,
+    poll,
+    with_retries,
+)
 from streams.errors import DeliveryError, TransientError
 from streams.events import DeadLetter, Request
 from streams.lag import end_offsets, stage_lags
@@ -139,28 +152,127 @@ def test_an_offset_that_retention_has_taken_stops_loudly(kafka: KafkaSettings, r
     consumer.close()
 
 
+@pytest.mark.parametrize("seconds", [-3600, 86_400])
+def test_a_worker_whose_clock_is_wrong_can_write(kafka: KafkaSettings, run: str, outbox: Outbox, seconds: int) -> None:
+    topic, moment_ms = topic_name(run, "requests"), now_ms() + seconds * 1000
+    outbox.forward(topic=topic, partition=0, key=None, value=b"late or early", timestamp_ms=moment_ms)
+    outbox.flush()
+    consumer = connect_consumer(kafka, {TopicPartition(topic, 0): 0}, client_id="t", records_max=10)
+    assert read_all(consumer, 1, limit())[0].timestamp_ms == moment_ms
+    consumer.close()
+
+
 def test_a_transient_failure_is_tried_again_and_past_the_limit_given_up(
     kafka: KafkaSettings, run: str, outbox: Outbox
 ) -> None:
     partition = TopicPartition(topic_name(run, "requests"), 0)
     consumer = connect_consumer(kafka, {partition: None}, client_id="t", records_max=10)
-    attempts = itertools.count(1)
+    tries = itertools.count(1)
 
-    def second_time() -> str:
-        if next(attempts) < 3:
+    def third_time() -> str:
+        if next(tries) < 3:
             raise TransientError("down")
         return "scored"
 
     def never() -> str:
+        next(tries)
         raise TransientError("still down")
 
-    assert with_retries(second_time, lambda error: "given up", consumer, Stop(), DELIVERY) == "scored"
-    assert with_retries(never, lambda error: f"given up: {error}", consumer, Stop(), DELIVERY) == "given up: still down"
+    def give_up(error: TransientError, attempts: int) -> str:
+        return f"{error}, {attempts} times"
+
+    assert with_retries(third_time, give_up, consumer, Stop(), DELIVERY) == "scored"
+    tries = itertools.count(0)
+    given_up = with_retries(never, give_up, consumer, Stop(), DELIVERY)
+    assert (attempts := next(tries)) > 2
+    assert given_up == f"still down, {attempts} times"
     assert consumer.paused() == set()
     stopped = Stop()
     stopped.set()
-    assert with_retries(never, lambda error: "given up", consumer, stopped, DELIVERY) is None
+    assert with_retries(never, give_up, consumer, stopped, DELIVERY) is None
     consumer.close()
+
+
+class FakeRebalancedConsumer:
+    """A consumer to which a poll brings another partition, together with its first records."""
+
+    def __init__(self) -> None:
+        self.held = {TopicPartition("t", 0)}
+        self.stopped: set[TopicPartition] = set()
+        self.sought: dict[TopicPartition, int] = {}
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self.held)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        self.stopped |= set(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        self.stopped -= set(partitions)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.sought[partition] = offset
+
+    def poll(self, timeout_ms: int) -> dict[TopicPartition, list[SimpleNamespace]]:
+        new = TopicPartition("t", 1)
+        self.held.add(new)
+        return {} if new in self.stopped else {new: [SimpleNamespace(offset=7), SimpleNamespace(offset=8)]}
+
+
+def test_records_of_a_partition_that_comes_while_paused_are_given_back() -> None:
+    consumer = FakeRebalancedConsumer()
+    with paused(consumer) as keep_alive:
+        keep_alive()
+        assert consumer.sought == {TopicPartition("t", 1): 7}
+        assert consumer.stopped == consumer.held
+        keep_alive()
+    assert consumer.sought == {TopicPartition("t", 1): 7}
+    assert not consumer.stopped
+
+
+def test_a_worker_that_its_group_has_given_up_stops_and_says_why(
+    kafka: KafkaSettings, run: str, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.send(request(run, 1), partition=0)
+    outbox.flush()
+    consumer = connect_group_consumer(kafka, topic_name(run, "requests"), group=run, member="w", records_max=5)
+    records = poll_some(consumer)
+
+    def gone(_: object) -> None:
+        raise CommitFailedError
+
+    monkeypatch.setattr(consumer, "commit", gone)
+    with pytest.raises(DeliveryError, match="went on without this worker"):
+        commit(consumer, records)
+    consumer.close()
+
+
+class FakeSlowGroup:
+    """A consumer whose coordinator answers only after a second; a poll that is shorter finds nothing, ever."""
+
+    def __init__(self, group: str | None) -> None:
+        self.config = {"group_id": group}
+        self.held: set[TopicPartition] = set()
+        self.polls: list[int] = []
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.held
+
+    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[object]]:
+        self.polls.append(timeout_ms)
+        if timeout_ms >= 1000:
+            self.held = {TopicPartition("t", 0)}
+        return {}
+
+
+def test_a_member_without_partitions_waits_long_enough_to_get_them() -> None:
+    member = FakeSlowGroup("run.environment")
+    poll(member, DELIVERY)
+    poll(member, DELIVERY)
+    assert member.held and member.polls == [5000, 200]
+    alone = FakeSlowGroup(None)
+    poll(alone, DELIVERY)
+    assert alone.polls == [200]
 
 
 def test_an_offset_once_committed_is_never_read_again_even_by_another_group_member(

@@ -1,0 +1,99 @@
+"""Dead letters sent again: their original bytes, key and headers, back to where they came from, once.
+
+A resent record carries its old place in a header, so the log itself says what has been sent again already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from kafka import TopicPartition
+
+from streams.clients import KafkaSettings
+from streams.codec import decode, encode
+from streams.delivery import Outbox
+from streams.errors import EventError
+from streams.events import DeadLetter, Generation, Position
+from streams.ranges import log_bounds, read_range
+
+RESENT = "searchloop-resent"  # The header's name; its value is the place of the record that was given up.
+
+
+class Resent(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter as it goes out again.
+
+    after: it can only have been sent again beyond this offset of its partition.
+    asked_again: its group has ended as `failed`, and ends only once; so its request is asked again, as a new one.
+    """
+
+    letter: DeadLetter
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    after: int
+    asked_again: bool
+
+
+def prepare_resending(letter: DeadLetter) -> Resent:
+    """Return what to send for a letter: its own bytes, or the request of a group that has ended as `failed`."""
+    headers = (*letter.headers, (RESENT, place_text(letter.source).encode()))
+    try:
+        event = decode(letter.value)
+    except EventError:
+        event = None
+    if letter.stage == "environment" and isinstance(event, Generation):
+        return Resent(
+            letter=letter,
+            topic=event.source.topic,
+            partition=event.source.partition,
+            key=event.request.request_id.encode(),
+            value=encode(event.request),
+            headers=headers,
+            after=event.source.offset,
+            asked_again=True,
+        )
+    return Resent(
+        letter=letter,
+        topic=letter.source.topic,
+        partition=letter.source.partition,
+        key=letter.key,
+        value=letter.value,
+        headers=headers,
+        after=letter.source.offset,
+        asked_again=False,
+    )
+
+
+def resend(resent: Sequence[Resent], outbox: Outbox) -> None:
+    """Send these, and return when the broker has acknowledged all of them.
+
+    Raises DeliveryError if it does not; those that it took are known by their header.
+    """
+    for each in resent:
+        outbox.forward(topic=each.topic, partition=each.partition, key=each.key, value=each.value, headers=each.headers)
+    outbox.flush()
+
+
+def places_resent(kafka: KafkaSettings, resent: Sequence[Resent], *, client_id: str) -> set[str]:
+    """Return the places of these letters that the log shows as sent again already, as `place_text` writes them.
+
+    It reads each topic that they go to from the oldest record that could be such a one.
+    """
+    wanted = {place_text(each.letter.source) for each in resent}
+    targets: dict[TopicPartition, int] = {}
+    for each in resent:
+        target = TopicPartition(each.topic, each.partition)
+        targets[target] = min(targets.get(target, each.after), each.after)
+    found: set[str] = set()
+    for target, (start, end) in log_bounds(kafka, sorted(targets)).items():
+        for record in read_range(kafka, target, max(start, targets[target] + 1), end, client_id=client_id):
+            found |= {value.decode(errors="replace") for name, value in record.headers if name == RESENT}
+    return found & wanted
+
+
+def place_text(position: Position) -> str:
+    """Return a record's place as every message writes it: `topic[partition]@offset`."""
+    return f"{position.topic}[{position.partition}]@{position.offset}"
