@@ -26,6 +26,7 @@ from storage.columns import HEADERS
 from storage.errors import StorageError
 from streams.delivery import Received
 from streams.events import Position
+from streams.failpoints import failpoint
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -97,6 +98,7 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
                 path=str(path),
             )
         )
+    failpoint("sink.before-listing")
     connection.execute("BEGIN")
     for segment in closed:
         list_segment(connection, segment)
@@ -112,28 +114,101 @@ def list_segment(connection: duckdb.DuckDBPyConnection, segment: Segment) -> Non
     )
 
 
-def find_segments(folder: Path) -> list[Path]:
-    """Return the files of every segment under the folder: by topic, partition, then first offset, longest first."""
+def find_segments(folder: Path, partition: tuple[str, int] | None = None) -> list[Path]:
+    """Return the files of every segment under the folder: by topic, partition, then first offset, longest first.
+
+    partition: of this topic and number alone.
+    """
     found = []
-    for path in folder.glob("*/*/*.parquet"):
+    for path in folder.glob(f"{partition[0]}/{partition[1]}/*.parquet" if partition else "*/*/*.parquet"):
         if (match := _NAME.fullmatch(path.name)) and path.parent.name.isdecimal():
             order = (path.parts[-3], int(path.parent.name), int(match[1]), -int(match[2]))
             found.append((order, path))
     return [path for _, path in sorted(found)]
 
 
-def read_archive(folder: Path) -> Iterator[Received]:
+def read_archive(folder: Path, partition: tuple[str, int] | None = None) -> Iterator[Received]:
     """Yield every archived record once, in the order of the log within each partition.
 
+    partition: of this topic and number alone.
     Raises StorageError if a segment is damaged.
     """
     read: dict[tuple[str, int], int] = {}
-    for path in find_segments(folder):
+    for path in find_segments(folder, partition):
         for record in read_segment(path):
-            partition = (record.position.topic, record.position.partition)
-            if record.position.offset >= read.get(partition, 0):
-                read[partition] = record.position.offset + 1
+            at = (record.position.topic, record.position.partition)
+            if record.position.offset >= read.get(at, 0):
+                read[at] = record.position.offset + 1
                 yield record
+
+
+def read_window(folder: Path, partition: tuple[str, int], first: int, end: int, *, gaps: bool) -> Iterator[Received]:
+    """Yield the archived records of a partition from offset `first` up to, and without, offset `end`, in order.
+
+    gaps: take offsets that no segment holds for ones at which Kafka never had a record.
+    Raises StorageError, before the first record, if a segment of this window is missing; later if one is damaged.
+    """
+    named = [(match, path) for path in find_segments(folder, partition) if (match := _NAME.fullmatch(path.name))]
+    wanted = [(int(match[1]), int(match[2]), path) for match, path in named]
+    wanted = [(low, high, path) for low, high, path in wanted if high >= first and low < end]
+    covered = first
+    for low, high, _ in wanted:
+        if low > covered and not gaps:
+            raise _missing(folder, partition, covered, low - 1)
+        covered = max(covered, high + 1)
+    if covered < end and not gaps:
+        raise _missing(folder, partition, covered, end - 1)
+    at = first
+    for _, _, path in wanted:
+        for record in read_segment(path):
+            if at <= record.position.offset < end:
+                at = record.position.offset + 1
+                yield record
+
+
+def first_archived_at(folder: Path, partition: tuple[str, int], moment_ms: int) -> int | None:
+    """Return the offset of the first archived record that is not older than this moment, None if there is none."""
+    for path in find_segments(folder, partition):
+        rows = pq.read_table(path, columns=["record_offset", "record_time_ms"]).to_pylist()
+        for row in rows:
+            if row["record_time_ms"] >= moment_ms:
+                return int(row["record_offset"])
+    return None
+
+
+def archived_bounds(folder: Path, partition: tuple[str, int]) -> tuple[int, int] | None:
+    """Return a partition's first archived offset and the one after its last, None if nothing of it is archived."""
+    names = [match for path in find_segments(folder, partition) if (match := _NAME.fullmatch(path.name))]
+    return (int(names[0][1]), max(int(match[2]) for match in names) + 1) if names else None
+
+
+def archived_partitions(folder: Path, topic: str) -> list[int]:
+    """Return the partitions of a topic of which something is archived."""
+    return sorted({int(path.parent.name) for path in find_segments(folder) if path.parts[-3] == topic})
+
+
+def _missing(folder: Path, partition: tuple[str, int], first: int, last: int) -> StorageError:
+    return StorageError(
+        f"{folder}: no segment holds {partition[0]}[{partition[1]}]@{first}-{last}. Restore the missing segment from a "
+        "copy; if Kafka never had a record there, say so with --gaps"
+    )
+
+
+def archive_holes(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Return what lies below a partition's last archived offset and in no segment: (topic, partition, first, last).
+
+    Kafka may never have had a record there (a transaction's marker takes an offset), or a segment is missing.
+    """
+    ends: dict[tuple[str, int], int] = {}
+    holes = []
+    for path in find_segments(folder):
+        if match := _NAME.fullmatch(path.name):
+            partition = (path.parts[-3], int(path.parent.name))
+            first, last = int(match[1]), int(match[2])
+            if first > ends.get(partition, 0):
+                holes.append((*partition, ends.get(partition, 0), first - 1))
+            ends[partition] = max(ends.get(partition, 0), last + 1)
+    return holes
 
 
 def read_segment(path: Path) -> Iterator[Received]:
@@ -152,7 +227,7 @@ def read_segment(path: Path) -> Iterator[Received]:
                         value=row["value"],
                         headers=tuple((header["name"], header["value"]) for header in row["headers"]),
                     )
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())}); "
             "restore it from a copy, or read these offsets from Kafka again"
@@ -171,7 +246,7 @@ def describe_segment(folder: Path, path: Path) -> Segment:
         last_offset=int(match[2]),
         records=pq.read_metadata(path).num_rows,
         bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        sha256=file_sha256(path),
         path=str(path.relative_to(folder)),
     )
 
@@ -187,13 +262,15 @@ def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partit
         rows = connection.sql(
             "SELECT * FROM records WHERE topic = ? AND partition = ? ORDER BY record_offset", params=[topic, partition]
         ).to_arrow_reader(ROWS_AT_ONCE)
-        with aside.open("wb") as file:
+        # Closed in any case: an error's traceback keeps the reader, and the reader the database; DuckDB 2.0 waits for
+        # ever to open a file anew of which this process has not let go.
+        with rows, aside.open("wb") as file:
             with pq.ParquetWriter(file, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
                 for batch in rows:
                     writer.write_batch(batch.cast(SEGMENT_SCHEMA))
             file.flush()
             os.fsync(file.fileno())
-        size, sha256 = aside.stat().st_size, _sha256(aside)
+        size, sha256 = aside.stat().st_size, file_sha256(aside)
         aside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -203,7 +280,8 @@ def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partit
     return size, sha256
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -71,6 +71,13 @@ def hits(lists: Sequence[tuple[Hit, ...]]) -> pa.Array:
     return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays(list(fields.values()), list(fields)))
 
 
+def structs(lists: Sequence[Sequence[Any]], fields: Mapping[str, pa.DataType]) -> pa.Array:
+    """Return lists of structs; each value has the fields as attributes."""
+    flat = list(chain.from_iterable(lists))
+    columns = [pa.array([getattr(value, name) for value in flat], kind) for name, kind in fields.items()]
+    return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays(columns, list(fields)))
+
+
 def headers(lists: Sequence[tuple[tuple[str, bytes], ...]]) -> pa.Array:
     flat = list(chain.from_iterable(lists))
     names, values = strings([name for name, _ in flat]), pa.array([value for _, value in flat], pa.binary())

@@ -7,17 +7,18 @@ closed segments: the same code, the same rows, only without the newest records (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import duckdb
 
-from storage.archive import ARCHIVE, describe_segment, find_segments, list_segment, read_archive
+from storage.archive import ARCHIVE, archive_holes, describe_segment, find_segments, list_segment, read_archive
 from storage.errors import StorageError
-from storage.ledger import LEDGER, OFFLINE, build_batch, explain, held, is_held, store_batch
-from storage.schema import migrate
+from storage.ledger import LEDGER, OFFLINE, Partition, build_batch, explain, held, is_held, read_positions, store_batch
+from storage.schema import migrate, pending
 from streams.codec import decode
 from streams.delivery import Received
 from streams.errors import EventError
@@ -51,21 +52,18 @@ class Log:
         except duckdb.Error as error:
             raise StorageError(f"ledger: {' '.join(str(error).split())}") from error
 
-    def records(self) -> Iterator[Received]:
-        """Yield every record once, in the order of the log within each partition, byte for byte as it came."""
+    def records(self, partition: tuple[str, int] | None = None) -> Iterator[Received]:
+        """Yield every record once, in the order of the log within each partition, byte for byte as it came.
+
+        partition: of this topic and number alone.
+        """
         read: dict[tuple[str, int], int] = {}
-        for record in read_archive(self.archive):
+        for record in read_archive(self.archive, partition):
             read[record.position.topic, record.position.partition] = record.position.offset + 1
             yield record
-        for row in self.rows("SELECT * FROM records ORDER BY topic, partition, record_offset"):
-            if row["record_offset"] >= read.get((row["topic"], row["partition"]), 0):
-                yield Received(
-                    position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
-                    timestamp_ms=row["record_time_ms"],
-                    key=row["key"],
-                    value=row["value"],
-                    headers=tuple((header["name"], header["value"]) for header in row["headers"]),
-                )
+        for record in _raw_records(self.connection, partition):
+            if record.position.offset >= read.get((record.position.topic, record.position.partition), 0):
+                yield record
 
     def events(self, kind: type[E]) -> Iterator[tuple[Position, E]]:
         """Yield the place and content of every event of one kind; what cannot be decoded is left out."""
@@ -101,6 +99,11 @@ def open_log(folder: Path) -> Log:
     if path.exists():
         try:
             connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
+            if pending(connection):
+                connection.close()
+                with held(path):
+                    _bring_up_to_date(path)
+                connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
         except duckdb.Error as error:
             if not is_held(error):
                 raise StorageError(explain(path, error)) from error
@@ -109,13 +112,22 @@ def open_log(folder: Path) -> Log:
     return Log(_from_archive(archive), archive, live=True)
 
 
-def rebuild_ledger(folder: Path) -> int:
+def rebuild_ledger(folder: Path, *, gaps: bool = False) -> int:
     """Write the run's ledger anew from its archive, in place of a lost or damaged one; return the number of records.
 
-    The old file is kept beside it, named `.damaged`. What was not archived yet comes from Kafka: the sink goes on from
-    the offsets that the new ledger holds. Raises StorageError if a sink holds the ledger, or if a segment is damaged.
+    The old file is kept beside it, named `.damaged`; what it alone still holds is taken over if it can be read. The
+    rest comes from Kafka: the sink goes on from the offsets that the new ledger holds.
+    gaps: take offsets that no segment holds for ones at which Kafka never had a record.
+    Raises StorageError if a sink holds the ledger, or if a segment is damaged or missing.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
+    if not gaps and (holes := archive_holes(archive)):
+        topic, partition, first, last = holes[0]
+        more = f", and {len(holes) - 1} more such holes" if len(holes) > 1 else ""
+        raise StorageError(
+            f"{archive}: no segment holds {topic}[{partition}]@{first}-{last}{more}. Restore the missing segment from "
+            "a copy; if Kafka never had a record there, say so with --gaps"
+        )
     aside = folder / f"{LEDGER}.rebuilding"
     for left in folder.glob(aside.name + "*"):
         left.unlink()
@@ -123,10 +135,11 @@ def rebuild_ledger(folder: Path) -> int:
         connection = duckdb.connect(str(aside), config=dict(OFFLINE))
         try:
             migrate(connection)
-            count = _load(connection, archive)
+            count = _store(connection, read_archive(archive))
             connection.execute("DELETE FROM records")
             for segment in find_segments(archive):
                 list_segment(connection, describe_segment(archive, segment))
+            count += _store(connection, _not_archived(path, read_positions(connection)))
             connection.execute("CHECKPOINT")
         finally:
             connection.close()
@@ -138,23 +151,58 @@ def rebuild_ledger(folder: Path) -> int:
     return count
 
 
+def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Received]:
+    """Yield what the old ledger, if it can be read at all, holds beyond the stored offsets."""
+    if not path.exists():
+        return
+    try:
+        with duckdb.connect(str(path), read_only=True, config=dict(OFFLINE)) as connection:
+            for record in _raw_records(connection):
+                if record.position.offset >= stored.get((record.position.topic, record.position.partition), 0):
+                    yield record
+    except duckdb.Error:
+        return  # It is damaged; that is why it is built anew.
+
+
+def _bring_up_to_date(path: Path) -> None:
+    """Apply what an older searchloop's ledger lacks: a finished run's file is read with the views of today."""
+    connection = duckdb.connect(str(path), config=dict(OFFLINE))
+    try:
+        migrate(connection)
+    finally:
+        connection.close()
+
+
 def _from_archive(archive: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=dict(OFFLINE))
     migrate(connection)
-    _load(connection, archive)
+    _store(connection, read_archive(archive))
     connection.execute("DELETE FROM records")
+    for segment in find_segments(archive):
+        list_segment(connection, describe_segment(archive, segment))
     return connection
 
 
-def _load(connection: duckdb.DuckDBPyConnection, archive: Path) -> int:
+def _store(connection: duckdb.DuckDBPyConnection, records: Iterator[Received]) -> int:
     count = 0
-    members: list[Received] = []
-    for record in read_archive(archive):
-        members.append(record)
-        if len(members) == RECORDS_AT_ONCE:
-            store_batch(connection, build_batch(members))
-            count += len(members)
-            members = []
-    if members:
-        store_batch(connection, build_batch(members))
-    return count + len(members)
+    while some := list(islice(records, RECORDS_AT_ONCE)):
+        store_batch(connection, build_batch(some))
+        count += len(some)
+    return count
+
+
+def _raw_records(connection: duckdb.DuckDBPyConnection, partition: tuple[str, int] | None = None) -> Iterator[Received]:
+    """Yield the records that a ledger holds raw, in the order of the log within each partition."""
+    only = "WHERE topic = ? AND partition = ?" if partition else ""
+    columns = "topic, partition, record_offset, record_time_ms, key, value, headers"
+    rows = connection.execute(
+        f"SELECT {columns} FROM records {only} ORDER BY topic, partition, record_offset", list(partition or ())
+    ).fetchall()
+    for topic, number, offset, time_ms, key, value, headers in rows:
+        yield Received(
+            position=Position(topic=topic, partition=number, offset=offset),
+            timestamp_ms=time_ms,
+            key=key,
+            value=value,
+            headers=tuple((header["name"], header["value"]) for header in headers),
+        )

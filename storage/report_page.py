@@ -1,45 +1,14 @@
-"""The report as one HTML file: charts as inline SVG, nothing fetched, nothing run, every text escaped.
-
-Queries, expansions and errors come from outside. They are escaped, freed of control and direction characters, and stand
-in <bdi>; a content policy in the page forbids scripts and every request besides.
-"""
+"""The report as one HTML file: charts as inline SVG, tables, examples."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 
 from storage.charts import Series, line_chart
-from storage.evaluation.comparison import Interval
 from storage.evaluation.tables import Evaluation
+from storage.pages import clean, html_page, html_table, show_interval
 from storage.report import Report, UpdateRow, VersionRow
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --quiet: #66707b; --rule: #d9dee3; --paper: #fff;
-  --c0: #1f6feb; --c1: #d9480f; --c2: #2b8a3e; --c3: #862e9c; --c4: #b08900; --c5: #0b7285; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --quiet: #9aa4ae; --rule: #343b42; --paper: #14181c;
-  --c0: #74a9ff; --c1: #ff922b; --c2: #69db7c; --c3: #da77f2; --c4: #ffd43b; --c5: #66d9e8; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0; } .quiet { color: var(--quiet); } .warn { color: var(--c1); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1rem 2rem; }
-figure { margin: 0; } figcaption { font-weight: 600; font-size: .9rem; }
-.key { font-weight: 400; margin-left: .8em; } .key::before { content: "\\25cf\\00a0"; }
-svg { width: 100%; height: auto; } .grid { stroke: var(--rule); } .tick { fill: var(--quiet); font-size: 11px; }
-.line { fill: none; stroke-width: 1.8; stroke: currentColor; } .band { opacity: .16; fill: currentColor; }
-.dot { fill: currentColor; }
-.series-0 { color: var(--c0); } .series-1 { color: var(--c1); } .series-2 { color: var(--c2); }
-.series-3 { color: var(--c3); } .series-4 { color: var(--c4); } .series-5 { color: var(--c5); }
-.key { color: var(--quiet); } .key.series-0::before { color: var(--c0); } .key.series-1::before { color: var(--c1); }
-.key.series-2::before { color: var(--c2); } .key.series-3::before { color: var(--c3); }
-.key.series-4::before { color: var(--c4); } .key.series-5::before { color: var(--c5); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 600; color: var(--quiet); } td.number { text-align: right; white-space: nowrap; }
-"""
 
 
 def render_page(report: Report) -> str:
@@ -56,19 +25,7 @@ def render_page(report: Report) -> str:
         *_letters(report),
         *_partitions(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{clean(report.run)} – searchloop</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(part for part in sections if part)
-        + "\n</body></html>\n"
-    )
-
-
-def clean(text: str) -> str:
-    """Return text from outside as safe HTML, without control, direction and private characters."""
-    return escape("".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn") else " " for c in text))
+    return html_page(report.run, sections)
 
 
 def _head(report: Report) -> str:
@@ -147,11 +104,11 @@ def _update_charts(rows: Sequence[UpdateRow]) -> list[str]:
 
 def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
     measures = list(evaluation.settings.measures)
-    rows = [[run.name, *(_interval(run.measures.get(measure)) for measure in measures)] for run in evaluation.runs]
+    rows = [[run.name, *(show_interval(run.measures.get(measure)) for measure in measures)] for run in evaluation.runs]
     sections = [
         f"<h2>Evaluation: {clean(name)}</h2>",
         f'<p class="quiet">{evaluation.queries} queries; {evaluation.settings.confidence:.0%} intervals by query</p>',
-        _table(["run", *measures], rows),
+        html_table(["run", *measures], rows),
     ]
     against = [run for run in evaluation.runs if run.differences]
     if against:
@@ -162,23 +119,23 @@ def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
             for measure in names:
                 difference = run.differences.get(measure)
                 p = "" if difference is None or difference.p_holm is None else f", p {difference.p_holm:.4f}"
-                cells.append(_interval(difference.interval if difference else None, sign=True) + p)
+                cells.append(show_interval(difference.interval if difference else None, sign=True) + p)
             rows.append(cells)
         sections.append(f'<p class="quiet">Against {clean(evaluation.baseline or "")} (p after Holm):</p>')
-        sections.append(_table(["run", *names], rows))
+        sections.append(html_table(["run", *names], rows))
     return sections
 
 
 def _accounts(report: Report) -> list[str]:
     rows = [[a.split, a.candidates, a.scored, a.failed, a.expired, a.waiting, a.uses_max] for a in report.accounting]
     names = ["split", "candidates", "scored", "failed", "expired", "waiting", "most uses of one"]
-    return ["<h2>Where every candidate went</h2>", _table(names, rows)] if rows else []
+    return ["<h2>Where every candidate went</h2>", html_table(names, rows)] if rows else []
 
 
 def _examples(report: Report) -> list[str]:
     rows = [[e.query, ", ".join(e.expansions) or "(none)", f"{e.reward:.3f}", e.found] for e in report.examples]
     names = ["query", "best expansions of the newest version", "reward", "new documents found"]
-    return ["<h2>Examples</h2>", _table(names, rows)] if rows else []
+    return ["<h2>Examples</h2>", html_table(names, rows)] if rows else []
 
 
 def _letters(report: Report) -> list[str]:
@@ -186,34 +143,13 @@ def _letters(report: Report) -> list[str]:
         return ["<h2>Dead letters</h2><p>None.</p>"]
     counts = ", ".join(f"{clean(stage)} {count:g}" for stage, count in report.dead_letters.items())
     rows = [[x.stage, f"{x.topic}/{x.partition}@{x.offset}", x.attempts, x.error] for x in report.letters]
-    return [f"<h2>Dead letters</h2><p>{counts}</p>", _table(["stage", "record", "attempts", "error"], rows)]
+    return [f"<h2>Dead letters</h2><p>{counts}</p>", html_table(["stage", "record", "attempts", "error"], rows)]
 
 
 def _partitions(report: Report) -> list[str]:
     rows = [[p.topic, p.partition, p.next_offset, p.records, p.gaps, p.undecodable] for p in report.partitions]
     names = ["topic", "partition", "next offset", "records", "gaps", "undecodable"]
-    return ["<h2>The log</h2>", _table(names, rows)] if rows else []
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{clean(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="number">{cell}</td>' if isinstance(cell, int) else f"<td><bdi>{clean(str(cell))}</bdi></td>"
-            for cell in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _interval(interval: Interval | None, *, sign: bool = False) -> str:
-    if interval is None or interval.value is None or interval.low is None or interval.high is None:
-        return "–"
-    plus = "+" if sign else ""
-    return f"{interval.value:{plus}.4f} [{interval.low:{plus}.4f}, {interval.high:{plus}.4f}]"
+    return ["<h2>The log</h2>", html_table(names, rows)] if rows else []
 
 
 def _time(milliseconds: int) -> str:

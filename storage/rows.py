@@ -28,12 +28,14 @@ from storage.columns import (
     repeat,
     string_lists,
     strings,
+    structs,
 )
 from streams.codec import RECORD_BYTES_MAX, decode
 from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import (
     DeadLetter,
+    Feedback,
     Generation,
     Hit,
     Outcome,
@@ -95,7 +97,7 @@ class StoredReward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", ta
     made_at_ms: int = 0
 
 
-Stored = Request | Generation | StoredReward | Update | PolicyVersion | DeadLetter
+Stored = Request | Generation | StoredReward | Update | PolicyVersion | Feedback | DeadLetter
 
 _stored_decoder: msgspec.json.Decoder[Stored] = msgspec.json.Decoder(Stored)
 
@@ -178,6 +180,12 @@ def run_of(topic: str) -> str:
     return topic.removesuffix(kind_of(topic)).removesuffix(".")
 
 
+def _runs(records: Sequence[Received]) -> pa.Array:
+    """Return the run whose topics the records lie in: a replayed event names the run that it was recorded in."""
+    names = {record.position.topic: run_of(record.position.topic) for record in records}
+    return strings(names[record.position.topic] for record in records)
+
+
 def _records(entries: Sequence[Entry]) -> Columns:
     records = [entry.record for entry in entries]
     return places(records) | {
@@ -194,13 +202,13 @@ def _kind(event: Stored | Reward | None) -> str:
 
 _KINDS: dict[type[Stored | Reward], str] = {
     kind: str(kind.__struct_config__.tag)
-    for kind in (Request, Generation, StoredReward, Reward, Update, PolicyVersion, DeadLetter)
+    for kind in (Request, Generation, StoredReward, Reward, Update, PolicyVersion, Feedback, DeadLetter)
 }
 
 
 def _requests(records: list[Received], events: list[Request]) -> Built:
     return "requests", places(records) | {
-        "run": strings(e.run for e in events),
+        "run": _runs(records),
         "request_id": strings(e.request_id for e in events),
         "query_id": strings(e.query_id for e in events),
         "query": strings(e.query for e in events),
@@ -217,7 +225,7 @@ def _requests(records: list[Received], events: list[Request]) -> Built:
 def _generations(records: list[Received], events: list[Generation]) -> Built:
     requests = [e.request for e in events]
     return "generations", places(records) | {
-        "run": strings(r.run for r in requests),
+        "run": _runs(records),
         "group_id": strings(e.group_id for e in events),
         "request_id": strings(r.request_id for r in requests),
         "query_id": strings(r.query_id for r in requests),
@@ -241,7 +249,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
     counts = [len(e.completions) for e in events]
     completions = [c for e in events for c in e.completions]
     groups = {
-        "run": strings(e.request.run for e in events),
+        "run": _runs(records),
         "group_id": strings(e.group_id for e in events),
     }
     return "candidates", repeat(places(records) | groups, counts) | {
@@ -256,7 +264,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
 def _rewards(records: list[Received], events: list[StoredReward]) -> Built:
     requests = [e.generation.request for e in events]
     return "rewards", places(records) | {
-        "run": strings(r.run for r in requests),
+        "run": _runs(records),
         "group_id": strings(e.group_id for e in events),
         "request_id": strings(r.request_id for r in requests),
         "query_id": strings(r.query_id for r in requests),
@@ -283,7 +291,7 @@ def _outcomes(records: list[Received], events: list[StoredReward]) -> Built:
         for index in range(len(e.outcomes))
     ]
     groups = {
-        "run": strings(e.generation.request.run for e in events),
+        "run": _runs(records),
         "group_id": strings(e.group_id for e in events),
     }
     return "outcomes", repeat(places(records) | groups, counts) | {
@@ -301,7 +309,7 @@ def _outcomes(records: list[Received], events: list[StoredReward]) -> Built:
 
 def _updates(records: list[Received], events: list[Update]) -> Built:
     return "updates", places(records) | {
-        "run": strings(e.run for e in events),
+        "run": _runs(records),
         **_policy([e.policy for e in events]),
         **_policy([e.parent for e in events], parent=True),
         "positions": maps([e.positions for e in events], POSITIONS),
@@ -315,7 +323,7 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
     fates = ("trained", "flat", "expired", "failed")
     counts = [sum(len(getattr(e, fate)) for fate in fates) for e in events]
     steps = {
-        "run": strings(e.run for e in events),
+        "run": _runs(records),
         "lineage": strings(e.policy.lineage for e in events),
         "step": integers(e.policy.step for e in events),
         "parent_lineage": strings(e.parent.lineage for e in events),
@@ -329,7 +337,7 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
 
 def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Built:
     return "policy_versions", places(records) | {
-        "run": strings(e.run for e in events),
+        "run": _runs(records),
         **_policy([e.policy for e in events]),
         **_policy([e.parent for e in events], parent=True),
         "path": strings(e.path for e in events),
@@ -339,9 +347,28 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
     }
 
 
+def _feedback(records: list[Received], events: list[Feedback]) -> Built:
+    return "feedback", places(records) | {
+        "run": _runs(records),
+        "feedback_id": strings(e.feedback_id for e in events),
+        "query_id": strings(e.query_id for e in events),
+        "query": strings(e.query for e in events),
+        "application": strings(e.application for e in events),
+        "client": strings(e.client for e in events),
+        "session": strings(e.session for e in events),
+        "shown": structs([e.shown for e in events], {"document_id": pa.string(), "rank": pa.int64()}),
+        "actions": structs(
+            [e.actions for e in events],
+            {"kind": pa.string(), "document_id": pa.string(), "rank": pa.int64(), "at_ms": pa.int64()},
+        ),
+        "at_ms": integers(e.at_ms for e in events),
+        "made_at_ms": integers(e.made_at_ms for e in events),
+    }
+
+
 def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
     return "dead_letters", places(records) | {
-        "run": strings(run_of(record.position.topic) for record in records),
+        "run": _runs(records),
         **_source(events),
         "stage": strings(e.stage for e in events),
         "error": strings(e.error for e in events),
@@ -377,5 +404,6 @@ _BUILDERS: dict[type[Stored | Reward], tuple[Callable[[list[Received], Any], Bui
     Reward: (_rewards, _outcomes),
     Update: (_updates, _update_groups),
     PolicyVersion: (_policy_versions,),
+    Feedback: (_feedback,),
     DeadLetter: (_dead_letters,),
 }

@@ -38,6 +38,12 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(found)
 
 
+def pending(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether the database lacks a migration that this version of searchloop brings."""
+    (newest,) = connection.execute("SELECT coalesce(max(number), 0) FROM schema_migrations").fetchall()[0]
+    return int(newest) < max(step.number for step in migrations())
+
+
 def migrate(connection: duckdb.DuckDBPyConnection, steps: tuple[Migration, ...] | None = None) -> list[int]:
     """Bring the database up to date, and return the numbers of the migrations that were applied now.
 

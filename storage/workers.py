@@ -35,10 +35,16 @@ def run_sink(
         stored = writer.positions()
         topics = [topic_name(run, topic.kind) for topic in TOPICS]
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
-        consumer = connect_consumer(kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max)
+        consumer = connect_consumer(
+            kafka,
+            positions,
+            client_id=f"{run}-{member}",
+            records_max=sink.batch_records_max,
+            linger_seconds=sink.linger_seconds,
+        )
         try:
             while not stop():
-                records = poll(consumer, delivery)
+                records = poll(consumer, delivery, records_max=sink.batch_records_max)
                 if records:
                     writer.submit(records)
                 else:
@@ -46,7 +52,7 @@ def run_sink(
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
             while records_behind(consumer, ends) and time.monotonic() < deadline:
-                if records := poll(consumer, delivery):
+                if records := poll(consumer, delivery, records_max=sink.batch_records_max):
                     writer.write(records)
         finally:
             consumer.close()

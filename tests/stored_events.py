@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from streams.codec import content_sha256, encode
 from streams.delivery import Received
 from streams.events import (
+    Action,
     Completion,
     Context,
     Event,
+    Feedback,
     Generation,
     Hit,
     Outcome,
@@ -20,6 +22,7 @@ from streams.events import (
     Request,
     Reward,
     Sampling,
+    Shown,
     Update,
 )
 from streams.ids import group_id
@@ -134,6 +137,18 @@ def version(step: int, *, lineage: str = "a", status: str = "published") -> Poli
     ref = policy(step, lineage=lineage)
     parent = policy(step - 1, lineage=lineage) if step else None
     return PolicyVersion(run=RUN, policy=ref, parent=parent, path=f"policies/{lineage}-{step}", status=status)
+
+
+def feedback(number: int) -> Feedback:
+    return Feedback(
+        feedback_id=f"shop:{number}",
+        query_id=f"q{number}",
+        query="headphones",
+        application="shop",
+        shown=(Shown(document_id="d1", rank=1), Shown(document_id="d2", rank=2)),
+        actions=(Action(kind="click", document_id="d2", rank=2),),
+        at_ms=1_700_000_004_000 + number,
+    )
 
 
 def record(event: Event, offset: int, *, partition: int = 0) -> Received:

@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import storage.archive
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments, find_segments, read_archive
+from storage.contents import table_hashes
 from storage.errors import StorageError
-from storage.ledger import LEDGER
+from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log, rebuild_ledger
 from storage.sink import Sink, SinkSettings
 from streams.delivery import Received
@@ -98,6 +100,62 @@ def test_the_ledger_rebuilt_from_the_archive_is_the_same_ledger(tmp_path: Path, 
     assert path.with_name(f"{LEDGER}.damaged").exists() == (damage == "torn")
     with Sink(path, QUICK) as sink:
         assert sink.write(records) == 0
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    with open_log(folder) as log:
+        return table_hashes(log.connection)
+
+
+def test_a_ledger_built_anew_has_the_hashes_of_the_one_before_also_of_what_was_not_archived(tmp_path: Path) -> None:
+    records = some_records()
+    with Sink(tmp_path / LEDGER, QUICK) as sink:
+        sink.write(records[:30])
+        sink.run(lambda connection: close_segments(connection, sink.archive))
+        sink.write(records[30:])
+        sink._broken = StorageError("leave the last records in the ledger")
+    before = hashes(tmp_path)
+    assert before["outcomes"].startswith("96 rows, ")
+    assert rebuild_ledger(tmp_path) == len(records)
+    assert hashes(tmp_path) == before
+    with open_log(tmp_path) as log:
+        assert list(log.records()) == records
+    with Sink(tmp_path / LEDGER, QUICK) as sink:
+        assert sink.write(records) == 0
+    assert hashes(tmp_path) == before
+
+
+def test_the_hash_of_a_table_knows_every_bit_and_every_repetition_but_no_order(tmp_path: Path) -> None:
+    for name, order in (("one", 1), ("other", -1)):
+        with Sink(tmp_path / name / LEDGER, QUICK) as sink:
+            for item in small_run(4)[::order]:
+                sink.run(lambda connection, item=item: store_batch(connection, build_batch([item])))
+    one, other = hashes(tmp_path / "one"), hashes(tmp_path / "other")
+    del one["sink_offsets"], other["sink_offsets"]  # Written backwards, the offsets end elsewhere.
+    assert one == other
+    for statement in (
+        "UPDATE outcomes SET reward = nextafter(reward, 2) WHERE record_offset = 1 AND candidate = 0",
+        "INSERT INTO outcomes FROM outcomes LIMIT 1",
+    ):
+        before = hashes(tmp_path / "one")
+        with duckdb.connect(str(tmp_path / "one" / LEDGER)) as connection:
+            connection.execute(statement)
+        after = hashes(tmp_path / "one")
+        assert {name for name in after if after[name] != before[name]} == {"outcomes"}
+
+
+def test_a_missing_segment_stops_a_rebuild_and_says_which(tmp_path: Path) -> None:
+    with Sink(tmp_path / LEDGER, AT_ONCE) as sink:
+        for number in range(6):
+            sink.write([record(reward(number), number)])
+    before = (tmp_path / LEDGER).read_bytes()
+    segments = find_segments(tmp_path / ARCHIVE)
+    segments[2].unlink()
+    segments[3].unlink()
+    with pytest.raises(StorageError, match=r"no segment holds test.rewards\[0\]@2-3\. Restore .* --gaps"):
+        rebuild_ledger(tmp_path)
+    assert (tmp_path / LEDGER).read_bytes() == before
+    assert rebuild_ledger(tmp_path, gaps=True) == 4
 
 
 LEFT_BEHIND = """

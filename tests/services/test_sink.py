@@ -31,6 +31,7 @@ from streams.delivery import Received
 from streams.events import Completion, DeadLetter, Generation, PolicyRef, Position, Request, Reward
 from tests.stored_events import (
     GROUP,
+    feedback,
     generation,
     raw_record,
     record,
@@ -51,6 +52,7 @@ TABLES = (
     "updates",
     "update_groups",
     "policy_versions",
+    "feedback",
     "dead_letters",
 )
 VIEWS = ("candidate_outcomes", "group_rewards", "surviving_updates", "surviving_groups", "staleness", "version_lineage")
@@ -88,6 +90,7 @@ def test_every_event_becomes_its_rows(tmp_path: Path) -> None:
             "updates": 3,
             "update_groups": 12,
             "policy_versions": 4,
+            "feedback": 0,
             "dead_letters": 0,
         }
         event = reward(3, step=0)
@@ -101,6 +104,19 @@ def test_every_event_becomes_its_rows(tmp_path: Path) -> None:
         assert log.rows("SELECT DISTINCT outcome, uses FROM candidate_outcomes") == [{"outcome": "scored", "uses": 1}]
         assert [row["step"] for row in log.rows("SELECT * FROM reward_by_version")] == [0, 1, 2]
         assert log.rows("SELECT DISTINCT lag_versions FROM staleness") == [{"lag_versions": 0}]
+
+
+def test_a_search_and_what_was_done_with_it_are_one_row(tmp_path: Path) -> None:
+    with Sink(tmp_path / LEDGER, QUICK) as sink:
+        sink.write([record(feedback(0), 0), record(feedback(1), 1), record(feedback(0), 2)])
+    with open_log(tmp_path) as log:
+        (row,) = log.rows("FROM feedback WHERE record_offset = 1")
+        assert row["shown"] == [{"document_id": "d1", "rank": 1}, {"document_id": "d2", "rank": 2}]
+        assert row["actions"] == [{"kind": "click", "document_id": "d2", "rank": 2, "at_ms": 0}]
+        assert log.rows("SELECT record_offset FROM first_feedback ORDER BY 1") == [
+            {"record_offset": 0},
+            {"record_offset": 1},
+        ]
 
 
 def test_a_redelivery_writes_nothing(tmp_path: Path) -> None:
@@ -456,7 +472,9 @@ def test_every_table_is_filled_column_by_column() -> None:
         error="why",
         attempts=3,
     )
-    batch = build_batch([*small_run(4), record(version(9, status="retired"), 9), record(letter, 0)])
+    batch = build_batch(
+        [*small_run(4), record(version(9, status="retired"), 9), record(feedback(0), 0), record(letter, 0)]
+    )
     with duckdb.connect() as connection:
         migrate(connection)
         for name, rows in batch.tables.items():
