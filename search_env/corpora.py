@@ -7,6 +7,7 @@ Every error names the file, the line, what was expected, what came, and what to 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import re
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from search_env.cleaning import clean_metadata, clean_text
-from streams.errors import SearchloopError
+from streams.errors import FULL, SearchloopError
 
 LINE_BYTES_MAX = 4 * 1024 * 1024
 ID_BYTES_MAX = 512  # Elasticsearch's own limit for `_id`.
@@ -159,9 +160,10 @@ def check_qrels(
     unknown: Literal["report", "strict"] = "report",
     source: str = "qrels",
 ) -> UnknownIds:
-    """Count the judgments whose query or document is unknown; with `unknown="strict"` raise CorpusError if any is.
+    """Count the judgments whose query or document is unknown.
 
     A pooled qrels file often judges more than one corpus holds, so the default only reports.
+    Raises CorpusError if all of them are unknown; with `unknown="strict"`, if any is.
     """
     known_queries, known_documents = set(query_ids), set(document_ids)
     queries, documents, judgments = [], dict[str, None](), 0
@@ -175,10 +177,10 @@ def check_qrels(
             judgments += len(grades)
     examples = tuple([f"query '{q}'" for q in queries[:3]] + [f"document '{d}'" for d in list(documents)[:3]])
     found = UnknownIds(judgments, len(queries), len(documents), examples)
-    if unknown == "strict" and judgments:
+    if judgments and (unknown == "strict" or judgments == sum(map(len, qrels.values()))):
         raise CorpusError(
             f"{source}: {judgments} judgments name {len(queries)} unknown queries and {len(documents)} unknown "
-            f"documents ({', '.join(examples)}). Use the corpus and queries that were judged, or report instead."
+            f"documents ({', '.join(examples)}). Use the corpus and queries that were judged."
         )
     return found
 
@@ -248,15 +250,27 @@ def rank_by_score(ids: Sequence[str], scores: Sequence[float]) -> Ranking:
 
 
 def write_whole(path: str | Path, text: str | bytes) -> None:
-    """Write a file so that a reader sees all of it or none: aside first, then renamed into place."""
+    """Write a file so that a reader sees all of it or none: aside first, then renamed into place.
+
+    A pipe or device, as /dev/stdout, is written to as it is. Raises CorpusError if the file cannot be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(target.name + ".writing")
     data = text.encode() if isinstance(text, str) else text
     if target.suffix == ".gz":
         data = gzip.compress(data, compresslevel=6, mtime=0)
-    aside.write_bytes(data)
-    aside.replace(target)
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        aside.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        reason = "the disk is full" if error.errno in FULL else error.strerror
+        raise CorpusError(f"{target}: cannot be written ({reason}). Make room, or choose another place.") from error
 
 
 def _lines(path: str | Path, what: str) -> Iterator[tuple[int, str]]:

@@ -150,24 +150,54 @@ def embed_documents(
     The file is float16 (a cosine is off by less than 0.001), named by the hash of texts, model and cut.
     """
     texts = [document_text(document) for document in documents]
-    digest = hashlib.sha256(f"{_model_sha256()} {embedder.settings.tokens_max}\n".encode())
+    return _embed_once(texts, embedder.embed, embedder.settings, directory, progress, kept_as=np.dtype(np.float16))
+
+
+class KeptEmbedder(Embedder):
+    """An embedder that keeps the vectors of one list of texts, as a run's lessons, in a file; to the bit.
+
+    5,786 short queries take 15 s to embed, and 9 MB to keep.
+    """
+
+    def __init__(self, settings: EmbeddingSettings, *, kept: Sequence[str], directory: Path) -> None:
+        super().__init__(settings)
+        self._kept = list(kept)
+        self._directory = directory
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+        """Return [n, 384] unit vectors, from the file if they are those of the list."""
+        if list(texts) != self._kept:
+            return super().embed(texts, progress)
+        return _embed_once(texts, super().embed, self.settings, self._directory, progress, kept_as=np.dtype(np.float32))
+
+
+def _embed_once(
+    texts: Sequence[str],
+    embed: Callable[[Sequence[str], Progress | None], Floats],
+    settings: EmbeddingSettings,
+    directory: Path,
+    progress: Progress | None,
+    *,
+    kept_as: np.dtype[Any],
+) -> Floats:
+    digest = hashlib.sha256(f"{_model_sha256()} {settings.tokens_max}\n".encode())
     for text in texts:
         digest.update(text.encode() + b"\n")
     path = directory / f"embeddings-{digest.hexdigest()[:16]}.npy"
     if path.exists():
         try:
             kept = np.load(path, allow_pickle=False)
-            if kept.shape == (len(texts), DIMENSIONS):
+            if kept.shape == (len(texts), DIMENSIONS) and kept.dtype == kept_as:
                 return np.asarray(kept, dtype=np.float32)
         except (ValueError, OSError):
             pass  # A damaged cache is made again.
-    vectors = embedder.embed(texts, progress)
+    vectors = embed(texts, progress).astype(kept_as)
     directory.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".writing")
     with aside.open("wb") as stream:
-        np.save(stream, vectors.astype(np.float16), allow_pickle=False)
+        np.save(stream, vectors, allow_pickle=False)
     aside.replace(path)
-    return vectors.astype(np.float16).astype(np.float32)
+    return vectors.astype(np.float32)
 
 
 def _model_sha256() -> str:

@@ -217,7 +217,7 @@ class SearchEnvironment:
 def reward_sha256(settings: EnvironmentSettings, retriever: Retriever) -> str:
     """Return the hash of everything but the models that a reward depends on: formula, caps and search settings."""
     searched = msgspec.structs.asdict(retriever.settings)
-    shaping = {name: searched[name] for name in ("mode", "weight", "fusion_k")}
+    shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
@@ -236,9 +236,8 @@ def _all_failed(texts: list[ParsedExpansions | Rejected], error: str) -> tuple[O
 
 
 def _template(retriever: Retriever, depth: int) -> str:
-    queries = expanded_query(
-        "{query}", ["{expansions}"], mode=retriever.settings.mode, weight=retriever.settings.weight
-    )
+    settings = retriever.settings
+    queries = expanded_query("{query}", ["{expansion 1}", "{expansion 2}"], settings)
     return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
 
 

@@ -28,7 +28,7 @@ class ExpansionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """
 
     bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536)] = 4_096
-    expansions_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    expansions_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 16
     terms_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 6
     characters_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 80
 

@@ -26,7 +26,7 @@ from search_env.analysis import analyze
 from search_env.catalogue import Catalogue, gather_rows
 from search_env.corpora import Ranking
 from search_env.lexical import TermMatrix
-from search_env.retrieval import Body, Retriever, search_body
+from search_env.retrieval import Body, Retriever, search_body, whole_query
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -124,8 +124,13 @@ class FeedbackTerms:
         return [WeightedTerm(term.word, term.weight / best[0].weight) for term in best if term.weight > 0]
 
 
-def feedback_query(query: str, terms: Sequence[WeightedTerm], *, weight: float) -> dict[str, Any]:
-    """Return the Elasticsearch query of a query and its weighted feedback terms, each a `match` of one word."""
+def feedback_query(
+    query: str, terms: Sequence[WeightedTerm], *, weight: float, whole_boost: float = 0.0
+) -> dict[str, Any]:
+    """Return the Elasticsearch query of a query and its weighted feedback terms, each a `match` of one word.
+
+    whole_boost: as in `RetrievalSettings`, so that no method that adds words has an advantage by it.
+    """
     raw = {"match": {"contents": {"query": query}}}
     if not terms or weight == 0:
         return raw
@@ -134,7 +139,7 @@ def feedback_query(query: str, terms: Sequence[WeightedTerm], *, weight: float) 
         for term in terms
         if weight * term.weight >= 1e-6
     ]
-    return {"bool": {"should": [raw, *should]}}
+    return {"bool": {"should": [raw, *should, *whole_query(query, whole_boost)]}}
 
 
 def search_with_feedback(
@@ -155,5 +160,6 @@ def search_with_feedback(
     for query, ranking in zip(queries, raw, strict=True):
         top = Ranking(ranking.ids[: settings.documents], ranking.scores[: settings.documents])
         terms = feedback.terms(method, top.ids, top.scores, count=settings.terms)
-        bodies.append(search_body(feedback_query(query, terms, weight=settings.weight), size=size))
+        asked = feedback_query(query, terms, weight=settings.weight, whole_boost=retriever.settings.whole_boost)
+        bodies.append(search_body(asked, size=size))
     return retriever.search_bodies(bodies)

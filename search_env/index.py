@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from elastic_transport import TransportError
+from elastic_transport import ConnectionError as EngineConnectionError
+from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, helpers
 
 from search_env.corpora import Document, load_corpus, write_whole
-from streams.errors import SearchloopError
+from streams.errors import SearchloopError, explain_os_error
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is (0: unknown)
 
 BULK_DOCUMENTS = 1_000
 BULK_BYTES = 5 * 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+_ADDRESS = re.compile(r"HTTPS?Connection(?:Pool)?\(host='([^']*)', port=(\d+)\): ")
 _VERSIONED = re.compile(r"(.*)-([0-9]+)")
 
 MAPPING: dict[str, Any] = {
@@ -71,8 +73,8 @@ def build_index(
 
     directory: where `documents.jsonl.gz` and `manifest.json` are kept (home/indexes/NAME); None keeps no files.
     total: how many documents to expect, for the progress bar; 0 if unknown.
-    Raises IndexingError if Elasticsearch refuses, and lets CorpusError of `documents` through; either way the alias
-    still points where it did, and the half-filled index is gone.
+    Raises IndexingError if Elasticsearch refuses or the disk is full, and lets CorpusError of `documents` through;
+    either way the alias still points where it did, and the half-filled index is gone.
     """
     report = progress or (lambda what, done, of: None)
     _check_name(name)
@@ -117,8 +119,14 @@ def build_index(
         for old in _versions(client, name):
             if old != version:
                 client.options(ignore_status=404).indices.delete(index=old)
-    except (ApiError, TransportError, helpers.BulkIndexError) as error:
+    except (ApiError, helpers.BulkIndexError) as error:
         raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
+    except TransportError as error:
+        raise IndexingError(
+            f"index '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+        ) from error
+    except OSError as error:
+        raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
     report("index ready", made.documents, made.documents)
     return made
 
@@ -188,7 +196,10 @@ def explain(error: Exception) -> str:
         reason = body.get("error", {})
         text = reason.get("reason", "") if isinstance(reason, dict) else str(reason)
         return f"status {error.meta.status}, {error.message}{': ' + text if text else ''}"[:500]
-    return f"{type(error).__name__}: {error}"[:500]
+    # The transport's own text is "Connection error" or wraps itself, once for each retry; its cause says what happened.
+    happened = error.__cause__ if isinstance(error, (EngineConnectionError, ConnectionTimeout)) else error
+    text = _ADDRESS.sub(r"\1:\2: ", str(happened or error))
+    return f"{type(error).__name__}: {text}"[:500]
 
 
 class _SavedDocuments:

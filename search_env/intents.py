@@ -55,7 +55,7 @@ class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     value_held_out: share of values for `test_value`; pair_held_out, dev_share: shares of pairs for `test_pair`, `dev`.
     """
 
-    queries: Count = 8_000
+    queries: Count = 24_000
     relevant_min: Count = 3
     relevant_max: Count = 200
     value_documents_min: Count = 8

@@ -1,8 +1,9 @@
 """Lessons that need no search: how to copy, what the catalogue itself says, and when to say nothing.
 
-`copy_lessons` shows random words as neighbours' words, and the answer is all of them in their order: a policy made from
-scratch first has to learn that words of the prompt can be said again. Without them 1,200 steps of choosing did not
-teach it to look at its prompt (loss 2.6 nats a token); 500 steps of copying do (0.3).
+`copy_lessons` shows random words in every part of a prompt, and the answer is some of the neighbours' words in their
+order: a policy made from scratch first has to learn that words of the prompt can be said again. Without them 1,200
+steps of choosing did not teach it to look at its prompt. The other parts must be there too: a policy that had learned
+to copy from prompts of neighbours' words alone (0.3 nats a token) took a quarter of its words from a whole prompt.
 
 `catalogue_lessons` pairs a few attribute values of a product with words of its title and text: a policy made from
 scratch learns from them which words go with which values, also for values that no training query names, and the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,24 +28,35 @@ from search_env.teachers import Lesson
 from streams.events import Context
 
 WORDS_MAX = 5
-COPIED_MIN, COPIED_MAX = 2, 11
+COPIED_FROM_MIN, COPIED_MAX = 4, 10
+KEPT_SHARES = (0.4, 0.6, 0.8, 1.0)
 DOCUMENTS_MIN = 5
 VALUE_DOCUMENTS_MIN = 3
 NAMES_SHARE = BRAND_SHARE = 0.25
 PHRASE_DOCUMENTS_MIN = 8
 
 
+class PromptShape(NamedTuple):
+    """How many items of each kind a prompt shows at most."""
+
+    terms: int
+    attributes: int
+    neighbours: int
+
+
 class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the warm-up learns from.
 
-    catalogue: lessons made of attribute values and titles, before any other. head: title phrases that need no words.
+    copied, catalogue: lessons before any other, to read the prompt and to know which words go with which values.
+    head: title phrases that need no words; GRPO's requests contain them too.
     taught_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
     shown_share: of a catalogue lesson's words that stand in its made-up context, among others', to learn to choose.
     relevant_without_labels: without judgments, this many documents that the relevance model scores best count as
     relevant for the teacher. seed: of the draws.
     """
 
-    catalogue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 40_000
+    copied: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 8_000
+    catalogue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 4_000
     head: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1_200
     taught_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.6
     shown_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
@@ -52,20 +64,40 @@ class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: Annotated[int, msgspec.Meta(ge=0)] = 7
 
 
-def copy_lessons(lessons: Sequence[Lesson], *, count: int, seed: int) -> list[tuple[Lesson, Context]]:
-    """Return `count` lessons with the context that each goes with: its own words as neighbours' words.
+def copy_lessons(
+    lessons: Sequence[Lesson],
+    attributes: Sequence[str],
+    *,
+    count: int,
+    shown: PromptShape,
+    seed: int,
+) -> tuple[list[Lesson], dict[str, Context]]:
+    """Return `count` lessons and their contexts by query id: the answer is some of the neighbours' words, in order.
 
-    lessons: where queries and words are drawn from, words as often as they were taught. No words give no lessons.
+    lessons: where queries and words are drawn from, words as often as they were taught. attributes: values to show
+    beside them. shown: at most so many of each. No words give no lessons.
     """
     generator = np.random.default_rng(seed)
     pool = [word for lesson in lessons for word in lesson.words]
-    copied: list[tuple[Lesson, Context]] = []
+    copied: list[Lesson] = []
+    contexts: dict[str, Context] = {}
     for number in range(count if pool else 0):
-        size = int(generator.integers(COPIED_MIN, COPIED_MAX + 1))
-        words = tuple(dict.fromkeys(pool[position] for position in generator.integers(len(pool), size=size).tolist()))
-        query = lessons[int(generator.integers(len(lessons)))].query
-        copied.append((Lesson(query_id=f"copy-{number}", query=query, words=words), Context(neighbours=words)))
-    return copied
+        size = int(generator.integers(min(COPIED_FROM_MIN, shown.neighbours), shown.neighbours + 1))
+        others = int(generator.integers(shown.terms + 1))
+        drawn = list(dict.fromkeys(pool[place] for place in generator.integers(len(pool), size=size + others).tolist()))
+        values = generator.integers(len(attributes), size=shown.attributes).tolist() if attributes else []
+        kept = generator.random(size) < generator.choice(KEPT_SHARES)
+        words = tuple(word for word, keep in zip(drawn[:size], kept.tolist(), strict=False) if keep)[:COPIED_MAX]
+        lesson = Lesson(
+            query_id=f"copy-{number}", query=lessons[int(generator.integers(len(lessons)))].query, words=words
+        )
+        copied.append(lesson)
+        contexts[lesson.query_id] = Context(
+            terms=tuple(drawn[size:]),
+            attributes=tuple(attributes[place] for place in values),
+            neighbours=tuple(drawn[:size]),
+        )
+    return copied, contexts
 
 
 def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Lesson]:
@@ -108,26 +140,25 @@ def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Le
 
 
 def contexts_to_choose_from(
-    lessons: Sequence[Lesson], *, terms: int, neighbours: int, shown_share: float, seed: int
+    lessons: Sequence[Lesson], *, shown: PromptShape, shown_share: float, seed: int
 ) -> dict[str, Context]:
     """Return, by query id, made-up contexts in which a lesson's words stand among those of other lessons.
 
     A policy that starts from nothing must learn to read its prompt before it can choose from it: on lessons without a
     context it learned words by heart, and 600 steps on real contexts did not teach it to copy (dev loss 2.6 nats a
-    token, no better than word frequencies). terms, neighbours: words of either kind in a context. shown_share: of a
-    lesson's words that are put there; the rest must come from what the policy knows.
+    token, no better than word frequencies). shown: how many terms and neighbours' words. shown_share: of a lesson's
+    words that are put there; the rest must come from what the policy knows.
     """
     generator = np.random.default_rng(seed)
     words = [word for lesson in lessons for word in lesson.words]
+    room = shown.terms + shown.neighbours
     contexts = {}
     for lesson in lessons:
-        shown = [word for word in lesson.words if generator.random() < shown_share]
-        others = [words[place] for place in generator.integers(len(words), size=terms + neighbours)]
-        mixed = list(dict.fromkeys([*shown, *(word for word in others if word not in lesson.words)]))[
-            : terms + neighbours
-        ]
+        mine = [word for word in lesson.words if generator.random() < shown_share]
+        others = [words[place] for place in generator.integers(len(words), size=room)]
+        mixed = list(dict.fromkeys([*mine, *(word for word in others if word not in lesson.words)]))[:room]
         mixed = [mixed[place] for place in generator.permutation(len(mixed))]
-        contexts[lesson.query_id] = Context(terms=tuple(mixed[:terms]), neighbours=tuple(mixed[terms:]))
+        contexts[lesson.query_id] = Context(terms=tuple(mixed[: shown.terms]), neighbours=tuple(mixed[shown.terms :]))
     return contexts
 
 

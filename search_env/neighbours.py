@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -32,9 +33,8 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     sharpness: a neighbour's word counts similarity ** sharpness. position_cost: how much less each next word of a
     lesson counts. hidden_share: training queries for which one attribute value's lessons are hidden.
-    forgotten_share: in every variant but the first, the share of neighbours that are passed over for the next ones, so
-    that a query can be trained on several times and never with the same prompt.
-    served_words, served_weight: as a method of its own (`--policy knn`), words added and their boost, tuned on `dev`.
+    served_words, served_weight: as a method of its own (`--policy knn`), words added and the boost of the first one,
+    tuned on `dev`.
     """
 
     neighbours: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 20
@@ -42,9 +42,8 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sharpness: Annotated[float, msgspec.Meta(ge=0, le=64)] = 8.0
     position_cost: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     hidden_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
-    forgotten_share: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.3
-    served_words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
-    served_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
+    served_words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
+    served_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
 
 
 class Neighbours:
@@ -67,14 +66,9 @@ class Neighbours:
         """
         return self._words(queries, self._embedder.embed_queries(queries), [()] * len(queries), count)
 
-    def words_for_training(
-        self, queries: Sequence[Query], *, count: int | None = None, variant: int = 0
-    ) -> list[tuple[str, ...]]:
+    def words_for_training(self, queries: Sequence[Query], *, count: int | None = None) -> list[tuple[str, ...]]:
         """Return the same for training queries, whose own lesson stays hidden, and for a share (by hash) all lessons
-        that name one of their attribute values (`metadata.attributes`, as `search_env.intents` writes it).
-
-        variant: 0 is what requests show; each other one hides other values and passes over other neighbours.
-        """
+        that name one of their attribute values (`metadata.attributes`, as `search_env.intents` writes it)."""
         values = {query.id: _values(query) for query in queries}
         holders: defaultdict[str, list[int]] = defaultdict(list)
         for query in queries:
@@ -84,18 +78,17 @@ class Neighbours:
         hidden = [
             (
                 *((self._row_of[query.id],) if query.id in self._row_of else ()),
-                *holders.get(self._hides(query, variant), ()),
+                *holders.get(self._hides(query), ()),
             )
             for query in queries
         ]
         vectors = self._embedder.embed_queries([query.text for query in queries])
-        generator = np.random.default_rng(variant) if variant else None
-        return self._words([query.text for query in queries], vectors, hidden, count, generator)
+        return self._words([query.text for query in queries], vectors, hidden, count)
 
-    def _hides(self, query: Query, variant: int) -> str:
+    def _hides(self, query: Query) -> str:
         """Return the attribute value whose lessons are hidden for this query, "" for none."""
         values = _values(query)
-        draw = int(hashlib.sha256(f"hide {variant}\t{query.id}".encode()).hexdigest()[:12], 16)
+        draw = int(hashlib.sha256(f"hide\t{query.id}".encode()).hexdigest()[:12], 16)
         if not values or draw % 10_000 >= 10_000 * self.settings.hidden_share:
             return ""
         return values[draw // 10_000 % len(values)]
@@ -106,21 +99,16 @@ class Neighbours:
         vectors: Floats,
         hidden: Sequence[Sequence[int]],
         count: int | None,
-        forgetting: np.random.Generator | None = None,
     ) -> list[tuple[str, ...]]:
         settings = self.settings
         kept = min(settings.neighbours, len(self.lessons))
-        looked_at = kept if forgetting is None else min(2 * kept, len(self.lessons))
         found: list[tuple[str, ...]] = []
         for start in range(0, len(queries), BLOCK_QUERIES):
             similarities = vectors[start : start + BLOCK_QUERIES] @ self._vectors.T  # [q, L]
             for row, similarity in enumerate(similarities):
                 query = queries[start + row]
                 similarity[list(hidden[start + row])] = -1.0
-                nearest = np.argpartition(-similarity, looked_at - 1)[:looked_at]
-                if forgetting is not None:
-                    nearest = nearest[np.argsort(-similarity[nearest], kind="stable")]
-                    nearest = nearest[forgetting.random(looked_at) >= settings.forgotten_share][:kept]
+                nearest = np.argpartition(-similarity, kept - 1)[:kept]
                 votes: defaultdict[str, float] = defaultdict(float)
                 asked = set(analyze(query))
                 for neighbour in nearest.tolist():
@@ -128,11 +116,16 @@ class Neighbours:
                     for position, word in enumerate(self.lessons[neighbour].words):
                         votes[word] += weight * (1 - settings.position_cost) ** position
                 best = sorted(
-                    (word for word in votes if votes[word] > 0 and not asked.intersection(analyze(word))),
+                    (word for word in votes if votes[word] > 0 and not asked.intersection(_terms(word))),
                     key=lambda word: (-votes[word], word),
                 )
                 found.append(tuple(best[: count or settings.words]))
         return found
+
+
+@lru_cache(maxsize=50_000)
+def _terms(word: str) -> tuple[str, ...]:
+    return tuple(analyze(word))
 
 
 def _values(query: Query) -> list[str]:

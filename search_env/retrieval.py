@@ -6,7 +6,8 @@ that is not 200 are failures. Hits are sorted by score and then by document id i
 come back: no stored field is read.
 
 Three ways to search an expanded query:
-- weighted: one search, bool.should of the query (boost 1) and of all expansion words (boost `weight`); scores add up.
+- weighted: one search, bool.should of the query (boost 1) and of each expansion; scores add up. What is said first is
+  said loudest: the boost of the expansion at rank r is `weight` · r^(−`rank_discount`).
 - union: the query and each expansion are searched apart; documents in the order of their best rank in any list.
 - fusion: the same lists, reciprocal rank fusion (Cormack et al., SIGIR 2009): Σ 1 / (fusion_k + rank).
 """
@@ -49,14 +50,20 @@ class EngineUnavailable(RetrievalError, TransientError):
 class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the raw and the expanded query are searched.
 
-    mode: see the module. weight: boost of the expansion words in mode "weighted"; tuned on `dev` for the policy, and
-    separately for every other method. fusion_k: Cormack's constant.
+    mode: see the module. weight: boost of the first expansion in mode "weighted"; tuned on `dev` for the policy, and
+    separately for every other method. rank_discount: how fast the boosts fall; 0 says all equally loud. On icecat's dev
+    intents the same 14 words of a look-up give NDCG@10 / R@100 .278 / .579 at an equal .5, .306 / .582 so: the sure
+    words lead, and the others find what those miss. whole_boost: in mode "weighted", boost of the query for documents
+    that hold every word of it. fusion_k: Cormack's constant.
     batch_searches: searches in one `_msearch`; in_flight: how many of those are under way at once.
-    item_retries: how often a single search that was refused (429, 503) is sent again, with growing pauses.
+    item_retries: how often a single search that was refused (429, 503) or answered in part is sent again, with growing
+    pauses.
     """
 
     mode: Mode = "weighted"
-    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
+    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
+    rank_discount: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.5
+    whole_boost: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
     fusion_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
     batch_searches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
     in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
@@ -71,17 +78,36 @@ class ExpandedQuery(NamedTuple):
     expansions: tuple[str, ...] = ()
 
 
-def expanded_query(
-    query: str, expansions: Sequence[str], *, mode: Mode = "weighted", weight: float = 0.8
-) -> list[dict[str, Any]]:
+def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
     """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list."""
     raw = {"match": {"contents": {"query": query}}}
     if not expansions:
         return [raw]
-    if mode == "weighted":
-        words = {"match": {"contents": {"query": " ".join(expansions), "boost": weight}}}
-        return [{"bool": {"should": [raw, words]}}]
+    if settings.mode == "weighted":
+        boosts = expansion_boosts(len(expansions), settings)
+        said = [
+            {"match": {"contents": {"query": expansion, "boost": round(boost, 6)}}}
+            for expansion, boost in zip(expansions, boosts, strict=True)
+        ]
+        return [{"bool": {"should": [raw, *said, *whole_query(query, settings.whole_boost)]}}]
     return [raw, *({"match": {"contents": {"query": expansion}}} for expansion in expansions)]
+
+
+def expansion_boosts(count: int, settings: RetrievalSettings) -> list[float]:
+    """Return the boost of each of so many expansions, in their order: weight · rank^(−rank_discount)."""
+    return [settings.weight * rank**-settings.rank_discount for rank in range(1, count + 1)]
+
+
+def whole_query(query: str, boost: float) -> list[dict[str, Any]]:
+    """Return the clause that keeps documents with every word of the query in front; none for a boost of 0.
+
+    Words that are added help a query that the catalogue says otherwise, and bury the answers to one that the titles
+    answer as it is. With eight added words and no such clause, NDCG@10 on icecat's human queries fell from .781 to
+    .481; with a boost of 20 it stays at .780, and attribute intents gain (dev .306 → .314).
+    """
+    if boost == 0:
+        return []
+    return [{"match": {"contents": {"query": query, "operator": "and", "boost": boost}}}]
 
 
 def search_body(query: dict[str, Any], *, size: int) -> Body:
@@ -185,7 +211,7 @@ class Retriever:
         spans: list[tuple[int, int]] = []
         for item in queries:
             query, expansions = (item, ()) if isinstance(item, str) else item
-            found = expanded_query(query, expansions, mode=settings.mode, weight=settings.weight)
+            found = expanded_query(query, expansions, settings)
             spans.append((len(bodies), len(bodies) + len(found)))
             bodies.extend(search_body(each, size=size) for each in found)
         return PendingSearches(
@@ -237,6 +263,9 @@ class Retriever:
                 if item.get("status") in _RETRY_STATUS:
                     refused.append(position)
                     complaint = _reason(item)
+                elif _in_part(item):
+                    refused.append(position)
+                    complaint = "answered in part only (timed out, or a shard failed); a part is not an answer"
                 else:
                     answers[position] = _ranking(item)
             if not refused:
@@ -285,10 +314,13 @@ def _ranking(item: dict[str, Any]) -> Ranking | RetrievalError:
     """Read one item of an `_msearch` answer: all of it or an error."""
     if item.get("status") != 200 or "error" in item:
         return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
-    if item.get("timed_out") or item.get("_shards", {}).get("failed"):
-        return RetrievalError("search answered in part only (timed out, or a shard failed); a part is not an answer")
     hits = item.get("hits", {}).get("hits", ())  # filter_path leaves an empty list out altogether.
     return Ranking([hit["sort"][1] for hit in hits], [hit["sort"][0] for hit in hits])
+
+
+def _in_part(item: dict[str, Any]) -> bool:
+    """Return whether a search succeeded on some shards only; the same one may succeed on all of them soon."""
+    return bool(item.get("timed_out") or item.get("_shards", {}).get("failed"))
 
 
 def _reason(item: dict[str, Any]) -> str:

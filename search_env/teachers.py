@@ -3,12 +3,16 @@
 In two rounds. `teach`: candidates are the words that the policy is shown (feedback terms, attribute values) and, since
 a training query's relevant documents are known, the words of those documents. These lessons are what `neighbours` looks
 up. As answers they cannot be learned: 3,237 distinct words for 8,634 queries, dev loss 2.94 nats a token, and no list
-that ends. `choose`: candidates are the words of the prompt alone, neighbours' words now among them; about two of thirty
-are worth saying (dev NDCG@10 .25 → .59), and pointing at them can be learned. These are the warm-up's answers.
+that ends. `choose`: the neighbours' words that the prompt shows, less those that do harm. These are the warm-up's
+answers. The two or three words that would be best of all (dev NDCG@10 .25 → .59) are a matter of chance: a policy that
+was taught to add them one by one was worth less than the neighbours' first words untouched. Taking away decides each
+word by itself, and greedy decoding then says the words that are more likely to help than not.
 
-The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once and sets are put
-together greedily: the word that raises the measure most, then the next, as long as it pays for itself. At the weight
-that serves: which words are worth adding depends on how loudly they are said.
+`choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, and GRPO finds nothing to
+add to it (`infra/EXPERIMENTS.md`).
+
+The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once. At the weight
+that serves: which words are worth adding depends on how loudly they are said, and so on how many stand before them.
 
 The scores come from the catalogue's own matrices, which differ from Lucene's by the rounding of document lengths (above
 40 terms); `measure` says what a set is worth in the index itself. Cached by the hash of everything that they depend on.
@@ -28,6 +32,7 @@ import numpy.typing as npt
 from search_env.analysis import analyze
 from search_env.catalogue import Catalogue
 from search_env.corpora import CorpusError, Query
+from search_env.retrieval import RetrievalSettings, expansion_boosts
 from streams.events import Context
 
 Floats = npt.NDArray[np.float32]
@@ -44,9 +49,9 @@ class TeacherError(CorpusError):
 class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How sets are searched for.
 
-    words_max: of one set. gain_min: how much of the measure (nDCG@10 + recall@100, so 2 at most) a word must add;
-    choice_gain_min: the same for a word chosen from the prompt. choice_noise: scale of the Gumbel noise on the gains in
-    every variant of a choice but the first: of several words that are about as good, not always the same one.
+    words_max: of one set. gain_min: how much of the measure (nDCG@10 + recall@100, so 2 at most) a word must add.
+    choice_words_shown: words of the prompt that a choice begins with. choice_words_max: words that it may keep.
+    choice_gain_min: how much of the measure a kept word must be worth; below 0, a word may stay that does little harm.
     relevant_words: candidates from the relevant documents. documents_min: documents that must hold a candidate; rarer
     words name one product and teach nothing about the next query.
     pool_documents: documents whose ranks are followed, by the best score that they could reach.
@@ -54,9 +59,10 @@ class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
+    choice_words_shown: Annotated[int, msgspec.Meta(ge=1, le=64)] = 14
+    choice_words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 14
+    choice_gain_min: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -0.02
     gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
-    choice_gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
-    choice_noise: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.03
     relevant_words: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 60
     documents_min: Annotated[int, msgspec.Meta(ge=1)] = 5
     pool_documents: Annotated[int, msgspec.Meta(ge=DEEP)] = 1_200
@@ -79,11 +85,11 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
 class Teacher:
     """Searches teacher sets over one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, settings: TeacherSettings, *, weight: float) -> None:
-        """weight: boost of the expansion words beside the query, as in `RetrievalSettings.weight`."""
+    def __init__(self, catalogue: Catalogue, settings: TeacherSettings, searched: RetrievalSettings) -> None:
+        """searched: how expanded queries are served, in mode "weighted" (the others are taught as if they were)."""
         self.catalogue = catalogue
         self.settings = settings
-        self.weight = weight
+        self.searched = searched
         self._words = catalogue.surface_forms
 
     def teach(self, query: Query, context: Context, relevant: Integers) -> Lesson:
@@ -93,24 +99,40 @@ class Teacher:
         """
         terms = self.catalogue.vocabulary.known(analyze(query.text))
         candidates = self._candidates(terms, context, relevant)
-        return self._search(query, terms, candidates, relevant, self.settings.gain_min, np.zeros(len(candidates)))
+        return self._search(query, terms, candidates, relevant)
 
-    def choose(self, query: Query, context: Context, relevant: Integers, *, variant: int = 0) -> Lesson:
-        """Return the best set of words that the context shows (terms, attribute values, neighbours' words).
+    def choose(self, query: Query, context: Context, relevant: Integers) -> Lesson:
+        """Return the words of the context that are worth keeping, in the prompt's order.
 
-        In the order of the prompt: pointing along it is easier to learn than the order of the gains.
-        variant: above 0 the gains are blurred, by the query and this number alone.
+        All neighbours' words (the terms where there are none) are added to the query, and the word without which the
+        measure is best goes, one at a time, until every one that is left is worth `choice_gain_min` and there are no
+        more than `choice_words_max`. None are left where the query alone does as well.
         """
+        settings = self.settings
         terms = self.catalogue.vocabulary.known(analyze(query.text))
-        shown = self._shown((*context.terms, *context.attributes, *context.neighbours))
+        shown = self._shown((context.neighbours or context.terms)[: settings.choice_words_shown])
         candidates = [term for term in shown if term not in set(terms) and len(self._words[term]) >= 2]
-        noise = np.zeros(len(candidates))
-        if variant:
-            seed = int(hashlib.sha256(f"{variant}\t{query.id}".encode()).hexdigest()[:16], 16)
-            noise = np.random.default_rng(seed).gumbel(scale=self.settings.choice_noise, size=len(candidates))
-        lesson = self._search(query, terms, candidates, relevant, self.settings.choice_gain_min, noise)
-        place = {self._words[term]: position for position, term in enumerate(candidates)}
-        return msgspec.structs.replace(lesson, words=tuple(sorted(lesson.words, key=place.__getitem__)))
+        if not len(relevant) or not candidates:
+            return Lesson(query_id=query.id, query=query.text, words=())
+        base = self.catalogue.contents.bm25_scores(terms)  # [D]
+        pool, columns = self._pool(base, candidates, relevant)  # [P], [C, P]
+        measure = _Measure(np.searchsorted(pool, relevant))
+        raw = float(measure(base[pool][None])[0])
+        alone = base[pool] + self._whole(query.text, base)[pool]  # [P]
+        boosts = np.array(expansion_boosts(len(candidates), self.searched), dtype=np.float32)  # [C]
+        best = float(measure(alone[None] + boosts[None] @ columns)[0])
+        kept = list(range(len(candidates)))
+        while kept:
+            values = measure(alone[None] + _without_each(boosts[: len(kept)]) @ columns[kept])  # [C]
+            worst = int(values.argmax())
+            if len(kept) <= settings.choice_words_max and values[worst] <= best - settings.choice_gain_min:
+                break
+            best = float(values[worst])
+            kept.pop(worst)
+        if best <= raw:
+            return Lesson(query_id=query.id, query=query.text, words=(), raw=raw, taught=raw)
+        words = tuple(self._words[candidates[position]] for position in kept)
+        return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
 
     def _search(
         self,
@@ -118,31 +140,29 @@ class Teacher:
         terms: Sequence[int],
         candidates: Sequence[int],
         relevant: Integers,
-        gain_min: float,
-        noise: npt.NDArray[np.float64],
     ) -> Lesson:
-        """Put a set together, greedily; noise: [C] is added to what each candidate seems worth."""
+        """Put a set together, greedily."""
         settings = self.settings
         base = self.catalogue.contents.bm25_scores(terms)  # [D]
         if not len(relevant) or not candidates:
             return Lesson(query_id=query.id, query=query.text, words=())
         pool, columns = self._pool(base, candidates, relevant)  # [P], [C, P]
         measure = _Measure(np.searchsorted(pool, relevant))
-        current = base[pool]
-        raw = best = float(measure(current[None])[0])
+        raw = best = float(measure(base[pool][None])[0])
+        current = base[pool] + self._whole(query.text, base)[pool]
+        boosts = expansion_boosts(settings.words_max, self.searched)
         chosen: list[int] = []
         alive = np.arange(len(candidates))
         while len(chosen) < settings.words_max and len(alive):
-            values = measure(current[None] + columns[alive])
-            seeming = values + noise[alive]
-            winner = int(seeming.argmax())
-            # However lucky its noise, a word has to help at all.
-            if seeming[winner] < best + gain_min or values[winner] < best + gain_min / 4:
+            boost = np.float32(boosts[len(chosen)])
+            values = measure(current[None] + boost * columns[alive])
+            winner = int(values.argmax())
+            if values[winner] < best + settings.gain_min:
                 break
             best = float(values[winner])
             chosen.append(int(alive[winner]))
-            current = current + columns[alive[winner]]
-            order = np.argsort(-seeming, kind="stable")[: settings.kept_candidates + 1]
+            current = current + boost * columns[alive[winner]]
+            order = np.argsort(-values, kind="stable")[: settings.kept_candidates + 1]
             alive = alive[order][alive[order] != chosen[-1]]
         words = tuple(self._words[candidates[position]] for position in chosen)
         return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
@@ -173,13 +193,24 @@ class Teacher:
         known = dict.fromkeys(self.catalogue.vocabulary.known(analyze(" ".join(words))))
         return [term for term in known if term < len(self.catalogue.contents.frequencies)]
 
+    def _whole(self, query: str, base: Floats) -> Floats:
+        """Return [D] what documents gain that hold every word of the query."""
+        words = dict.fromkeys(analyze(query))
+        terms = self.catalogue.vocabulary.known(list(words))
+        bm25 = self.catalogue.contents.bm25
+        held = np.zeros(len(base), dtype=np.int64)
+        for term in terms:
+            if term < bm25.shape[1]:  # The vocabulary has words of attributes too.
+                held[bm25.indices[bm25.indptr[term] : bm25.indptr[term + 1]]] += 1
+        return np.where(held == max(len(words), 1), np.float32(self.searched.whole_boost) * base, np.float32(0.0))
+
     def _pool(self, base: Floats, candidates: Sequence[int], relevant: Integers) -> tuple[Integers, Floats]:
-        """Return the rows worth following, ascending, and what each candidate adds to their scores."""
+        """Return the rows worth following, ascending, and what each candidate adds to their scores at boost 1."""
         bm25 = self.catalogue.contents.bm25
         bound = base.copy()
         for term in candidates:
             rows = slice(bm25.indptr[term], bm25.indptr[term + 1])
-            bound[bm25.indices[rows]] += self.weight * bm25.data[rows]
+            bound[bm25.indices[rows]] += self.searched.weight * bm25.data[rows]
         pool = np.unique(np.concatenate([_best(bound, self.settings.pool_documents), _best(base, 150), relevant]))
         place = np.full(len(base), -1, dtype=np.int64)
         place[pool] = np.arange(len(pool))
@@ -187,7 +218,7 @@ class Teacher:
         for position, term in enumerate(candidates):
             rows = slice(bm25.indptr[term], bm25.indptr[term + 1])
             at = place[bm25.indices[rows]]
-            columns[position, at[at >= 0]] = self.weight * bm25.data[rows][at >= 0]
+            columns[position, at[at >= 0]] = bm25.data[rows][at >= 0]
         return pool, columns
 
 
@@ -225,8 +256,9 @@ class _Key(NamedTuple):
     index_version: str
     settings: TeacherSettings
     weight: float
+    rank_discount: float
+    whole_boost: float
     choose: bool
-    variant: int
     queries: Sequence[tuple[str, str]]
     contexts: Sequence[Context]
 
@@ -240,21 +272,21 @@ def load_or_teach(
     *,
     index: str,
     choose: bool = False,
-    variant: int = 0,
     progress: Progress | None = None,
 ) -> list[Lesson]:
     """Return a lesson per query, in order, from `directory` if it holds just these.
 
-    choose: only words that the contexts show (`Teacher.choose`, with its `variant`), instead of `Teacher.teach`.
+    choose: only words that the contexts show (`Teacher.choose`), instead of `Teacher.teach`.
 
     contexts, qrels: by query id; a missing entry is an empty one. index: the versioned name that the contexts are from.
     """
     key = _Key(
         index_version=index,
         settings=teacher.settings,
-        weight=teacher.weight,
+        weight=teacher.searched.weight,
+        rank_discount=teacher.searched.rank_discount,
+        whole_boost=teacher.searched.whole_boost,
         choose=choose,
-        variant=variant,
         queries=[(query.id, query.text) for query in queries],
         contexts=[contexts.get(query.id, Context()) for query in queries],
     )
@@ -269,7 +301,7 @@ def load_or_teach(
         relevant = sorted(rows[document] for document, grade in grades.items() if grade > 0 and document in rows)
         rows_relevant = np.array(relevant, dtype=np.int64)
         lessons.append(
-            teacher.choose(query, key.contexts[position], rows_relevant, variant=variant)
+            teacher.choose(query, key.contexts[position], rows_relevant)
             if choose
             else teacher.teach(query, key.contexts[position], rows_relevant)
         )
@@ -293,6 +325,14 @@ def read_lessons(path: Path) -> list[Lesson]:
         return msgspec.json.Decoder(Lesson).decode_lines(path.read_bytes())
     except msgspec.DecodeError as error:
         raise TeacherError(f"{path}: damaged teacher sets ({error}). Delete the file; it is made again") from error
+
+
+def _without_each(boosts: Floats) -> Floats:
+    """Return [C, C]: in row r the boosts of what is left when word r goes, whose followers move up; 0 in its place."""
+    count = len(boosts)
+    places = np.arange(count)
+    moved = places[None] - (places[None] > places[:, None])  # [C, C] the rank of each word when word r is gone
+    return np.where(np.eye(count, dtype=bool), np.float32(0.0), boosts[moved])
 
 
 def _best(scores: Floats, count: int) -> Integers:

@@ -76,10 +76,14 @@ def run_environment(
 
 
 def _give_up(
-    environment: Environment, good: Sequence[tuple[Received, Generation]], outbox: Outbox, error: TransientError
+    environment: Environment,
+    good: Sequence[tuple[Received, Generation]],
+    outbox: Outbox,
+    error: TransientError,
+    attempts: int,
 ) -> list[Reward]:
     """End the groups as `failed`, and keep their records among the dead letters to be sent again."""
     for record, _ in good:
-        outbox.bury(record, str(error))
+        outbox.bury(record, str(error), attempts=attempts)
     inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]
     return environment.failed_many(inputs, error=str(error))

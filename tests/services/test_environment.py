@@ -152,7 +152,10 @@ def test_the_event_carries_what_an_audit_asks_for(environment: SearchEnvironment
     assert reward.index == retriever.index
     assert reward.relevance_model == "teacups-are-mugs"
     template = msgspec.json.decode(reward.search_body)
-    assert template[0]["query"]["bool"]["should"][1]["match"]["contents"] == {"query": "{expansions}", "boost": 0.8}
+    _, first, second, whole = (part["match"]["contents"] for part in template[0]["query"]["bool"]["should"])
+    assert first == {"query": "{expansion 1}", "boost": 1.0}
+    assert second == {"query": "{expansion 2}", "boost": 0.707107}
+    assert whole == {"query": "{query}", "operator": "and", "boost": 20.0}
     assert encode(reward) == encode(environment.score(group, source, digest))
     other = SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings(reward=LeserSettings(size_weight=0.5)))
     assert other.reward_sha256 != environment.reward_sha256

@@ -100,11 +100,13 @@ def test_ties_are_broken_by_id_also_where_the_list_is_cut(client: Elasticsearch,
 
 def test_the_weighted_query_adds_up_the_scores_of_its_parts(client: Elasticsearch, index: str) -> None:
     version = build_index(client, index, products())
-    retriever = Retriever(client, version.name, RetrievalSettings(mode="weighted", weight=0.5))
-    parts = [dict(zip(*retriever.search_many([text], size=300)[0], strict=True)) for text in ("wireless", "sky day")]
+    settings = RetrievalSettings(mode="weighted", weight=0.5, rank_discount=1.0, whole_boost=0.0)
+    retriever = Retriever(client, version.name, settings)
+    parts = [dict(zip(*retriever.search_many([text], size=300)[0], strict=True)) for text in ("wireless", "sky", "day")]
     both = retriever.search_many([ExpandedQuery("wireless", ("sky", "day"))], size=300)[0]
     for document_id, score in zip(*both, strict=True):
-        assert score == pytest.approx(parts[0].get(document_id, 0) + 0.5 * parts[1].get(document_id, 0), rel=1e-4)
+        raw, first, second = (part.get(document_id, 0) for part in parts)
+        assert score == pytest.approx(raw + 0.5 * first + 0.25 * second, rel=1e-4)
 
 
 @pytest.mark.parametrize(

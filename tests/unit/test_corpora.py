@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,25 @@ def test_deep_metadata_is_cut_not_followed() -> None:
     for _ in range(50):
         deep = {"a\u200b": deep}
     assert json.dumps(clean_metadata(deep, characters_max=10)).count('"a"') == 8
+
+
+def test_a_run_goes_to_a_pipe_as_it_is_and_a_device_is_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_run(pipe, {"q1": Ranking(["a"], [2.0])}, tag="t")
+        assert read.result() == "q1 Q0 a 1 2.0 t\n"
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before_and_no_rest(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CorpusError, match=r"run: cannot be written \(Is a directory\)\. Make room, or choose another"):
+        write_run(tmp_path / "run", {}, tag="t")
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(CorpusError, match="cannot be written"):
+        write_run(tmp_path / "file" / "below", {}, tag="t")
+    assert (tmp_path / "file").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]

@@ -52,7 +52,7 @@ def test_the_format_is_read(text: str, expansions: tuple[str, ...]) -> None:
         ('<answer>["a b c d e f g"]</answer>', "expected 1 to 6 words, got 7"),
         (f'<answer>["{"x" * 81}"]</answer>', "expected at most 80 characters, got 81"),
         (f'<answer>["{"x" * 2000}"]</answer>', "expected at most 80 characters, got 2000"),
-        (f"<answer>{json.dumps([f'w{n}' for n in range(11)])}</answer>", "expected at most 10 expansions, got 11"),
+        (f"<answer>{json.dumps([f'w{n}' for n in range(17)])}</answer>", "expected at most 16 expansions, got 17"),
         ("<think>" + "é" * 3000 + "</think><answer>[]</answer>", "expected at most 4096 bytes, got 6"),
     ],
 )

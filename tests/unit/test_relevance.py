@@ -10,7 +10,7 @@ import pytest
 
 from search_env.catalogue import Catalogue
 from search_env.corpora import Document, Query
-from search_env.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, embed_documents
+from search_env.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, KeptEmbedder, embed_documents
 from search_env.features import FEATURES, FeatureMaker
 from search_env.relevance import CosineRelevance, GbdtRelevance, NoisyRelevance, RelevanceError, load_gbdt, save_gbdt
 from search_env.training import GbdtSettings, train_gbdt
@@ -240,3 +240,16 @@ def test_cosine_relevance_prefers_what_means_the_same(tmp_path: Path, embedder: 
     assert tyre < 0.2
     next(tmp_path.glob("*.npy")).write_bytes(b"damaged")
     assert np.array_equal(embed_documents(documents, embedder, tmp_path), vectors)
+
+
+def test_kept_vectors_are_the_same_bits_and_are_made_once(tmp_path: Path, embedder: Embedder) -> None:
+    lessons = ["red mug", "steel lamp"]
+    kept = KeptEmbedder(EmbeddingSettings(), kept=lessons, directory=tmp_path)
+    assert np.array_equal(kept.embed(lessons), embedder.embed(lessons))
+    assert len(kept.embed(["another"])) == 1
+    (file,) = tmp_path.iterdir()
+    stamp = file.stat().st_mtime_ns
+    again = KeptEmbedder(EmbeddingSettings(), kept=lessons, directory=tmp_path)
+    assert np.array_equal(again.embed(lessons), embedder.embed(lessons))
+    assert again._model is None
+    assert file.stat().st_mtime_ns == stamp

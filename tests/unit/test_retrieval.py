@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from search_env.engine import ElasticsearchSettings, connect
 from search_env.retrieval import (
     EngineUnavailable,
     ExpandedQuery,
+    Mode,
     RetrievalError,
     RetrievalSettings,
     Retriever,
@@ -44,20 +46,35 @@ def _fields(settings: ElasticsearchSettings) -> dict[str, object]:
 
 def test_generated_text_is_only_ever_matched() -> None:
     evil = 'red") OR *:* {"query_string": {"query": "*"}} ~/.*/'
-    (query,) = expanded_query("mug", [evil, "cup"], weight=0.5)
+    (query,) = expanded_query("mug", [evil, "cup"], RetrievalSettings(weight=0.5, rank_discount=0, whole_boost=0))
     assert query == {
         "bool": {
             "should": [
                 {"match": {"contents": {"query": "mug"}}},
-                {"match": {"contents": {"query": f"{evil} cup", "boost": 0.5}}},
+                {"match": {"contents": {"query": evil, "boost": 0.5}}},
+                {"match": {"contents": {"query": "cup", "boost": 0.5}}},
             ]
         }
     }
 
 
+def test_what_is_said_first_is_said_loudest() -> None:
+    (query,) = expanded_query("mug", ["cup", "glass", "jar", "pot"], RetrievalSettings(weight=2.0, rank_discount=0.5))
+    raw, *said, whole = (part["match"]["contents"] for part in query["bool"]["should"])
+    assert raw == {"query": "mug"}
+    assert [(part["query"], part["boost"]) for part in said] == [
+        ("cup", 2.0),
+        ("glass", 1.414214),
+        ("jar", 1.154701),
+        ("pot", 1.0),
+    ]
+    assert whole["operator"] == "and"
+
+
 def test_no_expansion_is_the_raw_query_in_every_mode() -> None:
-    for mode in ("weighted", "union", "fusion"):
-        assert expanded_query("mug", [], mode=mode) == [{"match": {"contents": {"query": "mug"}}}]
+    modes: list[Mode] = ["weighted", "union", "fusion"]
+    for mode in modes:
+        assert expanded_query("mug", [], RetrievalSettings(mode=mode)) == [{"match": {"contents": {"query": "mug"}}}]
 
 
 def test_union_orders_by_best_rank_with_the_query_first() -> None:
@@ -109,8 +126,6 @@ ERROR = {"type": "x_error", "reason": "all shards failed", "root_cause": [{"type
         ({"status": 400, "error": ERROR}, "status 400: x_error: too deep"),
         ({"status": 404, "error": {"type": "index_not_found_exception", "reason": "no such index"}}, "no such index"),
         ({"status": 200, "error": ERROR}, "too deep"),
-        ({"status": 200, "timed_out": True, "hits": {"hits": []}}, "in part only"),
-        ({"status": 200, "_shards": {"failed": 1}, "hits": {"hits": []}}, "in part only"),
     ],
 )
 def test_one_failed_search_fails_alone(item: dict, complaint: str) -> None:  # type: ignore[type-arg]
@@ -124,10 +139,18 @@ def test_one_failed_search_fails_alone(item: dict, complaint: str) -> None:  # t
             searcher.search_many(["one", "two"], size=5)
 
 
-def test_a_refused_search_is_sent_again_alone() -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"status": 429, "error": {"reason": "queue is full"}},
+        {"status": 200, "timed_out": True, "hits": {"hits": []}},
+        {"status": 200, "_shards": {"failed": 1}, "hits": {"hits": [{"sort": [1.0, "x"]}]}},
+    ],
+)
+def test_a_search_refused_or_answered_in_part_is_sent_again_alone(refusal: dict) -> None:  # type: ignore[type-arg]
     def script(number: int, bodies: list[dict]) -> object:  # type: ignore[type-arg]
         if number == 0:
-            return responses(hits(("a", 1.0)), {"status": 429, "error": {"reason": "queue is full"}})
+            return responses(hits(("a", 1.0)), refusal)
         return responses(hits(("b", 1.0)))
 
     with retriever(script) as (searcher, engine):
@@ -174,6 +197,22 @@ def test_an_engine_that_recovers_between_retries_is_not_noticed() -> None:
 
     with retriever(script) as (searcher, _):
         assert searcher.search_many(["one"], size=5)[0].ids == ["a"]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_address_where_nothing_answers_is_named_in_one_line(retries: int) -> None:
+    with fake_engine(lambda number, bodies: None) as engine:
+        url = engine.url  # Free again after this.
+    client = connect(ElasticsearchSettings(url=url, retries_max=retries, backoff_first_seconds=0.001))
+    with (
+        contextlib.closing(Retriever(client, "things-1", RetrievalSettings())) as searcher,
+        pytest.raises(EngineUnavailable) as caught,
+    ):
+        searcher.search_many(["one"], size=5)
+    assert str(caught.value) == (
+        f"Elasticsearch did not answer: ConnectionError: {url.removeprefix('http://')}: Failed to establish a new "
+        "connection: [Errno 111] Connection refused. Look with: searchloop status"
+    )
 
 
 def test_a_missing_index_says_what_to_run() -> None:

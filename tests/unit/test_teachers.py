@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from search_env.catalogue import Catalogue
+from search_env.context import with_neighbours
 from search_env.corpora import Document, Query
-from search_env.lessons import catalogue_lessons, copy_lessons, head_lessons
+from search_env.lessons import PromptShape, catalogue_lessons, copy_lessons, head_lessons
 from search_env.neighbours import Neighbours, NeighbourSettings
+from search_env.retrieval import RetrievalSettings
 from search_env.teachers import Lesson, Teacher, TeacherError, TeacherSettings, load_or_teach, read_lessons
 from streams.events import Context
 
@@ -40,36 +42,46 @@ def relevant(catalogue: Catalogue, kind: str) -> np.ndarray:
 
 
 SETTINGS = TeacherSettings(documents_min=2)
+SEARCHED = RetrievalSettings(weight=0.8, rank_discount=0.5, whole_boost=0)
 QUERY = Query(id="q", text="laser office")
 
 
 def test_the_teacher_finds_the_words_that_no_context_shows(catalogue: Catalogue) -> None:
-    lesson = Teacher(catalogue, SETTINGS, weight=0.8).teach(QUERY, Context(), relevant(catalogue, "laser"))
+    lesson = Teacher(catalogue, SETTINGS, SEARCHED).teach(QUERY, Context(), relevant(catalogue, "laser"))
     assert set(lesson.words) & {"toner", "cartridge"}
     assert lesson.taught > lesson.raw
 
 
-def test_choosing_takes_only_words_that_are_shown(catalogue: Catalogue) -> None:
-    teacher = Teacher(catalogue, SETTINGS, weight=0.8)
-    shown = Context(terms=("cable", "lead"), neighbours=("cartridge", "bottle"))
-    assert teacher.choose(QUERY, shown, relevant(catalogue, "laser")).words == ("cartridge",)
-    assert teacher.choose(QUERY, Context(terms=("cable",)), relevant(catalogue, "laser")).words == ()
+def test_choosing_leaves_out_the_words_that_do_harm_and_keeps_the_order(catalogue: Catalogue) -> None:
+    teacher = Teacher(catalogue, TeacherSettings(choice_gain_min=0.001), SEARCHED)
+    shown = Context(terms=("toner",), neighbours=("cable", "cartridge", "bottle", "toner", "lead"))
+    lesson = teacher.choose(QUERY, shown, relevant(catalogue, "laser"))
+    assert lesson.words in (("cartridge",), ("toner",), ("cartridge", "toner"))
+    assert lesson.taught > lesson.raw
+    assert teacher.choose(QUERY, Context(neighbours=("cable", "lead")), relevant(catalogue, "laser")).words == ()
 
 
-def test_choices_stand_in_the_order_of_the_prompt_and_a_variant_is_always_the_same(catalogue: Catalogue) -> None:
+def test_choosing_is_as_good_as_the_best_of_all_subsets_on_a_small_prompt(catalogue: Catalogue) -> None:
     rows = relevant(catalogue, "laser")
-    shown = Context(terms=("home", "cartridge"), neighbours=("model1", "toner", "office", "bottle"))
-    teacher = Teacher(catalogue, TeacherSettings(choice_gain_min=0.0, choice_noise=0.3), weight=0.8)
-    order = [*shown.terms, *shown.neighbours]
-    chosen = [teacher.choose(Query(id="q", text="patch"), shown, rows, variant=variant).words for variant in range(12)]
-    assert all(list(words) == sorted(words, key=order.index) for words in chosen)
-    assert len(set(chosen)) > 1
-    assert chosen[7] == teacher.choose(Query(id="q", text="patch"), shown, rows, variant=7).words
+    words = ("cable", "cartridge", "home", "toner")
+    lesson = Teacher(catalogue, SETTINGS, SEARCHED).choose(QUERY, Context(neighbours=words), rows)
+    subsets = [subset for size in range(len(words) + 1) for subset in combinations(words, size)]
+    best = max(value(catalogue, QUERY.text, subset, rows) for subset in subsets)
+    assert value(catalogue, QUERY.text, lesson.words, rows) == pytest.approx(best, abs=0.01)
+
+
+def test_a_choice_is_capped_and_begins_with_the_words_that_are_shown_first(catalogue: Catalogue) -> None:
+    rows = relevant(catalogue, "laser")
+    shown = Context(neighbours=("cartridge", "toner", "model1"))
+    at_most_one = TeacherSettings(choice_words_max=1, choice_gain_min=-1.0)
+    assert len(Teacher(catalogue, at_most_one, SEARCHED).choose(QUERY, shown, rows).words) == 1
+    first_two = TeacherSettings(choice_words_shown=2)
+    assert "model1" not in Teacher(catalogue, first_two, SEARCHED).choose(QUERY, shown, rows).words
 
 
 def test_the_first_word_is_the_best_single_word_by_a_plain_ranking(catalogue: Catalogue) -> None:
     rows = relevant(catalogue, "fiber")
-    lesson = Teacher(catalogue, SETTINGS, weight=0.8).teach(QUERY, Context(), rows)
+    lesson = Teacher(catalogue, SETTINGS, SEARCHED).teach(QUERY, Context(), rows)
     scores = {word: value(catalogue, QUERY.text, [word], rows) for word in ("optic", "lead", "toner", "home", "model1")}
     assert scores[lesson.words[0]] == max(scores.values())
     pairs = [value(catalogue, QUERY.text, pair, rows) for pair in combinations(scores, 2)]
@@ -78,10 +90,10 @@ def test_the_first_word_is_the_best_single_word_by_a_plain_ranking(catalogue: Ca
 
 def value(catalogue: Catalogue, query: str, words: list[str] | tuple[str, ...], rows: np.ndarray) -> float:
     """The oracle: nDCG@10 + recall@100 of a whole ranking, ties in favour of the relevant."""
-    number = catalogue.vocabulary.known
-    scores = catalogue.contents.bm25_scores(number(query.split())) + 0.8 * catalogue.contents.bm25_scores(
-        number([word.removesuffix("s") for word in words])
-    )
+    number, bm25_scores = catalogue.vocabulary.known, catalogue.contents.bm25_scores
+    scores = bm25_scores(number(query.split()))
+    for rank, word in enumerate(words, start=1):
+        scores = scores + 0.8 / np.sqrt(rank) * bm25_scores(number([word.removesuffix("s")]))
     good = set(rows.tolist())
     order = sorted(np.flatnonzero(scores > 0).tolist(), key=lambda row: (-scores[row], row not in good))
     gains = [1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in good]
@@ -91,7 +103,7 @@ def value(catalogue: Catalogue, query: str, words: list[str] | tuple[str, ...], 
 
 def test_without_relevant_documents_nothing_is_taught(catalogue: Catalogue) -> None:
     nothing = np.array([], dtype=np.int64)
-    assert Teacher(catalogue, SETTINGS, weight=0.8).teach(QUERY, Context(terms=("toner",)), nothing).words == ()
+    assert Teacher(catalogue, SETTINGS, SEARCHED).teach(QUERY, Context(terms=("toner",)), nothing).words == ()
 
 
 def test_lessons_are_made_once_and_again_when_the_weight_changes(catalogue: Catalogue, tmp_path: Path) -> None:
@@ -99,7 +111,7 @@ def test_lessons_are_made_once_and_again_when_the_weight_changes(catalogue: Cata
     calls: list[int] = []
 
     def lessons(weight: float) -> list[Lesson]:
-        teacher = Teacher(catalogue, SETTINGS, weight=weight)
+        teacher = Teacher(catalogue, SETTINGS, RetrievalSettings(weight=weight))
         return load_or_teach(
             tmp_path, teacher, [QUERY], {}, qrels, index="i-1", progress=lambda what, done, of: calls.append(done)
         )
@@ -152,14 +164,6 @@ def test_a_training_query_never_sees_its_own_lesson() -> None:
     assert neighbours(hidden_share=0.0).words_for_training([query]) == [()]
 
 
-def test_variants_of_a_prompt_differ_and_come_back() -> None:
-    query = Query(id="a", text="laser black")
-    look_up = neighbours(hidden_share=0.0, forgotten_share=0.5)
-    seen = [look_up.words_for_training([query], variant=variant)[0] for variant in range(12)]
-    assert len(set(seen)) > 1
-    assert seen == [look_up.words_for_training([query], variant=variant)[0] for variant in range(12)]
-
-
 def test_a_hidden_value_hides_every_lesson_that_names_it() -> None:
     facets = {"a": ["laser", "black"], "b": ["laser", "cyan"], "c": ["patch", "black"], "d": ["fiber", "yellow"]}
     queries = [
@@ -192,9 +196,22 @@ def test_head_lessons_are_title_phrases_with_nothing_to_add_and_never_a_held_out
     assert "toner cartridge" not in {lesson.query for lesson in lessons}
 
 
-def test_a_copy_lesson_answers_with_all_that_it_shows() -> None:
-    copied = copy_lessons(LESSONS, count=20, seed=1)
-    assert len(copied) == 20 and copied == copy_lessons(LESSONS, count=20, seed=1)
-    taught = {word for lesson in LESSONS for word in lesson.words}
-    assert all(lesson.words == context.neighbours and set(lesson.words) <= taught for lesson, context in copied)
-    assert copy_lessons(LESSONS[:0], count=20, seed=1) == []
+def test_a_copy_lesson_answers_with_some_of_the_neighbours_words_in_their_order() -> None:
+    shape = PromptShape(terms=3, attributes=1, neighbours=6)
+    copied, contexts = copy_lessons(LESSONS, ["acme"], count=60, shown=shape, seed=1)
+    assert len(copied) == 60 and (copied, contexts) == copy_lessons(LESSONS, ["acme"], count=60, shown=shape, seed=1)
+    whole = 0
+    for lesson in copied:
+        shown = contexts[lesson.query_id]
+        assert len(shown.terms) <= 3 and shown.attributes == ("acme",) and 1 <= len(shown.neighbours) <= 6
+        assert [word for word in shown.neighbours if word in lesson.words] == list(lesson.words)
+        assert not set(shown.terms) & set(shown.neighbours)
+        whole += lesson.words == shown.neighbours
+    assert 0 < whole < 60
+    assert copy_lessons(LESSONS[:0], [], count=20, shown=shape, seed=1) == ([], {})
+
+
+def test_words_that_terms_and_neighbours_agree_on_come_first_and_stand_once() -> None:
+    context = with_neighbours(Context(terms=("usb", "lead", "office")), ("cable", "office", "patch", "usb"))
+    assert context.neighbours == ("office", "usb", "cable", "patch")
+    assert context.terms == ("lead",)
