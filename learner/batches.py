@@ -73,8 +73,10 @@ class BatchAssembler:
         self._settings = settings
         self._positions = dict(positions)
         self._requests_consumed = dict(requests_consumed)
-        self._recent = deque(recent_groups, maxlen=settings.remembered_groups)
-        self._seen = set(recent_groups)
+        # A repetition that comes after its group was forgotten must be too old to give a gradient again.
+        remembered = max(settings.remembered_groups, (settings.staleness_max + 2) * settings.groups)
+        self._recent = deque(recent_groups, maxlen=remembered)
+        self._seen = set(self._recent)
         self._waiting: deque[tuple[Position, Reward | None]] = deque()
         self._groups_waiting = 0
 

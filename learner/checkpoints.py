@@ -7,7 +7,6 @@ is, so a policy version *is* its checkpoint. Nothing in it is a pickle.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from streams.errors import SearchloopError
+from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
+from streams.failpoints import failpoint
 from streams.topics import version_name
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 MANIFEST_SHA256 = "manifest.sha256"
 CURRENT = "CURRENT"
 OPTIMIZER = "optimizer.safetensors"
+NAME_BYTES_MAX = 256
 
 
 class CheckpointError(SearchloopError, RuntimeError):
@@ -37,12 +38,14 @@ class CheckpointError(SearchloopError, RuntimeError):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint holds beside the tensors.
 
+    origin: the warmed-up policy that the run began with; None in that policy's own checkpoint.
     positions: next offset of the rewards topic per partition. recent_groups: ids taken last, to know a repeated one.
     update: the event of the step that made these weights; None for a warmed-up policy. files: sha256 by file name.
     """
 
     policy: PolicyRef
     parent: PolicyRef | None
+    origin: PolicyRef | None = None
     positions: dict[int, int] = {}
     requests_consumed: dict[int, int] = {}
     recent_groups: tuple[str, ...] = ()
@@ -81,10 +84,12 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
         if target.exists():
             shutil.rmtree(target)
         aside.rename(target)
+        failpoint("learner.before-flip")
         _write_current(root, name)
+        failpoint("learner.after-flip")
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
             f"checkpoint {name} could not be written to {root}: {reason}. The checkpoint before it is still CURRENT; "
             "free some room and start again"
@@ -99,10 +104,10 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
     instead, and the log says so. Raises CheckpointError if there is none.
     """
     current = root / CURRENT
-    named = current.read_text(errors="replace").strip() if current.exists() else ""
-    candidates = ([root / named] if named and "/" not in named else []) + sorted(
+    named = _first_bytes(current).strip()
+    candidates = ([root / named] if named and not {"/", "\0"} & set(named) else []) + sorted(
         (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
-        key=lambda path: path.stat().st_mtime_ns,
+        key=_written_ns,
         reverse=True,
     )
     for folder in candidates:
@@ -135,13 +140,16 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
                     raise CheckpointError(
                         f"checkpoint {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
                     )
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
     return manifest
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
-    """Delete all but the newest `keep` checkpoints and every `keep_every`-th (0 among them); return the deleted."""
+    """Delete all but the newest `keep` checkpoints and every `keep_every`-th; return the deleted.
+
+    What a run began with (no update made it) always stays.
+    """
     found = []
     for folder in root.glob("*-*-*"):
         try:
@@ -151,16 +159,54 @@ def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifes
     found.sort(key=lambda item: (item[1].policy.step, item[0].stat().st_mtime_ns))
     retired = []
     for folder, manifest in found[:-keep]:
-        if manifest.policy.step % keep_every:
+        if manifest.policy.step % keep_every and (manifest.update is not None or manifest.parent is not None):
             shutil.rmtree(folder)
             retired.append(manifest)
     return retired
+
+
+def remove_unfinished(root: Path) -> None:
+    """Delete what was being written when its writer was killed; only for who alone writes here."""
+    for aside in root.glob(".*.part"):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+
+
+def copy_checkpoint(source: Path, manifest: Manifest, root: Path) -> Path:
+    """Copy a checkpoint as the beginning of another run, which has read no log yet; return its folder.
+
+    Weights, optimizer and name stay; stream positions, recent groups and the update that made it do not.
+    """
+    begin = Manifest(policy=manifest.policy, parent=None)
+
+    def write_files(folder: Path) -> Manifest:
+        for name in manifest.files:
+            shutil.copy2(source / name, folder / name)
+        return begin
+
+    return save_checkpoint(root, manifest.policy, write_files)
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_bytes(path: Path) -> str:
+    """Return what a file begins with, as text: more than a name may have; "" if there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return file.read(NAME_BYTES_MAX).decode(errors="replace")
+
+
+def _written_ns(folder: Path) -> int:
+    """Return when a folder was written; 0 for one that the learner has deleted since it was listed."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _write_current(root: Path, name: str) -> None:

@@ -5,21 +5,25 @@ The worker and the loop in one process both drive this; it owns the model, the o
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learner.batches import Batch
-from learner.checkpoints import OPTIMIZER, Manifest, new_lineage, save_checkpoint
+from learner.checkpoints import OPTIMIZER, CheckpointError, Manifest, new_lineage, read_manifest, save_checkpoint
 from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
 from streams.delivery import now_ms
 from streams.events import PolicyRef, Update
+from streams.topics import version_name
 
 RNG_STATE = "torch_rng_state"
 
@@ -39,14 +43,17 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Learner:
-    """One policy being trained: its model, its optimizer, and the manifest of its newest checkpoint."""
+    """One policy being trained: its model, its optimizer, and the manifest of its newest checkpoint.
+
+    lineage: under which its next versions are named; its own, unless a recorded run is made again.
+    """
 
     def __init__(self, policy: Policy, updater: Updater, *, run: str, lineage: str, manifest: Manifest) -> None:
         self.run = run
         self.manifest = manifest
         self._policy = policy
         self._updater = updater
-        self._lineage = lineage
+        self.lineage = lineage
 
     @classmethod
     def resume(
@@ -55,12 +62,15 @@ class Learner:
         """Return the learner as this checkpoint left it, on a lineage of its own.
 
         The model takes a GPU when there is one; on a CPU in fp32 going on from a checkpoint gives the same bits as
-        never having stopped.
+        never having stopped. With a KL, the policy that it holds to is the warmed-up one, whatever is resumed.
+        Raises CheckpointError if that one is needed and gone.
         """
         policy = load_policy(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         policy.model.to(device)
-        reference = load_policy(folder).model.to(device).eval() if settings.objective.kl_weight > 0 else None
+        reference = None
+        if settings.objective.kl_weight > 0:
+            reference = load_policy(find_origin(folder, manifest)).model.to(device)
         updater = Updater(
             policy.model,
             objective=settings.objective,
@@ -91,7 +101,7 @@ class Learner:
         positions, consumed = batch.positions, batch.requests_consumed
         update = Update(
             run=self.run,
-            policy=PolicyRef(lineage=self._lineage, step=current.step + 1, sha256=""),
+            policy=PolicyRef(lineage=self.lineage, step=current.step + 1, sha256=""),
             parent=current,
             trained=result.trained,
             flat=result.flat,
@@ -106,6 +116,7 @@ class Learner:
         manifest = Manifest(
             policy=update.policy,
             parent=current,
+            origin=self.manifest.origin or (current if current.step == 0 else None),
             positions=positions,
             requests_consumed=consumed,
             recent_groups=recent_groups,
@@ -115,21 +126,47 @@ class Learner:
         return folder
 
 
+def find_origin(folder: Path, manifest: Manifest) -> Path:
+    """Return the folder of the warmed-up policy that this checkpoint, with this manifest, came from.
+
+    Raises CheckpointError if it is not there any more, or has changed.
+    """
+    if manifest.policy.step == 0:
+        return folder
+    try:
+        if manifest.origin is None:
+            raise CheckpointError(f"checkpoint {folder.name} does not name it")
+        origin = folder.parent / version_name(manifest.origin)
+        read_manifest(origin, verify=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"learner.objective.kl_weight > 0 holds the policy to the one that was warmed up, expected as checkpoint 0 "
+            f"in {folder.parent}: {error}. Put it back, set kl_weight to 0, or start a new run with --run NAME"
+        ) from error
+    return origin
+
+
 def write_policy_checkpoint(
     checkpoints: Path, policy: Policy, manifest: Manifest, updater: Updater | None
 ) -> tuple[Path, Manifest]:
     """Write policy and optimizer as one checkpoint; the weights' sha256 completes the version's name.
 
     updater: None for a warmed-up policy, which has no optimizer state yet.
+    Raises CheckpointError if it cannot be written; the checkpoint before stays CURRENT.
     """
     named = manifest
 
     def write_files(folder: Path) -> Manifest:
         nonlocal named
-        saved = save_policy(policy, folder)
-        if updater is not None:
-            tensors = {name: tensor.contiguous() for name, tensor in updater.optimizer_tensors().items()}
-            save_file(tensors | {RNG_STATE: torch.get_rng_state()}, folder / OPTIMIZER)
+        try:
+            saved = save_policy(policy, folder)
+            if updater is not None:
+                tensors = {name: tensor.contiguous() for name, tensor in updater.optimizer_tensors().items()}
+                save_file(tensors | {RNG_STATE: torch.get_rng_state()}, folder / OPTIMIZER)
+        except SafetensorError as error:
+            # safetensors 0.8 hides in its text what the operating system refused: "… (os error 28)".
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
         reference = msgspec.structs.replace(manifest.policy, sha256=saved.sha256)
         update = msgspec.structs.replace(manifest.update, policy=reference) if manifest.update else None
         named = msgspec.structs.replace(manifest, policy=reference, update=update)

@@ -21,15 +21,19 @@ def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
     """
     if name == "latest":
         return load_current(checkpoints)
-    if (checkpoints / name / "manifest.json").is_file():
-        return checkpoints / name, read_manifest(checkpoints / name, verify=True)
+    kept = sorted(path for path in checkpoints.glob("*-*-*") if not path.name.startswith("."))
     if name.isdigit():
-        found = [path for path in checkpoints.glob(f"*-{int(name):06d}") if not path.name.startswith(".")]
-        if found:
-            newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-            return newest, read_manifest(newest, verify=True)
-    kept = ", ".join(sorted(path.name for path in checkpoints.glob("*-*-*") if not path.name.startswith("."))) or "none"
-    raise CheckpointError(f"--policy: expected latest, a step or one of the versions kept ({kept}), got {name!r}")
+        called = [path for path in kept if path.name.endswith(f"-{int(name):06d}")]
+    else:
+        called = [path for path in kept if path.name == name]
+    names = ", ".join(path.name for path in kept) or "none"
+    if not called:
+        raise CheckpointError(f"--policy: expected latest, a step or one of the versions kept ({names}), got {name!r}")
+    newest = max(called, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        return newest, read_manifest(newest, verify=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Use another of the versions kept: {names}") from error
 
 
 class LoadedVersion:

@@ -82,11 +82,14 @@ def warm_up(
     progress: Progress | None = None,
     *,
     is_valid: Callable[[str], bool] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Policy, WarmupReport]:
     """Train the policy's weights on the pairs, keep the epoch with the lowest dev loss, save it in `out_dir`.
 
     pairs, dev_pairs: (rendered prompt, rendered answer); without dev pairs all epochs are run.
     is_valid: says whether a text keeps the answer's format; the default reads one JSON list of strings in answer tags.
+    stop: asked after every step; once it says yes, nothing is saved and KeyboardInterrupt is raised. An exception from
+    a signal handler in the middle of a step was lost in the trainer once, and the warm-up ran on.
     Returns the saved policy (the same model object, trained) and the report, also written to `out_dir/warmup.json`.
     The same policy, pairs and settings give the same weights on one CPU thread.
     """
@@ -108,9 +111,13 @@ def warm_up(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if progress is not None:
                 progress("warm-up", state.global_step, state.max_steps)
+            if stop is not None and stop():
+                control.should_training_stop = True
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal best, stopped
+            if stop is not None and stop():
+                return
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
             epoch = measure_epoch(
                 Policy(model=model, tokenizer=policy.tokenizer),
@@ -134,6 +141,8 @@ def warm_up(
     trainer.add_callback(Watch())
     with torch.random.fork_rng():
         trainer.train()
+    if stop is not None and stop():
+        raise KeyboardInterrupt
     if not epochs or any(math.isnan(epoch.dev_loss) for epoch in epochs if dev):
         raise WarmupError(
             f"warm-up: the loss is not a number after {trainer.state.global_step} steps. Lower warmup.learning_rate "

@@ -16,9 +16,10 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from learner.batches import BatchAssembler, BatchSettings, admitted_requests
-from learner.checkpoints import CheckpointError, load_current, prune_checkpoints
+from learner.checkpoints import CheckpointError, load_current, prune_checkpoints, remove_unfinished
 from learner.generation import GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
+from learner.policy import PolicyError
 from learner.prompts import PromptSettings
 from learner.versions import LoadedVersion
 from streams.clients import (
@@ -33,6 +34,8 @@ from streams.errors import DeliveryError
 from streams.events import PolicyVersion, Request, Reward
 from streams.topics import topic_name, version_name
 
+FIRST_VERSION_WAIT_SECONDS = 2.0
+VERSIONS_MAX = 1000  # Announcements in one look: a generator that starts tries to load the newest of each.
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class VersionFollower:
         positions: dict[TopicPartition, int | None] = dict.fromkeys(
             partitions_of(kafka, [topic_name(run, "policy-versions")]), None
         )
-        self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=1000)
+        self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=VERSIONS_MAX)
         self._delivery = delivery
         self._root = checkpoints.parent
         self._newest: PolicyVersion | None = None
@@ -56,7 +59,7 @@ class VersionFollower:
 
     def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
         """Read what was announced since the last call, load the newest version, and return whether it changed."""
-        records = poll(self._consumer, self._delivery, timeout_seconds=wait_seconds)
+        records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = decode_or_bury(records, PolicyVersion, outbox)
         published = [event for _, event in announced if event.status == "published"]
         if not published:
@@ -68,8 +71,9 @@ class VersionFollower:
                 self.loaded = LoadedVersion(folder, newest.policy)
             else:
                 self.loaded.refresh(folder, newest.policy)
-        except CheckpointError as error:
-            # A newer one is already on its way if this one has been retired; the one before stays in use.
+        except (CheckpointError, PolicyError) as error:
+            # A newer one is already on its way if this one has been retired; the one before stays in use. One that
+            # starts reads the announcements from the first, piece by piece, and meets many that are gone.
             log.warning("%s", error)
             return False
         self._newest = newest
@@ -105,8 +109,10 @@ def run_generator(
     wanted = 0
     try:
         while not stop():
-            # With nothing allowed to be written, the only news to wait for is a newer version.
-            versions.follow(outbox, wait_seconds=0.0 if wanted > 0 else 0.05)
+            # With nothing allowed to be written, the only news to wait for is a newer version; with none at all, a wait
+            # that is long enough for a starved broker's answer: a poll that ends too soon forgets what it asked.
+            no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
+            versions.follow(outbox, wait_seconds=0.0 if wanted > 0 and versions.loaded is not None else no_version)
             room = _room(consumer, versions, batch, partitions_total)
             # Records already in hand count as taken, so `room` is what may come on top of them.
             wanted = min(chunk - len(waiting), room)
@@ -160,6 +166,7 @@ def run_learner(
     """
     checkpoints = run_dir / "checkpoints"
     with _only_one(run_dir / "learner.lock", f"learner of run {run!r}"):
+        remove_unfinished(checkpoints)
         folder, manifest = load_current(checkpoints)
         state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
         producer = connect_producer(kafka, client_id=f"{run}-{member}")

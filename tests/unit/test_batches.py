@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.batches import BatchAssembler, BatchSettings, admitted_requests
@@ -131,3 +131,18 @@ def test_admission_keeps_requests_in_flight_below_the_staleness_limit() -> None:
     assert admitted_requests(ahead, taken={0: 40}, consumed={0: 16}, partitions_total=1) == 24
     assert admitted_requests(ahead, taken={0: 8}, consumed={}, partitions_total=4) == 4
     assert admitted_requests(ahead, taken={0: 99}, consumed={}, partitions_total=1) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(groups=st.integers(64, 80), staleness=st.integers(0, 2), again=st.integers(0, 64 * 8))
+def test_a_group_however_late_it_comes_again_gives_one_gradient(groups: int, staleness: int, again: int) -> None:
+    """Also where a batch is larger than what is to be remembered."""
+    waiting = assembler(BatchSettings(groups=groups, staleness_max=staleness, remembered_groups=64))
+    fresh: list[str] = []
+    for offset in range(groups * 8):
+        number = 0 if offset == again else offset
+        waiting.add(at(offset), reward(number, step=number // groups))
+        if waiting.full:
+            fresh += [r.group_id for r in waiting.take(step=len(fresh) // groups).fresh]
+    assert fresh.count("group-0") <= 1
+    assert len(fresh) == len(set(fresh))

@@ -11,17 +11,20 @@ import pytest
 from learner.checkpoints import (
     CheckpointError,
     Manifest,
+    copy_checkpoint,
     load_current,
     new_lineage,
     prune_checkpoints,
     read_manifest,
+    remove_unfinished,
     save_checkpoint,
 )
 from streams.events import PolicyRef
 
 
 def save(root: Path, step: int, weights: bytes = b"weights", lineage: str = "1-a") -> Path:
-    manifest = Manifest(policy=PolicyRef(lineage=lineage, step=step, sha256="x"), parent=None, positions={0: step})
+    parent = PolicyRef(lineage=lineage, step=step - 1, sha256="x") if step else None
+    manifest = Manifest(policy=PolicyRef(lineage=lineage, step=step, sha256="x"), parent=parent, positions={0: step})
 
     def write(folder: Path) -> Manifest:
         (folder / "model.safetensors").write_bytes(weights + str(step).encode())
@@ -55,6 +58,15 @@ def test_a_damaged_current_falls_back_to_the_newest_whole_checkpoint(tmp_path: P
     assert load_current(tmp_path)[0] == newest
 
 
+def test_a_checkpoint_that_is_deleted_while_the_folder_is_read_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = save(tmp_path, 3)
+    listed = [*tmp_path.glob("*-*-*"), tmp_path / "1-a-000001"]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    assert load_current(tmp_path)[0] == newest
+
+
 def test_without_a_whole_checkpoint_the_error_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="searchloop train"):
         load_current(tmp_path)
@@ -79,6 +91,9 @@ def test_what_was_killed_while_writing_is_never_loaded(tmp_path: Path) -> None:
     aside.mkdir()
     (aside / "model.safetensors").write_bytes(b"half")
     assert load_current(tmp_path)[0] == first
+    remove_unfinished(tmp_path)
+    assert not aside.exists()
+    assert load_current(tmp_path)[0] == first
 
 
 def test_pruning_keeps_the_newest_the_warmed_up_and_every_nth(tmp_path: Path) -> None:
@@ -88,6 +103,17 @@ def test_pruning_keeps_the_newest_the_warmed_up_and_every_nth(tmp_path: Path) ->
     kept = sorted(read_manifest(path, verify=True).policy.step for path in tmp_path.glob("1-*"))
     assert kept == [0, 5, 10, 11]
     assert sorted(manifest.policy.step for manifest in retired) == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_what_a_run_began_with_is_copied_without_its_stream_and_never_pruned(tmp_path: Path) -> None:
+    source = save(tmp_path / "recorded", 7)
+    begin = copy_checkpoint(source, read_manifest(source, verify=True), tmp_path / "replayed")
+    folder, manifest = load_current(tmp_path / "replayed")
+    assert folder == begin and (folder / "model.safetensors").read_bytes() == b"weights7"
+    assert (manifest.policy.step, manifest.positions, manifest.parent, manifest.update) == (7, {}, None, None)
+    for step in (8, 9, 10):
+        save(tmp_path / "replayed", step)
+    assert [m.policy.step for m in prune_checkpoints(tmp_path / "replayed", keep=1, keep_every=1000)] == [8, 9]
 
 
 def test_every_resume_gets_a_lineage_of_its_own() -> None:

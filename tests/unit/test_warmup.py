@@ -75,3 +75,19 @@ def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
 )
 def test_what_is_no_answer(text: str) -> None:
     assert not is_answer(text)
+
+
+def test_a_warm_up_that_is_stopped_ends_after_its_step_and_saves_nothing(tmp_path: Path) -> None:
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        warm_up(
+            new_policy(),
+            PAIRS,
+            PAIRS[:4],
+            SETTINGS,
+            tmp_path / "stopped",
+            lambda what, done, total: seen.append(done),
+            stop=lambda: len(seen) == 2,
+        )
+    assert seen == [1, 2]
+    assert not (tmp_path / "stopped").exists()

@@ -1,0 +1,138 @@
+"""The learner without its streams: going on from a checkpoint is the same as never having stopped."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.batches import Batch
+from learner.checkpoints import CheckpointError, Manifest, load_current, prune_checkpoints
+from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
+from learner.objectives import ObjectiveSettings
+from learner.policy import TinySettings, build_tiny
+from learner.updates import UpdateSettings
+from streams.events import PolicyRef, Update
+from tests.small_disk import on_small_disk
+from tests.trl_oracle import random_group, reward_event
+
+ROOT = Path(__file__).parents[2]
+TINY = TinySettings(vocabulary_size=320, hidden_size=16, layers=2, heads=2, feedforward_size=32, positions_max=64)
+HELD = LearnerSettings(objective=ObjectiveSettings(kl_weight=0.5), update=UpdateSettings(learning_rate=1e-2))
+OLDER = PolicyRef(lineage="0-test", step=0, sha256="")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """Give a run's checkpoints, with a warmed-up policy as checkpoint 0."""
+    policy = build_tiny(["red patch cable", "blue toner cartridge"] * 4, TINY)
+    first = PolicyRef(lineage="1-first", step=0, sha256="")
+    write_policy_checkpoint(tmp_path / "checkpoints", policy, Manifest(policy=first, parent=None), None)
+    return tmp_path / "checkpoints"
+
+
+def resumed(checkpoints: Path, settings: LearnerSettings = HELD) -> Learner:
+    folder, manifest = load_current(checkpoints)
+    return Learner.resume(folder, manifest, run="run", settings=settings, no_repeat=False)
+
+
+def batch(number: int) -> Batch:
+    generator = torch.Generator().manual_seed(number)
+    shapes = [(7, [5, 1, 9]), (3, [4, 4])]
+    groups = [random_group(generator, prompt=prompt, lengths=lengths) for prompt, lengths in shapes]
+    return Batch(
+        fresh=tuple(reward_event(f"{number}-{index}", group, policy=OLDER) for index, group in enumerate(groups)),
+        expired=(),
+        failed=(),
+        positions={0: 2 * number},
+        requests_consumed={},
+    )
+
+
+def learned(learner: Learner, checkpoints: Path, numbers: list[int]) -> list[Update]:
+    updates = []
+    for number in numbers:
+        learner.learn(batch(number), checkpoints, ())
+        assert learner.manifest.update is not None
+        updates.append(learner.manifest.update)
+    return updates
+
+
+@pytest.mark.parametrize("stops", [[[1], [2, 3, 4]], [[1], [2], [3], [4]]])
+def test_a_resumed_learner_is_held_to_the_same_reference_and_gives_the_same_bits(
+    checkpoints: Path, tmp_path: Path, stops: list[list[int]]
+) -> None:
+    other = shutil.copytree(checkpoints, tmp_path / "other")
+    whole = learned(resumed(checkpoints), checkpoints, [1, 2, 3, 4])
+    parts = [update for numbers in stops for update in learned(resumed(other), other, numbers)]
+    assert whole[1].metrics["kl_reference"] > 0
+    assert [update.metrics for update in parts] == [update.metrics for update in whole]
+    assert [update.policy.sha256 for update in parts] == [update.policy.sha256 for update in whole]
+
+
+def test_the_warmed_up_policy_outlives_pruning_and_is_found_from_any_lineage(checkpoints: Path) -> None:
+    for number in (1, 2, 3):
+        learned(resumed(checkpoints), checkpoints, [number])
+        prune_checkpoints(checkpoints, keep=1, keep_every=50)
+    assert len(list(checkpoints.glob("*-*-*"))) == 2
+    _, manifest = load_current(checkpoints)
+    assert manifest.origin is not None and (manifest.origin.lineage, manifest.origin.step) == ("1-first", 0)
+    assert manifest.policy.lineage.startswith("4-")
+    resumed(checkpoints)
+
+
+FULL = """
+import sys
+from pathlib import Path
+from learner.checkpoints import CheckpointError, Manifest, load_current
+from learner.learning import write_policy_checkpoint
+from learner.policy import TinySettings, build_tiny
+from streams.events import PolicyRef
+checkpoints = Path(sys.argv[1]) / "checkpoints"
+for step, layers in enumerate([1, 32]):  # Of 1 and 25 MiB.
+    policy = build_tiny(["red patch cable"] * 4, TinySettings(vocabulary_size=300, layers=layers))
+    manifest = Manifest(policy=PolicyRef(lineage="1-full", step=step, sha256=""), parent=None)
+    try:
+        write_policy_checkpoint(checkpoints, policy, manifest, None)
+    except CheckpointError as error:
+        print(error)
+print(load_current(checkpoints)[0].name, *sorted(path.name for path in checkpoints.iterdir()))
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path) -> None:
+    command = on_small_disk(tmp_path, 8, [sys.executable, "-c", FULL, str(tmp_path)])
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (
+        f"checkpoint 1-full-000001 could not be written to {tmp_path}/checkpoints: the disk is full. The checkpoint "
+        "before it is still CURRENT; free some room and start again\n"
+        "1-full-000000 1-full-000000 CURRENT\n"
+    )
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed"])
+def test_a_resume_without_its_reference_says_what_is_missing_and_what_to_do(checkpoints: Path, harm: str) -> None:
+    learned(resumed(checkpoints), checkpoints, [1])
+    first = checkpoints / "1-first-000000"
+    if harm == "gone":
+        shutil.rmtree(first)
+    else:
+        (first / "model.safetensors").chmod(0o600)
+        with (first / "model.safetensors").open("ab") as file:
+            file.write(b"more")
+    with pytest.raises(CheckpointError, match=r"kl_weight > 0 holds .* 1-first-000000.* set kl_weight to 0") as caught:
+        resumed(checkpoints)
+    assert str(checkpoints) in str(caught.value) and "\n" not in str(caught.value)
+    resumed(checkpoints, LearnerSettings())
