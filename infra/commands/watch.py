@@ -1,0 +1,140 @@
+"""`searchloop watch`: a run while it learns, in the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from infra.context import App
+from infra.interrupts import interrupts
+from infra.monitoring.view import VersionLine, View
+from storage.report_text import printable
+from streams.delivery import Stop
+
+if TYPE_CHECKING:
+    from infra.monitoring.watching import Watcher
+
+VERSIONS_SHOWN = 12
+REFRESH_SECONDS = 1.0
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="The run's name.")
+@click.option("--once", is_flag=True, help="Show it once, as soon as everything in the log is counted, and end.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
+@click.pass_obj
+def watch(app: App, name: str, once: bool, as_json: bool) -> None:
+    """Show a run while it learns: reward, spread, validity and staleness by policy version, lags, dead letters, alerts.
+
+    \b
+    It reads what a monitor publishes, and starts one for as long as it looks if none is at work. Nothing of the run
+    depends on either: stop and kill them as you like. Ctrl-C ends it.
+
+    \b
+    Example:
+      searchloop watch --run leser-shop-0
+      searchloop watch --run leser-shop-0 --once --json
+    """
+    from infra.monitoring.watching import Watcher, monitored, wait_until_read
+
+    run_dir = app.home.existing_run(name)
+    app = app.at(app.local_services().endpoints())
+    console = Console(soft_wrap=True) if once else Console()
+    watcher = Watcher(app, name)
+    stop = Stop()
+    try:
+        # kafka-python 3.0 keeps exceptions that a signal handler raises while it polls: a flag is not lost in there.
+        with interrupts(stop), monitored(app, name) as process:
+            if process is not None:
+                click.echo(f"started a monitor of run {name} for the while (pid {process.pid})", err=True)
+            if once:
+                wait_until_read(watcher, process, run_dir, stop)
+                _show(watcher.view(), console, as_json=as_json)
+            elif as_json:
+                while not stop():
+                    _refresh(watcher, process, run_dir)
+                    _show(watcher.view(), console, as_json=True)
+            else:
+                with Live(console=console, auto_refresh=False) as live:
+                    while not stop():
+                        live.update(render(watcher.view()), refresh=True)
+                        _refresh(watcher, process, run_dir)
+    finally:
+        watcher.close()
+    if stop():
+        raise KeyboardInterrupt
+
+
+def _refresh(watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
+    from infra.monitoring.watching import check_alive
+
+    check_alive(process, run_dir)
+    watcher.read(wait_seconds=REFRESH_SECONDS)
+
+
+def _show(view: View, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(view).decode())
+    else:
+        console.print(render(view))
+
+
+def render(view: View) -> RenderableType:
+    """Return the view for a terminal. Names from the log are shown as they are: none of them is markup."""
+    wanted = f" of {view.updates_wanted}" if view.updates_wanted else ""
+    lag = "-" if view.policy_lag is None else str(view.policy_lag)
+    head = Text(
+        f"run {printable(view.run)}: {view.updates_done}{wanted} updates, policy {printable(view.policy) or '-'}",
+        "bold",
+    )
+    counts = Text(
+        f"policy lag {lag}; records to read: " + ", ".join(f"{item.stage} {item.records:,}" for item in view.lags)
+    )
+    return Group(head, counts, _versions(view), _dead(view), *_alerts(view))
+
+
+def _versions(view: View) -> Table:
+    table = Table(box=None, header_style="bold")
+    for title in ("policy", "groups", "reward", "spread", "flat", "valid", "no-op", "staleness", "p95", "expired"):
+        table.add_column(title, justify="left" if title == "policy" else "right")
+    for line in view.versions[-VERSIONS_SHOWN:]:
+        table.add_row(Text(printable(f"{line.lineage}-{line.step:06d}")), *_cells(line))
+    return table
+
+
+def _cells(line: VersionLine) -> list[str]:
+    return [
+        f"{line.groups:,}",
+        _number(line.reward_mean, ".3f"),
+        _number(line.reward_std, ".3f"),
+        _number(line.flat_share, ".0%"),
+        _number(line.valid_share, ".0%"),
+        _number(line.unchanged_share, ".0%"),
+        _number(line.staleness_mean, ".2f"),
+        _number(line.staleness_p95, "d"),
+        f"{line.expired:,}",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _dead(view: View) -> Text:
+    letters = ", ".join(f"{printable(stage)} {count:,}" for stage, count in view.dead_letters.items()) or "none"
+    malformed = ", ".join(f"{printable(kind)} {count:,}" for kind, count in view.malformed.items()) or "none"
+    return Text(f"dead letters: {letters}; malformed: {malformed}; duplicates {view.duplicates:,}; late {view.late:,}")
+
+
+def _alerts(view: View) -> list[Text]:
+    if not view.alerts:
+        return [Text("nothing to warn of", "green")]
+    return [Text(f"{alert.name}: {alert.what}", "yellow") for alert in view.alerts]

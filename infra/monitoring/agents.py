@@ -1,0 +1,205 @@
+"""The monitor's edge to Kafka: a faust app that folds a run's topics into windows and publishes what changed.
+
+What is known of faust-streaming 0.15.3, and how it is met: its `exactly_once` leaks duplicates, so nothing rests on
+commits: nothing is acknowledged, every monitor has a consumer group of its own, and begins at the log's beginning. It
+acknowledges what it cannot decode, so it is given bytes, and we decode. It drops records at its start, so `Reading`
+asks for them again. Its command line opens a web server on all interfaces, so the app is started without it.
+
+The windows stand in a faust table in memory whose changelog is the topic that the monitor publishes: at its start the
+table is read back from there, so only what differs is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+import uuid
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import faust
+import msgspec
+from faust.types import TP
+
+from infra.context import App
+from infra.home import read_settings_file
+from infra.monitoring.lock import only_monitor
+from infra.monitoring.reading import Reading
+from infra.monitoring.windows import EXPECTED, MonitorSettings, Windows
+from streams.clients import KafkaSettings, create_derived_topics, partitions_of
+from streams.codec import RECORD_BYTES_MAX, decode_window, encode
+from streams.delivery import Stop, now_ms
+from streams.errors import DeliveryError, EventError
+from streams.events import Position, VersionWindow, WindowEvent
+from streams.ranges import log_bounds
+from streams.topics import kind_of, topic_name
+
+SESSION_SECONDS = 8.0
+STOP_SECONDS = 8.0
+SEEK_SECONDS = 2.0  # Longer than a fetch waits for news (1.5 s).
+YEAR_SECONDS = 365 * 86_400.0
+FOLDER = "monitor"
+log = logging.getLogger(__name__)
+
+RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+
+
+class MonitorTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The one table of a run's settings that a monitor needs."""
+
+    monitor: MonitorSettings = MonitorSettings()
+
+
+class MonitorRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a monitor needs of `RunSettings`."""
+
+    settings: MonitorTables
+
+
+class PublishedTable(faust.Table):  # type: ignore[misc]  # faust's types are not read
+    """A table whose changelog has one partition, whatever the partition of the record at hand."""
+
+    def partition_for_key(self, key: bytes) -> int:
+        """Return 0. faust's own looks at the record at hand, and a timer has none."""
+        return 0
+
+
+def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
+    """Keep the windows of a run until told to stop.
+
+    Raises DeliveryError if another monitor is at work on this run, or if faust gives up.
+    """
+    run_dir = app.home.run(run)
+    settings = read_settings_file(run_dir, MonitorRun).settings.monitor
+    kafka = app.connections.kafka
+    with only_monitor(run_dir):
+        create_derived_topics(kafka, run)
+        asyncio.run(_serve(run, kafka, settings, stop, datadir=run_dir / FOLDER))
+
+
+def build_app(
+    run: str, kafka: KafkaSettings, windows: Windows, reading: Reading, *, datadir: Path
+) -> tuple[Any, PublishedTable]:
+    """Return the faust app of one monitor, and its table; nothing is connected yet."""
+    app = faust.App(
+        f"{run}.monitor.{uuid.uuid4().hex[:8]}",
+        broker=[f"kafka://{address}" for address in kafka.bootstrap.split(",")],
+        broker_credentials=credentials(kafka),
+        broker_session_timeout=SESSION_SECONDS,
+        broker_heartbeat_interval=SESSION_SECONDS / 4,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=RECORD_BYTES_MAX + 64 * 1024,
+        producer_max_request_size=RECORD_BYTES_MAX + 64 * 1024,
+        stream_wait_empty=False,  # Else a stop waits for acknowledgements, which there are none of.
+        stream_processing_timeout=YEAR_SECONDS,  # Else it takes a quiet topic for a stream that hangs, every 7 s anew.
+        store="memory://",
+        datadir=datadir,  # It makes the folder, though it keeps nothing in it; else in the working directory.
+        autodiscover=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+    published = app.topic(topic_name(run, "windows"), partitions=1, **RAW)
+    table = PublishedTable(
+        app, name="windows", store="memory://", key_type=bytes, value_type=bytes, changelog_topic=published
+    )
+    app.tables.add(table)
+
+    async def fold(stream: Any) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            if not reading.take((message.topic, message.partition), message.offset):
+                continue
+            windows.add(
+                Position(topic=message.topic, partition=message.partition, offset=message.offset),
+                event.value,
+                timestamp_ms=int((message.timestamp or 0) * 1000),
+                now_ms=now_ms(),
+            )
+
+    for kind in EXPECTED:
+        app.agent(app.topic(topic_name(run, kind), **RAW), name=f"{run}.monitor.{kind}", concurrency=1)(fold)
+
+    return app, table
+
+
+def publish(windows: Windows, table: MutableMapping[bytes, bytes], *, truncated: bool) -> None:
+    """Put what changed into the table, which sends it to its topic.
+
+    truncated: retention has taken the log's beginning. A window that was published with more groups stays as it is: it
+    was counted when the log still held them.
+    """
+    for name, event in windows.changes().items():
+        key = name.encode()
+        if event is None:
+            table.pop(key, None)
+        elif table.get(key) != (value := encode(event)) and not (truncated and _lost_groups(table.get(key), event)):
+            table[key] = value
+
+
+def _lost_groups(published: bytes | None, event: WindowEvent) -> bool:
+    try:
+        before = decode_window(published)
+    except EventError:
+        return False
+    return isinstance(before, VersionWindow) and isinstance(event, VersionWindow) and before.groups > event.groups
+
+
+def credentials(kafka: KafkaSettings) -> Any:
+    """Return faust's form of how to be let in, None for a broker that asks for nothing."""
+    context = None
+    if kafka.security_protocol.endswith("SSL"):
+        context = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
+        if kafka.ssl_certfile:
+            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile or None)
+    if kafka.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.sasl_password,
+            mechanism=kafka.sasl_mechanism or "PLAIN",
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None
+
+
+async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop: Stop, *, datadir: Path) -> None:
+    bounds = log_bounds(kafka, partitions_of(kafka, [topic_name(run, kind) for kind in EXPECTED]))
+    truncated = any(start > 0 for start, _ in bounds.values())
+    ends = {(kind_of(item.topic), item.partition): end for item, (start, end) in bounds.items() if start < end}
+    windows = Windows(run, settings, ends=ends)
+    reading = Reading({(item.topic, item.partition): start for item, (start, _) in bounds.items()})
+    app, table = build_app(run, kafka, windows, reading, datadir=datadir)
+    ready = asyncio.Event()
+
+    async def publish_changes() -> None:
+        ready.set()
+        publish(windows, table, truncated=truncated)
+
+    async def seek_overdue() -> None:
+        known = {(item.topic, item.partition): app.consumer.highwater(item) for item in app.consumer.assignment()}
+        for (topic, partition), offset in reading.overdue({item: end or 0 for item, end in known.items()}).items():
+            log.info("%s[%d]: asking again for records from offset %d", topic, partition, offset)
+            await app.consumer.seek(TP(topic, partition), offset)
+
+    app.timer(settings.publish_seconds)(publish_changes)
+    app.timer(SEEK_SECONDS)(seek_overdue)
+    app.finalize()
+    await app.start()
+    while not stop() and not app.should_stop:
+        await asyncio.sleep(0.1)
+    crash = app.crash_reason if app.crashed else None
+    try:
+        # Stopped in the middle of its start, faust 0.15.3 waits for ever for tables that nobody registers any more.
+        await asyncio.wait_for(ready.wait(), STOP_SECONDS if crash is None else 0.0)
+        publish(windows, table, truncated=truncated)
+        await asyncio.wait_for(asyncio.shield(app.stop()), STOP_SECONDS)
+    except TimeoutError:
+        # Its threads would hold the process: it has no state to lose.
+        log.warning("faust does not stop; leaving without it")
+        os._exit(0 if crash is None else 1)
+    if crash is not None:
+        raise DeliveryError(f"the monitor of run {run!r} ended: {crash!r}. Start it again: nothing depends on it")

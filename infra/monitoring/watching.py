@@ -1,0 +1,189 @@
+"""Following a run's windows from its derived topic, and a monitor of one's own where none is at work."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.context import App
+from infra.home import read_settings_file
+from infra.monitoring.lock import monitor_is_running
+from infra.monitoring.view import View, build_view
+from infra.monitoring.windows import EXPECTED
+from infra.supervisor import STOP_SECONDS, worker_command
+from learner.batches import BatchSettings
+from streams.clients import connect_consumer, create_derived_topics, partitions_of
+from streams.codec import decode_window
+from streams.delivery import DeliverySettings, Stop, poll
+from streams.errors import DeliveryError, EventError
+from streams.events import MonitorState, WindowEvent
+from streams.lag import StageLag, end_offsets, stage_lags
+from streams.ranges import log_bounds
+from streams.topics import kind_of, topic_name
+
+SILENCE_SECONDS_MAX = 120.0
+LAGS_SECONDS = 5.0  # They cost several connections.
+
+
+class WatchedTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The one table of a run's settings that the view needs."""
+
+    batch: BatchSettings = BatchSettings()
+
+
+class WatchedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What the view needs of `RunSettings`."""
+
+    updates: int = 0
+    settings: WatchedTables = WatchedTables()
+
+
+class Watcher:
+    """Reads a run's windows as they are published and puts them together."""
+
+    def __init__(self, app: App, run: str) -> None:
+        """Raises SettingsError if there is no such run, DeliveryError if it has no topics yet or no broker answers."""
+        self._run = run
+        self._kept = read_settings_file(app.home.run(run), WatchedRun)
+        self._kafka = app.connections.kafka
+        self._inputs = partitions_of(self._kafka, [topic_name(run, kind) for kind in EXPECTED])
+        create_derived_topics(self._kafka, run)
+        self._consumer = connect_consumer(
+            self._kafka,
+            {TopicPartition(topic_name(run, "windows"), 0): None},
+            client_id=f"{run}-watch",
+            records_max=1000,
+        )
+        self._events: dict[bytes, WindowEvent] = {}
+        self._lags_known: tuple[StageLag, ...] = ()
+        self._lags_at = -math.inf
+
+    def close(self) -> None:
+        """Leave the topic."""
+        self._consumer.close()
+
+    def read(self, *, wait_seconds: float) -> None:
+        """Take what was published since the last call; what cannot be read is passed over, as it can be made anew."""
+        for record in poll(self._consumer, DeliverySettings(), records_max=1000, timeout_seconds=wait_seconds):
+            self._events.pop(record.key or b"", None)
+            try:
+                self._events[record.key or b""] = decode_window(record.value)
+            except EventError:
+                continue
+
+    def view(self) -> View:
+        """Return the run as it is now."""
+        return build_view(
+            self._run,
+            self.events(),
+            updates_wanted=self._kept.updates,
+            staleness_max=self._kept.settings.batch.staleness_max,
+            lags=self._lags(),
+        )
+
+    def events(self) -> list[WindowEvent]:
+        """Return the windows and the monitor's state as they were published last, in the order of their keys."""
+        return [event for _, event in sorted(self._events.items())]
+
+    def ends(self) -> dict[str, int]:
+        """Return the log's end by "kind/partition", where anything is to be read."""
+        bounds = log_bounds(self._kafka, self._inputs)
+        return {f"{kind_of(item.topic)}/{item.partition}": end for item, (start, end) in bounds.items() if start < end}
+
+    def positions(self) -> dict[str, int]:
+        """Return how far the monitor has read, by "kind/partition"."""
+        return self._state().positions
+
+    def has_read(self, ends: dict[str, int]) -> bool:
+        """Return whether the monitor has come as far as these ends."""
+        return all(self.positions().get(place, 0) >= end for place, end in ends.items())
+
+    def _state(self) -> MonitorState:
+        states = (event for event in self._events.values() if isinstance(event, MonitorState))
+        return next(states, MonitorState(run=self._run))
+
+    def _lags(self) -> tuple[StageLag, ...]:
+        if time.monotonic() - self._lags_at > LAGS_SECONDS:
+            self._lags_known, self._lags_at = self._look_at_lags(), time.monotonic()
+        return self._lags_known
+
+    def _look_at_lags(self) -> tuple[StageLag, ...]:
+        state, topic = self._state(), topic_name(self._run, "rewards")
+        rewards = end_offsets(self._kafka, [item for item in self._inputs if item.topic == topic])
+        learner = sum(end - state.learner_positions.get(item.partition, 0) for item, end in rewards.items())
+        monitor = sum(end - state.positions.get(f"rewards/{item.partition}", 0) for item, end in rewards.items())
+        return (
+            *stage_lags(self._kafka, self._run),
+            StageLag(stage="learner", topic=topic, records=learner),
+            StageLag(stage="monitor", topic=topic, records=monitor),
+        )
+
+
+@contextmanager
+def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Give a run that a monitor is at work on: the one that is there, or one of our own that ends with this."""
+    run_dir = app.home.run(run)
+    if monitor_is_running(run_dir):
+        yield None
+        return
+    log = monitor_log(run_dir)
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*worker_command(app.home.root), "monitor", "--run", run, "--supervised"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=os.environ | app.worker_environment(),
+            start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin:
+            process.stdin.close()
+
+
+def monitor_log(run_dir: Path) -> Path:
+    """Return where a monitor's output goes."""
+    return run_dir / "logs" / "monitor.log"
+
+
+def wait_until_read(
+    watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: Path, stop: Stop | None = None
+) -> None:
+    """Wait until the monitor has read what the log held at the call, or until told to stop.
+
+    Raises DeliveryError if it ends meanwhile, or gets no further for `SILENCE_SECONDS_MAX`.
+    """
+    ends, seen = watcher.ends(), watcher.positions()
+    deadline = time.monotonic() + SILENCE_SECONDS_MAX
+    while not watcher.has_read(ends) and not (stop and stop()):
+        check_alive(process, run_dir)
+        if watcher.positions() != seen:
+            seen, deadline = watcher.positions(), time.monotonic() + SILENCE_SECONDS_MAX
+        if time.monotonic() > deadline:
+            raise DeliveryError(f"the monitor got no further for {SILENCE_SECONDS_MAX:g} s; see {monitor_log(run_dir)}")
+        watcher.read(wait_seconds=0.2)
+
+
+def check_alive(process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
+    """Raise DeliveryError if a monitor of our own has ended, with its last words."""
+    if process is not None and process.poll() is not None and not monitor_is_running(run_dir):
+        lines = monitor_log(run_dir).read_text(errors="replace").strip().splitlines()
+        raise DeliveryError(f"the monitor ended with {process.returncode}: {lines[-1] if lines else 'it said nothing'}")
