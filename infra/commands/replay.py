@@ -1,0 +1,325 @@
+"""`searchloop replay`: a recorded window once more, to copy it, to reproduce it, to ask what if, or as load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from infra.context import App
+from infra.progress import progress
+from infra.recorded import Limits
+from infra.times import moment_ms
+from streams.delivery import Stop, now_ms
+from streams.replay import parse_speed
+from streams.topics import BY_KIND
+
+if TYPE_CHECKING:
+    from infra.replays import Selection
+
+
+@click.group()
+def replay() -> None:
+    """Replay a window of a run's log, from Kafka or, past its retention, from the archive.
+
+    \b
+    The recorded run is only read; what a replay writes goes to topics and a folder of its own.
+
+    \b
+    Example:
+      searchloop replay copy --run shop-0 --topic rewards --from 2h --into shop-0-copy
+      searchloop replay reproduce --run shop-0
+      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set environment.reward.size_weight=1
+      searchloop replay load --run shop-0 --into shop-0-load --speed x4
+    """
+
+
+def window(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a window."""
+    options = (
+        click.option("--run", "name", required=True, help="The recorded run."),
+        click.option("--from", "begin", default="", help="First offset, or a time: 2026-01-31T08:00, 90m, 2h, 3d."),
+        click.option("--to", "end", default="", help="Where it ends: an offset (left out itself), or a time."),
+        click.option("--partition", type=click.IntRange(min=0), help="Of this partition alone."),
+        click.option("--gaps", is_flag=True, help="Kafka never had a record at offsets that no segment holds."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@replay.command(name="copy")
+@window
+@click.option(
+    "--topic", "kinds", multiple=True, type=click.Choice(sorted(BY_KIND)), help="May be repeated; all without."
+)
+@click.option("--into", required=True, help="The new run's name.")
+@click.option("--speed", default="max", show_default=True, help="recorded, max, or times as fast: x4.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def copy_topics(
+    app: App,
+    name: str,
+    begin: str,
+    end: str,
+    partition: int | None,
+    gaps: bool,
+    kinds: tuple[str, ...],
+    into: str,
+    speed: str,
+    as_json: bool,
+) -> None:
+    """Copy a window onto the topics of another run, byte for byte: key, value, headers and times.
+
+    \b
+    Example:
+      searchloop replay copy --run shop-0 --topic requests --from 100 --to 200 --into shop-0-copy --speed recorded
+    """
+    from infra.replays import copy_window
+
+    times = parse_speed(speed)
+    stop = Stop().on_signals()
+    with progress() as report, app.running_services(report) as running:
+        count = copy_window(
+            running,
+            _selection(name, begin, end, partition, gaps),
+            kinds=kinds,
+            into=into,
+            speed=times,
+            stop=stop,
+            report=report,
+        )
+    _show(count, f"copied {name} into {into}", as_json=as_json)
+
+
+@replay.command()
+@click.option("--run", "name", required=True, help="The recorded run.")
+@click.option("--policy", default="0", show_default=True, help="The version to begin with; it must be kept.")
+@click.option("--updates", type=click.IntRange(min=1), help="Make only so many.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on standard output.")
+@click.pass_obj
+def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bool) -> None:
+    """Make a run's updates again from its log, and compare every version's weights, bit for bit.
+
+    \b
+    Needs neither Kafka nor Elasticsearch. Exits with 1 if a version's weights differ: on a CPU in fp32 none does.
+
+    \b
+    Example:
+      searchloop replay reproduce --run shop-0
+    """
+    from infra.reproduction import reproduce as make_again
+
+    with progress() as report:
+        result = make_again(app, name, begin=policy, updates_max=updates, report=report)
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+    elif result.different is None:
+        click.echo(
+            f"run {name}: {result.updates} updates made again from {result.begin}; the weights of each are bit-equal "
+            f"({result.policy}, sha256 {result.weights_sha256[:12]}…)"
+        )
+    else:
+        click.echo(f"run {name}: {result.different} differs: its weights are {result.weights_sha256[:12]}… this time")
+    if result.different is not None:
+        sys.exit(1)
+
+
+@replay.command()
+@window
+@click.option("--into", required=True, help="The new run's name.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
+)
+@click.option("--policy", default="0", show_default=True, help="The version to learn on; it must be kept.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def counterfactual(
+    app: App,
+    name: str,
+    begin: str,
+    end: str,
+    partition: int | None,
+    gaps: bool,
+    into: str,
+    assignments: tuple[str, ...],
+    policy: str,
+    as_json: bool,
+) -> None:
+    """Score recorded generations anew under other settings, and learn from them; nothing is generated.
+
+    \b
+    Another reward (environment.reward.size_weight=1), relevance model (relevance.model=cosine) or objective
+    (learner.objective.kl_weight=0.1). What --set leaves alone is as it was.
+
+    \b
+    Example:
+      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set environment.reward.size_weight=1
+    """
+    from infra.replays import counterfactual as score_anew
+
+    with progress() as report, app.running_services(report) as running:
+        result = score_anew(
+            running,
+            _selection(name, begin, end, partition, gaps),
+            into=into,
+            assignments=assignments,
+            begin=policy,
+            report=report,
+        )
+    _show(result, f"{name} as {into}", as_json=as_json)
+
+
+@replay.command()
+@window
+@click.option("--into", required=True, help="The new run's name.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
+)
+@click.option("--like", help="The run whose settings and policy answer; the recorded one without.")
+@click.option("--policy", default="latest", show_default=True, help="The version that answers; it must be kept.")
+@click.option("--frozen/--learning", default=True, show_default=True, help="Whether the policy stays as it is.")
+@click.option("--speed", default="recorded", show_default=True, help="recorded, max, or times as fast: x4.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def load(
+    app: App,
+    name: str,
+    begin: str,
+    end: str,
+    partition: int | None,
+    gaps: bool,
+    into: str,
+    assignments: tuple[str, ...],
+    like: str | None,
+    policy: str,
+    frozen: bool,
+    speed: str,
+    as_json: bool,
+) -> None:
+    """Send recorded requests to a run of their own, at the recorded speed or faster, and time its answers.
+
+    \b
+    Example:
+      searchloop replay load --run shop-0 --into shop-0-load --speed x4 --from 2h --to 1h
+    """
+    from infra.replays import load as send
+
+    times = parse_speed(speed)
+    stop = Stop().on_signals()
+    with progress() as report, app.running_services(report) as running:
+        result = send(
+            running,
+            _selection(name, begin, end, partition, gaps),
+            into=into,
+            assignments=assignments,
+            begin=policy,
+            like=like or name,
+            learning=not frozen,
+            speed=times,
+            stop=stop,
+            report=report,
+        )
+    _show(result, f"{name} as load on {into}", as_json=as_json)
+
+
+@replay.command(name="import-ubi")
+@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or gzip.")
+@click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or gzip.")
+@click.option("--application", help="Of this application alone.")
+@click.option("--into", required=True, help="The new run's name.")
+@click.option("--index", help="Also make a request of each search, with this index's context.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def import_ubi(
+    app: App, queries: Path, events: Path, application: str | None, into: str, index: str | None, as_json: bool
+) -> None:
+    """Read User Behavior Insights (UBI 1.3) as feedback, and with --index as requests.
+
+    \b
+    Each application is read by itself. A position with more clicks than impressions is left out, and counted; so is
+    whatever cannot be read. Actions without an impression are kept, and counted as orphans.
+
+    \b
+    Example:
+      searchloop replay import-ubi --queries queries.ndjson.gz --events events.ndjson.gz --into traffic --index shop
+      searchloop replay load --run traffic --like shop-0 --into traffic-load --speed x60
+    """
+    from infra.traffic.importing import import_feedback
+    from infra.traffic.ubi import read_ubi
+
+    feedback, summaries = read_ubi(queries, events, application=application)
+    with progress() as report, app.running_services(report) as running:
+        count = import_feedback(running, feedback, into=into, index=index, report=report)
+    if as_json:
+        click.echo(msgspec.json.encode({"run": into, "searches": count, "applications": summaries}).decode())
+        return
+    for summary in summaries:
+        _show(summary, f"application {summary.application}", as_json=False)
+    click.echo(f"{count:,} searches imported into {into}")
+
+
+@replay.command(name="import-sessions")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--into", required=True, help="The new run's name.")
+@click.option("--application", default="sessions", show_default=True, help="What the traffic is to be called.")
+@click.option("--corpus", type=click.Path(path_type=Path), help="The catalogue: count rows that name no product of it.")
+@click.option("--index", help="Also make a request of each session, with this index's context.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.pass_obj
+def import_sessions(
+    app: App, file: Path, into: str, application: str, corpus: Path | None, index: str | None, as_json: bool
+) -> None:
+    """Read ranked click sessions (CSV) as feedback, and with --index as requests.
+
+    \b
+    Columns: session_id,query,rank0,doc_id,clicked; rank0 counts from 0, and a session's rows stand together.
+
+    \b
+    Example:
+      searchloop replay import-sessions sessions.csv.gz --corpus corpus.jsonl.gz --into clicks
+    """
+    from infra.traffic.importing import import_feedback
+    from infra.traffic.sessions import SessionSummary, read_sessions
+    from search_env.corpora import load_corpus
+
+    known = {document.id for document in load_corpus(corpus)} if corpus else None
+    summary = SessionSummary()
+    with progress() as report, app.running_services(report) as running:
+        feedback = read_sessions(file, summary, application=application, known=known)
+        count = import_feedback(running, feedback, into=into, index=index, report=report)
+    found = {"run": into, "searches": count, **summary.as_dict()}
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(", ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def _selection(name: str, begin: str, end: str, partition: int | None, gaps: bool) -> Selection:
+    from infra.replays import Selection
+
+    return Selection(run=name, begin=_limits(begin, "--from"), end=_limits(end, "--to"), partition=partition, gaps=gaps)
+
+
+def _limits(text: str, option: str) -> Limits:
+    if not text:
+        return Limits()
+    if text.isdecimal():
+        return Limits(offset=int(text))
+    return Limits(moment_ms=moment_ms(text, now_ms=now_ms(), option=option))
+
+
+def _show(result: msgspec.Struct, title: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+        return
+    table = Table(title=title, show_header=False)
+    for name, value in msgspec.structs.asdict(result).items():
+        table.add_row(name.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else str(value))
+    Console().print(table)

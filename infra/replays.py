@@ -1,0 +1,391 @@
+"""Runs made from another run's log: its records copied, its generations scored anew, its requests sent as load.
+
+A replayed run has topics, checkpoints and a ledger of its own, so that every verb works on it; the recorded run is only
+read. Its topics keep their records for ever: copied records keep their times, by which Kafka would delete them.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.context import App
+from infra.layers import assignments_layer, combine
+from infra.preparation import LESSONS_FILE
+from infra.progress import Report
+from infra.recorded import Limits, Recorded, Window
+from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.settings import Settings
+from infra.supervisor import Supervisor, worker_arguments
+from learner.batches import BatchSettings
+from learner.checkpoints import copy_checkpoint, load_current
+from learner.versions import find_version
+from storage.log import open_log
+from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics, partitions_of
+from streams.codec import decode
+from streams.delivery import Outbox, Received, Stop, decode_or_bury, now_ms, poll
+from streams.errors import DeliveryError, EventError, SettingsError
+from streams.events import Generation, PolicyVersion, Update
+from streams.lag import stage_lags
+from streams.ranges import log_bounds
+from streams.raw_log import RawLog
+from streams.replay import ReplayCount, copy, in_recorded_order, replay
+from streams.topics import BY_KIND, kind_of, topic_name, version_name
+
+FOREVER = -1
+# A frozen policy makes no update, so nothing is ever used up: the generator may go on without a learner.
+UNBOUNDED = {"groups": 4096, "staleness_max": 64}
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a recorded run is meant; gaps: see `Recorded`."""
+
+    run: str
+    begin: Limits = Limits()
+    end: Limits = Limits()
+    partition: int | None = None
+    gaps: bool = False
+
+
+class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of scoring recorded generations anew; rewards are means over all scored candidates."""
+
+    run: str
+    policy: str
+    groups: int
+    updates: int
+    reward_recorded: float | None
+    reward: float | None
+    seconds: float
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run bore recorded requests. Latency: from a request's record to its reward's, by the broker's clock."""
+
+    run: str
+    policy: str
+    requests: int
+    rewards: int
+    seconds: float
+    latency_p50_seconds: float | None
+    latency_p95_seconds: float | None
+
+
+def copy_window(
+    app: App, selection: Selection, *, kinds: Sequence[str], into: str, speed: float, stop: Stop, report: Report
+) -> ReplayCount:
+    """Copy a window of some topics onto those of the run `into`, byte for byte, with key, headers and times.
+
+    kinds: empty means every topic that has records there. speed: infinite copies topic after topic; any other keeps the
+    recorded order and pauses over all topics.
+    Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing.
+    """
+    source = _recorded(app, selection)
+    chosen = kinds or list(BY_KIND)
+    windows = [window for kind in chosen for window in _windows(source, selection, kind, may_be_empty=not kinds)]
+    kafka = _new_topics(app, source, selection.run, into, chosen)
+    if speed == math.inf:
+        return _copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
+    total = sum(window.end - window.first for window in windows)
+    with _outbox(app, kafka, into) as outbox:
+        return replay(
+            in_recorded_order([source.read(window) for window in windows]),
+            outbox,
+            into=into,
+            speed=speed,
+            keep_times=True,
+            stop=stop,
+            report=lambda count: report("records copied", count, total),
+        )
+
+
+def counterfactual(
+    app: App, selection: Selection, *, into: str, assignments: Sequence[str], begin: str, report: Report
+) -> Counterfactual:
+    """Score and learn from recorded generations anew, under other settings; nothing is generated.
+
+    assignments: `table.key=value` on top of the recorded run's settings. begin: the policy version to learn from.
+    Batches are cut anew, every `batch.groups` groups of the window; what is left over at its end is not learned from.
+    """
+    began = time.monotonic()
+    kept = read_run_settings(app.home.existing_run(selection.run))
+    settings = _settings(app, kept, assignments)
+    source = _recorded(app, selection)
+    windows = _windows(source, selection, "generations")
+    groups = _training_groups(source, windows)
+    batches = len(groups) // settings.batch.groups
+    if not batches:
+        raise DeliveryError(
+            f"expected at least {settings.batch.groups} groups (batch.groups) to learn from in this window of "
+            f"{selection.run}.generations, found {len(groups)}; widen it, or --set batch.groups={max(len(groups), 1)}"
+        )
+    kafka = _new_topics(app, source, selection.run, into, ["generations"])
+    base = _new_run(app, kept, settings, into=into, begin=begin, updates=batches)
+    _copy_at_once(kafka, source, windows, into=into, stop=Stop(), what="generations copied", report=report)
+    with _outbox(app, kafka, into) as outbox, _workers(app, into, ["sink", "environment", "learner"]) as workers:
+        _follow_updates(app, into, outbox, workers, base=base, updates=batches, report=report)
+    _, manifest = load_current(app.home.run(into) / "checkpoints")
+    recorded = _mean_reward(app.home.run(selection.run), groups)
+    return Counterfactual(
+        run=into,
+        policy=version_name(manifest.policy),
+        groups=len(groups),
+        updates=manifest.policy.step - base,
+        reward_recorded=recorded,
+        reward=_mean_reward(app.home.run(into), groups),
+        seconds=time.monotonic() - began,
+    )
+
+
+def load(
+    app: App,
+    selection: Selection,
+    *,
+    into: str,
+    assignments: Sequence[str],
+    begin: str,
+    like: str,
+    learning: bool,
+    speed: float,
+    stop: Stop,
+    report: Report,
+) -> Load:
+    """Send recorded requests to a run of their own at a chosen speed, with the policy frozen or learning.
+
+    like: the run whose settings and policy answer. begin: the policy version that writes, or learns on. The requests
+    get the broker's time, so that latency can be read.
+    """
+    began = time.monotonic()
+    kept = read_run_settings(app.home.existing_run(like))
+    settings = _settings(app, kept, assignments)
+    batch_groups = settings.batch.groups
+    if not learning:
+        chunk = settings.generation.chunk_groups or batch_groups
+        settings = msgspec.structs.replace(
+            settings,
+            batch=BatchSettings(**UNBOUNDED),
+            generation=msgspec.structs.replace(settings.generation, chunk_groups=chunk),
+        )
+    source = _recorded(app, selection)
+    windows = _windows(source, selection, "requests")
+    total = sum(window.end - window.first for window in windows)
+    updates = total // batch_groups if learning else 0
+    kafka = _new_topics(app, source, selection.run, into, ["requests"])
+    with _outbox(app, kafka, into) as outbox:
+        base = _new_run(app, kept, settings, into=into, begin=begin, updates=updates or 1)
+        if not learning:
+            _publish(app, into, outbox)
+        roles = ["sink", "environment", "generator", *(["learner"] if learning else [])]
+        with _workers(app, into, roles) as workers:
+
+            def sending(count: int) -> None:
+                workers.check()
+                report("requests sent", count, total)
+
+            sent = replay(
+                in_recorded_order([source.read(window) for window in windows]),
+                outbox,
+                into=into,
+                speed=speed,
+                keep_times=False,
+                stop=stop,
+                report=sending,
+            )
+            if learning and not stop():
+                _follow_updates(app, into, outbox, workers, base=base, updates=updates, report=report)
+            elif not learning:
+                _await_answers(app, into, sent.records, workers, stop, report)
+    if stop():
+        raise KeyboardInterrupt
+    return _load_summary(app, into, sent, time.monotonic() - began)
+
+
+def _recorded(app: App, selection: Selection) -> Recorded:
+    return Recorded(app.home.existing_run(selection.run), selection.run, app.connections.kafka, gaps=selection.gaps)
+
+
+def _windows(source: Recorded, selection: Selection, kind: str, *, may_be_empty: bool = False) -> list[Window]:
+    return source.windows(
+        kind, selection.begin, selection.end, partition=selection.partition, may_be_empty=may_be_empty
+    )
+
+
+def _settings(app: App, kept: RunSettings, assignments: Sequence[str]) -> Settings:
+    """Return the recorded run's settings with what is to be different, at this app's services."""
+    return combine(
+        Settings, [("the recorded run", msgspec.to_builtins(kept.settings)), ("--set", assignments_layer(assignments))]
+    )
+
+
+def _new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
+    """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
+
+    Raises SettingsError if `into` is the run itself or another that is there, DeliveryError if its topics hold records.
+    """
+    if app.home.run(into).exists() and into != run:
+        raise SettingsError(f"--into: expected a new run, {app.home.run(into)} exists; choose another name")
+    if into == run:
+        raise SettingsError(
+            f"--into: expected the name of another run, got {into!r}; a replay never writes to its source"
+        )
+    count = max(source.partitions(kind) for kind in kinds)
+    kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
+    names = create_topics(kafka, into, retention_ms=FOREVER)
+    partitions = partitions_of(kafka, names)
+    held = {item.topic for item, (start, end) in log_bounds(kafka, partitions).items() if end > start}
+    if held:
+        raise DeliveryError(
+            f"--into: expected empty topics, {', '.join(sorted(held))} hold records; choose another name"
+        )
+    if len([item for item in partitions if item.topic == topic_name(into, kinds[0])]) < count:
+        raise DeliveryError(f"--into: {into}'s topics have fewer than {count} partitions; choose another name")
+    return kafka
+
+
+@contextmanager
+def _outbox(app: App, kafka: KafkaSettings, into: str) -> Iterator[Outbox]:
+    producer = connect_producer(kafka, client_id=f"{into}-replay")
+    try:
+        yield Outbox(producer, into, stage="replay", settings=app.settings.delivery)
+    finally:
+        producer.close()
+
+
+def _copy_at_once(
+    kafka: KafkaSettings,
+    source: Recorded,
+    windows: Sequence[Window],
+    *,
+    into: str,
+    stop: Stop,
+    what: str,
+    report: Report,
+) -> ReplayCount:
+    total = sum(window.end - window.first for window in windows)
+    with RawLog(kafka, client_id=f"{into}-replay") as log:
+        return copy(
+            [
+                (
+                    TopicPartition(topic_name(into, kind_of(window.topic)), window.partition),
+                    source.read_raw(window, log),
+                )
+                for window in windows
+            ],
+            log.writer(),
+            stop=stop,
+            report=lambda count: report(what, count, total),
+        )
+
+
+def _new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
+    """Write the folder of the replayed run: settings, lessons, and the policy that it begins with; return its step."""
+    folder, recorded = app.home.run(into), app.home.run(kept.run)
+    source, manifest = find_version(recorded / "checkpoints", begin)
+    copy_checkpoint(source, manifest, folder / "checkpoints")
+    if (recorded / LESSONS_FILE).exists():  # Searching with the policy needs them: its prompts show neighbours' words.
+        shutil.copy2(recorded / LESSONS_FILE, folder / LESSONS_FILE)
+    base = manifest.policy.step
+    write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
+    return base
+
+
+def _publish(app: App, into: str, outbox: Outbox) -> None:
+    """Announce the one version of a frozen run, as its learner would."""
+    folder, manifest = load_current(app.home.run(into) / "checkpoints")
+    outbox.send(
+        PolicyVersion(
+            run=into, policy=manifest.policy, parent=None, path=f"checkpoints/{folder.name}", made_at_ms=now_ms()
+        )
+    )
+    outbox.flush()
+
+
+@contextmanager
+def _workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
+    """Give running workers; at the end they stop in the order of the stream, the sink last."""
+    with Supervisor(worker_arguments(app.home.root), roles, app.home.run(run), app.worker_environment()) as workers:
+        yield workers
+        for role in reversed(roles):
+            workers.stop([role])
+
+
+def _follow_updates(
+    app: App, run: str, outbox: Outbox, workers: Supervisor, *, base: int, updates: int, report: Report
+) -> None:
+    partition = TopicPartition(topic_name(run, "updates"), 0)
+    kafka: KafkaSettings = app.connections.kafka
+    consumer = connect_consumer(kafka, {partition: None}, client_id=f"{run}-replay", records_max=500)
+    try:
+        step = base
+        while step < base + updates:
+            workers.check()
+            for _, update in decode_or_bury(poll(consumer, app.settings.delivery), Update, outbox):
+                step = max(step, update.policy.step)
+                report("updates", step - base, updates)
+    finally:
+        consumer.close()
+
+
+def _await_answers(app: App, run: str, sent: int, workers: Supervisor, stop: Stop, report: Report) -> None:
+    """Wait until generator and environment have committed everything that was sent."""
+    while not stop() and (behind := sum(stage.records for stage in stage_lags(app.connections.kafka, run))):
+        workers.check()
+        report("groups rewarded", max(sent - behind, 0), sent)
+        stop.wait(0.5)
+
+
+def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
+    """Return the ids of the groups in these windows that may be learned from, each once, in their order."""
+    found: dict[str, None] = {}
+    for window in windows:
+        for record in source.read(window):
+            event = _generation(record)
+            if event is not None and event.request.split == "train":
+                found[event.group_id] = None
+    return list(found)
+
+
+def _generation(record: Received) -> Generation | None:
+    try:
+        event = decode(record.value)
+    except EventError:
+        return None
+    return event if isinstance(event, Generation) else None
+
+
+def _mean_reward(folder: Path, groups: Sequence[str]) -> float | None:
+    with open_log(folder) as log:
+        (row,) = log.rows(
+            "SELECT avg(reward) AS mean FROM first_outcomes WHERE list_contains($1, group_id)", (list(groups),)
+        )
+    return None if row["mean"] is None else float(row["mean"])
+
+
+def _load_summary(app: App, into: str, sent: ReplayCount, seconds: float) -> Load:
+    _, manifest = load_current(app.home.run(into) / "checkpoints")
+    with open_log(app.home.run(into)) as log:
+        (row,) = log.rows(
+            """
+            SELECT count(*) AS rewards, quantile_cont(r.record_time_ms - q.record_time_ms, [.5, .95]) AS waited
+            FROM first_rewards r JOIN first_generations g USING (run, group_id)
+            JOIN requests q ON q.topic = g.source_topic AND q.partition = g.source_partition
+                AND q.record_offset = g.source_offset
+            """
+        )
+    p50, p95 = (value / 1000 for value in row["waited"]) if row["waited"] else (None, None)
+    return Load(
+        run=into,
+        policy=version_name(manifest.policy),
+        requests=sent.records,
+        rewards=row["rewards"],
+        seconds=seconds,
+        latency_p50_seconds=p50,
+        latency_p95_seconds=p95,
+    )

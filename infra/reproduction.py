@@ -1,0 +1,154 @@
+"""A run made again from its log: the same rewards from the same checkpoint give the same weights, bit for bit.
+
+No broker, no search engine, no generation: the recorded rewards are cut into the recorded batches, and every version's
+weights must have the sha256 that its update announced. On a CPU in fp32 they do; a GPU promises less.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from infra.context import App
+from infra.progress import Report
+from infra.run_settings import read_run_settings
+from learner.batches import Batch
+from learner.checkpoints import copy_checkpoint, prune_checkpoints
+from learner.learning import Learner
+from learner.versions import find_version
+from storage.errors import StorageError
+from storage.log import Log, open_log
+from streams.codec import decode
+from streams.delivery import Received
+from streams.errors import EventError
+from streams.events import Reward, Update
+from streams.topics import topic_name, version_name
+
+
+class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run could be made again.
+
+    begin: the version that it began with. updates: how many were made again. different: the first version whose weights
+    are not those that were announced, None if all are. policy: the last version made, and its weights' sha256.
+    """
+
+    run: str
+    begin: str
+    updates: int
+    different: str | None
+    policy: str
+    weights_sha256: str
+
+
+def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report: Report) -> Reproduction:
+    """Make a run's surviving updates again, from nothing but its log and its checkpoint `begin`.
+
+    begin: "0" or another version that is kept. updates_max: make only so many.
+    Raises StorageError if the log lacks a group that was trained, CheckpointError if there is no such checkpoint.
+    """
+    folder = app.home.existing_run(run)
+    kept = read_run_settings(folder)
+    source, manifest = find_version(folder / "checkpoints", begin)
+    with tempfile.TemporaryDirectory(prefix="searchloop-reproduction-") as scratch, open_log(folder) as log:
+        if manifest.policy.step > 0 and kept.settings.learner.objective.kl_weight > 0:
+            copy_checkpoint(*find_version(folder / "checkpoints", "0"), Path(scratch))
+        start = copy_checkpoint(source, manifest, Path(scratch))
+        state = Learner.resume(
+            start, manifest, run=run, settings=kept.settings.learner, no_repeat=kept.settings.generation.no_repeat
+        )
+        chain = _surviving(log, manifest.policy.step, updates_max)
+        different = None
+        for number, (update, batch) in enumerate(_batches(log, run, chain, dict(manifest.positions)), start=1):
+            state.lineage = update.policy.lineage
+            state.learn(batch, Path(scratch), ())
+            prune_checkpoints(Path(scratch), keep=1, keep_every=1_000_000)
+            report("updates made again", number, len(chain))
+            if state.manifest.policy != update.policy:
+                different = version_name(update.policy)
+                break
+    return Reproduction(
+        run=run,
+        begin=version_name(manifest.policy),
+        updates=state.step - manifest.policy.step,
+        different=different,
+        policy=version_name(state.manifest.policy),
+        weights_sha256=state.manifest.policy.sha256,
+    )
+
+
+def _surviving(log: Log, after_step: int, updates_max: int | None) -> list[Update]:
+    """Return the updates of the surviving lineage beyond a step, in their order."""
+    wanted = {
+        (row["lineage"], row["step"], row["weights_sha256"])
+        for row in log.rows("SELECT lineage, step, weights_sha256 FROM surviving_updates WHERE step > ?", (after_step,))
+    }
+    found = {
+        event.policy.step: event
+        for _, event in log.events(Update)
+        if (event.policy.lineage, event.policy.step, event.policy.sha256) in wanted
+    }
+    chain = [found[step] for step in sorted(found)][:updates_max]
+    if not chain:
+        raise StorageError(f"expected updates beyond step {after_step} in the log, found none")
+    return chain
+
+
+def _batches(log: Log, run: str, chain: list[Update], positions: dict[int, int]) -> Iterator[tuple[Update, Batch]]:
+    """Yield each update with the batch that it was made of."""
+    topic = topic_name(run, "rewards")
+    partitions = sorted({partition for update in chain for partition in update.positions})
+    readers = {each: _Reader(log, topic, each, positions.get(each, 0)) for each in partitions}
+    for update in chain:
+        groups: dict[str, Reward] = {}
+        for partition in partitions:
+            for reward in readers[partition].until(update.positions.get(partition, 0)):
+                groups.setdefault(reward.group_id, reward)
+        yield update, _batch(update, groups, partitions=len(partitions))
+
+
+def _batch(update: Update, groups: dict[str, Reward], *, partitions: int) -> Batch:
+    """Return the batch of an update: what was tried for a gradient, in the order in which the learner had it.
+
+    With one partition that is the log's order. With several, the order between them is not in the log: groups come as
+    the update lists them, which is all that the weights depend on, unless one of them was refused.
+    """
+    listed = (*update.trained, *update.flat, *update.failed)
+    names = [group for group in groups if group in set(listed)] if partitions == 1 else listed
+    if missing := [group for group in listed if group not in groups]:
+        raise StorageError(
+            f"{version_name(update.policy)} was made of group {missing[0]}, which lies not between its parent's "
+            "position and its own in the rewards topic. Prove the log with: searchloop verify"
+        )
+    fresh = [
+        groups[group] for group in names if sum(outcome.status == "scored" for outcome in groups[group].outcomes) >= 2
+    ]
+    tried = {reward.group_id for reward in fresh}
+    return Batch(
+        fresh=tuple(fresh),
+        expired=update.expired,
+        failed=tuple(group for group in update.failed if group not in tried),
+        positions=update.positions,
+        requests_consumed=update.requests_consumed,
+    )
+
+
+class _Reader:
+    """One partition's rewards, handed out up to an offset at a time; what is no reward is left out."""
+
+    def __init__(self, log: Log, topic: str, partition: int, first: int) -> None:
+        self._records = (record for record in log.records((topic, partition)) if record.position.offset >= first)
+        self._next: Received | None = next(self._records, None)
+
+    def until(self, end: int) -> Iterator[Reward]:
+        """Yield the rewards below this offset that were not handed out yet."""
+        while self._next is not None and self._next.position.offset < end:
+            try:
+                event = decode(self._next.value)
+            except EventError:
+                event = None
+            self._next = next(self._records, None)
+            if isinstance(event, Reward):
+                yield event

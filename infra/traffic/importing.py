@@ -1,0 +1,117 @@
+"""Feedback from outside onto a run's topics, with a request for each search where an index gives it a context.
+
+The records carry the times of the traffic, so that it can be replayed at the speed at which it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+from kafka import TopicPartition
+
+from infra.context import App
+from infra.preparation import Bench, open_bench
+from infra.progress import Report
+from storage.ledger import LEDGER
+from storage.sink import Sink, SinkSettings
+from streams.clients import connect_producer, create_topics, existing_topics, partitions_of
+from streams.codec import encode
+from streams.delivery import Outbox, now_ms
+from streams.errors import DeliveryError
+from streams.events import Context, Feedback, Request
+from streams.ranges import log_bounds, read_range
+from streams.topics import BY_EVENT, TOPICS, topic_name
+
+FOREVER = -1
+AT_ONCE = 1000
+
+
+def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index: str | None, report: Report) -> int:
+    """Write every search to the feedback topic of the run `into`, then into its ledger; return how many there were.
+
+    index: also write each to the requests topic, as a live request: it may be answered, and never trains.
+    Raises DeliveryError if the run's topics hold records already.
+    """
+    kafka = app.connections.kafka
+    names = [topic_name(into, topic.kind) for topic in TOPICS]
+    if found := existing_topics(kafka, names):
+        raise DeliveryError(f"--into: expected a new run, Kafka has {found[0]} already; choose another name")
+    create_topics(kafka, into, retention_ms=FOREVER)
+    partitions = len(partitions_of(kafka, [topic_name(into, "feedback")]))
+    producer = connect_producer(kafka, client_id=f"{into}-import")
+    outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
+    count = 0
+    searches = iter(feedback)
+    try:
+        with _requests(app, index, into, report) as requests:
+            while some := list(islice(searches, AT_ONCE)):
+                events: list[Feedback | Request] = [*some, *requests(some)]
+                for event in events:
+                    topic = BY_EVENT[type(event)]
+                    at_ms = event.at_ms if isinstance(event, Feedback) else event.made_at_ms
+                    outbox.forward(
+                        topic=topic_name(into, topic.kind),
+                        partition=count % partitions,
+                        key=topic.key(event).encode(),
+                        value=encode(event),
+                        timestamp_ms=at_ms or now_ms(),
+                    )
+                    count += isinstance(event, Feedback)
+                outbox.flush()
+                report("searches imported", count, 0)
+    finally:
+        producer.close()
+    _store(app, into)
+    return count
+
+
+class _Requests:
+    """Makes requests of searches; a query's context is built once."""
+
+    def __init__(self, bench: Bench | None, run: str) -> None:
+        self._bench = bench
+        self._run = run
+        self._contexts: dict[str, Context] = {}
+
+    def __call__(self, searches: list[Feedback]) -> list[Request]:
+        """Return a request for each search; none without an index."""
+        if self._bench is None:
+            return []
+        new = list(dict.fromkeys(each.query for each in searches if each.query not in self._contexts))
+        self._contexts |= dict(zip(new, self._bench.contexts(new), strict=True)) if new else {}
+        return [
+            Request(
+                request_id=f"{self._run}-{each.feedback_id}",
+                run=self._run,
+                query_id=each.query_id,
+                query=each.query,
+                index=self._bench.version.name,
+                split="live",
+                context=self._contexts[each.query],
+                made_at_ms=each.at_ms,
+            )
+            for each in searches
+        ]
+
+
+@contextmanager
+def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator[_Requests]:
+    if index is None:
+        yield _Requests(None, run)
+        return
+    with open_bench(app, index, report) as bench:
+        yield _Requests(bench, run)
+
+
+def _store(app: App, run: str) -> None:
+    """Store what the run's topics hold now; there is no sink at work on a run that is being made."""
+    kafka = app.connections.kafka
+    partitions = partitions_of(kafka, [topic_name(run, topic.kind) for topic in TOPICS])
+    settings: SinkSettings = app.settings.sink
+    with Sink(app.home.run(run) / LEDGER, settings) as sink:
+        for item, (start, end) in log_bounds(kafka, partitions).items():
+            records = read_range(kafka, TopicPartition(*item), start, end, client_id=f"{run}-import")
+            while some := list(islice(records, AT_ONCE)):
+                sink.submit(some)
