@@ -1,0 +1,126 @@
+"""`searchloop experiment`: a paper's whole table, arms by seeds, from one plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra.context import App
+from infra.progress import progress
+
+if TYPE_CHECKING:
+    from infra.experiments.tables import Results
+
+
+@click.command()
+@click.argument("plan_name", metavar="PLAN")
+@click.option("--index", default="catalogue", show_default=True, help="The index to learn and to measure on.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Judged queries, which train nothing: one more table.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
+@click.option("--seeds", help="Seeds, separated by commas, instead of the plan's.")
+@click.option("--arm", "arms", multiple=True, help="Only this arm (and what it needs); may be given again.")
+@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps of every trained arm.")
+@click.option("--into", help="The experiment's name; the same name goes on where it stopped. [PLAN-INDEX]")
+@click.option("--json", "as_json", is_flag=True, help="The results as one JSON object on standard output.")
+@click.pass_obj
+def experiment(
+    app: App,
+    plan_name: str,
+    index: str,
+    queries: Path | None,
+    qrels: Path | None,
+    seeds: str | None,
+    arms: tuple[str, ...],
+    updates: int | None,
+    into: str | None,
+    as_json: bool,
+) -> None:
+    """Run a paper's whole table: train every arm with every seed, search, compare, and write it down.
+
+    \b
+    PLAN is one of ours (leser, leser-ablations) or a TOML file of one's own. Measured on the index's held-out intents,
+    and on judged queries if there are any. What is done is kept: stopped, the same command goes on. The results go to
+    HOME/experiments/NAME: results.html and results.json, with the commands that do it by hand.
+
+    \b
+    Example:
+      searchloop experiment leser --index shop --queries judged.jsonl --qrels qrels.tsv
+      searchloop experiment leser --index shop --seeds 0 --arm raw --arm SFT+GRPO
+    """
+    from infra.experiments.arms import QuerySet, begin, query_sets, run_arms
+    from infra.experiments.page import render_experiment
+    from infra.experiments.plan import plan_path, read_plan
+    from infra.experiments.tables import read_results
+    from infra.recipes import recipe_path
+    from search_env.corpora import check_qrels, load_qrels, load_queries, write_whole
+    from search_env.index import load_documents
+
+    if (queries is None) != (qrels is None):
+        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
+    path = plan_path(plan_name)
+    plan = read_plan(path, seeds=_seeds(seeds), arms=arms)
+    if updates:
+        plan = msgspec.structs.replace(plan, updates=updates)
+    name = into or f"{path.stem}-{index}"
+    app = app.with_recipe(recipe_path(plan.recipe))
+    given = None
+    if queries is not None and qrels is not None:
+        asked, judged = load_queries(queries), load_qrels(qrels)
+        check_qrels(
+            judged,
+            query_ids=(query.id for query in asked),
+            document_ids=(document.id for document in load_documents(app.home.index(index))),
+            source=str(qrels),
+        )
+        given = QuerySet(name="judged queries", queries=[query for query in asked if query.id in judged], qrels=judged)
+    sets = query_sets(app, index, given)
+    folder = app.home.experiment(name)
+    begin(folder, plan, index=index, sets=sets)
+    with progress() as report, app.running_services(report) as running:
+        held_out = given.queries if given else []
+        run_arms(running, plan, name=name, index=index, sets=sets, held_out=held_out, report=report)
+        report("drawing queries", 0, 0)
+        results = read_results(app.home, plan, name=name, index=index, sets=sets)
+    write_whole(folder / "results.json", msgspec.json.format(msgspec.json.encode(results)))
+    write_whole(folder / "results.html", render_experiment(results))
+    if as_json:
+        click.echo(msgspec.json.encode(results).decode())
+        return
+    print_results(results, Console())
+    click.echo(f"wrote {folder / 'results.html'} and {folder / 'results.json'}")
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Print one table per query set: what each arm reaches, and its difference from the baseline."""
+    for each in results.sets:
+        console.print(Text(f"\n{each.name}: {each.queries} queries", style="bold"))
+        table = Table("arm", "seeds", *(measure for measure in results.measures), box=box.SIMPLE_HEAD)
+        for arm in each.arms:
+            cells = []
+            for measure in results.measures:
+                reached = f"{arm.measures[measure].value:.4f}" if measure in arm.measures else ""
+                found = arm.differences[measure].interval if arm.differences else None
+                if found is None or found.value is None or found.low is None or found.high is None:
+                    cells.append(reached)
+                elif measure in arm.measures:
+                    cells.append(f"{reached}\n{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+                else:
+                    cells.append(f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]")
+            table.add_row(Text(arm.name), ",".join(map(str, arm.seeds)), *cells)
+        console.print(table)
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise click.BadParameter(f"expected numbers separated by commas, such as 0,1,2, got {text!r}")
+    return tuple(dict.fromkeys(map(int, parts)))

@@ -1,0 +1,1 @@
+"""Experiments: a paper's whole table from one plan, arm by arm and seed by seed, and what it says."""

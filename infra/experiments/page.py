@@ -1,0 +1,60 @@
+"""An experiment as one HTML page: a table a query set, the curves of training, and the commands to do it again."""
+
+from __future__ import annotations
+
+from infra.experiments.tables import ArmRow, Results, SetTable
+from storage.charts import Series, line_chart
+from storage.pages import clean, html_page, html_table, show_interval
+
+
+def render_experiment(results: Results) -> str:
+    """Return the whole page."""
+    sections = [
+        f"<h1>{clean(results.title)}</h1>",
+        f'<p class="quiet">index {clean(results.index)}; differences against {clean(results.baseline)}; 95 % intervals '
+        f"from {results.samples:,} draws by query, paired; p after Holm over the measures</p>",
+    ]
+    for each in results.sets:
+        sections += _set_sections(each, results)
+    sections += ['<h2>While it learned</h2><div class="charts">', *_charts(results), "</div>"]
+    listing = "\n".join(map(clean, results.commands))
+    sections.append(f'<h2>Once more, by hand</h2><div class="wide"><pre>{listing}</pre></div>')
+    return html_page(results.title, sections)
+
+
+def _set_sections(each: SetTable, results: Results) -> list[str]:
+    measures = [measure for measure in results.measures if measure in each.arms[0].measures]
+    reached = [[arm.name, *(_reached(arm, measure) for measure in measures)] for arm in each.arms]
+    gained = [
+        [arm.name, *(_gained(arm, measure) for measure in results.measures)] for arm in each.arms if arm.differences
+    ]
+    return [
+        f"<h2>{clean(each.name)}</h2>",
+        f'<p class="quiet">{each.queries} queries, {each.without_relevant} of them without a relevant document</p>',
+        html_table(["arm", *measures], reached),
+        f'<p class="quiet">Against {clean(results.baseline)}</p>',
+        html_table(["arm", *results.measures], gained),
+    ]
+
+
+def _reached(arm: ArmRow, measure: str) -> str:
+    seeds = ", ".join(f"{value:.3f}" for value in arm.by_seed[measure].values())
+    return show_interval(arm.measures[measure]) + (f" (seeds {seeds})" if len(arm.seeds) > 1 else "")
+
+
+def _gained(arm: ArmRow, measure: str) -> str:
+    difference = arm.differences[measure]
+    p = "" if difference.p_holm is None else f", p {difference.p_holm:.4f}"
+    return show_interval(difference.interval, sign=True) + p
+
+
+def _charts(results: Results) -> list[str]:
+    return [
+        line_chart(
+            what.capitalize(),
+            [Series(name=arm, points=points) for arm, points in curve.items()],
+            x_label="update (step)",
+            percent=what == "valid",
+        )
+        for what, curve in results.curves.items()
+    ]

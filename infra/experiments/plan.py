@@ -1,0 +1,149 @@
+"""What an experiment compares: its arms, what trains each of them, and with which seeds.
+
+A plan is a TOML file. An arm is one row of the table: a way to search. It uses no policy (`search = "rm3"`), a policy
+that is trained for it (`train`), or another arm's (`of`), at some version (`search = "0"` is the warmed-up policy).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from infra.layers import read_toml
+from streams.errors import SettingsError
+
+PLANS = Path(__file__).parents[1] / "plans"
+NEEDS_NO_RUN = ("none", "rm3", "bo1")
+Seed = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an arm's policy is made: `change` lists settings that differ from the recipe's, as TABLE.KEY=VALUE.
+
+    start: the arm whose warmed-up policy this one begins with, so that the two differ in nothing but what GRPO does.
+    """
+
+    change: tuple[str, ...] = ()
+    start: str | None = None
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the table.
+
+    search: as `searchloop search --policy` takes it. train: the policy is trained for this arm. of: the arm whose run
+    answers, where this one trains none. seeds: fewer than the plan's, where a row needs no more.
+    temperature: above 0, texts are sampled and not decoded as they are served.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=60)]
+    search: str = "latest"
+    train: Training | None = None
+    of: str | None = None
+    seeds: tuple[Seed, ...] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
+
+    @property
+    def slug(self) -> str:
+        """Return the name as it stands in the names of runs and files."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole experiment.
+
+    baseline: the arm that every other is compared with, query by query, seed by seed. updates: of every trained arm;
+    the recipe's number without. top: documents of every ranking. samples: bootstrap draws.
+    """
+
+    title: str
+    recipe: str
+    baseline: str
+    arms: tuple[Arm, ...]
+    seeds: Annotated[tuple[Seed, ...], msgspec.Meta(min_length=1)] = (0, 1, 2)
+    measures: tuple[str, ...] = ("nDCG@10", "R@100", "RR@10")
+    updates: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    top: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    samples: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 2_000
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def trainer(self, arm: Arm) -> Arm | None:
+        """Return the arm whose run answers for this one, or None where no run is needed."""
+        return arm if arm.train else (self.arm(arm.of) if arm.of else None)
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """Return the seeds of an arm: its own or the plan's, and only the first where nothing is trained."""
+        trainer = self.trainer(arm)
+        if trainer is None:
+            return self.seeds[:1]
+        seeds = self.seeds if trainer.seeds is None else trainer.seeds
+        return tuple(seed for seed in seeds if arm.seeds is None or seed in arm.seeds)
+
+
+def plan_path(name: str) -> Path:
+    """Return the file of a plan: one of ours by name, or a path to one's own.
+
+    Raises SettingsError if there is neither, naming ours.
+    """
+    path = Path(name) if name.endswith(".toml") else PLANS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PLANS.glob("*.toml")))
+        raise SettingsError(f"experiment: expected one of {known}, or a path to a TOML file, got {name!r}")
+    return path
+
+
+def read_plan(path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] = ()) -> Plan:
+    """Return a plan, with other seeds or with some of its arms only (and those that they need) where it is asked.
+
+    Raises SettingsError naming the file, the place, what was expected and what came.
+    """
+    try:
+        plan = msgspec.convert(read_toml(path), Plan)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    _check(plan, path)
+    if seeds:
+        plan = msgspec.structs.replace(plan, seeds=seeds)
+    if arms:
+        plan = msgspec.structs.replace(plan, arms=_needed(plan, arms, path))
+    return plan
+
+
+def _check(plan: Plan, path: Path) -> None:
+    names = [arm.name for arm in plan.arms]
+    trained = [arm.name for arm in plan.arms if arm.train]
+    if len({arm.slug for arm in plan.arms}) < len(names):
+        raise SettingsError(f"{path}: expected arms with names of their own, got {', '.join(names)}")
+    if plan.baseline not in names:
+        raise SettingsError(f"{path}: baseline: expected one of the arms ({', '.join(names)}), got {plan.baseline!r}")
+    for arm in plan.arms:
+        if arm.train and arm.of:
+            raise SettingsError(f"{path}: arm {arm.name!r} has both `train` and `of`: give the one that answers")
+        start = arm.train.start if arm.train else None
+        for other in (arm.of, start):
+            if other is not None and (other not in trained or other == arm.name):
+                known = ", ".join(name for name in trained if name != arm.name) or "none"
+                raise SettingsError(
+                    f"{path}: arm {arm.name!r}: expected an arm that is trained ({known}), got {other!r}"
+                )
+        if not arm.train and not arm.of and arm.search not in NEEDS_NO_RUN:
+            raise SettingsError(
+                f"{path}: arm {arm.name!r} searches with {arm.search!r} and needs a run: give `train` or `of`, or "
+                f"search with one of {', '.join(NEEDS_NO_RUN)}"
+            )
+
+
+def _needed(plan: Plan, names: tuple[str, ...], path: Path) -> tuple[Arm, ...]:
+    known = [arm.name for arm in plan.arms]
+    if strangers := [name for name in names if name not in known]:
+        raise SettingsError(f"{path}: expected some of the arms {', '.join(known)}, got {strangers[0]!r}")
+    wanted = {plan.baseline, *names}
+    for _ in plan.arms:
+        wanted |= {arm.of for arm in plan.arms if arm.name in wanted and arm.of}
+        wanted |= {arm.train.start for arm in plan.arms if arm.name in wanted and arm.train and arm.train.start}
+    return tuple(arm for arm in plan.arms if arm.name in wanted)
