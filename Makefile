@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup smollm2 demo test fast check bench clean lock help
+.PHONY: setup smollm2 demo test fast check fuzz faults bench clean lock help
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -38,6 +38,12 @@ check: setup  ## Formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: setup  ## 100,000 malformed inputs into every decoder (the tests run a few thousand)
+	$(BIN)/python -m tests.fuzz 100000
+
+faults: setup  ## Every fault of the matrix in its full dose, and one table at the end (hours; goes on where it was)
+	$(BIN)/python -m tests.faults
 
 bench: setup  ## Every benchmark, each as a table and a JSON line
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

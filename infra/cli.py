@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 
 from infra.home import Home
-from streams.errors import SearchloopError
+from streams.errors import SearchloopError, explain_os_error
+
+log = logging.getLogger(__name__)
 
 # One thread for each process, unless the user says otherwise: on two cores five processes share the work already, and
 # two torch threads on a busy core were ten times slower than one. Set before anything imports torch.
@@ -36,7 +38,13 @@ VERBS = {
     "expand": ("search", "Show what a policy version writes for queries."),
     "search": ("search", "Search queries, raw or helped, into a TREC run file."),
     "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
+    "experiment": ("experiment", "Run a paper's whole table: arms by seeds, with intervals and plots."),
+    "watch": ("watch", "Show a run while it learns."),
     "report": ("report", "Tell a run's story from its log."),
+    "verify": ("ledger", "Prove that nothing was lost and nothing counted twice."),
+    "replay": ("replay", "A recorded window once more: copied, reproduced, scored anew, or as load."),
+    "lineage": ("ledger", "Show which events made a version, or which versions an event taught."),
+    "dead-letters": ("dead_letters", "Read what was given up, and send it again."),
     "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
     "demo": ("train", "The whole loop, from nothing to a report."),
 }
@@ -53,7 +61,7 @@ class Verbs(click.Group):
         """Return a verb, or None if there is none of that name."""
         if name not in VERBS:
             return None
-        command = getattr(importlib.import_module(f"infra.commands.{VERBS[name][0]}"), name)
+        command = getattr(importlib.import_module(f"infra.commands.{VERBS[name][0]}"), name.replace("-", "_"))
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -98,7 +106,8 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger("kafka").setLevel(logging.WARNING if verbose else logging.ERROR)
+    for name in ("kafka", "elastic_transport"):  # They warn of every retry; what comes of it is told by our own error.
+        logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
     context.obj = App(Home(home.absolute()), config=config)
 
 
@@ -114,6 +123,13 @@ def main() -> None:
         sys.exit(130)
     except SearchloopError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # Whoever read our output, as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        log.info("the operating system refused", exc_info=True)
+        click.echo(f"error: {explain_os_error(error)}", err=True)
         sys.exit(1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -22,11 +22,14 @@ from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine import ElasticsearchSettings, connect
 from streams.clients import KafkaSettings
+from streams.failpoints import FailpointSettings
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
     from infra.settings import Settings
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +38,12 @@ class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     services: LocalSettings = LocalSettings()
+
+
+class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The one table of the settings that says where workers are to die."""
+
+    failpoints: FailpointSettings = FailpointSettings()
 
 
 class App:
@@ -62,7 +71,7 @@ class App:
 
         Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
         """
-        tables = self._given or combine(ConnectionTables, self._layers())
+        tables = self.tables(ConnectionTables)
         kafka, elasticsearch = tables.kafka, tables.elasticsearch
         if self._endpoints is not None:
             kafka = msgspec.structs.replace(kafka, bootstrap=self._endpoints.kafka)
@@ -82,6 +91,15 @@ class App:
             settings, kafka=self.connections.kafka, elasticsearch=self.connections.elasticsearch
         )
 
+    def tables(self, kind: type[T]) -> T:
+        """Return some tables of the settings, those that `kind` has as fields, without importing what others steer.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        """
+        if self._given is None:
+            return combine(kind, self._layers())
+        return kind(**{name: getattr(self._given, name) for name in kind.__struct_fields__})
+
     def at(self, endpoints: Endpoints) -> App:
         """Return this app with the addresses of services that run."""
         return App(self.home, config=self.config, recipe=self._recipe, settings=self._given, endpoints=endpoints)
@@ -89,6 +107,16 @@ class App:
     def with_recipe(self, recipe: Path) -> App:
         """Return this app with a recipe under the user's own file and variables."""
         return App(self.home, config=self.config, recipe=recipe, endpoints=self._endpoints)
+
+    def with_changes(self, source: str, changes: dict[str, Any]) -> App:
+        """Return this app with a layer over all others; `source` names it in errors.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        """
+        from infra.settings import Settings
+
+        below = self._layers() if self._given is None else [("the settings", msgspec.to_builtins(self._given))]
+        return self.with_settings(combine(Settings, [*below, (source, changes)]))
 
     def with_settings(self, settings: Settings) -> App:
         """Return this app with other settings, at the same services."""
@@ -106,7 +134,7 @@ class App:
     def running_services(self, report: Report) -> Iterator[App]:
         """Give this app with the addresses of services that run: those that are up, or ones started for the while.
 
-        What was started here stops again at the end, also after a crash of this process.
+        What was started here stops again at the end, also after a crash of this process; what ran before runs on.
         """
         try:
             endpoints = self.local_services().endpoints()
@@ -115,7 +143,7 @@ class App:
             try:
                 yield self.at(services.up(report))
             finally:
-                services.down()
+                services.stop_started(report)
         else:
             yield self.at(endpoints)
 

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 
 from infra.commands.evaluate import print_evaluation
+from infra.commands.ledger import verdict
 from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
@@ -18,9 +19,21 @@ from infra.progress import Report, progress
 from infra.recipes import recipe_path
 from infra.runs import train_run
 from infra.searching import search_queries
-from search_env.corpora import Qrels, Query, load_corpus, load_qrels, load_queries, write_run, write_whole
+from infra.verification import verify_run
+from search_env.corpora import (
+    Document,
+    Qrels,
+    Query,
+    check_qrels,
+    load_corpus,
+    load_qrels,
+    load_queries,
+    write_run,
+    write_whole,
+)
 from search_env.demo_catalogue import demo_catalogue
 from search_env.intents import load_intents
+from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
 from storage.report import read_report
 from storage.report_page import render_page
@@ -48,14 +61,16 @@ def run_demo(
     began = time.monotonic()
     app = app.with_recipe(recipe_path(NAME))
     console = Console(soft_wrap=True)
+    # Read before any service is started for them: they may be refused.
+    documents = list(load_corpus(corpus)) if corpus else None
+    judged = _judged(documents, queries_file, qrels_file) if documents and queries_file and qrels_file else None
     with progress() as report:
         if keep:
             app.local_services().up(report)
         with app.running_services(report) as running:
-            documents = load_corpus(corpus) if corpus else demo_catalogue(app.settings.demo)
-            given = load_queries(queries_file) if queries_file else None
+            documents = documents or list(demo_catalogue(app.settings.demo))
             summary = index_corpus(running, name=NAME, documents=documents, report=report)
-            held_out, qrels = _held_out(app.home, given, qrels_file)
+            held_out, qrels = judged or load_intents(app.home.index(NAME) / "intents", "test_pair")
             run = _new_run(app.home)
             trained = train_run(
                 running,
@@ -69,6 +84,7 @@ def run_demo(
                 report=report,
             )
             evaluation = _evaluate(running, held_out, qrels, run, report)
+            account = verify_run(running, run, rebuild=False, offline=False)
     folder = app.home.run(run)
     page = folder / "report.html"
     write_whole(page, render_page(read_report(folder)))
@@ -81,17 +97,24 @@ def run_demo(
     console.print(
         f"held-out queries: {evaluation.queries}, none of which trained anything; wall {time.monotonic() - began:.0f} s"
     )
+    console.print(verdict(account))
     console.print(f"report: {page}")
     example = held_out[0].text.replace('"', "")
+    if not account.sound:
+        raise StorageError(f"the log and the ledger do not agree. Run: searchloop verify --run {run}")
     click.echo(f'next:   searchloop --home {app.home.root} expand --index {NAME} --queries "{example}"')
 
 
-def _held_out(home: Home, given: list[Query] | None, qrels_file: Path | None) -> tuple[list[Query], Qrels]:
-    if given is not None and qrels_file is not None:
-        qrels = load_qrels(qrels_file)
-        return [query for query in given if query.id in qrels], qrels
-    queries, qrels = load_intents(home.index(NAME) / "intents", "test_pair")
-    return queries, qrels
+def _judged(documents: Sequence[Document], queries_file: Path, qrels_file: Path) -> tuple[list[Query], Qrels]:
+    """Return the queries that are judged, and their judgments; raises CorpusError if there are none."""
+    queries, qrels = load_queries(queries_file), load_qrels(qrels_file)
+    check_qrels(
+        qrels,
+        query_ids=(query.id for query in queries),
+        document_ids=(document.id for document in documents),
+        source=str(qrels_file),
+    )
+    return [query for query in queries if query.id in qrels], qrels
 
 
 def _new_run(home: Home) -> str:

@@ -49,6 +49,27 @@ class Home(msgspec.Struct, frozen=True):
         """
         return self.runs / _named("run", name)
 
+    def experiment(self, name: str) -> Path:
+        """Return the folder of one experiment: its plan, rankings and results.
+
+        Raises SettingsError if the name could not begin a run's name.
+        """
+        return self.root / "experiments" / _named("experiment", name)
+
+    def existing_run(self, name: str) -> Path:
+        """Return the folder of a run that is there.
+
+        Raises SettingsError if it is not, naming those that are.
+        """
+        folder = self.run(name)
+        if not folder.is_dir():
+            known = sorted(path.name for path in self.runs.glob("*") if path.is_dir())
+            raise SettingsError(
+                f"run: expected one of {', '.join(known) or '(there are none yet)'} under {self.runs}, got {name!r}; "
+                "name another --run, or train first"
+            )
+        return folder
+
 
 def read_settings_file(run_dir: Path, kind: type[T]) -> T:
     """Return what a run was started with, as much of it as `kind` asks for.
@@ -62,8 +83,11 @@ def read_settings_file(run_dir: Path, kind: type[T]) -> T:
         raise SettingsError(
             f"--run: expected one of {', '.join(known) or 'no runs yet'}, got {run_dir.name!r}. Run: searchloop train"
         ) from error
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{run_dir / SETTINGS_FILE}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"{run_dir / SETTINGS_FILE}: {error}. It is damaged, or of another version of searchloop: start a new run "
+            "with --run NAME"
+        ) from error
 
 
 def _named(what: str, name: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from infra.context import App
 from infra.progress import Report
-from search_env.corpora import Document
-from search_env.index import IndexVersion, build_index, load_documents
-from search_env.intents import make_intents, pseudo_queries, write_intents
+from search_env.corpora import CorpusError, Document
+from search_env.index import IndexVersion, build_index
+from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,19 +29,24 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
     """Load documents into a new version of an index, and make training and held-out queries from them.
 
     Queries come from attributes (with judgments, by structure) or, without attributes, from the documents' own words.
+    They are made first: what is broken off before the documents are in leaves the index and its queries as they were.
     """
     directory = app.home.index(name)
+    loaded = list(documents)
+    report("making queries", 0, 0)
+    intents, kind = _queries(loaded, app.settings.intents, report)
+    aside, place = directory / "intents.writing", directory / "intents"
+    shutil.rmtree(aside, ignore_errors=True)  # Of one that was killed.
     client = app.engine()
     try:
-        version: IndexVersion = build_index(client, name, documents, report, directory=directory)
+        aside.mkdir(parents=True, exist_ok=True)
+        write_intents(aside, intents)
+        version: IndexVersion = build_index(client, name, loaded, report, directory=directory, total=len(loaded))
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
     finally:
         client.close()
-    loaded = load_documents(directory)
-    report("making queries", 0, 0)
-    intents, kind = make_intents(loaded, app.settings.intents), "attributes"
-    if not intents.queries["train"]:
-        intents, kind = pseudo_queries(loaded, app.settings.intents), "documents"
-    write_intents(directory / "intents", intents)
+        shutil.rmtree(aside, ignore_errors=True)
     return IndexSummary(
         name=version.name,
         alias=version.alias,
@@ -49,3 +55,14 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
         queries={split: len(queries) for split, queries in intents.queries.items()},
         kind=kind,
     )
+
+
+def _queries(documents: Sequence[Document], settings: IntentSettings, report: Report) -> tuple[IntentSet, str]:
+    try:
+        intents = make_intents(documents, settings)
+    except CorpusError as error:  # An index is of use without them: users may have queries of their own.
+        report(str(error), 0, 0)
+    else:
+        if intents.queries["train"]:
+            return intents, "attributes"
+    return pseudo_queries(documents, settings), "documents"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise SettingsError(f"--config: expected a TOML file, found nothing at {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    # Not only tomllib's own errors: a number of 5,000 digits is a ValueError, and a list a thousand deep recurses.
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise SettingsError(f"{path}: expected TOML, got: {error}") from error
 
 
@@ -39,6 +40,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings among environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
 
     Lists are given as JSON; everything else is read as the setting's own type.
+    Raises SettingsError for a list that is no JSON, and for a variable that names a table and a setting at once.
     """
     layer: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
@@ -47,9 +49,29 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
         *tables, key = name.removeprefix(PREFIX).lower().split("__")
         table = layer
         for part in tables:
-            table = table.setdefault(part, {})
-        table[key] = json.loads(value) if value.startswith("[") else value
+            inner = table.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"{name}: expected a key of a table, but {part!r} is set to {inner!r} beside it")
+            table = inner
+        try:
+            table[key] = json.loads(value) if value.startswith("[") else value
+        except ValueError as error:
+            raise SettingsError(f"{name}: expected a list in JSON, got {value!r} ({error})") from error
     return layer
+
+
+def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings in `table.key=value` texts, as `--set` takes them; lists are given as JSON.
+
+    Raises SettingsError for a text without a table, a key or a value.
+    """
+    variables = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or "." not in name:
+            raise SettingsError(f"--set: expected TABLE.KEY=VALUE, such as batch.groups=32, got {text!r}")
+        variables[PREFIX + name.strip().replace(".", "__").upper()] = value.strip()
+    return environment_layer(variables)
 
 
 def combine(kind: type[T], layers: list[tuple[str, dict[str, Any]]]) -> T:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from infra.context import App
+from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.relevance import open_relevance
 from learner.checkpoints import CURRENT, Manifest, new_lineage
@@ -23,21 +24,23 @@ from learner.prompts import prompt_text, render_answer
 from learner.warmup import warm_up
 from search_env.analysis import surface_tokens
 from search_env.catalogue import Catalogue
-from search_env.context import ContextBuilder
+from search_env.context import ContextBuilder, with_neighbours
 from search_env.corpora import Qrels, Query, load_queries
 from search_env.embeddings import Embedder
 from search_env.index import IndexVersion, load_documents, load_manifest
 from search_env.intents import load_intents
-from search_env.lessons import catalogue_lessons, contexts_to_choose_from, head_lessons
+from search_env.lessons import PromptShape, catalogue_lessons, contexts_to_choose_from, copy_lessons, head_lessons
 from search_env.neighbours import Neighbours
 from search_env.relevance import RelevanceModel
 from search_env.retrieval import Retriever
 from search_env.teachers import Lesson, Teacher, load_or_teach, write_lessons
+from streams.delivery import Stop
 from streams.errors import SettingsError
 from streams.events import Context, PolicyRef
 
 LESSONS_FILE = "lessons.jsonl"
 CONTEXTS_FILE = "contexts.jsonl"
+LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may call relevant.
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,10 +79,7 @@ class Bench:
         contexts = self.builder.build_contexts(queries)
         if neighbours is None:
             return contexts
-        return [
-            msgspec.structs.replace(context, neighbours=words)
-            for context, words in zip(contexts, neighbours, strict=True)
-        ]
+        return [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
 
     def embedder(self) -> Embedder:
         """Return the sentence encoder that neighbours are found with."""
@@ -149,7 +149,9 @@ def prepare(
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
         policy = _first_policy(app, bench, run_dir, seed)
         if app.settings.train.warm_up:
-            policy = _warm_up(bench, policy, lessons, run_dir, seed, report)
+            stop = Stop()
+            with interrupts(stop):
+                policy = _warm_up(bench, policy, lessons, run_dir, seed, report, stop)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
@@ -197,7 +199,7 @@ def _teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels
     contexts = dict(zip((q.id for q in queries), bench.contexts([q.text for q in queries]), strict=True))
     report("contexts", len(queries), len(queries))
     labels = qrels or _labels_by_relevance(bench, queries)
-    teacher = Teacher(bench.catalogue, settings.teacher, weight=settings.retrieval.weight)
+    teacher = Teacher(bench.catalogue, settings.teacher, settings.retrieval)
     folder, index = bench.directory / "teachers", bench.version.name
     look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
     neighbours = open_neighbours(bench, look_up)
@@ -205,8 +207,7 @@ def _teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels
         report("looking neighbours up", 0, 0)
         words = neighbours.words_for_training(queries)
         contexts = {
-            query.id: msgspec.structs.replace(contexts[query.id], neighbours=said)
-            for query, said in zip(queries, words, strict=True)
+            query.id: with_neighbours(contexts[query.id], said) for query, said in zip(queries, words, strict=True)
         }
     if head:
         phrases = [lesson.query for lesson in head]
@@ -224,7 +225,7 @@ def _teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels
 def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
     """Return, where nobody judged anything, the documents that the relevance model likes best."""
     count = bench.app.settings.lessons.relevant_without_labels
-    rankings = bench.retriever.search_many([query.text for query in queries], size=1000)
+    rankings = bench.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
     scores = bench.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
     labels: Qrels = {}
     for query, ranking, relevance in zip(queries, rankings, scores, strict=True):
@@ -254,10 +255,10 @@ def _warm_up(
     run_dir: Path,
     seed: int,
     report: Report,
+    stop: Stop,
 ) -> Policy:
+    """Teach a policy to read its prompt, then what to choose of it."""
     settings = bench.app.settings
-    drawn = settings.lessons
-    catalogue = catalogue_lessons(bench.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
 
     def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
         return [
@@ -268,32 +269,45 @@ def _warm_up(
             for lesson in lessons
         ]
 
-    if catalogue:
-        made_up = contexts_to_choose_from(
-            catalogue,
-            terms=settings.prompts.terms,
-            neighbours=settings.prompts.neighbours,
-            shown_share=drawn.shown_share,
-            seed=drawn.seed,
-        )
-        held = max(len(catalogue) // 100, 1)
-        warmup = msgspec.structs.replace(settings.catalogue_warmup, seed=seed)
+    reading, shown = _reading_lessons(bench, lessons)
+    if reading:
+        held = max(len(reading) // 50, 1)
+        warmup = msgspec.structs.replace(settings.reading_warmup, seed=seed)
         policy, _ = warm_up(
             policy,
-            pairs(catalogue[held:], made_up),
-            pairs(catalogue[:held], made_up),
+            pairs(reading[held:], shown),
+            pairs(reading[:held], shown),
             warmup,
-            run_dir / "warmup" / "catalogue",
-            lambda what, done, total: report(f"catalogue {what}", done, total),
+            run_dir / "warmup" / "reading",
+            lambda what, done, total: report(f"reading {what}", done, total),
+            stop=stop,
         )
-    held = max(len(lessons.choose) // 20, 1)
+    # That no shown word helps is mostly chance: taught, it made the policy silent on a quarter of the held-out intents.
+    choose = [lesson for lesson in lessons.choose if lesson.words]
+    if not choose and not lessons.head:
+        return policy
+    held = max(len(choose) // 20, 1)
     warmup = msgspec.structs.replace(settings.warmup, seed=seed)
     policy, _ = warm_up(
         policy,
-        pairs([*lessons.choose[held:], *lessons.head], lessons.contexts),
-        pairs(lessons.choose[:held], lessons.contexts),
+        pairs([*choose[held:], *lessons.head], lessons.contexts),
+        pairs(choose[:held], lessons.contexts),
         warmup,
         run_dir / "warmup" / "taught",
         report,
+        stop=stop,
     )
     return policy
+
+
+def _reading_lessons(bench: Bench, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
+    """Return lessons in which the answer stands in the prompt, in mixed order, and their contexts by query id."""
+    prompts, drawn = bench.app.settings.prompts, bench.app.settings.lessons
+    shape = PromptShape(terms=prompts.terms, attributes=prompts.attributes, neighbours=prompts.neighbours)
+    values = sorted({value for context in lessons.contexts.values() for value in context.attributes})
+    copied, contexts = copy_lessons(lessons.look_up, values, count=drawn.copied, shown=shape, seed=drawn.seed)
+    catalogue = catalogue_lessons(bench.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
+    contexts |= contexts_to_choose_from(catalogue, shown=shape, shown_share=drawn.shown_share, seed=drawn.seed)
+    mixed = [*copied, *catalogue]
+    order = np.random.default_rng(drawn.seed).permutation(len(mixed))
+    return [mixed[position] for position in order.tolist()], contexts

@@ -16,6 +16,8 @@ def recipe_path(name: str) -> Path:
     """
     own = Path(name)
     if own.suffix == ".toml":
+        if not own.is_file():
+            raise SettingsError(f"--recipe: expected a TOML file, found none at {own}")
         return own
     path = RECIPES / f"{name}.toml"
     if not path.is_file():

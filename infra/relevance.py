@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from infra.context import App
 from infra.progress import Report
 from search_env.catalogue import Catalogue
-from search_env.corpora import Qrels, Query, check_qrels, load_qrels, load_queries
+from search_env.corpora import Qrels, Query, check_qrels
 from search_env.embeddings import Embedder, embed_documents
 from search_env.index import load_documents, load_manifest
 from search_env.intents import load_intents
@@ -17,22 +16,28 @@ from search_env.training import train_gbdt
 
 
 def train_relevance(
-    app: App, *, index: str, queries_file: Path | None, qrels_file: Path | None, report: Report
+    app: App, *, index: str, judged: tuple[list[Query], Qrels] | None, report: Report
 ) -> dict[str, Any]:
-    """Train trees on the given judgments, or on the training intents of the index, save them, and return the report."""
+    """Train trees, save them, and return the report.
+
+    judged: queries with judgments of documents; None takes the training intents of the index.
+    Raises CorpusError if no judgment is about a query and a document that are there.
+    """
     directory = app.home.index(index)
     documents = load_documents(directory)
-    if queries_file is not None and qrels_file is not None:
-        queries, qrels, complete = load_queries(queries_file), load_qrels(qrels_file), False
-        check_qrels(
+    complete = judged is None
+    if judged is None:
+        queries, qrels = load_intents(directory / "intents", "train")
+    else:
+        queries, qrels = judged
+        unknown = check_qrels(
             qrels,
             query_ids=(query.id for query in queries),
             document_ids=(document.id for document in documents),
-            source=str(qrels_file),
+            source=f"the judgments for index {index!r}",
         )
-    else:
-        queries, qrels = load_intents(directory / "intents", "train")
-        complete = True
+        if unknown.judgments:
+            report(f"leaving {unknown.judgments} judgments out: {', '.join(unknown.examples)} are unknown", 0, 0)
     return _train(app, index, Catalogue(documents), queries, qrels, complete=complete, report=report)
 
 
@@ -48,7 +53,7 @@ def open_relevance(app: App, *, index: str, catalogue: Catalogue, report: Report
         model = CosineRelevance(catalogue, embeddings, embedder)
     else:
         if not trained.is_file():
-            train_relevance(app, index=index, queries_file=None, qrels_file=None, report=report)
+            train_relevance(app, index=index, judged=None, report=report)
         if app.settings.gbdt.cosine:
             embedder = Embedder(app.settings.embedding)
             embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)

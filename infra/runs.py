@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.context import App
 from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
-from infra.run_settings import RunSettings, write_run_settings
+from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
@@ -37,6 +37,7 @@ def train_run(
     experiment that differ only in what GRPO does).
     """
     if from_run is not None and not app.home.run(run).exists():
+        read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run))
     prepared = prepare(
         app, run=run, index=index, queries_file=queries_file, held_out=held_out, seed=seed, report=report

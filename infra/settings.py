@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from infra.monitoring.windows import MonitorSettings
 from infra.services.settings import LocalSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
@@ -32,6 +33,7 @@ from search_env.training import GbdtSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
+from streams.failpoints import FailpointSettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,10 +69,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
-    catalogue_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=64)
+    reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
     generation: GenerationSettings = GenerationSettings()
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
     sink: SinkSettings = SinkSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()

@@ -1,22 +1,26 @@
 """Worker processes under one roof: started, watched, restarted when they die, and never left behind.
 
-A worker reads its standard input, a pipe that only the supervisor holds; when the supervisor is killed the pipe closes,
-and the worker stops by itself.
+Workers are forks of one process that has imported what they need (`infra.preloaded`) and does nothing else, so that a
+restart takes no imports and the libraries lie in memory once. A worker reads its standard input, a pipe that only the
+supervisor holds; when the supervisor is killed the pipe closes, and the worker stops by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from infra.cli import ONE_THREAD, QUIET, main
 from streams.delivery import Stop
 from streams.errors import SearchloopError
 
@@ -24,6 +28,9 @@ from streams.errors import SearchloopError
 ERRORS_MAX = 3
 HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
+FORK_SERVER_DIED = 255  # Then multiprocessing gives this for each of its forks, whether it lives or not.
+
+_forks = multiprocessing.get_context("forkserver")
 
 
 class WorkerError(SearchloopError, RuntimeError):
@@ -33,15 +40,18 @@ class WorkerError(SearchloopError, RuntimeError):
 class Supervisor:
     """Keeps one process per role alive; use it as a context manager."""
 
-    def __init__(self, command: list[str], roles: list[str], run_dir: Path, environment: dict[str, str]) -> None:
-        """command: what starts a worker, before its role, as in `[python, -m, infra.cli, --home, DIR, run]`.
+    def __init__(self, arguments: list[str], roles: list[str], run_dir: Path, environment: dict[str, str]) -> None:
+        """arguments: of `searchloop`, to start a worker, before its role: `worker_arguments`.
 
         environment: variables on top of this process's own.
         """
-        self._command = command
+        for name, value in (ONE_THREAD | QUIET).items():  # Inherited by the forks, and read when torch is imported.
+            os.environ.setdefault(name, value)
+        _forks.set_forkserver_preload(["infra.preloaded"])
+        self._arguments = arguments
         self._roles = roles
         self._run_dir = run_dir
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, ForkServerProcess] = {}
         self._environment = environment
         self._errors = dict.fromkeys(roles, 0)
         self._started = dict.fromkeys(roles, 0.0)
@@ -65,11 +75,17 @@ class Supervisor:
         Raises WorkerError with the end of its log if one ended with an error three times in a row.
         """
         for role, process in list(self._processes.items()):
-            if (status := process.poll()) is None:
+            if (status := process.exitcode) is None:
                 continue
             if time.monotonic() - self._started[role] > HEALTHY_SECONDS:
                 self._errors[role] = 0
-            self._errors[role] += status > 0  # Below 0 it was killed by a signal.
+            if status == FORK_SERVER_DIED:
+                with contextlib.suppress(psutil.NoSuchProcess):  # Nobody could ask after it any more.
+                    orphan = psutil.Process(process.pid)
+                    orphan.kill()
+                    orphan.wait(STOP_SECONDS)
+            else:
+                self._errors[role] += status > 0  # Below 0 it was killed by a signal.
             if self._errors[role] >= ERRORS_MAX:
                 raise WorkerError(
                     f"the {role} ended with an error {ERRORS_MAX} times; its log, {self.log_path(role)}, says: "
@@ -85,17 +101,14 @@ class Supervisor:
             process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for process in stopping:
-            try:
-                process.wait(timeout=max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
+            process.join(timeout=max(deadline - time.monotonic(), 0.1))
+            if process.exitcode is None:
                 process.kill()
-                process.wait()
-            if process.stdin:
-                process.stdin.close()
+                process.join()
 
     def pids(self) -> dict[str, int]:
         """Return each living worker's pid by role."""
-        return {role: process.pid for role, process in self._processes.items()}
+        return {role: process.pid or 0 for role, process in self._processes.items()}
 
     def log_path(self, role: str) -> Path:
         """Return where a worker's output goes."""
@@ -103,20 +116,14 @@ class Supervisor:
 
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()
-        with self.log_path(role).open("ab") as log:
-            self._processes[role] = subprocess.Popen(
-                [*self._command, role, "--run", self._run_dir.name, "--supervised"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self._environment,
-                # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
-                start_new_session=True,
-            )
+        arguments = [*self._arguments, role, "--run", self._run_dir.name, "--supervised"]
+        process = _forks.Process(target=_work, args=(arguments, os.environ | self._environment, self.log_path(role)))
+        process.start()
+        self._processes[role] = process
         rows = [
             {"role": name, "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
             for name, process in self._processes.items()
-            if process.poll() is None
+            if process.exitcode is None
         ]
         aside = self._run_dir / ".workers.json"
         aside.write_text(json.dumps(rows))
@@ -128,9 +135,30 @@ class Supervisor:
         return (errors or lines or ["(it said nothing)"])[-1]
 
 
+def worker_arguments(home: Path) -> list[str]:
+    """Return the arguments of `searchloop` that start a worker of this home, before its role."""
+    return ["--home", str(home), "run"]
+
+
 def worker_command(home: Path) -> list[str]:
-    """Return the command that starts a worker of this installation, before its role."""
-    return [sys.executable, "-m", "infra.cli", "--home", str(home), "run"]
+    """Return the command that starts a worker of this home as a process of its own, before its role."""
+    return [sys.executable, "-m", "infra.cli", *worker_arguments(home)]
+
+
+def _work(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    """Be a worker: in the new process, from its first line to its exit status."""
+    # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    os.dup2(parent.sentinel, sys.stdin.fileno())
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["searchloop", *arguments]
+    main()
 
 
 def stop_with_parent(stop: Stop, pipe: int) -> None:

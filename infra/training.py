@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 from kafka import TopicPartition
 
 from infra.context import App
+from infra.interrupts import interrupts
 from infra.preparation import Prepared
 from infra.progress import Report
 from infra.requests import RequestFeed, RequestSequence
-from infra.supervisor import Supervisor, worker_command
+from infra.supervisor import Supervisor, worker_arguments
 from learner.checkpoints import load_current
 from streams.clients import connect_consumer, connect_producer, create_topics
 from streams.delivery import Outbox, Stop, decode_or_bury, poll
@@ -27,7 +25,7 @@ BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the 
 
 
 class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run went; rewards and validity are means over the first and last tenth of the updates (at least one)."""
+    """How a run went; rewards and validity are means over the first and last quarter of the updates (at least one)."""
 
     run: str
     policy: str
@@ -68,8 +66,8 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     stop = Stop()
     try:
         with (
-            _interrupts(stop),
-            Supervisor(worker_command(app.home.root), ROLES, run_dir, app.worker_environment()) as workers,
+            interrupts(stop),
+            Supervisor(worker_arguments(app.home.root), ROLES, run_dir, app.worker_environment()) as workers,
         ):
             while step < updates and not stop():
                 workers.check()
@@ -93,7 +91,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
 
 def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: float) -> TrainingSummary:
     _, manifest = load_current(app.home.run(run) / "checkpoints")
-    tenth = max(len(updates) // 10, 1)
+    quarter = max(len(updates) // 4, 1)
 
     def mean(name: str, part: list[Update]) -> float:
         values = [update.metrics[name] for update in part if name in update.metrics]
@@ -107,10 +105,10 @@ def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: 
         groups_flat=sum(len(update.flat) for update in updates),
         groups_failed=sum(len(update.failed) for update in updates),
         groups_expired=sum(len(update.expired) for update in updates),
-        reward_first=mean("reward_mean", updates[:tenth]),
-        reward_last=mean("reward_mean", updates[-tenth:]),
-        valid_first=mean("validity", updates[:tenth]),
-        valid_last=mean("validity", updates[-tenth:]),
+        reward_first=mean("reward_mean", updates[:quarter]),
+        reward_last=mean("reward_mean", updates[-quarter:]),
+        valid_first=mean("validity", updates[:quarter]),
+        valid_last=mean("validity", updates[-quarter:]),
         restarts=restarts,
         seconds=seconds,
     )
@@ -121,14 +119,3 @@ def _headline(update: Update) -> str:
     if "reward_mean" not in metrics:
         return "updates"
     return f"updates: reward {metrics['reward_mean']:.3f}, valid {metrics['validity']:.0%}"
-
-
-@contextmanager
-def _interrupts(stop: Stop) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise the flag instead of an exception in the middle of something."""
-    before = {number: signal.signal(number, stop.set) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

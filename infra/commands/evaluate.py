@@ -32,9 +32,17 @@ Scores = dict[str, dict[str, float]]
     help="Relevance-model scores of the documents in every top 10, as a run file; adds the relevance gain.",
 )
 @click.option("--measures", default=",".join(MEASURES), show_default=True, help="Names, separated by commas.")
-@click.option("--relevant-grade", default=1, show_default=True, help="The least grade that counts as relevant.")
-@click.option("--samples", default=10_000, show_default=True, help="Bootstrap draws.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
+@click.option(
+    "--relevant-grade",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The least grade that counts as relevant.",
+)
+@click.option(
+    "--samples", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000), help="Bootstrap draws."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws.")
 @click.option("--judged-queries-only", is_flag=True, help="Leave out queries of a run that the qrels do not judge.")
 @click.option("--per-query", is_flag=True, help="With --json: every query's values too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

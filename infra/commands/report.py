@@ -31,7 +31,7 @@ def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
     Example:
       searchloop report --run demo --html report.html
     """
-    found = read_report(_folder(app, name))
+    found = read_report(app.home.existing_run(name))
     if page is not None:
         try:
             write_whole(page, render_page(found))
@@ -47,27 +47,18 @@ def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--run", "name", required=True, help="The run's name.")
+@click.option("--gaps", is_flag=True, help="Kafka never had a record at the offsets that no segment holds.")
 @click.pass_obj
-def rebuild(app: App, name: str) -> None:
+def rebuild(app: App, name: str, gaps: bool) -> None:
     """Build a run's DuckDB file anew from its archive, if it is lost or damaged; the old one is kept beside it.
 
     \b
-    What was not archived yet comes from Kafka when the run goes on.
+    What was not archived yet comes from the old file, if it can be read, or from Kafka when the run goes on. To see
+    first whether it would be the same, by content hash: searchloop verify --rebuild
 
     \b
     Example:
       searchloop rebuild --run demo
     """
-    count = rebuild_ledger(_folder(app, name))
+    count = rebuild_ledger(app.home.existing_run(name), gaps=gaps)
     click.echo(f"rebuilt the ledger of run {name} from {count:,} records")
-
-
-def _folder(app: App, name: str) -> Path:
-    folder = app.home.run(name)
-    if not folder.is_dir():
-        known = sorted(path.name for path in app.home.runs.iterdir() if path.is_dir()) if app.home.runs.is_dir() else []
-        raise StorageError(
-            f"run: expected one of {', '.join(known) or '(there are none yet)'} under {app.home.runs}, got {name!r}; "
-            "name another --run, or train first"
-        )
-    return folder

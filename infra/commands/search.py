@@ -32,8 +32,9 @@ def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
     """
     from infra.indexing import index_corpus
 
+    documents = list(load_corpus(corpus))  # Read before any service is started for it: it may be refused.
     with progress() as report, app.running_services(report) as running:
-        summary = index_corpus(running, name=name, documents=load_corpus(corpus), report=report)
+        summary = index_corpus(running, name=name, documents=documents, report=report)
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
@@ -56,7 +57,7 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
       searchloop expand --index shop --queries "waterproof hiking shoes"
       searchloop expand --index shop --queries queries.jsonl --policy 120 --json
     """
-    from infra.searching import expand_queries
+    from infra.expanding import expand_queries
 
     asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:
@@ -75,7 +76,10 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
 @click.option("--index", default="catalogue", show_default=True, help="The index to search.")
 @click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
 @click.option(
-    "--policy", default="latest", show_default=True, help="none, rm3, bo1, knn, latest, a step, or a version's name."
+    "--policy",
+    default="latest",
+    show_default=True,
+    help="none, rm3, bo1, knn, shown (the prompt's words as they stand), latest, a step, or a version's name.",
 )
 @click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
 @click.option("--run-file", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")

@@ -11,10 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from infra.context import App
+from infra.context import App, FailpointTable
 from infra.progress import progress
 from infra.supervisor import stop_with_parent
 from streams.delivery import Stop
+from streams.failpoints import arm
 
 if TYPE_CHECKING:
     from infra.training import TrainingSummary
@@ -60,13 +61,17 @@ def train(
     from search_env.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
+    # Before any service is started for it: what can be refused is refused at once.
+    left_out = load_queries(held_out) if held_out else []
+    if queries is not None:
+        load_queries(queries)
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
             recipe=Path(recipe).stem,
             index=index,
             queries_file=queries,
-            held_out=load_queries(held_out) if held_out else [],
+            held_out=left_out,
             updates=updates or app.settings.train.updates,
             seed=seed,
             run=run_name or f"{Path(recipe).stem}-{index}-{seed}",
@@ -77,7 +82,7 @@ def train(
 
 
 @click.command()
-@click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink"]))
+@click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink", "monitor"]))
 @click.option("--run", "run_name", required=True, help="The run to work for.")
 @click.option(
     "--worker", default=1, show_default=True, type=click.IntRange(min=1), help="Number among its role's workers."
@@ -88,9 +93,14 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     """Run one worker of a run, for scale-out: `train` starts the first of each by itself.
 
     \b
+    A monitor is no part of the loop: `watch` starts one where there is none.
+
+    \b
     Example:
       searchloop run generator --run leser-shop-0 --worker 2
+      searchloop run monitor --run leser-shop-0
     """
+    arm(app.tables(FailpointTable).failpoints)
     stop = Stop().on_signals()
     if supervised:
         stop_with_parent(stop, sys.stdin.fileno())
@@ -98,6 +108,11 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
         from infra.sinks import run_sink_worker
 
         run_sink_worker(app.at(app.local_services().endpoints()), run=run_name, worker=worker, stop=stop)
+        return
+    if role == "monitor":
+        from infra.monitoring.agents import run_monitor_worker
+
+        run_monitor_worker(app.at(app.local_services().endpoints()), run=run_name, stop=stop)
         return
     from infra.workers import run_worker
 
@@ -120,11 +135,13 @@ def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as
       searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
     """
     from infra.relevance import train_relevance
+    from search_env.corpora import load_qrels, load_queries
 
     if (queries is None) != (qrels is None):
         raise click.UsageError("--queries and --qrels belong together: give both, or neither")
-    with progress() as report, app.running_services(report) as running:
-        result = train_relevance(running, index=index, queries_file=queries, qrels_file=qrels, report=report)
+    judged = (load_queries(queries), load_qrels(qrels)) if queries is not None and qrels is not None else None
+    with progress() as report:
+        result = train_relevance(app, index=index, judged=judged, report=report)
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
         return

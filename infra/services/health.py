@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from search_env.engine import ElasticsearchSettings
-from streams.clients import KafkaSettings, _connection
+from streams.clients import KafkaSettings, connection_options
 
 OK = "ok"
 RED = "red"
@@ -30,7 +30,7 @@ def kafka_health(settings: KafkaSettings, timeout_seconds: float) -> str:
     logger.setLevel(logging.CRITICAL)  # no answer is an answer here, not a warning
     try:
         admin = KafkaAdminClient(
-            **_connection(settings, "searchloop-status"),
+            **connection_options(settings, "searchloop-status"),
             bootstrap_timeout_ms=int(timeout_seconds * 1000),
             request_timeout_ms=int(timeout_seconds * 1000),
         )

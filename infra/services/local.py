@@ -138,11 +138,16 @@ class LocalServices:
 
     def down(self, progress: Progress = silent) -> list[ServiceProcess]:
         """Stop both services, whoever started them, and return what was stopped; nothing running is no error."""
-        return self._stop(ROLES, progress)
+        with self._home_lock(progress):
+            ending = self._alive()
+            known = {process.pid for process in ending}
+            ending += [process for process in tagged_processes(self.home, ROLES) if process.pid not in known]
+            return self._end(ending, progress)
 
-    def stop_started(self) -> list[ServiceProcess]:
-        """Stop only what this object started."""
-        return self._stop([process.role for process in self._started], silent)
+    def stop_started(self, progress: Progress = silent) -> list[ServiceProcess]:
+        """Stop only what this object started, as far as it still runs, and return it."""
+        with self._home_lock(progress):
+            return self._end([process for process in self._started if is_alive(process, self.home)], progress)
 
     def remove(self) -> None:
         """Stop both services and delete their data, logs and settings."""
@@ -219,19 +224,15 @@ class LocalServices:
             self._write_state(State(processes=(*keep, *free), ports=ports))
             guardian.release()
 
-    def _stop(self, roles: Sequence[str], progress: Progress) -> list[ServiceProcess]:
-        with self._home_lock(progress):
-            state = self._read_state()
-            ending = [process for process in self._alive() if process.role in roles]
-            known = {process.pid for process in ending}
-            ending += [process for process in tagged_processes(self.home, roles) if process.pid not in known]
-            if ending:
-                progress(f"stopping {' and '.join(process.role for process in ending)}", 0, 0)
-            stop_processes(ending, self.home, self.settings.local.stop_seconds)
-            self._write_state(
-                State(processes=tuple(p for p in self._alive() if p.role not in roles), ports=state.ports)
-            )
-        self._started = [process for process in self._started if process.role not in roles]
+    def _end(self, ending: list[ServiceProcess], progress: Progress) -> list[ServiceProcess]:
+        """End these processes and forget them, with the home locked; return them."""
+        if ending:
+            progress(f"stopping {' and '.join(process.role for process in ending)}", 0, 0)
+        stop_processes(ending, self.home, self.settings.local.stop_seconds)
+        ended = {process.pid for process in ending}
+        staying = tuple(process for process in self._alive() if process.pid not in ended)
+        self._write_state(State(processes=staying, ports=self._read_state().ports))
+        self._started = [process for process in self._started if is_alive(process, self.home)]
         if self._guardian is not None and not self._started:
             self._guardian.release()
             self._guardian = None

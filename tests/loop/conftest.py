@@ -15,6 +15,7 @@ from infra.preparation import Prepared, prepare
 from infra.run_settings import RunSettings, write_run_settings
 from infra.services.local import Endpoints
 from infra.settings import Settings
+from infra.training import stream
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings
@@ -30,11 +31,14 @@ SMALL = Settings(
     gbdt=GbdtSettings(trees=30, queries_max=100),
     lessons=LessonSettings(catalogue=600, head=20, taught_share=0.5),
     policy=PolicySettings(tiny=TinySettings(vocabulary_size=900, hidden_size=64, layers=2, feedforward_size=128)),
-    catalogue_warmup=WarmupSettings(epochs_max=2, learning_rate=5e-3, batch_size=16),
+    reading_warmup=WarmupSettings(epochs_max=2, learning_rate=5e-3, batch_size=16),
     warmup=WarmupSettings(epochs_max=6, learning_rate=5e-3, batch_size=16),
     generation=GenerationSettings(candidates=4, tokens_max=16),
     batch=BatchSettings(groups=4, staleness_max=0),
 )
+
+
+UPDATES = 4
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -51,12 +55,29 @@ def small_world(local_services: Endpoints, tmp_path_factory: pytest.TempPathFact
     return app
 
 
+@pytest.fixture(scope="session")
+def streamed(small_world: App) -> tuple[App, Prepared]:
+    """Give one streaming run with a staleness limit of 0, finished; many tests look at it, none changes it."""
+    run = "streamed"
+    shutil.copytree(small_world.home.run("first"), small_world.home.run(run))
+    prepared = prepare(small_world, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    kept = RunSettings(
+        run=run, recipe="leser", index="small", index_version=prepared.index, seed=0, updates=UPDATES, settings=SMALL
+    )
+    write_run_settings(small_world.home.run(run), kept)
+    stream(small_world, prepared, updates=UPDATES, seed=0, report=quiet)
+    return small_world, prepared
+
+
 @pytest.fixture
-def new_run(small_world: App, unique_name: str) -> Iterator[Callable[[Settings, str], Prepared]]:
-    """Give a function that makes a run from the warmed-up policy, with settings of its own."""
+def new_run(small_world: App, unique_name: str) -> Iterator[Callable[..., Prepared]]:
+    """Give a function that makes a run from the warmed-up policy, with settings and a number of updates of its own.
+
+    updates: what the learner stops at; a test that streams asks for as many, or the learner may be one ahead of it.
+    """
     made: list[Path] = []
 
-    def make(settings: Settings, suffix: str = "") -> Prepared:
+    def make(settings: Settings, suffix: str = "", updates: int = UPDATES) -> Prepared:
         run = f"{unique_name}{suffix}"
         folder = small_world.home.run(run)
         shutil.copytree(small_world.home.run("first"), folder)
@@ -71,7 +92,7 @@ def new_run(small_world: App, unique_name: str) -> Iterator[Callable[[Settings, 
                 index="small",
                 index_version=prepared.index,
                 seed=0,
-                updates=4,
+                updates=updates,
                 settings=settings,
             ),
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import msgspec
+import psutil
 import pytest
 from kafka import TopicPartition
 from safetensors.torch import load_file
@@ -22,19 +26,22 @@ from infra.preparation import Prepared
 from infra.requests import RequestSequence
 from infra.run_settings import read_run_settings
 from infra.settings import Settings
+from infra.supervisor import Supervisor, living_workers, worker_arguments
 from infra.training import stream
+from infra.verification import verify_run
+from infra.workers import run_worker
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
-from streams.clients import connect_consumer
+from streams.clients import connect_consumer, create_topics
 from streams.codec import decode
-from streams.delivery import DeliverySettings, poll
+from streams.delivery import DeliverySettings, Stop, poll
+from streams.errors import DeliveryError
 from streams.events import Event, Generation, PolicyVersion, Reward, Update
 from streams.lag import end_offsets
 from streams.topics import topic_name
-from tests.loop.conftest import SMALL, quiet
+from tests.loop.conftest import SMALL, UPDATES, quiet
 
 Make = Callable[..., Prepared]
-UPDATES = 4
 
 
 def events_of(app: App, run: str, kind: str) -> list[Event]:
@@ -52,25 +59,6 @@ def events_of(app: App, run: str, kind: str) -> list[Event]:
 def weights_of(folder: Path) -> dict[str, bytes]:
     """Return every tensor's bytes."""
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
-
-
-@pytest.fixture(scope="module")
-def streamed(small_world: App, tmp_path_factory: pytest.TempPathFactory) -> tuple[App, Prepared]:
-    """One streaming run with a staleness limit of 0, finished; several tests look at it."""
-    import shutil
-
-    from infra.preparation import prepare
-    from infra.run_settings import RunSettings, write_run_settings
-
-    run = "streamed"
-    shutil.copytree(small_world.home.run("first"), small_world.home.run(run))
-    prepared = prepare(small_world, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
-    kept = RunSettings(
-        run=run, recipe="leser", index="small", index_version=prepared.index, seed=0, updates=UPDATES, settings=SMALL
-    )
-    write_run_settings(small_world.home.run(run), kept)
-    stream(small_world, prepared, updates=UPDATES, seed=0, report=quiet)
-    return small_world, prepared
 
 
 def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in_one_process(
@@ -132,6 +120,25 @@ def test_every_event_is_in_duckdb_with_its_offset(streamed: tuple[App, Prepared]
     ledger.close()
 
 
+def test_the_run_is_proved_from_its_topics_its_ledger_and_its_checkpoints(streamed: tuple[App, Prepared]) -> None:
+    app, _ = streamed
+    account = verify_run(app, "streamed", rebuild=True, offline=False)
+    assert account.findings == ()
+    assert account.kafka and not account.live and account.uses_max == 1
+    assert all(row.residual == 0 and row.behind == 0 for row in account.partitions)
+    learner = account.stages[2]
+    assert learner.taken == UPDATES * SMALL.batch.groups
+    (folder,) = (app.home.run("streamed") / "archive" / topic_name("streamed", "rewards")).glob("0")
+    for segment in folder.iterdir():
+        segment.rename(segment.with_suffix(".away"))
+    try:
+        account = verify_run(app, "streamed", rebuild=False, offline=False)
+        assert {finding.rule for finding in account.findings} >= {"archive", "bytes are kept"}
+    finally:
+        for segment in folder.iterdir():
+            segment.rename(segment.with_suffix(".parquet"))
+
+
 def test_a_version_is_announced_only_with_a_checkpoint_that_is_whole(streamed: tuple[App, Prepared]) -> None:
     app, _ = streamed
     announced = [e for e in events_of(app, "streamed", "policy-versions") if isinstance(e, PolicyVersion)]
@@ -145,12 +152,8 @@ def test_a_version_is_announced_only_with_a_checkpoint_that_is_whole(streamed: t
 def test_a_learner_killed_in_mid_run_goes_on_and_trains_no_group_twice(small_world: App, new_run: Make) -> None:
     updates = 8
     settings: Settings = msgspec.structs.replace(SMALL, batch=BatchSettings(groups=4, staleness_max=1))
-    prepared = new_run(settings)
+    prepared = new_run(settings, updates=updates)
     app = small_world.with_settings(settings)
-    kept = read_run_settings(app.home.run(prepared.run))
-    from infra.run_settings import write_run_settings
-
-    write_run_settings(app.home.run(prepared.run), msgspec.structs.replace(kept, updates=updates))
     killed: list[int] = []
     finished = threading.Event()
 
@@ -181,12 +184,12 @@ def test_a_learner_killed_in_mid_run_goes_on_and_trains_no_group_twice(small_wor
     taken = [g for update in lineage for g in (*update.trained, *update.flat, *update.failed, *update.expired)]
     assert len(taken) == len(set(taken)) == updates * 4
     assert [update.policy.step for update in lineage] == list(range(1, updates + 1))
+    account = verify_run(app, prepared.run, rebuild=True, offline=False)
+    assert account.findings == ()
 
 
 def learner_pid(app: App, run: str) -> int | None:
     """Return the living learner's pid, from the file that the supervisor keeps."""
-    from infra.supervisor import living_workers
-
     return next((pid for name, role, pid in living_workers(app.home.runs) if (name, role) == (run, "learner")), None)
 
 
@@ -202,12 +205,6 @@ def surviving(app: App, run: str) -> list[Update]:
 
 
 def test_a_second_learner_on_one_run_says_so_and_stops(small_world: App, new_run: Make) -> None:
-    import fcntl
-
-    from infra.workers import run_worker
-    from streams.delivery import Stop
-    from streams.errors import DeliveryError
-
     prepared = new_run(SMALL)
     lock = app_lock = small_world.home.run(prepared.run) / "learner.lock"
     with app_lock.open("w") as held:
@@ -217,25 +214,36 @@ def test_a_second_learner_on_one_run_says_so_and_stops(small_world: App, new_run
     assert lock.exists()
 
 
+def test_workers_are_started_anew_when_the_process_that_forks_them_is_killed(small_world: App, new_run: Make) -> None:
+    prepared = new_run(SMALL)
+    create_topics(small_world.settings.kafka, prepared.run)
+    run_dir = small_world.home.run(prepared.run)
+    arguments = worker_arguments(small_world.home.root)
+    with Supervisor(arguments, ["sink"], run_dir, small_world.worker_environment()) as workers:
+        before = workers.pids()["sink"]
+        psutil.Process(psutil.Process(before).ppid()).kill()
+        deadline = time.monotonic() + 60
+        while workers.restarts == 0:
+            assert time.monotonic() < deadline, "nobody noticed"
+            workers.check()
+            threading.Event().wait(0.05)
+        after = workers.pids()["sink"]
+        assert not psutil.pid_exists(before)
+        assert psutil.Process(after).ppid() != os.getpid()
+        workers.check()
+        assert workers.pids() == {"sink": after}
+
+
 def test_workers_end_when_their_supervisor_is_killed(small_world: App, new_run: Make, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    import psutil
-
-    from infra.supervisor import living_workers
-
     prepared = new_run(SMALL)
     code = (
-        "import sys, time; from pathlib import Path; from infra.supervisor import Supervisor, worker_command\n"
+        "import sys, time; from pathlib import Path; from infra.supervisor import Supervisor, worker_arguments\n"
         "home, run, kafka, engine = sys.argv[1:]\n"
         "env = {'SEARCHLOOP_KAFKA__BOOTSTRAP': kafka, 'SEARCHLOOP_ELASTICSEARCH__URL': engine}\n"
-        "with Supervisor(worker_command(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"
+        "with Supervisor(worker_arguments(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    from streams.clients import create_topics
-
     create_topics(small_world.settings.kafka, prepared.run)
     arguments = [str(small_world.home.root), prepared.run, small_world.settings.kafka.bootstrap]
     parent = subprocess.Popen(

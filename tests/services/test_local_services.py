@@ -29,6 +29,7 @@ from infra.services.launch import service_directory
 from infra.services.local import Endpoints, LocalServices
 from infra.services.processes import service_account, tagged_processes
 from infra.services.settings import LocalSettings, ServiceSettings
+from infra.settings import Settings
 from search_env.engine import ElasticsearchSettings
 from streams.clients import KafkaSettings
 
@@ -239,6 +240,24 @@ def test_a_start_that_is_broken_off_leaves_nothing_running(
     parent.send_signal(number)
     assert parent.wait(60) != 0
     wait_for(lambda: nothing_runs(home) and LocalServices(home, kafka_alone).status()[0].health == "down")
+
+
+def test_services_for_the_while_stop_only_what_they_started(home: Path, kafka_alone: ServiceSettings) -> None:
+    settings = Settings(elasticsearch=kafka_alone.elasticsearch, services=kafka_alone.local)
+    app = App(Home(home), settings=settings)
+    with app.running_services(lambda what, done, total: None) as running:
+        began = pids(app.local_services())["kafka"]
+        assert began is not None
+        # Somebody else mends it in the meantime: theirs it is now.
+        os.kill(began, signal.SIGKILL)
+        wait_for(lambda: pids(app.local_services())["kafka"] is None)
+        mended = app.local_services().up()
+        assert running.connections.kafka.bootstrap == mended.kafka
+    assert app.local_services().status()[0].health == "ok"
+    app.local_services().down()
+    with app.running_services(lambda what, done, total: None):
+        assert app.local_services().status()[0].health == "ok"
+    assert nothing_runs(home)
 
 
 def test_a_new_start_does_not_lean_on_what_a_guardian_is_about_to_end(home: Path, kafka_alone: ServiceSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -13,11 +14,13 @@ from infra.recipes import RECIPES, recipe_path
 from infra.reference import settings_reference
 from infra.settings import Settings
 from storage.evaluation.measures import MEASURES
-from streams.topics import TOPICS
+from streams.topics import DERIVED, TOPICS
+from tests.pages import commands_in
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTEXT = click.Context(cli)
+PAGES = ("README.md", "infra/REPLAY.md")
 
 
 def command_of(name: str) -> click.Command:
@@ -34,6 +37,23 @@ def test_every_verb_has_help_with_an_example_and_stands_in_the_readme(name: str)
     assert f"`{name}`" in README or f"searchloop {name}" in README
 
 
+@pytest.mark.parametrize("line", [line for page in PAGES for line in commands_in(page)])
+def test_every_command_in_the_pages_is_understood(line: str) -> None:
+    _, *rest = shlex.split(line, comments=True)
+    context = cli.make_context("searchloop", rest)
+    while isinstance(context.command, click.Group):
+        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+        assert command is not None
+        context = command.make_context(name, rest, parent=context)
+    assert not context.args
+
+
+def test_every_way_to_replay_has_its_example() -> None:
+    page = "\n".join(commands_in("infra/REPLAY.md"))
+    for name in ("reproduce", "counterfactual", "load", "copy", "import-ubi"):
+        assert f"searchloop replay {name} " in page
+
+
 def test_the_settings_reference_is_what_the_code_says() -> None:
     assert (ROOT / "infra" / "SETTINGS.md").read_text() == settings_reference()
 
@@ -46,7 +66,7 @@ def test_every_setting_is_in_the_reference() -> None:
         assert f"| `{key}` |" in reference
 
 
-@pytest.mark.parametrize("topic", [topic.kind for topic in TOPICS])
+@pytest.mark.parametrize("topic", [topic.kind for topic in (*TOPICS, *DERIVED)])
 def test_every_topic_is_in_the_readme(topic: str) -> None:
     assert f".{topic}" in README
 

@@ -37,12 +37,26 @@ def test_a_package_imports_only_those_below_it(path: Path) -> None:
 
 
 def test_events_load_without_torch_and_without_kafka() -> None:
-    code = "import sys, streams.events; sys.exit(any(name in sys.modules for name in ('torch', 'kafka', 'duckdb')))"
+    heavy = ("torch", "kafka", "duckdb", "faust")
+    code = f"import sys, streams.events; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_storage_loads_without_torch() -> None:
     code = "import sys, storage.workers, storage.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_only_the_monitor_itself_loads_faust() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name != "agents.py"]
+    code = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nsys.exit('faust' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_faust_and_our_own_kafka_client_load_together() -> None:
+    code = "import infra.monitoring.agents, aiokafka, kafka; aiokafka.AIOKafkaConsumer, kafka.KafkaConsumer"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

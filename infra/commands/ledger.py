@@ -1,0 +1,158 @@
+"""`searchloop verify` and `lineage`: the proof that nothing was lost, and what taught which version."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra.context import App
+from storage.report_text import printable
+from storage.verification.account import Account, place
+
+if TYPE_CHECKING:
+    from storage.lineage import GroupTaught, VersionMade
+
+FINDINGS_SHOWN = 20
+ANCESTORS_SHOWN = 5
+
+
+@click.command()
+@click.option("--run", "name", help="The run's name; every run without.")
+@click.option("--rebuild", is_flag=True, help="Also build the DuckDB file anew from the log and compare their hashes.")
+@click.option("--offline", is_flag=True, help="Without Kafka: from the DuckDB file, the archive and the checkpoints.")
+@click.option("--json", "as_json", is_flag=True, help="The accounts as one JSON array on standard output.")
+@click.pass_obj
+def verify(app: App, name: str | None, rebuild: bool, offline: bool, as_json: bool) -> None:
+    """Prove that nothing was lost and nothing counted twice; exit with 1 if anything does not add up.
+
+    \b
+    Per partition of each topic: end - gaps = rows + dead letters. Per stage: everything taken has ended, every
+    candidate with exactly one outcome. Along the checkpoints that survived: at most one gradient from each candidate.
+    While a sink is at work, the archive's closed segments are checked: the newest minute is not among them.
+
+    \b
+    Example:
+      searchloop verify --run leser-shop-0
+      searchloop verify --run leser-shop-0 --rebuild --json
+    """
+    from infra.verification import run_names, verify_run
+
+    names = [name] if name else run_names(app)
+    accounts = [verify_run(app, each, rebuild=rebuild, offline=offline) for each in names]
+    if as_json:
+        click.echo(msgspec.json.encode(accounts).decode())
+    else:
+        for account in accounts:
+            print_account(account, Console(soft_wrap=True))
+    if not all(account.sound for account in accounts):
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="The run's name.")
+@click.option("--policy", help="What made this version: latest, a step, or a version's name.")
+@click.option("--event", help="What this event taught: its place, a group, candidate or request id, or a query.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output.")
+@click.pass_obj
+def lineage(app: App, name: str, policy: str | None, event: str | None, as_json: bool) -> None:
+    """Show which events made a policy version, or which versions an event taught.
+
+    \b
+    The same in SQL, in the run's DuckDB file: the views version_events and event_versions.
+
+    \b
+    Example:
+      searchloop lineage --run leser-shop-0 --policy latest
+      searchloop lineage --run leser-shop-0 --event 'requests[0]@17'
+    """
+    from storage.lineage import groups_taught, version_made_of
+    from storage.log import open_log
+
+    if (policy is None) == (event is None):
+        raise click.UsageError("give one of --policy and --event")
+    console = Console(soft_wrap=True)
+    with open_log(app.home.existing_run(name)) as log:
+        if log.live:
+            click.echo("a sink is at work: the newest minute is not in what follows", err=True)
+        if policy is not None:
+            made = version_made_of(log, policy)
+            if as_json:
+                click.echo(msgspec.json.encode(made).decode())
+                return
+            _print_version(made, console)
+            return
+        taught = groups_taught(log, event or "")
+        if as_json:
+            click.echo(msgspec.json.encode(taught).decode())
+            return
+        _print_groups(taught, console)
+
+
+def _print_version(made: VersionMade, console: Console) -> None:
+    console.print(Text(f"{made.version}, weights {made.weights_sha256[:12]}…", style="bold"))
+    groups = sorted({event["group_id"] for event in made.events if event["group_id"]})
+    console.print(f"made by {len(groups)} groups of its own update, and {made.inherited} of those before it")
+    console.print(Text(f"stands on {', '.join(made.ancestors[:ANCESTORS_SHOWN])}{_more(made.ancestors)}"))
+    for row in made.events:
+        at = place(row["topic"], row["partition"], row["record_offset"])
+        console.print(Text(f"{row['event']:<11} {at:<40} {row['group_id'] or ''}".rstrip()))
+
+
+def _more(names: tuple[str, ...]) -> str:
+    return f" and {len(names) - ANCESTORS_SHOWN} more" if len(names) > ANCESTORS_SHOWN else ""
+
+
+def _print_groups(taught: list[GroupTaught], console: Console) -> None:
+    for group in taught:
+        lives = f"lives in {group.lives_in} versions" if group.surviving else "which did not survive"
+        by = f"{group.fate} by {group.version}" if group.version else group.fate
+        said = f"{by}, {lives}" if group.fate == "trained" else by
+        console.print(Text(f"{group.group_id}  {said}: {printable(group.query or '')}"))
+
+
+def print_account(account: Account, console: Console) -> None:
+    """Print a run's account: partitions, stages, findings, and a last line that says whether the contract holds."""
+    console.print(Text(f"run {account.run}, policy {account.policy or 'none yet'}", style="bold"))
+    if account.live:
+        console.print("[yellow]a sink is at work: what follows is as far as the archive's closed segments go[/yellow]")
+    table = Table("topic", "", "start", "end", "stored to", "gaps", "rows", "dead letters", "archived", "residual")
+    for row in account.partitions:
+        counts = (row.start, row.end, row.next_offset, row.gaps, row.rows, row.dead_letters, row.archived, row.residual)
+        shown = ("-" if count is None else f"{count:,}" for count in counts)
+        table.add_row(Text(printable(row.topic)), str(row.partition), *shown)
+    console.print(table)
+    for stage in account.stages:
+        fates = " + ".join(f"{count:,} {fate}" for fate, count in stage.fates.items())
+        console.print(
+            f"{stage.stage:<12} {stage.taken:,} {stage.unit} = {fates}; {stage.waiting:,} waiting; "
+            f"residual {stage.residual:,}",
+            highlight=False,
+        )
+    console.print(
+        f"gradients    at most {account.uses_max} from a candidate along the surviving lineage", highlight=False
+    )
+    for name, said in account.tables.items():
+        console.print(f"rebuilt      {name:<18} {said}", highlight=False)
+    for finding in account.findings[:FINDINGS_SHOWN]:
+        console.print(Text(printable(f"{finding.rule}: {finding.where}: {finding.what}"), style="red"))
+    if len(account.findings) > FINDINGS_SHOWN:
+        console.print(f"… and {len(account.findings) - FINDINGS_SHOWN} more: see --json")
+    console.print(verdict(account))
+
+
+def verdict(account: Account) -> str:
+    """Return one line: what was proved, or that it was not."""
+    if not account.sound:
+        return f"[red]run {account.run}: {len(account.findings)} findings, the log and the ledger do not agree[/red]"
+    candidates = next(stage for stage in account.stages if stage.unit == "candidates")
+    records = sum(row.rows + row.dead_letters for row in account.partitions)
+    return (
+        f"verified: {records:,} records and {candidates.taken:,} candidates, none lost, none twice; "
+        f"at most {account.uses_max} gradient from each"
+    )

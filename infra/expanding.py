@@ -1,0 +1,159 @@
+"""What a run has learned to add to queries: a policy version's expansions, or the words of its lessons' neighbours.
+
+A policy is decoded greedily, as it would be served; what it writes in the wrong format is searched as the raw query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from infra.context import App
+from infra.home import SETTINGS_FILE
+from infra.preparation import LESSONS_FILE, Bench, open_bench
+from infra.progress import Report
+from infra.run_settings import RunSettings, read_run_settings
+from learner.generation import generate_groups
+from learner.versions import LoadedVersion, find_version
+from search_env.corpora import Query
+from search_env.embeddings import KeptEmbedder
+from search_env.expansions import ParsedExpansions, parse_expansions
+from search_env.neighbours import Neighbours
+from search_env.teachers import Lesson, read_lessons
+from streams.errors import SettingsError
+from streams.events import Context, Position, Request
+from streams.topics import version_name
+
+CHUNK_GROUPS = 128
+
+
+class Expanded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy wrote for one query, and what is searched: no expansions is the raw query."""
+
+    query_id: str
+    query: str
+    expansions: tuple[str, ...]
+    valid: bool
+    text: str
+    policy: str
+
+
+def expand_queries(
+    app: App,
+    queries: Sequence[Query],
+    *,
+    index: str,
+    policy: str,
+    run: str | None,
+    report: Report,
+    temperature: float = 0.0,
+) -> list[Expanded]:
+    """Return what a policy version writes for each query, in order.
+
+    policy: "latest" or a version of the run; run: None takes the newest run on this index. temperature: 0 decodes
+    greedily, as served; above 0 one candidate is sampled.
+    """
+    kept = find_run(app, index=index, run=run)
+    folder, manifest = find_version(app.home.run(kept.run) / "checkpoints", policy)
+    report("reading the documents", 0, 0)
+    with open_bench(app.with_settings(kept.settings), index, report) as bench:
+        contexts = _contexts(bench, kept, [query.text for query in queries])
+        index_version = bench.version.name
+    version = LoadedVersion(folder, manifest.policy)
+    sampling = msgspec.structs.replace(kept.settings.generation.greedy(), temperature=temperature)
+    requests = [
+        (
+            Position(topic="expand", partition=0, offset=number),
+            Request(
+                request_id=query.id,
+                run=kept.run,
+                query_id=query.id,
+                query=query.text,
+                index=index_version,
+                split="live",
+                context=context,
+            ),
+        )
+        for number, (query, context) in enumerate(zip(queries, contexts, strict=True))
+    ]
+    found: list[Expanded] = []
+    for start in range(0, len(requests), CHUNK_GROUPS):
+        groups = generate_groups(
+            requests[start : start + CHUNK_GROUPS],
+            sampler=version.sampler,
+            tokenizer=version.tokenizer,
+            tokenizer_sha256=version.tokenizer_sha256,
+            prompts=kept.settings.prompts,
+            sampling=sampling,
+            seed=kept.seed,
+            made_at_ms=0,
+        )
+        for group in groups:
+            text = group.completions[0].text
+            parsed = parse_expansions(text, kept.settings.environment.expansions)
+            valid = isinstance(parsed, ParsedExpansions)
+            found.append(
+                Expanded(
+                    query_id=group.request.query_id,
+                    query=group.request.query,
+                    expansions=parsed.expansions if isinstance(parsed, ParsedExpansions) else (),
+                    valid=valid,
+                    text=text,
+                    policy=version_name(group.policy),
+                )
+            )
+        report("expanding", len(found), len(requests))
+    return found
+
+
+def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:
+    """Return, for each query, the best words of the run's lessons on similar queries, at most `count`."""
+    return _neighbours(app, kept, _lessons(app, kept)).words(texts, count=count)
+
+
+def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Report) -> list[tuple[str, ...]]:
+    """Return, for each query, the words that its prompt shows first, as they stand: what a policy has to better.
+
+    The neighbours' words, those first that feedback names too; the feedback terms where there are no neighbours.
+    """
+    report("reading the documents", 0, 0)
+    with open_bench(app.with_settings(kept.settings), kept.index, report) as bench:
+        contexts = _contexts(bench, kept, texts)
+    count = kept.settings.teacher.choice_words_shown
+    return [(context.neighbours or context.terms)[:count] for context in contexts]
+
+
+def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
+    """Return a run's settings: the named one, or the newest that learned on this index.
+
+    Raises SettingsError if there is none.
+    """
+    if run is not None:
+        return read_run_settings(app.home.run(run))
+    found = sorted(app.home.runs.glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        kept = read_run_settings(path.parent)
+        if kept.index == index:
+            return kept
+    raise SettingsError(f"no run has learned on index {index!r} yet. Run: searchloop train --index {index}")
+
+
+def _contexts(bench: Bench, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
+    lessons = _lessons(bench.app, kept)
+    if not kept.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
+        return bench.contexts(texts)
+    return bench.contexts(texts, _neighbours(bench.app, kept, lessons).words(texts))
+
+
+def _lessons(app: App, kept: RunSettings) -> list[Lesson]:
+    return read_lessons(app.home.run(kept.run) / LESSONS_FILE)
+
+
+def _neighbours(app: App, kept: RunSettings, lessons: Sequence[Lesson]) -> Neighbours:
+    embedder = KeptEmbedder(
+        kept.settings.embedding,
+        kept=[lesson.query for lesson in lessons],
+        directory=app.home.run(kept.run) / "embeddings",
+    )
+    return Neighbours(lessons, embedder, kept.settings.neighbours)

@@ -1,0 +1,19 @@
+"""What every worker imports, in one place: a process that has imported this once forks workers that have it all.
+
+torch, transformers and the two clients cost a worker 7 to 16 seconds of processor time at each start, and so at each
+restart after a kill. Nothing here opens a connection, loads a model, or looks for a GPU.
+"""
+# ruff: noqa: F401
+
+from __future__ import annotations
+
+import lightgbm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import infra.commands.train
+import infra.environments
+import infra.sinks
+import infra.workers
+import learner.caching
+import learner.workers
+import search_env.workers
