@@ -15,6 +15,7 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.policy import PolicySettings
+from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
@@ -39,10 +40,12 @@ from streams.failpoints import FailpointSettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
+    task: what is taught: "expansion", or one's own as package.module:Class (infra/RECIPES.md).
     updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
 
+    task: str = "expansion"
     updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
     warm_up: bool = True
     shuffle_rewards: bool = False
@@ -69,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
+    product_prompts: ProductPromptSettings = ProductPromptSettings()
     reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
     generation: GenerationSettings = GenerationSettings()
