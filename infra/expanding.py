@@ -97,7 +97,7 @@ def expand_queries(
         )
         for group in groups:
             text = group.completions[0].text
-            parsed = parse_expansions(text, kept.settings.environment.expansions)
+            parsed = parse_expansions(text, kept.settings.environment.expansions, group.request.context.choices)
             valid = isinstance(parsed, ParsedExpansions)
             found.append(
                 Expanded(

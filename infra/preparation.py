@@ -21,9 +21,10 @@ from infra.tasks.task import Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
-from learner.prompts import prompt_text, render_answer
+from learner.product_prompts import render_pointers
+from learner.prompts import prompt_text, render_answer, with_choices
 from learner.warmup import warm_up
-from search_env.analysis import surface_tokens
+from search_env.analysis import analyze, surface_tokens
 from search_env.catalogue import Catalogue
 from search_env.context import ContextBuilder, with_neighbours
 from search_env.corpora import Qrels, Query, load_queries
@@ -69,9 +70,9 @@ class Bench:
     def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
         """Return what the policy is shown for each query, with these neighbours' words if any."""
         contexts = self.builder.build_contexts(queries)
-        if neighbours is None:
-            return contexts
-        return [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
+        if neighbours is not None:
+            contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
+        return [with_choices(context, self.app.settings.prompts) for context in contexts]
 
     def embedder(self) -> Embedder:
         """Return the sentence encoder that neighbours are found with."""
@@ -207,7 +208,8 @@ def _teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels
         report("looking neighbours up", 0, 0)
         words = neighbours.words_for_training(queries)
         contexts = {
-            query.id: with_neighbours(contexts[query.id], said) for query, said in zip(queries, words, strict=True)
+            query.id: with_choices(with_neighbours(contexts[query.id], said), settings.prompts)
+            for query, said in zip(queries, words, strict=True)
         }
     if head:
         phrases = [lesson.query for lesson in head]
@@ -241,11 +243,15 @@ def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
             " ".join([document.title, document.text, *map(str, document.metadata.get("attributes", {}).values())])
             for document in bench.catalogue.documents
         )
-        policy = build_tiny(texts, msgspec.structs.replace(app.settings.policy.tiny, seed=seed))
+        tiny = msgspec.structs.replace(app.settings.policy.tiny, seed=seed)
+        policy = build_tiny(texts, tiny, pointers=app.settings.prompts.pointers)
         return save_policy(policy, run_dir / "warmup" / "untaught")
-    if base == "smollm2":
-        return unpack_smollm2(app.home.policies / "smollm2")
-    return load_policy(base)
+    policy = unpack_smollm2(app.home.policies / "smollm2") if base == "smollm2" else load_policy(base)
+    if app.settings.prompts.select and policy.selector is None:
+        raise SettingsError(
+            f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got {base!r}"
+        )
+    return policy
 
 
 def _warm_up(
@@ -261,13 +267,14 @@ def _warm_up(
     settings = bench.app.settings
 
     def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
-        return [
-            (
-                prompt_text(policy.tokenizer, lesson.query, shown.get(lesson.query_id, Context()), settings.prompts),
-                render_answer(lesson.words),
+        found = []
+        for lesson in lessons:
+            context = with_choices(shown.get(lesson.query_id, Context()), settings.prompts)
+            prompt = prompt_text(policy.tokenizer, lesson.query, context, settings.prompts)
+            found.append(
+                (prompt, _answer(lesson.words, context) if settings.prompts.select else render_answer(lesson.words))
             )
-            for lesson in lessons
-        ]
+        return found
 
     reading, shown = _reading_lessons(bench, lessons)
     if reading:
@@ -298,6 +305,13 @@ def _warm_up(
         stop=stop,
     )
     return policy
+
+
+def _answer(words: Sequence[str], context: Context) -> str:
+    """Return a selector's answer that says these words: those of its choices that have the same index terms."""
+    numbers = {tuple(analyze(word)): number for number, word in reversed(list(enumerate(context.choices, start=1)))}
+    said = (numbers.get(tuple(analyze(word))) for word in words)
+    return render_pointers([number for number in dict.fromkeys(said) if number is not None])
 
 
 def _reading_lessons(bench: Bench, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:

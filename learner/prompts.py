@@ -1,5 +1,8 @@
 """How a query and what the search engine said about it become a prompt, and how an answer is written.
 
+A policy that writes text answers with a JSON list. A selector answers with pointers, which stand behind the words of
+its prompt that it may say: words are then said whole, none is invented, and one token of an answer is one decision.
+
 Query, feedback terms, attribute values and neighbours' words come from outside: control characters and angle brackets
 are taken out and every part is capped, so no part can open another one, and none can grow.
 """
@@ -13,7 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.tokenizer import TAGS
+from learner.tokenizer import TAGS, pointer
 from streams.events import Context, Request
 
 QUERY, TERMS, ATTRIBUTES, NEIGHBOURS, TITLE = TAGS
@@ -36,6 +39,14 @@ class PromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     item_characters: Annotated[int, msgspec.Meta(ge=1, le=200, description="longer items are cut here")] = 32
     chat: Annotated[bool, msgspec.Meta(description="instruct and wrap in the chat template; off for `tiny`")] = False
     expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="number that the instruction asks for")] = 5
+    select: Annotated[
+        bool, msgspec.Meta(description="answer by pointing to the prompt's neighbours' words and terms; `tiny` alone")
+    ] = False
+
+    @property
+    def pointers(self) -> int:
+        """Return how many words a selector may be shown to choose from; 0 where the policy writes text."""
+        return self.neighbours + self.terms if self.select else 0
 
 
 # Control, format, surrogate-like line separators, and the brackets that open a part.
@@ -47,16 +58,32 @@ def plain_text(text: str, *, characters: int) -> str:
     return " ".join(_UNSAFE.sub(" ", text).split())[:characters].rstrip()
 
 
+def with_choices(context: Context, settings: PromptSettings) -> Context:
+    """Return the context with what a selector may say: the neighbours' words that the prompt shows, then the terms.
+
+    Unchanged where the policy writes text.
+    """
+    if not settings.select:
+        return context
+    neighbours, terms = (
+        _items(texts, count, settings)
+        for texts, count in ((context.neighbours, settings.neighbours), (context.terms, settings.terms))
+    )
+    return msgspec.structs.replace(context, choices=tuple(dict.fromkeys((*neighbours, *terms))))
+
+
 def render_prompt(query: str, context: Context, settings: PromptSettings) -> str:
     """Return the prompt as one line of tagged parts, an empty part left out.
 
-    `<query> red cable<terms> patch cat6<attributes> single-mode; yellow<neighbours> fiber`
+    `<query> red cable<terms> patch cat6<attributes> single-mode; yellow<neighbours> fiber`, and for a selector
+    `<query> red cable<attributes> single-mode; yellow<neighbours> fiber<v1><terms> patch<v2> cat6<v3>`.
     """
 
     def items(texts: Sequence[str], count: int) -> list[str]:
-        kept = (plain_text(text, characters=settings.item_characters) for text in texts)
-        return [text for text in kept if text][:count]
+        return _items(texts, count, settings)
 
+    if context.choices:
+        return _render_choices(query, context, settings)
     prompt = QUERY + " " + plain_text(query, characters=settings.query_characters)
     if terms := items(context.terms, settings.terms):
         prompt += TERMS + " " + " ".join(terms)
@@ -65,6 +92,27 @@ def render_prompt(query: str, context: Context, settings: PromptSettings) -> str
     if neighbours := items(context.neighbours, settings.neighbours):
         prompt += NEIGHBOURS + " " + " ".join(neighbours)
     return prompt
+
+
+def _render_choices(query: str, context: Context, settings: PromptSettings) -> str:
+    prompt = QUERY + " " + plain_text(query, characters=settings.query_characters)
+    if attributes := _items(context.attributes, settings.attributes, settings):
+        prompt += ATTRIBUTES + " " + "; ".join(attributes)
+    from_neighbours = set(_items(context.neighbours, settings.neighbours, settings))
+    for tag, known in ((NEIGHBOURS, True), (TERMS, False)):
+        # A pointer stands behind its word: in a decoder its hidden state has then seen what it points to.
+        said = [
+            f" {word}{pointer(number)}"
+            for number, word in enumerate(context.choices, start=1)
+            if (word in from_neighbours) == known
+        ]
+        prompt += tag + "".join(said) if said else ""
+    return prompt
+
+
+def _items(texts: Sequence[str], count: int, settings: PromptSettings) -> list[str]:
+    kept = (plain_text(text, characters=settings.item_characters) for text in texts)
+    return [text for text in kept if text][:count]
 
 
 def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> str:

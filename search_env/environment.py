@@ -115,7 +115,10 @@ class SearchEnvironment:
 
     def _parsed(self, inputs: Sequence[Input]) -> list[_Group]:
         caps = self.settings.expansions
-        return [_Group(each, [parse_expansions(c.text, caps) for c in each[0].completions]) for each in inputs]
+        return [
+            _Group(each, [parse_expansions(c.text, caps, each[0].request.context.choices) for c in each[0].completions])
+            for each in inputs
+        ]
 
     def _chunks(self, inputs: Sequence[Input]) -> list[list[_Group]]:
         """Parse the groups and put them together so that a chunk fills about one batch of searches."""

@@ -1,13 +1,15 @@
 """Reading what a policy wrote: a list of expansions, or the reason why it is none.
 
 The format is `<think>…</think><answer>["…", "…"]</answer>`; the think block may be missing, the list may be empty (no
-expansion), and nothing else may stand beside them. Generated text is untrusted: it is capped in bytes, number and
-terms, and loses control, zero-width and bidirectional characters. Whatever the text, parsing never raises.
+expansion), and nothing else may stand beside them. A selector's `<v3><v1>` points to words that its prompt showed, by
+their numbers from 1. Generated text is untrusted: it is capped in bytes, number and terms, and loses control,
+zero-width and bidirectional characters. Whatever the text, parsing never raises.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -17,6 +19,8 @@ from search_env.cleaning import clean_text
 
 _FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
+_POINTERS = re.compile(r"(?:<v[0-9]{1,3}>)*")
+_POINTER = re.compile(r"<v([0-9]{1,3})>")
 _decoder = msgspec.json.Decoder(list[str])
 
 
@@ -46,11 +50,20 @@ class Rejected(NamedTuple):
     reason: str
 
 
-def parse_expansions(text: str, settings: ExpansionSettings = ExpansionSettings()) -> ParsedExpansions | Rejected:  # noqa: B008
-    """Return the expansions in a text, or why there are none; never raises."""
+def parse_expansions(
+    text: str,
+    settings: ExpansionSettings = ExpansionSettings(),  # noqa: B008
+    choices: Sequence[str] = (),
+) -> ParsedExpansions | Rejected:
+    """Return the expansions in a text, or why there are none; never raises.
+
+    choices: the words that a selector's pointers mean, in their order; none for a policy that writes text.
+    """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.bytes_max:
         return Rejected(f"expected at most {settings.bytes_max} bytes, got {size}")
+    if choices:
+        return _select(text, settings, choices)
     found = _FORMAT.fullmatch(text)
     if found is None:
         return Rejected("expected <answer>[…]</answer>, with or without <think>…</think> before it, and nothing else")
@@ -61,6 +74,28 @@ def parse_expansions(text: str, settings: ExpansionSettings = ExpansionSettings(
         items = _decoder.decode(answer)
     except (msgspec.DecodeError, UnicodeError) as error:  # UnicodeError: a lone surrogate cannot become bytes.
         return Rejected(f"expected a JSON list of strings between <answer> and </answer>: {error}"[:200])
+    expansions = _within_caps(items, settings)
+    if isinstance(expansions, Rejected):
+        return expansions
+    thought = clean_text(found.group("thought") or "", characters_max=settings.bytes_max)
+    return ParsedExpansions(expansions, thought)
+
+
+def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> ParsedExpansions | Rejected:
+    """Return the words that a selector points to; what the caps leave out it was not to be shown."""
+    if not _POINTERS.fullmatch(text):
+        return Rejected(
+            f"expected pointers to the {len(choices)} words of the prompt, <v1> and so on, and nothing else"
+        )
+    numbers = [int(number) for number in _POINTER.findall(text)]
+    if strangers := [number for number in numbers if not 1 <= number <= len(choices)]:
+        return Rejected(f"expected pointers to one of {len(choices)} words, got <v{strangers[0]}>")
+    expansions = _within_caps([choices[number - 1] for number in numbers], settings)
+    return expansions if isinstance(expansions, Rejected) else ParsedExpansions(expansions)
+
+
+def _within_caps(items: Sequence[str], settings: ExpansionSettings) -> tuple[str, ...] | Rejected:
+    """Return the expansions cleaned and without repetitions, or which cap the first bad one exceeds."""
     if len(items) > settings.expansions_max:
         return Rejected(f"expected at most {settings.expansions_max} expansions, got {len(items)}")
     expansions: dict[str, str] = {}
@@ -78,5 +113,4 @@ def parse_expansions(text: str, settings: ExpansionSettings = ExpansionSettings(
         if not 1 <= terms <= settings.terms_max:
             return Rejected(f"expansion {number}: expected 1 to {settings.terms_max} words, got {terms}")
         expansions.setdefault(expansion.casefold(), expansion)
-    thought = clean_text(found.group("thought") or "", characters_max=settings.bytes_max)
-    return ParsedExpansions(tuple(expansions.values()), thought)
+    return tuple(expansions.values())

@@ -22,8 +22,8 @@ Count = Callable[[str], int]
 """Tokens of a text, for the model that reads summaries; `search_env.wordpieces` has MiniLM's."""
 
 SEPARATOR = ", "
-_POINTERS = re.compile(r"(?:<v\d{1,3}>)*")
-_POINTER = re.compile(r"<v(\d{1,3})>")
+_POINTERS = re.compile(r"(?:<v[0-9]{1,3}>)*")
+_POINTER = re.compile(r"<v([0-9]{1,3})>")
 _WORD = re.compile(r"\w+")
 
 

@@ -102,3 +102,26 @@ WORDS = st.lists(st.from_regex(r"[a-z0-9]{1,12}( [a-z0-9]{1,12})?", fullmatch=Tr
 def test_what_was_written_in_the_format_comes_back(expansions: list[str]) -> None:
     parsed = parse_expansions(f"<answer>{json.dumps(expansions)}</answer>")
     assert parsed == ParsedExpansions(tuple(expansions))
+
+
+def test_a_selectors_pointers_are_the_words_that_its_prompt_showed() -> None:
+    parsed = parse_expansions("<v3><v1>", choices=("toner", "ink", "cyan"))
+    assert parsed == ParsedExpansions(("cyan", "toner"))
+    assert parse_expansions("", choices=("toner",)) == ParsedExpansions(())  # It may say that none helps.
+
+
+@pytest.mark.parametrize(
+    "text", ["<v4>", "<v0>", "<v1> toner", "toner", '<answer>["toner"]</answer>', "<v1><end>", "<v٣>"]
+)
+def test_a_selector_can_say_nothing_else(text: str) -> None:
+    assert isinstance(parse_expansions(text, choices=("toner", "ink", "cyan")), Rejected)
+
+
+def test_a_policy_that_writes_text_cannot_point() -> None:
+    assert isinstance(parse_expansions("<v1>"), Rejected)
+
+
+def test_what_a_selector_says_keeps_to_the_caps() -> None:
+    parsed = parse_expansions("<v1><v2>", ExpansionSettings(expansions_max=1), choices=("toner", "ink"))
+    assert isinstance(parsed, Rejected)
+    assert "at most 1 expansions, got 2" in parsed.reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.prompts import PromptSettings, plain_text, render_answer, render_prompt
+from learner.prompts import PromptSettings, plain_text, render_answer, render_prompt, with_choices
 from learner.tokenizer import CLOSE, EMPTY, OPEN, SEPARATOR, TAGS, build_tokenizer
 from search_env.expansions import ParsedExpansions, parse_expansions
 from streams.events import Context
@@ -68,3 +68,27 @@ def test_a_word_has_the_same_tokens_in_prompt_and_answer() -> None:
         == ["Ġtoner"] * 3
         == TOKENIZER.tokenize('<answer>["toner')[1:] * 3
     )
+
+
+def test_a_selector_is_shown_each_word_once_with_a_pointer_behind_it() -> None:
+    settings = PromptSettings(select=True, neighbours=2, terms=3, attributes=1)
+    shown = Context(terms=("patch", "cat6", "x", "y"), attributes=("2 m",), neighbours=("fiber", "patch", "left out"))
+    context = with_choices(shown, settings)
+    assert context.choices == ("fiber", "patch", "cat6", "x")
+    assert render_prompt("red cable", context, settings) == (
+        "<query> red cable<attributes> 2 m<neighbours> fiber<v1> patch<v2><terms> cat6<v3> x<v4>"
+    )
+    assert len(context.choices) <= settings.pointers
+
+
+def test_a_policy_that_writes_text_has_no_choices() -> None:
+    context = Context(neighbours=("fiber",))
+    assert with_choices(context, PromptSettings()) == context
+    assert PromptSettings().pointers == 0
+
+
+@given(words=st.lists(untrusted, max_size=12))
+def test_no_word_forges_a_pointer(words: list[str]) -> None:
+    settings = PromptSettings(select=True)
+    context = with_choices(Context(neighbours=("<v1>", *words)), settings)
+    assert render_prompt("<v2> mug", context, settings).count("<v") == len(context.choices)
