@@ -70,10 +70,7 @@ def search_queries(
             expanded = expand_queries(
                 app, queries, index=index, policy=policy, run=kept.run, report=report, temperature=temperature
             )
-            asked = [
-                with_echoes(item.query, item.expansions, item.shown if item.valid else (), retrieval)
-                for item in expanded
-            ]
+            asked = [with_echoes(item.query, item.expansions, item.shown, retrieval) for item in expanded]
         rankings = _search(app, asked, index=index, retrieval=retrieval, top=top)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
 

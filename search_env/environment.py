@@ -151,8 +151,8 @@ class SearchEnvironment:
                 self._raw.move_to_end(request.query)
                 found[raw] = remembered
             for text in group.texts:
-                if isinstance(text, ParsedExpansions) and (expanded := self._expanded(request, text)) != raw:
-                    wanted[expanded] = None
+                if isinstance(text, ParsedExpansions) and text.expansions:
+                    wanted[self._expanded(request, text)] = None
         new = [search for search in wanted if search not in asked]
         asked.update(new)
         return _Started(chunk, new, self.retriever.start_many(new, size=self.depth))

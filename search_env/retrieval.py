@@ -75,7 +75,7 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class ExpandedQuery(NamedTuple):
-    """A query, the expansions that are searched with it, and echoes of its prompt; none of both is the raw query."""
+    """A query and the expansions that are searched with it; no expansions is the raw query, whatever the echoes."""
 
     query: str
     expansions: tuple[str, ...] = ()
@@ -88,9 +88,9 @@ def with_echoes(
     """Return the query with its expansions and, where `echo_weight` asks for them, the shown words that they lack.
 
     shown: the words of the prompt that are candidates to say, best first. A word is lacking if none of the expansions
-    has any of its index terms. Nothing said is the prompt's list as it stands.
+    has any of its index terms.
     """
-    if not settings.echo_weight:
+    if not expansions or not settings.echo_weight:
         return ExpandedQuery(query, expansions)
     said = {term for expansion in expansions for term in analyze(expansion)}
     return ExpandedQuery(query, expansions, tuple(word for word in shown if said.isdisjoint(analyze(word))))
@@ -102,7 +102,7 @@ def expanded_query(asked: ExpandedQuery, settings: RetrievalSettings) -> list[di
     Echoes are heard in mode "weighted" alone: a list of their own for each would be as loud as any.
     """
     raw = {"match": {"contents": {"query": asked.query}}}
-    if not asked.expansions and not (asked.echoes and settings.mode == "weighted"):
+    if not asked.expansions:
         return [raw]
     if settings.mode == "weighted":
         boosts = expansion_boosts(len(asked.expansions), settings, echoes=len(asked.echoes))

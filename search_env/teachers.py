@@ -3,17 +3,13 @@
 In two rounds. `teach`: candidates are the words that the policy is shown (feedback terms, attribute values) and, since
 a training query's relevant documents are known, the words of those documents. These lessons are what `neighbours` looks
 up. As answers they cannot be learned: 3,237 distinct words for 8,634 queries, dev loss 2.94 nats a token, and no list
-that ends. The second round's are the warm-up's answers, of one of two kinds.
+that ends. `choose`: the neighbours' words that the prompt shows, less those that do harm. These are the warm-up's
+answers. The two or three words that would be best of all (dev NDCG@10 .25 → .59) are a matter of chance: a policy that
+was taught to add them one by one was worth less than the neighbours' first words untouched. Taking away decides each
+word by itself, and greedy decoding then says the words that are more likely to help than not.
 
-`choose`, where only what a policy says is searched: the neighbours' words that the prompt shows, less those that do
-harm. The two or three words that would be best of all (dev NDCG@10 .25 → .59) are a matter of chance: a policy that was
-taught to add them one by one was worth less than the neighbours' first words untouched. Taking away decides each word
-by itself, and greedy decoding then says the words that are more likely to help than not. `choice_gain_min = -1` keeps
-every word: a warm-up that only repeats its prompt (`infra/EXPERIMENTS.md`).
-
-`promote`, where the words that a policy leaves unsaid are searched too (`retrieval.echo_weight`): the few that are
-worth saying first. Silence is the list as it is, so a word that is promoted has to better it, and whatever a policy
-cannot judge stays in its place.
+`choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, and GRPO finds nothing to
+add to it (`infra/EXPERIMENTS.md`).
 
 The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once. At the weight
 that serves: which words are worth adding depends on how loudly they are said, and so on how many stand before them.
@@ -111,12 +107,7 @@ class Teacher:
         All neighbours' words (the terms where there are none) are added to the query, and the word without which the
         measure is best goes, one at a time, until every one that is left is worth `choice_gain_min` and there are no
         more than `choice_words_max`. None are left where the query alone does as well.
-
-        Where the unsaid is searched too, the few words to say first instead, best first: at most `words_max`, that
-        gain `gain_min` each.
         """
-        if self.searched.echo_weight:
-            return self._promote(query, context, relevant)
         settings = self.settings
         terms = self.catalogue.vocabulary.known(analyze(query.text))
         shown = self._shown((context.neighbours or context.terms)[: settings.choice_words_shown])
@@ -141,39 +132,6 @@ class Teacher:
         if best <= raw:
             return Lesson(query_id=query.id, query=query.text, words=(), raw=raw, taught=raw)
         words = tuple(self._words[candidates[position]] for position in kept)
-        return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
-
-    def _promote(self, query: Query, context: Context, relevant: Integers) -> Lesson:
-        """Return the words that gain most by standing in front of the neighbours' list, terms among them."""
-        terms = self.catalogue.vocabulary.known(analyze(query.text))
-        listed = [term for term in self._shown(context.neighbours) if term not in set(terms)]
-        others = [term for term in self._shown(context.terms) if term not in {*terms, *listed}]
-        candidates = [*listed, *others]
-        if not len(relevant) or not candidates:
-            return Lesson(query_id=query.id, query=query.text, words=())
-        base = self.catalogue.contents.bm25_scores(terms)  # [D]
-        pool, columns = self._pool(base, candidates, relevant)  # [P], [C, P]
-        measure = _Measure(np.searchsorted(pool, relevant))
-        alone = base[pool] + self._whole(query.text, base)[pool]  # [P]
-
-        def heard(said: Sequence[int]) -> Floats:
-            """Return [C] how loud each candidate is when these are said first."""
-            rest = [position for position in range(len(listed)) if position not in said]
-            boosts = np.zeros(len(candidates), dtype=np.float32)
-            boosts[[*said, *rest]] = expansion_boosts(len(said), self.searched, echoes=len(rest))
-            return boosts
-
-        raw = best = float(measure((alone + heard(()) @ columns)[None])[0])
-        said: list[int] = []
-        while len(said) < min(self.settings.words_max, len(candidates)):
-            tried = [position for position in range(len(candidates)) if position not in said]
-            values = measure(alone[None] + np.stack([heard([*said, each]) for each in tried]) @ columns)
-            winner = int(values.argmax())
-            if values[winner] < best + self.settings.gain_min:
-                break
-            best = float(values[winner])
-            said.append(tried[winner])
-        words = tuple(self._words[candidates[position]] for position in said)
         return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
 
     def _search(
@@ -299,7 +257,6 @@ class _Key(NamedTuple):
     settings: TeacherSettings
     weight: float
     rank_discount: float
-    echo_weight: float
     whole_boost: float
     choose: bool
     queries: Sequence[tuple[str, str]]
@@ -328,7 +285,6 @@ def load_or_teach(
         settings=teacher.settings,
         weight=teacher.searched.weight,
         rank_discount=teacher.searched.rank_discount,
-        echo_weight=teacher.searched.echo_weight,
         whole_boost=teacher.searched.whole_boost,
         choose=choose,
         queries=[(query.id, query.text) for query in queries],
