@@ -31,15 +31,11 @@ CHUNK_GROUPS = 128
 
 
 class Expanded(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy wrote for one query, and what is searched: no expansions is the raw query.
-
-    shown: the neighbours' words of its prompt, which `retrieval.echo_weight` may search too.
-    """
+    """What a policy wrote for one query, and what is searched: no expansions is the raw query."""
 
     query_id: str
     query: str
     expansions: tuple[str, ...]
-    shown: tuple[str, ...]
     valid: bool
     text: str
     policy: str
@@ -104,7 +100,6 @@ def expand_queries(
                     query_id=group.request.query_id,
                     query=group.request.query,
                     expansions=parsed.expansions if isinstance(parsed, ParsedExpansions) else (),
-                    shown=group.request.context.neighbours,
                     valid=valid,
                     text=text,
                     policy=version_name(group.policy),

@@ -17,7 +17,7 @@ from search_env.catalogue import Catalogue
 from search_env.corpora import Query, Ranking
 from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.index import load_documents, load_manifest
-from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever, with_echoes
+from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever
 
 Feedback = Literal["bo1", "rm3"]
 FEEDBACK: dict[str, Feedback] = {"bo1": "bo1", "rm3": "rm3"}
@@ -58,19 +58,19 @@ def search_queries(
 
         kept = find_run(app, index=index, run=run)
         retrieval = kept.settings.retrieval
+        words: Sequence[tuple[str, ...]]
         if policy == "knn":
             look_up = kept.settings.neighbours
             words = neighbour_words(app, texts, kept, count=look_up.served_words)
             retrieval = msgspec.structs.replace(retrieval, weight=look_up.served_weight)
-            asked = [ExpandedQuery(text, said) for text, said in zip(texts, words, strict=True)]
         elif policy == "shown":
             words = shown_words(app, texts, kept, report)
-            asked = [ExpandedQuery(text, said) for text, said in zip(texts, words, strict=True)]
         else:
             expanded = expand_queries(
                 app, queries, index=index, policy=policy, run=kept.run, report=report, temperature=temperature
             )
-            asked = [with_echoes(item.query, item.expansions, item.shown, retrieval) for item in expanded]
+            words = [item.expansions for item in expanded]
+        asked = [ExpandedQuery(text, said) for text, said in zip(texts, words, strict=True)]
         rankings = _search(app, asked, index=index, retrieval=retrieval, top=top)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
 

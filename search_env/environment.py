@@ -20,17 +20,9 @@ from search_env.analysis import surface_tokens
 from search_env.corpora import Ranking
 from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, parse_expansions
 from search_env.relevance import RelevanceModel
-from search_env.retrieval import (
-    ExpandedQuery,
-    PendingSearches,
-    RetrievalError,
-    Retriever,
-    expanded_query,
-    search_body,
-    with_echoes,
-)
+from search_env.retrieval import ExpandedQuery, PendingSearches, RetrievalError, Retriever, expanded_query, search_body
 from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
-from streams.events import Generation, Hit, Outcome, Position, Request, Reward
+from streams.events import Generation, Hit, Outcome, Position, Reward
 
 Input = tuple[Generation, Position, str]
 
@@ -99,9 +91,9 @@ class SearchEnvironment:
                         self._raw[search.query] = answer
                 relevance = self._relevance(chunk, found)
                 for group, scores in zip(chunk, relevance, strict=True):
-                    request = group.inputs[0].request
-                    outcomes = tuple(self._outcome(request, text, found, scores) for text in group.texts)
-                    rewards.append(self._reward(group.inputs, outcomes, found[ExpandedQuery(request.query)]))
+                    query = group.inputs[0].request.query
+                    outcomes = tuple(self._outcome(query, text, found, scores) for text in group.texts)
+                    rewards.append(self._reward(group.inputs, outcomes, found[ExpandedQuery(query)]))
         finally:
             for each in started:
                 each.pending.cancel()
@@ -142,17 +134,17 @@ class SearchEnvironment:
         """Send each distinct search of a chunk that no chunk before it sent; raw queries come from memory if known."""
         wanted: dict[ExpandedQuery, None] = {}
         for group in chunk:
-            request = group.inputs[0].request
-            raw = ExpandedQuery(request.query)
-            remembered = self._raw.get(request.query)
+            query = group.inputs[0].request.query
+            raw = ExpandedQuery(query)
+            remembered = self._raw.get(query)
             if remembered is None:
                 wanted[raw] = None
             else:
-                self._raw.move_to_end(request.query)
+                self._raw.move_to_end(query)
                 found[raw] = remembered
             for text in group.texts:
                 if isinstance(text, ParsedExpansions) and text.expansions:
-                    wanted[self._expanded(request, text)] = None
+                    wanted[ExpandedQuery(query, text.expansions)] = None
         new = [search for search in wanted if search not in asked]
         asked.update(new)
         return _Started(chunk, new, self.retriever.start_many(new, size=self.depth))
@@ -164,23 +156,19 @@ class SearchEnvironment:
         depth = self.settings.reward.relevance_depth
         pairs: list[tuple[str, list[str]]] = []
         for group in chunk:
-            request = group.inputs[0].request
+            query = group.inputs[0].request.query
             ids: dict[str, None] = {}
-            expanded = [self._expanded(request, text) for text in group.texts if isinstance(text, ParsedExpansions)]
-            for search in dict.fromkeys((ExpandedQuery(request.query), *expanded)):
+            for search in (ExpandedQuery(query), *(ExpandedQuery(query, e) for e in _distinct(group.texts))):
                 ranking = found[search]
                 if isinstance(ranking, Ranking):
                     ids.update(dict.fromkeys(ranking.ids[:depth]))
-            pairs.append((request.query, list(ids)))
+            pairs.append((query, list(ids)))
         scores = self.relevance.score_many(pairs)
         return [dict(zip(ids, of.tolist(), strict=True)) for (_, ids), of in zip(pairs, scores, strict=True)]
 
-    def _expanded(self, request: Request, text: ParsedExpansions) -> ExpandedQuery:
-        return with_echoes(request.query, text.expansions, request.context.neighbours, self.retriever.settings)
-
     def _outcome(
         self,
-        request: Request,
+        query: str,
         text: ParsedExpansions | Rejected,
         found: dict[ExpandedQuery, Ranking | RetrievalError],
         relevance: dict[str, float],
@@ -189,7 +177,7 @@ class SearchEnvironment:
         if isinstance(text, Rejected):
             reward, components = invalid_reward()
             return Outcome(status="scored", valid=False, reward=reward, components=components, error=text.reason)
-        raw, union = found[ExpandedQuery(request.query)], found[self._expanded(request, text)]
+        raw, union = found[ExpandedQuery(query)], found[ExpandedQuery(query, text.expansions)]
         if isinstance(raw, RetrievalError) or isinstance(union, RetrievalError):
             error = str(raw) if isinstance(raw, RetrievalError) else str(union)
             return Outcome(status="failed", valid=True, expansions=text.expansions, error=error)
@@ -232,9 +220,7 @@ class SearchEnvironment:
 def reward_sha256(settings: EnvironmentSettings, retriever: Retriever) -> str:
     """Return the hash of everything but the models that a reward depends on: formula, caps and search settings."""
     searched = msgspec.structs.asdict(retriever.settings)
-    shaping = {
-        name: searched[name] for name in ("mode", "weight", "rank_discount", "echo_weight", "whole_boost", "fusion_k")
-    }
+    shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
@@ -244,14 +230,17 @@ def _term_count(expansion: str) -> int:
     return len(surface_tokens(expansion))
 
 
+def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...], None]:
+    return dict.fromkeys(text.expansions for text in texts if isinstance(text, ParsedExpansions))
+
+
 def _all_failed(texts: list[ParsedExpansions | Rejected], error: str) -> tuple[Outcome, ...]:
     return tuple(Outcome(status="failed", valid=isinstance(text, ParsedExpansions), error=error) for text in texts)
 
 
 def _template(retriever: Retriever, depth: int) -> str:
     settings = retriever.settings
-    asked = ExpandedQuery("{query}", ("{expansion 1}", "{expansion 2}"), ("{echo 1}",) if settings.echo_weight else ())
-    queries = expanded_query(asked, settings)
+    queries = expanded_query("{query}", ["{expansion 1}", "{expansion 2}"], settings)
     return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
 
 

@@ -7,8 +7,7 @@ come back: no stored field is read.
 
 Three ways to search an expanded query:
 - weighted: one search, bool.should of the query (boost 1) and of each expansion; scores add up. What is said first is
-  said loudest: the boost of the expansion at rank r is `weight` · r^(−`rank_discount`). Echoes, words that the policy
-  was shown and left unsaid, follow in rank at `echo_weight` times that.
+  said loudest: the boost of the expansion at rank r is `weight` · r^(−`rank_discount`).
 - union: the query and each expansion are searched apart; documents in the order of their best rank in any list.
 - fusion: the same lists, reciprocal rank fusion (Cormack et al., SIGIR 2009): Σ 1 / (fusion_k + rank).
 """
@@ -26,7 +25,6 @@ from elastic_transport import ConnectionError as EngineConnectionError
 from elastic_transport import SerializationError, TransportError
 from elasticsearch import ApiError, Elasticsearch
 
-from search_env.analysis import analyze
 from search_env.corpora import Ranking, rank_by_score
 from search_env.index import explain
 from streams.errors import SearchloopError, TransientError
@@ -65,7 +63,6 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     mode: Mode = "weighted"
     weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
     rank_discount: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.5
-    echo_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     whole_boost: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
     fusion_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
     batch_searches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
@@ -75,52 +72,30 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class ExpandedQuery(NamedTuple):
-    """A query and the expansions that are searched with it; no expansions is the raw query, whatever the echoes."""
+    """A query and the expansions that are searched with it; no expansions is the raw query."""
 
     query: str
     expansions: tuple[str, ...] = ()
-    echoes: tuple[str, ...] = ()
 
 
-def with_echoes(
-    query: str, expansions: tuple[str, ...], shown: Sequence[str], settings: RetrievalSettings
-) -> ExpandedQuery:
-    """Return the query with its expansions and, where `echo_weight` asks for them, the shown words that they lack.
-
-    shown: the words of the prompt that are candidates to say, best first. A word is lacking if none of the expansions
-    has any of its index terms.
-    """
-    if not expansions or not settings.echo_weight:
-        return ExpandedQuery(query, expansions)
-    said = {term for expansion in expansions for term in analyze(expansion)}
-    return ExpandedQuery(query, expansions, tuple(word for word in shown if said.isdisjoint(analyze(word))))
-
-
-def expanded_query(asked: ExpandedQuery, settings: RetrievalSettings) -> list[dict[str, Any]]:
-    """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list.
-
-    Echoes are heard in mode "weighted" alone: a list of their own for each would be as loud as any.
-    """
-    raw = {"match": {"contents": {"query": asked.query}}}
-    if not asked.expansions:
+def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
+    """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list."""
+    raw = {"match": {"contents": {"query": query}}}
+    if not expansions:
         return [raw]
     if settings.mode == "weighted":
-        boosts = expansion_boosts(len(asked.expansions), settings, echoes=len(asked.echoes))
-        added = [
-            {"match": {"contents": {"query": words, "boost": round(boost, 6)}}}
-            for words, boost in zip((*asked.expansions, *asked.echoes), boosts, strict=True)
+        boosts = expansion_boosts(len(expansions), settings)
+        said = [
+            {"match": {"contents": {"query": expansion, "boost": round(boost, 6)}}}
+            for expansion, boost in zip(expansions, boosts, strict=True)
         ]
-        return [{"bool": {"should": [raw, *added, *whole_query(asked.query, settings.whole_boost)]}}]
-    return [raw, *({"match": {"contents": {"query": expansion}}} for expansion in asked.expansions)]
+        return [{"bool": {"should": [raw, *said, *whole_query(query, settings.whole_boost)]}}]
+    return [raw, *({"match": {"contents": {"query": expansion}}} for expansion in expansions)]
 
 
-def expansion_boosts(count: int, settings: RetrievalSettings, *, echoes: int = 0) -> list[float]:
-    """Return the boost of each of so many expansions and of the echoes that follow them in rank.
-
-    weight · rank^(−rank_discount), for an echo times `echo_weight`.
-    """
-    boosts = [settings.weight * rank**-settings.rank_discount for rank in range(1, count + echoes + 1)]
-    return [boost if place < count else settings.echo_weight * boost for place, boost in enumerate(boosts)]
+def expansion_boosts(count: int, settings: RetrievalSettings) -> list[float]:
+    """Return the boost of each of so many expansions, in their order: weight · rank^(−rank_discount)."""
+    return [settings.weight * rank**-settings.rank_discount for rank in range(1, count + 1)]
 
 
 def whole_query(query: str, boost: float) -> list[dict[str, Any]]:
@@ -235,7 +210,8 @@ class Retriever:
         bodies: list[Body] = []
         spans: list[tuple[int, int]] = []
         for item in queries:
-            found = expanded_query(ExpandedQuery(item) if isinstance(item, str) else item, settings)
+            query, expansions = (item, ()) if isinstance(item, str) else item
+            found = expanded_query(query, expansions, settings)
             spans.append((len(bodies), len(bodies) + len(found)))
             bodies.extend(search_body(each, size=size) for each in found)
         return PendingSearches(

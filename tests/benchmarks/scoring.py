@@ -43,14 +43,7 @@ from search_env.environment import EnvironmentSettings, SearchEnvironment
 from search_env.index import build_index
 from search_env.intents import IntentSettings, make_intents
 from search_env.relevance import GbdtRelevance
-from search_env.retrieval import (
-    ANSWER_FILTER,
-    ExpandedQuery,
-    RetrievalSettings,
-    Retriever,
-    expanded_query,
-    search_body,
-)
+from search_env.retrieval import ANSWER_FILTER, RetrievalSettings, Retriever, expanded_query, search_body
 from search_env.training import GbdtSettings, train_gbdt
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Sampling
 
@@ -94,9 +87,7 @@ def main() -> None:
                     search_body(each, size=depth)
                     for generation, _, _ in inputs
                     for expansions in [(), *(msgspec.json.decode(c.text[8:-9]) for c in generation.completions)]
-                    for each in expanded_query(
-                        ExpandedQuery(generation.request.query, tuple(expansions)), RetrievalSettings()
-                    )
+                    for each in expanded_query(generation.request.query, expansions, RetrievalSettings())
                 ]
                 # A model that has seen none of these queries, so that its own memory does not help it.
                 relevance = GbdtRelevance(catalogue, booster, manifest)

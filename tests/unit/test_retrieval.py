@@ -20,7 +20,6 @@ from search_env.retrieval import (
     expanded_query,
     fusion_of,
     union_of,
-    with_echoes,
 )
 from streams.errors import SettingsError
 from tests.engine_fakes import FakeEngine, Script, fake_engine, hits, responses
@@ -47,9 +46,7 @@ def _fields(settings: ElasticsearchSettings) -> dict[str, object]:
 
 def test_generated_text_is_only_ever_matched() -> None:
     evil = 'red") OR *:* {"query_string": {"query": "*"}} ~/.*/'
-    (query,) = expanded_query(
-        ExpandedQuery("mug", (evil, "cup")), RetrievalSettings(weight=0.5, rank_discount=0, whole_boost=0)
-    )
+    (query,) = expanded_query("mug", [evil, "cup"], RetrievalSettings(weight=0.5, rank_discount=0, whole_boost=0))
     assert query == {
         "bool": {
             "should": [
@@ -62,8 +59,7 @@ def test_generated_text_is_only_ever_matched() -> None:
 
 
 def test_what_is_said_first_is_said_loudest() -> None:
-    asked = ExpandedQuery("mug", ("cup", "glass", "jar", "pot"))
-    (query,) = expanded_query(asked, RetrievalSettings(weight=2.0, rank_discount=0.5))
+    (query,) = expanded_query("mug", ["cup", "glass", "jar", "pot"], RetrievalSettings(weight=2.0, rank_discount=0.5))
     raw, *said, whole = (part["match"]["contents"] for part in query["bool"]["should"])
     assert raw == {"query": "mug"}
     assert [(part["query"], part["boost"]) for part in said] == [
@@ -78,26 +74,7 @@ def test_what_is_said_first_is_said_loudest() -> None:
 def test_no_expansion_is_the_raw_query_in_every_mode() -> None:
     modes: list[Mode] = ["weighted", "union", "fusion"]
     for mode in modes:
-        asked = ExpandedQuery("mug", (), ("echo",))
-        assert expanded_query(asked, RetrievalSettings(mode=mode)) == [{"match": {"contents": {"query": "mug"}}}]
-
-
-def test_what_the_policy_left_unsaid_follows_what_it_said_more_quietly() -> None:
-    settings = RetrievalSettings(weight=1.0, rank_discount=1.0, echo_weight=0.5, whole_boost=0)
-    asked = with_echoes("mug", ("red cups",), ("cup", "jar", "reds", "pot"), settings)
-    assert asked.echoes == ("jar", "pot")  # "cup" and "reds" are index terms of what was said.
-    (query,) = expanded_query(asked, settings)
-    _, *added = (part["match"]["contents"] for part in query["bool"]["should"])
-    assert [(part["query"], part["boost"]) for part in added] == [
-        ("red cups", 1.0),
-        ("jar", 0.25),
-        ("pot", round(0.5 / 3, 6)),
-    ]
-
-
-def test_nothing_echoes_where_the_setting_is_off_or_nothing_was_said() -> None:
-    assert with_echoes("mug", ("cup",), ("jar",), RetrievalSettings(echo_weight=0)).echoes == ()
-    assert with_echoes("mug", (), ("jar",), RetrievalSettings(echo_weight=1)) == ExpandedQuery("mug")
+        assert expanded_query("mug", [], RetrievalSettings(mode=mode)) == [{"match": {"contents": {"query": "mug"}}}]
 
 
 def test_union_orders_by_best_rank_with_the_query_first() -> None:
