@@ -194,14 +194,57 @@ def load_policy(path: Path | str) -> Policy:
     return Policy(model=model.eval(), tokenizer=tokenizer, path=path, sha256=sha256)
 
 
+def adapter_base(path: Path) -> Path:
+    """Return the folder of the model that the LoRA adapter in `path` stands on.
+
+    Raises PolicyError if `path` holds no adapter, or if that folder is missing.
+    """
+    try:
+        base = Path(msgspec.json.decode((path / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PolicyError(f"policy at {path}: expected a LoRA adapter that names its base ({error})") from error
+    if not base.is_dir():
+        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {base}")
+    return base
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of the policy in `path`, without its weights.
+
+    Raises PolicyError if it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(
+            f"policy at {path}: its tokenizer cannot be read ({error}). Train or copy it again"
+        ) from error
+
+
+def read_stop_ids(path: Path) -> tuple[int, ...]:
+    """Return the tokens that end a completion of the policy in `path`, without its weights: as `Policy.stop_ids`.
+
+    Raises PolicyError if the policy, or an adapter's base, says none.
+    """
+    from transformers import GenerationConfig
+
+    folder = adapter_base(path) if (path / "adapter_config.json").is_file() else path
+    try:
+        ids = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError as error:
+        raise PolicyError(f"policy at {folder}: expected generation_config.json ({error})") from error
+    if ids is None:
+        raise PolicyError(f"policy at {folder}: expected eos_token_id in generation_config.json, found none")
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+
 def _load_adapter(path: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    settings = msgspec.json.decode((path / "adapter_config.json").read_bytes())
-    base = Path(settings["base_model_name_or_path"])
-    if not base.is_dir():
-        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {base}")
+    base = adapter_base(path)
     model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="float32", use_safetensors=True)
     return PeftModel.from_pretrained(model, path, is_trainable=True)
 
