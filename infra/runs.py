@@ -10,6 +10,7 @@ from infra.context import App
 from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.serving import check_backend
 from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
@@ -36,6 +37,7 @@ def train_run(
     from_run: begin with the warmed-up policy, lessons and contexts of this run instead of making new ones (arms of one
     experiment that differ only in what GRPO does).
     """
+    check_backend(app.settings)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run))

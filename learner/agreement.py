@@ -1,8 +1,8 @@
 """Do a sampler's log-probabilities agree with the learner's own? Asked on a few groups before anything is learned.
 
-Importance ratios and the learner's refusal of groups that lie both stand on it. Measured with vLLM on a CPU: fp32 is off
-by up to 1e-4 nats a token, bf16 by up to 0.3 on SmolLM2 (its mean below 0.02); a server that ignores the temperature
-(`--logprobs-mode raw_logprobs`) is off by more than 1.
+Importance ratios and the learner's refusal of groups that lie both stand on it. Measured with vLLM on a CPU: fp32 is
+off by up to 1e-4 nats a token, bf16 by up to 0.3 on SmolLM2 (its mean below 0.02); a server that ignores the
+temperature (`--logprobs-mode raw_logprobs`) is off by more than 1.
 """
 
 from __future__ import annotations
@@ -73,5 +73,6 @@ def require_agreement(agreement: Agreement, *, difference_max: float) -> None:
         f"vLLM's log-probabilities: expected within {difference_max:g} nats of the learner's own, got up to "
         f"{agreement.difference_max:.3g} off (mean {agreement.difference_mean:.3g}, {agreement.tokens} tokens). If the "
         "mean is above 0.1, the server has another base model, or was started without --logprobs-mode "
-        "processed_logprobs; if it is small, its numbers are coarser (bf16): raise learner.update.logprob_difference_max"
+        "processed_logprobs; if it is small, its numbers are coarser (bf16): raise "
+        "learner.update.logprob_difference_max"
     )

@@ -194,18 +194,33 @@ def load_policy(path: Path | str) -> Policy:
     return Policy(model=model.eval(), tokenizer=tokenizer, path=path, sha256=sha256)
 
 
-def adapter_base(path: Path) -> Path:
-    """Return the folder of the model that the LoRA adapter in `path` stands on.
+class AdapterConfig(msgspec.Struct, frozen=True):
+    """What a LoRA adapter says of itself: the folder of the model that it stands on, and its rank."""
 
-    Raises PolicyError if `path` holds no adapter, or if that folder is missing.
+    base_model_name_or_path: str
+    r: int
+
+    @property
+    def base(self) -> Path:
+        """Return the base model's folder."""
+        return Path(self.base_model_name_or_path)
+
+
+def read_adapter(path: Path) -> AdapterConfig:
+    """Return what the LoRA adapter in `path` says of itself.
+
+    Raises PolicyError if `path` holds no adapter, or if its base's folder is missing.
     """
     try:
-        base = Path(msgspec.json.decode((path / "adapter_config.json").read_bytes())["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PolicyError(f"policy at {path}: expected a LoRA adapter that names its base ({error})") from error
-    if not base.is_dir():
-        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {base}")
-    return base
+        adapter = msgspec.json.decode((path / "adapter_config.json").read_bytes(), type=AdapterConfig)
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"policy at {path}: expected a LoRA adapter that names its base, found none ({error}). Set "
+            "policy.lora.rank above 0 and start a new run"
+        ) from error
+    if not adapter.base.is_dir():
+        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {adapter.base}")
+    return adapter
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -230,7 +245,7 @@ def read_stop_ids(path: Path) -> tuple[int, ...]:
     """
     from transformers import GenerationConfig
 
-    folder = adapter_base(path) if (path / "adapter_config.json").is_file() else path
+    folder = read_adapter(path).base if (path / "adapter_config.json").is_file() else path
     try:
         ids = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError as error:
@@ -244,7 +259,7 @@ def _load_adapter(path: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = adapter_base(path)
+    base = read_adapter(path).base
     model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="float32", use_safetensors=True)
     return PeftModel.from_pretrained(model, path, is_trainable=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from learner.adapters import FOLDER, Adapters
 from learner.checkpoints import file_sha256
-from learner.policy import ADAPTER, PolicyError, read_stop_ids, read_tokenizer
+from learner.policy import read_adapter, read_stop_ids, read_tokenizer
 from learner.sampling import SamplingError, completion_text
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
 from streams.events import Completion, PolicyRef, Sampling
@@ -171,13 +171,9 @@ class ServedVersion:
     ) -> None:
         """directory: the run's folder, in which the adapters are put; seen_as: its path on the server's machine.
 
-        Raises PolicyError if the version is no adapter, and what `Adapters.use` raises.
+        Raises PolicyError if the version is no LoRA adapter, and what `Adapters.use` raises.
         """
-        if not (folder / ADAPTER).is_file():
-            raise PolicyError(
-                f"policy at {folder}: expected a LoRA adapter, found none: new versions reach vLLM as adapters. Set "
-                "policy.lora.rank above 0 and start a new run, or generation.backend = 'transformers'"
-            )
+        read_adapter(folder)  # New versions reach vLLM as adapters alone.
         self.tokenizer = read_tokenizer(folder)
         self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
         client = VllmClient(url, settings)

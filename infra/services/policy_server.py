@@ -1,7 +1,7 @@
 """The vLLM that belongs to one home directory: started for a base model, found again, mended, and stopped.
 
-Unlike Kafka and Elasticsearch it serves one run's base model, so a run starts it and ends it; like them it is known by pid
-and tags, listens on the loopback interface alone, and never outlives a parent that was killed.
+Unlike Kafka and Elasticsearch it serves one run's base model, so a run starts it and ends it; like them it is known by
+pid and tags, listens on the loopback interface alone, and never outlives a parent that was killed.
 """
 
 from __future__ import annotations

