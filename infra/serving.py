@@ -71,8 +71,8 @@ def policy_server(
     """Give the server that a run's generators sample from: the one of `vllm.url`, or ours, which stops at the end.
 
     shown: queries with their contexts, on which its log-probabilities are compared with the learner's own first.
-    Raises AgreementError if they differ, SettingsError as `check_backend`, ServiceError if ours does not start, TransientError or VllmError if the
-    user's does not answer.
+    Raises AgreementError if they differ, SettingsError as `check_backend`, ServiceError if ours does not start,
+    TransientError or VllmError if the user's does not answer.
     """
     check_backend(settings)
     if settings.generation.backend != "vllm":

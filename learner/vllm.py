@@ -132,15 +132,12 @@ class VllmClient:
                 pause = min(pause * 2, BACK_OFF_SECONDS_MAX)
 
     def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        request = urllib.request.Request(
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
+        headers = {"Content-Type": "application/json"}
         if self._settings.api_key:
-            request.add_header("Authorization", f"Bearer {self._settings.api_key}")
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        data = None if body is None else json.dumps(body).encode()
         try:
+            request = urllib.request.Request(self.url + path, method=method, data=data, headers=headers)
             with urllib.request.urlopen(request, timeout=self._settings.timeout_seconds) as answer:
                 content = answer.read()
         except urllib.error.HTTPError as error:
