@@ -19,7 +19,7 @@ from infra.progress import Report
 from infra.relevance import open_relevance
 from learner.checkpoints import CURRENT, Manifest, new_lineage
 from learner.learning import write_policy_checkpoint
-from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2, with_lora
 from learner.prompts import prompt_text, render_answer
 from learner.warmup import warm_up
 from search_env.analysis import surface_tokens
@@ -245,7 +245,7 @@ def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
         return save_policy(policy, run_dir / "warmup" / "untaught")
     if base == "smollm2":
         return unpack_smollm2(app.home.policies / "smollm2")
-    return load_policy(base)
+    return load_policy(find_base(base))
 
 
 def _warm_up(

@@ -74,7 +74,7 @@ def require_agreement(agreement: Agreement, *, difference_max: float) -> None:
     raise AgreementError(
         f"vLLM's log-probabilities: expected within {difference_max:g} nats of the learner's own (mean "
         f"{difference_max * MEAN_SHARE:g}), got up to {agreement.difference_max:.3g} off (mean "
-        f"{agreement.difference_mean:.3g}, {agreement.tokens} tokens). If the mean is large, the server has another base model, or was started without --logprobs-mode "
-        "processed_logprobs; if it is small, its numbers are coarser (bf16): raise "
-        "learner.update.logprob_difference_max"
+        f"{agreement.difference_mean:.3g}, {agreement.tokens} tokens). If the mean is large, the server has another "
+        "base, or was started without --logprobs-mode processed_logprobs; if it is small, its numbers are coarser "
+        "(bf16): raise learner.update.logprob_difference_max"
     )

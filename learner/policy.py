@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -59,7 +60,10 @@ class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which policy learns: `tiny` made from scratch, `smollm2`, or a folder that transformers can read."""
+    """Which policy learns: `tiny` made from scratch, `smollm2`, a folder that transformers can read, or a hub's model.
+
+    base: `tiny`, `smollm2`, a folder, or a name such as `meta-llama/Llama-3.2-3B-Instruct`, which is fetched once.
+    """
 
     base: str = "tiny"
     tiny: TinySettings = TinySettings()
@@ -159,6 +163,32 @@ def save_policy(policy: Policy, directory: Path) -> Policy:
     policy.model.save_pretrained(directory, safe_serialization=True)
     policy.tokenizer.save_pretrained(directory)
     return replace(policy, path=directory, sha256=weights_sha256(directory))
+
+
+def find_base(base: str) -> Path:
+    """Return the folder of a base model: `base` itself, or that of a model of this name at a hub, fetched once.
+
+    base: a folder, or `owner/name`. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN say where from; only JSON, safetensors and
+    tokenizer files are fetched. Raises PolicyError where there is neither.
+    """
+    if Path(base).is_dir():
+        return Path(base)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        raise PolicyError(
+            f"policy.base: expected tiny, smollm2, a folder, or the name of a hub's model such as "
+            f"meta-llama/Llama-3.2-3B-Instruct, got {base!r}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "model*.safetensors", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(
+            f"policy.base: no folder is called {base!r}, and the model hub does not give it ({reason}). Unset "
+            "HF_HUB_OFFLINE, log in for a gated model, or copy it to a folder and name that"
+        ) from error
 
 
 def load_policy(path: Path | str) -> Policy:
