@@ -83,6 +83,15 @@ class VllmSampler:
         except UnknownModelError:
             self._adapters.load_again()
             answer = self._client.complete(body)
+        drawn_tokens = read_choices(answer, prompt, drawn=drawn)
+        for ids, _ in drawn_tokens:
+            # vLLM 0.32 takes a prompt that leaves too little room, and silently asks for fewer tokens.
+            if ids[-1] not in self._stop_ids and len(ids) != sampling.tokens_max:
+                raise VllmError(
+                    f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, after "
+                    f"a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a server "
+                    "of one's own: --max-model-len), or show less in the prompt"
+                )
         completions = [
             Completion(
                 text=completion_text(self._tokenizer, ids, self._stop_ids),
@@ -90,7 +99,7 @@ class VllmSampler:
                 logprobs=tuple(logprobs) if sampling.temperature > 0 else (0.0,) * len(ids),
                 finish="stop" if ids[-1] in self._stop_ids else "length",
             )
-            for ids, logprobs in read_choices(answer, prompt, drawn=drawn)
+            for ids, logprobs in drawn_tokens
         ]
         return completions * (sampling.candidates // drawn)
 

@@ -17,8 +17,7 @@ from typing import Any
 class FakeVllm:
     """Use as a context manager. `failures`: (status, headers) to answer with next, instead of the truth."""
 
-    def __init__(self, *, stop_id: int = 2, api_key: str = "") -> None:
-        self.stop_id = stop_id
+    def __init__(self, *, api_key: str = "") -> None:
         self.api_key = api_key
         self.adapters: dict[str, str] = {}
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -105,7 +104,7 @@ class FakeVllm:
         length = body["max_tokens"]
         ids = [5 + (body["seed"] + number + position) % 7 for position in range(length)]
         if number % 2:
-            ids = [*ids[: length - 2], self.stop_id]
+            ids = [*ids[: length - 2], body["stop_token_ids"][0]]
         choice = {
             "index": number,
             "token_ids": ids,

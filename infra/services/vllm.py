@@ -37,7 +37,8 @@ class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """How a vLLM of our own runs, if `generation.backend` is `vllm` and `vllm.url` is empty; made for two cores.
 
     python: an interpreter that has vLLM; empty: that of `make vllm`.
-    dtype: of weights and activations; `auto` takes the model's own (fp32 for what we make).
+    dtype: of weights and activations. fp32 agrees with the learner to 1e-5 nats; bf16 is faster and coarser, see
+    `learner.update.logprob_difference_max`. vLLM's `auto` halves an fp32 model's precision.
     context_tokens: prompt and answer together, at most.
     sequences_max: candidates decoded at once. cache_gigabytes: for keys and values, on a CPU.
     threads: for the model's computation, on a CPU. Two of them on two cores that others use wait for each other: 20
@@ -48,7 +49,7 @@ class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """
 
     python: str = ""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     context_tokens: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 1024
     sequences_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     cache_gigabytes: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1

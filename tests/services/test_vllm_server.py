@@ -30,7 +30,7 @@ PROMPTS = [[5, 6, 7], [9, 30, 31, 32, 33], [11, 12]]
 SEEDS = [1, 2, 3]
 # fp32 on both sides, other kernels: 2e-6 was measured. A wrong temperature is off by more than 1.
 TOLERANCE = 1e-4
-SETTINGS = VllmServerSettings(context_tokens=128, sequences_max=32, threads=1)
+SETTINGS = VllmServerSettings(dtype="float32", context_tokens=128, sequences_max=32, threads=1)
 PARENT = """
 import sys, time, msgspec
 from infra.services.policy_server import PolicyServer
@@ -207,8 +207,10 @@ def test_a_version_loaded_while_it_runs_writes_otherwise_and_an_old_one_goes(wor
     version.close()
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_the_servers_own_words(world: World) -> None:
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error(world: World) -> None:
     version = served(world, 0, "long")
+    with pytest.raises(VllmError, match=r"expected 10 tokens or an end, got \d without one.*context_tokens"):
+        version.sampler.sample([[5] * 120], HOT, [1])
     with pytest.raises(VllmError, match="maximum context length is 128 tokens"):
-        version.sampler.sample([[5] * 126], HOT, [1])
+        version.sampler.sample([[5] * 129], HOT, [1])
     version.close()

@@ -95,7 +95,6 @@ def test_a_group_is_one_request_for_token_ids_at_the_plain_distribution(
 
 
 def test_a_completion_ends_as_the_policys_own_stops_say(server: FakeVllm, base: Policy, tmp_path: Path) -> None:
-    server.stop_id = base.stop_ids[0]
     group = served(base, tmp_path, server.url).sampler.sample([[5]], HOT, [1])[0]
     assert [completion.finish for completion in group] == ["length", "stop", "length", "stop"]
     assert all(completion.text == base.tokenizer.decode(list(completion.token_ids)) for completion in group[::2])
@@ -133,6 +132,7 @@ def test_what_cannot_be_sampled_is_refused_before_it_is_sent(server: FakeVllm, b
         ({"logprobs": {"token_logprobs": [-1.0] * 3}}, "expected 6 log-probabilities"),
         ({"token_ids": [5], "logprobs": {"token_logprobs": [None]}}, "expected finite log-probabilities"),
         ({"token_ids": [5], "logprobs": {"token_logprobs": [0.3]}}, "expected finite log-probabilities"),
+        ({"token_ids": [5, 6], "logprobs": {"token_logprobs": [-1.0, -1.0]}}, r"got 2 without one.*context_tokens"),
         ({"prompt_token_ids": [1, 5]}, "expected the prompt's token ids as they were sent"),
     ],
 )
