@@ -88,9 +88,9 @@ class VllmSampler:
             # vLLM 0.32 takes a prompt that leaves too little room, and silently asks for fewer tokens.
             if ids[-1] not in self._stop_ids and len(ids) != sampling.tokens_max:
                 raise VllmError(
-                    f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, after "
-                    f"a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a server "
-                    "of one's own: --max-model-len), or show less in the prompt"
+                    f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, "
+                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a "
+                    "server of one's own: --max-model-len), or show less in the prompt"
                 )
         completions = [
             Completion(
