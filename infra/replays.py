@@ -21,6 +21,8 @@ from infra.layers import assignments_layer, combine
 from infra.progress import Report
 from infra.recorded import Limits, Recorded, Window
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.services.artefacts import silent
+from infra.serving import policy_server
 from infra.settings import Settings
 from infra.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import load_task
@@ -311,7 +313,17 @@ def _publish(app: App, into: str, outbox: Outbox) -> None:
 @contextmanager
 def _workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
     """Give running workers; at the end they stop in the order of the stream, the sink last."""
-    with Supervisor(worker_arguments(app.home.root), roles, app.home.run(run), app.worker_environment()) as workers:
+    settings = read_run_settings(app.home.run(run)).settings
+    if "generator" not in roles:  # Nobody samples, so no server is needed for it.
+        settings = msgspec.structs.replace(
+            settings, generation=msgspec.structs.replace(settings.generation, backend="transformers")
+        )
+    with (
+        policy_server(app, run, settings, silent) as serving,
+        Supervisor(
+            worker_arguments(app.home.root), roles, app.home.run(run), app.worker_environment() | serving.environment
+        ) as workers,
+    ):
         yield workers
         for role in reversed(roles):
             workers.stop([role])

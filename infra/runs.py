@@ -9,6 +9,7 @@ from pathlib import Path
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.serving import check_backend
 from infra.tasks.task import load_task
 from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
@@ -37,6 +38,7 @@ def train_run(
     one experiment that differ only in what GRPO does).
     """
     task = load_task(app.settings.train.task)
+    check_backend(app.settings)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)

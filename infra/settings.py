@@ -11,12 +11,14 @@ import msgspec
 
 from infra.monitoring.windows import MonitorSettings
 from infra.services.settings import LocalSettings
+from infra.services.vllm import VllmServerSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.policy import PolicySettings
 from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
+from learner.vllm import VllmSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
 from search_env.demo_catalogue import DemoSettings
@@ -76,6 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
     generation: GenerationSettings = GenerationSettings()
+    vllm: VllmSettings = VllmSettings()
+    vllm_server: VllmServerSettings = VllmServerSettings()
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
     sink: SinkSettings = SinkSettings()

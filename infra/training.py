@@ -12,6 +12,7 @@ from infra.context import App
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.requests import RequestFeed, RequestSequence
+from infra.serving import policy_server
 from infra.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
@@ -63,14 +64,19 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
     made: dict[int, Update] = {}
+    shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
     try:
         with (
+            policy_server(app, run, settings, report, shown) as serving,
             interrupts(stop),
-            Supervisor(worker_arguments(app.home.root), ROLES, run_dir, app.worker_environment()) as workers,
+            Supervisor(
+                worker_arguments(app.home.root), ROLES, run_dir, app.worker_environment() | serving.environment
+            ) as workers,
         ):
             while step < updates and not stop():
                 workers.check()
+                serving.check(report)
                 feed.publish_until(consumed + ahead)
                 for _, update in decode_or_bury(poll(consumer, settings.delivery), Update, outbox):
                     # After a crash a step may be announced again, on the same lineage or on the one that goes on.

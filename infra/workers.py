@@ -27,6 +27,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
     settings = kept.settings
     member = f"{role}-{worker}"
     if role == "generator":
+        from infra.serving import version_opener
         from learner.workers import run_generator
 
         run_generator(
@@ -40,6 +41,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             batch=settings.batch,
             member=member,
             stop=stop,
+            open_version=version_opener(app, kept),
         )
     elif role == "learner":
         from learner.workers import run_learner

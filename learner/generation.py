@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,10 +23,13 @@ Encode = Callable[[Any, Request], list[int]]
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How groups are drawn while learning.
 
+    backend: who writes: the policy in the generator's own process (`transformers`), or a vLLM server over HTTP (`vllm`,
+    see the tables `vllm` and `vllm_server`), which needs a policy with LoRA and `no_repeat = false`.
     chunk_groups: groups written at once; 0 means the batch's size, so that one policy version writes one batch.
     linger_seconds: how long the generator waits for a chunk to fill.
     """
 
+    backend: Literal["transformers", "vllm"] = "transformers"
     candidates: Annotated[int, msgspec.Meta(ge=2, le=64, description="G, candidates in a group")] = 8
     temperature: Annotated[float, msgspec.Meta(gt=0, le=2, description="LESER samples at .9")] = 0.9
     tokens_max: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 24

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -60,7 +61,10 @@ class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which policy learns: `tiny` made from scratch, `smollm2`, or a folder that transformers can read."""
+    """Which policy learns: `tiny` made from scratch, `smollm2`, a folder that transformers can read, or a hub's model.
+
+    base: `tiny`, `smollm2`, a folder, or a name such as `meta-llama/Llama-3.2-3B-Instruct`, which is fetched once.
+    """
 
     base: str = "tiny"
     tiny: TinySettings = TinySettings()
@@ -170,6 +174,32 @@ def save_policy(policy: Policy, directory: Path) -> Policy:
     return replace(policy, path=directory, sha256=weights_sha256(directory))
 
 
+def find_base(base: str) -> Path:
+    """Return the folder of a base model: `base` itself, or that of a model of this name at a hub, fetched once.
+
+    base: a folder, or `owner/name`. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN say where from; only JSON, safetensors and
+    tokenizer files are fetched. Raises PolicyError where there is neither.
+    """
+    if Path(base).is_dir():
+        return Path(base)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        raise PolicyError(
+            f"policy.base: expected tiny, smollm2, a folder, or the name of a hub's model such as "
+            f"meta-llama/Llama-3.2-3B-Instruct, got {base!r}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "model*.safetensors", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(
+            f"policy.base: no folder is called {base!r}, and the model hub does not give it ({reason}). Unset "
+            "HF_HUB_OFFLINE, log in for a gated model, or copy it to a folder and name that"
+        ) from error
+
+
 def load_policy(path: Path | str) -> Policy:
     """Return the policy in the folder `path`, in fp32 and evaluation mode, without asking any network.
 
@@ -203,14 +233,72 @@ def load_policy(path: Path | str) -> Policy:
     return Policy(model=model.eval(), tokenizer=tokenizer, path=path, sha256=sha256)
 
 
+class AdapterConfig(msgspec.Struct, frozen=True):
+    """What a LoRA adapter says of itself: the folder of the model that it stands on, and its rank."""
+
+    base_model_name_or_path: str
+    r: int
+
+    @property
+    def base(self) -> Path:
+        """Return the base model's folder."""
+        return Path(self.base_model_name_or_path)
+
+
+def read_adapter(path: Path) -> AdapterConfig:
+    """Return what the LoRA adapter in `path` says of itself.
+
+    Raises PolicyError if `path` holds no adapter, or if its base's folder is missing.
+    """
+    try:
+        adapter = msgspec.json.decode((path / "adapter_config.json").read_bytes(), type=AdapterConfig)
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"policy at {path}: expected a LoRA adapter that names its base, found none ({error}). Set "
+            "policy.lora.rank above 0 and start a new run"
+        ) from error
+    if not adapter.base.is_dir():
+        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {adapter.base}")
+    return adapter
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of the policy in `path`, without its weights.
+
+    Raises PolicyError if it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(
+            f"policy at {path}: its tokenizer cannot be read ({error}). Train or copy it again"
+        ) from error
+
+
+def read_stop_ids(path: Path) -> tuple[int, ...]:
+    """Return the tokens that end a completion of the policy in `path`, without its weights: as `Policy.stop_ids`.
+
+    Raises PolicyError if the policy, or an adapter's base, says none.
+    """
+    from transformers import GenerationConfig
+
+    folder = read_adapter(path).base if (path / "adapter_config.json").is_file() else path
+    try:
+        ids = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError as error:
+        raise PolicyError(f"policy at {folder}: expected generation_config.json ({error})") from error
+    if ids is None:
+        raise PolicyError(f"policy at {folder}: expected eos_token_id in generation_config.json, found none")
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+
 def _load_adapter(path: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    settings = msgspec.json.decode((path / "adapter_config.json").read_bytes())
-    base = Path(settings["base_model_name_or_path"])
-    if not base.is_dir():
-        raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {base}")
+    base = read_adapter(path).base
     model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="float32", use_safetensors=True)
     return PeftModel.from_pretrained(model, path, is_trainable=True)
 
@@ -265,6 +353,7 @@ def unpack_smollm2(directory: Path) -> Policy:
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
+    tokenizer.clean_up_tokenization_spaces = False  # It would be ignored, with a warning at every load.
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     if tokenizer.pad_token_id is None:

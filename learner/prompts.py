@@ -124,7 +124,10 @@ def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSe
         {"role": "system", "content": INSTRUCTION.format(expansions=settings.expansions)},
         {"role": "user", "content": prompt},
     ]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # Qwen3 would think first, for more tokens than the answer has; a template that knows no thinking ignores it.
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
     return text
 
 

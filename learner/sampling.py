@@ -172,7 +172,7 @@ class TransformersSampler:
             ids = [token for token in row if token >= 0]
             completions.append(
                 Completion(
-                    text=self._text(ids),
+                    text=completion_text(self._tokenizer, ids, self._stop_ids),
                     token_ids=tuple(ids),
                     logprobs=tuple(values[: len(ids)]),
                     finish="stop" if ids[-1] in self._stop_ids else "length",
@@ -180,15 +180,16 @@ class TransformersSampler:
             )
         return [completions[start : start + drawn] for start in range(0, len(completions), drawn)]
 
-    def _text(self, ids: list[int]) -> str:
-        """Return the text, without an end token that is no part of the answer (`<|im_end|>`; but not `"]</answer>`).
 
-        Not by skip_special_tokens: TRL makes the tokenizer's end token special, and the tiny policy's is the answer's.
-        """
-        if ids[-1] in self._stop_ids and not self._tokenizer.decode(ids[-1:]).endswith("</answer>"):
-            ids = ids[:-1]
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+def completion_text(tokenizer: Any, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
+    """Return the text, without an end token that is no part of the answer (`<|im_end|>`; but not `"]</answer>`).
+
+    Not by skip_special_tokens: TRL makes the tokenizer's end token special, and the tiny policy's is the answer's.
+    """
+    if ids and ids[-1] in stop_ids and not tokenizer.decode(ids[-1:]).endswith("</answer>"):
+        ids = ids[:-1]
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def draw_uniforms(seeds: Sequence[int], *, candidates: int, tokens: int) -> Tensor:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 
 from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, WEIGHTS, Policy, PolicyError, load_policy
-from learner.sampling import SamplerSettings, TransformersSampler
+from learner.sampling import Sampler, SamplerSettings, TransformersSampler
 from streams.events import PolicyRef
 from streams.topics import version_name
+
+
+class Version(Protocol):
+    """A policy version that can be sampled from, and replaced by a newer one."""
+
+    tokenizer: Any
+    tokenizer_sha256: str
+
+    @property
+    def sampler(self) -> Sampler:
+        """Return what writes candidates."""
+        ...
+
+    def refresh(self, folder: Path, reference: PolicyRef) -> None:
+        """Go on with the version in `folder`; the one before stays in use on any error."""
+        ...
+
+
+OpenVersion = Callable[[Path, PolicyRef], Version]
+"""Called with a checkpoint's folder and its policy: opens the first version that a generator writes with."""
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
@@ -44,7 +66,12 @@ class LoadedVersion:
         self._settings = settings or SamplerSettings()
         self.tokenizer = self._policy.tokenizer
         self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
-        self.sampler = TransformersSampler(self._policy, reference, self._settings)
+        self._sampler = TransformersSampler(self._policy, reference, self._settings)
+
+    @property
+    def sampler(self) -> TransformersSampler:
+        """Return what writes candidates."""
+        return self._sampler
 
     @property
     def reference(self) -> PolicyRef:

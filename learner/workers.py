@@ -8,8 +8,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from learner.checkpoints import CheckpointError, load_current, prune_checkpoints
 from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
 from learner.policy import PolicyError
-from learner.versions import LoadedVersion
+from learner.versions import LoadedVersion, OpenVersion, Version
 from streams.clients import (
     KafkaSettings,
     connect_consumer,
@@ -28,9 +29,20 @@ from streams.clients import (
     connect_producer,
     partitions_of,
 )
-from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, decode_or_bury, now_ms, paused, poll
-from streams.errors import DeliveryError
-from streams.events import PolicyVersion, Request, Reward
+from streams.delivery import (
+    DeliverySettings,
+    Outbox,
+    Received,
+    Stop,
+    commit,
+    decode_or_bury,
+    now_ms,
+    paused,
+    poll,
+    with_retries,
+)
+from streams.errors import DeliveryError, TransientError
+from streams.events import Generation, PolicyVersion, Request, Reward
 from streams.topics import topic_name, version_name
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
@@ -41,15 +53,25 @@ log = logging.getLogger(__name__)
 class VersionFollower:
     """Reads the policy-versions topic and keeps the newest version that can be loaded."""
 
-    def __init__(self, kafka: KafkaSettings, run: str, checkpoints: Path, delivery: DeliverySettings) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        run: str,
+        checkpoints: Path,
+        delivery: DeliverySettings,
+        open_version: OpenVersion = LoadedVersion,
+    ) -> None:
+        """open_version: opens the first version; later ones refresh it."""
         positions: dict[TopicPartition, int | None] = dict.fromkeys(
             partitions_of(kafka, [topic_name(run, "policy-versions")]), None
         )
         self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=VERSIONS_MAX)
         self._delivery = delivery
         self._root = checkpoints.parent
+        self._open_version = open_version
         self._newest: PolicyVersion | None = None
-        self.loaded: LoadedVersion | None = None
+        self._wanted: PolicyVersion | None = None
+        self.loaded: Version | None = None
 
     @property
     def requests_consumed(self) -> dict[int, int]:
@@ -61,15 +83,21 @@ class VersionFollower:
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = decode_or_bury(records, PolicyVersion, outbox)
         published = [event for _, event in announced if event.status == "published"]
-        if not published:
+        if published:
+            self._wanted = published[-1]
+        if self._wanted is None:
             return False
-        newest = published[-1]
+        newest, self._wanted = self._wanted, None
         folder = self._root / newest.path
         try:
             if self.loaded is None:
-                self.loaded = LoadedVersion(folder, newest.policy)
+                self.loaded = self._open_version(folder, newest.policy)
             else:
                 self.loaded.refresh(folder, newest.policy)
+        except TransientError as error:
+            self._wanted = newest  # A server that is down now; nobody will announce this version again.
+            log.warning("%s", error)
+            return False
         except (CheckpointError, PolicyError) as error:
             # A newer one is already on its way if this one has been retired; the one before stays in use. One that
             # starts reads the announcements from the first, piece by piece, and meets many that are gone.
@@ -92,15 +120,20 @@ def run_generator(
     batch: BatchSettings,
     member: str,
     stop: Stop,
+    open_version: OpenVersion = LoadedVersion,
 ) -> None:
-    """Write a group for every request, never further ahead of the learner than the staleness limit allows."""
+    """Write a group for every request, never further ahead of the learner than the staleness limit allows.
+
+    open_version: where the policy is: in this process, or at a server. A server that is down is waited for with the
+    partitions paused; past the limit the requests lie among the dead letters, to be sent again.
+    """
     producer = connect_producer(kafka, client_id=f"{run}-{member}")
     outbox = Outbox(producer, run, stage="generator", settings=delivery)
     requests_topic = topic_name(run, "requests")
     consumer = connect_group_consumer(
         kafka, requests_topic, group=f"{run}.generator", member=f"{run}-{member}", records_max=delivery.records_max
     )
-    versions = VersionFollower(kafka, run, checkpoints, delivery)
+    versions = VersionFollower(kafka, run, checkpoints, delivery, open_version)
     partitions_total = len(partitions_of(kafka, [requests_topic]))
     chunk = generation.chunk_groups or batch.groups
     waiting: list[Received] = []
@@ -125,7 +158,8 @@ def run_generator(
             lingered = time.monotonic() - since > generation.linger_seconds
             if waiting and versions.loaded is not None and (len(waiting) >= chunk or wanted <= 0 or lingered):
                 requests = decode_or_bury(waiting, Request, outbox)
-                groups = generate_groups(
+                write = partial(
+                    generate_groups,
                     [(record.position, request) for record, request in requests],
                     sampler=versions.loaded.sampler,
                     tokenizer=versions.loaded.tokenizer,
@@ -135,6 +169,9 @@ def run_generator(
                     seed=seed,
                     made_at_ms=now_ms(),
                 )
+                groups = with_retries(write, partial(_give_up, requests, outbox), consumer, stop, delivery)
+                if groups is None:
+                    break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
                 for group in groups:
                     outbox.send(group, partition=group.source.partition)
                 outbox.flush()
@@ -213,6 +250,15 @@ def run_learner(
         finally:
             producer.close()
             consumer.close()
+
+
+def _give_up(
+    requests: Sequence[tuple[Received, Request]], outbox: Outbox, error: TransientError, attempts: int
+) -> list[Generation]:
+    """Keep the requests among the dead letters; the batch that waits for them goes ahead without."""
+    for record, _ in requests:
+        outbox.bury(record, str(error), attempts=attempts)
+    return []
 
 
 def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings, partitions_total: int) -> int:

@@ -10,12 +10,17 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from infra.context import App
+from infra.context import App, VllmTables
 from infra.progress import progress
-from infra.services.doctor import FAIL, Finding, doctor_findings
+from infra.services.doctor import FAIL, OK, Finding, doctor_findings
+from infra.services.errors import ProvisionError
 from infra.services.local import ServiceStatus
+from infra.services.vllm import vllm_python
 from infra.supervisor import living_workers
+from learner.vllm import VllmClient, VllmError
+from streams.errors import TransientError
 
+PROBE_SECONDS = 5.0
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
 
@@ -43,7 +48,7 @@ def up(app: App, as_json: bool) -> None:
 @click.command()
 @click.pass_obj
 def down(app: App) -> None:
-    """Stop Kafka and Elasticsearch of this home; their data stay.
+    """Stop Kafka, Elasticsearch and vLLM of this home; their data stay.
 
     \b
     Example:
@@ -51,6 +56,7 @@ def down(app: App) -> None:
     """
     with progress() as report:
         stopped = app.local_services().down(report)
+        stopped += app.policy_server().stop()
     for process in stopped:
         click.echo(f"stopped {process.role} (pid {process.pid})")
     if not stopped:
@@ -82,7 +88,7 @@ def status_rows(app: App) -> list[ServiceStatus]:
     workers = [
         ServiceStatus(role=role, pid=pid, port=None, health="ok") for _, role, pid in living_workers(app.home.runs)
     ]
-    return app.local_services().status(workers)
+    return app.local_services().status([*app.policy_server().status(), *workers])
 
 
 @click.command()
@@ -95,13 +101,33 @@ def doctor(app: App, as_json: bool) -> None:
     Example:
       searchloop doctor
     """
-    findings = doctor_findings(app.local_services())
+    findings = [*doctor_findings(app.local_services()), vllm_finding(app.tables(VllmTables))]
     if as_json:
         click.echo(msgspec.json.encode(findings))
     else:
         _print_findings(findings)
     if any(finding.level == FAIL for finding in findings):
         sys.exit(1)
+
+
+def vllm_finding(tables: VllmTables) -> Finding:
+    """Return what there is of vLLM, which only runs with `generation.backend = "vllm"` need."""
+    settings = tables.vllm
+    if settings.url:
+        patient = msgspec.structs.replace(settings, retry_seconds_max=0, timeout_seconds=PROBE_SECONDS)
+        try:
+            models = VllmClient(settings.url, patient).models()
+        except (TransientError, VllmError) as error:
+            advice = "Check vllm.url and vllm.api_key, and that the server is up"
+            return Finding(name="vllm", level=FAIL, found=str(error), advice=advice)
+        return Finding(name="vllm", level=OK, found=f"a server of your own, {len(models)} models")
+    try:
+        python = vllm_python(tables.vllm_server)
+    except ProvisionError as error:
+        found = "not installed; only generation.backend = 'vllm' needs it"
+        level = FAIL if tables.vllm_server.python else OK
+        return Finding(name="vllm", level=level, found=found if level == OK else str(error), advice="make vllm")
+    return Finding(name="vllm", level=OK, found=f"at {python}, started by runs that use it")
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

@@ -61,8 +61,8 @@ class Launcher:
         settings = self._settings
         wanted = {KAFKA: settings.kafka_port, ELASTICSEARCH: settings.elasticsearch_port}
         for role in roles:
-            _require_port(role, wanted[role])
-            _require_room(service_directory(role, self._home))
+            require_port(role, wanted[role])
+            require_room(service_directory(role, self._home))
         jdks = find_jdks(settings.java_home)
         if ELASTICSEARCH in roles:
             self._elasticsearch_jdk = jdk_for_elasticsearch(jdks, self._account)
@@ -97,18 +97,18 @@ class Launcher:
     def _start_kafka(self, last_port: int) -> ServiceProcess:
         settings = self._settings
         kafka = self._kafka()
-        port, controller_port = _choose_ports(settings.kafka_port, last_port)
+        port, controller_port = choose_ports(settings.kafka_port, last_port)
         heap = settings.kafka_heap_megabytes
         kafka.prepare(port=port, controller_port=controller_port)
         command = kafka.command(jdk=self._kafka_jdk, heap_megabytes=heap, tags=tags(self._home, KAFKA, self._session))
-        return _spawn(KAFKA, command, kafka.directory, port, self._session, environment=kafka.environment())
+        return spawn(KAFKA, command, kafka.directory, port, self._session, environment=kafka.environment())
 
     def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
         settings, server, account = self._settings, self._elasticsearch(), self._account
         if not server.directory.is_relative_to(self._home):
             told = f"Elasticsearch keeps its data in {server.directory}: as nobody it cannot enter {self._home}"
             self._progress(told, 0, 0)
-        port, transport_port = _choose_ports(settings.elasticsearch_port, last_port)
+        port, transport_port = choose_ports(settings.elasticsearch_port, last_port)
         server.prepare()
         processors = min(PROCESSORS_MAX, os.cpu_count() or 1)
         node = server.node_settings(port=port, transport_port=transport_port, processors=processors)
@@ -118,7 +118,7 @@ class Launcher:
             quick=settings.quick_start,
             tags=tags(self._home, ELASTICSEARCH, self._session),
         )
-        return _spawn(
+        return spawn(
             ELASTICSEARCH,
             command,
             server.directory,
@@ -147,7 +147,7 @@ def why_it_ended(role: str, home: Path) -> str:
     return f"{role} ended while it started: {reason}. Its logs are in {logs}"
 
 
-def _spawn(
+def spawn(
     role: str,
     command: list[str],
     directory: Path,
@@ -178,7 +178,7 @@ def _spawn(
     return process
 
 
-def _choose_ports(wanted: int, last: int) -> tuple[int, int]:
+def choose_ports(wanted: int, last: int) -> tuple[int, int]:
     """Return the service's port and a free one for its inner traffic.
 
     The port is the one that the settings name, else the last one if it is free, else any free one.
@@ -187,7 +187,7 @@ def _choose_ports(wanted: int, last: int) -> tuple[int, int]:
     return wanted or (last if last and port_is_free(last) else free), inner
 
 
-def _require_port(role: str, port: int) -> None:
+def require_port(role: str, port: int) -> None:
     if port and not port_is_free(port):
         raise ServiceError(
             f"port {port} for {role} is in use by somebody else. Stop that, or set services.{role}_port to "
@@ -195,7 +195,7 @@ def _require_port(role: str, port: int) -> None:
         )
 
 
-def _require_room(directory: Path) -> None:
+def require_room(directory: Path) -> None:
     existing = next(folder for folder in [directory, *directory.parents] if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < FREE_BYTES_MIN:

@@ -83,6 +83,17 @@ def test_every_recipe_can_be_read(recipe: str) -> None:
     assert combine(Settings, [(recipe, read_toml(recipe_path(recipe)))])
 
 
+@pytest.mark.parametrize("model", sorted(path.stem for path in (RECIPES / "models").glob("*.toml")))
+def test_every_models_settings_go_over_a_recipe_and_can_be_served(model: str) -> None:
+    from infra.layers import combine, read_toml
+    from infra.serving import check_backend
+
+    path = RECIPES / "models" / f"{model}.toml"
+    settings = combine(Settings, [("leser", read_toml(recipe_path("leser"))), (model, read_toml(path))])
+    assert settings.generation.backend == "vllm"
+    check_backend(settings)
+
+
 def test_the_readme_names_make_targets_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test"):

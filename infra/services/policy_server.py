@@ -1,0 +1,231 @@
+"""The vLLM that belongs to one home directory: started for a base model, found again, mended, and stopped.
+
+Unlike Kafka and Elasticsearch it serves one run's base model, so a run starts it and ends it; like them it is known by
+pid and tags, listens on the loopback interface alone, and never outlives a parent that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from infra.services.artefacts import Progress, silent
+from infra.services.errors import ServiceError
+from infra.services.guardian import Guardian
+from infra.services.launch import choose_ports, log_file, require_port, require_room, spawn
+from infra.services.local import ServiceStatus
+from infra.services.processes import ServiceProcess, is_alive, stop_processes, tagged_processes, tags, this_process
+from infra.services.vllm import (
+    ROLE,
+    VllmModel,
+    VllmServerSettings,
+    has_gpu,
+    vllm_command,
+    vllm_environment,
+    vllm_python,
+)
+
+POLL_SECONDS = 0.2
+PROBE_SECONDS = 5.0
+STOP_SECONDS = 10.0
+LOG_LINES = 200
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What state.json remembers: the process, what it serves, and the port to ask for again."""
+
+    process: ServiceProcess
+    model: VllmModel
+
+
+class PolicyServer:
+    """The local vLLM of one home; what this object starts ends when this process does, however it ends."""
+
+    def __init__(self, home: Path | str, settings: VllmServerSettings | None = None) -> None:
+        self.home = Path(home).expanduser().absolute()
+        self.directory = self.home / "services" / ROLE
+        self._settings = settings or VllmServerSettings()
+        self._guardian: Guardian | None = None
+        self._started: Served | None = None
+
+    def url(self) -> str:
+        """Return where it listens, without starting it; raises ServiceError where it is down."""
+        served = self._alive()
+        if served is None:
+            raise ServiceError(
+                f"vllm of {self.home} is not running: `searchloop train` starts it for its run. Or name your own in "
+                "vllm.url"
+            )
+        return f"http://127.0.0.1:{served.process.port}"
+
+    def start(self, model: VllmModel, progress: Progress = silent) -> str:
+        """Start a server for this model and return its address when it answers; one that serves it already is used.
+
+        Raises ServiceError if the one of this home serves another model for somebody else, or does not come up.
+        """
+        with self._lock():
+            served = self._alive()
+            if served is not None and served.model == model and self._answers(served):
+                return f"http://127.0.0.1:{served.process.port}"
+            if served is not None and served.model != model and served.process.keeper != this_process():
+                raise ServiceError(
+                    f"vllm of {self.home} serves {served.model.folder} for process "
+                    f"{(served.process.keeper or (0,))[0]}. Wait for that run, stop it by `searchloop down`, or name "
+                    "another --home"
+                )
+            self._end()
+            return self._start(model, progress)
+
+    def check(self, progress: Progress = silent) -> None:
+        """Start the server again, at the same address, if it has died; nothing to do where this object started none."""
+        if self._started is not None and not is_alive(self._started.process, self.home):
+            progress("vllm has died and is started again", 0, 0)
+            with self._lock():
+                self._end()
+                self._start(self._started.model, progress)
+
+    def stop(self) -> list[ServiceProcess]:
+        """Stop the server, whoever started it, and return what was stopped; nothing running is no error."""
+        with self._lock():
+            return self._end()
+
+    def stop_started(self) -> None:
+        """Stop the server if this object started it."""
+        if self._started is not None:
+            self.stop()
+            self._started = None
+
+    def status(self) -> list[ServiceStatus]:
+        """Return its row, or none where it never ran here: most runs need no vLLM."""
+        served = self._read_state()
+        if served is None:
+            return []
+        process = served.process
+        if not is_alive(process, self.home):
+            return [ServiceStatus(role=ROLE, pid=None, port=None, health="down")]
+        young = time.time() - process.started < self._settings.start_seconds
+        health = "ok" if self._answers(served) else "starting" if young else "unhealthy"
+        return [ServiceStatus(role=ROLE, pid=process.pid, port=process.port, health=health)]
+
+    def _start(self, model: VllmModel, progress: Progress) -> str:
+        settings = self._settings
+        python = vllm_python(settings)
+        require_port(ROLE, settings.port)
+        (self.directory / "logs").mkdir(parents=True, exist_ok=True)
+        require_room(self.directory)
+        before = self._read_state()
+        port, _ = choose_ports(settings.port, before.process.port if before else 0)
+        session = uuid.uuid4().hex
+        command = vllm_command(
+            settings, model, python=python, port=port, tags=tags(self.home, ROLE, session), on_gpu=has_gpu(python)
+        )
+        if self._guardian is not None:
+            self._guardian.release()
+        self._guardian = Guardian(self.home, [ROLE], session, STOP_SECONDS)
+        try:
+            process = spawn(
+                ROLE, command, self.directory, port, session, environment=vllm_environment(settings, self.directory)
+            )
+            self._started = Served(process=msgspec.structs.replace(process, keeper=this_process()), model=model)
+            self._write_state(self._started)
+            self._await(self._started, progress)
+        except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays.
+            self._end()
+            raise
+        return f"http://127.0.0.1:{port}"
+
+    def _await(self, served: Served, progress: Progress) -> None:
+        begun = time.monotonic()
+        while not self._answers(served):
+            seconds = time.monotonic() - begun
+            if not is_alive(served.process, self.home):
+                raise ServiceError(f"vllm ended while it started: {self._last_words()}. Its log is {self._log}")
+            if seconds > self._settings.start_seconds:
+                raise ServiceError(
+                    f"vllm did not answer on port {served.process.port} within {self._settings.start_seconds:g} s; its "
+                    f"log is {self._log}. A slow machine needs more: vllm_server.start_seconds"
+                )
+            progress(f"waiting for vllm: {seconds:.0f} s", 0, 0)
+            time.sleep(POLL_SECONDS)
+
+    def _end(self) -> list[ServiceProcess]:
+        """End what runs, with the home locked: tagged processes first, then whoever is left of their sessions."""
+        served = self._read_state()
+        ending = list(tagged_processes(self.home, [ROLE]))
+        leaders = {process.pid for process in ending} | ({served.process.pid} if served else set())
+        stop_processes(ending, self.home, STOP_SECONDS)
+        for leader in leaders:
+            end_session(leader, self.directory.resolve())
+        if self._guardian is not None:
+            self._guardian.release()
+            self._guardian = None
+        return [served.process] if served is not None and ending else ending[:1]
+
+    def _answers(self, served: Served) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{served.process.port}/health", timeout=PROBE_SECONDS):
+                return True
+        except (OSError, ValueError):
+            return False
+
+    def _alive(self) -> Served | None:
+        served = self._read_state()
+        return served if served is not None and is_alive(served.process, self.home) else None
+
+    @property
+    def _log(self) -> Path:
+        return log_file(ROLE, self.home).with_name("console.log")
+
+    def _last_words(self) -> str:
+        """Return the line of its log that says most about why it ended."""
+        try:
+            lines = self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
+        except OSError:
+            lines = []
+        errors = [line for line in lines if "Error: " in line]
+        return ((errors or lines or ["it wrote nothing about it"])[-1]).strip()[-300:]
+
+    def _read_state(self) -> Served | None:
+        try:
+            return msgspec.json.decode((self.directory / "state.json").read_bytes(), type=Served)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _write_state(self, served: Served) -> None:
+        aside = self.directory / "state.aside"
+        aside.write_bytes(msgspec.json.format(msgspec.json.encode(served)))
+        aside.replace(self.directory / "state.json")
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one process at a time start or stop it."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle = (self.directory / ".lock").open("w")
+        except OSError as error:
+            raise ServiceError(f"{self.directory} cannot be written: {error.strerror}. Name another --home") from error
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def end_session(leader: int, directory: Path) -> None:
+    """Kill what is left of a session that we started in this directory.
+
+    A session's number is given to nobody else while a member lives; the directory tells ours from one that got the
+    number after ours had ended.
+    """
+    for seen in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getsid(seen.pid) == leader != os.getsid(0) and Path(seen.cwd()) == directory:
+                os.kill(seen.pid, signal.SIGKILL)

@@ -1,0 +1,145 @@
+"""The LoRA adapters that a vLLM server has of one run: put where nobody prunes them, leased, and taken away when free.
+
+Each version's adapter is linked out of its checkpoint into a folder of its own under a name of its own, so the learner
+may retire the checkpoint while the server still reads it. Whoever samples from a version holds a lease on it, a shared
+file lock that ends with its process however that ends; only who gets the lock alone may unload the version. So one in
+use is never taken away, by this generator or by another one at the same server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+from learner.checkpoints import CheckpointError, file_sha256
+from learner.policy import ADAPTER
+from learner.vllm import VllmClient
+from streams.events import PolicyRef
+from streams.topics import version_name
+
+FOLDER = "adapters"
+ADAPTER_FILES = (ADAPTER, "adapter_config.json")
+PREFIX = "policy-v"
+
+
+def adapter_name(policy: PolicyRef) -> str:
+    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights."""
+    return PREFIX + version_name(policy)
+
+
+class Adapters:
+    """The adapters of one run at one server. Not for several threads."""
+
+    def __init__(self, client: VllmClient, directory: Path, *, kept: int, seen_as: str = "") -> None:
+        """directory: where they are put. kept: newest versions that stay loaded; with the staleness limit s, s + 2.
+
+        seen_as: the directory's path on the server's machine; empty: the same.
+        """
+        self._client = client
+        self._directory = directory.absolute()
+        self._seen_as = seen_as or str(self._directory)
+        self._kept = kept
+        self._lease: IO[str] | None = None
+        self.current = ""
+
+    def use(self, policy: PolicyRef, checkpoint: Path) -> None:
+        """Load a version and hold it until the next call; versions that are old and free are unloaded then.
+
+        Raises CheckpointError if its files are gone or not the announced ones, VllmError if the server refuses it,
+        TransientError if the server is down; the version before stays in use.
+        """
+        name = adapter_name(policy)
+        lease = self._acquire(name)
+        try:
+            self._link(name, policy, checkpoint)
+            self._client.load_adapter(name, f"{self._seen_as}/{name}")
+        except BaseException:
+            lease.close()
+            raise
+        previous, self._lease, self.current = self._lease, lease, name
+        if previous is not None:
+            previous.close()
+        self._prune()
+
+    def load_again(self) -> None:
+        """Load the current version once more: the server that had it was started anew."""
+        self._client.load_adapter(self.current, f"{self._seen_as}/{self.current}")
+
+    def close(self) -> None:
+        """Let go of the version in use; it stays loaded."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def _link(self, name: str, policy: PolicyRef, checkpoint: Path) -> None:
+        """Put the adapter's two files into a folder of their own, whole or not at all."""
+        target = self._directory / name
+        if target.is_dir():
+            return
+        aside = self._directory / f".{name}.{os.getpid()}"
+        try:
+            if (found := file_sha256(checkpoint / ADAPTER)) != policy.sha256:
+                raise CheckpointError(
+                    f"policy {version_name(policy)}: expected weights with sha256 {policy.sha256[:12]}…, "
+                    f"found {found[:12]}… in {checkpoint / ADAPTER}"
+                )
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for file in ADAPTER_FILES:
+                try:
+                    os.link(checkpoint / file, aside / file)
+                except OSError:  # Another file system, or one without links.
+                    shutil.copyfile(checkpoint / file, aside / file)
+            aside.rename(target)
+        except OSError as error:
+            if target.is_dir():  # Another generator was faster.
+                return
+            raise CheckpointError(f"policy {version_name(policy)}: {error}") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _prune(self) -> None:
+        """Unload and delete what is older than the newest `kept` and held by nobody."""
+        for name in superseded([path.name for path in self._directory.glob(f"{PREFIX}*") if path.is_dir()], self._kept):
+            if name == self.current:
+                continue
+            with contextlib.ExitStack() as stack:
+                lease = stack.enter_context(self._lease_file(name).open("w"))
+                try:
+                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # Somebody samples from it.
+                self._client.unload_adapter(name)
+                shutil.rmtree(self._directory / name, ignore_errors=True)
+                self._lease_file(name).unlink(missing_ok=True)
+
+    def _acquire(self, name: str) -> IO[str]:
+        """Return an open file with a shared lock on it: the lease, as long as it is open."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = self._lease_file(name).open("w")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # Taken away between our opening and our lock: the next one is a new file.
+
+    def _lease_file(self, name: str) -> Path:
+        return self._directory / f"{name}.lease"
+
+
+def superseded(names: list[str], kept: int) -> list[str]:
+    """Return the adapters' names that are not among the newest `kept`, oldest first.
+
+    A later lineage is newer, a later step too: `policy-v2-ab12cd-000007` is lineage 2, step 7.
+    """
+
+    def age(name: str) -> tuple[int, int, str]:
+        parts = name.removeprefix(PREFIX).split("-")
+        numbers = [int(part) if part.isdigit() else 0 for part in (parts[0], parts[-1])]
+        return numbers[0], numbers[1], name
+
+    return sorted(names, key=age)[: max(len(names) - kept, 0)]

@@ -1,0 +1,217 @@
+"""Candidates from a vLLM server: the sampler that talks HTTP, and a policy version that lives on that server.
+
+What comes back is what the learner needs: token ids and the log-probability with which each was drawn, at the sampling
+temperature. Differences from the sampler in this process: the no-repeat rule is not known to vLLM and must be off, and
+the same seed gives the same tokens only while the server batches alike (rounding differs with the batch's shape).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from learner.adapters import FOLDER, Adapters
+from learner.checkpoints import file_sha256
+from learner.policy import read_adapter, read_stop_ids, read_tokenizer
+from learner.sampling import SamplingError, completion_text
+from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
+from streams.events import Completion, PolicyRef, Sampling
+
+SEED_MAX = 2**62  # vLLM adds the candidate's number to the seed and wants the sum below 2**63.
+
+
+class VllmSampler:
+    """Samples from the adapter in use at a server, one request for each group, several of them at once."""
+
+    def __init__(
+        self,
+        client: VllmClient,
+        adapters: Adapters,
+        reference: PolicyRef,
+        *,
+        tokenizer: Any,
+        stop_ids: Sequence[int],
+        requests_in_flight: int,
+    ) -> None:
+        self.policy = reference
+        self._client = client
+        self._adapters = adapters
+        self._tokenizer = tokenizer
+        self._stop_ids = tuple(stop_ids)
+        self._requests_in_flight = requests_in_flight
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Return the completions, [B][G]; temperature 0 decodes greedily, and every log-probability is then 0.
+
+        Raises SamplingError where counts disagree, a prompt is empty or the no-repeat rule is on; VllmError where the
+        server refuses (a prompt too long) or its answer lacks something; TransientError where it is down.
+        """
+        if len(prompts) != len(seeds):
+            raise SamplingError(f"sampling: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}")
+        if sampling.no_repeat:
+            raise SamplingError(
+                "sampling: expected generation.no_repeat = false, got true: vLLM does not know that rule, and the "
+                "learner would mask what it did not. Set it to false, or generation.backend to 'transformers'"
+            )
+        if any(not prompt for prompt in prompts):
+            raise SamplingError("sampling: expected prompts of at least 1 token, got an empty one")
+        if not prompts:
+            return []
+        with ThreadPoolExecutor(max_workers=min(self._requests_in_flight, len(prompts))) as pool:
+            groups = [
+                pool.submit(self._sample_group, prompt, sampling, seed)
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+            try:
+                return [group.result() for group in groups]
+            except BaseException:
+                for group in groups:
+                    group.cancel()
+                raise
+
+    def _sample_group(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> list[Completion]:
+        # Greedy candidates are all alike: ask for one, and repeat it.
+        drawn = sampling.candidates if sampling.temperature > 0 else 1
+        body = request_body(self._adapters.current, prompt, sampling, seed=seed, drawn=drawn, stop_ids=self._stop_ids)
+        try:
+            answer = self._client.complete(body)
+        except UnknownModelError:
+            self._adapters.load_again()
+            answer = self._client.complete(body)
+        drawn_tokens = read_choices(answer, prompt, drawn=drawn)
+        for ids, _ in drawn_tokens:
+            # vLLM 0.32 takes a prompt that leaves too little room, and silently asks for fewer tokens.
+            if ids[-1] not in self._stop_ids and len(ids) != sampling.tokens_max:
+                raise VllmError(
+                    f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, "
+                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a "
+                    "server of one's own: --max-model-len), or show less in the prompt"
+                )
+        completions = [
+            Completion(
+                text=completion_text(self._tokenizer, ids, self._stop_ids),
+                token_ids=tuple(ids),
+                logprobs=tuple(logprobs) if sampling.temperature > 0 else (0.0,) * len(ids),
+                finish="stop" if ids[-1] in self._stop_ids else "length",
+            )
+            for ids, logprobs in drawn_tokens
+        ]
+        return completions * (sampling.candidates // drawn)
+
+
+def request_body(
+    model: str, prompt: Sequence[int], sampling: Sampling, *, seed: int, drawn: int, stop_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Return the request for one group: the plain distribution at this temperature, nothing from the model's defaults.
+
+    The server would else take top-p, top-k and repetition penalty from the model's generation_config.json, and stop at
+    the tokenizer's end token, which is not always one of the policy's.
+    """
+    return {
+        "model": model,
+        "prompt": list(prompt),
+        "n": drawn,
+        "seed": seed % SEED_MAX,
+        "max_tokens": sampling.tokens_max,
+        "temperature": sampling.temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": True,
+        "stop_token_ids": list(stop_ids),
+        "logprobs": 0,
+        "return_token_ids": True,
+        "add_special_tokens": False,
+        "stream": False,
+    }
+
+
+def read_choices(answer: dict[str, Any], prompt: Sequence[int], *, drawn: int) -> list[tuple[list[int], list[float]]]:
+    """Return (token ids, log-probabilities) of each candidate, in the server's order of them.
+
+    Raises VllmError naming what is missing or does not fit: half an answer must never become an event.
+    """
+
+    def wrong(expected: str, found: object) -> VllmError:
+        return VllmError(f"vLLM's answer: expected {expected}, got {str(found)[:120]}. Is it vLLM 0.10.2 or newer?")
+
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or len(choices) != drawn or not all(isinstance(c, dict) for c in choices):
+        raise wrong(f"{drawn} choices", len(choices) if isinstance(choices, list) else choices)
+    found = []
+    for choice in sorted(choices, key=lambda choice: int(choice.get("index", 0))):
+        ids = choice.get("token_ids")
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+        if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
+            raise wrong("token_ids (return_token_ids)", ids)
+        if not isinstance(logprobs, list) or len(logprobs) != len(ids):
+            raise wrong(f"{len(ids)} log-probabilities, one for each token id", logprobs)
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) and value < 1e-3 for value in logprobs):
+            raise wrong("finite log-probabilities", logprobs)
+        asked = choice.get("prompt_token_ids")
+        if asked is not None and asked != list(prompt):
+            raise wrong("the prompt's token ids as they were sent", asked)
+        # Rounding may put a certain token a little above 0.
+        found.append((ids, [min(float(value), 0.0) for value in logprobs]))
+    return found
+
+
+class ServedVersion:
+    """A policy version at a vLLM server that follows the newest one; only its tokenizer is loaded here."""
+
+    def __init__(
+        self,
+        folder: Path,
+        reference: PolicyRef,
+        *,
+        url: str,
+        settings: VllmSettings,
+        directory: Path,
+        seen_as: str = "",
+        staleness_max: int,
+    ) -> None:
+        """directory: the run's folder, in which the adapters are put; seen_as: its path on the server's machine.
+
+        Raises PolicyError if the version is no LoRA adapter, and what `Adapters.use` raises.
+        """
+        read_adapter(folder)  # New versions reach vLLM as adapters alone.
+        self.tokenizer = read_tokenizer(folder)
+        self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
+        client = VllmClient(url, settings)
+        self._adapters = Adapters(
+            client,
+            directory / FOLDER,
+            kept=staleness_max + 2,
+            seen_as=f"{seen_as.rstrip('/')}/{FOLDER}" if seen_as else "",
+        )
+        self._adapters.use(reference, folder)
+        self._sampler = VllmSampler(
+            client,
+            self._adapters,
+            reference,
+            tokenizer=self.tokenizer,
+            stop_ids=read_stop_ids(folder),
+            requests_in_flight=settings.requests_in_flight,
+        )
+
+    @property
+    def sampler(self) -> VllmSampler:
+        """Return what writes candidates."""
+        return self._sampler
+
+    def refresh(self, folder: Path, reference: PolicyRef) -> None:
+        """Load a newer version into the server and go on with it; raises what `Adapters.use` raises."""
+        self._adapters.use(reference, folder)
+        self._sampler.policy = reference
+
+    def close(self) -> None:
+        """Let go of the version in use."""
+        self._adapters.close()

@@ -1,0 +1,188 @@
+"""A client of a vLLM server over HTTP: completions by token ids, LoRA adapters in and out, patient with failures.
+
+Written against vLLM 0.32 (`/v1/completions` with `return_token_ids`, `/v1/load_lora_adapter`, `/v1/models`, …).
+The server must run with `--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and `--logprobs-mode
+processed_logprobs`: by default its log-probabilities are those of temperature 1, whatever was sampled at.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import random
+import time
+import urllib.error
+import urllib.request
+from typing import Annotated, Any
+
+import msgspec
+
+from streams.errors import SearchloopError, TransientError
+
+RETRIED = frozenset({429, 500, 502, 503, 504})
+BACK_OFF_FIRST_SECONDS, BACK_OFF_SECONDS_MAX = 0.2, 5.0
+log = logging.getLogger(__name__)
+
+
+class VllmError(SearchloopError, RuntimeError):
+    """A vLLM server refuses what we ask, or answers what we cannot use; asking again would change nothing."""
+
+
+class UnknownModelError(VllmError):
+    """The server has no adapter of this name (any more): it was started anew, or somebody unloaded it."""
+
+
+class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where vLLM is and how we talk to it, if `generation.backend` is `vllm`.
+
+    url: of a server of one's own; empty: `train` starts one on this machine (table `vllm_server`).
+    api_key: what a server that was started with --api-key asks for.
+    home: the path by which that server sees our `--home` (a shared folder); empty: the same path. It loads adapters
+    from there.
+    requests_in_flight: groups asked for at once by one generator; the server batches them.
+    timeout_seconds: for one group. retry_seconds_max: how long one request is tried again while the server is down or
+    overloaded, before the worker's own `delivery.retry_seconds_max` goes on.
+    checked_prompts: before the first update, so many groups are compared with the learner's own log-probabilities; 0:
+    none (a policy too large to be loaded twice).
+    """
+
+    url: str = ""
+    api_key: str = ""
+    home: str = ""
+    requests_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 300.0
+    retry_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
+    checked_prompts: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+
+    def __repr__(self) -> str:
+        """Say everything but the key."""
+        return f"VllmSettings(url={self.url!r}, home={self.home!r})"
+
+
+class VllmClient:
+    """Speaks HTTP with one server; safe to use from several threads."""
+
+    def __init__(self, url: str, settings: VllmSettings) -> None:
+        self.url = url.rstrip("/")
+        self._settings = settings
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a completion request.
+
+        Raises UnknownModelError, VllmError, or TransientError as `_ask` does.
+        """
+        answer = self._ask("POST", "/v1/completions", body)
+        if not isinstance(answer, dict):
+            raise VllmError(f"vLLM at {self.url}: expected an object from /v1/completions, got {str(answer)[:80]!r}")
+        return answer
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Have the server load the LoRA adapter in the folder `path`, as it sees it; one that it has stays as it is.
+
+        Always a new name for new weights: vLLM 0.32 keeps the prefix cache of an adapter that is loaded again in place.
+        """
+        try:
+            self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        except UnknownModelError as error:
+            raise VllmError(
+                f"{error} It was asked to load the adapter {path!r}. It needs --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see that folder (vllm.home)"
+            ) from error
+        except VllmError as error:
+            if "already been loaded" not in str(error):
+                raise
+
+    def unload_adapter(self, name: str) -> None:
+        """Have the server forget an adapter; requests that it is at work on end as they began. Unknown is no error."""
+        try:
+            self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except UnknownModelError:
+            return
+
+    def models(self) -> dict[str, str]:
+        """Return the base model and every adapter that the server has: name → folder, as the server sees it."""
+        answer = self._ask("GET", "/v1/models", None)
+        try:
+            return {card["id"]: card.get("root") or "" for card in answer["data"]}
+        except (TypeError, KeyError) as error:
+            raise VllmError(
+                f"vLLM at {self.url}: expected a list of models, got {str(answer)[:80]!r}. Is it a vLLM server?"
+            ) from error
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        """Return the decoded answer, asking again with back-off and jitter while the server is down or overloaded.
+
+        Raises UnknownModelError on 404, VllmError on what else it refuses, TransientError when patience ends.
+        """
+        deadline = time.monotonic() + self._settings.retry_seconds_max
+        pause = BACK_OFF_FIRST_SECONDS
+        while True:
+            try:
+                return self._ask_once(method, path, body)
+            except _BusyError as busy:
+                # Full jitter: generators that were refused together do not come back together.
+                wait = max(random.uniform(0, pause), busy.retry_after_seconds)
+                if time.monotonic() + wait > deadline:
+                    raise TransientError(
+                        f"vLLM at {self.url} {busy} (asked for {self._settings.retry_seconds_max:g} s)"
+                    ) from busy
+                log.debug("vLLM at %s %s; again in %.1f s", self.url, busy, wait)
+                time.sleep(wait)
+                pause = min(pause * 2, BACK_OFF_SECONDS_MAX)
+
+    def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self._settings.api_key:
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            request = urllib.request.Request(self.url + path, method=method, data=data, headers=headers)
+            with urllib.request.urlopen(request, timeout=self._settings.timeout_seconds) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as error:
+            reason = _reason(error)
+            if error.code in RETRIED:
+                raise _BusyError(
+                    f"answers {error.code}: {reason}", _seconds(error.headers.get("Retry-After"))
+                ) from error
+            kind = UnknownModelError if error.code == 404 else VllmError
+            hint = " Check vllm.api_key." if error.code in (401, 403) else ""
+            raise kind(f"vLLM at {self.url}{path} answers {error.code}: {reason}.{hint}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _BusyError(f"does not answer ({type(error).__name__}: {getattr(error, 'reason', error)})") from error
+        except ValueError as error:
+            raise VllmError(
+                f"vllm.url: expected an address like http://host:8000, got {self.url!r} ({error})"
+            ) from error
+        try:
+            return json.loads(content)
+        except ValueError:
+            return content.decode(errors="replace")
+
+
+class _BusyError(Exception):
+    """The server is down, starting or overloaded: asking again may help."""
+
+    def __init__(self, what: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(what)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        content = error.read()
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)
+    try:
+        return str(json.loads(content)["error"]["message"]).strip().rstrip(".")
+    except (ValueError, KeyError, TypeError):
+        return content.decode(errors="replace").strip()[:200] or str(error.reason)
+
+
+def _seconds(header: str | None) -> float:
+    """Return the pause that the server asks for; a date, which it may also be, counts as none."""
+    try:
+        return min(max(float(header or 0), 0.0), BACK_OFF_SECONDS_MAX)
+    except ValueError:
+        return 0.0

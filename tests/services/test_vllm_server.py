@@ -1,0 +1,216 @@
+"""A real vLLM on the CPU: what it answers is what transformers computes, adapters come and go, and no process stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import torch
+
+from infra.services.policy_server import PolicyServer
+from infra.services.processes import tagged_processes
+from infra.services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
+from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
+from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
+from learner.serving import ServedVersion
+from learner.vllm import VllmClient, VllmError, VllmSettings
+from streams.events import PolicyRef, Sampling
+
+ROOT = Path(__file__).parents[2]
+HOT = Sampling(candidates=4, temperature=0.7, tokens_max=10, no_repeat=False)
+PROMPTS = [[5, 6, 7], [9, 30, 31, 32, 33], [11, 12]]
+SEEDS = [1, 2, 3]
+# fp32 on both sides, other kernels: 2e-6 was measured. A wrong temperature is off by more than 1.
+TOLERANCE = 1e-4
+SETTINGS = VllmServerSettings(dtype="float32", context_tokens=128, sequences_max=32, threads=1)
+PARENT = """
+import sys, time, msgspec
+from infra.services.policy_server import PolicyServer
+from infra.services.vllm import VllmModel, VllmServerSettings
+server = PolicyServer(sys.argv[1], msgspec.json.decode(sys.argv[2], type=VllmServerSettings))
+server.start(msgspec.json.decode(sys.argv[3], type=VllmModel))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+class World(msgspec.Struct, frozen=True):
+    """A server that runs, and two versions of an adapter that write differently."""
+
+    home: Path
+    model: VllmModel
+    url: str
+    folders: tuple[Path, Path]
+    versions: tuple[PolicyRef, PolicyRef]
+
+
+@pytest.fixture(scope="session")
+def vllm_environment() -> None:
+    """Install the environment as a user would, where it is missing."""
+    if not (ENVIRONMENT / ".ready").is_file():
+        subprocess.run(["make", "vllm"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def world(vllm_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One start for the whole module; it is killed together with the parent that started it, by the last test."""
+    home = tmp_path_factory.mktemp("ein Zuhause")
+    shape = TinySettings(
+        vocabulary_size=400, hidden_size=64, layers=2, heads=2, feedforward_size=128, positions_max=128
+    )
+    base = save_policy(build_tiny(["red patch cable", "blue toner cartridge"] * 4, shape), home / "base")
+    assert base.path is not None
+    folders, versions = [], []
+    for step in (0, 1):
+        policy = with_lora(load_policy(base.path), LoraSettings(rank=4))
+        torch.manual_seed(step)
+        with torch.no_grad():
+            for name, weight in policy.model.named_parameters():
+                if "lora_B" in name:  # Fresh adapters are 0 there, and change nothing.
+                    weight.normal_(std=0.3 * step)
+        saved = save_policy(policy, home / "checkpoints" / str(step))
+        folders.append(home / "checkpoints" / str(step))
+        versions.append(PolicyRef(lineage="1-aaaaaa", step=step, sha256=saved.sha256))
+    model = VllmModel(folder=str(base.path), rank=4, adapters_max=2)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(home), msgspec.json.encode(SETTINGS), msgspec.json.encode(model)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline().strip() == "up"
+        url = PolicyServer(home, SETTINGS).url()
+        yield World(home, model, url, (folders[0], folders[1]), (versions[0], versions[1]))
+        row = PolicyServer(home, SETTINGS).status()[0]
+        assert row.health == "ok" and row.pid is not None
+        members = session_of(row.pid)
+        assert len(members) >= 3  # A shell, the HTTP server, the engine.
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        wait_for(
+            lambda: not any(psutil.pid_exists(pid) for pid in members) and not list(tagged_processes(home, [ROLE]))
+        )
+        assert PolicyServer(home, SETTINGS).status()[0].health == "down"
+    finally:
+        parent.kill()
+        parent.wait()
+        PolicyServer(home, SETTINGS).stop()
+
+
+def served(world: World, number: int, run: str) -> ServedVersion:
+    return ServedVersion(
+        world.folders[number],
+        world.versions[number],
+        url=world.url,
+        settings=VllmSettings(),
+        directory=world.home / "runs" / run,
+        staleness_max=0,
+    )
+
+
+def session_of(leader: int) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                found.append(process.pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.05)
+
+
+def recomputed(policy: Policy, prompt: list[int], ids: tuple[int, ...], temperature: float) -> list[float]:
+    """The oracle: one plain forward of transformers, no cache, no packing."""
+    with torch.inference_mode():
+        logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    chosen = torch.tensor(ids)[:, None]
+    return torch.log_softmax(logits.double() / temperature, -1).gather(1, chosen).squeeze(1).tolist()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_token_ids_come_with_the_logprobs_that_transformers_computes(world: World, number: int) -> None:
+    version = served(world, number, "logprobs")
+    groups = version.sampler.sample(PROMPTS, HOT, SEEDS)
+    version.close()
+    policy = load_policy(world.folders[number])
+    assert [len(group) for group in groups] == [4, 4, 4]
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        assert len({completion.token_ids for completion in group}) > 1
+        for completion in group:
+            stops = [token in policy.stop_ids for token in completion.token_ids]
+            assert not any(stops[:-1]) and completion.finish == ("stop" if stops[-1] else "length")
+            assert completion.finish == "stop" or len(completion.token_ids) == HOT.tokens_max
+            own = recomputed(policy, prompt, completion.token_ids, HOT.temperature)
+            assert completion.logprobs == pytest.approx(own, abs=TOLERANCE)
+
+
+def test_the_learner_finds_the_logprobs_again_and_other_weights_are_found_out(world: World) -> None:
+    version = served(world, 1, "agreement")
+    policy = load_policy(world.folders[1])
+    agreement = measure_agreement(policy, version.sampler, PROMPTS, HOT, SEEDS)
+    assert agreement.tokens > 50
+    assert agreement.difference_max < TOLERANCE
+    stranger = load_policy(world.folders[0])
+    other = measure_agreement(stranger, version.sampler, PROMPTS, HOT, SEEDS)
+    version.close()
+    assert other.difference_max > 0.1
+    require_agreement(Agreement(tokens=60, difference_mean=0.0, difference_max=TOLERANCE), difference_max=0.1)
+    with pytest.raises(AgreementError, match=r"expected within 0\.1 nats .*--logprobs-mode"):
+        require_agreement(other, difference_max=0.1)
+
+
+def test_greedy_decoding_is_that_of_transformers(world: World) -> None:
+    version = served(world, 1, "greedy")
+    greedy = Sampling(candidates=1, temperature=0.0, tokens_max=6, no_repeat=False)
+    groups = version.sampler.sample(PROMPTS, greedy, SEEDS)
+    version.close()
+    policy = load_policy(world.folders[1])
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        ids = list(prompt)
+        for token in group[0].token_ids:
+            with torch.inference_mode():
+                assert token == int(policy.model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+
+
+def test_a_version_loaded_while_it_runs_writes_otherwise_and_an_old_one_goes(world: World) -> None:
+    client = VllmClient(world.url, VllmSettings())
+    version = served(world, 0, "versions")
+    before = version.sampler.sample(PROMPTS, HOT, SEEDS)
+    assert version.sampler.sample(PROMPTS, HOT, SEEDS) == before  # The same seeds, the same company.
+    version.refresh(world.folders[1], world.versions[1])
+    after = version.sampler.sample(PROMPTS, HOT, SEEDS)
+    assert [[c.token_ids for c in group] for group in after] != [[c.token_ids for c in group] for group in before]
+    third = msgspec.structs.replace(world.versions[1], step=2)
+    version.refresh(world.folders[1], third)
+    assert sorted(name for name in client.models() if name.startswith("policy-v")) == [
+        "policy-v1-aaaaaa-000001",
+        "policy-v1-aaaaaa-000002",
+    ]
+    version.close()
+
+
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error(world: World) -> None:
+    version = served(world, 0, "long")
+    with pytest.raises(VllmError, match=r"expected 10 tokens or an end, got \d without one.*context_tokens"):
+        version.sampler.sample([[5] * 120], HOT, [1])
+    with pytest.raises(VllmError, match="maximum context length is 128 tokens"):
+        version.sampler.sample([[5] * 129], HOT, [1])
+    version.close()
