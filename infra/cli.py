@@ -41,6 +41,7 @@ VERBS = {
     "measure": ("measure", "Measure policy versions on their task's held-out sets."),
     "summarize": ("measure", "Write and store the summary of every product."),
     "premise": ("measure", "Check what summaries stand on, before any training."),
+    "prefer": ("measure", "Teach a run's first policy by DPO on its logged groups."),
     "experiment": ("experiment", "Run a paper's whole table: arms by seeds, with intervals and plots."),
     "watch": ("watch", "Show a run while it learns."),
     "report": ("report", "Tell a run's story from its log."),

@@ -15,6 +15,7 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.policy import PolicySettings
+from learner.preference import PreferenceSettings
 from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
 from learner.warmup import WarmupSettings
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     product_prompts: ProductPromptSettings = ProductPromptSettings()
     reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
+    preference: PreferenceSettings = PreferenceSettings()
     generation: GenerationSettings = GenerationSettings()
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from infra.context import App
 from infra.progress import Report
@@ -29,7 +30,7 @@ from search_env.demand import load_or_make_demand
 from search_env.index import load_documents
 from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
 from search_env.product_values import ProductValues
-from search_env.summaries import fit_values
+from search_env.summaries import SEPARATOR, fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.events import Product
 
@@ -67,7 +68,9 @@ class SummaryWorld:
         root, settings = self.folder / "cross-encoders", self.settings.cross_encoder
         if not (root / CURRENT_FILE).is_file():
             with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
-                made = train_cross_encoder(self.pairs("train"), settings, Path(scratch) / "first", self.report)
+                made = train_cross_encoder(
+                    self.lessons(), self._some_pairs(), settings, Path(scratch) / "first", self.report
+                )
             save_cross_encoder(made, calibrate(made, self.pairs("dev"), self.report), root)
         return load_cross_encoder(root, settings)
 
@@ -120,6 +123,30 @@ class SummaryWorld:
                         )
                     )
         return found
+
+    def lessons(self) -> list[LabelledPair]:
+        """Return pairs of a value and some values of a training product, labelled by whether it is among them."""
+        settings = self.settings.cross_encoder
+        random = np.random.default_rng(settings.seed)
+        names = sorted({document for of in self.lists("train").qrels.values() for document in of})
+        products = [product for product in map(self.values.product, names) if len(product.values) > 1]
+        spoken = [value for product in products for _, value in product.values]
+        found: list[LabelledPair] = []
+        for _ in range(settings.lessons if products else 0):
+            product = products[int(random.integers(len(products)))]
+            count = min(int(random.integers(2, 6)), len(product.values))
+            picked = random.choice(len(product.values), size=count, replace=False).tolist()
+            said = [product.values[place][1] for place in picked]
+            asked = said[0] if random.random() < 0.5 else spoken[int(random.integers(len(spoken)))]
+            mixed = [said[place] for place in random.permutation(count).tolist()]
+            text = self.text(product.document_id, SEPARATOR.join(mixed))
+            found.append(LabelledPair(query=asked.lower(), text=text, label=int(asked in said)))
+        return found
+
+    def _some_pairs(self) -> list[LabelledPair]:
+        pairs, most = self.pairs("train"), self.settings.cross_encoder.pairs_max
+        order = np.random.default_rng(self.settings.cross_encoder.seed).permutation(len(pairs))
+        return [pairs[place] for place in order[:most].tolist()]
 
     def _text_of_kind(self, query: Query, document: str, kind: int) -> str:
         if kind == 0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,11 +31,13 @@ class SummaryEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forb
     """How summaries are read and paid for.
 
     filter_delta: δ, a labelled pair teaches only if the description moves its probability by more than this.
+    training_queries: training lists that a run is paid with at most; each costs the cross-encoder two dozen pairs.
     """
 
     reward: RelsumSettings = RelsumSettings()
     summary: SummarySettings = SummarySettings()
-    filter_delta: float = 0.05
+    filter_delta: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
+    training_queries: Annotated[int, msgspec.Meta(ge=1)] = 2_000
 
 
 class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""`searchloop measure`, `summarize` and `premise`: what a task's policies reach, write, and stand on."""
+"""`searchloop measure`, `summarize`, `premise` and `prefer`: what a task's policies reach, write, and stand on."""
 
 from __future__ import annotations
 
@@ -117,9 +117,10 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None
 @click.command()
 @click.option("--recipe", default="relsum", show_default=True, help="A recipe's name, or a TOML file of one's own.")
 @click.option("--index", default="catalogue", show_default=True, help="The index whose products are summarized.")
+@click.option("--queries", "queries_max", default=200, show_default=True, help="Dev queries to look at, at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_obj
-def premise(app: App, recipe: str, index: str, as_json: bool) -> None:
+def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) -> None:
     """Check what summaries stand on before any training: calibration, which reward agrees with nDCG, and time.
 
     \b
@@ -131,7 +132,8 @@ def premise(app: App, recipe: str, index: str, as_json: bool) -> None:
     from infra.summary_world import SummaryWorld
 
     with progress() as report:
-        found = check_premise(SummaryWorld(app.with_recipe(recipe_path(recipe)), index, report))
+        world = SummaryWorld(app.with_recipe(recipe_path(recipe)), index, report)
+        found = check_premise(world, queries_max=queries_max)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
@@ -148,3 +150,21 @@ def premise(app: App, recipe: str, index: str, as_json: bool) -> None:
     table.add_row("agreement with nDCG@5", "", *(f"{found.agreement[name]:.3f}" for name in names[1:]))
     console.print(table)
     console.print(", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items()))
+
+
+@click.command()
+@click.option("--run", "run_name", required=True, help="The run whose logged groups give the pairs.")
+@click.option("--into", required=True, help="Name of the new run, whose policy 0 has learned from them.")
+@click.pass_obj
+def prefer(app: App, run_name: str, into: str) -> None:
+    """Teach a run's first policy by DPO, on the best and the worst text of each group that the run has logged.
+
+    \b
+    Example:
+      searchloop prefer --run relsum-shop-0 --into relsum-shop-0-dpo
+    """
+    from infra.preferring import prefer_run
+
+    with progress() as report:
+        pairs = prefer_run(app, run=run_name, into=into, report=report)
+    click.echo(f"{into}: policy 0 has learned from {pairs} pairs of {run_name}")

@@ -142,6 +142,7 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
     """Return every product of the training lists with its queries and the frozen cross-encoder's numbers."""
     lists, encoder, values = world.lists("train"), world.cross_encoder, world.values
     queries = [query for query in lists.queries if query.text.lower() not in left_out]
+    queries = queries[: world.settings.summary_environment.training_queries]
     items = [(query, document, grade) for query in queries for document, grade in lists.qrels[query.id].items()]
     reference = encoder.logits(
         [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q, d, _ in items], report=world.report

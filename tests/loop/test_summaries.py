@@ -33,10 +33,10 @@ def summary_settings() -> Settings:
     """Return settings that learn summaries of the demo catalogue in seconds."""
     return msgspec.structs.replace(
         SMALL,
-        train=TrainSettings(task="summary"),
+        train=TrainSettings(task="summary", warm_up=False),
         demand=DemandSettings(key_documents_min=5),
         lists=ListSettings(values_min=1, train=60, dev=30, test=30, candidates=8),
-        cross_encoder=CrossEncoderSettings(layers=1, tokens_max=32, described_tokens_max=48),
+        cross_encoder=CrossEncoderSettings(layers=1, tokens_max=32, described_tokens_max=48, lessons=320),
         summary_environment=SummaryEnvironmentSettings(
             reward=RelsumSettings(kind="list_likelihood", queries_max=2),
             summary=SummarySettings(tokens_max=4),
