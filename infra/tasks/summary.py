@@ -46,6 +46,9 @@ from streams.errors import SettingsError
 from streams.events import Product, Request
 
 PAIRS_FILE = "labelled-pairs.jsonl"
+# How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. Taught the one
+# best order, a policy is sure of it, and its groups have no spread to learn from.
+LOG_SHARPNESS = 1.5
 
 
 class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,15 +224,15 @@ def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the query log's counts would say of each training product."""
+    """Teach what the query log's counts would say of each training product, as chances rather than as one order."""
     settings = app.settings
     names = sorted({document for of in world.lists("train").qrels.values() for document in of})
-    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    random = np.random.default_rng(seed)
     pairs = []
-    for place in order:
+    for place in random.permutation(len(names)).tolist():
         product = world.shown(names[place])
         if product.values:
-            answer = _answer(world, product, selector=policy.selector is not None)
+            answer = _answer(world, product, selector=policy.selector is not None, random=random)
             pairs.append((product_prompt_text(policy.tokenizer, product, settings.product_prompts), answer))
     held = max(len(pairs) // 20, 1)
     stop = Stop()
@@ -247,7 +250,10 @@ def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed:
     return policy
 
 
-def _answer(world: SummaryWorld, product: Product, *, selector: bool) -> str:
-    numbers = range(1, len(product.values) + 1)
-    found = fit_values(product, list(numbers), world.settings.summary_environment.summary, wordpiece_count)
+def _answer(world: SummaryWorld, product: Product, *, selector: bool, random: np.random.Generator) -> str:
+    """Return values drawn by the log's counts of their keys, without replacement, as many as fit."""
+    counts = [world.values.counts.get(key, 0) for key in world.values.keys(product.document_id)[: len(product.values)]]
+    worth = LOG_SHARPNESS * np.log1p(np.array(counts)) + random.gumbel(size=len(counts))
+    numbers = [int(place) + 1 for place in np.argsort(-worth, kind="stable")]
+    found = fit_values(product, numbers, world.settings.summary_environment.summary, wordpiece_count)
     return render_pointers(found.values[: world.settings.generation.tokens_max - 1]) if selector else found.text
