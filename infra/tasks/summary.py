@@ -46,8 +46,8 @@ from streams.errors import SettingsError
 from streams.events import Product, Request
 
 PAIRS_FILE = "labelled-pairs.jsonl"
-# How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. Taught the one
-# best order, a policy is sure of it, and its groups have no spread to learn from.
+# How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. A policy
+# that is taught the one best order is sure of it, and its groups have no spread.
 LOG_SHARPNESS = 1.5
 
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.settings import Settings
+from infra.tasks.summary import usable
 from search_env.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
 from search_env.rewards.relsum import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward
 from search_env.summary_environment import LabelledQuery, SummaryEnvironment, SummaryEnvironmentSettings
@@ -142,3 +144,15 @@ def test_a_score_that_is_no_number_fails_its_candidate() -> None:
     [outcome] = score(made, generation(["<v1>"])).outcomes
     assert (outcome.status, outcome.reward) == ("failed", None)
     assert np.isnan(encoder.logits([("red", "lamp red")])).all()
+
+
+def labelled(label: int, delta: float) -> LabelledQuery:
+    return LabelledQuery(query_id=f"{label}{delta}", query="q", label=label, delta=delta, others=(0.0,))
+
+
+def test_the_filter_keeps_pairs_that_the_description_moves_either_way() -> None:
+    pairs = {"a": (labelled(1, 0.3), labelled(0, -0.3), labelled(1, 0.01)), "b": (labelled(1, -0.05),)}
+    settings = Settings(summary_environment=SummaryEnvironmentSettings(filter_delta=0.05))
+    assert usable(pairs, settings) == {"a": pairs["a"][:2]}
+    by_rank = SummaryEnvironmentSettings(reward=RelsumSettings(kind="reciprocal_rank"), filter_delta=0.05)
+    assert usable(pairs, Settings(summary_environment=by_rank)) == {"a": pairs["a"][:1]}
