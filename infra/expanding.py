@@ -6,6 +6,7 @@ A policy is decoded greedily, as it would be served; what it writes in the wrong
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -15,6 +16,7 @@ from infra.preparation import LESSONS_FILE, Bench, open_bench
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings
 from learner.generation import generate_groups
+from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query
 from search_env.embeddings import KeptEmbedder
@@ -84,7 +86,7 @@ def expand_queries(
             sampler=version.sampler,
             tokenizer=version.tokenizer,
             tokenizer_sha256=version.tokenizer_sha256,
-            prompts=kept.settings.prompts,
+            encode_prompt=partial(encode_request, settings=kept.settings.prompts),
             sampling=sampling,
             seed=kept.seed,
             made_at_ms=0,

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from learner.batches import BatchAssembler, BatchSettings
 from learner.checkpoints import load_current
-from learner.generation import GenerationSettings, generate_groups
+from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
-from learner.prompts import PromptSettings
 from learner.versions import LoadedVersion
 from search_env.controls import Environment
 from streams.codec import content_sha256, encode
@@ -29,7 +28,7 @@ def run_loop(
     run_dir: Path,
     environment: Environment,
     generation: GenerationSettings,
-    prompts: PromptSettings,
+    encode_prompt: Encode,
     batch: BatchSettings,
     learner: LearnerSettings,
     seed: int,
@@ -58,7 +57,7 @@ def run_loop(
             sampler=version.sampler,
             tokenizer=version.tokenizer,
             tokenizer_sha256=version.tokenizer_sha256,
-            prompts=prompts,
+            encode_prompt=encode_prompt,
             sampling=generation.sampling(),
             seed=seed,
             made_at_ms=0,

@@ -1,4 +1,4 @@
-"""What must be there before the first request: queries, their contexts, a relevance model, a warmed-up policy.
+"""What is there before the first request for expansions: queries, contexts, a relevance model, a warmed-up policy.
 
 Everything is a file under the home directory, so what was made once is found again; a run that is continued finds its
 own in its folder.
@@ -17,8 +17,9 @@ from infra.context import App
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.relevance import open_relevance
-from learner.checkpoints import CURRENT, Manifest, new_lineage
-from learner.learning import write_policy_checkpoint
+from infra.tasks.task import Prepared
+from learner.checkpoints import CURRENT
+from learner.learning import write_first_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
 from learner.prompts import prompt_text, render_answer
 from learner.warmup import warm_up
@@ -36,20 +37,11 @@ from search_env.retrieval import Retriever
 from search_env.teachers import Lesson, Teacher, load_or_teach, write_lessons
 from streams.delivery import Stop
 from streams.errors import SettingsError
-from streams.events import Context, PolicyRef
+from streams.events import Context, Request
 
 LESSONS_FILE = "lessons.jsonl"
 CONTEXTS_FILE = "contexts.jsonl"
 LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may call relevant.
-
-
-class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's requests are made of; index is the versioned name."""
-
-    run: str
-    index: str
-    queries: Sequence[Query]
-    contexts: Mapping[str, Context]
 
 
 class Lessons(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +135,7 @@ def prepare(
                     f"run {run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return Prepared(run=run, index=bench.version.name, queries=asked, contexts=contexts)
+            return _prepared(run, bench, asked, contexts)
         lessons = _teach(bench, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
@@ -154,9 +146,17 @@ def prepare(
                 policy = _warm_up(bench, policy, lessons, run_dir, seed, report, stop)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
-        first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
-        write_policy_checkpoint(run_dir / "checkpoints", policy, Manifest(policy=first, parent=None), None)
-    return Prepared(run=run, index=bench.version.name, queries=asked, contexts=lessons.contexts)
+        write_first_checkpoint(run_dir / "checkpoints", policy)
+        return _prepared(run, bench, asked, lessons.contexts)
+
+
+def _prepared(run: str, bench: Bench, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:
+    index = bench.version.name
+    asked = [
+        Request(request_id="", run=run, query_id=q.id, query=q.text, index=index, context=contexts[q.id])
+        for q in queries
+    ]
+    return Prepared(run=run, index=index, asked=asked)
 
 
 def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:

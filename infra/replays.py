@@ -18,12 +18,12 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.layers import assignments_layer, combine
-from infra.preparation import LESSONS_FILE
 from infra.progress import Report
 from infra.recorded import Limits, Recorded, Window
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.settings import Settings
 from infra.supervisor import Supervisor, worker_arguments
+from infra.tasks.task import load_task
 from learner.batches import BatchSettings
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
@@ -285,12 +285,13 @@ def _copy_at_once(
 
 
 def _new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
-    """Write the folder of the replayed run: settings, lessons, and the policy that it begins with; return its step."""
+    """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded / "checkpoints", begin)
     copy_checkpoint(source, manifest, folder / "checkpoints")
-    if (recorded / LESSONS_FILE).exists():  # Searching with the policy needs them: its prompts show neighbours' words.
-        shutil.copy2(recorded / LESSONS_FILE, folder / LESSONS_FILE)
+    for name in load_task(kept.settings.train.task).carried:  # What the policy is served with, prompts included.
+        if (recorded / name).exists():
+            shutil.copy2(recorded / name, folder / name)
     base = manifest.policy.step
     write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
     return base

@@ -1,52 +1,41 @@
-"""Which request comes next: training queries in a shuffled order, epoch after epoch, the same for the same seed.
+"""Which request comes next: a task's requests in a shuffled order, epoch after epoch, the same for the same seed.
 
 The n-th request is a function of n, so a run that is started again goes on where the requests topic ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-from search_env.corpora import Query
 from streams.clients import KafkaSettings, partitions_of
 from streams.delivery import Outbox, now_ms
-from streams.events import Context, Request
+from streams.events import Request
 from streams.lag import end_offsets
 from streams.topics import topic_name
 
 
 class RequestSequence:
-    """Every training query once per epoch, each epoch in an order of its own."""
+    """Every training request once per epoch, each epoch in an order of its own."""
 
-    def __init__(
-        self, queries: Sequence[Query], contexts: Mapping[str, Context], *, run: str, index: str, seed: int
-    ) -> None:
-        self._queries = queries
-        self._contexts = contexts
+    def __init__(self, asked: Sequence[Request], *, run: str, seed: int) -> None:
+        """asked: what a task prepared; each is numbered, and made this run's, when it is its turn."""
+        self._asked = asked
         self._run = run
-        self._index = index
         self._seed = seed
         self._epoch = -1
         self._order = np.arange(0)
 
     def __getitem__(self, number: int) -> Request:
         """Return the request with this number, counted from 0."""
-        epoch, place = divmod(number, len(self._queries))
+        epoch, place = divmod(number, len(self._asked))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._queries))
-        query = self._queries[int(self._order[place])]
-        return Request(
-            request_id=f"{self._run}-{number:08d}",
-            run=self._run,
-            query_id=query.id,
-            query=query.text,
-            index=self._index,
-            context=self._contexts[query.id],
-        )
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._asked))
+        asked = self._asked[int(self._order[place])]
+        return msgspec.structs.replace(asked, request_id=f"{self._run}-{number:08d}", run=self._run)
 
 
 class RequestFeed:

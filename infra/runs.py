@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.context import App
-from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.tasks.task import load_task
 from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
@@ -33,13 +33,14 @@ def train_run(
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
     held_out: queries that must not train anything: whatever has their text is left out.
-    from_run: begin with the warmed-up policy, lessons and contexts of this run instead of making new ones (arms of one
-    experiment that differ only in what GRPO does).
+    from_run: begin with the warmed-up policy of this run, and what belongs to it, instead of making new ones (arms of
+    one experiment that differ only in what GRPO does).
     """
+    task = load_task(app.settings.train.task)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
-        copy_warmed_up(app.home.run(from_run), app.home.run(run))
-    prepared = prepare(
+        copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)
+    prepared = task.prepare(
         app, run=run, index=index, queries_file=queries_file, held_out=held_out, seed=seed, report=report
     )
     write_run_settings(
@@ -57,8 +58,8 @@ def train_run(
     return stream(app, prepared, updates=updates, seed=seed, report=report)
 
 
-def copy_warmed_up(source: Path, target: Path) -> None:
-    """Copy what a run began with: its lessons, contexts and checkpoint 0, as the whole of a new run.
+def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
+    """Copy what a run began with, its task's files and checkpoint 0, as the whole of a new run.
 
     Raises CheckpointError if the source has no checkpoint 0.
     """
@@ -67,6 +68,6 @@ def copy_warmed_up(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(first, aside / "checkpoints" / first.name)
     (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
-    for name in (LESSONS_FILE, CONTEXTS_FILE):
+    for name in carried:
         shutil.copy2(source / name, aside / name)
     aside.rename(target)

@@ -15,7 +15,9 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.policy import PolicySettings
+from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
+from learner.retriever import RetrieverSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
 from search_env.demo_catalogue import DemoSettings
@@ -27,9 +29,11 @@ from search_env.intents import IntentSettings
 from search_env.lessons import LessonSettings
 from search_env.neighbours import NeighbourSettings
 from search_env.relevance import RelevanceSettings
+from search_env.resume_environment import ResumeEnvironmentSettings
 from search_env.retrieval import RetrievalSettings
 from search_env.teachers import TeacherSettings
 from search_env.training import GbdtSettings
+from search_env.vectors import VectorSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
@@ -39,13 +43,31 @@ from streams.failpoints import FailpointSettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
+    task: what is taught: "expansion", "resume", or one's own as package.module:Class (infra/RECIPES.md).
     updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
 
+    task: str = "expansion"
     updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
     warm_up: bool = True
     shuffle_rewards: bool = False
+
+
+class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How ReSuMe's summariser and retriever take turns.
+
+    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn.
+    gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
+    measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
+    """
+
+    turns_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
+    gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.002
+    patience: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    measure_scale: bool = True
+    measured_products: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 128
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
+    product_prompts: ProductPromptSettings = ProductPromptSettings()
     reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -78,3 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()
+    resume: ResumeEnvironmentSettings = ResumeEnvironmentSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    vectors: VectorSettings = VectorSettings()
+    alternation: AlternationSettings = AlternationSettings()

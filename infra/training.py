@@ -10,10 +10,10 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.interrupts import interrupts
-from infra.preparation import Prepared
 from infra.progress import Report
 from infra.requests import RequestFeed, RequestSequence
 from infra.supervisor import Supervisor, worker_arguments
+from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
 from streams.clients import connect_consumer, connect_producer, create_topics
 from streams.delivery import Outbox, Stop, decode_or_bury, poll
@@ -54,7 +54,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     create_topics(settings.kafka, run)
     producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
-    sequence = RequestSequence(prepared.queries, prepared.contexts, run=run, index=prepared.index, seed=seed)
+    sequence = RequestSequence(prepared.asked, run=run, seed=seed)
     feed = RequestFeed(sequence, settings.kafka, outbox, run)
     consumer = connect_consumer(
         settings.kafka, {TopicPartition(topic_name(run, "updates"), 0): None}, client_id=f"{run}-train", records_max=500

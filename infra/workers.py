@@ -10,6 +10,7 @@ import msgspec
 
 from infra.context import App
 from infra.run_settings import read_run_settings
+from infra.tasks.task import load_task
 from streams.delivery import Stop
 
 
@@ -35,7 +36,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             kafka=kafka,
             delivery=settings.delivery,
             generation=settings.generation,
-            prompts=settings.prompts,
+            encode_prompt=load_task(settings.train.task).encoder(settings),
             batch=settings.batch,
             member=member,
             stop=stop,

@@ -7,15 +7,17 @@ requests, their places in the log, the policy and the run's seed, and on nothing
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from learner.prompts import PromptSettings, encode_prompt
 from learner.sampling import Sampler
 from streams.events import Generation, Position, Request, Sampling
 from streams.ids import group_id, group_seed
+
+Encode = Callable[[Any, Request], list[int]]
+"""A task's prompt: the token ids, in this tokenizer, of what the policy is shown for a request."""
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,13 +54,13 @@ def generate_groups(
     sampler: Sampler,
     tokenizer: Any,
     tokenizer_sha256: str,
-    prompts: PromptSettings,
+    encode_prompt: Encode,
     sampling: Sampling,
     seed: int,
     made_at_ms: int,
 ) -> list[Generation]:
     """Return one group for each request, in the requests' order."""
-    prompt_ids = [encode_prompt(tokenizer, request.query, request.context, prompts) for _, request in requests]
+    prompt_ids = [encode_prompt(tokenizer, request) for _, request in requests]
     groups = [group_id(request.run, position) for position, request in requests]
     completions = sampler.sample(prompt_ids, sampling, [group_seed(group, seed) for group in groups])
     return [

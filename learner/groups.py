@@ -10,6 +10,7 @@ import torch
 
 from learner.objectives import ObjectiveSettings, completion_weights
 from learner.packing import Candidate, Group, GroupError, check_group
+from learner.selecting import Selector
 from streams.events import Outcome, Reward
 
 
@@ -34,6 +35,7 @@ def sort_groups(
     opener_ids: frozenset[int],
     vocabulary: int,
     positions_max: int,
+    selector: Selector | None = None,
 ) -> SortedGroups:
     """Return the batch's groups, checked and with their advantages; the settings are those of the functions below."""
     spread: dict[str, Group] = {}
@@ -42,7 +44,7 @@ def sort_groups(
     rejected: dict[str, str] = {}
     for reward in rewards:
         try:
-            group = reward_group(reward, objective=objective, opener_ids=opener_ids)
+            group = reward_group(reward, objective=objective, opener_ids=opener_ids, selector=selector)
             if group is None:
                 failed.append(reward.group_id)
                 continue
@@ -55,11 +57,14 @@ def sort_groups(
     return SortedGroups(spread=spread, flat=flat, failed=tuple(failed), rejected=rejected)
 
 
-def reward_group(reward: Reward, *, objective: ObjectiveSettings, opener_ids: frozenset[int]) -> Group | None:
+def reward_group(
+    reward: Reward, *, objective: ObjectiveSettings, opener_ids: frozenset[int], selector: Selector | None = None
+) -> Group | None:
     """Return an event's scored candidates with their advantages; None if fewer than two were scored.
 
     A failed candidate (reward None) leaves its group: it counts neither in the mean nor in the gradient.
     objective: which advantages. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
+    selector: see `learner.selecting`; its rule always holds.
     Raises GroupError if the event has not one outcome per completion, or a reward that is not finite.
     """
     generation = reward.generation
@@ -86,6 +91,7 @@ def reward_group(reward: Reward, *, objective: ObjectiveSettings, opener_ids: fr
         ),
         temperature=generation.sampling.temperature,
         opener_ids=opener_ids if generation.sampling.no_repeat else frozenset(),
+        selector=selector,
     )
 
 

@@ -76,6 +76,7 @@ class Learner:
             objective=settings.objective,
             settings=settings.update,
             opener_ids=opener_ids(policy.tokenizer) if no_repeat else (),
+            selector=policy.selector,
             reference=reference,
             pad_id=policy.pad_id,
         )
@@ -124,6 +125,12 @@ class Learner:
         )
         folder, self.manifest = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater)
         return folder
+
+
+def write_first_checkpoint(checkpoints: Path, policy: Policy) -> Path:
+    """Write the policy that a run begins with as checkpoint 0, on a lineage of its own, and return its folder."""
+    first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
+    return write_policy_checkpoint(checkpoints, policy, Manifest(policy=first, parent=None), None)[0]
 
 
 def find_origin(folder: Path, manifest: Manifest) -> Path:

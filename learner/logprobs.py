@@ -82,7 +82,8 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
     """Return each completion token's log-probability and the entropy of its distribution, both [N, C], 0 at padding.
 
     The distribution is the sampler's: logits divided by the group's temperature, tokens that the no-repeat rule bans
-    removed before the softmax. Entropy in nats. Both are float32 and differentiable.
+    removed before the softmax, and all that a selector never writes. Entropy in nats. Both are float32 and
+    differentiable.
     """
     causal = _causal_lm(model)
     hidden = causal.base_model(
@@ -93,12 +94,12 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
         use_cache=True,
     ).last_hidden_state  # [B, T, D]
     hidden = hidden.flatten(0, 1).index_select(0, packed.positions)  # [M, D]
+    weight, targets, banned_tokens = causal.get_output_embeddings().weight, packed.targets, packed.banned_tokens
+    if packed.answer_ids is not None:  # A selector's vocabulary is a few dozen of thousands of tokens.
+        weight = weight.index_select(0, packed.answer_ids)
+        targets, banned_tokens = (torch.searchsorted(packed.answer_ids, ids) for ids in (targets, banned_tokens))
     logprobs, entropies = target_logprobs(
-        hidden / packed.temperatures[:, None].to(hidden.dtype),
-        causal.get_output_embeddings().weight,
-        packed.targets,
-        packed.banned_rows,
-        packed.banned_tokens,
+        hidden / packed.temperatures[:, None].to(hidden.dtype), weight, targets, packed.banned_rows, banned_tokens
     )
     empty = torch.zeros(packed.mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return empty.masked_scatter(packed.mask, logprobs), empty.masked_scatter(packed.mask, entropies)

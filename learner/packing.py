@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learner.constraints import banned_positions
+from learner.selecting import Selector, banned_pointer_positions, forbidden
 from streams.errors import SearchloopError
 
 PROMPT, PADDING = -1, -2  # Segments of a row; completions count from 0.
@@ -43,12 +44,14 @@ class Group:
     """One prompt with the candidates to learn from.
 
     temperature: that of the sampler, > 0. opener_ids: tokens that open an expansion (no-repeat rule); empty = no rule.
+    selector: the tokens of a selector's answers; None = the policy writes text. All groups of a batch have the same.
     """
 
     prompt_ids: tuple[int, ...]
     candidates: tuple[Candidate, ...]
     temperature: float = 1.0
     opener_ids: frozenset[int] = frozenset()
+    selector: Selector | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class PackedGroups:
     attention: [B, T, P − 1 + T] bool, True = may attend; keys are those of the prefix, then those of the row.
     positions: [M] index into the row's flattened [B·T] hidden states that predicts each completion token.
     targets: [M] the token predicted there. temperatures: [M].
-    banned_rows, banned_tokens: [K] index into M and token id that the no-repeat rule forbids there.
+    banned_rows, banned_tokens: [K] index into M and token id that the no-repeat or selector rule forbids there.
+    answer_ids: [A] ascending, the only tokens that a selector writes; None = the whole vocabulary.
     mask: [N, C] True at completion tokens; its True entries, row by row, are the M tokens.
     behaviour_logprobs: [N, C], 0 at padding. advantages: [N].
     """
@@ -77,6 +81,7 @@ class PackedGroups:
     mask: Tensor
     behaviour_logprobs: Tensor
     advantages: Tensor
+    answer_ids: Tensor | None = None
 
 
 def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
@@ -107,6 +112,8 @@ def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
             raise GroupError(f"{name}: expected finite log-probabilities ≤ 0, got {max(candidate.logprobs)} or NaN")
         if not math.isfinite(candidate.advantage):
             raise GroupError(f"{name}: expected a finite advantage, got {candidate.advantage}")
+        if group.selector is not None and (reason := forbidden(group.prompt_ids, candidate.token_ids, group.selector)):
+            raise GroupError(f"{name}: {reason} (selector rule)")
         for position, token in banned_positions(candidate.token_ids, group.opener_ids):
             if candidate.token_ids[position] == token:
                 raise GroupError(f"{name}: token {token} at {position} begins an expansion twice (no-repeat rule)")
@@ -142,16 +149,14 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
             input_ids[row, start:end] = torch.tensor(candidate.token_ids[:-1])
             position_ids[row, start:end] = torch.arange(prompt, prompt + end - start)
             segments[row, prefix + start : prefix + end] = number
-            banned.extend(
-                (len(targets) + position, token)
-                for position, token in banned_positions(candidate.token_ids, group.opener_ids)
-            )
+            banned.extend((len(targets) + position, token) for position, token in _banned(group, candidate))
             positions.append(row * width)
             positions.extend(range(row * width + start, row * width + end))
             targets.extend(candidate.token_ids)
             temperatures.extend([group.temperature] * len(candidate.token_ids))
             start = end
 
+    selector = groups[0].selector
     lengths = torch.tensor([len(candidate.token_ids) for candidate in candidates])
     mask = torch.arange(longest)[None, :] < lengths[:, None]  # [N, C]
     behaviour = torch.zeros(mask.shape)
@@ -169,7 +174,14 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
         mask=mask.to(device),
         behaviour_logprobs=behaviour.to(device),
         advantages=torch.tensor([candidate.advantage for candidate in candidates], device=device),
+        answer_ids=None if selector is None else torch.tensor(selector.answer_ids, device=device),
     )
+
+
+def _banned(group: Group, candidate: Candidate) -> list[tuple[int, int]]:
+    if group.selector is None:
+        return banned_positions(candidate.token_ids, group.opener_ids)
+    return banned_pointer_positions(group.prompt_ids, candidate.token_ids, group.selector)
 
 
 def _block_mask(segments: Tensor, prefix: int) -> Tensor:

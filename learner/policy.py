@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.tokenizer import STOPS, build_tokenizer, opener_ids
+from learner.selecting import Selector
+from learner.tokenizer import END, STOPS, build_tokenizer, opener_ids, selector_of
 from streams.errors import SearchloopError
 
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
@@ -90,14 +91,22 @@ class Policy:
         """The tokens after which an expansion begins; see `learner.constraints`."""
         return opener_ids(self.tokenizer)
 
+    @cached_property
+    def selector(self) -> Selector | None:
+        """The tokens of its answers, if it is a selector; see `learner.selecting`."""
+        return selector_of(self.tokenizer)
+
     @property
     def pad_id(self) -> int:
         """The token that fills short rows; it is always masked."""
         return int(self.tokenizer.pad_token_id)
 
 
-def build_tiny(texts: Iterable[str], settings: TinySettings) -> Policy:
-    """Return an untrained Llama decoder with a vocabulary made from `texts`; the same input gives the same weights."""
+def build_tiny(texts: Iterable[str], settings: TinySettings, *, pointers: int = 0) -> Policy:
+    """Return an untrained Llama decoder with a vocabulary made from `texts`; the same input gives the same weights.
+
+    pointers: above 0 it is a selector among so many values of a prompt (`learner.selecting`).
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -105,8 +114,8 @@ def build_tiny(texts: Iterable[str], settings: TinySettings) -> Policy:
         raise PolicyError(
             f"learner.tiny.hidden_size: expected a multiple of heads ({settings.heads}), got {settings.hidden_size}"
         )
-    tokenizer = build_tokenizer(texts, vocabulary_size=settings.vocabulary_size)
-    stops = [tokenizer.convert_tokens_to_ids(stop) for stop in STOPS]
+    tokenizer = build_tokenizer(texts, vocabulary_size=settings.vocabulary_size, pointers=pointers)
+    stops = [tokenizer.convert_tokens_to_ids(stop) for stop in ((END,) if pointers else STOPS)]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,

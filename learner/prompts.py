@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from learner.tokenizer import TAGS
-from streams.events import Context
+from streams.events import Context, Request
 
 QUERY, TERMS, ATTRIBUTES, NEIGHBOURS, TITLE = TAGS
 
@@ -84,6 +84,11 @@ def encode_prompt(tokenizer: Any, query: str, context: Context, settings: Prompt
     """Return the token ids of the prompt as the policy reads it."""
     ids: list[int] = tokenizer(prompt_text(tokenizer, query, context, settings), add_special_tokens=False)["input_ids"]
     return ids
+
+
+def encode_request(tokenizer: Any, request: Request, settings: PromptSettings) -> list[int]:
+    """Return the token ids of a request for a query's expansions."""
+    return encode_prompt(tokenizer, request.query, request.context, settings)
 
 
 def render_answer(expansions: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from learner.constraints import banned_next
 from learner.policy import Policy
+from learner.selecting import banned_pointers
 from streams.errors import SearchloopError
 from streams.events import Completion, PolicyRef, Sampling
 
@@ -53,6 +54,7 @@ class TransformersSampler:
         self._stop_ids = policy.stop_ids
         self._pad_id = policy.pad_id
         self._opener_ids = policy.opener_ids
+        self._selector = policy.selector
         self._settings = settings or SamplerSettings()
 
     @torch.inference_mode()
@@ -97,7 +99,9 @@ class TransformersSampler:
         stops = torch.tensor(self._stop_ids, device=device)
         active = torch.arange(rows, device=device)
         for step in range(sampling.tokens_max):
-            if sampling.no_repeat:
+            if self._selector is not None:
+                logits = self._pointers_only(logits, prompts, drawn, active.tolist(), tokens[active, :step])
+            elif sampling.no_repeat:
                 self._ban_repeats(logits, tokens[active, :step])
             chosen, logprob = choose(logits, temperature=sampling.temperature, uniforms=uniforms[active, step])
             tokens[active, step], logprobs[active, step] = chosen, logprob
@@ -146,6 +150,21 @@ class TransformersSampler:
         for row, prefix in enumerate(prefixes.tolist()):
             if banned := banned_next(prefix, self._opener_ids):
                 logits[row, list(banned)] = -torch.inf
+
+    def _pointers_only(
+        self, logits: Tensor, prompts: Sequence[Sequence[int]], drawn: int, rows: list[int], prefixes: Tensor
+    ) -> Tensor:
+        """Return `logits` [N, V] with all but what a selector may write next set to -inf.
+
+        rows: [N] of the block; row n belongs to prompt n // drawn. prefixes: [N, t].
+        """
+        assert self._selector is not None
+        kept = torch.full_like(logits, -torch.inf)
+        answer = list(self._selector.answer_ids)
+        kept[:, answer] = logits[:, answer]
+        for place, (row, prefix) in enumerate(zip(rows, prefixes.tolist(), strict=True)):
+            kept[place, list(banned_pointers(prompts[row // drawn], prefix, self._selector))] = -torch.inf
+        return kept
 
     def _completions(self, tokens: Tensor, logprobs: Tensor, drawn: int) -> list[list[Completion]]:
         completions = []

@@ -10,25 +10,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from learner.selecting import Selector
+
 PAD = "<pad>"
 TAGS = ("<query>", "<terms>", "<attributes>", "<neighbours>", "<title>")
 """What opens each part of a prompt; `learner.prompts` takes angle brackets out of untrusted text, so none is forged."""
 OPEN, SEPARATOR, CLOSE, EMPTY = '<answer>["', '","', '"]</answer>', "<answer>[]</answer>"
 STOPS = (CLOSE, EMPTY)
 """Either ends an answer by itself: no further end token is needed."""
+VALUES, END = "<values>", "<end>"
+"""What opens a product's values in a prompt, and what ends a selector's answer."""
 
 
-def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Any:
+def pointer(number: int) -> str:
+    """Return the token that points to the value of this number, counted from 1."""
+    return f"<v{number}>"
+
+
+def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int = 0) -> Any:
     """Return a `PreTrainedTokenizerFast` whose BPE merges come from `texts`, most frequent first.
 
     texts: any iterable of catalogue text; read once. The same texts in the same order give the same vocabulary.
     vocabulary_size: tokens in all, the 256 bytes and the added ones included; small corpora may give fewer.
+    pointers: a selector's, how many values a prompt may show; 0 is a policy that writes text.
     Text is lower-cased and NFKC-normalised: the index does both, so the policy loses nothing that retrieval keeps.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     added = [PAD, *TAGS, OPEN, SEPARATOR, CLOSE, EMPTY]
+    if pointers:
+        added += [VALUES, END, *map(pointer, range(1, pointers + 1))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -58,3 +70,12 @@ def opener_ids(tokenizer: Any) -> frozenset[int]:
         return frozenset(tokenizer.convert_tokens_to_ids(text) for text in (OPEN, SEPARATOR))
     spelled = {ids: tokenizer.decode([ids]) for token, ids in tokenizer.get_vocab().items() if token.endswith('"')}
     return frozenset(ids for ids, text in spelled.items() if text.strip() == '"' or text.endswith(('["', ',"', ', "')))
+
+
+def selector_of(tokenizer: Any) -> Selector | None:
+    """Return the tokens of a selector's answers, or None if this vocabulary has no pointers."""
+    added = tokenizer.get_added_vocab()
+    if END not in added:
+        return None
+    numbers = range(1, sum(token.startswith("<v") and token[2:-1].isdigit() for token in added) + 1)
+    return Selector(pointer_ids=tuple(added[pointer(number)] for number in numbers), end_id=added[END])

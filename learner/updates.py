@@ -20,6 +20,7 @@ from learner.groups import SortedGroups, reward_metrics, sort_groups
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
 from learner.objectives import ObjectiveSettings, TokenWeights, policy_objective, token_weights
 from learner.packing import Group, PackedGroups, pack_groups
+from learner.selecting import Selector
 from learner.tally import Tally
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Reward
@@ -79,12 +80,14 @@ class Updater:
         objective: ObjectiveSettings,
         settings: UpdateSettings,
         opener_ids: Iterable[int] = (),
+        selector: Selector | None = None,
         reference: nn.Module | None = None,
         pad_id: int = 0,
     ) -> None:
         """model: a causal LM, with or without LoRA; its trainable parameters are those that require a gradient.
 
-        opener_ids: see `learner.constraints`. reference: the policy that the KL holds to; needed if kl_weight > 0.
+        opener_ids: see `learner.constraints`. selector: see `learner.selecting`.
+        reference: the policy that the KL holds to; needed if kl_weight > 0.
         Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError without a needed reference.
         """
         check_policy(model)
@@ -96,6 +99,7 @@ class Updater:
         self._objective = objective
         self._settings = settings
         self._opener_ids = frozenset(opener_ids)
+        self._selector = selector
         self._pad_id = pad_id
         self._named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._parameters = list(self._named.values())
@@ -123,6 +127,7 @@ class Updater:
             opener_ids=self._opener_ids,
             vocabulary=vocabulary_size(self.model),
             positions_max=positions_max(self.model),
+            selector=self._selector,
         )
         own = {reward.group_id for reward in rewards if reward.generation.policy == current}
         tally, refused = Tally(), dict[str, str]()

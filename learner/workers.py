@@ -17,10 +17,9 @@ from kafka import KafkaConsumer, TopicPartition
 
 from learner.batches import BatchAssembler, BatchSettings, admitted_requests
 from learner.checkpoints import CheckpointError, load_current, prune_checkpoints, remove_unfinished
-from learner.generation import GenerationSettings, generate_groups
+from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
 from learner.policy import PolicyError
-from learner.prompts import PromptSettings
 from learner.versions import LoadedVersion
 from streams.clients import (
     KafkaSettings,
@@ -89,7 +88,7 @@ def run_generator(
     kafka: KafkaSettings,
     delivery: DeliverySettings,
     generation: GenerationSettings,
-    prompts: PromptSettings,
+    encode_prompt: Encode,
     batch: BatchSettings,
     member: str,
     stop: Stop,
@@ -131,7 +130,7 @@ def run_generator(
                     sampler=versions.loaded.sampler,
                     tokenizer=versions.loaded.tokenizer,
                     tokenizer_sha256=versions.loaded.tokenizer_sha256,
-                    prompts=prompts,
+                    encode_prompt=encode_prompt,
                     sampling=generation.sampling(),
                     seed=seed,
                     made_at_ms=now_ms(),

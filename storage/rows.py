@@ -218,6 +218,7 @@ def _requests(records: list[Received], events: list[Request]) -> Built:
         "context_attributes": string_lists([e.context.attributes for e in events]),
         "context_neighbours": string_lists([e.context.neighbours for e in events]),
         "context_documents": integers(e.context.documents for e in events),
+        "product_id": strings([None if e.product is msgspec.UNSET else e.product.document_id for e in events]),
         "made_at_ms": integers(e.made_at_ms for e in events),
     }
 
@@ -304,6 +305,7 @@ def _outcomes(records: list[Received], events: list[StoredReward]) -> Built:
         "hits": hits([o.hits for o in outcomes]),
         "error": strings([o.error for o in outcomes]),
         "text": strings(texts),
+        "summary": strings([None if o.summary is msgspec.UNSET else o.summary for o in outcomes]),
     }
 
 

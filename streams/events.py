@@ -48,9 +48,23 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     documents: int = 0
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_field="event"):
-    """Someone asks the policy for text about one query.
+class Product(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy that writes about one document is shown of it.
 
+    values: (attribute name, value as it is said) in the order in which they are numbered from 1. text: running text.
+    """
+
+    document_id: str
+    title: str
+    values: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_field="event"):
+    """Someone asks the policy for text about one query, or about one product.
+
+    product: what is written about, where that is not the query; absent from the record otherwise, as it was before
+    there were products. The query is then the environment's alone: no prompt shows it.
     split: "train", "dev", "test" or "live"; only "train" requests may reach the learner.
     index: the versioned name of the index (never the alias) that gave the context.
     made_at_ms: milliseconds since the epoch, as every time in the log.
@@ -63,6 +77,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_fi
     index: str
     split: str = "train"
     context: Context = Context()
+    product: Product | msgspec.UnsetType = msgspec.UNSET
     made_at_ms: int = 0
 
 
@@ -125,6 +140,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: "scored" (reward is a number) or "failed" (reward is None, error says why; never a reward of 0).
     valid: the text kept the format; an invalid text is scored with reward 0.
     components: each part of the reward by name, before weighting.
+    summary: what was read of a text about a product; absent where the text was about a query.
     """
 
     status: str
@@ -134,6 +150,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     components: dict[str, float] = {}
     hits: tuple[Hit, ...] = ()
     error: str = ""
+    summary: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):

@@ -350,6 +350,8 @@ def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
     """Return whether a valid answer had no effect: it holds no expansion, or finds what the query alone found."""
     if not (outcome.valid and outcome.status == "scored"):
         return False
+    if outcome.summary is not msgspec.UNSET:
+        return not outcome.summary
     return not outcome.expansions or [hit.document_id for hit in outcome.hits] == list(raw)
 
 

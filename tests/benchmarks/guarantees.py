@@ -37,11 +37,12 @@ import infra.training
 from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
-from infra.preparation import Prepared, prepare
+from infra.preparation import prepare
 from infra.recipes import recipe_path
 from infra.run_settings import RunSettings, write_run_settings
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
+from infra.tasks.task import Prepared
 from search_env.demo_catalogue import demo_catalogue
 
 UNGUARDED = Path(__file__).resolve().parents[1] / "unguarded.py"

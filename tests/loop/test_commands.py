@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from infra.commands.search import expand, search
 from infra.context import App
 from infra.home import SETTINGS_FILE
-from infra.preparation import Prepared
 from infra.services.local import Endpoints
 from infra.supervisor import living_workers
+from infra.tasks.task import Prepared
 from infra.training import stream
 from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
@@ -82,11 +82,11 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
 ) -> None:
     prepared = new_run(SMALL, updates=2)
     app, run_dir = small_world.with_settings(SMALL), small_world.home.run(prepared.run)
-    untaught = build_tiny((query.text for query in prepared.queries), SMALL.policy.tiny)
+    untaught = build_tiny((asked.query for asked in prepared.asked), SMALL.policy.tiny)
     rubbish = PolicyRef(lineage="9-rubbish", step=0, sha256="")
     write_policy_checkpoint(run_dir / "checkpoints", untaught, Manifest(policy=rubbish, parent=None), None)
     queries = tmp_path / "queries.jsonl"
-    asked = [{"_id": query.id, "text": query.text} for query in prepared.queries[:20]]
+    asked = [{"_id": asked.query_id, "text": asked.query} for asked in prepared.asked[:20]]
     queries.write_bytes(msgspec.json.Encoder().encode_lines(asked))
 
     def call(verb: object, *arguments: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from infra.context import App
-from infra.preparation import Prepared
 from infra.reproduction import reproduce
+from infra.tasks.task import Prepared
 from infra.training import stream
 from infra.verification import verify_run
 from streams.failpoints import NAMES

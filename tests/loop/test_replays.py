@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from infra.commands.replay import replay
 from infra.context import App
-from infra.preparation import Prepared
 from infra.recorded import Limits
 from infra.replays import Selection, counterfactual, load
 from infra.reproduction import reproduce
+from infra.tasks.task import Prepared
 from infra.traffic.importing import import_feedback
 from infra.verification import verify_run
 from learner.checkpoints import load_current
@@ -111,7 +111,7 @@ def test_traffic_from_outside_is_load_for_a_frozen_policy(streamed: tuple[App, P
         Feedback(
             feedback_id=f"shop:{number}",
             query_id=str(number),
-            query=prepared.queries[number % 5].text,
+            query=prepared.asked[number % 5].query,
             application="shop",
             at_ms=1_700_000_000_000 + 60_000 * number,
         )

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from infra.context import App
 from infra.environments import open_environment
 from infra.loop import run_loop
-from infra.preparation import Prepared
 from infra.requests import RequestSequence
 from infra.run_settings import read_run_settings
 from infra.settings import Settings
 from infra.supervisor import Supervisor, living_workers, worker_arguments
+from infra.tasks.task import Prepared, load_task
 from infra.training import stream
 from infra.verification import verify_run
 from infra.workers import run_worker
@@ -67,7 +67,7 @@ def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in
     app, prepared = streamed
     alone = new_run(SMALL, "-alone")
     # The same run name, so that group ids and seeds are the same; another folder, so that the files are not.
-    sequence = RequestSequence(prepared.queries, prepared.contexts, run="streamed", index=prepared.index, seed=0)
+    sequence = RequestSequence(prepared.asked, run="streamed", seed=0)
     requests = [sequence[number] for number in range(UPDATES * SMALL.batch.groups)]
     kept = read_run_settings(app.home.run("streamed"))
     with open_environment(app, kept) as environment:
@@ -78,7 +78,7 @@ def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in
                 run_dir=app.home.run(alone.run),
                 environment=environment,
                 generation=SMALL.generation,
-                prompts=SMALL.prompts,
+                encode_prompt=load_task("expansion").encoder(SMALL),
                 batch=SMALL.batch,
                 learner=SMALL.learner,
                 seed=0,

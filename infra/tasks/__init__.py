@@ -1,0 +1,1 @@
+"""What a run teaches: one task a file, behind the one interface that the loop asks for."""

@@ -1,0 +1,134 @@
+"""A recipe of one's own, whole: a policy picks the two or three values of a product that tell it apart.
+
+`infra/RECIPES.md` walks through this file; `tests/unit/test_recipe_example.py` and `tests/loop/test_recipes.py` run it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from infra.context import App
+from infra.progress import Report
+from infra.run_settings import RunSettings
+from infra.settings import Settings
+from infra.tasks.task import Prepared, Ranked
+from learner.checkpoints import CURRENT
+from learner.generation import Encode
+from learner.learning import write_first_checkpoint
+from learner.policy import build_tiny
+from learner.product_prompts import encode_product_request
+from search_env.attributes import document_attributes
+from search_env.controls import Environment, Inputs
+from search_env.corpora import Document, Query
+from search_env.expansions import Rejected
+from search_env.index import load_documents, load_manifest
+from search_env.summaries import ParsedSummary, SummarySettings, read_summary
+from streams.events import Generation, Outcome, Position, Product, Request, Reward
+
+COST = 0.15  # What a value costs, so that the policy says no more than tells.
+
+
+def product_of(document: Document, *, values: int) -> Product:
+    """Return what the policy is shown: title and numbered values."""
+    said = tuple((attribute.name, attribute.phrase) for attribute in document_attributes(document))
+    return Product(document_id=document.id, title=document.title, values=said[:values])
+
+
+def distinction_reward(summary: ParsedSummary, product: Product, rarity: dict[str, float]) -> float:
+    """Return the mean rarity, in [0, 1], of the values that were picked, less what they cost; nothing picked is 0."""
+    picked = [rarity[product.values[number - 1][1]] for number in summary.values]
+    return sum(picked) / len(picked) - COST * len(picked) if picked else 0.0
+
+
+class DistinctionEnvironment:
+    """Scores picks by how rare their values are in the catalogue."""
+
+    def __init__(self, documents: Sequence[Document], index: str) -> None:
+        holders = Counter(a.phrase for document in documents for a in document_attributes(document))
+        self._rarity = {value: 1 - math.log(n) / math.log(max(len(documents), 2)) for value, n in holders.items()}
+        self._index = index
+
+    def score_many(self, generations: Inputs) -> list[Reward]:
+        """Return one reward for each group, in order."""
+        return [
+            self._reward(each, [self._outcome(each[0], c.text) for c in each[0].completions]) for each in generations
+        ]
+
+    def failed_many(self, generations: Inputs, *, error: str) -> list[Reward]:
+        """Return one reward for each group whose candidates are all `failed`."""
+        failed = Outcome(status="failed", valid=True, error=error)
+        return [self._reward(each, [failed] * len(each[0].completions)) for each in generations]
+
+    def _outcome(self, generation: Generation, text: str) -> Outcome:
+        product = generation.request.product
+        if not isinstance(product, Product):
+            return Outcome(status="failed", valid=False, error="expected a product, got a query alone")
+        read = read_summary(text, product, SummarySettings(), lambda said: len(said.split()))
+        if isinstance(read, Rejected):
+            return Outcome(status="scored", valid=False, reward=0.0, error=read.reason)
+        reward = distinction_reward(read, product, self._rarity)
+        return Outcome(status="scored", valid=True, reward=reward, summary=read.text)
+
+    def _reward(self, inputs: tuple[Generation, Position, str], outcomes: list[Outcome]) -> Reward:
+        generation, source, digest = inputs
+        return Reward(
+            group_id=generation.group_id,
+            generation=generation,
+            source=source,
+            content_sha256=digest,
+            outcomes=tuple(outcomes),
+            index=self._index,
+            relevance_model="rarity",
+            reward_sha256="distinction-1",
+            made_at_ms=generation.made_at_ms,  # The same log gives the same rewards, byte for byte.
+        )
+
+
+class Distinction:
+    """The task: `[train] task = "tests.recipe_example:Distinction"`."""
+
+    carried: Sequence[str] = ()
+
+    def prepare(
+        self,
+        app: App,
+        *,
+        run: str,
+        index: str,
+        queries_file: Path | None,
+        held_out: Sequence[Query],
+        seed: int,
+        report: Report,
+    ) -> Prepared:
+        """Return a request for every product with values; write checkpoint 0 where the run has none."""
+        folder, shown = app.home.index(index), app.settings.product_prompts.values
+        documents, version = load_documents(folder), load_manifest(folder).name
+        products = [product_of(document, values=shown) for document in documents]
+        checkpoints = app.home.run(run) / "checkpoints"
+        if not (checkpoints / CURRENT).is_file():
+            texts = (f"{p.title} {name} {value}" for p in products for name, value in p.values)
+            write_first_checkpoint(checkpoints, build_tiny(texts, app.settings.policy.tiny, pointers=shown))
+        asked = [
+            Request(request_id="", run=run, query_id=p.document_id, query="", index=version, product=p)
+            for p in products
+            if p.values
+        ]
+        return Prepared(run=run, index=version, asked=asked)
+
+    def encoder(self, settings: Settings) -> Encode:
+        """Return the prompt: title and numbered values."""
+        return partial(encode_product_request, settings=settings.product_prompts)
+
+    @contextmanager
+    def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
+        """Give what scores the picks; nothing has to be closed."""
+        yield DistinctionEnvironment(load_documents(app.home.index(run.index)), run.index_version)
+
+    def rank(self, app: App, run: RunSettings, *, policy: str, report: Report) -> list[Ranked]:
+        """Return nothing: picks rank no query."""
+        return []
