@@ -177,7 +177,9 @@ def adapt_retriever(
             temperature=settings.temperature,
         )
         if not bool(loss.isfinite()):
-            raise RetrieverError(f"retriever turn: the loss is {loss.item()} after {len(losses)} steps; lower the rates")
+            raise RetrieverError(
+                f"retriever turn: the loss is {loss.item()} after {len(losses)} steps; lower the rates"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()

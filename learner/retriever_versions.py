@@ -66,7 +66,9 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
-        raise CheckpointError(f"a retriever version could not be written to {root}: {reason}. Free some room") from error
+        raise CheckpointError(
+            f"a retriever version could not be written to {root}: {reason}. Free some room"
+        ) from error
     return named
 
 
@@ -83,7 +85,9 @@ def read_retriever_manifest(folder: Path) -> RetrieverManifest:
                     f"retriever {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
                 )
     except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"retriever {folder.name}: expected a whole version in {folder.parent}: {error}") from error
+        raise CheckpointError(
+            f"retriever {folder.name}: expected a whole version in {folder.parent}: {error}"
+        ) from error
     if manifest.name != folder.name:
         raise CheckpointError(f"retriever {folder.name}: its manifest names {manifest.name}; put the folder back")
     return manifest

@@ -8,6 +8,7 @@ for documents. Vectors are the learner's up to float rounding, and a test compar
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ class StaticEncoder:
             self._table: Floats = table * np.exp(learned["token_weights"])  # [V, E]
             self._maps: dict[bool, Floats] = {True: learned["query_map"], False: learned["document_map"]}
         except Exception as error:  # tokenizers raises bare Exception.
-            raise DenseError(f"retriever {folder.name}: cannot be read ({error}). Make it again: searchloop alternate")
+            raise DenseError(
+                f"retriever {folder.name}: cannot be read ({error}). Make it again: searchloop alternate"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(tokens_max)
 
@@ -128,7 +131,7 @@ class RememberedVectors:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 self._vectors.update(zip(kept["keys"].tolist(), kept["vectors"], strict=True))
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             self._vectors.clear()  # A damaged cache is made again.
 
 

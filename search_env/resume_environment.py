@@ -148,16 +148,16 @@ def embedded_text(title: str, summary: str) -> str:
     return f"{title}. {summary}" if title and summary else title + summary
 
 
-def measured_deltas(environment: ResumeEnvironment, groups: Sequence[Input]) -> list[float]:
-    """Return Δ of each valid candidate of some groups: what the edge scale of a turn is measured on."""
-    outcomes = [outcome for reward in environment.score_many(groups) for outcome in reward.outcomes]
-    return [outcome.components["delta"] for outcome in outcomes if outcome.valid and outcome.status == "scored"]
+def measured_deltas(environment: ResumeEnvironment, groups: Sequence[Input]) -> list[list[float]]:
+    """Return Δ of each valid candidate, group by group: what the edge scale of a turn is measured on."""
+    return [
+        [each.components["delta"] for each in reward.outcomes if each.valid and each.status == "scored"]
+        for reward in environment.score_many(groups)
+    ]
 
 
 def _scored(reward: float, components: dict[str, float], *, valid: bool, summary: str, error: str) -> Outcome:
-    return Outcome(
-        status="scored", valid=valid, reward=reward, components=components, summary=summary, error=error
-    )
+    return Outcome(status="scored", valid=valid, reward=reward, components=components, summary=summary, error=error)
 
 
 def _failed(generation: Generation, error: str) -> tuple[Outcome, ...]:

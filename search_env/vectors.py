@@ -117,7 +117,9 @@ def search_vectors(
                 lines += [{"index": index}, _body(query, size=size, settings=settings)]
             for answer in client.options(request_timeout=120).msearch(searches=lines)["responses"]:
                 if "error" in answer or answer["_shards"]["failed"]:
-                    raise IndexingError(f"vectors '{index}': a search failed: {answer.get('error') or answer['_shards']}")
+                    raise IndexingError(
+                        f"vectors '{index}': a search failed: {answer.get('error') or answer['_shards']}"
+                    )
                 hits = sorted((-float(hit["_score"]), str(hit["_id"])) for hit in answer["hits"]["hits"])
                 found.append(Ranking([key for _, key in hits], [-score for score, _ in hits]))
     except ApiError as error:

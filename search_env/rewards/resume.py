@@ -121,8 +121,11 @@ def structure_reward(tokens: int, settings: ResumeSettings) -> float:
     return SLIGHTLY_OVER if settings.tokens_high < tokens <= settings.tokens_over else MISSHAPEN
 
 
-def spread_scale(deltas: Sequence[float]) -> float:
-    """Return the edge scale at which a standard deviation of Δ is the staircase's middle edge, .2; at least .001."""
-    mean = math.fsum(deltas) / len(deltas)
-    deviation = math.sqrt(math.fsum((delta - mean) ** 2 for delta in deltas) / len(deltas))
+def spread_scale(groups: Sequence[Sequence[float]]) -> float:
+    """Return the edge scale at which the staircase's middle edge, .2, is a standard deviation of Δ within its group.
+
+    groups: Δ of each candidate, by product. Within a group, because that is where advantages compare. At least .001.
+    """
+    squares = [(delta - math.fsum(group) / len(group)) ** 2 for group in groups for delta in group]
+    deviation = math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0
     return min(max(deviation / EDGES[5], 0.001), 10.0)

@@ -59,9 +59,9 @@ def test_scaled_edges_tell_small_differences_apart() -> None:
 
 
 def test_a_measured_spread_puts_one_deviation_on_the_middle_edge() -> None:
-    scale = spread_scale([-0.04, 0.04])
-    assert scale == pytest.approx(0.2)
-    assert spread_scale([0.1, 0.1]) == 0.001
+    assert spread_scale([[-0.04, 0.04], [0.56, 0.64]]) == pytest.approx(0.2)
+    assert spread_scale([[0.1, 0.1]]) == 0.001
+    assert spread_scale([]) == 0.001
 
 
 @pytest.mark.parametrize(
