@@ -57,8 +57,8 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How ReSuMe's summariser and retriever take turns.
 
-    begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each product,
-    or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
+    begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
+    product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
     turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn.
     gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
     measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.

@@ -190,7 +190,7 @@ def texts_without_policy(app: App, index: str, kind: str, *, seed: int) -> dict[
 
 
 def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
-    """Return an index's training queries with the documents that they are judged relevant to, held-out texts left out."""
+    """Return an index's training queries with the documents that answer them, held-out texts left out."""
     queries, qrels = load_intents(directory / "intents", "train")
     left_out = {" ".join(surface_tokens(query.text)) for query in held_out}
     kept = {query.id: query.text for query in queries if " ".join(surface_tokens(query.text)) not in left_out}
