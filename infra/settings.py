@@ -15,22 +15,27 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.policy import PolicySettings
+from learner.preference import PreferenceSettings
 from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
 from learner.retriever import RetrieverSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
+from search_env.crossencoder import CrossEncoderSettings
+from search_env.demand import DemandSettings
 from search_env.demo_catalogue import DemoSettings
 from search_env.embeddings import EmbeddingSettings
 from search_env.engine import ElasticsearchSettings
 from search_env.environment import EnvironmentSettings
 from search_env.feedback_terms import FeedbackSettings
 from search_env.intents import IntentSettings
+from search_env.judged_lists import ListSettings
 from search_env.lessons import LessonSettings
 from search_env.neighbours import NeighbourSettings
 from search_env.relevance import RelevanceSettings
 from search_env.resume_environment import ResumeEnvironmentSettings
 from search_env.retrieval import RetrievalSettings
+from search_env.summary_environment import SummaryEnvironmentSettings
 from search_env.teachers import TeacherSettings
 from search_env.training import GbdtSettings
 from search_env.vectors import VectorSettings
@@ -43,7 +48,8 @@ from streams.failpoints import FailpointSettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
-    task: what is taught: "expansion", "resume", or one's own as package.module:Class (infra/RECIPES.md).
+    task: what is taught: "expansion", "summary" (ReLSum), "resume", or one's own as package.module:Class
+    (infra/RECIPES.md).
     updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
@@ -92,11 +98,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
+    demand: DemandSettings = DemandSettings()
+    lists: ListSettings = ListSettings()
+    cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
+    summary_environment: SummaryEnvironmentSettings = SummaryEnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
     product_prompts: ProductPromptSettings = ProductPromptSettings()
     reading_warmup: WarmupSettings = WarmupSettings(epochs_max=1, learning_rate=3e-3, batch_size=16)
     warmup: WarmupSettings = WarmupSettings()
+    preference: PreferenceSettings = PreferenceSettings()
     generation: GenerationSettings = GenerationSettings()
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()

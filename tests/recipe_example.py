@@ -24,7 +24,7 @@ from learner.policy import build_tiny
 from learner.product_prompts import encode_product_request
 from search_env.attributes import document_attributes
 from search_env.controls import Environment, Inputs
-from search_env.corpora import Document, Query
+from search_env.corpora import Document, Qrels, Query
 from search_env.expansions import Rejected
 from search_env.index import load_documents, load_manifest
 from search_env.summaries import ParsedSummary, SummarySettings, read_summary
@@ -129,6 +129,8 @@ class Distinction:
         """Give what scores the picks; nothing has to be closed."""
         yield DistinctionEnvironment(load_documents(app.home.index(run.index)), run.index_version)
 
-    def rank(self, app: App, run: RunSettings, *, policy: str, report: Report) -> list[Ranked]:
+    def rank(
+        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+    ) -> list[Ranked]:
         """Return nothing: picks rank no query."""
         return []

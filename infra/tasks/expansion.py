@@ -18,7 +18,7 @@ from learner.generation import Encode
 from learner.prompts import encode_request
 from search_env.catalogue import Catalogue
 from search_env.controls import Environment
-from search_env.corpora import Query
+from search_env.corpora import Qrels, Query
 from search_env.environment import SearchEnvironment
 from search_env.index import load_documents
 from search_env.intents import load_intents
@@ -66,16 +66,22 @@ class Expansion:
             retriever.close()
             client.close()
 
-    def rank(self, app: App, run: RunSettings, *, policy: str, report: Report) -> list[Ranked]:
-        """Return the held-out intents, each searched with what the policy writes for it."""
+    def rank(
+        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+    ) -> list[Ranked]:
+        """Return the held-out intents and the given queries, each searched with what the policy writes for it.
+
+        policy: as in `search_queries`; "none", "rm3", "bo1", "knn" and "shown" are methods that learn nothing.
+        """
         from infra.searching import search_queries
 
+        intents = app.home.index(run.index) / "intents"
+        asked = [(split, *load_intents(intents, split)) for split in HELD_OUT]
         sets = []
-        for split in HELD_OUT:
-            queries, qrels = load_intents(app.home.index(run.index) / "intents", split)
+        for name, queries, qrels in [*asked, *([("given", *given)] if given else [])]:
             if not qrels:
                 continue
             rankings = search_queries(app, queries, index=run.index, policy=policy, run=run.run, top=TOP, report=report)
             found = {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in rankings.items()}
-            sets.append(Ranked(name=split, run=found, qrels=qrels))
+            sets.append(Ranked(name=name, run=found, qrels=qrels))
         return sets

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from infra.run_settings import RunSettings
     from infra.settings import Settings
 
-BUILT_IN = {"expansion": "infra.tasks.expansion:Expansion", "resume": "infra.tasks.resume:Resume"}
+BUILT_IN = {
+    "expansion": "infra.tasks.expansion:Expansion",
+    "summary": "infra.tasks.summary:Summary",
+    "resume": "infra.tasks.resume:Resume",
+}
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +80,14 @@ class Task(Protocol):
     def open_environment(self, app: App, run: RunSettings, report: Report) -> AbstractContextManager[Environment]:
         """Give what scores this run's groups, and close it after. app: with the run's own settings."""
 
-    def rank(self, app: App, run: RunSettings, *, policy: str, report: Report) -> list[Ranked]:
-        """Return how a policy version, decoded as it is served, ranks each held-out set. app: as above."""
+    def rank(
+        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+    ) -> list[Ranked]:
+        """Return how a policy version, decoded as it is served, ranks each held-out set. app: as above.
+
+        policy: a version, or the name of a method that learns nothing, where the task has some.
+        given: judged queries of the user's own, ranked too.
+        """
 
 
 def load_task(name: str) -> Task:

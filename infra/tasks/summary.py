@@ -1,0 +1,259 @@
+"""Summaries for a cross-encoder (ReLSum, arXiv:2508.08404) as a task: a product in, a summary within a budget out.
+
+One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
+what the query log's counts would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
+from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from infra.context import App
+from infra.interrupts import interrupts
+from infra.progress import Report
+from infra.run_settings import RunSettings
+from infra.settings import Settings
+from infra.summary_arms import ARMS, rank_lists, summaries_of
+from infra.summary_world import SummaryWorld
+from infra.tasks.task import Prepared, Ranked
+from learner.checkpoints import CURRENT
+from learner.generation import Encode
+from learner.learning import write_first_checkpoint
+from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.product_prompts import (
+    encode_product_request,
+    is_selection,
+    product_prompt_text,
+    render_pointers,
+    render_product,
+)
+from learner.warmup import warm_up
+from search_env.controls import Environment
+from search_env.corpora import Qrels, Query
+from search_env.index import load_manifest
+from search_env.summaries import fit_values
+from search_env.summary_environment import LabelledQuery, SummaryEnvironment
+from search_env.wordpieces import wordpiece_count
+from streams.delivery import Stop
+from streams.errors import SettingsError
+from streams.events import Product, Request
+
+PAIRS_FILE = "labelled-pairs.jsonl"
+# How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. A policy
+# that is taught the one best order is sure of it, and its groups have no spread.
+LOG_SHARPNESS = 1.5
+
+
+class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
+    """The training queries of one product, with what the frozen cross-encoder says about them."""
+
+    document_id: str
+    queries: tuple[LabelledQuery, ...]
+
+
+class Summary:
+    """Summaries of products, paid by what a frozen cross-encoder makes of them."""
+
+    carried: Sequence[str] = (PAIRS_FILE,)
+
+    def prepare(
+        self,
+        app: App,
+        *,
+        run: str,
+        index: str,
+        queries_file: Path | None,
+        held_out: Sequence[Query],
+        seed: int,
+        report: Report,
+    ) -> Prepared:
+        """Make or find lists, cross-encoder, labelled pairs and first policy.
+
+        Training queries come from the index's demand; `queries_file` is refused. Held-out queries are left out by text.
+        """
+        if queries_file is not None:
+            raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")
+        world, run_dir = SummaryWorld(app, index, report), app.home.run(run)
+        if not (run_dir / PAIRS_FILE).is_file():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_pairs(run_dir / PAIRS_FILE, label_products(world, {query.text.lower() for query in held_out}))
+        labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
+        products = [world.shown(document) for document in usable(labelled, app.settings)]
+        if not products:
+            raise SettingsError(
+                f"index {index!r}: no training pair is moved by more than δ = "
+                f"{app.settings.summary_environment.filter_delta}; lower summary_environment.filter_delta"
+            )
+        if not (run_dir / "checkpoints" / CURRENT).is_file():
+            policy = _first_policy(app, world, run_dir, seed)
+            if app.settings.train.warm_up:
+                policy = _warm_up(app, world, policy, run_dir, seed, report)
+            write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
+        version = load_manifest(app.home.index(index)).name
+        asked = [
+            Request(request_id="", run=run, query_id=p.document_id, query="", index=version, product=p)
+            for p in products
+        ]
+        return Prepared(run=run, index=version, asked=asked)
+
+    def encoder(self, settings: Settings) -> Encode:
+        """Return the prompt of title and values; the query is never shown."""
+        return partial(encode_product_request, settings=settings.product_prompts)
+
+    @contextmanager
+    def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
+        """Give what scores this run's groups; nothing has to be closed."""
+        world = SummaryWorld(app, run.index, report)
+        labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
+        yield SummaryEnvironment(
+            world.cross_encoder,
+            usable(labelled, run.settings),
+            run.settings.summary_environment,
+            index=run.index_version,
+            count=wordpiece_count,
+            text_of=world.text,
+        )
+
+    def rank(
+        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+    ) -> list[Ranked]:
+        """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
+
+        policy: a version, or the name of an arm in `infra.summary_arms`.
+        """
+        world = SummaryWorld(app, run.index, report)
+        tail = world.lists("test")
+        sets = [("tail", list(tail.queries), tail.qrels)]
+        if given is not None:
+            sets.append(("head", *world.judged(*given)))
+        documents = sorted({document for _, _, qrels in sets for of in qrels.values() for document in of})
+        summaries = None if policy in ARMS else summaries_of(app, world, run, documents, policy=policy, report=report)
+        return [
+            Ranked(name=name, run=rank_lists(world, policy, summaries, queries, qrels), qrels=qrels)
+            for name, queries, qrels in sets
+        ]
+
+
+def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
+    """Return every product of the training lists with its queries and the frozen cross-encoder's numbers."""
+    lists, encoder, values = world.lists("train"), world.cross_encoder, world.values
+    queries = [query for query in lists.queries if query.text.lower() not in left_out]
+    queries = queries[: world.settings.summary_environment.training_queries]
+    items = [(query, document, grade) for query in queries for document, grade in lists.qrels[query.id].items()]
+    reference = encoder.logits(
+        [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q, d, _ in items], report=world.report
+    )
+    relevant = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade > 0]
+    others: dict[str, list[float]] = {}
+    for (query, _, grade), logit in zip(items, reference.tolist(), strict=True):
+        if grade == 0:
+            others.setdefault(query.id, []).append(logit)
+    # Of an irrelevant product the paper's reward asks too: as many as there are relevant ones, the first of each list.
+    wrong = [
+        (place, q, d)
+        for place, (q, d, grade) in enumerate(items)
+        if grade == 0 and d in list(lists.qrels[q.id])[: world.settings.lists.relevant_max]
+    ]
+    taken = [*relevant, *wrong]
+    titled = encoder.probabilities(encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken]))
+    described = encoder.probabilities(
+        encoder.logits(
+            [(q.text, world.text(d, values.description(d))) for _, q, d in taken], described=True, report=world.report
+        )
+    )
+    by_product: dict[str, list[LabelledQuery]] = {}
+    for (place, query, document), title, whole in zip(taken, titled.tolist(), described.tolist(), strict=True):
+        by_product.setdefault(document, []).append(
+            LabelledQuery(
+                query_id=query.id,
+                query=query.text,
+                label=int(items[place][2] > 0),
+                delta=whole - title,
+                others=tuple(others.get(query.id, ())),
+            )
+        )
+    return [LabelledProduct(document_id=d, queries=tuple(found)) for d, found in sorted(by_product.items())]
+
+
+def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -> dict[str, tuple[LabelledQuery, ...]]:
+    """Return the products that still have a query after the paper's filter |δ|; by rank, relevant pairs only."""
+    wanted = settings.summary_environment
+    by_rank = wanted.reward.kind != "error"
+    kept = {
+        document: tuple(q for q in queries if abs(q.delta) > wanted.filter_delta and (q.label > 0 or not by_rank))
+        for document, queries in labelled.items()
+    }
+    return {document: queries for document, queries in kept.items() if queries}
+
+
+def write_pairs(path: Path, products: Sequence[LabelledProduct]) -> None:
+    """Write labelled products, one JSON object a line, whole or not at all."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_bytes(msgspec.json.Encoder().encode_lines(products))
+    aside.replace(path)
+
+
+def read_pairs(path: Path) -> list[LabelledProduct]:
+    """Return labelled products.
+
+    Raises SettingsError if the file is missing or damaged.
+    """
+    try:
+        return msgspec.json.Decoder(LabelledProduct).decode_lines(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
+
+
+def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Policy:
+    base, prompts = app.settings.policy.base, app.settings.product_prompts
+    if base == "tiny":
+        products = (world.shown(document.id) for document in world.documents)
+        texts = (render_product(product, prompts, pointers=False) for product in products)
+        tiny = msgspec.structs.replace(app.settings.policy.tiny, seed=seed)
+        return save_policy(build_tiny(texts, tiny, pointers=prompts.values), run_dir / "warmup" / "untaught")
+    if base == "smollm2":
+        return unpack_smollm2(app.home.policies / "smollm2")
+    return load_policy(base)
+
+
+def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
+    """Teach what the query log's counts would say of each training product, as chances rather than as one order."""
+    settings = app.settings
+    names = sorted({document for of in world.lists("train").qrels.values() for document in of})
+    random = np.random.default_rng(seed)
+    pairs = []
+    for place in random.permutation(len(names)).tolist():
+        product = world.shown(names[place])
+        if product.values:
+            answer = _answer(world, product, selector=policy.selector is not None, random=random)
+            pairs.append((product_prompt_text(policy.tokenizer, product, settings.product_prompts), answer))
+    held = max(len(pairs) // 20, 1)
+    stop = Stop()
+    with interrupts(stop):
+        policy, _ = warm_up(
+            policy,
+            pairs[held:],
+            pairs[:held],
+            msgspec.structs.replace(settings.warmup, seed=seed),
+            run_dir / "warmup" / "taught",
+            report,
+            is_valid=is_selection if policy.selector is not None else bool,
+            stop=stop,
+        )
+    return policy
+
+
+def _answer(world: SummaryWorld, product: Product, *, selector: bool, random: np.random.Generator) -> str:
+    """Return values drawn by the log's counts of their keys, without replacement, as many as fit."""
+    counts = [world.values.counts.get(key, 0) for key in world.values.keys(product.document_id)[: len(product.values)]]
+    worth = LOG_SHARPNESS * np.log1p(np.array(counts)) + random.gumbel(size=len(counts))
+    numbers = [int(place) + 1 for place in np.argsort(-worth, kind="stable")]
+    found = fit_values(product, numbers, world.settings.summary_environment.summary, wordpiece_count)
+    return render_pointers(found.values[: world.settings.generation.tokens_max - 1]) if selector else found.text

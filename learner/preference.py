@@ -1,0 +1,143 @@
+"""Direct preference optimisation: TRL's DPOTrainer on pairs made from groups that a run has logged.
+
+Of each logged group the best and the worst rewarded text make one pair, so that DPO sees exactly the texts and rewards
+that GRPO saw. The reference is the policy that the run began with.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+
+from learner.policy import Policy, save_policy
+from streams.errors import SearchloopError
+from streams.events import Reward
+
+
+class PreferenceError(SearchloopError, ValueError):
+    """There is no pair to learn from."""
+
+
+class PreferenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How preferences are taught. beta: DPO's β, how far the policy may leave the reference. margin_min: of rewards."""
+
+    beta: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
+    margin_min: Annotated[float, msgspec.Meta(ge=0, description="least difference of rewards in a pair")] = 0.01
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 1e-4
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs an optimizer step")] = 16
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="of prompt and answer")] = 320
+    pairs_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Preference(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt with a better and a worse answer, as token ids; an answer has its end token."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+
+def preferences(rewards: Iterable[Reward], settings: PreferenceSettings) -> list[Preference]:
+    """Return at most one pair for each group: its best and its worst scored text, the first of equals.
+
+    A group is left out if its rewards differ by less than `margin_min`, or if either text did not end by itself.
+    """
+    found: list[Preference] = []
+    for reward in rewards:
+        scored = [
+            (outcome.reward, completion)
+            for outcome, completion in zip(reward.outcomes, reward.generation.completions, strict=True)
+            if outcome.reward is not None and completion.finish == "stop"
+        ]
+        if len(scored) < 2:
+            continue
+        best, worst = max(scored, key=lambda each: each[0]), min(scored, key=lambda each: each[0])
+        if best[0] - worst[0] < settings.margin_min or best[0] == worst[0]:
+            continue
+        found.append(
+            Preference(
+                prompt_ids=reward.generation.prompt_token_ids,
+                chosen_ids=best[1].token_ids,
+                rejected_ids=worst[1].token_ids,
+            )
+        )
+        if len(found) >= settings.pairs_max:
+            break
+    return found
+
+
+def prefer(
+    policy: Policy,
+    pairs: Sequence[Preference],
+    settings: PreferenceSettings,
+    out_dir: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Policy:
+    """Train the policy on the pairs against itself as it came, save it in `out_dir`, and return it.
+
+    DPO (arXiv:2305.18290), eq. 7, TRL's sigmoid loss. A selector is taught over the whole vocabulary, the pointers it
+    could not write included: the tokens that its rule bans have no part in either text.
+    Raises PreferenceError if there is no pair.
+    """
+    if not pairs:
+        raise PreferenceError("preference: expected at least one pair, got none; lower preference.margin_min")
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no stubs
+        """Takes the logged token ids as they are: text that is tokenized again need not give the same tokens."""
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no stubs
+        """Reports each step."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress is not None:
+                progress("preferences", state.global_step, state.max_steps)
+
+    disable_progress_bars()
+    tokenizer = copy.deepcopy(policy.tokenizer)  # TRL makes its end token special; the policy's own is left alone.
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in pairs
+    ]
+    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng():
+        arguments = DPOConfig(
+            output_dir=scratch,
+            beta=settings.beta,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            max_length=settings.tokens_max,
+            gradient_checkpointing=False,
+            bf16=False,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = TokenTrainer(
+            model=policy.model,
+            ref_model=copy.deepcopy(policy.model),
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return save_policy(Policy(model=policy.model.eval(), tokenizer=policy.tokenizer), out_dir)

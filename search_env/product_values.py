@@ -1,0 +1,111 @@
+"""A product's values as summaries choose among them, the query log's counts, and the methods that learn nothing.
+
+Every arm of an experiment chooses among the same values of a product (those that its title lacks) and is fitted into
+the same budget, so that arms differ in what they choose and in nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from search_env.attributes import document_attributes, is_logistic
+from search_env.corpora import Document, Query
+from search_env.judged_lists import lacks
+from streams.events import Product
+
+KeyCounts = Mapping[str, int]
+
+
+class ProductValues:
+    """The products of a catalogue, their values ordered by how often the query log asks for their keys.
+
+    order: numbers of a product's values, from 1, best first, by the method of the name.
+    """
+
+    def __init__(self, documents: Sequence[Document], log: Sequence[Query]) -> None:
+        """log: training queries that name their keys in `metadata["keys"]`."""
+        self.counts: KeyCounts = Counter(key for query in log for key in query.metadata.get("keys", ()))
+        self.documents = {document.id: document for document in documents}
+        self._holders = Counter(
+            phrase for document in documents for phrase in {a.phrase.lower() for a in document_attributes(document)}
+        )
+        self._products: dict[str, tuple[Product, tuple[str, ...]]] = {}
+
+    def product(self, document_id: str) -> Product:
+        """Return what can be said of a product: values that its title lacks, most asked for first."""
+        return self._product(document_id)[0]
+
+    def keys(self, document_id: str) -> tuple[str, ...]:
+        """Return the keys of the product's values, in their order."""
+        return self._product(document_id)[1]
+
+    def by_log(self, document_id: str) -> list[int]:
+        """Most asked for first: how often the query log names the value's key (ties in the document's order)."""
+        return list(range(1, len(self.product(document_id).values) + 1))
+
+    def by_log_per_word(self, document_id: str) -> list[int]:
+        """Most asked for by what it costs: the log's count of the key divided by the value's words."""
+        values, keys = self.product(document_id).values, self.keys(document_id)
+        worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
+        return sorted(range(1, len(values) + 1), key=lambda number: (worth[number - 1], number))
+
+    def by_rarity(self, document_id: str) -> list[int]:
+        """Rarest first: idf of the value among all documents."""
+        values = self.product(document_id).values
+        return sorted(
+            range(1, len(values) + 1), key=lambda number: (self._holders[values[number - 1][1].lower()], number)
+        )
+
+    def by_chance(self, document_id: str) -> list[int]:
+        """In an order that depends on nothing but the product's id."""
+
+        def draw(number: int) -> bytes:
+            return hashlib.sha256(f"{document_id}\t{number}".encode()).digest()
+
+        return sorted(range(1, len(self.product(document_id).values) + 1), key=draw)
+
+    def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
+        """The values of these keys first, then as the log has it: what a summary written for one query would say."""
+        mine = self.keys(document_id)
+        return sorted(self.by_log(document_id), key=lambda number: (mine[number - 1] not in keys, number))
+
+    def description(self, document_id: str) -> str:
+        """Return everything that the catalogue says beside the title: the text and all values with their names."""
+        document = self.documents[document_id]
+        said = [
+            a.phrase if a.phrase == a.name else f"{a.name} {a.phrase}"
+            for a in document_attributes(document)
+            if not is_logistic(a.key)
+        ]
+        text = "" if document.text == document.title else document.text
+        return ", ".join([*([text] if text else []), *said])
+
+    def expected_queries(self, document_id: str) -> str:
+        """Return likely queries about a product, Doc2Query's way: the log's share of each key, said as a query is.
+
+        Doc2Query (arXiv:1904.08375) generates queries with a model trained on a log. Queries here are values of keys
+        that the log asks for, so the best guesses are drawn from exactly these: two-value queries in the log's order.
+        """
+        product = self.product(document_id)
+        spoken = [value for _, value in product.values]
+        pairs = [f"{one} {other}" for one, other in zip(spoken[0::2], spoken[1::2], strict=False)]
+        return " ".join(pairs)
+
+    def _product(self, document_id: str) -> tuple[Product, tuple[str, ...]]:
+        known = self._products.get(document_id)
+        if known is None:
+            document = self.documents[document_id]
+            found: dict[str, tuple[str, str, str]] = {}
+            for a in document_attributes(document):
+                if not is_logistic(a.key) and lacks(document.title, a.phrase):
+                    found.setdefault(a.phrase.lower(), (a.key, a.name, a.phrase))
+            best = sorted(found.values(), key=lambda each: -self.counts.get(each[0], 0))
+            product = Product(
+                document_id=document_id,
+                title=document.title,
+                values=tuple((name, phrase) for _, name, phrase in best),
+            )
+            known = self._products[document_id] = (product, tuple(key for key, _, _ in best))
+        return known

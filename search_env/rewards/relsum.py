@@ -1,0 +1,75 @@
+"""The ReLSum reward of one summary, and two rewards by rank beside it.
+
+ReLSum (arXiv:2508.08404), Reward: r = −|r(q, [t; s]) − l|, the distance of a frozen cross-encoder's score of query
+and title with summary from the label l. The scores must be on the label's scale, hence the calibration.
+
+Where we differ: a product is asked for by several queries, and one summary must serve them all, so the reward of a
+summary is the mean over up to `queries_max` labelled queries of the product (1 is the paper's pair). The absolute error
+and the ranking can disagree (a summary that lifts every score alike has a lower error and ranks no better), so `kind`
+offers two rewards that look at the product's place among the others of the query's list, each with its reference text:
+
+    reciprocal_rank    1 / (1 + others that score higher + ½ · those that score the same)
+    list_likelihood    log softmax over the list of logits, at the product
+
+Both are for relevant products; of an irrelevant one the same with the others' part exchanged would pay for saying
+nothing, so such pairs are left out under them. A cost per token is subtracted in every kind; 0 is the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+Kind = Literal["error", "reciprocal_rank", "list_likelihood"]
+
+
+class RelsumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """kind: which reward. queries_max: a product's labelled queries that score one group. token_cost: of each token."""
+
+    kind: Kind = "error"
+    queries_max: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    token_cost: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class Scored(NamedTuple):
+    """How one query scores one summary.
+
+    logit, probability: of the product with the summary, before and after calibration. label: 0 or 1. others: logits of
+    the query's irrelevant products, each with its reference text.
+    """
+
+    logit: float
+    probability: float
+    label: int
+    others: Sequence[float]
+
+
+def relsum_reward(scored: Sequence[Scored], tokens: int, settings: RelsumSettings) -> tuple[float, dict[str, float]]:
+    """Return a summary's reward and its parts by name: error, reciprocal_rank, list_likelihood, probability.
+
+    scored: at least one query, and under a reward by rank relevant ones only. tokens: of the summary.
+    """
+    ranked = [each for each in scored if each.label > 0]
+    parts = {"error": -math.fsum(abs(each.probability - each.label) for each in scored) / len(scored)}
+    parts["probability"] = math.fsum(each.probability for each in scored) / len(scored)
+    if ranked:
+        parts["reciprocal_rank"] = math.fsum(map(reciprocal_rank, ranked)) / len(ranked)
+        parts["list_likelihood"] = math.fsum(map(list_likelihood, ranked)) / len(ranked)
+    return parts[settings.kind] - settings.token_cost * tokens, parts
+
+
+def reciprocal_rank(scored: Scored) -> float:
+    """Return 1 / rank of the product among the others; a tie counts half a place."""
+    above = sum(other > scored.logit for other in scored.others)
+    beside = sum(other == scored.logit for other in scored.others)
+    return 1 / (1 + above + 0.5 * beside)
+
+
+def list_likelihood(scored: Scored) -> float:
+    """Return the log-probability of the product under a softmax over its logit and the others'."""
+    highest = max(scored.logit, *scored.others) if scored.others else scored.logit
+    total = math.fsum(math.exp(each - highest) for each in (scored.logit, *scored.others))
+    return scored.logit - highest - math.log(total)

@@ -1,0 +1,107 @@
+"""ReLSum through Kafka on a small catalogue: learned, proved, made again, summarized, measured."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from infra.context import App
+from infra.measuring import measure_runs
+from infra.premise import check_premise
+from infra.reproduction import reproduce
+from infra.run_settings import read_run_settings
+from infra.runs import train_run
+from infra.settings import Settings, TrainSettings
+from infra.summary_arms import ARMS, read_summaries, summaries_of, summaries_path
+from infra.summary_world import SummaryWorld
+from infra.training import TrainingSummary
+from infra.verification import verify_run
+from learner.checkpoints import load_current
+from learner.objectives import ObjectiveSettings
+from search_env.crossencoder import CrossEncoderSettings
+from search_env.demand import DemandSettings
+from search_env.judged_lists import ListSettings
+from search_env.rewards.relsum import RelsumSettings
+from search_env.summaries import SummarySettings
+from search_env.summary_environment import SummaryEnvironmentSettings
+from storage.evaluation.tables import EvaluationSettings
+from streams.topics import version_name
+from tests.loop.conftest import SMALL, quiet
+
+
+def summary_settings() -> Settings:
+    """Return settings that learn summaries of the demo catalogue in seconds."""
+    return msgspec.structs.replace(
+        SMALL,
+        train=TrainSettings(task="summary", warm_up=False),
+        demand=DemandSettings(key_documents_min=5),
+        lists=ListSettings(values_min=1, train=60, dev=30, test=30, candidates=8),
+        cross_encoder=CrossEncoderSettings(layers=1, tokens_max=32, described_tokens_max=48, lessons=320),
+        summary_environment=SummaryEnvironmentSettings(
+            reward=RelsumSettings(kind="list_likelihood", queries_max=2),
+            summary=SummarySettings(tokens_max=4),
+            filter_delta=0.0,
+        ),
+        learner=msgspec.structs.replace(SMALL.learner, objective=ObjectiveSettings(advantage="mean_std")),
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(small_world: App) -> tuple[App, TrainingSummary]:
+    app = small_world.with_settings(summary_settings())
+    given = {"index": "small", "queries_file": None, "held_out": [], "updates": 3, "seed": 0, "report": quiet}
+    return app, train_run(app, recipe="relsum", run="summaries", **given)  # type: ignore[arg-type]
+
+
+def test_summaries_learn_through_the_same_loop_and_its_log_proves_whole(learned: tuple[App, TrainingSummary]) -> None:
+    app, summary = learned
+    assert summary.updates == 3
+    assert summary.groups_trained > 0
+    assert summary.valid_first == 1
+    assert not verify_run(app, "summaries", rebuild=True, offline=False).findings
+
+
+def test_a_run_of_summaries_is_made_again_bit_equal(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    assert reproduce(app, "summaries", begin="0", updates_max=None, report=quiet).different is None
+
+
+def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    kept = read_run_settings(app.home.run("summaries"))
+    world = SummaryWorld(app, "small", quiet)
+    ids = [document.id for document in world.documents]
+    written = summaries_of(app, world, kept, ids, policy="latest", report=quiet)
+    _, manifest = load_current(app.home.run("summaries") / "checkpoints")
+    stored = read_summaries(summaries_path(app, kept, version_name(manifest.policy)))
+    assert {each.document_id: each.summary for each in stored} == written
+    assert sorted(written) == sorted(ids)
+    assert {each.policy for each in stored} == {version_name(manifest.policy)}
+    assert max(each.tokens for each in stored) <= 4
+    assert any(written.values())
+    assert summaries_of(app, world, kept, ids[:5], policy="latest", report=quiet) == {i: written[i] for i in ids[:5]}
+
+
+def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    rankings = [("summaries", name) for name in (*ARMS, "0", "latest")]
+    [tail] = measure_runs(
+        app,
+        rankings,
+        baseline="summaries:log-counts",
+        given=None,
+        settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=200),
+        report=quiet,
+    )
+    assert tail.name == "tail"
+    assert len(tail.evaluation.runs) == len(rankings) == len(tail.pooled_recall)
+    assert tail.evaluation.queries == 30
+
+
+def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    premise = check_premise(SummaryWorld(app, "small", quiet), queries_max=20)
+    assert set(premise.arms) == set(ARMS)
+    assert premise.calibration is not None
+    assert all(-1 <= value <= 1 for value in premise.agreement.values())
+    assert set(premise.milliseconds) == {"title", "summary", "description"}

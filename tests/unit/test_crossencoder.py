@@ -1,0 +1,88 @@
+"""Calibration against scikit-learn, and a cross-encoder that learns what stands in a text and survives the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from search_env.crossencoder import (
+    CrossEncoderError,
+    CrossEncoderSettings,
+    LabelledPair,
+    area_under_curve,
+    calibrate,
+    calibration_error,
+    load_cross_encoder,
+    platt,
+    save_cross_encoder,
+    sigmoid,
+    train_cross_encoder,
+)
+
+SMALL = CrossEncoderSettings(layers=1, tokens_max=16, batch_size=8)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def drawn(count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=count) * 3
+    return logits, (random.random(count) < sigmoid(0.5 * logits - 1)).astype(np.float64)
+
+
+def test_platts_scaling_is_logistic_regression_on_smoothed_labels() -> None:
+    logits, labels = drawn()
+    model = LogisticRegression(C=1e10).fit(logits[:, None], labels)
+    assert platt(logits, labels) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), abs=0.01)
+
+
+def test_separable_scores_have_a_finite_scaling() -> None:
+    scale, shift = platt(np.array([-1.0, -2.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert np.isfinite([scale, shift]).all()
+    assert scale > 0
+
+
+def test_scaling_takes_the_calibration_error_away() -> None:
+    logits, labels = drawn()
+    scale, shift = platt(logits, labels)
+    assert calibration_error(sigmoid(logits), labels) > 0.1
+    assert calibration_error(sigmoid(scale * logits + shift), labels) < 0.03
+
+
+def test_the_area_is_scikit_learns_ties_included() -> None:
+    logits, labels = drawn(500)
+    scores = np.round(logits)
+    assert area_under_curve(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_an_uncalibrated_cross_encoder_gives_no_probabilities_and_a_missing_one_says_how_to_make_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(CrossEncoderError, match="searchloop train"):
+        load_cross_encoder(tmp_path, SMALL)
+
+
+def test_a_trained_version_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    words = ["red", "blue", "green", "steel", "paper", "copper"]
+    pairs = [
+        LabelledPair(query=asked, text=f"lamp; {said}", label=int(asked == said)) for asked in words for said in words
+    ]
+    made = train_cross_encoder(pairs[:6], pairs, SMALL, tmp_path / "first", quiet)
+    again = train_cross_encoder(pairs[:6], pairs, SMALL, tmp_path / "first", quiet)
+    asked = [(pair.query, pair.text) for pair in pairs[:8]]
+    logits = made.logits(asked)
+    assert again.logits(asked).tolist() == logits.tolist()
+    with pytest.raises(CrossEncoderError, match="calibrated"):
+        made.probabilities(logits)
+    calibration = save_cross_encoder(made, calibrate(made, pairs, quiet), tmp_path / "versions")
+    read = load_cross_encoder(tmp_path / "versions", SMALL)
+    assert read.name == f"cross-encoder-{calibration.version}"
+    np.testing.assert_allclose(read.logits(asked), logits, atol=1e-5)
+    assert ((read.probabilities(logits) > 0) & (read.probabilities(logits) < 1)).all()
+    assert read.logits([asked[0], asked[0]]).tolist() == read.logits(asked[:1]).tolist() * 2
