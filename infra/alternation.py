@@ -1,8 +1,8 @@
 """ReSuMe's alternation: summariser and retriever in turn, over the same workers, until dev queries gain no more.
 
 One turn is (1) GRPO of the summariser against the retriever of the turn before, as a run of its own that begins with
-the policy where the turn before left it; (2) greedy summaries of the whole corpus; (3) contrast: the retriever is adapted
-to them; (4) vectors and RR@10 on dev queries. ReSuMe (WWW '26, doi:10.1145/3774904.3792959), algorithm 1.
+the policy where the turn before left it; (2) greedy summaries of the whole corpus; (3) contrast: the retriever is
+adapted to them; (4) vectors and RR@10 on dev queries. ReSuMe (WWW '26, doi:10.1145/3774904.3792959), algorithm 1.
 
 Because a turn of the summariser is an ordinary run with one retriever version, verify, replay and reports hold for each
 of them. What is done stands in `alternation.json`, written whole after each step: the same command goes on there.

@@ -108,8 +108,8 @@ def listwise_weights(rewards: Tensor, *, temperature: float) -> Tensor:
     Raises ValueError if a group has fewer than two scored completions.
 
     ReSuMe (doi:10.1145/3774904.3792959), eq. 1, is −log softmax(r(s_i)/β): no policy stands in it, so it has no
-    gradient. We read it as the cross-entropy between softmax(r/β) and the policy, −Σ_i softmax(r/β)_i · log π(s_i), with
-    the surrogate "likelihood". The factor G makes the loss's mean over candidates that sum. We differ on equal rewards:
+    gradient. We read it as the cross-entropy of softmax(r/β) and the policy, −Σ_i softmax(r/β)_i · log π(s_i), with the
+    surrogate "likelihood". The factor G makes the loss's mean over candidates that sum. We differ on equal rewards:
     the weights 1/G would only repeat what was sampled.
     """
     rewards = rewards.double()

@@ -69,9 +69,7 @@ def group(*texts: str, product: Product | None = PRODUCT, group_id: str = "g1") 
         prompt_sha256="p",
         sampling=Sampling(candidates=len(texts), temperature=1.0, tokens_max=4),
         prompt_token_ids=(1,),
-        completions=tuple(
-            Completion(text=text, token_ids=(2,), logprobs=(-0.5,), finish="stop") for text in texts
-        ),
+        completions=tuple(Completion(text=text, token_ids=(2,), logprobs=(-0.5,), finish="stop") for text in texts),
         made_at_ms=5,
     )
 

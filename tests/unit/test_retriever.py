@@ -69,9 +69,7 @@ def test_a_query_without_a_relevant_text_is_refused() -> None:
 
 
 def test_a_turn_brings_queries_to_their_texts_and_gives_the_same_bits_again(retriever: StaticRetriever) -> None:
-    first = adapt_retriever(
-        retriever, queries=QUERIES, relevant=RELEVANT, texts=TEXTS, settings=SETTINGS, seed=3
-    )
+    first = adapt_retriever(retriever, queries=QUERIES, relevant=RELEVANT, texts=TEXTS, settings=SETTINGS, seed=3)
     assert first[-1] < first[0] / 2
     again = StaticRetriever(model_directory(), tokens_max=32)
     assert adapt_retriever(again, queries=QUERIES, relevant=RELEVANT, texts=TEXTS, settings=SETTINGS, seed=3) == first
@@ -80,9 +78,7 @@ def test_a_turn_brings_queries_to_their_texts_and_gives_the_same_bits_again(retr
 
 def test_a_turn_without_a_judged_query_is_refused(retriever: StaticRetriever) -> None:
     with pytest.raises(RetrieverError, match="queries with a relevant document"):
-        adapt_retriever(
-            retriever, queries=QUERIES, relevant={"q1": ["gone"]}, texts=TEXTS, settings=SETTINGS, seed=0
-        )
+        adapt_retriever(retriever, queries=QUERIES, relevant={"q1": ["gone"]}, texts=TEXTS, settings=SETTINGS, seed=0)
 
 
 def test_the_reading_side_gives_the_learners_vectors(retriever: StaticRetriever, tmp_path: Path) -> None:
@@ -170,4 +166,6 @@ def test_equal_scores_are_ranked_by_id() -> None:
 
 
 def test_the_texts_hash_does_not_depend_on_their_order() -> None:
-    assert texts_sha256({"a": "x", "b": "y"}) == texts_sha256({"b": "y", "a": "x"}) != texts_sha256({"a": "y", "b": "x"})
+    assert (
+        texts_sha256({"a": "x", "b": "y"}) == texts_sha256({"b": "y", "a": "x"}) != texts_sha256({"a": "y", "b": "x"})
+    )
