@@ -1,4 +1,4 @@
-"""Dense vectors in the real Elasticsearch: the nearest are those that numpy finds, and the alias follows the version."""
+"""Dense vectors in the real Elasticsearch: the nearest are those numpy finds, and the alias follows the version."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_listwise_weights_of_equal_rewards_teach_nothing() -> None:
 
 
 def test_the_listwise_objective_has_the_gradient_of_torchs_cross_entropy_with_soft_labels() -> None:
-    """One group whose candidates are a categorical policy's outcomes: by its logits the gradient is π − softmax(r/β)."""
+    """One group whose candidates are a categorical policy's outcomes: the gradient by its logits is π − soft."""
     logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[1.0, 0.2, -0.4, 0.7]], dtype=torch.float64)
     soft = torch.softmax(rewards[0] / 0.5, dim=0)
