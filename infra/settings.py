@@ -5,7 +5,7 @@ Importing this imports every room, torch included; verbs that only look at servi
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from learner.policy import PolicySettings
 from learner.preference import PreferenceSettings
 from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
+from learner.retriever import RetrieverSettings
 from learner.vllm import VllmSettings
 from learner.warmup import WarmupSettings
 from search_env.context import ContextSettings
@@ -34,10 +35,12 @@ from search_env.judged_lists import ListSettings
 from search_env.lessons import LessonSettings
 from search_env.neighbours import NeighbourSettings
 from search_env.relevance import RelevanceSettings
+from search_env.resume_environment import ResumeEnvironmentSettings
 from search_env.retrieval import RetrievalSettings
 from search_env.summary_environment import SummaryEnvironmentSettings
 from search_env.teachers import TeacherSettings
 from search_env.training import GbdtSettings
+from search_env.vectors import VectorSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
@@ -47,7 +50,8 @@ from streams.failpoints import FailpointSettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
-    task: what is taught: "expansion", "summary", or one's own as package.module:Class (infra/RECIPES.md).
+    task: what is taught: "expansion", "summary" (ReLSum), "resume", or one's own as package.module:Class
+    (infra/RECIPES.md).
     updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
@@ -56,6 +60,25 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
     warm_up: bool = True
     shuffle_rewards: bool = False
+
+
+class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How ReSuMe's summariser and retriever take turns.
+
+    begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
+    product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
+    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn.
+    gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
+    measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
+    """
+
+    begin: Literal["nothing", "random", "documents"] = "nothing"
+    turns_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
+    gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.002
+    patience: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    measure_scale: bool = True
+    measured_products: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 128
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,3 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()
+    resume: ResumeEnvironmentSettings = ResumeEnvironmentSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    vectors: VectorSettings = VectorSettings()
+    alternation: AlternationSettings = AlternationSettings()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from learner.objectives import group_advantages
+from learner.objectives import ObjectiveSettings, completion_weights
 from learner.packing import Candidate, Group, GroupError, check_group
 from learner.selecting import Selector
 from streams.events import Outcome, Reward
@@ -31,7 +31,7 @@ class SortedGroups:
 def sort_groups(
     rewards: Sequence[Reward],
     *,
-    scale_advantages: bool,
+    objective: ObjectiveSettings,
     opener_ids: frozenset[int],
     vocabulary: int,
     positions_max: int,
@@ -44,7 +44,7 @@ def sort_groups(
     rejected: dict[str, str] = {}
     for reward in rewards:
         try:
-            group = reward_group(reward, scale_advantages=scale_advantages, opener_ids=opener_ids, selector=selector)
+            group = reward_group(reward, objective=objective, opener_ids=opener_ids, selector=selector)
             if group is None:
                 failed.append(reward.group_id)
                 continue
@@ -58,12 +58,12 @@ def sort_groups(
 
 
 def reward_group(
-    reward: Reward, *, scale_advantages: bool, opener_ids: frozenset[int], selector: Selector | None = None
+    reward: Reward, *, objective: ObjectiveSettings, opener_ids: frozenset[int], selector: Selector | None = None
 ) -> Group | None:
     """Return an event's scored candidates with their advantages; None if fewer than two were scored.
 
     A failed candidate (reward None) leaves its group: it counts neither in the mean nor in the gradient.
-    scale_advantages: see `group_advantages`. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
+    objective: which advantages. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
     selector: see `learner.selecting`; its rule always holds.
     Raises GroupError if the event has not one outcome per completion, or a reward that is not finite.
     """
@@ -82,7 +82,7 @@ def reward_group(
     if len(scored) < 2:
         return None
     values = torch.tensor([[value for _, value in scored]], dtype=torch.float64)  # [1, G]
-    advantages = group_advantages(values, scale=scale_advantages)[0].tolist()
+    advantages = completion_weights(values, objective)[0].tolist()
     return Group(
         prompt_ids=generation.prompt_token_ids,
         candidates=tuple(

@@ -4,10 +4,12 @@ One loss, assembled from parts that the papers vary one at a time:
 
 advantage    mean: r − mean(r)            LESER (arXiv:2509.05570), as in Dr. GRPO (arXiv:2503.20783)
              mean_std: (r − mean)/std     GRPO, DeepSeekMath (arXiv:2402.03300), outcome supervision
+             softmax: G·softmax(r/β)      the listwise weights of ReSuMe (doi:10.1145/3774904.3792959), eq. 1
 ratio        token: π/π_old               GRPO, eq. 3
              sequence: (π/π_old)^(1/|o|)  GSPO (arXiv:2507.18071), eq. 7
 surrogate    clip                         PPO (arXiv:1707.06347), eq. 7; two bounds: DAPO (arXiv:2503.14476), eq. 10
              cispo                        MiniMax-M1 (arXiv:2506.13585), eq. 4
+             likelihood                   log π, as ReSuMe's eq. 1 needs it; with softmax: weighted log-likelihood
 correction   min(π_old/μ, cap)            truncated importance sampling on top of a proximal policy: IMPALA's ρ̄
                                           (arXiv:1802.01561) in the decoupled objective of AReaL (arXiv:2505.24298)
 aggregation  sequence, token, constant    GRPO eq. 3; DAPO eq. 8; Dr. GRPO
@@ -32,10 +34,15 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What the learner maximises. The defaults are LESER's advantage in GRPO's clipped objective."""
 
     advantage: Annotated[
-        Literal["mean", "mean_std"], msgspec.Meta(description="r − mean(r) (LESER), or that divided by std(r) (GRPO)")
+        Literal["mean", "mean_std", "softmax"],
+        msgspec.Meta(description="r − mean(r) (LESER), or that by std(r) (GRPO), or G·softmax(r/β) (ReSuMe eq. 1)"),
     ] = "mean"
+    softmax_temperature: Annotated[
+        float, msgspec.Meta(gt=0, le=100, description="softmax: β, smaller listens to the best candidate alone")
+    ] = 0.5
     surrogate: Annotated[
-        Literal["clip", "cispo"], msgspec.Meta(description="clipped ratio (GRPO) or weighted log-likelihood (CISPO)")
+        Literal["clip", "cispo", "likelihood"],
+        msgspec.Meta(description="clipped ratio (GRPO), weighted log-likelihood (CISPO), or the log-likelihood itself"),
     ] = "clip"
     ratio_level: Annotated[
         Literal["token", "sequence"], msgspec.Meta(description="importance ratio per token, or per sequence (GSPO)")
@@ -91,6 +98,37 @@ def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
         centred = centred / deviation
     # Compared by value: the mean of equal numbers may differ from them in the last bit.
     return torch.where((lowest == highest) & scored, torch.zeros_like(centred), centred)
+
+
+def listwise_weights(rewards: Tensor, *, temperature: float) -> Tensor:
+    """Return G·softmax(r/β) within each group, in float64: what its candidates' log-likelihoods are weighted by.
+
+    rewards: [B, G]; NaN = not scored, and stays NaN; G counts the scored. temperature: β.
+    Returns [B, G]; a group whose rewards are all equal gets zeros, and teaches nothing.
+    Raises ValueError if a group has fewer than two scored completions.
+
+    ReSuMe (doi:10.1145/3774904.3792959), eq. 1, is −log softmax(r(s_i)/β): no policy stands in it, so it has no
+    gradient. We read it as the cross-entropy of softmax(r/β) and the policy, −Σ_i softmax(r/β)_i · log π(s_i), with the
+    surrogate "likelihood". The factor G makes the loss's mean over candidates that sum. We differ on equal rewards:
+    the weights 1/G would only repeat what was sampled.
+    """
+    rewards = rewards.double()
+    scored = ~rewards.isnan()
+    counts = scored.sum(dim=1, keepdim=True)
+    if bool((counts < 2).any()):
+        raise ValueError(f"expected at least 2 scored completions in every group, got {counts.flatten().tolist()}")
+    weights = counts * torch.softmax((rewards / temperature).masked_fill(~scored, -torch.inf), dim=1)
+    lowest = rewards.masked_fill(~scored, torch.inf).amin(dim=1, keepdim=True)
+    highest = rewards.masked_fill(~scored, -torch.inf).amax(dim=1, keepdim=True)
+    weights = torch.where(lowest == highest, torch.zeros_like(weights), weights)
+    return weights.masked_fill(~scored, torch.nan)
+
+
+def completion_weights(rewards: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """Return the advantages that the settings ask for, [B, G] as the two functions above."""
+    if settings.advantage == "softmax":
+        return listwise_weights(rewards, temperature=settings.softmax_temperature)
+    return group_advantages(rewards, scale=settings.advantage == "mean_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +207,9 @@ def policy_objective(
         # CISPO eq. 4: the weight is constant, so tokens beyond the bound keep a gradient. No lower bound, as there.
         surrogate = ratios.detach().clamp(max=settings.cispo_ratio_max) * advantage * logprobs
         clipped = (ratios > settings.cispo_ratio_max) & (advantage > 0)
+    elif settings.surrogate == "likelihood":
+        surrogate = advantage * logprobs
+        clipped = torch.zeros_like(mask)
     else:
         bounded = ratios.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         surrogate = torch.minimum(ratios * advantage, bounded * advantage)

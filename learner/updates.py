@@ -123,7 +123,7 @@ class Updater:
         """
         groups = sort_groups(
             rewards,
-            scale_advantages=self._objective.advantage == "mean_std",
+            objective=self._objective,
             opener_ids=self._opener_ids,
             vocabulary=vocabulary_size(self.model),
             positions_max=positions_max(self.model),

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from infra.run_settings import RunSettings
     from infra.settings import Settings
 
-BUILT_IN = {"expansion": "infra.tasks.expansion:Expansion", "summary": "infra.tasks.summary:Summary"}
+BUILT_IN = {
+    "expansion": "infra.tasks.expansion:Expansion",
+    "summary": "infra.tasks.summary:Summary",
+    "resume": "infra.tasks.resume:Resume",
+}
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

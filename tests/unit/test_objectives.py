@@ -14,7 +14,9 @@ from torch import Tensor
 from learner.objectives import (
     Objective,
     ObjectiveSettings,
+    completion_weights,
     group_advantages,
+    listwise_weights,
     off_policy_corrections,
     policy_objective,
     token_weights,
@@ -95,6 +97,47 @@ def test_on_policy_the_gradient_is_the_policy_gradient_by_sequence() -> None:
     # −A/(N·|o|) at each token.
     _, gradient = objective(ObjectiveSettings(), [[1.0] * 4, [1.0] * 4], advantages=[2.0, -1.0])
     assert gradient.tolist() == [[-0.25] * 4, [0.25, 0.25, 0, 0]]
+
+
+def test_listwise_weights_are_the_softmax_of_the_rewards_worked_by_hand() -> None:
+    """r/β = (ln 1, ln 2, ln 5) for β = .5 gives softmax (1, 2, 5)/8, times G = 3; a failed candidate has no weight."""
+    rewards = torch.tensor([[0.0, 0.5 * math.log(2), NAN, 0.5 * math.log(5)]], dtype=torch.float64)
+    weights = listwise_weights(rewards, temperature=0.5)[0]
+    assert weights[[0, 1, 3]].tolist() == pytest.approx([3 / 8, 6 / 8, 15 / 8])
+    assert weights[2].isnan()
+    settings = ObjectiveSettings(advantage="softmax", softmax_temperature=0.5)
+    assert torch.equal(completion_weights(rewards, settings)[0].nan_to_num(), weights.nan_to_num())
+
+
+def test_listwise_weights_of_equal_rewards_teach_nothing() -> None:
+    assert listwise_weights(torch.full((1, 5), 0.3), temperature=0.5).tolist() == [[0.0] * 5]
+    with pytest.raises(ValueError, match="at least 2 scored"):
+        listwise_weights(torch.tensor([[1.0, NAN]]), temperature=0.5)
+
+
+def test_the_listwise_objective_has_the_gradient_of_torchs_cross_entropy_with_soft_labels() -> None:
+    """One group whose candidates are a categorical policy's outcomes: the gradient by its logits is π − soft."""
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([[1.0, 0.2, -0.4, 0.7]], dtype=torch.float64)
+    soft = torch.softmax(rewards[0] / 0.5, dim=0)
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits[None], soft[None]), logits)
+    settings = ObjectiveSettings(advantage="softmax", surrogate="likelihood", softmax_temperature=0.5)
+    logprobs = logits.log_softmax(0)[:, None]  # [N, 1]
+    mask = torch.ones_like(logprobs, dtype=torch.bool)
+    result = policy_objective(
+        logprobs=logprobs,
+        entropies=torch.zeros_like(logprobs),
+        old_logprobs=logprobs.detach(),
+        behaviour_logprobs=logprobs.detach(),
+        reference_logprobs=None,
+        advantages=completion_weights(rewards, settings)[0],
+        mask=mask,
+        weights=token_weights(mask, settings, sequences=4, tokens=4),
+        settings=settings,
+    )
+    (found,) = torch.autograd.grad(result.loss, logits)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found, logits.softmax(0).detach() - soft, atol=1e-6)
 
 
 @pytest.mark.parametrize(

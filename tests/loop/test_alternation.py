@@ -1,0 +1,69 @@
+"""ReSuMe through the real broker and engine: two turns, each of them proved, the vectors re-indexed for each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import msgspec
+import pytest
+
+from infra.alternation import STATE_FILE, alternate, read_alternation
+from infra.context import App
+from infra.retrievers import retrievers_of
+from infra.settings import AlternationSettings, TrainSettings
+from infra.tasks.resume import Resume
+from infra.verification import verify_run
+from learner.retriever import RetrieverSettings
+from learner.retriever_versions import read_retriever_manifest
+from streams.errors import SettingsError
+from tests.loop.conftest import SMALL, quiet
+
+
+def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_world: App) -> None:
+    settings = msgspec.structs.replace(
+        SMALL,
+        train=TrainSettings(task="resume"),
+        alternation=AlternationSettings(turns_max=1, updates=2, measured_products=8),
+        retriever=RetrieverSettings(steps=20, batch_pairs=32),
+    )
+    app = small_world.with_settings(settings)
+
+    def take(app: App, seed: int = 0) -> object:
+        return alternate(app, recipe="resume", index="small", seed=seed, name="alt", held_out=[], report=quiet)
+
+    take(app)
+    begun = read_alternation(app.home.run("alt") / STATE_FILE)
+    assert [turn.turn for turn in begun.turns] == [1]
+    assert begun.ended == "turns_max was reached"
+    with pytest.raises(SettingsError, match="with seed 0; give the same"):
+        take(app, seed=1)
+
+    # As if it had been stopped between two turns, with more of them allowed.
+    path = app.home.run("alt") / STATE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ended": ""}))
+    more = msgspec.structs.replace(settings.alternation, turns_max=2, patience=5)
+    take(app.with_settings(msgspec.structs.replace(settings, alternation=more)))
+    state = read_alternation(path)
+    assert state.turns[0] == begun.turns[0]
+    first, second = state.turns
+    assert second.scored_by == first.retriever != second.retriever
+    assert (first.policy[-1], second.policy[-1]) == ("2", "4")
+    manifest = read_retriever_manifest(retrievers_of(app, "small") / second.retriever)
+    assert (manifest.parent, manifest.turn, manifest.steps) == (first.retriever, 2, 20)
+    for turn in state.turns:
+        account = verify_run(app, turn.run, rebuild=True, offline=False)
+        assert not account.findings
+    with contextlib.closing(app.engine()) as client:
+        behind = client.indices.get_alias(name="alt-vectors").body
+    assert [name.startswith(f"alt-vectors-{second.retriever}") for name in behind] == [True]
+
+
+def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> None:
+    from infra.run_settings import read_run_settings
+
+    kept = read_run_settings(small_world.home.run("alt-t2"))
+    app = small_world.with_settings(kept.settings)
+    ranked = Resume().rank(app, kept, policy="latest", report=quiet)
+    assert {each.name for each in ranked} <= {"test_pair", "test_value"}
+    assert all(set(each.qrels) <= set(each.run) for each in ranked)

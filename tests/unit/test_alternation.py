@@ -1,0 +1,69 @@
+"""When an alternation ends, which turn is its best, and what it measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.alternation import Alternation, Turn, read_alternation, reason_to_end, reciprocal_rank
+from infra.settings import AlternationSettings, Settings
+from search_env.corpora import Ranking
+from streams.errors import SettingsError
+
+
+def turns(*scores: float) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(
+            turn=number,
+            run=f"r-t{number}",
+            scored_by="r0-a",
+            edge_scale=0.1,
+            policy="1-a-000001",
+            retriever=f"r{number}-a",
+            rr_before=0.0,
+            rr=score,
+        )
+        for number, score in enumerate(scores, start=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "expected"),
+    [
+        ((0.5,), 1, ""),
+        ((0.5, 0.6), 1, ""),
+        ((0.5, 0.6, 0.6005), 1, "dev queries gained no more"),
+        ((0.5, 0.4), 1, "dev queries gained no more"),
+        ((0.5, 0.4), 2, ""),
+        ((0.5, 0.4, 0.45), 2, "dev queries gained no more"),
+        ((0.5, 0.4, 0.6), 2, ""),
+        ((0.1, 0.2, 0.3, 0.4), 1, "turns_max was reached"),
+    ],
+)
+def test_it_ends_when_dev_queries_gain_no_more(scores: tuple[float, ...], patience: int, expected: str) -> None:
+    rules = AlternationSettings(turns_max=4, gain_min=0.002, patience=patience)
+    assert reason_to_end(turns(*scores), Settings(alternation=rules)) == expected
+
+
+def test_the_best_turn_is_the_first_of_the_highest() -> None:
+    state = Alternation(name="r", index="i", seed=0, first_retriever="r0-a", turns=turns(0.5, 0.7, 0.7, 0.6))
+    assert state.best.turn == 2
+
+
+def test_reciprocal_rank_counts_the_first_relevant_of_ten_worked_by_hand() -> None:
+    late = [f"x{number}" for number in range(10)]
+    rankings = {
+        "a": Ranking(["x", "good", "good2"], [3, 2, 1]),
+        "b": Ranking([*late, "good"], list(range(11))),
+        "c": Ranking(["good"], [1]),
+    }
+    qrels = {"a": {"good": 1, "good2": 2}, "b": {"good": 1}, "c": {"good": 0}}
+    assert reciprocal_rank(rankings, qrels) == pytest.approx((1 / 2 + 0) / 2)
+    assert reciprocal_rank({}, qrels) == 0.0
+
+
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "alternation.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"alternation\.json.*Start a new one"):
+        read_alternation(tmp_path / "alternation.json")
