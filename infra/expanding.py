@@ -20,7 +20,7 @@ from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query
 from search_env.embeddings import KeptEmbedder
-from search_env.expansions import ParsedExpansions, parse_expansions
+from search_env.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.neighbours import Neighbours
 from search_env.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
@@ -93,7 +93,7 @@ def expand_queries(
         )
         for group in groups:
             text = group.completions[0].text
-            parsed = parse_expansions(text, kept.settings.environment.expansions, group.request.context.choices)
+            parsed = parse_expansions(text, kept.settings.environment.expansions, choices_of(group.request.context))
             valid = isinstance(parsed, ParsedExpansions)
             found.append(
                 Expanded(

@@ -309,7 +309,9 @@ def _warm_up(
 
 def _answer(words: Sequence[str], context: Context) -> str:
     """Return a selector's answer that says these words: those of its choices that have the same index terms."""
-    numbers = {tuple(analyze(word)): number for number, word in reversed(list(enumerate(context.choices, start=1)))}
+    numbers = {
+        tuple(analyze(word)): number for number, word in reversed(list(enumerate(context.choices or (), start=1)))
+    }
     said = (numbers.get(tuple(analyze(word))) for word in words)
     return render_pointers([number for number in dict.fromkeys(said) if number is not None])
 

@@ -83,7 +83,7 @@ def render_prompt(query: str, context: Context, settings: PromptSettings) -> str
         return _items(texts, count, settings)
 
     if context.choices:
-        return _render_choices(query, context, settings)
+        return _render_choices(query, context, context.choices, settings)
     prompt = QUERY + " " + plain_text(query, characters=settings.query_characters)
     if terms := items(context.terms, settings.terms):
         prompt += TERMS + " " + " ".join(terms)
@@ -94,7 +94,7 @@ def render_prompt(query: str, context: Context, settings: PromptSettings) -> str
     return prompt
 
 
-def _render_choices(query: str, context: Context, settings: PromptSettings) -> str:
+def _render_choices(query: str, context: Context, choices: Sequence[str], settings: PromptSettings) -> str:
     prompt = QUERY + " " + plain_text(query, characters=settings.query_characters)
     if attributes := _items(context.attributes, settings.attributes, settings):
         prompt += ATTRIBUTES + " " + "; ".join(attributes)
@@ -103,7 +103,7 @@ def _render_choices(query: str, context: Context, settings: PromptSettings) -> s
         # A pointer stands behind its word: in a decoder its hidden state has then seen what it points to.
         said = [
             f" {word}{pointer(number)}"
-            for number, word in enumerate(context.choices, start=1)
+            for number, word in enumerate(choices, start=1)
             if (word in from_neighbours) == known
         ]
         prompt += tag + "".join(said) if said else ""

@@ -18,7 +18,7 @@ import msgspec
 
 from search_env.analysis import surface_tokens
 from search_env.corpora import Ranking
-from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, parse_expansions
+from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, choices_of, parse_expansions
 from search_env.relevance import RelevanceModel
 from search_env.retrieval import ExpandedQuery, PendingSearches, RetrievalError, Retriever, expanded_query, search_body
 from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
@@ -108,7 +108,10 @@ class SearchEnvironment:
     def _parsed(self, inputs: Sequence[Input]) -> list[_Group]:
         caps = self.settings.expansions
         return [
-            _Group(each, [parse_expansions(c.text, caps, each[0].request.context.choices) for c in each[0].completions])
+            _Group(
+                each,
+                [parse_expansions(c.text, caps, choices_of(each[0].request.context)) for c in each[0].completions],
+            )
             for each in inputs
         ]
 

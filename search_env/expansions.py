@@ -16,6 +16,7 @@ import msgspec
 
 from search_env.analysis import surface_tokens
 from search_env.cleaning import clean_text
+from streams.events import Context
 
 _FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
@@ -53,16 +54,16 @@ class Rejected(NamedTuple):
 def parse_expansions(
     text: str,
     settings: ExpansionSettings = ExpansionSettings(),  # noqa: B008
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | None = None,
 ) -> ParsedExpansions | Rejected:
     """Return the expansions in a text, or why there are none; never raises.
 
-    choices: the words that a selector's pointers mean, in their order; none for a policy that writes text.
+    choices: the words that a selector's pointers mean, in their order; None for a policy that writes text.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.bytes_max:
         return Rejected(f"expected at most {settings.bytes_max} bytes, got {size}")
-    if choices:
+    if choices is not None:
         return _select(text, settings, choices)
     found = _FORMAT.fullmatch(text)
     if found is None:
@@ -79,6 +80,11 @@ def parse_expansions(
         return expansions
     thought = clean_text(found.group("thought") or "", characters_max=settings.bytes_max)
     return ParsedExpansions(expansions, thought)
+
+
+def choices_of(context: Context) -> tuple[str, ...] | None:
+    """Return what a selector may say in this context, None for a policy that writes text."""
+    return None if context.choices is msgspec.UNSET else context.choices
 
 
 def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> ParsedExpansions | Rejected:

@@ -40,14 +40,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     attributes: attribute values of those documents, best first; empty where the catalogue has none.
     neighbours: expansions that served similar training queries, best first; empty where there are none.
     documents: how many documents passed the relevance filter and gave the terms and attributes.
-    choices: words that a selector may say, in the order of its pointers; empty for a policy that writes text.
+    choices: words that a selector may say, in the order of its pointers; absent for a policy that writes text.
     """
 
     terms: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     documents: int = 0
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):

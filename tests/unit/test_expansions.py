@@ -107,7 +107,8 @@ def test_what_was_written_in_the_format_comes_back(expansions: list[str]) -> Non
 def test_a_selectors_pointers_are_the_words_that_its_prompt_showed() -> None:
     parsed = parse_expansions("<v3><v1>", choices=("toner", "ink", "cyan"))
     assert parsed == ParsedExpansions(("cyan", "toner"))
-    assert parse_expansions("", choices=("toner",)) == ParsedExpansions(())  # It may say that none helps.
+    assert parse_expansions("", choices=("toner",)) == ParsedExpansions(())  # It may say that none helps,
+    assert parse_expansions("", choices=()) == ParsedExpansions(())  # and has to where it was shown none.
 
 
 @pytest.mark.parametrize(
