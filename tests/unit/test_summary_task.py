@@ -1,0 +1,166 @@
+"""The summary task from a catalogue to measures, through the loop in one process: no broker, no engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from infra.context import App
+from infra.home import Home
+from infra.loop import run_loop
+from infra.measuring import Measured, measure_runs
+from infra.premise import check_premise
+from infra.requests import RequestSequence
+from infra.run_settings import RunSettings, write_run_settings
+from infra.settings import Settings, TrainSettings
+from infra.summary_arms import ARMS, read_summaries, summaries_of, summaries_path
+from infra.summary_world import SummaryWorld
+from infra.tasks.summary import PAIRS_FILE, read_pairs
+from infra.tasks.task import load_task
+from learner.batches import BatchSettings
+from learner.checkpoints import load_current
+from learner.generation import GenerationSettings
+from learner.learning import LearnerSettings
+from learner.objectives import ObjectiveSettings
+from learner.policy import PolicySettings, TinySettings
+from search_env.crossencoder import CrossEncoderSettings
+from search_env.demand import DemandSettings
+from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from search_env.index import IndexVersion, _SavedDocuments
+from search_env.judged_lists import ListSettings
+from search_env.rewards.relsum import RelsumSettings
+from search_env.summaries import SummarySettings
+from search_env.summary_environment import SummaryEnvironmentSettings
+from storage.evaluation.tables import EvaluationSettings
+from streams.events import Update
+from streams.topics import version_name
+
+TOKENS = 5
+SETTINGS = Settings(
+    train=TrainSettings(task="summary", warm_up=False),
+    demand=DemandSettings(key_documents_min=5),
+    lists=ListSettings(values_min=1, train=40, dev=20, test=15, candidates=6),
+    cross_encoder=CrossEncoderSettings(layers=1, tokens_max=24, described_tokens_max=32, lessons=96, pairs_max=96),
+    summary_environment=SummaryEnvironmentSettings(
+        reward=RelsumSettings(kind="list_likelihood", queries_max=2),
+        summary=SummarySettings(tokens_max=TOKENS),
+        filter_delta=0.0,
+    ),
+    policy=PolicySettings(tiny=TinySettings(vocabulary_size=600, hidden_size=32, layers=1, feedforward_size=64)),
+    generation=GenerationSettings(candidates=4, tokens_max=4),
+    batch=BatchSettings(groups=4, staleness_max=0),
+    learner=LearnerSettings(objective=ObjectiveSettings(advantage="mean_std")),
+)
+
+
+class Learned(NamedTuple):
+    """A run of two updates."""
+
+    app: App
+    run: RunSettings
+    updates: list[Update]
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    home = Home(tmp_path_factory.mktemp("home"))
+    folder = home.index("small")
+    folder.mkdir(parents=True)
+    saved = _SavedDocuments(folder)
+    count = sum(1 for _ in saved.keep(demo_catalogue(DemoSettings(products=150))))
+    saved.accept(IndexVersion(name="small-1", alias="small", documents=count, sha256=saved.sha256.hexdigest()))
+    app = App(home, settings=SETTINGS)
+    task = load_task("summary")
+    prepared = task.prepare(app, run="s", index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    kept = RunSettings(
+        run="s", recipe="relsum", index="small", index_version="small-1", seed=0, updates=2, settings=SETTINGS
+    )
+    write_run_settings(home.run("s"), kept)
+    sequence = RequestSequence(prepared.asked, run="s", seed=0)
+    with task.open_environment(app, kept, quiet) as environment:
+        updates = list(
+            run_loop(
+                [sequence[number] for number in range(8)],
+                run="s",
+                run_dir=home.run("s"),
+                environment=environment,
+                generation=SETTINGS.generation,
+                encode_prompt=task.encoder(SETTINGS),
+                batch=SETTINGS.batch,
+                learner=SETTINGS.learner,
+                seed=0,
+            )
+        )
+    return Learned(app, kept, updates)
+
+
+def test_the_policy_learns_from_products_alone(learned: Learned) -> None:
+    assert len(learned.updates) == 2
+    assert any(update.trained for update in learned.updates)
+    assert not any(update.failed for update in learned.updates)
+    assert all(update.metrics["validity"] == 1 for update in learned.updates)
+
+
+def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) -> None:
+    before, _ = load_current(learned.app.home.run("s") / "checkpoints")
+    again = load_task("summary").prepare(
+        learned.app, run="s", index="small", queries_file=None, held_out=[], seed=0, report=quiet
+    )
+    assert load_current(learned.app.home.run("s") / "checkpoints")[0] == before
+    labelled = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
+    assert {request.query_id for request in again.asked} <= {each.document_id for each in labelled}
+    assert all(request.query == "" for request in again.asked)
+
+
+def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned: Learned) -> None:
+    app, run, _ = learned
+    world = SummaryWorld(app, "small", quiet)
+    ids = [document.id for document in world.documents]
+    written = summaries_of(app, world, run, ids, policy="latest", report=quiet)
+    version = version_name(load_current(app.home.run("s") / "checkpoints")[1].policy)
+    stored = read_summaries(summaries_path(app, run, version))
+    assert {each.document_id: each.summary for each in stored} == written
+    assert {each.policy for each in stored} == {version}
+    assert max(each.tokens for each in stored) <= TOKENS
+    assert any(written.values())
+
+
+def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(learned: Learned) -> None:
+    app, _, _ = learned
+    world = SummaryWorld(app, "small", quiet)
+    lists = world.lists("dev")
+    found: list[Measured] = measure_runs(
+        app,
+        [("s", name) for name in (*ARMS, "0", "latest")],
+        baseline="s:log-counts",
+        given=(lists.queries, lists.qrels),
+        settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=100),
+        report=quiet,
+    )
+    assert [each.name for each in found] == ["tail", "head"]
+    for each in found:
+        assert len(each.evaluation.runs) == len(each.pooled_recall) == len(ARMS) + 2
+        assert each.evaluation.baseline == "s:log-counts"
+
+
+def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
+    premise = check_premise(SummaryWorld(learned.app, "small", quiet), queries_max=8)
+    assert set(premise.arms) == set(ARMS)
+    assert premise.calibration is not None
+    assert set(premise.agreement) == {"error", "reciprocal_rank", "list_likelihood"}
+    assert set(premise.milliseconds) == {"title", "summary", "description"}
+
+
+def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
+    world = SummaryWorld(learned.app, "small", quiet)
+    query = world.lists("test").queries[0]
+    for name, says in ARMS.items():
+        for document in world.lists("test").qrels[query.id]:
+            if name != "description":
+                said = says(world, query, document)
+                assert len(said.split()) <= TOKENS
