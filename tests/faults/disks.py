@@ -5,6 +5,7 @@ Each kind writes in a process of its own until nothing more fits, says what it w
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,8 @@ def write_log(folder: Path, ballast: Path, *, archive: bool) -> None:
         if "disk is full" not in str(error):
             raise SystemExit(f"it said only: {error}") from error
     finally:
-        sink.close()
+        with contextlib.suppress(StorageError):  # The disk is still full, and closing says so once more.
+            sink.close()
     ballast.unlink()
     with Sink(folder / LEDGER, settings) as again:
         start = again.positions()["test.rewards", 0]
