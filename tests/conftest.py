@@ -41,7 +41,7 @@ def local_services() -> Iterator[Endpoints]:
 @pytest.fixture
 def unique_name() -> str:
     """Give a name that no other test has; it may name a run, an index, a topic or a consumer group."""
-    return f"test-{uuid.uuid4().hex[:12]}"
+    return f"test-{uuid.uuid4().hex[:12]}x"  # Never digits alone at the end: an index so named is a version.
 
 
 def private_home() -> tempfile.TemporaryDirectory[str]:

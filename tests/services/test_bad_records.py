@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from streams.clients import (
 from streams.codec import RECORD_BYTES_MAX, decode, encode
 from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, decode_or_bury, poll
 from streams.errors import EventError
-from streams.events import DeadLetter, Request
+from streams.events import DeadLetter, Event, Request
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.replay import copy
@@ -116,12 +117,20 @@ def test_each_bad_record_is_one_dead_letter_with_its_bytes_and_the_stream_moves_
         rows = sink.run(
             lambda ledger: ledger.execute("SELECT stage, count(*) FROM dead_letters GROUP BY ALL").fetchall()
         )
-    assert dict(rows) == {"generator": len(letters), "sink": sum(not is_event(record.value) for record in records)}
+    # Records that are no event, and mutants that are dead letters themselves. The sink decodes of a reward only what it
+    # stores, and skips the rest: a mutant that is wrong in the rest alone is a row, and its bytes are in the archive.
+    events = [event_in(record.value) for record in records]
+    stages = Counter(dict(rows))
+    assert stages.pop("generator") == len(letters)
+    expected = sum(event is None or isinstance(event, DeadLetter) for event in events)
+    mutants = sum(
+        b"reward/1" in (record.value or b"") for record, event in zip(records, events, strict=True) if not event
+    )
+    assert expected - mutants <= stages.total() <= expected
 
 
-def is_event(value: bytes | None) -> bool:
+def event_in(value: bytes | None) -> Event | None:
     try:
-        decode(value)
+        return decode(value)
     except EventError:
-        return False
-    return True
+        return None
