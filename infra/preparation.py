@@ -21,8 +21,8 @@ from infra.tasks.task import Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2, with_lora
-from learner.product_prompts import render_pointers
 from learner.prompts import prompt_text, render_answer, with_choices
+from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
 from search_env.analysis import analyze, surface_tokens
 from search_env.catalogue import Catalogue

@@ -10,7 +10,6 @@ so that no part can open another one, point, or grow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -73,11 +72,6 @@ def encode_product_request(tokenizer: Any, request: Request, settings: ProductPr
     text = product_prompt_text(tokenizer, product, settings)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def render_pointers(numbers: Sequence[int]) -> str:
-    """Return a selector's answer that points to the values of these numbers, counted from 1."""
-    return "".join(map(pointer, numbers)) + END
 
 
 def is_selection(text: str) -> bool:

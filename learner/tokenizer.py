@@ -7,7 +7,7 @@ the decoder takes that blank away again inside the quotation marks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from learner.selecting import Selector
@@ -25,6 +25,11 @@ VALUES, END = "<values>", "<end>"
 def pointer(number: int) -> str:
     """Return the token that points to the value of this number, counted from 1."""
     return f"<v{number}>"
+
+
+def render_pointers(numbers: Sequence[int]) -> str:
+    """Return a selector's answer that points to what has these numbers in its prompt, counted from 1."""
+    return "".join(map(pointer, numbers)) + END
 
 
 def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int = 0) -> Any:

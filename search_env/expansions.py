@@ -16,12 +16,11 @@ import msgspec
 
 from search_env.analysis import surface_tokens
 from search_env.cleaning import clean_text
+from search_env.pointers import read_pointers
 from streams.events import Context
 
 _FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
-_POINTERS = re.compile(r"(?:<v[0-9]{1,3}>)*")
-_POINTER = re.compile(r"<v([0-9]{1,3})>")
 _decoder = msgspec.json.Decoder(list[str])
 
 
@@ -89,11 +88,11 @@ def choices_of(context: Context) -> tuple[str, ...] | None:
 
 def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> ParsedExpansions | Rejected:
     """Return the words that a selector points to; what the caps leave out it was not to be shown."""
-    if not _POINTERS.fullmatch(text):
+    numbers = read_pointers(text)
+    if numbers is None:
         return Rejected(
             f"expected pointers to the {len(choices)} words of the prompt, <v1> and so on, and nothing else"
         )
-    numbers = [int(number) for number in _POINTER.findall(text)]
     if strangers := [number for number in numbers if not 1 <= number <= len(choices)]:
         return Rejected(f"expected pointers to one of {len(choices)} words, got <v{strangers[0]}>")
     expansions = _within_caps([choices[number - 1] for number in numbers], settings)

@@ -16,14 +16,13 @@ import msgspec
 
 from search_env.cleaning import clean_text
 from search_env.expansions import Rejected
+from search_env.pointers import read_pointers
 from streams.events import Product
 
 Count = Callable[[str], int]
 """Tokens of a text, for the model that reads summaries; `search_env.wordpieces` has MiniLM's."""
 
 SEPARATOR = ", "
-_POINTERS = re.compile(r"(?:<v[0-9]{1,3}>)*")
-_POINTER = re.compile(r"<v([0-9]{1,3})>")
 _WORD = re.compile(r"\w+")
 
 
@@ -58,9 +57,9 @@ def read_summary(text: str, product: Product, settings: SummarySettings, count: 
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.bytes_max:
         return Rejected(f"expected at most {settings.bytes_max} bytes, got {size}")
-    if not text.startswith("<v") or not _POINTERS.fullmatch(text):
+    numbers = read_pointers(text)
+    if not numbers:
         return fit_text(clean_text(text, characters_max=settings.bytes_max), settings, count)
-    numbers = [int(number) for number in _POINTER.findall(text)]
     if strangers := [number for number in numbers if not 1 <= number <= len(product.values)]:
         return Rejected(f"expected pointers to one of {len(product.values)} values, got <v{strangers[0]}>")
     return fit_values(product, numbers, settings, count)

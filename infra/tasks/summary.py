@@ -31,9 +31,9 @@ from learner.product_prompts import (
     encode_product_request,
     is_selection,
     product_prompt_text,
-    render_pointers,
     render_product,
 )
+from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
 from search_env.corpora import Qrels, Query

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from learner.logprobs import completion_logprobs
 from learner.packing import Candidate, Group, GroupError, check_group, pack_groups
 from learner.policy import Policy, TinySettings, build_tiny
-from learner.product_prompts import ProductPromptSettings, encode_product_request, render_pointers, render_product
+from learner.product_prompts import ProductPromptSettings, encode_product_request, render_product
 from learner.sampling import TransformersSampler
 from learner.selecting import Selector, banned_pointer_positions, banned_pointers, forbidden
+from learner.tokenizer import render_pointers
 from streams.events import PolicyRef, Product, Request, Sampling
 
 SELECTOR = Selector(pointer_ids=(5, 6, 7, 8), end_id=4)
