@@ -2,14 +2,16 @@
 
 The mandatory baseline, since a training set and a test set share attribute values and part of any gain is memory; and a
 part of the prompt, so that the policy starts from that memory and need not hold it in its weights. Similarity is the
-cosine of MiniLM embeddings. A training query never sees its own lesson, and for a share of them all lessons that name
-one of their attribute values are hidden, so that the policy also learns what to do where the neighbours know nothing.
+cosine of MiniLM embeddings. A training query sees neither its own lesson nor one that names two of its attribute values:
+on icecat 9,083 of 17,195 training intents share their pair of values with another one, and no query that is served has
+such luck. For a share of them all lessons that name one of their values are hidden, so that the policy also learns what
+to do where the neighbours know nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated
@@ -67,23 +69,25 @@ class Neighbours:
         return self._words(queries, self._embedder.embed_queries(queries), [()] * len(queries), count)
 
     def words_for_training(self, queries: Sequence[Query], *, count: int | None = None) -> list[tuple[str, ...]]:
-        """Return the same for training queries, whose own lesson stays hidden, and for a share (by hash) all lessons
-        that name one of their attribute values (`metadata.attributes`, as `search_env.intents` writes it)."""
-        values = {query.id: _values(query) for query in queries}
-        holders: defaultdict[str, list[int]] = defaultdict(list)
+        """Return the same for training queries: hidden are their own lesson, those that name two of their attribute
+        values (`metadata.attributes`, as `search_env.intents` writes it), and for a share (by hash) those that name
+        a certain one."""
+        holders: defaultdict[str, set[int]] = defaultdict(set)
         for query in queries:
-            for value in values[query.id]:
-                if query.id in self._row_of:
-                    holders[value].append(self._row_of[query.id])
-        hidden = [
-            (
-                *((self._row_of[query.id],) if query.id in self._row_of else ()),
-                *holders.get(self._hides(query), ()),
-            )
-            for query in queries
-        ]
+            if query.id in self._row_of:
+                for value in _values(query):
+                    holders[value].add(self._row_of[query.id])
+        hidden = [self._hidden(query, holders) for query in queries]
         vectors = self._embedder.embed_queries([query.text for query in queries])
         return self._words([query.text for query in queries], vectors, hidden, count)
+
+    def _hidden(self, query: Query, holders: Mapping[str, set[int]]) -> list[int]:
+        """Return the rows of the lessons that a training query may not see. holders: lessons by the value they name."""
+        shared = Counter(row for value in set(_values(query)) for row in holders.get(value, ()))
+        rows = {row for row, values in shared.items() if values >= 2} | holders.get(self._hides(query), set())
+        if query.id in self._row_of:
+            rows.add(self._row_of[query.id])
+        return sorted(rows)
 
     def _hides(self, query: Query) -> str:
         """Return the attribute value whose lessons are hidden for this query, "" for none."""
@@ -97,7 +101,7 @@ class Neighbours:
         self,
         queries: Sequence[str],
         vectors: Floats,
-        hidden: Sequence[Sequence[int]],
+        hidden: Sequence[Sequence[int]],  # rows, for each query
         count: int | None,
     ) -> list[tuple[str, ...]]:
         settings = self.settings
