@@ -30,18 +30,15 @@ from storage.columns import (
     strings,
     structs,
 )
-from streams.codec import RECORD_BYTES_MAX, decode
+from streams.codec import decode
 from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import (
     DeadLetter,
+    Event,
     Feedback,
     Generation,
-    Hit,
-    Outcome,
-    PolicyRef,
     PolicyVersion,
-    Position,
     Request,
     Reward,
     Update,
@@ -54,69 +51,19 @@ Built = tuple[str, Columns]
 UNDECODABLE = "undecodable"
 
 
-class StoredCompletion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What `outcomes` keep of a `Completion`: its numbers stand in `candidates`, which are read from the generation."""
-
-    text: str
-
-
-class StoredRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_field="event"):
-    """What `rewards` keep of a `Request`."""
-
-    request_id: str
-    run: str
-    query_id: str
-    query: str
-    split: str = "train"
-
-
-class StoredGeneration(msgspec.Struct, frozen=True, kw_only=True, tag="generation/1", tag_field="event"):
-    """What `rewards` keep of a `Generation`."""
-
-    request: StoredRequest
-    policy: PolicyRef
-    completions: tuple[StoredCompletion, ...]
-
-
-class StoredReward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):
-    """A `Reward` without what no column holds: half of its bytes are tokens, which only the learner reads.
-
-    Decoding it takes half the time of the whole. The record itself is archived byte for byte.
-    """
-
-    group_id: str
-    generation: StoredGeneration
-    source: Position
-    content_sha256: str
-    outcomes: tuple[Outcome, ...]
-    index: str
-    relevance_model: str
-    reward_sha256: str
-    raw_hits: tuple[Hit, ...] = ()
-    search_body: str = ""
-    made_at_ms: int = 0
-
-
-Stored = Request | Generation | StoredReward | Update | PolicyVersion | Feedback | DeadLetter
-
-_stored_decoder: msgspec.json.Decoder[Stored] = msgspec.json.Decoder(Stored)
-
-
 class Entry(NamedTuple):
     """A record and its event, or the reason why it has none."""
 
     record: Received
-    event: Stored | Reward | None
+    event: Event | None
     error: str = ""
 
 
 def read_entry(record: Received) -> Entry:
-    """Decode a record as far as it is stored; never raises for what stands in it."""
-    if record.value and len(record.value) <= RECORD_BYTES_MAX:
-        try:
-            return Entry(record, _stored_decoder.decode(record.value))
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            pass  # The codec below says what is wrong.
+    """Decode a record; never raises for what stands in it.
+
+    Whole, although half of a reward is tokens that no column holds: what another stage would refuse is no row here.
+    """
     try:
         return Entry(record, decode(record.value))
     except EventError as error:
@@ -130,7 +77,7 @@ def build_tables(entries: Sequence[Entry]) -> Tables:
     Raises pa.ArrowException, OverflowError or UnicodeError if a value fits into no column (`sound` finds out which).
     """
     built = [("records", _records(entries))]
-    kinds: dict[type[Stored | Reward], list[Entry]] = {}
+    kinds: dict[type[Event], list[Entry]] = {}
     for entry in entries:
         if entry.event is not None:
             kinds.setdefault(type(entry.event), []).append(entry)
@@ -196,13 +143,13 @@ def _records(entries: Sequence[Entry]) -> Columns:
     }
 
 
-def _kind(event: Stored | Reward | None) -> str:
+def _kind(event: Event | None) -> str:
     return UNDECODABLE if event is None else _KINDS[type(event)]
 
 
-_KINDS: dict[type[Stored | Reward], str] = {
+_KINDS: dict[type[Event], str] = {
     kind: str(kind.__struct_config__.tag)
-    for kind in (Request, Generation, StoredReward, Reward, Update, PolicyVersion, Feedback, DeadLetter)
+    for kind in (Request, Generation, Reward, Update, PolicyVersion, Feedback, DeadLetter)
 }
 
 
@@ -262,7 +209,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
     }
 
 
-def _rewards(records: list[Received], events: list[StoredReward]) -> Built:
+def _rewards(records: list[Received], events: list[Reward]) -> Built:
     requests = [e.generation.request for e in events]
     return "rewards", places(records) | {
         "run": _runs(records),
@@ -283,7 +230,7 @@ def _rewards(records: list[Received], events: list[StoredReward]) -> Built:
     }
 
 
-def _outcomes(records: list[Received], events: list[StoredReward]) -> Built:
+def _outcomes(records: list[Received], events: list[Reward]) -> Built:
     counts = [len(e.outcomes) for e in events]
     outcomes = [o for e in events for o in e.outcomes]
     texts = [
@@ -382,7 +329,7 @@ def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
     }
 
 
-def _source(events: Sequence[Generation | StoredReward | DeadLetter]) -> Columns:
+def _source(events: Sequence[Generation | Reward | DeadLetter]) -> Columns:
     return {
         "source_topic": strings(e.source.topic for e in events),
         "source_partition": integers(e.source.partition for e in events),
@@ -399,10 +346,9 @@ def _policy(policies: Sequence[Any], *, parent: bool = False) -> Columns:
     }
 
 
-_BUILDERS: dict[type[Stored | Reward], tuple[Callable[[list[Received], Any], Built], ...]] = {
+_BUILDERS: dict[type[Event], tuple[Callable[[list[Received], Any], Built], ...]] = {
     Request: (_requests,),
     Generation: (_generations, _candidates),
-    StoredReward: (_rewards, _outcomes),
     Reward: (_rewards, _outcomes),
     Update: (_updates, _update_groups),
     PolicyVersion: (_policy_versions,),
