@@ -9,8 +9,8 @@ import msgspec
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import read_run_settings
-from infra.tasks.task import load_task
-from search_env.corpora import Qrels, Query
+from infra.tasks.task import Judged, load_task
+from search_env.corpora import Qrels
 from storage.errors import EvaluationError
 from storage.evaluation.precision import pooled_recall_at_precision
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
@@ -29,7 +29,7 @@ def measure_runs(
     rankings: Sequence[tuple[str, str]],
     *,
     baseline: str | None,
-    given: tuple[Sequence[Query], Qrels] | None,
+    given: Judged | None,
     settings: EvaluationSettings,
     report: Report,
 ) -> list[Measured]:

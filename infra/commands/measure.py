@@ -96,15 +96,16 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None
     import shutil
 
     from infra.run_settings import read_run_settings
-    from infra.summary_arms import summaries_of, summaries_path
+    from infra.summarising import summaries_path
     from infra.summary_world import SummaryWorld
+    from infra.tasks.summary import policy_summaries
     from learner.versions import find_version
     from streams.topics import version_name
 
     kept = read_run_settings(app.home.existing_run(run_name))
     with progress() as report:
         world = SummaryWorld(app.with_settings(kept.settings), kept.index, report)
-        written = summaries_of(
+        written = policy_summaries(
             app, world, kept, [document.id for document in world.documents], policy=policy, report=report
         )
     _, manifest = find_version(app.home.run(run_name) / "checkpoints", policy)
