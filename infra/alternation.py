@@ -161,9 +161,11 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
     )
     kept = read_run_settings(app.home.run(run))
     texts = policy_texts(turned, kept, policy="latest", report=report)
-    manifest = adapt_to_texts(
-        turned, state.index, parent=scored_by, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
-    )
+    retriever = scored_by
+    if app.settings.alternation.adapt:
+        retriever = adapt_to_texts(
+            turned, state.index, parent=scored_by, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
+        ).name
     _, policy = load_current(app.home.run(run) / "checkpoints")
     return Turn(
         turn=number,
@@ -171,9 +173,9 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
         scored_by=scored_by,
         edge_scale=turned.settings.resume.reward.edge_scale,
         policy=version_name(policy.policy),
-        retriever=manifest.name,
+        retriever=retriever,
         rr_before=_dev(turned, state, scored_by, texts),
-        rr=_dev(turned, state, manifest.name, texts),
+        rr=_dev(turned, state, retriever, texts),
     )
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from infra.context import App
-from infra.measuring import measure_runs
+from infra.measuring import measure_rankings, rank_run
 from infra.premise import check_premise
 from infra.reproduction import reproduce
 from infra.run_settings import read_run_settings
@@ -88,12 +88,11 @@ def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[Ap
 
 def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
-    rankings = [("summaries", name) for name in (*ARMS, "0", "latest")]
-    [tail] = measure_runs(
-        app,
+    kept = read_run_settings(app.home.run("summaries"))
+    rankings = {name: rank_run(app, kept, policy=name, given=None, report=quiet) for name in (*ARMS, "0", "latest")}
+    [tail] = measure_rankings(
         rankings,
-        baseline="summaries:log-counts",
-        given=None,
+        baseline="log-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=200),
         report=quiet,
     )

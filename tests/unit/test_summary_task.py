@@ -9,7 +9,7 @@ import pytest
 from infra.context import App
 from infra.home import Home
 from infra.loop import run_loop
-from infra.measuring import Measured, measure_runs
+from infra.measuring import measure_rankings, rank_run
 from infra.premise import check_premise
 from infra.requests import RequestSequence
 from infra.run_settings import RunSettings, write_run_settings
@@ -133,18 +133,20 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
     app, _, _ = learned
     world = SummaryWorld(app, "small", quiet)
     lists = world.lists("dev")
-    found: list[Measured] = measure_runs(
-        app,
-        [("s", name) for name in (*ARMS, "0", "latest")],
-        baseline="s:log-counts",
-        given=(lists.queries, lists.qrels),
+    given = (lists.queries, lists.qrels)
+    rankings = {
+        name: rank_run(app, learned.run, policy=name, given=given, report=quiet) for name in (*ARMS, "0", "latest")
+    }
+    found = measure_rankings(
+        rankings,
+        baseline="log-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=100),
         report=quiet,
     )
     assert [each.name for each in found] == ["tail", "judged queries"]
     for each in found:
         assert len(each.evaluation.runs) == len(each.pooled_recall) == len(ARMS) + 2
-        assert each.evaluation.baseline == "s:log-counts"
+        assert each.evaluation.baseline == "log-counts"
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
