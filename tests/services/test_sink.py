@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 import storage.sink
 from storage.archive import ArchiveSettings
 from storage.columns import HEADERS
+from storage.entries import StoredCompletion, StoredGeneration, StoredRequest, StoredReward
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log
-from storage.rows import StoredCompletion, StoredGeneration, StoredRequest, StoredReward
 from storage.schema import Migration, migrate, migrations
 from storage.sink import Sink, SinkSettings
 from streams.codec import encode
@@ -503,7 +503,7 @@ def test_what_is_stored_of_a_reward_is_the_rewards_own_fields() -> None:
         for field in msgspec.structs.fields(stored):
             said = str(field.type)
             for short, long in names.items():
-                said = said.replace(f"storage.rows.{short}", f"streams.events.{long}")
+                said = said.replace(f"storage.entries.{short}", f"streams.events.{long}")
             assert said == str(known[field.name].type), field.name
             assert field.default == known[field.name].default, field.name
 
