@@ -15,35 +15,25 @@ from pathlib import Path
 
 import msgspec
 
+from infra.answered import QUERIES_FILE, answered_queries, write_answered
 from infra.context import App
+from infra.decoding import decode_requests
+from infra.document_texts import texts_without_policy
 from infra.progress import Report
-from infra.retrievers import dense_search, first_retriever, open_encoder, retrievers_of
+from infra.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
 from infra.run_settings import read_run_settings
 from infra.runs import train_run
 from infra.settings import Settings
-from infra.summarising import summarise_corpus
-from infra.tasks.resume import (
-    QUERIES_FILE,
-    Resume,
-    answered_queries,
-    open_resume_environment,
-    summary_texts,
-    texts_without_policy,
-    write_answered,
-)
+from infra.tasks.resume import Resume, open_resume_environment, policy_texts
+from infra.tasks.task import NewRun
 from learner.checkpoints import copy_checkpoint, load_current
-from learner.generation import generate_groups
-from learner.retriever import adapt_retriever
-from learner.retriever_versions import RetrieverManifest, load_retriever, save_retriever, texts_sha256
 from learner.versions import LoadedVersion
 from search_env.corpora import Qrels, Query, Ranking, write_whole
-from search_env.embeddings import model_directory
 from search_env.intents import load_intents
 from search_env.resume_environment import measured_deltas
 from search_env.rewards.resume import spread_scale
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
-from streams.events import Position
 from streams.topics import version_name
 
 STATE_FILE = "alternation.json"
@@ -127,34 +117,6 @@ def read_alternation(path: Path) -> Alternation:
         raise SettingsError(f"{path}: {error}. Start a new one with --run NAME") from error
 
 
-def adapt_to_texts(
-    app: App, index: str, *, parent: str, texts: Mapping[str, str], held_out: Sequence[Query], turn: int, seed: int
-) -> RetrieverManifest:
-    """Adapt a retriever version to what stands for the documents, on training queries, and return the new version."""
-    answered = answered_queries(app.home.index(index), held_out)
-    relevant: dict[str, list[str]] = {}
-    for document, queries in sorted(answered.by_document.items()):
-        for query in queries:
-            relevant.setdefault(query, []).append(document)
-    root = retrievers_of(app, index)
-    retriever, before = load_retriever(root / parent, model_directory())
-    settings = app.settings.retriever
-    losses = adapt_retriever(
-        retriever, queries=answered.queries, relevant=relevant, texts=texts, settings=settings, seed=seed
-    )
-    manifest = RetrieverManifest(
-        name="",
-        parent=parent,
-        turn=turn,
-        base_sha256=before.base_sha256,
-        tokens_max=before.tokens_max,
-        texts_sha256=texts_sha256(dict(texts)),
-        steps=len(losses),
-        loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
-    )
-    return save_retriever(root, retriever, manifest)
-
-
 def reciprocal_rank(rankings: Mapping[str, Ranking], qrels: Qrels) -> float:
     """Return mean RR@10 over the queries that have a relevant document."""
     found = []
@@ -198,12 +160,12 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
         report=lambda what, done, total: report(f"turn {number}, {what}", done, total),
     )
     kept = read_run_settings(app.home.run(run))
-    encoder = Resume().encoder(turned.settings)
-    summaries = summarise_corpus(turned, kept, encode=encoder, policy="latest", report=report)
-    texts = summary_texts(app.home.index(state.index), summaries)
-    manifest = adapt_to_texts(
-        turned, state.index, parent=scored_by, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
-    )
+    texts = policy_texts(turned, kept, policy="latest", report=report)
+    retriever = scored_by
+    if app.settings.alternation.adapt:
+        retriever = adapt_to_texts(
+            turned, state.index, parent=scored_by, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
+        ).name
     _, policy = load_current(app.home.run(run) / "checkpoints")
     return Turn(
         turn=number,
@@ -211,9 +173,9 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
         scored_by=scored_by,
         edge_scale=turned.settings.resume.reward.edge_scale,
         policy=version_name(policy.policy),
-        retriever=manifest.name,
+        retriever=retriever,
         rr_before=_dev(turned, state, scored_by, texts),
-        rr=_dev(turned, state, manifest.name, texts),
+        rr=_dev(turned, state, retriever, texts),
     )
 
 
@@ -245,32 +207,22 @@ def _begin_turn(
 def _measured_scale(app: App, state: Alternation, *, run: str, held_out: Sequence[Query], report: Report) -> float:
     """Return the edge scale that fits what the turn's first policy writes for some products."""
     settings = app.settings
-    prepared = Resume().prepare(
-        app, run=run, index=state.index, queries_file=None, held_out=held_out, seed=state.seed, report=report
-    )
+    new = NewRun(run=run, index=state.index, seed=state.seed, held_out=held_out)
+    prepared = Resume().prepare(app, new, report)
     run_dir = app.home.run(run)
     folder, manifest = load_current(run_dir / "checkpoints")
-    version = LoadedVersion(folder, manifest.policy)
-    chunk = [
-        (Position(topic="measured", partition=0, offset=offset), request)
-        for offset, request in enumerate(
-            prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
-        )
-    ]
-    groups = generate_groups(
-        chunk,
-        sampler=version.sampler,
-        tokenizer=version.tokenizer,
-        tokenizer_sha256=version.tokenizer_sha256,
-        encode_prompt=Resume().encoder(settings),
+    some = prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
+    groups = decode_requests(
+        some,
+        LoadedVersion(folder, manifest.policy),
+        encode=Resume().encoder(settings),
         sampling=settings.generation.sampling(),
         seed=state.seed,
-        made_at_ms=0,
+        name="measuring the spread",
+        report=report,
     )
     environment = open_resume_environment(app, state.index, run_dir, index_version=prepared.index)
-    inputs = [
-        (group, position, content_sha256(encode(group))) for group, (position, _) in zip(groups, chunk, strict=True)
-    ]
+    inputs = [(group, group.source, content_sha256(encode(group))) for group in groups]
     return round(spread_scale(measured_deltas(environment, inputs)), 6)
 
 

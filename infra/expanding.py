@@ -11,11 +11,11 @@ from functools import partial
 import msgspec
 
 from infra.context import App
+from infra.decoding import decode_requests, served
 from infra.home import SETTINGS_FILE
 from infra.preparation import LESSONS_FILE, Bench, open_bench
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings
-from learner.generation import generate_groups
 from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query
@@ -24,10 +24,8 @@ from search_env.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.neighbours import Neighbours
 from search_env.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
-from streams.events import Context, Position, Request
+from streams.events import Context, Generation, Request
 from streams.topics import version_name
-
-CHUNK_GROUPS = 128
 
 
 class Expanded(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,51 +60,42 @@ def expand_queries(
     with open_bench(app.with_settings(kept.settings), index, report) as bench:
         contexts = _contexts(bench, kept, [query.text for query in queries])
         index_version = bench.version.name
-    version = LoadedVersion(folder, manifest.policy)
-    sampling = msgspec.structs.replace(kept.settings.generation.greedy(), temperature=temperature)
     requests = [
-        (
-            Position(topic="expand", partition=0, offset=number),
-            Request(
-                request_id=query.id,
-                run=kept.run,
-                query_id=query.id,
-                query=query.text,
-                index=index_version,
-                split="live",
-                context=context,
-            ),
+        Request(
+            request_id=query.id,
+            run=kept.run,
+            query_id=query.id,
+            query=query.text,
+            index=index_version,
+            split="live",
+            context=context,
         )
-        for number, (query, context) in enumerate(zip(queries, contexts, strict=True))
+        for query, context in zip(queries, contexts, strict=True)
     ]
-    found: list[Expanded] = []
-    for start in range(0, len(requests), CHUNK_GROUPS):
-        groups = generate_groups(
-            requests[start : start + CHUNK_GROUPS],
-            sampler=version.sampler,
-            tokenizer=version.tokenizer,
-            tokenizer_sha256=version.tokenizer_sha256,
-            encode_prompt=partial(encode_request, settings=kept.settings.prompts),
-            sampling=sampling,
-            seed=kept.seed,
-            made_at_ms=0,
-        )
-        for group in groups:
-            text = group.completions[0].text
-            parsed = parse_expansions(text, kept.settings.environment.expansions, choices_of(group.request.context))
-            valid = isinstance(parsed, ParsedExpansions)
-            found.append(
-                Expanded(
-                    query_id=group.request.query_id,
-                    query=group.request.query,
-                    expansions=parsed.expansions if isinstance(parsed, ParsedExpansions) else (),
-                    valid=valid,
-                    text=text,
-                    policy=version_name(group.policy),
-                )
-            )
-        report("expanding", len(found), len(requests))
-    return found
+    groups = decode_requests(
+        requests,
+        LoadedVersion(folder, manifest.policy),
+        encode=partial(encode_request, settings=kept.settings.prompts),
+        sampling=served(kept, temperature=temperature),
+        seed=kept.seed,
+        name="expanding",
+        report=report,
+    )
+    return [_read(group, kept) for group in groups]
+
+
+def _read(group: Generation, kept: RunSettings) -> Expanded:
+    text = group.completions[0].text
+    parsed = parse_expansions(text, kept.settings.environment.expansions, choices_of(group.request.context))
+    valid = isinstance(parsed, ParsedExpansions)
+    return Expanded(
+        query_id=group.request.query_id,
+        query=group.request.query,
+        expansions=parsed.expansions if isinstance(parsed, ParsedExpansions) else (),
+        valid=valid,
+        text=text,
+        policy=version_name(group.policy),
+    )
 
 
 def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from infra.context import App
 from infra.progress import Report
-from infra.run_settings import read_run_settings
-from infra.tasks.task import load_task
-from search_env.corpora import Qrels, Query
+from infra.run_settings import RunSettings
+from infra.tasks.task import TOP, Judged, Ranked, load_task
+from search_env.corpora import Qrels
+from search_env.index import load_manifest
 from storage.errors import EvaluationError
 from storage.evaluation.precision import pooled_recall_at_precision
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
@@ -24,29 +26,56 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     pooled_recall: dict[str, float]
 
 
-def measure_runs(
+def rank_run(
     app: App,
-    rankings: Sequence[tuple[str, str]],
+    run: RunSettings,
     *,
-    baseline: str | None,
-    given: tuple[Sequence[Query], Qrels] | None,
-    settings: EvaluationSettings,
+    policy: str,
+    given: Judged | None,
     report: Report,
-) -> list[Measured]:
-    """Return each held-out set with all rankings measured on it.
+    changes: Mapping[str, Any] | None = None,
+    temperature: float = 0.0,
+    top: int = TOP,
+) -> list[Ranked]:
+    """Return how a policy version or a method ranks the held-out sets of a run's task, under the run's own settings.
 
-    rankings: (run, policy version or method); one is called `run:policy` in the result. baseline: one of these names.
-    given: judged queries of the user's own. Raises EvaluationError if the runs do not share their sets.
+    changes: tables of settings that are to differ from them.
+    """
+    ranking = app.with_settings(run.settings)
+    if changes:
+        ranking = ranking.with_changes("--set", dict(changes))
+    run = msgspec.structs.replace(run, settings=ranking.settings)
+    task = load_task(run.settings.train.task)
+    return task.rank(ranking, run, policy=policy, given=given, report=report, temperature=temperature, top=top)
+
+
+def without_run(app: App, *, recipe: str, index: str, seed: int) -> RunSettings:
+    """Return what stands for a run where a method needs none; app: with the recipe's settings."""
+    return RunSettings(
+        run=f"{index}-{seed}",
+        recipe=recipe,
+        index=index,
+        index_version=load_manifest(app.home.index(index)).name,
+        seed=seed,
+        updates=0,
+        settings=app.settings,
+    )
+
+
+def measure_rankings(
+    rankings: Mapping[str, Sequence[Ranked]], *, baseline: str | None, settings: EvaluationSettings, report: Report
+) -> list[Measured]:
+    """Return each held-out set with all rankings, by name, measured on it.
+
+    baseline: one of these names. Raises EvaluationError if the rankings do not share their sets.
     """
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     qrels: dict[str, Qrels] = {}
-    for run, policy in rankings:
-        kept = read_run_settings(app.home.existing_run(run))
-        task = load_task(kept.settings.train.task)
-        for each in task.rank(app.with_settings(kept.settings), kept, policy=policy, given=given, report=report):
+    for name, ranked in rankings.items():
+        for each in ranked:
             if qrels.setdefault(each.name, each.qrels) != each.qrels:
                 raise EvaluationError(f"runs have different judgments for {each.name!r}: measure them one by one")
-            found.setdefault(each.name, {})[f"{run}:{policy}"] = each.run
+            found.setdefault(each.name, {})[name] = each.run
     return [
         Measured(
             name=name,

@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 
 from infra.context import App
+from infra.first_policy import first_policy
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.relevance import open_relevance
 from infra.tasks.task import Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
-from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.policy import Policy, with_lora
 from learner.prompts import prompt_text, render_answer, with_choices
 from learner.tokenizer import is_selection, render_pointers
 from learner.warmup import warm_up
@@ -237,19 +238,16 @@ def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
 
 
 def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
-    base = app.settings.policy.base
-    if base == "tiny":
-        texts = (
-            " ".join([document.title, document.text, *map(str, document.metadata.get("attributes", {}).values())])
-            for document in bench.catalogue.documents
-        )
-        tiny = msgspec.structs.replace(app.settings.policy.tiny, seed=seed)
-        policy = build_tiny(texts, tiny, pointers=app.settings.prompts.pointers)
-        return save_policy(policy, run_dir / "warmup" / "untaught")
-    policy = unpack_smollm2(app.home.policies / "smollm2") if base == "smollm2" else load_policy(find_base(base))
-    if app.settings.prompts.select and policy.selector is None:
+    prompts = app.settings.prompts
+    texts = (
+        " ".join([document.title, document.text, *map(str, document.metadata.get("attributes", {}).values())])
+        for document in bench.catalogue.documents
+    )
+    policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)
+    if prompts.select and policy.selector is None:
         raise SettingsError(
-            f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got {base!r}"
+            f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got "
+            f"{app.settings.policy.base!r}"
         )
     return policy
 

@@ -1,16 +1,14 @@
 """Runs made from another run's log: its records copied, its generations scored anew, its requests sent as load.
 
-A replayed run has topics, checkpoints and a ledger of its own, so that every verb works on it; the recorded run is only
-read. Its topics keep their records for ever: copied records keep their times, by which Kafka would delete them.
+A replayed run (`infra.replayed_run`) has topics, checkpoints and a ledger of its own, so that every verb works on it;
+the recorded run is only read.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,28 +18,22 @@ from infra.context import App
 from infra.layers import assignments_layer, combine
 from infra.progress import Report
 from infra.recorded import Limits, Recorded, Window
-from infra.run_settings import RunSettings, read_run_settings, write_run_settings
-from infra.services.artefacts import silent
-from infra.serving import policy_server
+from infra.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
+from infra.run_settings import RunSettings, read_run_settings
 from infra.settings import Settings
-from infra.supervisor import Supervisor, worker_arguments
-from infra.tasks.task import load_task
+from infra.supervisor import Supervisor
 from learner.batches import BatchSettings
-from learner.checkpoints import copy_checkpoint, load_current
-from learner.versions import find_version
+from learner.checkpoints import load_current
 from storage.log import open_log
-from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics, partitions_of
+from streams.clients import KafkaSettings, connect_consumer
 from streams.codec import decode
-from streams.delivery import Outbox, Received, Stop, decode_or_bury, now_ms, poll
-from streams.errors import DeliveryError, EventError, SettingsError
-from streams.events import Generation, PolicyVersion, Update
+from streams.delivery import Outbox, Received, Stop, decode_or_bury, poll
+from streams.errors import DeliveryError, EventError
+from streams.events import Generation, Update
 from streams.lag import stage_lags
-from streams.ranges import log_bounds
-from streams.raw_log import RawLog
-from streams.replay import ReplayCount, copy, in_recorded_order, replay
-from streams.topics import BY_KIND, kind_of, topic_name, version_name
+from streams.replay import ReplayCount, in_recorded_order, replay
+from streams.topics import BY_KIND, topic_name, version_name
 
-FOREVER = -1
 # A frozen policy makes no update, so nothing is ever used up: the generator may go on without a learner.
 UNBOUNDED = {"groups": 4096, "staleness_max": 64}
 
@@ -92,11 +84,11 @@ def copy_window(
     source = _recorded(app, selection)
     chosen = kinds or list(BY_KIND)
     windows = [window for kind in chosen for window in _windows(source, selection, kind, may_be_empty=not kinds)]
-    kafka = _new_topics(app, source, selection.run, into, chosen)
+    kafka = new_topics(app, source, selection.run, into, chosen)
     if speed == math.inf:
-        return _copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
+        return copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
     total = sum(window.end - window.first for window in windows)
-    with _outbox(app, kafka, into) as outbox:
+    with outbox_to(app, kafka, into) as outbox:
         return replay(
             in_recorded_order([source.read(window) for window in windows]),
             outbox,
@@ -128,10 +120,10 @@ def counterfactual(
             f"expected at least {settings.batch.groups} groups (batch.groups) to learn from in this window of "
             f"{selection.run}.generations, found {len(groups)}; widen it, or --set batch.groups={max(len(groups), 1)}"
         )
-    kafka = _new_topics(app, source, selection.run, into, ["generations"])
-    base = _new_run(app, kept, settings, into=into, begin=begin, updates=batches)
-    _copy_at_once(kafka, source, windows, into=into, stop=Stop(), what="generations copied", report=report)
-    with _outbox(app, kafka, into) as outbox, _workers(app, into, ["sink", "environment", "learner"]) as workers:
+    kafka = new_topics(app, source, selection.run, into, ["generations"])
+    base = new_run(app, kept, settings, into=into, begin=begin, updates=batches)
+    copy_at_once(kafka, source, windows, into=into, stop=Stop(), what="generations copied", report=report)
+    with outbox_to(app, kafka, into) as outbox, run_workers(app, into, ["sink", "environment", "learner"]) as workers:
         _follow_updates(app, into, outbox, workers, base=base, updates=batches, report=report)
     _, manifest = load_current(app.home.run(into) / "checkpoints")
     recorded = _mean_reward(app.home.run(selection.run), groups)
@@ -179,13 +171,13 @@ def load(
     windows = _windows(source, selection, "requests")
     total = sum(window.end - window.first for window in windows)
     updates = total // batch_groups if learning else 0
-    kafka = _new_topics(app, source, selection.run, into, ["requests"])
-    with _outbox(app, kafka, into) as outbox:
-        base = _new_run(app, kept, settings, into=into, begin=begin, updates=updates or 1)
+    kafka = new_topics(app, source, selection.run, into, ["requests"])
+    with outbox_to(app, kafka, into) as outbox:
+        base = new_run(app, kept, settings, into=into, begin=begin, updates=updates or 1)
         if not learning:
-            _publish(app, into, outbox)
+            publish_only_version(app, into, outbox)
         roles = ["sink", "environment", "generator", *(["learner"] if learning else [])]
-        with _workers(app, into, roles) as workers:
+        with run_workers(app, into, roles) as workers:
 
             def sending(count: int) -> None:
                 workers.check()
@@ -224,109 +216,6 @@ def _settings(app: App, kept: RunSettings, assignments: Sequence[str]) -> Settin
     return combine(
         Settings, [("the recorded run", msgspec.to_builtins(kept.settings)), ("--set", assignments_layer(assignments))]
     )
-
-
-def _new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
-    """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
-
-    Raises SettingsError if `into` is the run itself or another that is there, DeliveryError if its topics hold records.
-    """
-    if app.home.run(into).exists() and into != run:
-        raise SettingsError(f"--into: expected a new run, {app.home.run(into)} exists; choose another name")
-    if into == run:
-        raise SettingsError(
-            f"--into: expected the name of another run, got {into!r}; a replay never writes to its source"
-        )
-    count = max(source.partitions(kind) for kind in kinds)
-    kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
-    names = create_topics(kafka, into, retention_ms=FOREVER)
-    partitions = partitions_of(kafka, names)
-    held = {item.topic for item, (start, end) in log_bounds(kafka, partitions).items() if end > start}
-    if held:
-        raise DeliveryError(
-            f"--into: expected empty topics, {', '.join(sorted(held))} hold records; choose another name"
-        )
-    if len([item for item in partitions if item.topic == topic_name(into, kinds[0])]) < count:
-        raise DeliveryError(f"--into: {into}'s topics have fewer than {count} partitions; choose another name")
-    return kafka
-
-
-@contextmanager
-def _outbox(app: App, kafka: KafkaSettings, into: str) -> Iterator[Outbox]:
-    producer = connect_producer(kafka, client_id=f"{into}-replay")
-    try:
-        yield Outbox(producer, into, stage="replay", settings=app.settings.delivery)
-    finally:
-        producer.close()
-
-
-def _copy_at_once(
-    kafka: KafkaSettings,
-    source: Recorded,
-    windows: Sequence[Window],
-    *,
-    into: str,
-    stop: Stop,
-    what: str,
-    report: Report,
-) -> ReplayCount:
-    total = sum(window.end - window.first for window in windows)
-    with RawLog(kafka, client_id=f"{into}-replay") as log:
-        return copy(
-            [
-                (
-                    TopicPartition(topic_name(into, kind_of(window.topic)), window.partition),
-                    source.read_raw(window, log),
-                )
-                for window in windows
-            ],
-            log.writer(),
-            stop=stop,
-            report=lambda count: report(what, count, total),
-        )
-
-
-def _new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
-    """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
-    folder, recorded = app.home.run(into), app.home.run(kept.run)
-    source, manifest = find_version(recorded / "checkpoints", begin)
-    copy_checkpoint(source, manifest, folder / "checkpoints")
-    for name in load_task(kept.settings.train.task).carried:  # What the policy is served with, prompts included.
-        if (recorded / name).exists():
-            shutil.copy2(recorded / name, folder / name)
-    base = manifest.policy.step
-    write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
-    return base
-
-
-def _publish(app: App, into: str, outbox: Outbox) -> None:
-    """Announce the one version of a frozen run, as its learner would."""
-    folder, manifest = load_current(app.home.run(into) / "checkpoints")
-    outbox.send(
-        PolicyVersion(
-            run=into, policy=manifest.policy, parent=None, path=f"checkpoints/{folder.name}", made_at_ms=now_ms()
-        )
-    )
-    outbox.flush()
-
-
-@contextmanager
-def _workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
-    """Give running workers; at the end they stop in the order of the stream, the sink last."""
-    settings = read_run_settings(app.home.run(run)).settings
-    if "generator" not in roles:  # Nobody samples, so no server is needed for it.
-        settings = msgspec.structs.replace(
-            settings, generation=msgspec.structs.replace(settings.generation, backend="transformers")
-        )
-    with (
-        policy_server(app, run, settings, silent) as serving,
-        Supervisor(
-            worker_arguments(app.home.root), roles, app.home.run(run), app.worker_environment() | serving.environment
-        ) as workers,
-    ):
-        yield workers
-        for role in reversed(roles):
-            workers.stop([role])
 
 
 def _follow_updates(

@@ -1,4 +1,4 @@
-"""Retriever versions of an index: where they lie, the first one, and searching with one of them."""
+"""Retriever versions of an index: where they lie, the first one, adapting one, and searching with one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from infra.answered import answered_queries
 from infra.context import App
-from learner.retriever import StaticRetriever
-from learner.retriever_versions import RetrieverManifest, read_retriever_manifest, save_retriever, texts_sha256
+from learner.retriever import StaticRetriever, adapt_retriever
+from learner.retriever_versions import (
+    RetrieverManifest,
+    load_retriever,
+    read_retriever_manifest,
+    save_retriever,
+    texts_sha256,
+)
 from search_env.corpora import Query, Ranking
 from search_env.dense import RememberedVectors, StaticEncoder
 from search_env.embeddings import model_directory
@@ -46,6 +53,34 @@ def open_encoder(app: App, index: str, name: str) -> StaticEncoder:
         raise SettingsError(f"retriever: expected one of {known} of index {index!r}, got {name!r}")
     manifest = read_retriever_manifest(root / name)
     return StaticEncoder(root / name, model_directory(), tokens_max=manifest.tokens_max)
+
+
+def adapt_to_texts(
+    app: App, index: str, *, parent: str, texts: Mapping[str, str], held_out: Sequence[Query], turn: int, seed: int
+) -> RetrieverManifest:
+    """Adapt a retriever version to what stands for the documents, on training queries, and return the new version."""
+    answered = answered_queries(app.home.index(index), held_out)
+    relevant: dict[str, list[str]] = {}
+    for document, queries in sorted(answered.by_document.items()):
+        for query in queries:
+            relevant.setdefault(query, []).append(document)
+    root = retrievers_of(app, index)
+    retriever, before = load_retriever(root / parent, model_directory())
+    settings = app.settings.retriever
+    losses = adapt_retriever(
+        retriever, queries=answered.queries, relevant=relevant, texts=texts, settings=settings, seed=seed
+    )
+    manifest = RetrieverManifest(
+        name="",
+        parent=parent,
+        turn=turn,
+        base_sha256=before.base_sha256,
+        tokens_max=before.tokens_max,
+        texts_sha256=texts_sha256(dict(texts)),
+        steps=len(losses),
+        loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
+    )
+    return save_retriever(root, retriever, manifest)
 
 
 def dense_search(

@@ -10,7 +10,7 @@ from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.serving import check_backend
-from infra.tasks.task import load_task
+from infra.tasks.task import NewRun, load_task
 from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
@@ -42,9 +42,8 @@ def train_run(
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)
-    prepared = task.prepare(
-        app, run=run, index=index, queries_file=queries_file, held_out=held_out, seed=seed, report=report
-    )
+    new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
+    prepared = task.prepare(app, new, report)
     write_run_settings(
         app.home.run(run),
         RunSettings(

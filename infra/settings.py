@@ -67,12 +67,14 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
     product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
+    adapt: False leaves the retriever as it began (the paper's ablation), and a turn is the summariser's alone.
     turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn.
     gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
     measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
     """
 
     begin: Literal["nothing", "random", "documents"] = "nothing"
+    adapt: bool = True
     turns_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
     updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
     gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.002

@@ -1,97 +1,124 @@
-"""The summaries of a whole corpus as one policy version writes them, decoded greedily and stored with its name."""
+"""Summaries of products as one policy version writes them, decoded as it is served, and stored with its name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from infra.context import App
+from infra.decoding import decode_requests, served
 from infra.progress import Report
 from infra.run_settings import RunSettings
-from learner.generation import Encode, generate_groups
+from learner.generation import Encode
 from learner.versions import LoadedVersion, find_version
-from search_env.index import load_documents, load_manifest
-from search_env.products import product_of
-from search_env.summaries import ParsedSummary, read_summary
+from search_env.corpora import write_whole
+from search_env.summaries import ParsedSummary, SummarySettings, read_summary
 from search_env.wordpieces import wordpiece_count
 from streams.errors import SettingsError
-from streams.events import Position, Request
+from streams.events import Product, Request
 from streams.topics import version_name
 
-CHUNK_GROUPS = 128
 
+class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy version wrote about a document, as it is indexed.
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy version wrote about a document, as it is indexed; "" where it wrote nothing that can be read."""
+    summary: "" where it wrote nothing that can be read (`valid` is false then): the title stands alone.
+    tokens, repeats: as in `search_env.summaries.ParsedSummary`.
+    """
 
     document_id: str
     policy: str
     summary: str
-    valid: bool
+    valid: bool = True
+    tokens: int = 0
+    repeats: float = 0.0
 
 
-def summarise_corpus(app: App, run: RunSettings, *, encode: Encode, policy: str, report: Report) -> dict[str, str]:
-    """Return the summary of every document that has values, by id; what a version wrote before is read again.
+def summarise(
+    app: App,
+    run: RunSettings,
+    products: Sequence[Product],
+    *,
+    encode: Encode,
+    budget: SummarySettings,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
+) -> dict[str, str]:
+    """Return a policy version's summary of each product, by document id: those stored already, and the others written.
 
-    policy: "latest" or a version of the run. A text in the wrong format is an empty summary: the title stands alone.
+    policy: "latest" or a version of the run. temperature: above 0 texts are sampled, and none is stored.
     """
     folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
-    name = version_name(manifest.policy)
-    path = app.home.run(run.run) / "summaries" / f"{name}.jsonl"
-    if path.is_file():
-        return {each.document_id: each.summary for each in read_summaries(path)}
-    version = LoadedVersion(folder, manifest.policy)
-    index = load_manifest(app.home.index(run.index)).name
-    products = [each for each in map(product_of, load_documents(app.home.index(run.index))) if each.values]
-    requests = [
-        (
-            Position(topic="summaries", partition=0, offset=number),
-            Request(
-                request_id=each.document_id,
-                run=run.run,
-                query_id=each.document_id,
-                query=each.title,
-                index=index,
-                split="live",
-                product=each,
-            ),
-        )
-        for number, each in enumerate(products)
-    ]
-    found: list[Summary] = []
-    for start in range(0, len(requests), CHUNK_GROUPS):
-        groups = generate_groups(
-            requests[start : start + CHUNK_GROUPS],
-            sampler=version.sampler,
-            tokenizer=version.tokenizer,
-            tokenizer_sha256=version.tokenizer_sha256,
-            encode_prompt=encode,
-            sampling=run.settings.generation.greedy(),
-            seed=run.seed,
-            made_at_ms=0,
-        )
-        for group, product in zip(groups, products[start : start + CHUNK_GROUPS], strict=True):
-            read = read_summary(group.completions[0].text, product, app.settings.resume.summary, wordpiece_count)
-            valid = isinstance(read, ParsedSummary)
-            text = read.text if isinstance(read, ParsedSummary) else ""
-            found.append(Summary(document_id=product.document_id, policy=name, summary=text, valid=valid))
-        report("summarising", len(found), len(products))
-    write_summaries(path, found)
-    return {each.document_id: each.summary for each in found}
+    path = summaries_path(app, run, version_name(manifest.policy))
+    stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
+    missing = [product for product in products if product.document_id not in stored]
+    if missing:
+        version = LoadedVersion(folder, manifest.policy)
+        for each in _write(run, version, missing, encode, budget, temperature, report):
+            stored[each.document_id] = each
+        if not temperature:
+            write_whole(path, msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)]))
+    return {product.document_id: stored[product.document_id].summary for product in products}
 
 
-def write_summaries(path: Path, summaries: list[Summary]) -> None:
-    """Write summaries, one JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    aside.write_bytes(msgspec.json.Encoder().encode_lines(summaries))
-    aside.rename(path)
+def summaries_path(app: App, run: RunSettings, version: str) -> Path:
+    """Return where a policy version's summaries are stored."""
+    return app.home.run(run.run) / "summaries" / f"{version}.jsonl"
 
 
-def read_summaries(path: Path) -> list[Summary]:
+def read_summaries(path: Path) -> list[StoredSummary]:
     """Return the summaries in a file. Raises SettingsError if it is missing or damaged."""
     try:
-        return msgspec.json.Decoder(Summary).decode_lines(path.read_bytes())
+        return msgspec.json.Decoder(StoredSummary).decode_lines(path.read_bytes())
     except (OSError, msgspec.DecodeError) as error:
         raise SettingsError(f"{path}: {error}. Delete it; the same command writes it anew") from error
+
+
+def _write(
+    run: RunSettings,
+    version: LoadedVersion,
+    products: Sequence[Product],
+    encode: Encode,
+    budget: SummarySettings,
+    temperature: float,
+    report: Report,
+) -> list[StoredSummary]:
+    requests = [
+        Request(
+            request_id=product.document_id,
+            run=run.run,
+            query_id=product.document_id,
+            query="",
+            index=run.index_version,
+            split="live",
+            product=product,
+        )
+        for product in products
+    ]
+    groups = decode_requests(
+        requests,
+        version,
+        encode=encode,
+        sampling=served(run, temperature=temperature),
+        seed=run.seed,
+        name="summarising",
+        report=report,
+    )
+    found = []
+    for product, group in zip(products, groups, strict=True):
+        read = read_summary(group.completions[0].text, product, budget, wordpiece_count)
+        valid = isinstance(read, ParsedSummary)
+        found.append(
+            StoredSummary(
+                document_id=product.document_id,
+                policy=version_name(version.reference),
+                summary=read.text if isinstance(read, ParsedSummary) else "",
+                valid=valid,
+                tokens=read.tokens if isinstance(read, ParsedSummary) else 0,
+                repeats=read.repeats if isinstance(read, ParsedSummary) else 0.0,
+            )
+        )
+    return found

@@ -7,24 +7,11 @@ for the query, which no catalogue could store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import msgspec
-
-from infra.context import App
-from infra.progress import Report
-from infra.run_settings import RunSettings
 from infra.summary_world import SummaryWorld
-from learner.generation import generate_groups
-from learner.product_prompts import encode_product_request
-from learner.versions import LoadedVersion, find_version
-from search_env.corpora import Qrels, Query, write_whole
-from search_env.summaries import ParsedSummary, fit_text, read_summary
+from search_env.corpora import Qrels, Query
+from search_env.summaries import fit_text
 from search_env.wordpieces import wordpiece_count
-from streams.events import Position, Request
-from streams.topics import version_name
-
-CHUNK_GROUPS = 64
 
 Says = Callable[[SummaryWorld, Query, str], str]
 
@@ -63,16 +50,6 @@ ARMS: Mapping[str, Says] = {
 }
 
 
-class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A product's summary as it is stored beside the title, with the policy version that wrote it."""
-
-    document_id: str
-    summary: str
-    tokens: int
-    repeats: float
-    policy: str
-
-
 def rank_lists(
     world: SummaryWorld, arm: str, summaries: Mapping[str, str] | None, queries: Sequence[Query], qrels: Qrels
 ) -> dict[str, dict[str, float]]:
@@ -94,82 +71,3 @@ def rank_lists(
     for (query, document), score in zip(items, scores.tolist(), strict=True):
         found[query.id][document] = score
     return found
-
-
-def summaries_of(
-    app: App, world: SummaryWorld, run: RunSettings, documents: Sequence[str], *, policy: str, report: Report
-) -> dict[str, str]:
-    """Return a policy version's summaries of these documents: those stored already, and the others written now."""
-    folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
-    path = summaries_path(app, run, version_name(manifest.policy))
-    stored = {each.document_id: each for each in read_summaries(path)}
-    missing = [document for document in documents if document not in stored]
-    if missing:
-        for each in write_summaries(world, run, LoadedVersion(folder, manifest.policy), missing, report):
-            stored[each.document_id] = each
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)])
-        write_whole(path, lines.decode())
-    return {document: stored[document].summary for document in documents}
-
-
-def summaries_path(app: App, run: RunSettings, version: str) -> Path:
-    """Return where a policy version's summaries are stored."""
-    return app.home.run(run.run) / "summaries" / f"{version}.jsonl"
-
-
-def read_summaries(path: Path) -> list[StoredSummary]:
-    """Return the stored summaries; none where none were stored."""
-    return msgspec.json.Decoder(StoredSummary).decode_lines(path.read_bytes()) if path.is_file() else []
-
-
-def write_summaries(
-    world: SummaryWorld, run: RunSettings, version: LoadedVersion, documents: Sequence[str], report: Report
-) -> list[StoredSummary]:
-    """Return what a loaded policy version writes of these documents, decoded greedily, within the budget."""
-    settings, written = run.settings, list[StoredSummary]()
-    for start in range(0, len(documents), CHUNK_GROUPS):
-        chunk = documents[start : start + CHUNK_GROUPS]
-        requests = [
-            (
-                Position(topic="summarize", partition=0, offset=start + number),
-                Request(
-                    request_id=document,
-                    run=run.run,
-                    query_id=document,
-                    query="",
-                    index=run.index_version,
-                    split="live",
-                    product=world.shown(document),
-                ),
-            )
-            for number, document in enumerate(chunk)
-        ]
-        groups = generate_groups(
-            requests,
-            sampler=version.sampler,
-            tokenizer=version.tokenizer,
-            tokenizer_sha256=version.tokenizer_sha256,
-            encode_prompt=lambda tokenizer, request: encode_product_request(
-                tokenizer, request, settings.product_prompts
-            ),
-            sampling=settings.generation.greedy(),
-            seed=run.seed,
-            made_at_ms=0,
-        )
-        for document, group in zip(chunk, groups, strict=True):
-            read = read_summary(
-                group.completions[0].text, world.shown(document), settings.summary_environment.summary, wordpiece_count
-            )
-            valid = isinstance(read, ParsedSummary)
-            written.append(
-                StoredSummary(
-                    document_id=document,
-                    summary=read.text if isinstance(read, ParsedSummary) else "",
-                    tokens=read.tokens if isinstance(read, ParsedSummary) else 0,
-                    repeats=read.repeats if isinstance(read, ParsedSummary) else 0.0,
-                    policy=version_name(version.reference) if valid else "",
-                )
-            )
-        report("summarizing", len(written), len(documents))
-    return written

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from search_env.attributes import document_attributes, is_logistic
 from search_env.corpora import Document, Query
 from search_env.judged_lists import lacks
+from search_env.products import product_of, said_values
 from streams.events import Product
 
 KeyCounts = Mapping[str, int]
@@ -97,15 +98,7 @@ class ProductValues:
         known = self._products.get(document_id)
         if known is None:
             document = self.documents[document_id]
-            found: dict[str, tuple[str, str, str]] = {}
-            for a in document_attributes(document):
-                if not is_logistic(a.key) and lacks(document.title, a.phrase):
-                    found.setdefault(a.phrase.lower(), (a.key, a.name, a.phrase))
-            best = sorted(found.values(), key=lambda each: -self.counts.get(each[0], 0))
-            product = Product(
-                document_id=document_id,
-                title=document.title,
-                values=tuple((name, phrase) for _, name, phrase in best),
-            )
-            known = self._products[document_id] = (product, tuple(key for key, _, _ in best))
+            beside = [each for each in said_values(document) if lacks(document.title, each.phrase)]
+            best = sorted(beside, key=lambda each: -self.counts.get(each.key, 0))
+            known = self._products[document_id] = (product_of(document, best), tuple(each.key for each in best))
         return known

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from search_env.attributes import document_attributes, is_logistic
+from search_env.attributes import Attribute, document_attributes, is_logistic
 from search_env.corpora import Document, Query
 from search_env.summaries import Count, SummarySettings, fit_text, fit_values
 from streams.events import Product
@@ -14,13 +14,25 @@ from streams.events import Product
 SEPARATOR = ", "
 
 
-def product_of(document: Document) -> Product:
-    """Return a document's title, text and attribute values as they are said, none twice, logistics left out."""
-    values = {each.phrase: each.name for each in document_attributes(document) if not is_logistic(each.key)}
+def said_values(document: Document) -> list[Attribute]:
+    """Return a document's attribute values as they are said, in its own order: none twice, logistics left out."""
+    found: dict[str, Attribute] = {}
+    for attribute in document_attributes(document):
+        if not is_logistic(attribute.key):
+            found.setdefault(attribute.phrase.lower(), attribute)
+    return list(found.values())
+
+
+def product_of(document: Document, values: Sequence[Attribute] | None = None) -> Product:
+    """Return what a policy is shown of a document: title, text, and values in their order (all that are said, if None).
+
+    A value is (name, phrase), and is pointed to by its place in this order.
+    """
+    shown = said_values(document) if values is None else values
     return Product(
         document_id=document.id,
         title=document.title,
-        values=tuple((name, phrase) for phrase, name in values.items()),
+        values=tuple((each.name, each.phrase) for each in shown),
         text=document.text,
     )
 

@@ -14,8 +14,9 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
+from storage.entries import Entry, dead_letter, read_entry
 from storage.errors import StorageError
-from storage.rows import Entry, Tables, build_tables, dead_letter, read_entry, sound
+from storage.rows import Tables, build_tables, sound
 from storage.schema import migrate
 from streams.delivery import Received
 from streams.events import DeadLetter

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from math import fsum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -30,44 +30,15 @@ from storage.columns import (
     strings,
     structs,
 )
-from streams.codec import decode
+from storage.entries import Entry, dead_letter
 from streams.delivery import Received
-from streams.errors import EventError
-from streams.events import (
-    DeadLetter,
-    Event,
-    Feedback,
-    Generation,
-    PolicyVersion,
-    Request,
-    Reward,
-    Update,
-)
+from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update
 from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows
 Built = tuple[str, Columns]
 
 UNDECODABLE = "undecodable"
-
-
-class Entry(NamedTuple):
-    """A record and its event, or the reason why it has none."""
-
-    record: Received
-    event: Event | None
-    error: str = ""
-
-
-def read_entry(record: Received) -> Entry:
-    """Decode a record; never raises for what stands in it.
-
-    Whole, although half of a reward is tokens that no column holds: what another stage would refuse is no row here.
-    """
-    try:
-        return Entry(record, decode(record.value))
-    except EventError as error:
-        return Entry(record, None, str(error))
 
 
 def build_tables(entries: Sequence[Entry]) -> Tables:
@@ -106,20 +77,6 @@ def sound(entries: Sequence[Entry]) -> list[Entry]:
             entry = Entry(entry.record, None, f"a value fits into no column: {error}")
         checked.append(entry)
     return checked
-
-
-def dead_letter(entry: Entry) -> DeadLetter:
-    """Return the dead letter of a record that the sink could not decode."""
-    return DeadLetter(
-        source=entry.record.position,
-        key=entry.record.key,
-        value=entry.record.value,
-        headers=entry.record.headers,
-        stage="sink",
-        error=entry.error,
-        attempts=1,
-        made_at_ms=entry.record.timestamp_ms,  # The record's own time: a rebuilt ledger is the same ledger.
-    )
 
 
 def run_of(topic: str) -> str:

@@ -281,6 +281,8 @@ class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-wind
     any more. measured: groups with a scored candidate; the means are over these. flat: groups without spread.
     unchanged: valid answers that left the search as it was. fates: what updates did with the groups, by `Update`'s
     names. staleness: groups taken, by optimizer steps between the policy that wrote them and the one that took them.
+    words, repeated: of the valid answers, and of these the ones that stand in their own answer before; unset where they
+    were not counted yet.
     """
 
     run: str
@@ -301,6 +303,8 @@ class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-wind
     reward_std: float | None
     fates: dict[str, int] = {}
     staleness: dict[int, int] = {}
+    words: int | msgspec.UnsetType = msgspec.UNSET
+    repeated: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1", tag_field="event"):

@@ -35,7 +35,7 @@ FUNCTIONS = {
         "streams.codec:encode",
         "streams.codec:decode",
         "streams.codec:content_sha256",
-        "storage.rows:read_entry",
+        "storage.entries:read_entry",
     ),
     "duckdb": (
         "storage.ledger:open_ledger",

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.settings import Settings
-from infra.tasks.task import Prepared, Ranked
+from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
@@ -24,7 +23,7 @@ from learner.policy import build_tiny
 from learner.product_prompts import encode_product_request
 from search_env.attributes import document_attributes
 from search_env.controls import Environment, Inputs
-from search_env.corpora import Document, Qrels, Query
+from search_env.corpora import Document
 from search_env.expansions import Rejected
 from search_env.index import load_documents, load_manifest
 from search_env.summaries import ParsedSummary, SummarySettings, read_summary
@@ -93,32 +92,23 @@ class Distinction:
     """The task: `[train] task = "tests.recipe_example:Distinction"`."""
 
     carried: Sequence[str] = ()
+    methods: Sequence[str] = ()
 
-    def prepare(
-        self,
-        app: App,
-        *,
-        run: str,
-        index: str,
-        queries_file: Path | None,
-        held_out: Sequence[Query],
-        seed: int,
-        report: Report,
-    ) -> Prepared:
+    def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Return a request for every product with values; write checkpoint 0 where the run has none."""
-        folder, shown = app.home.index(index), app.settings.product_prompts.values
+        folder, shown = app.home.index(new.index), app.settings.product_prompts.values
         documents, version = load_documents(folder), load_manifest(folder).name
         products = [product_of(document, values=shown) for document in documents]
-        checkpoints = app.home.run(run) / "checkpoints"
+        checkpoints = app.home.run(new.run) / "checkpoints"
         if not (checkpoints / CURRENT).is_file():
             texts = (f"{p.title} {name} {value}" for p in products for name, value in p.values)
             write_first_checkpoint(checkpoints, build_tiny(texts, app.settings.policy.tiny, pointers=shown))
         asked = [
-            Request(request_id="", run=run, query_id=p.document_id, query="", index=version, product=p)
+            Request(request_id="", run=new.run, query_id=p.document_id, query="", index=version, product=p)
             for p in products
             if p.values
         ]
-        return Prepared(run=run, index=version, asked=asked)
+        return Prepared(run=new.run, index=version, asked=asked)
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt: title and numbered values."""
@@ -130,7 +120,15 @@ class Distinction:
         yield DistinctionEnvironment(load_documents(app.home.index(run.index)), run.index_version)
 
     def rank(
-        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+        self,
+        app: App,
+        run: RunSettings,
+        *,
+        policy: str,
+        given: Judged | None,
+        report: Report,
+        temperature: float = 0.0,
+        top: int = TOP,
     ) -> list[Ranked]:
         """Return nothing: picks rank no query."""
         return []

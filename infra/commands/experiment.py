@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infra.commands.judged import judged_options, read_judged
 from infra.context import App
 from infra.progress import progress
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("plan_name", metavar="PLAN")
 @click.option("--index", default="catalogue", show_default=True, help="The index to learn and to measure on.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Judged queries, which train nothing: one more table.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
+@judged_options
 @click.option("--seeds", help="Seeds, separated by commas, instead of the plan's.")
 @click.option("--arm", "arms", multiple=True, help="Only this arm (and what it needs); may be given again.")
 @click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps of every trained arm.")
@@ -42,52 +42,41 @@ def experiment(
     into: str | None,
     as_json: bool,
 ) -> None:
-    """Run a paper's whole table: train every arm with every seed, search, compare, and write it down.
+    """Run a paper's whole table: make every arm's policy with every seed, rank, compare, and write it down.
 
     \b
-    PLAN is one of ours (leser, leser-ablations) or a TOML file of one's own. Measured on the index's held-out intents,
-    and on judged queries if there are any. What is done is kept: stopped, the same command goes on. The results go to
-    HOME/experiments/NAME: results.html and results.json, with the commands that do it by hand.
+    PLAN is one of ours (leser, relsum, resume; leser-ablations, relsum-ablations) or a TOML file of one's own. Measured
+    on the held-out sets of the recipe's task, and on judged queries if there are any. What is done is kept: stopped,
+    the same command goes on. The results go to HOME/experiments/NAME: results.html and results.json, with the commands
+    that do it by hand.
 
     \b
     Example:
       searchloop experiment leser --index shop --queries judged.jsonl --qrels qrels.tsv
-      searchloop experiment leser --index shop --seeds 0 --arm raw --arm SFT+GRPO
+      searchloop experiment relsum --index shop --seeds 0 --arm log-counts --arm GRPO
     """
-    from infra.experiments.arms import QuerySet, begin, query_sets, run_arms
+    from infra.experiments.arms import begin, run_arms
     from infra.experiments.page import render_experiment
-    from infra.experiments.plan import plan_path, read_plan
+    from infra.experiments.plan import check_methods, plan_path, read_plan
     from infra.experiments.tables import read_results
     from infra.recipes import recipe_path
-    from search_env.corpora import check_qrels, load_qrels, load_queries, write_whole
-    from search_env.index import load_documents
+    from infra.tasks.task import load_task
+    from search_env.corpora import write_whole
 
-    if (queries is None) != (qrels is None):
-        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
     path = plan_path(plan_name)
     plan = read_plan(path, seeds=_seeds(seeds), arms=arms)
     if updates:
         plan = msgspec.structs.replace(plan, updates=updates)
     name = into or f"{path.stem}-{index}"
     app = app.with_recipe(recipe_path(plan.recipe))
-    given = None
-    if queries is not None and qrels is not None:
-        asked, judged = load_queries(queries), load_qrels(qrels)
-        check_qrels(
-            judged,
-            query_ids=(query.id for query in asked),
-            document_ids=(document.id for document in load_documents(app.home.index(index))),
-            source=str(qrels),
-        )
-        given = QuerySet(name="judged queries", queries=[query for query in asked if query.id in judged], qrels=judged)
-    sets = query_sets(app, index, given)
+    check_methods(plan, load_task(app.settings.train.task).methods)
+    given = read_judged(queries, qrels, index_folder=app.home.index(index))
     folder = app.home.experiment(name)
-    begin(folder, plan, index=index, sets=sets)
+    begin(folder, plan, index=index, given=given)
     with progress() as report, app.running_services(report) as running:
-        held_out = given.queries if given else []
-        run_arms(running, plan, name=name, index=index, sets=sets, held_out=held_out, report=report)
+        run_arms(running, plan, name=name, index=index, given=given, report=report)
         report("drawing queries", 0, 0)
-        results = read_results(app.home, plan, name=name, index=index, sets=sets)
+        results = read_results(app.home, plan, name=name, index=index)
     write_whole(folder / "results.json", msgspec.json.format(msgspec.json.encode(results)))
     write_whole(folder / "results.html", render_experiment(results))
     if as_json:

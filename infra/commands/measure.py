@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.judged import judged_options, read_judged
 from infra.context import App
 from infra.progress import progress
 
@@ -17,8 +18,17 @@ from infra.progress import progress
 @click.command()
 @click.argument("rankings", nargs=-1, required=True, metavar="RUN:POLICY…")
 @click.option("--baseline", help="One of them, which the others are compared with.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Judged queries (JSONL) of one's own, measured too.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments.")
+@judged_options
+@click.option("--recipe", default="leser", show_default=True, help="Whose settings a method without a run has.")
+@click.option("--index", default="catalogue", show_default=True, help="The index that a method without a run ranks.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a method without a run.")
+@click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that differs here.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy, as served."
+)
+@click.option("--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Documents per query.")
+@click.option("--into", type=click.Path(path_type=Path), help="Keep rankings and judgments there, as TREC files.")
+@click.option("--row", help="The name of the run file there; of one ranking. [RUN.POLICY]")
 @click.option("--measures", default="nDCG@5,R@90P", show_default=True, help="Names, separated by commas.")
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -29,6 +39,14 @@ def measure(
     baseline: str | None,
     queries: Path | None,
     qrels: Path | None,
+    recipe: str,
+    index: str,
+    seed: int,
+    assignments: tuple[str, ...],
+    temperature: float,
+    top: int,
+    into: Path | None,
+    row: str | None,
     measures: str,
     samples: int,
     as_json: bool,
@@ -36,47 +54,74 @@ def measure(
     """Measure policy versions on their task's held-out sets, paired by query, with 95 % intervals.
 
     \b
-    POLICY is latest, a step, a version, or a method that learns nothing: title, first-tokens, random, idf, log-counts,
-    log-counts-per-word, doc2query, oracle, description for summaries; none, rm3, bo1, knn for expansions.
+    POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, knn, shown for expansions;
+    title, first-tokens, random, idf, log-counts, log-counts-per-word, doc2query, oracle, description for summaries;
+    documents, titles, lead, random, key-prior for ReSuMe, where tuned-… first adapts the retriever to these texts.
+    A method needs no run: `:title`.
 
     \b
     Example:
       searchloop measure relsum-shop-0:log-counts relsum-shop-0:latest --baseline relsum-shop-0:log-counts
+      searchloop measure :description --recipe relsum --index shop --into rankings
     """
     from infra.commands.evaluate import print_evaluation
-    from infra.measuring import measure_runs
-    from search_env.corpora import load_qrels, load_queries
+    from infra.layers import assignments_layer
+    from infra.measuring import measure_rankings, rank_run, without_run
+    from infra.rankings import keep_rankings
+    from infra.recipes import recipe_path
+    from infra.run_settings import read_run_settings
     from storage.evaluation.tables import EvaluationSettings
 
-    if (queries is None) != (qrels is None):
-        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
-    pairs = []
-    for each in rankings:
-        run, colon, policy = each.partition(":")
-        if not colon:
-            raise click.UsageError(f"expected RUN:POLICY, such as relsum-shop-0:latest, got {each!r}")
-        pairs.append((run, policy))
+    pairs = [(each, *_run_and_policy(each)) for each in rankings]
     if baseline is not None and baseline not in rankings:
         raise click.UsageError(f"--baseline: expected one of the rankings, got {baseline!r}")
-    given = (load_queries(queries), load_qrels(qrels)) if queries is not None and qrels is not None else None
+    if row is not None and (into is None or len(pairs) > 1):
+        raise click.UsageError("--row: expected --into, and one ranking")
+    given, changes = read_judged(queries, qrels), assignments_layer(assignments)
     settings = EvaluationSettings(measures=tuple(measures.split(",")), samples=samples)
-    with progress() as report:
-        found = measure_runs(app, pairs, baseline=baseline, given=given, settings=settings, report=report)
+    with progress() as report, app.running_services(report) as running:
+        found = {}
+        for name, run, policy in pairs:
+            if run:
+                kept = read_run_settings(app.home.existing_run(run))
+            else:
+                recipe_app = running.with_recipe(recipe_path(recipe))
+                kept = without_run(recipe_app, recipe=Path(recipe).stem, index=index, seed=seed)
+            found[name] = rank_run(
+                running,
+                kept,
+                policy=policy,
+                given=given,
+                changes=changes,
+                temperature=temperature,
+                top=top,
+                report=report,
+            )
+            if into is not None:
+                keep_rankings(into, row or f"{run or kept.recipe}.{policy}", found[name])
+        measured = measure_rankings(found, baseline=baseline, settings=settings, report=report)
     if as_json:
-        value = [msgspec.to_builtins(item) for item in found]
+        value = [msgspec.to_builtins(item) for item in measured]
         for item in value:
             for run in item["evaluation"]["runs"]:
                 del run["per_query"]
         click.echo(msgspec.json.encode(value, order="sorted").decode())
         return
     console = Console()
-    for item in found:
+    for item in measured:
         console.print(f"[bold]{item.name}[/bold]")
         print_evaluation(item.evaluation, console)
         table = Table("run", "R@90P, one threshold", box=box.SIMPLE_HEAD)
         for name, recall in item.pooled_recall.items():
             table.add_row(name, f"{recall:.4f}")
         console.print(table)
+
+
+def _run_and_policy(text: str) -> tuple[str, str]:
+    run, colon, policy = text.partition(":")
+    if not colon or not policy:
+        raise click.UsageError(f"expected RUN:POLICY, such as relsum-shop-0:latest, got {text!r}")
+    return run, policy
 
 
 @click.command()
@@ -96,15 +141,16 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None
     import shutil
 
     from infra.run_settings import read_run_settings
-    from infra.summary_arms import summaries_of, summaries_path
+    from infra.summarising import summaries_path
     from infra.summary_world import SummaryWorld
+    from infra.tasks.summary import policy_summaries
     from learner.versions import find_version
     from streams.topics import version_name
 
     kept = read_run_settings(app.home.existing_run(run_name))
     with progress() as report:
         world = SummaryWorld(app.with_settings(kept.settings), kept.index, report)
-        written = summaries_of(
+        written = policy_summaries(
             app, world, kept, [document.id for document in world.documents], policy=policy, report=report
         )
     _, manifest = find_version(app.home.run(run_name) / "checkpoints", policy)

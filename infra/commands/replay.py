@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import reduce, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,19 @@ def replay() -> None:
 
 
 def window(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose a window."""
+    """Add the options that choose a window of a run's log; the verb gets them as one `selection`."""
+
+    @wraps(command)
+    def with_selection(
+        *arguments: Any, name: str, begin: str, end: str, partition: int | None, gaps: bool, **others: Any
+    ) -> Any:
+        from infra.replays import Selection
+
+        selection = Selection(
+            run=name, begin=_limits(begin, "--from"), end=_limits(end, "--to"), partition=partition, gaps=gaps
+        )
+        return command(*arguments, selection=selection, **others)
+
     options = (
         click.option("--run", "name", required=True, help="The recorded run."),
         click.option("--from", "begin", default="", help="First offset, or a time: 2026-01-31T08:00, 90m, 2h, 3d."),
@@ -49,9 +62,16 @@ def window(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--partition", type=click.IntRange(min=0), help="Of this partition alone."),
         click.option("--gaps", is_flag=True, help="Kafka never had a record at offsets that no segment holds."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return reduce(lambda decorated, option: option(decorated), reversed(options), with_selection)
+
+
+new_run = click.option("--into", required=True, help="The new run's name.")
+changed_settings = click.option(
+    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
+)
+json_summary = click.option(
+    "--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output."
+)
 
 
 @replay.command(name="copy")
@@ -59,17 +79,13 @@ def window(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--topic", "kinds", multiple=True, type=click.Choice(sorted(BY_KIND)), help="May be repeated; all without."
 )
-@click.option("--into", required=True, help="The new run's name.")
+@new_run
 @click.option("--speed", default="max", show_default=True, help="recorded, max, or times as fast: x4.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@json_summary
 @click.pass_obj
 def copy_topics(
     app: App,
-    name: str,
-    begin: str,
-    end: str,
-    partition: int | None,
-    gaps: bool,
+    selection: Selection,
     kinds: tuple[str, ...],
     into: str,
     speed: str,
@@ -88,14 +104,14 @@ def copy_topics(
     with progress() as report, app.running_services(report) as running:
         count = copy_window(
             running,
-            _selection(name, begin, end, partition, gaps),
+            selection,
             kinds=kinds,
             into=into,
             speed=times,
             stop=stop,
             report=report,
         )
-    _show(count, f"copied {name} into {into}", as_json=as_json)
+    _show(count, f"copied {selection.run} into {into}", as_json=as_json)
 
 
 @replay.command()
@@ -133,20 +149,14 @@ def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bo
 
 @replay.command()
 @window
-@click.option("--into", required=True, help="The new run's name.")
-@click.option(
-    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
-)
+@new_run
+@changed_settings
 @click.option("--policy", default="0", show_default=True, help="The version to learn on; it must be kept.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@json_summary
 @click.pass_obj
 def counterfactual(
     app: App,
-    name: str,
-    begin: str,
-    end: str,
-    partition: int | None,
-    gaps: bool,
+    selection: Selection,
     into: str,
     assignments: tuple[str, ...],
     policy: str,
@@ -167,34 +177,28 @@ def counterfactual(
     with progress() as report, app.running_services(report) as running:
         result = score_anew(
             running,
-            _selection(name, begin, end, partition, gaps),
+            selection,
             into=into,
             assignments=assignments,
             begin=policy,
             report=report,
         )
-    _show(result, f"{name} as {into}", as_json=as_json)
+    _show(result, f"{selection.run} as {into}", as_json=as_json)
 
 
 @replay.command()
 @window
-@click.option("--into", required=True, help="The new run's name.")
-@click.option(
-    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
-)
+@new_run
+@changed_settings
 @click.option("--like", help="The run whose settings and policy answer; the recorded one without.")
 @click.option("--policy", default="latest", show_default=True, help="The version that answers; it must be kept.")
 @click.option("--frozen/--learning", default=True, show_default=True, help="Whether the policy stays as it is.")
 @click.option("--speed", default="recorded", show_default=True, help="recorded, max, or times as fast: x4.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@json_summary
 @click.pass_obj
 def load(
     app: App,
-    name: str,
-    begin: str,
-    end: str,
-    partition: int | None,
-    gaps: bool,
+    selection: Selection,
     into: str,
     assignments: tuple[str, ...],
     like: str | None,
@@ -216,26 +220,26 @@ def load(
     with progress() as report, app.running_services(report) as running:
         result = send(
             running,
-            _selection(name, begin, end, partition, gaps),
+            selection,
             into=into,
             assignments=assignments,
             begin=policy,
-            like=like or name,
+            like=like or selection.run,
             learning=not frozen,
             speed=times,
             stop=stop,
             report=report,
         )
-    _show(result, f"{name} as load on {into}", as_json=as_json)
+    _show(result, f"{selection.run} as load on {into}", as_json=as_json)
 
 
 @replay.command(name="import-ubi")
 @click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or gzip.")
 @click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or gzip.")
 @click.option("--application", help="Of this application alone.")
-@click.option("--into", required=True, help="The new run's name.")
+@new_run
 @click.option("--index", help="Also make a request of each search, with this index's context.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@json_summary
 @click.pass_obj
 def import_ubi(
     app: App, queries: Path, events: Path, application: str | None, into: str, index: str | None, as_json: bool
@@ -267,11 +271,11 @@ def import_ubi(
 
 @replay.command(name="import-sessions")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--into", required=True, help="The new run's name.")
+@new_run
 @click.option("--application", default="sessions", show_default=True, help="What the traffic is to be called.")
 @click.option("--corpus", type=click.Path(path_type=Path), help="The catalogue: count rows that name no product of it.")
 @click.option("--index", help="Also make a request of each session, with this index's context.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@json_summary
 @click.pass_obj
 def import_sessions(
     app: App, file: Path, into: str, application: str, corpus: Path | None, index: str | None, as_json: bool
@@ -299,12 +303,6 @@ def import_sessions(
         click.echo(msgspec.json.encode(found).decode())
         return
     click.echo(", ".join(f"{name} {value}" for name, value in found.items()))
-
-
-def _selection(name: str, begin: str, end: str, partition: int | None, gaps: bool) -> Selection:
-    from infra.replays import Selection
-
-    return Selection(run=name, begin=_limits(begin, "--from"), end=_limits(end, "--to"), partition=partition, gaps=gaps)
 
 
 def _limits(text: str, option: str) -> Limits:

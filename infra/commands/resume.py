@@ -101,12 +101,11 @@ def dense(
       searchloop dense --index shop --texts lead --tune 450 --queries test.jsonl lead.run
       searchloop dense --index shop --texts policy --run resume-shop-0-t3 --retriever r3-… --queries test.jsonl it.run
     """
-    from infra.alternation import adapt_to_texts
+    from infra.document_texts import texts_without_policy
     from infra.recipes import recipe_path
-    from infra.retrievers import dense_search, first_retriever, open_encoder
+    from infra.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
     from infra.run_settings import read_run_settings
-    from infra.summarising import summarise_corpus
-    from infra.tasks.resume import Resume, summary_texts, texts_without_policy
+    from infra.tasks.resume import policy_texts
     from search_env.corpora import load_queries, write_run
 
     if (texts == "policy") != (run_name is not None):
@@ -117,9 +116,7 @@ def dense(
         if run_name is not None:
             kept = read_run_settings(running.home.run(run_name))
             running = running.with_settings(kept.settings)
-            encoder = Resume().encoder(kept.settings)
-            written = summarise_corpus(running, kept, encode=encoder, policy=policy, report=report)
-            embedded = summary_texts(running.home.index(index), written)
+            embedded = policy_texts(running, kept, policy=policy, report=report)
         else:
             embedded = texts_without_policy(running, index, texts, seed=seed)
         name = retriever or first_retriever(running, index).name

@@ -103,7 +103,19 @@ def render(view: View) -> RenderableType:
 
 def _versions(view: View) -> Table:
     table = Table(box=None, header_style="bold")
-    for title in ("policy", "groups", "reward", "spread", "flat", "valid", "no-op", "staleness", "p95", "expired"):
+    for title in (
+        "policy",
+        "groups",
+        "reward",
+        "spread",
+        "flat",
+        "valid",
+        "no-op",
+        "repeats",
+        "staleness",
+        "p95",
+        "expired",
+    ):
         table.add_column(title, justify="left" if title == "policy" else "right")
     for line in view.versions[-VERSIONS_SHOWN:]:
         table.add_row(Text(printable(f"{line.lineage}-{line.step:06d}")), *_cells(line))
@@ -118,6 +130,7 @@ def _cells(line: VersionLine) -> list[str]:
         _number(line.flat_share, ".0%"),
         _number(line.valid_share, ".0%"),
         _number(line.unchanged_share, ".0%"),
+        _number(line.repeat_share, ".0%"),
         _number(line.staleness_mean, ".2f"),
         _number(line.staleness_p95, "d"),
         f"{line.expired:,}",

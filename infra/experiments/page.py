@@ -51,9 +51,9 @@ def _gained(arm: ArmRow, measure: str) -> str:
 def _charts(results: Results) -> list[str]:
     return [
         line_chart(
-            what.capitalize(),
+            what[0].upper() + what[1:],
             [Series(name=arm, points=points) for arm, points in curve.items()],
-            x_label="update (step)",
+            x_label="turn" if what.endswith("turn") else "update (step)",
             percent=what == "valid",
         )
         for what, curve in results.curves.items()

@@ -1,31 +1,37 @@
 """What an experiment compares: its arms, what trains each of them, and with which seeds.
 
-A plan is a TOML file. An arm is one row of the table: a way to search. It uses no policy (`search = "rm3"`), a policy
+A plan is a TOML file. An arm is one row of the table: a way to rank. It uses no policy (`search = "rm3"`), a policy
 that is trained for it (`train`), or another arm's (`of`), at some version (`search = "0"` is the warmed-up policy).
+What `search` may name is the recipe's task's to say.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from infra.layers import read_toml
+from storage.evaluation.tables import RETRIEVAL_GAIN
 from streams.errors import SettingsError
 
 PLANS = Path(__file__).parents[1] / "plans"
-NEEDS_NO_RUN = ("none", "rm3", "bo1")
+WAYS = Literal["updates", "preferences", "turns"]
 Seed = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an arm's policy is made: `change` lists settings that differ from the recipe's, as TABLE.KEY=VALUE.
 
-    start: the arm whose warmed-up policy this one begins with, so that the two differ in nothing but what GRPO does.
+    by: "updates" of a run (GRPO), DPO on the "preferences" in another arm's logged groups, or "turns" of summariser
+    and retriever. start: the arm whose warmed-up policy this one begins with, so that the two differ in nothing but
+    what comes after; for preferences also the one whose groups they are.
     """
 
+    by: WAYS = "updates"
     change: tuple[str, ...] = ()
     start: str | None = None
 
@@ -33,8 +39,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the table.
 
-    search: as `searchloop search --policy` takes it. train: the policy is trained for this arm. of: the arm whose run
-    answers, where this one trains none. seeds: fewer than the plan's, where a row needs no more.
+    search: a policy version or a method, as `searchloop measure RUN:POLICY` takes it. train: the policy is trained for
+    this arm. of: the arm whose run answers, where this one trains none. change: settings that differ while it ranks.
+    seeds: fewer than the plan's, where a row needs no more; where nothing is trained the first one without.
     temperature: above 0, texts are sampled and not decoded as they are served.
     """
 
@@ -42,6 +49,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     search: str = "latest"
     train: Training | None = None
     of: str | None = None
+    change: tuple[str, ...] = ()
     seeds: tuple[Seed, ...] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
 
@@ -54,8 +62,9 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole experiment.
 
-    baseline: the arm that every other is compared with, query by query, seed by seed. updates: of every trained arm;
-    the recipe's number without. top: documents of every ranking. samples: bootstrap draws.
+    baseline: the arm that every other is compared with, query by query, seed by seed. measures: "retrieval gain" is a
+    difference only. updates: of every trained arm (of each of its turns, if it takes some); the recipe's number
+    without. top: documents of every ranking. samples: bootstrap draws.
     """
 
     title: str
@@ -63,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     baseline: str
     arms: tuple[Arm, ...]
     seeds: Annotated[tuple[Seed, ...], msgspec.Meta(min_length=1)] = (0, 1, 2)
-    measures: tuple[str, ...] = ("nDCG@10", "R@100", "RR@10")
+    measures: tuple[str, ...] = ("nDCG@10", "R@100", "RR@10", RETRIEVAL_GAIN)
     updates: Annotated[int, msgspec.Meta(ge=1)] | None = None
     top: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     samples: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 2_000
@@ -80,7 +89,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Return the seeds of an arm: its own or the plan's, and only the first where nothing is trained."""
         trainer = self.trainer(arm)
         if trainer is None:
-            return self.seeds[:1]
+            return self.seeds[:1] if arm.seeds is None else arm.seeds
         seeds = self.seeds if trainer.seeds is None else trainer.seeds
         return tuple(seed for seed in seeds if arm.seeds is None or seed in arm.seeds)
 
@@ -131,10 +140,23 @@ def _check(plan: Plan, path: Path) -> None:
                 raise SettingsError(
                     f"{path}: arm {arm.name!r}: expected an arm that is trained ({known}), got {other!r}"
                 )
-        if not arm.train and not arm.of and arm.search not in NEEDS_NO_RUN:
+        if arm.train and (arm.train.by, bool(arm.train.start)) in (("preferences", False), ("turns", True)):
+            wanted = "the arm whose logged groups give the preferences" if arm.train.by == "preferences" else "none"
             raise SettingsError(
-                f"{path}: arm {arm.name!r} searches with {arm.search!r} and needs a run: give `train` or `of`, or "
-                f"search with one of {', '.join(NEEDS_NO_RUN)}"
+                f"{path}: arm {arm.name!r}: train.start: expected {wanted}, got {arm.train.start or 'none'!r}"
+            )
+
+
+def check_methods(plan: Plan, methods: Sequence[str]) -> None:
+    """See that every arm has a run to rank with, or needs none. methods: those of the task that need no run.
+
+    Raises SettingsError naming the arm and the methods.
+    """
+    for arm in plan.arms:
+        if plan.trainer(arm) is None and arm.search not in methods:
+            raise SettingsError(
+                f"experiment: arm {arm.name!r} ranks with {arm.search!r} and needs a run: give `train` or `of`, or "
+                f"search with one of {', '.join(methods) or '(this task has none)'}"
             )
 
 

@@ -9,20 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from infra.experiments.arms import QuerySet, commands, read_scores, run_file, run_name
+from infra.experiments.arms import commands, jobs, read_made, row_name
+from infra.experiments.making import Points
 from infra.experiments.plan import Plan
 from infra.home import Home
+from infra.rankings import read_qrels, read_scores, row_file, set_names
 from storage.errors import StorageError
 from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means, holm
 from storage.evaluation.gains import relevant_retrieved
 from storage.evaluation.measures import Values, measure_run
+from storage.evaluation.pooled import (
+    POOLED_RECALL,
+    Drawn,
+    compare_pooled,
+    draw_pooled_recall,
+    mean_drawn,
+    pooled_interval,
+)
 from storage.evaluation.tables import RETRIEVAL_GAIN, Difference
 from storage.report import read_report
 
-Curve = dict[str, tuple[tuple[float, float], ...]]
+Curve = dict[str, Points]
 
 
 class ArmRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,18 +68,26 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[str, ...]
 
 
-def read_results(home: Home, plan: Plan, *, name: str, index: str, sets: Sequence[QuerySet]) -> Results:
+class Row(NamedTuple):
+    """One arm's ranking with one seed, measured: by query, and the pooled recall, which no query has."""
+
+    values: dict[str, Values]
+    gained: Values
+    pooled: Drawn | None
+
+
+def read_results(home: Home, plan: Plan, *, name: str, index: str) -> Results:
     """Return what a finished experiment found."""
-    folder = home.experiment(name)
+    rankings = home.experiment(name) / "rankings"
     return Results(
         title=plan.title,
         index=index,
         baseline=plan.baseline,
-        measures=(*plan.measures, RETRIEVAL_GAIN),
+        measures=plan.measures,
         samples=plan.samples,
-        sets=tuple(_set_table(folder, plan, each) for each in sets),
-        curves=_curves(home, plan, name),
-        commands=tuple(commands(plan, name=name, index=index)),
+        sets=tuple(_set_table(rankings, plan, each) for each in set_names(rankings)),
+        curves=_curves(home, plan, name, index),
+        commands=tuple(commands(home, plan, name=name, index=index)),
     )
 
 
@@ -77,46 +96,41 @@ def mean_over_seeds(of: Sequence[Mapping[str, float]]) -> Values:
     return {query: math.fsum(values[query] for values in of) / len(of) for query in of[0]}
 
 
-def _set_table(folder: Path, plan: Plan, each: QuerySet) -> SetTable:
-    values: dict[str, dict[int, dict[str, Values]]] = {}
+def _set_table(rankings: Path, plan: Plan, set_name: str) -> SetTable:
+    qrels = read_qrels(rankings, set_name)
+    by_query = [measure for measure in plan.measures if measure not in (RETRIEVAL_GAIN, POOLED_RECALL)]
+    rows: dict[str, dict[int, Row]] = {}
     for arm in plan.arms:
         for seed in plan.seeds_of(arm):
-            run = read_scores(run_file(folder, arm, seed, each.name))
-            found = measure_run(run, each.qrels, plan.measures, relevant_grade=1)
-            found[RETRIEVAL_GAIN] = relevant_retrieved(run, each.qrels, depth=plan.top, relevant_grade=1)
-            values.setdefault(arm.name, {})[seed] = found
+            run = read_scores(row_file(rankings, set_name, row_name(arm, seed)))
+            rows.setdefault(arm.name, {})[seed] = Row(
+                values=measure_run(run, qrels, by_query, relevant_grade=1),
+                gained=relevant_retrieved(run, qrels, depth=plan.top, relevant_grade=1),
+                pooled=draw_pooled_recall(run, qrels, samples=plan.samples) if POOLED_RECALL in plan.measures else None,
+            )
     return SetTable(
-        name=each.name,
-        queries=len(each.qrels),
-        without_relevant=sum(max(grades.values(), default=0) < 1 for grades in each.qrels.values()),
-        arms=tuple(_row(plan, arm.name, values) for arm in plan.arms),
+        name=set_name,
+        queries=len(qrels),
+        without_relevant=sum(max(grades.values(), default=0) < 1 for grades in qrels.values()),
+        arms=tuple(_row(plan, arm.name, rows) for arm in plan.arms),
     )
 
 
-def _row(plan: Plan, name: str, values: Mapping[str, Mapping[int, Mapping[str, Values]]]) -> ArmRow:
-    mine, base = values[name], values[plan.baseline]
-    shared = [seed for seed in mine if seed in base]
+def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, Row]]) -> ArmRow:
+    mine, base = rows[name], rows[plan.baseline]
     differences = {}
     if name != plan.baseline:
-        for measure in (*plan.measures, RETRIEVAL_GAIN):
-            compare = compare_gains if measure == RETRIEVAL_GAIN else compare_means
-            differences[measure] = compare(
-                mean_over_seeds([mine[seed][measure] for seed in shared or mine]),
-                mean_over_seeds([base[seed][measure] for seed in shared or base]),
-                samples=plan.samples,
-            )
+        ours, theirs = _compared(plan, name, mine, base)
+        differences = {measure: _difference(measure, ours, theirs, plan.samples) for measure in plan.measures}
     tested = {measure: item.p for measure, item in differences.items() if item.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    reached = [measure for measure in plan.measures if measure != RETRIEVAL_GAIN]
     return ArmRow(
         name=name,
         seeds=tuple(mine),
-        measures={
-            measure: bootstrap_mean(mean_over_seeds([of[measure] for of in mine.values()]), samples=plan.samples)
-            for measure in plan.measures
-        },
+        measures={measure: _reached(measure, list(mine.values()), plan.samples) for measure in reached},
         by_seed={
-            measure: {str(seed): math.fsum(of[measure].values()) / len(of[measure]) for seed, of in mine.items()}
-            for measure in plan.measures
+            measure: {str(seed): _reached_mean(measure, row) for seed, row in mine.items()} for measure in reached
         },
         differences={
             measure: Difference(interval=item, p_holm=corrected.get(measure)) for measure, item in differences.items()
@@ -124,28 +138,70 @@ def _row(plan: Plan, name: str, values: Mapping[str, Mapping[int, Mapping[str, V
     )
 
 
-def _curves(home: Home, plan: Plan, name: str) -> dict[str, Curve]:
-    """Return reward, gain, validity and entropy by update, each trained arm's mean over its seeds."""
-    curves: dict[str, Curve] = {"reward": {}, "relevance gain of the samples": {}, "valid": {}, "entropy": {}}
-    for arm in plan.arms:
-        if arm.train is None:
-            continue
-        points: dict[str, dict[int, list[float]]] = {what: {} for what in curves}
-        for seed in plan.seeds_of(arm):
+def _compared(plan: Plan, name: str, mine: Mapping[int, Row], base: Mapping[int, Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of both arms that are compared: of the same seeds, or all where one arm is not trained."""
+    seeds = [seed for seed in mine if seed in base]
+    if not seeds or any(plan.trainer(plan.arm(arm)) is None for arm in (name, plan.baseline)):
+        return list(mine.values()), list(base.values())
+    return [mine[seed] for seed in seeds], [base[seed] for seed in seeds]
+
+
+def _difference(measure: str, ours: Sequence[Row], theirs: Sequence[Row], samples: int) -> Interval:
+    if measure == POOLED_RECALL:
+        return compare_pooled(_pooled(ours), _pooled(theirs))
+    if measure == RETRIEVAL_GAIN:
+        gained = [mean_over_seeds([row.gained for row in rows]) for rows in (ours, theirs)]
+        return compare_gains(gained[0], gained[1], samples=samples)
+    values = [mean_over_seeds([row.values[measure] for row in rows]) for rows in (ours, theirs)]
+    return compare_means(values[0], values[1], samples=samples)
+
+
+def _reached(measure: str, rows: Sequence[Row], samples: int) -> Interval:
+    if measure == POOLED_RECALL:
+        return pooled_interval(_pooled(rows))
+    return bootstrap_mean(mean_over_seeds([row.values[measure] for row in rows]), samples=samples)
+
+
+def _reached_mean(measure: str, row: Row) -> float:
+    if measure == POOLED_RECALL:
+        return _pooled([row]).value
+    return math.fsum(row.values[measure].values()) / len(row.values[measure])
+
+
+def _pooled(rows: Sequence[Row]) -> Drawn:
+    return mean_drawn([row.pooled for row in rows if row.pooled is not None])
+
+
+def _curves(home: Home, plan: Plan, name: str, index: str) -> dict[str, Curve]:
+    """Return reward and its parts, validity and entropy by update, each trained arm's mean over its seeds."""
+    found: dict[str, dict[str, dict[float, list[float]]]] = {}
+
+    def add(what: str, arm: str, place: float, value: float | None) -> None:
+        if value is not None:
+            found.setdefault(what, {}).setdefault(arm, {}).setdefault(place, []).append(value)
+
+    for job in jobs(plan, name=name, index=index):
+        made = read_made(home, job)
+        for what, points in made.curves.items():
+            for place, value in points:
+                add(what, job.arm.name, place, value)
+        for run in made.runs:
             try:
-                report = read_report(home.run(run_name(name, arm, seed)))
+                report = read_report(home.run(run))
             except StorageError:
-                continue  # A run whose log was cleaned away still has its rankings.
+                continue  # A run whose log was cleaned away, or that learned from no group, still has its rankings.
             for version in report.versions:
-                found = (version.reward, version.components.get("relevance"), version.valid)
-                for what, value in zip(list(curves)[:3], found, strict=True):
-                    if value is not None:
-                        points[what].setdefault(version.step, []).append(value)
+                add("reward", job.arm.name, version.step, version.reward)
+                add("valid", job.arm.name, version.step, version.valid)
+                for part, value in version.components.items():
+                    if part != "valid":
+                        add(f"reward, {part}", job.arm.name, version.step, value)
             for update in report.updates:
-                if "entropy" in update.metrics:
-                    points["entropy"].setdefault(update.step, []).append(update.metrics["entropy"])
-        for what, by_step in points.items():
-            curves[what][arm.name] = tuple(
-                (float(step), math.fsum(found) / len(found)) for step, found in sorted(by_step.items())
-            )
-    return curves
+                add("entropy", job.arm.name, update.step, update.metrics.get("entropy"))
+    return {
+        what: {
+            arm: tuple((float(place), math.fsum(values) / len(values)) for place, values in sorted(by_place.items()))
+            for arm, by_place in curve.items()
+        }
+        for what, curve in found.items()
+    }

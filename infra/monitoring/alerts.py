@@ -12,6 +12,9 @@ DEAD_GROUPS_UPDATES = 20
 NO_OP_SHARE = 0.5
 FORMAT_SHARE = 0.95
 FORMAT_LOSS = 0.05
+REPEAT_SHARE = 0.4
+REPEAT_GAIN = 0.15
+SPREAD_SHARE = 0.25
 EXPIRED_SHARE = 0.01
 FAILED_SHARE = 0.01
 DEAD_LETTERS_SHARE = 0.001
@@ -39,6 +42,10 @@ class Line(Protocol):
     @property
     def failed_share(self) -> float | None: ...
     @property
+    def repeat_share(self) -> float | None: ...
+    @property
+    def reward_std(self) -> float | None: ...
+    @property
     def taken(self) -> int: ...
     @property
     def expired(self) -> int: ...
@@ -52,7 +59,7 @@ def alerts(lines: Sequence[Line], *, dead_letters: int, staleness_max: int) -> t
     dead_letters: of the whole run. staleness_max: the run's limit; the rule about its nearness begins at 2, as any
     step behind would break it before.
     """
-    found = [rule(lines) for rule in (_dead_groups, _no_op, _format, _failed)]
+    found = [rule(lines) for rule in (_dead_groups, _low_advantage, _no_op, _stuffing, _format, _failed)]
     found += [_staleness(lines, staleness_max), _expired(lines), _dead_letters(lines, dead_letters)]
     return tuple(alert for alert in found if alert is not None)
 
@@ -65,6 +72,31 @@ def _dead_groups(lines: Sequence[Line]) -> Alert | None:
         name="dead groups",
         what=f"more than {DEAD_GROUPS_SHARE:.0%} of the groups are without spread in each of the last "
         f"{DEAD_GROUPS_UPDATES} versions: they teach nothing",
+    )
+
+
+def _low_advantage(lines: Sequence[Line]) -> Alert | None:
+    """Rewards that hardly differ within a group leave an advantage of noise, or one that std(r) blows up."""
+    if len(lines) <= RECENT_VERSIONS:
+        return None
+    now, first = (_recent(part, lambda line: line.reward_std) for part in (lines, lines[:RECENT_VERSIONS]))
+    if now is None or not first or now >= SPREAD_SHARE * first:
+        return None
+    return Alert(
+        name="low advantage",
+        what=f"rewards within a group differ by {now:.2g}, at first by {first:.2g} (limit {SPREAD_SHARE:.0%} of it)",
+    )
+
+
+def _stuffing(lines: Sequence[Line]) -> Alert | None:
+    """Repeats rose from .26 to .55 in a pilot that was rewarded for saying the same words again."""
+    now, first = (_recent(part, lambda line: line.repeat_share) for part in (lines, lines[:RECENT_VERSIONS]))
+    if now is None or first is None or (now <= REPEAT_SHARE and now - first <= REPEAT_GAIN):
+        return None
+    limit = f"limit {REPEAT_SHARE:.0%}" if now > REPEAT_SHARE else f"{first:.0%} did at first"
+    return Alert(
+        name="keyword stuffing",
+        what=f"{now:.0%} of the words stand in their own answer before, {limit}; type/token ratio {1 - now:.2f}",
     )
 
 

@@ -17,7 +17,8 @@ class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
 
     reward_mean, reward_std: means over groups of the mean and the spread within each. flat_share: of the measured
     groups. valid_share, unchanged_share: of the candidates that were scored or found invalid. failed_share: of all
-    candidates. staleness_mean, staleness_p95: in versions, over the groups that updates took.
+    candidates. repeat_share: of the words of valid answers, those that stand in their own answer before; 1 less that is
+    the type/token ratio. staleness_mean, staleness_p95: in versions, over the groups that updates took.
     """
 
     lineage: str
@@ -29,6 +30,7 @@ class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
     valid_share: float | None
     unchanged_share: float | None
     failed_share: float | None
+    repeat_share: float | None
     taken: int
     expired: int
     staleness_mean: float | None
@@ -122,6 +124,9 @@ def _line(windows: Sequence[VersionWindow]) -> VersionLine:
         valid_share=_share(sum(window.valid for window in windows), scored),
         unchanged_share=_share(sum(window.unchanged for window in windows), scored),
         failed_share=_share(sum(window.failed for window in windows), sum(window.candidates for window in windows)),
+        repeat_share=_share(
+            sum(window.repeated or 0 for window in windows), sum(window.words or 0 for window in windows)
+        ),
         taken=fates.total(),
         expired=fates["expired"],
         staleness_mean=_share(sum(lag * count for lag, count in staleness.items()), staleness.total()),

@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 
+from infra.monitoring.groups import Group, Take, VersionKey, mean_of, measure_group
 from streams.codec import decode
 from streams.errors import EventError
 from streams.events import (
     DeadLetter,
     Event,
     MonitorState,
-    Outcome,
     PolicyRef,
     Position,
     Reward,
@@ -41,7 +41,6 @@ from streams.events import (
 from streams.topics import kind_of, window_key
 
 EXPECTED: dict[str, type[Event]] = {"rewards": Reward, "updates": Update, "dead-letters": DeadLetter}
-REWARD_MAX = 1e100  # A reward beyond this is no measurement, and would overflow the sums.
 
 
 class MonitorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,31 +57,7 @@ class MonitorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     entries_max: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 200_000
 
 
-VersionKey = tuple[str, int, int]  # lineage, step, start_ms
 StageKey = tuple[str, int]  # stage, start_ms
-
-
-class Take(msgspec.Struct, frozen=True, kw_only=True):
-    """What one update did with a group; parent_step is the policy's step before it."""
-
-    fate: str
-    parent_step: int
-
-
-class Group(msgspec.Struct, kw_only=True):
-    """One group as its first reward record tells it; rank orders records of one group by their place in the log."""
-
-    rank: tuple[int, int, int]
-    window: VersionKey
-    candidates: int
-    scored: int
-    failed: int
-    valid: int
-    unchanged: int
-    flat: bool
-    mean: float | None
-    std: float | None
-    takes: dict[PolicyRef, Take] = {}
 
 
 class Windows:
@@ -292,8 +267,10 @@ class Windows:
             failed=sum(group.failed for group in groups),
             valid=sum(group.valid for group in groups),
             unchanged=sum(group.unchanged for group in groups),
-            reward_mean=_mean([group.mean for group in groups if group.mean is not None]),
-            reward_std=_mean([group.std for group in groups if group.std is not None]),
+            words=sum(group.words for group in groups),
+            repeated=sum(group.repeated for group in groups),
+            reward_mean=mean_of([group.mean for group in groups if group.mean is not None]),
+            reward_std=mean_of([group.std for group in groups if group.std is not None]),
             fates=dict(sorted(Counter(take.fate for take in takes).items())),
             staleness=dict(sorted(Counter(take.parent_step - step for take in takes).items())),
         )
@@ -310,32 +287,6 @@ class Windows:
         )
 
 
-def measure_group(reward: Reward, position: Position, window: VersionKey) -> Group:
-    """Return what one reward record says of its group.
-
-    mean, std: over the scored candidates' rewards; std as stddev_pop, None with no scored one. flat: at least two are
-    scored, and all alike. Raises EventError for a reward beyond REWARD_MAX.
-    """
-    values = [outcome.reward for outcome in reward.outcomes if outcome.reward is not None]
-    if any(abs(value) > REWARD_MAX for value in values):
-        raise EventError(f"expected rewards within {REWARD_MAX:g}")
-    mean = _mean(values)
-    std = None if mean is None else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    raw = [hit.document_id for hit in reward.raw_hits]
-    return Group(
-        rank=(reward.source.offset, position.offset, position.partition),
-        window=window,
-        candidates=len(reward.outcomes),
-        scored=len(values),
-        failed=len(reward.outcomes) - len(values),
-        valid=sum(outcome.valid and outcome.status == "scored" for outcome in reward.outcomes),
-        unchanged=sum(_unchanged(outcome, raw) for outcome in reward.outcomes),
-        flat=len(values) >= 2 and max(values) == min(values),
-        mean=mean,
-        std=std,
-    )
-
-
 def _empty(event: WindowEvent) -> bool:
     match event:
         case VersionWindow():
@@ -344,16 +295,3 @@ def _empty(event: WindowEvent) -> bool:
             return event.dead_letters == 0
         case _:
             return False
-
-
-def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
-    """Return whether a valid answer had no effect: it holds no expansion, or finds what the query alone found."""
-    if not (outcome.valid and outcome.status == "scored"):
-        return False
-    if outcome.summary is not msgspec.UNSET:
-        return not outcome.summary
-    return not outcome.expansions or [hit.document_id for hit in outcome.hits] == list(raw)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

@@ -16,17 +16,20 @@ import msgspec
 import numpy as np
 
 from infra.context import App
+from infra.first_policy import first_policy
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.settings import Settings
-from infra.summary_arms import ARMS, rank_lists, summaries_of
+from infra.summarising import summarise
+from infra.summary_arms import ARMS, rank_lists
 from infra.summary_world import SummaryWorld
-from infra.tasks.task import Prepared, Ranked
+from infra.tasks.products import prepared_products
+from infra.tasks.task import GIVEN, TOP, Judged, NewRun, Prepared, Ranked
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
-from learner.policy import Policy, build_tiny, load_policy, save_policy, unpack_smollm2, with_lora
+from learner.policy import Policy, with_lora
 from learner.product_prompts import (
     encode_product_request,
     product_prompt_text,
@@ -35,16 +38,15 @@ from learner.product_prompts import (
 from learner.tokenizer import is_selection, render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
-from search_env.corpora import Qrels, Query
-from search_env.index import load_manifest
 from search_env.summaries import fit_values
 from search_env.summary_environment import LabelledQuery, SummaryEnvironment
 from search_env.wordpieces import wordpiece_count
 from streams.delivery import Stop
 from streams.errors import SettingsError
-from streams.events import Product, Request
+from streams.events import Product
 
 PAIRS_FILE = "labelled-pairs.jsonl"
+TAIL = "tail"
 # How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. A policy
 # that is taught the one best order is sure of it, and its groups have no spread.
 LOG_SHARPNESS = 1.5
@@ -61,46 +63,32 @@ class Summary:
     """Summaries of products, paid by what a frozen cross-encoder makes of them."""
 
     carried: Sequence[str] = (PAIRS_FILE,)
+    methods: Sequence[str] = tuple(ARMS)
 
-    def prepare(
-        self,
-        app: App,
-        *,
-        run: str,
-        index: str,
-        queries_file: Path | None,
-        held_out: Sequence[Query],
-        seed: int,
-        report: Report,
-    ) -> Prepared:
+    def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find lists, cross-encoder, labelled pairs and first policy.
 
         Training queries come from the index's demand; `queries_file` is refused. Held-out queries are left out by text.
         """
-        if queries_file is not None:
+        if new.queries_file is not None:
             raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")
-        world, run_dir = SummaryWorld(app, index, report), app.home.run(run)
+        world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
         if not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_pairs(run_dir / PAIRS_FILE, label_products(world, {query.text.lower() for query in held_out}))
+            write_pairs(run_dir / PAIRS_FILE, label_products(world, {query.text.lower() for query in new.held_out}))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
         products = [world.shown(document) for document in usable(labelled, app.settings)]
         if not products:
             raise SettingsError(
-                f"index {index!r}: no training pair is moved by more than δ = "
+                f"index {new.index!r}: no training pair is moved by more than δ = "
                 f"{app.settings.summary_environment.filter_delta}; lower summary_environment.filter_delta"
             )
         if not (run_dir / "checkpoints" / CURRENT).is_file():
-            policy = _first_policy(app, world, run_dir, seed)
+            policy = _first_policy(app, world, run_dir, new.seed)
             if app.settings.train.warm_up:
-                policy = _warm_up(app, world, policy, run_dir, seed, report)
+                policy = _warm_up(app, world, policy, run_dir, new.seed, report)
             write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
-        version = load_manifest(app.home.index(index)).name
-        asked = [
-            Request(request_id="", run=run, query_id=p.document_id, query="", index=version, product=p)
-            for p in products
-        ]
-        return Prepared(run=run, index=version, asked=asked)
+        return prepared_products(app, new, products)
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of title and values; the query is never shown."""
@@ -121,23 +109,58 @@ class Summary:
         )
 
     def rank(
-        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+        self,
+        app: App,
+        run: RunSettings,
+        *,
+        policy: str,
+        given: Judged | None,
+        report: Report,
+        temperature: float = 0.0,
+        top: int = TOP,
     ) -> list[Ranked]:
         """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
 
-        policy: a version, or the name of an arm in `infra.summary_arms`.
+        policy: a version, or the name of an arm in `infra.summary_arms`. Lists are ranked whole: `top` cuts none.
         """
         world = SummaryWorld(app, run.index, report)
         tail = world.lists("test")
-        sets = [("tail", list(tail.queries), tail.qrels)]
+        sets = [(TAIL, list(tail.queries), tail.qrels)]
         if given is not None:
-            sets.append(("head", *world.judged(*given)))
+            sets.append((GIVEN, *world.judged(*given)))
         documents = sorted({document for _, _, qrels in sets for of in qrels.values() for document in of})
-        summaries = None if policy in ARMS else summaries_of(app, world, run, documents, policy=policy, report=report)
+        summaries = None
+        if policy not in ARMS:
+            summaries = policy_summaries(
+                app, world, run, documents, policy=policy, report=report, temperature=temperature
+            )
         return [
             Ranked(name=name, run=rank_lists(world, policy, summaries, queries, qrels), qrels=qrels)
             for name, queries, qrels in sets
         ]
+
+
+def policy_summaries(
+    app: App,
+    world: SummaryWorld,
+    run: RunSettings,
+    documents: Sequence[str],
+    *,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
+) -> dict[str, str]:
+    """Return what a version of the run's policy writes of these documents, within the budget."""
+    return summarise(
+        app,
+        run,
+        [world.shown(document) for document in documents],
+        encode=Summary().encoder(run.settings),
+        budget=run.settings.summary_environment.summary,
+        policy=policy,
+        report=report,
+        temperature=temperature,
+    )
 
 
 def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
@@ -211,15 +234,10 @@ def read_pairs(path: Path) -> list[LabelledProduct]:
 
 
 def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Policy:
-    base, prompts = app.settings.policy.base, app.settings.product_prompts
-    if base == "tiny":
-        products = (world.shown(document.id) for document in world.documents)
-        texts = (render_product(product, prompts, pointers=False) for product in products)
-        tiny = msgspec.structs.replace(app.settings.policy.tiny, seed=seed)
-        return save_policy(build_tiny(texts, tiny, pointers=prompts.values), run_dir / "warmup" / "untaught")
-    if base == "smollm2":
-        return unpack_smollm2(app.home.policies / "smollm2")
-    return load_policy(base)
+    prompts = app.settings.product_prompts
+    products = (world.shown(document.id) for document in world.documents)
+    texts = (render_product(product, prompts, pointers=False) for product in products)
+    return first_policy(app, texts, pointers=prompts.values, run_dir=run_dir, seed=seed)
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:

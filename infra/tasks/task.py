@@ -34,12 +34,33 @@ BUILT_IN = {
 }
 
 
+TOP = 100
+GIVEN = "judged queries"
+"""What `rank` calls the queries that a user gave."""
+
+
+class NewRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is begun with. queries_file: training queries of the user's own; made from the index without.
+
+    held_out: queries whose text must train nothing.
+    """
+
+    run: str
+    index: str
+    seed: int = 0
+    queries_file: Path | None = None
+    held_out: Sequence[Query] = ()
+
+
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """What a run asks, without request ids, which the run's order gives; index is the versioned name."""
 
     run: str
     index: str
     asked: Sequence[Request]
+
+
+Judged = tuple[Sequence[Query], Qrels]
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,25 +75,14 @@ class Task(Protocol):
     """What the loop asks of a task; it is made without arguments, keeps nothing, and may be made in any process.
 
     carried: files of a run's folder, beside checkpoint 0, that a run begun from its policy needs too.
+    methods: names that `rank` takes in place of a policy version, and for which no run has to be there.
     """
 
     carried: Sequence[str]
+    methods: Sequence[str]
 
-    def prepare(
-        self,
-        app: App,
-        *,
-        run: str,
-        index: str,
-        queries_file: Path | None,
-        held_out: Sequence[Query],
-        seed: int,
-        report: Report,
-    ) -> Prepared:
-        """Make or find the requests and, in the run's folder, checkpoint 0; a run that has one keeps it.
-
-        held_out: queries whose text must train nothing.
-        """
+    def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
+        """Make or find the requests and, in the run's folder, checkpoint 0; a run that has one keeps it."""
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt: from a tokenizer and a request to token ids. The same always gives the same."""
@@ -81,12 +91,21 @@ class Task(Protocol):
         """Give what scores this run's groups, and close it after. app: with the run's own settings."""
 
     def rank(
-        self, app: App, run: RunSettings, *, policy: str, given: tuple[Sequence[Query], Qrels] | None, report: Report
+        self,
+        app: App,
+        run: RunSettings,
+        *,
+        policy: str,
+        given: Judged | None,
+        report: Report,
+        temperature: float = 0.0,
+        top: int = TOP,
     ) -> list[Ranked]:
         """Return how a policy version, decoded as it is served, ranks each held-out set. app: as above.
 
-        policy: a version, or the name of a method that learns nothing, where the task has some.
-        given: judged queries of the user's own, ranked too.
+        policy: a version, or the name of a method that learns nothing; of a run that was never made, for `methods`.
+        given: judged queries of the user's own, ranked too, as the set `GIVEN`. temperature: above 0 texts are sampled.
+        top: documents a query, where it searches.
         """
 
 
@@ -104,7 +123,7 @@ def load_task(name: str) -> Task:
         made = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"train.task: cannot load {name!r} ({error}); is its package installed here?") from error
-    parts = ("carried", "prepare", "encoder", "open_environment", "rank")
+    parts = ("carried", "methods", "prepare", "encoder", "open_environment", "rank")
     if missing := [part for part in parts if not hasattr(made, part)]:
         raise SettingsError(
             f"train.task: {name!r} has no {', '.join(missing)}; infra/RECIPES.md says what a task gives"

@@ -40,7 +40,7 @@ def bootstrap_mean(
     queries = sorted(values)
     observed = _array(values, queries)
     draws = _draw(observed, None, "mean", samples=samples, seed=seed)
-    return _interval(float(observed.mean()), draws, confidence, test=False)
+    return interval_of(float(observed.mean()), draws, confidence, test=False)
 
 
 def compare_means(
@@ -58,7 +58,7 @@ def compare_means(
     queries = _paired(values, baseline)
     observed = _array(values, queries) - _array(baseline, queries)
     draws = _draw(observed, None, "difference", samples=samples, seed=seed)
-    return _interval(float(observed.mean()), draws, confidence, test=True)
+    return interval_of(float(observed.mean()), draws, confidence, test=True)
 
 
 def compare_gains(
@@ -79,7 +79,19 @@ def compare_gains(
     if before.sum() <= 0:
         return Interval(value=None, low=None, high=None)
     draws = _draw(after, before, "gain", samples=samples, seed=seed)
-    return _interval(float(after.sum() / before.sum() - 1), draws, confidence, test=True)
+    return interval_of(float(after.sum() / before.sum() - 1), draws, confidence, test=True)
+
+
+def interval_of(value: float, draws: Floats, confidence: float, *, test: bool) -> Interval:
+    """Return the percentile interval of draws around a value, and with `test` the p-value that it is not 0."""
+    edge = (1 - confidence) / 2
+    low, high = np.quantile(draws, [edge, 1 - edge])
+    p = None
+    if test:
+        # The tolerance lets a draw that equals zero but for rounding count as being as far away as zero is.
+        beyond = int((np.abs(draws - value) >= abs(value) - 1e-12).sum())
+        p = (1 + beyond) / (len(draws) + 1)
+    return Interval(value=value, low=float(low), high=float(high), p=p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,14 +138,3 @@ def _draw(after: Floats, before: Floats | None, statistic: Statistic, *, samples
                 gains = after[picks].sum(axis=1) / base - 1
             drawn.append(gains[base > 0])
     return np.concatenate(drawn)
-
-
-def _interval(value: float, draws: Floats, confidence: float, *, test: bool) -> Interval:
-    edge = (1 - confidence) / 2
-    low, high = np.quantile(draws, [edge, 1 - edge])
-    p = None
-    if test:
-        # The tolerance lets a draw that equals zero but for rounding count as being as far away as zero is.
-        beyond = int((np.abs(draws - value) >= abs(value) - 1e-12).sum())
-        p = (1 + beyond) / (len(draws) + 1)
-    return Interval(value=value, low=float(low), high=float(high), p=p)

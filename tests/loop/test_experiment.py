@@ -1,4 +1,4 @@
-"""An experiment at the command: every arm trained and searched once, compared as `evaluate` compares, and resumed."""
+"""Experiments through the real services: every arm made and ranked once, compared as `evaluate` does, and resumed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from infra.alternation import STATE_FILE, read_alternation
 from infra.context import App
+from infra.experiments.arms import run_arms
+from infra.experiments.plan import read_plan
+from infra.experiments.tables import Results, read_results
+from infra.measuring import rank_run
+from infra.run_settings import read_run_settings
 from infra.services.local import Endpoints
+from infra.settings import AlternationSettings, TrainSettings
+from learner.retriever import RetrieverSettings
+from learner.versions import find_version
+from storage.evaluation.measures import measure_run
 from tests.commands import command, environment
-from tests.loop.conftest import SMALL
+from tests.loop.conftest import SMALL, quiet
+from tests.loop.test_summaries import summary_settings
 
 PLAN = """
 title = "a <small> one"
@@ -83,3 +95,96 @@ def test_an_experiment_is_run_once_and_says_what_evaluate_says(
     written = {path: path.stat().st_mtime_ns for path in rankings.iterdir()}
     assert json.loads(call(*asked)) == results
     assert {path: path.stat().st_mtime_ns for path in rankings.iterdir()} == written, "what was done was done again"
+
+
+SUMMARIES = """
+title = "summaries"
+recipe = "relsum"
+baseline = "GRPO"
+seeds = [0]
+updates = 2
+samples = 200
+measures = ["nDCG@5", "R@90P, one threshold"]
+[[arms]]
+name = "title"
+search = "title"
+[[arms]]
+name = "GRPO"
+train = {}
+[[arms]]
+name = "DPO"
+train = { by = "preferences", start = "GRPO", change = ["preference.margin_min=0"] }
+"""
+TURNS = """
+title = "turns"
+recipe = "resume"
+baseline = "turns"
+seeds = [0]
+updates = 2
+samples = 200
+measures = ["RR@10"]
+[[arms]]
+name = "tuned"
+search = "tuned-lead"
+[[arms]]
+name = "untaught"
+search = "0"
+of = "turns"
+change = ["resume.retriever="]
+[[arms]]
+name = "turns"
+train = { by = "turns" }
+"""
+
+
+def ranked_once(app: App, text: str, folder: Path, name: str) -> Results:
+    """Run a plan, run it again, and return what it found."""
+    (folder / "plan.toml").write_text(text)
+    plan = read_plan(folder / "plan.toml")
+
+    def run() -> set[tuple[Path, int]]:
+        run_arms(app, plan, name=name, index="small", given=None, report=quiet)
+        return {(path, path.stat().st_mtime_ns) for path in app.home.experiment(name).rglob("*.*")}
+
+    assert run() == run(), "what was done was done again"
+    return read_results(app.home, plan, name=name, index="small")
+
+
+def test_summaries_by_grpo_and_by_dpo_on_its_groups_are_ranked_as_one_table(
+    small_world: App, unique_name: str, tmp_path: Path
+) -> None:
+    app = small_world.with_settings(summary_settings())
+    results = ranked_once(app, SUMMARIES, tmp_path, unique_name)
+    [tail] = results.sets
+    assert [arm.name for arm in tail.arms] == ["title", "GRPO", "DPO"]
+    assert all(set(arm.measures) == {"nDCG@5", "R@90P, one threshold"} for arm in tail.arms)
+    assert list(results.curves["reward"]) == ["GRPO"]
+    first, preferred = (
+        find_version(app.home.run(f"{unique_name}-{arm}-0") / "checkpoints", "0")[1] for arm in ("grpo", "dpo")
+    )
+    assert first.policy.sha256 != preferred.policy.sha256
+
+
+def test_turns_are_ranked_with_the_retriever_that_they_ended_with(
+    small_world: App, unique_name: str, tmp_path: Path
+) -> None:
+    settings = msgspec.structs.replace(
+        SMALL,
+        train=TrainSettings(task="resume"),
+        alternation=AlternationSettings(turns_max=1, measured_products=8),
+        retriever=RetrieverSettings(steps=20, batch_pairs=32),
+    )
+    app = small_world.with_settings(settings)
+    results = ranked_once(app, TURNS, tmp_path, unique_name)
+    assert [[arm.name for arm in each.arms] for each in results.sets] == [["tuned", "untaught", "turns"]] * len(
+        results.sets
+    )
+    turn = read_alternation(app.home.run(f"{unique_name}-turns-0") / STATE_FILE).best
+    kept = read_run_settings(app.home.run(turn.run))
+    [ranked, *_] = rank_run(
+        app, kept, policy="latest", given=None, changes={"resume": {"retriever": turn.retriever}}, report=quiet
+    )
+    by_hand = measure_run(ranked.run, ranked.qrels, ["RR@10"])["RR@10"]
+    assert results.sets[0].arms[2].measures["RR@10"].value == pytest.approx(sum(by_hand.values()) / len(by_hand))
+    [points] = results.curves["RR@10 on dev queries after each turn"].values()
+    assert points == ((1.0, turn.rr),)

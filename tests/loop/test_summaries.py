@@ -6,14 +6,16 @@ import msgspec
 import pytest
 
 from infra.context import App
-from infra.measuring import measure_runs
+from infra.measuring import measure_rankings, rank_run
 from infra.premise import check_premise
 from infra.reproduction import reproduce
 from infra.run_settings import read_run_settings
 from infra.runs import train_run
 from infra.settings import Settings, TrainSettings
-from infra.summary_arms import ARMS, read_summaries, summaries_of, summaries_path
+from infra.summarising import read_summaries, summaries_path
+from infra.summary_arms import ARMS
 from infra.summary_world import SummaryWorld
+from infra.tasks.summary import policy_summaries
 from infra.training import TrainingSummary
 from infra.verification import verify_run
 from learner.checkpoints import load_current
@@ -71,7 +73,7 @@ def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[Ap
     kept = read_run_settings(app.home.run("summaries"))
     world = SummaryWorld(app, "small", quiet)
     ids = [document.id for document in world.documents]
-    written = summaries_of(app, world, kept, ids, policy="latest", report=quiet)
+    written = policy_summaries(app, world, kept, ids, policy="latest", report=quiet)
     _, manifest = load_current(app.home.run("summaries") / "checkpoints")
     stored = read_summaries(summaries_path(app, kept, version_name(manifest.policy)))
     assert {each.document_id: each.summary for each in stored} == written
@@ -79,17 +81,18 @@ def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[Ap
     assert {each.policy for each in stored} == {version_name(manifest.policy)}
     assert max(each.tokens for each in stored) <= 4
     assert any(written.values())
-    assert summaries_of(app, world, kept, ids[:5], policy="latest", report=quiet) == {i: written[i] for i in ids[:5]}
+    assert policy_summaries(app, world, kept, ids[:5], policy="latest", report=quiet) == {
+        i: written[i] for i in ids[:5]
+    }
 
 
 def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
-    rankings = [("summaries", name) for name in (*ARMS, "0", "latest")]
-    [tail] = measure_runs(
-        app,
+    kept = read_run_settings(app.home.run("summaries"))
+    rankings = {name: rank_run(app, kept, policy=name, given=None, report=quiet) for name in (*ARMS, "0", "latest")}
+    [tail] = measure_rankings(
         rankings,
-        baseline="summaries:log-counts",
-        given=None,
+        baseline="log-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=200),
         report=quiet,
     )

@@ -106,7 +106,7 @@ def test_unknown_fields_are_ignored_and_missing_new_ones_get_their_defaults() ->
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_the_bytes_of_every_past_version_can_still_be_read(path: Path) -> None:
     value = path.read_bytes()
-    derived = path.stem.rpartition("-")[0] in {tag.rpartition("-")[0] for tag in DERIVED_TAGS}
+    derived = path.stem.startswith(tuple(tag.rpartition("-")[0] for tag in DERIVED_TAGS))
     assert encode(decode_window(value) if derived else decode(value)) == value
 
 

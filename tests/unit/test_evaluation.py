@@ -17,6 +17,7 @@ from storage.errors import EvaluationError
 from storage.evaluation.comparison import bootstrap_mean, compare_gains, compare_means, holm
 from storage.evaluation.gains import mean_relevance, relative_gain, relevant_retrieved
 from storage.evaluation.measures import mean, measure_run, ranked
+from storage.evaluation.pooled import compare_pooled, draw_pooled_recall, pooled_interval
 from storage.evaluation.precision import pooled_recall_at_precision, recall_at_precision
 from storage.evaluation.tables import EvaluationSettings, evaluate_runs
 
@@ -74,6 +75,33 @@ def test_pooled_recall_uses_one_threshold_for_all_queries() -> None:
     run = {"q1": {"a": 0.9, "b": 0.8}, "q2": {"a": 0.5, "b": 0.1, "unjudged": 1.0}}
     assert recall_at_precision(run["q1"], qrels["q1"]) == 1.0
     assert pooled_recall_at_precision(run, qrels) == 0.5  # Below .9 stands q1's b, which is not relevant.
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_a_draw_of_the_pooled_recall_is_the_recall_of_the_queries_drawn(levels: int) -> None:
+    chance = random.Random(levels)
+    qrels = {f"q{q}": {f"d{d}": int(chance.random() < 0.5) for d in range(4)} for q in range(12)}
+    run = {q: {d: (g + chance.randrange(levels) / levels) for d, g in of.items()} for q, of in qrels.items()}
+    del run["q3"]  # Not answered: its relevant documents are missed.
+    drawn = draw_pooled_recall(run, qrels, samples=50, seed=7)
+    assert drawn.value == pooled_recall_at_precision(run, qrels)
+    names = sorted(qrels)
+    for picks, recall in zip(np.random.default_rng(7).integers(0, 12, size=(50, 12)), drawn.draws, strict=True):
+        copies = {f"{names[pick]}/{copy}": names[pick] for copy, pick in enumerate(picks.tolist())}
+        again = pooled_recall_at_precision(
+            {copy: run.get(query, {}) for copy, query in copies.items()},
+            {copy: qrels[query] for copy, query in copies.items()},
+        )
+        assert recall == pytest.approx(again)
+    interval = pooled_interval(drawn)
+    assert interval.low < interval.value < interval.high
+    nothing = compare_pooled(drawn, draw_pooled_recall(run, qrels, samples=50, seed=7))
+    assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
+
+
+def test_a_pooled_recall_needs_a_judged_query() -> None:
+    with pytest.raises(EvaluationError, match="at least one judged query"):
+        draw_pooled_recall({}, {}, samples=10)
 
 
 def test_ties_are_broken_by_document_id_whatever_the_order_of_arrival() -> None:

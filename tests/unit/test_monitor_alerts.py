@@ -23,6 +23,8 @@ GOOD = {
     "unchanged": 10,
     "reward_mean": 0.5,
     "reward_std": 0.1,
+    "words": 1000,
+    "repeated": 100,
     "fates": {"trained": 90, "flat": 10},
     "staleness": {0: 50, 1: 50},
 }
@@ -52,6 +54,7 @@ def names(*events: WindowEvent, staleness_max: int = 4) -> list[str]:
     [
         ("format", {"valid": 950}, {"valid": 949}),
         ("no-op collapse", {"unchanged": 500}, {"unchanged": 501}),
+        ("keyword stuffing", {"repeated": 400}, {"repeated": 401}),
         ("failed outcomes", {"scored": 990, "failed": 10, "valid": 990}, {"scored": 989, "failed": 11, "valid": 989}),
         ("staleness", {"staleness": {3: 100}}, {"staleness": {3: 94, 4: 6}}),
         ("drops", {"fates": {"trained": 99, "expired": 1}}, {"fates": {"trained": 98, "expired": 2}}),
@@ -69,6 +72,26 @@ def test_dead_groups_are_warned_of_after_twenty_versions_of_them() -> None:
     assert names(*dead[1:]) == []
     assert names(*dead) == ["dead groups"]
     assert names(*dead, window(20, flat=60)) == []
+
+
+def test_words_that_repeat_more_than_at_first_are_warned_of() -> None:
+    first = [window(step) for step in range(5)]
+    assert names(*first, *(window(step, repeated=250) for step in range(5, 10))) == []
+    stuffed = view_of(*first, *(window(step, repeated=251) for step in range(5, 10)))
+    assert [(alert.name, alert.what) for alert in stuffed.alerts] == [
+        (
+            "keyword stuffing",
+            "25% of the words stand in their own answer before, 10% did at first; type/token ratio 0.75",
+        )
+    ]
+    assert names(window(0, words=0, repeated=0)) == []
+
+
+def test_rewards_without_spread_are_warned_of_once_they_had_some() -> None:
+    first = [window(step) for step in range(5)]
+    assert names(*first, *(window(step, reward_std=0.025) for step in range(5, 10))) == []
+    assert names(*first, *(window(step, reward_std=0.0249) for step in range(5, 10))) == ["low advantage"]
+    assert names(*(window(step, reward_std=0.0001) for step in range(5))) == [], "there is nothing to compare with yet"
 
 
 def test_a_format_that_was_better_at_first_is_warned_of() -> None:

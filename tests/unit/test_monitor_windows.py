@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.monitoring.agents import publish
-from infra.monitoring.windows import REWARD_MAX, MonitorSettings, Windows
+from infra.monitoring.groups import REWARD_MAX
+from infra.monitoring.windows import MonitorSettings, Windows
 from streams.codec import decode, decode_window, encode
 from streams.delivery import Received
 from streams.events import DeadLetter, MonitorState, Outcome, Position, Reward, StageWindow, VersionWindow, WindowEvent
@@ -252,3 +253,16 @@ def test_the_bytes_of_a_window_are_no_event_of_the_loop() -> None:
     for event in published.values():
         with pytest.raises(Exception, match="not an event"):
             decode(encode(event))
+
+
+def test_words_are_counted_in_the_answer_as_it_is_used() -> None:
+    texts = ["Black, black; BLACK case", "2 gb", "", "never scored"]
+    outcomes = tuple(
+        Outcome(status="scored" if number < 3 else "failed", valid=True, reward=float(number), summary=text)
+        for number, text in enumerate(texts)
+    )
+    about_product = msgspec.structs.replace(scored(0, [0.0]), outcomes=outcomes)
+    about_query = scored(1, [0.0, 1.0], expansions=("red shoe", "shoe"))
+    published, _ = fold([record(about_product, 0), record(about_query, 1)])
+    [window] = version_windows(published)
+    assert (window.words, window.repeated) == (4 + 2 + 3 + 3, 2 + 1 + 1)

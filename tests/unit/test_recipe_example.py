@@ -76,7 +76,7 @@ def test_a_task_is_found_by_its_name() -> None:
         ("expansions", "expected one of expansion"),
         ("no.such.module:Task", "cannot load"),
         ("tests.recipe_example:Nothing", "cannot load"),
-        ("tests.recipe_example:COST", "has no carried, prepare"),
+        ("tests.recipe_example:COST", "has no carried, methods, prepare"),
     ],
 )
 def test_what_is_no_task_is_refused_with_the_reason(name: str, reason: str) -> None:
@@ -87,5 +87,5 @@ def test_what_is_no_task_is_refused_with_the_reason(name: str, reason: str) -> N
 def test_the_page_names_the_examples_task_and_its_parts() -> None:
     page = (ROOT / "infra" / "RECIPES.md").read_text()
     assert 'task = "tests.recipe_example:Distinction"' in page
-    for part in ("carried", "prepare", "encoder", "open_environment", "rank"):
+    for part in ("carried", "methods", "prepare", "encoder", "open_environment", "rank"):
         assert re.search(rf"\| `{part}\b", page)

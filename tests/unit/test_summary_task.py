@@ -9,15 +9,16 @@ import pytest
 from infra.context import App
 from infra.home import Home
 from infra.loop import run_loop
-from infra.measuring import Measured, measure_runs
+from infra.measuring import measure_rankings, rank_run
 from infra.premise import check_premise
 from infra.requests import RequestSequence
 from infra.run_settings import RunSettings, write_run_settings
 from infra.settings import Settings, TrainSettings
-from infra.summary_arms import ARMS, read_summaries, summaries_of, summaries_path
+from infra.summarising import read_summaries, summaries_path
+from infra.summary_arms import ARMS
 from infra.summary_world import SummaryWorld
-from infra.tasks.summary import PAIRS_FILE, read_pairs
-from infra.tasks.task import load_task
+from infra.tasks.summary import PAIRS_FILE, policy_summaries, read_pairs
+from infra.tasks.task import NewRun, load_task
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from learner.generation import GenerationSettings
@@ -76,7 +77,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     saved.accept(IndexVersion(name="small-1", alias="small", documents=count, sha256=saved.sha256.hexdigest()))
     app = App(home, settings=SETTINGS)
     task = load_task("summary")
-    prepared = task.prepare(app, run="s", index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    prepared = task.prepare(app, NewRun(run="s", index="small"), quiet)
     kept = RunSettings(
         run="s", recipe="relsum", index="small", index_version="small-1", seed=0, updates=2, settings=SETTINGS
     )
@@ -108,9 +109,7 @@ def test_the_policy_learns_from_products_alone(learned: Learned) -> None:
 
 def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) -> None:
     before, _ = load_current(learned.app.home.run("s") / "checkpoints")
-    again = load_task("summary").prepare(
-        learned.app, run="s", index="small", queries_file=None, held_out=[], seed=0, report=quiet
-    )
+    again = load_task("summary").prepare(learned.app, NewRun(run="s", index="small"), quiet)
     assert load_current(learned.app.home.run("s") / "checkpoints")[0] == before
     labelled = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
     assert {request.query_id for request in again.asked} <= {each.document_id for each in labelled}
@@ -121,7 +120,7 @@ def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned:
     app, run, _ = learned
     world = SummaryWorld(app, "small", quiet)
     ids = [document.id for document in world.documents]
-    written = summaries_of(app, world, run, ids, policy="latest", report=quiet)
+    written = policy_summaries(app, world, run, ids, policy="latest", report=quiet)
     version = version_name(load_current(app.home.run("s") / "checkpoints")[1].policy)
     stored = read_summaries(summaries_path(app, run, version))
     assert {each.document_id: each.summary for each in stored} == written
@@ -134,18 +133,20 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
     app, _, _ = learned
     world = SummaryWorld(app, "small", quiet)
     lists = world.lists("dev")
-    found: list[Measured] = measure_runs(
-        app,
-        [("s", name) for name in (*ARMS, "0", "latest")],
-        baseline="s:log-counts",
-        given=(lists.queries, lists.qrels),
+    given = (lists.queries, lists.qrels)
+    rankings = {
+        name: rank_run(app, learned.run, policy=name, given=given, report=quiet) for name in (*ARMS, "0", "latest")
+    }
+    found = measure_rankings(
+        rankings,
+        baseline="log-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=100),
         report=quiet,
     )
-    assert [each.name for each in found] == ["tail", "head"]
+    assert [each.name for each in found] == ["tail", "judged queries"]
     for each in found:
         assert len(each.evaluation.runs) == len(each.pooled_recall) == len(ARMS) + 2
-        assert each.evaluation.baseline == "s:log-counts"
+        assert each.evaluation.baseline == "log-counts"
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:

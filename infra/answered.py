@@ -1,0 +1,50 @@
+"""Which training queries each document answers: q⁺ of ReSuMe's reward, and what its retriever is adapted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from search_env.analysis import surface_tokens
+from search_env.corpora import Query
+from search_env.intents import load_intents
+from streams.errors import SettingsError
+
+QUERIES_FILE = "answered.json"
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """The training queries of a run by id, and the ids of those that each document answers (q⁺)."""
+
+    queries: dict[str, str]
+    by_document: dict[str, tuple[str, ...]]
+
+
+def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
+    """Return an index's training queries with the documents that answer them, held-out texts left out."""
+    queries, qrels = load_intents(directory / "intents", "train")
+    left_out = {" ".join(surface_tokens(query.text)) for query in held_out}
+    kept = {query.id: query.text for query in queries if " ".join(surface_tokens(query.text)) not in left_out}
+    by_document: dict[str, list[str]] = {}
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            if grade > 0 and query in kept:
+                by_document.setdefault(document, []).append(query)
+    return Answered(queries=kept, by_document={key: tuple(sorted(ids)) for key, ids in by_document.items()})
+
+
+def write_answered(run_dir: Path, answered: Answered) -> None:
+    """Keep a run's training queries in its folder, whole or not at all."""
+    aside = run_dir / f".{QUERIES_FILE}"
+    aside.write_bytes(msgspec.json.encode(answered, order="deterministic"))
+    aside.rename(run_dir / QUERIES_FILE)
+
+
+def read_answered(run_dir: Path) -> Answered:
+    """Return a run's training queries. Raises SettingsError if the file is missing or damaged."""
+    try:
+        return msgspec.json.decode((run_dir / QUERIES_FILE).read_bytes(), type=Answered)
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{run_dir / QUERIES_FILE}: {error}. Start a new run with --run NAME") from error

@@ -1,0 +1,46 @@
+"""The options `--queries` and `--qrels`: judged queries of a user's own, which train nothing and are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from infra.tasks.task import Judged
+
+
+def judged_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the two options to a verb."""
+    queries = click.option(
+        "--queries",
+        type=click.Path(path_type=Path),
+        help="Judged queries (JSONL), which train nothing: one more table.",
+    )
+    qrels = click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
+    return queries(qrels(command))
+
+
+def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path | None = None) -> Judged | None:
+    """Return the queries that are judged, and their judgments; None where none are given.
+
+    index_folder: of the index whose documents are judged: at least one judgment must be of its documents.
+    """
+    from search_env.corpora import check_qrels, load_qrels, load_queries
+    from search_env.index import load_documents
+
+    if (queries is None) != (qrels is None):
+        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
+    if queries is None or qrels is None:
+        return None
+    asked, judged = load_queries(queries), load_qrels(qrels)
+    if index_folder is not None:
+        check_qrels(
+            judged,
+            query_ids=(query.id for query in asked),
+            document_ids=(document.id for document in load_documents(index_folder)),
+            source=str(qrels),
+        )
+    return [query for query in asked if query.id in judged], judged

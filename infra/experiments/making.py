@@ -1,0 +1,193 @@
+"""How an arm's policy is made, one way each: by a run's updates, by DPO on another run's groups, by turns.
+
+Each way says too how it is done by hand, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from infra.alternation import Alternation, alternate
+from infra.context import App
+from infra.experiments.plan import Arm, Plan
+from infra.home import Home
+from infra.layers import PREFIX, assignments_layer
+from infra.preferring import prefer_run
+from infra.progress import Report
+from infra.runs import train_run
+from learner.checkpoints import CheckpointError, load_current
+from learner.versions import find_version
+from search_env.corpora import Query
+
+Points = tuple[tuple[float, float], ...]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy to make: that of an arm of an experiment, on an index, with a seed."""
+
+    plan: Plan
+    arm: Arm
+    name: str
+    index: str
+    seed: int
+
+    @property
+    def run(self) -> str:
+        """Return the name of the run that is made, or with which the names of its runs begin."""
+        return run_name(self.name, self.arm, self.seed)
+
+    @property
+    def start(self) -> str | None:
+        """Return the run that this one begins with."""
+        start = self.arm.train.start if self.arm.train else None
+        return run_name(self.name, self.plan.arm(start), self.seed) if start else None
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made. runs: in their order, whose logs tell how it learned. answers: the run that ranks.
+
+    change: settings that its rankings need. curves: what no run's log holds, {what: (place, value) points}.
+    """
+
+    runs: tuple[str, ...]
+    answers: str
+    change: tuple[str, ...] = ()
+    curves: dict[str, Points] = {}
+
+    def run_with(self, home: Home, policy: str) -> str:
+        """Return the run that answers for a version: the first that has it. For other names, the one that ranks."""
+        for run in self.runs if policy != "latest" else ():
+            try:
+                find_version(home.run(run) / "checkpoints", policy)
+            except CheckpointError:
+                continue
+            return run
+        return self.answers
+
+
+class Way(NamedTuple):
+    """One way to make a policy: how to do it, and the commands that do it by hand."""
+
+    make: Callable[[App, Job, Sequence[Query], Report], Made]
+    by_hand: Callable[[Job], list[str]]
+
+
+def make(app: App, job: Job, *, held_out: Sequence[Query], report: Report) -> Made:
+    """Make an arm's policy as far as it is not made; app: with the recipe's settings."""
+    training = job.arm.train
+    assert training is not None
+    changed = app.with_changes(f"arm {job.arm.name!r}", assignments_layer(training.change))
+    return WAYS[training.by].make(
+        changed,
+        job,
+        held_out,
+        lambda what, done, total: report(f"{job.arm.name}, seed {job.seed}, {what}", done, total),
+    )
+
+
+def by_hand(job: Job) -> list[str]:
+    """Return the commands that make this policy."""
+    training = job.arm.train
+    assert training is not None
+    variables = " ".join(variable(change) for change in training.change)
+    return [f"{variables} {line}".strip() for line in WAYS[training.by].by_hand(job)]
+
+
+def run_name(name: str, trainer: Arm, seed: int) -> str:
+    """Return the name of the training run of an arm with a seed."""
+    return f"{name}-{trainer.slug}-{seed}"
+
+
+def variable(change: str) -> str:
+    """Return a change as the environment variable that makes it."""
+    path, _, value = change.partition("=")
+    return f"{PREFIX}{path.replace('.', '__').upper()}={value}"
+
+
+def _update(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
+    made = Made(runs=(job.run,), answers=job.run)
+    updates = job.plan.updates or app.settings.train.updates
+    try:
+        if load_current(app.home.run(job.run) / "checkpoints")[1].policy.step >= updates:
+            return made
+    except CheckpointError:
+        pass  # Not begun, or not even warmed up.
+    train_run(
+        app,
+        recipe=job.plan.recipe,
+        index=job.index,
+        queries_file=None,
+        held_out=held_out,
+        updates=updates,
+        seed=job.seed,
+        run=job.run,
+        report=report,
+        from_run=job.start,
+    )
+    return made
+
+
+def _update_by_hand(job: Job) -> list[str]:
+    updates = f" --updates {job.plan.updates}" if job.plan.updates else ""
+    start = f" --from {job.start}" if job.start else ""
+    return [
+        f"searchloop train --recipe {job.plan.recipe} --index {job.index} --seed {job.seed}{updates}{start} "
+        f"--run {job.run}"
+    ]
+
+
+def _prefer(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
+    assert job.start is not None  # The plan was checked for it.
+    if not app.home.run(job.run).is_dir():
+        prefer_run(app, run=job.start, into=job.run, report=report)
+    return Made(runs=(job.run,), answers=job.run)
+
+
+def _prefer_by_hand(job: Job) -> list[str]:
+    return [f"searchloop prefer --run {job.start} --into {job.run}"]
+
+
+def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
+    if job.plan.updates:
+        app = app.with_changes("updates", {"alternation": {"updates": job.plan.updates}})
+    state = alternate(
+        app,
+        recipe=job.plan.recipe,
+        index=job.index,
+        seed=job.seed,
+        name=job.run,
+        held_out=held_out,
+        report=report,
+    )
+    return made_by_turns(state)
+
+
+def made_by_turns(state: Alternation) -> Made:
+    """Return what turns have made: the best of them ranks, with the retriever that it ended with."""
+    return Made(
+        runs=tuple(turn.run for turn in state.turns),
+        answers=state.best.run,
+        change=(f"resume.retriever={state.best.retriever}",),
+        curves={
+            "RR@10 on dev queries after each turn": tuple((float(turn.turn), turn.rr) for turn in state.turns),
+            "edge scale of each turn": tuple((float(turn.turn), turn.edge_scale) for turn in state.turns),
+        },
+    )
+
+
+def _take_turns_by_hand(job: Job) -> list[str]:
+    updates = f"{variable(f'alternation.updates={job.plan.updates}')} " if job.plan.updates else ""
+    return [
+        f"{updates}searchloop alternate --recipe {job.plan.recipe} --index {job.index} --seed {job.seed} "
+        f"--run {job.run}"
+    ]
+
+
+WAYS: Mapping[str, Way] = {
+    "updates": Way(_update, _update_by_hand),
+    "preferences": Way(_prefer, _prefer_by_hand),
+    "turns": Way(_take_turns, _take_turns_by_hand),
+}

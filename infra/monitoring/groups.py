@@ -1,0 +1,91 @@
+"""What one reward record says of its group, as the monitor's windows add it up."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from streams.errors import EventError
+from streams.events import Outcome, PolicyRef, Position, Reward
+
+REWARD_MAX = 1e100  # A reward beyond this is no measurement, and would overflow the sums.
+VersionKey = tuple[str, int, int]  # lineage, step, start_ms
+_WORD = re.compile(r"\w+")
+
+
+class Take(msgspec.Struct, frozen=True, kw_only=True):
+    """What one update did with a group; parent_step is the policy's step before it."""
+
+    fate: str
+    parent_step: int
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """One group as its first reward record tells it; rank orders records of one group by their place in the log."""
+
+    rank: tuple[int, int, int]
+    window: VersionKey
+    candidates: int
+    scored: int
+    failed: int
+    valid: int
+    unchanged: int
+    words: int
+    repeated: int
+    flat: bool
+    mean: float | None
+    std: float | None
+    takes: dict[PolicyRef, Take] = {}
+
+
+def measure_group(reward: Reward, position: Position, window: VersionKey) -> Group:
+    """Return what one reward record says of its group.
+
+    mean, std: over the scored candidates' rewards; std as stddev_pop, None with no scored one. flat: at least two are
+    scored, and all alike. words, repeated: of the valid answers, and of these the ones that stand in their own answer
+    before. Raises EventError for a reward beyond REWARD_MAX.
+    """
+    values = [outcome.reward for outcome in reward.outcomes if outcome.reward is not None]
+    if any(abs(value) > REWARD_MAX for value in values):
+        raise EventError(f"expected rewards within {REWARD_MAX:g}")
+    mean = mean_of(values)
+    std = None if mean is None else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    texts = [_words(outcome) for outcome in reward.outcomes if outcome.valid and outcome.status == "scored"]
+    raw = [hit.document_id for hit in reward.raw_hits]
+    return Group(
+        rank=(reward.source.offset, position.offset, position.partition),
+        window=window,
+        candidates=len(reward.outcomes),
+        scored=len(values),
+        failed=len(reward.outcomes) - len(values),
+        valid=sum(outcome.valid and outcome.status == "scored" for outcome in reward.outcomes),
+        unchanged=sum(_unchanged(outcome, raw) for outcome in reward.outcomes),
+        words=sum(map(len, texts)),
+        repeated=sum(len(words) - len(set(words)) for words in texts),
+        flat=len(values) >= 2 and max(values) == min(values),
+        mean=mean,
+        std=std,
+    )
+
+
+def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
+    """Return whether a valid answer had no effect: it holds no expansion, or finds what the query alone found."""
+    if not (outcome.valid and outcome.status == "scored"):
+        return False
+    if outcome.summary is not msgspec.UNSET:
+        return not outcome.summary
+    return not outcome.expansions or [hit.document_id for hit in outcome.hits] == list(raw)
+
+
+def _words(outcome: Outcome) -> list[str]:
+    """Return the words of a valid answer as it is used: its summary, or its expansions."""
+    text = " ".join(outcome.expansions) if outcome.summary is msgspec.UNSET else outcome.summary
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """Return the mean, summed exactly; None of nothing."""
+    return math.fsum(values) / len(values) if values else None

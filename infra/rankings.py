@@ -1,0 +1,59 @@
+"""Rankings kept as TREC files, a folder a query set: its judgments, and one run file for each row that was ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from infra.tasks.task import Ranked
+from search_env.corpora import Qrels, load_qrels, rank_by_score, read_run, write_qrels, write_run, write_whole
+from storage.errors import EvaluationError
+
+SETS_FILE = "sets.json"
+QRELS_FILE = "qrels.tsv"
+
+
+def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
+    """Write a row's ranking of each set, each whole or not at all.
+
+    Raises EvaluationError if another row was ranked there with other judgments.
+    """
+    names = set_names(folder)
+    for each in ranked:
+        qrels = set_folder(folder, each.name) / QRELS_FILE
+        if each.name not in names:
+            write_qrels(qrels, each.qrels)
+            names.append(each.name)
+            write_whole(folder / SETS_FILE, msgspec.json.encode(names))
+        elif load_qrels(qrels) != each.qrels:
+            raise EvaluationError(f"{qrels}: {row} has other judgments for {each.name!r}; keep it in another folder")
+        rankings = {query: rank_by_score(list(of), list(of.values())) for query, of in each.run.items()}
+        write_run(row_file(folder, each.name, row), rankings, tag=row)
+
+
+def set_names(folder: Path) -> list[str]:
+    """Return the names of the sets that something was ranked for, in the order in which the task gave them."""
+    path = folder / SETS_FILE
+    return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.is_file() else []
+
+
+def set_folder(folder: Path, name: str) -> Path:
+    """Return where a set's judgments and rankings lie."""
+    return folder / name.replace(" ", "-")
+
+
+def row_file(folder: Path, set_name: str, row: str) -> Path:
+    """Return the run file of a row on a set."""
+    return set_folder(folder, set_name) / f"{row}.run"
+
+
+def read_qrels(folder: Path, set_name: str) -> Qrels:
+    """Return a set's judgments."""
+    return load_qrels(set_folder(folder, set_name) / QRELS_FILE)
+
+
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Return a run file as {query: {document: score}}."""
+    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in read_run(path).items()}

@@ -1,0 +1,140 @@
+"""A run that is made from another one's log: its topics, its folder, its workers.
+
+Its topics keep their records for ever: copied records keep their times, by which Kafka would delete them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.context import App
+from infra.progress import Report
+from infra.recorded import Recorded, Window
+from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.services.artefacts import silent
+from infra.serving import policy_server
+from infra.settings import Settings
+from infra.supervisor import Supervisor, worker_arguments
+from infra.tasks.task import load_task
+from learner.checkpoints import copy_checkpoint, load_current
+from learner.versions import find_version
+from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.delivery import Outbox, Stop, now_ms
+from streams.errors import DeliveryError, SettingsError
+from streams.events import PolicyVersion
+from streams.ranges import log_bounds
+from streams.raw_log import RawLog
+from streams.replay import ReplayCount, copy
+from streams.topics import kind_of, topic_name
+
+FOREVER = -1
+
+
+def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
+    """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
+
+    Raises SettingsError if `into` is the run itself or another that is there, DeliveryError if its topics hold records.
+    """
+    if app.home.run(into).exists() and into != run:
+        raise SettingsError(f"--into: expected a new run, {app.home.run(into)} exists; choose another name")
+    if into == run:
+        raise SettingsError(
+            f"--into: expected the name of another run, got {into!r}; a replay never writes to its source"
+        )
+    count = max(source.partitions(kind) for kind in kinds)
+    kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
+    names = create_topics(kafka, into, retention_ms=FOREVER)
+    partitions = partitions_of(kafka, names)
+    held = {item.topic for item, (start, end) in log_bounds(kafka, partitions).items() if end > start}
+    if held:
+        raise DeliveryError(
+            f"--into: expected empty topics, {', '.join(sorted(held))} hold records; choose another name"
+        )
+    if len([item for item in partitions if item.topic == topic_name(into, kinds[0])]) < count:
+        raise DeliveryError(f"--into: {into}'s topics have fewer than {count} partitions; choose another name")
+    return kafka
+
+
+@contextmanager
+def outbox_to(app: App, kafka: KafkaSettings, into: str) -> Iterator[Outbox]:
+    """Give what events are sent to a run's topics with."""
+    producer = connect_producer(kafka, client_id=f"{into}-replay")
+    try:
+        yield Outbox(producer, into, stage="replay", settings=app.settings.delivery)
+    finally:
+        producer.close()
+
+
+def copy_at_once(
+    kafka: KafkaSettings,
+    source: Recorded,
+    windows: Sequence[Window],
+    *,
+    into: str,
+    stop: Stop,
+    what: str,
+    report: Report,
+) -> ReplayCount:
+    """Copy windows topic by topic, byte for byte with key, headers and times, as fast as they are read."""
+    total = sum(window.end - window.first for window in windows)
+    with RawLog(kafka, client_id=f"{into}-replay") as log:
+        return copy(
+            [
+                (
+                    TopicPartition(topic_name(into, kind_of(window.topic)), window.partition),
+                    source.read_raw(window, log),
+                )
+                for window in windows
+            ],
+            log.writer(),
+            stop=stop,
+            report=lambda count: report(what, count, total),
+        )
+
+
+def new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
+    """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
+    folder, recorded = app.home.run(into), app.home.run(kept.run)
+    source, manifest = find_version(recorded / "checkpoints", begin)
+    copy_checkpoint(source, manifest, folder / "checkpoints")
+    for name in load_task(kept.settings.train.task).carried:  # What the policy is served with, prompts included.
+        if (recorded / name).exists():
+            shutil.copy2(recorded / name, folder / name)
+    base = manifest.policy.step
+    write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
+    return base
+
+
+def publish_only_version(app: App, into: str, outbox: Outbox) -> None:
+    """Announce the one version of a frozen run, as its learner would."""
+    folder, manifest = load_current(app.home.run(into) / "checkpoints")
+    outbox.send(
+        PolicyVersion(
+            run=into, policy=manifest.policy, parent=None, path=f"checkpoints/{folder.name}", made_at_ms=now_ms()
+        )
+    )
+    outbox.flush()
+
+
+@contextmanager
+def run_workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
+    """Give running workers; at the end they stop in the order of the stream, the sink last."""
+    settings = read_run_settings(app.home.run(run)).settings
+    if "generator" not in roles:  # Nobody samples, so no server is needed for it.
+        settings = msgspec.structs.replace(
+            settings, generation=msgspec.structs.replace(settings.generation, backend="transformers")
+        )
+    with (
+        policy_server(app, run, settings, silent) as serving,
+        Supervisor(
+            worker_arguments(app.home.root), roles, app.home.run(run), app.worker_environment() | serving.environment
+        ) as workers,
+    ):
+        yield workers
+        for role in reversed(roles):
+            workers.stop([role])
