@@ -130,13 +130,18 @@ def _run_and_policy(text: str) -> tuple[str, str]:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="A copy as JSON lines, beside what the run's folder keeps."
 )
+@click.option("--publish", is_flag=True, help="Index them beside the titles, as a new version of the index.")
 @click.pass_obj
-def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None:
+def summarize(app: App, run_name: str, policy: str, output: Path | None, publish: bool) -> None:
     """Write the summary of every product of the catalogue, and store them with their policy version.
+
+    \b
+    Published, `searchloop search --rerank` reads them with the titles; versions that runs were begun on stay.
 
     \b
     Example:
       searchloop summarize --run relsum-shop-0 --output summaries.jsonl
+      searchloop summarize --run relsum-shop-0 --publish
     """
     import shutil
 
@@ -158,6 +163,12 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None
     if output is not None:
         shutil.copyfile(path, output)
     click.echo(f"{len(written)} summaries by {version_name(manifest.policy)}: {output or path}")
+    if publish:
+        from infra.publishing import publish_summaries
+
+        with progress() as report, app.running_services(report) as running:
+            version = publish_summaries(running, kept, policy=policy, report=report)
+        click.echo(f"{version.name}: {version.documents} documents with summaries by {version.summaries}")
 
 
 @click.command()
