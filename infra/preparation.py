@@ -23,7 +23,7 @@ from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
 from learner.prompts import prompt_text, render_answer, with_choices
-from learner.tokenizer import render_pointers
+from learner.tokenizer import is_selection, render_pointers
 from learner.warmup import warm_up
 from search_env.analysis import analyze, surface_tokens
 from search_env.catalogue import Catalogue
@@ -300,6 +300,7 @@ def _warm_up(
         warmup,
         run_dir / "warmup" / "taught",
         report,
+        is_valid=is_selection if policy.selector is not None else None,
         stop=stop,
     )
     return policy

@@ -72,8 +72,3 @@ def encode_product_request(tokenizer: Any, request: Request, settings: ProductPr
     text = product_prompt_text(tokenizer, product, settings)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def is_selection(text: str) -> bool:
-    """Say whether a selector's text, its end token left out, is pointers alone."""
-    return all(part.startswith("v") and part[1:-1].isdigit() and part.endswith(">") for part in text.split("<")[1:])

@@ -2,10 +2,12 @@
 
 The mandatory baseline, since a training set and a test set share attribute values and part of any gain is memory; and a
 part of the prompt, so that the policy starts from that memory and need not hold it in its weights. Similarity is the
-cosine of MiniLM embeddings. A training query sees neither its own lesson nor one that names two of its attribute values:
-on icecat 9,083 of 17,195 training intents share their pair of values with another one, and no query that is served has
-such luck. For a share of them all lessons that name one of their values are hidden, so that the policy also learns what
-to do where the neighbours know nothing.
+cosine of MiniLM embeddings.
+
+A training query sees neither its own lesson nor one that names two of its attribute values: on icecat 9,083 of 17,195
+training intents share their pair of values with another one, and no query that is served has such luck. For a share of
+them all lessons that name one of their values are hidden, so that the policy also learns what to do where the
+neighbours know nothing.
 """
 
 from __future__ import annotations

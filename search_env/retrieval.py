@@ -25,6 +25,7 @@ from elastic_transport import ConnectionError as EngineConnectionError
 from elastic_transport import SerializationError, TransportError
 from elasticsearch import ApiError, Elasticsearch
 
+from search_env.analysis import analyze
 from search_env.corpora import Ranking, rank_by_score
 from search_env.index import explain
 from streams.errors import SearchloopError, TransientError
@@ -54,7 +55,8 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     separately for every other method. rank_discount: how fast the boosts fall; 0 says all equally loud. On icecat's dev
     intents the same 14 words of a look-up give NDCG@10 / R@100 .278 / .579 at an equal .5, .306 / .582 so: the sure
     words lead, and the others find what those miss. whole_boost: in mode "weighted", boost of the query for documents
-    that hold every word of it. fusion_k: Cormack's constant.
+    that hold every word of it. expanded_terms_min: a query of fewer terms is searched as it is, whatever was said for
+    it. fusion_k: Cormack's constant.
     batch_searches: searches in one `_msearch`; in_flight: how many of those are under way at once.
     item_retries: how often a single search that was refused (429, 503) or answered in part is sent again, with growing
     pauses.
@@ -64,6 +66,7 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
     rank_discount: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.5
     whole_boost: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    expanded_terms_min: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
     fusion_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
     batch_searches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
     in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
@@ -81,7 +84,8 @@ class ExpandedQuery(NamedTuple):
 def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
     """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list."""
     raw = {"match": {"contents": {"query": query}}}
-    if not expansions:
+    # One word alone does not say which others go with it: beside "switch" a look-up finds those of medicine.
+    if not expansions or len(set(analyze(query))) < settings.expanded_terms_min:
         return [raw]
     if settings.mode == "weighted":
         boosts = expansion_boosts(len(expansions), settings)

@@ -30,9 +30,9 @@ from storage.columns import (
     strings,
     structs,
 )
-from storage.entries import Entry, Stored, StoredReward, dead_letter
+from storage.entries import Entry, dead_letter
 from streams.delivery import Received
-from streams.events import DeadLetter, Feedback, Generation, PolicyVersion, Request, Reward, Update
+from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update
 from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows
@@ -48,7 +48,7 @@ def build_tables(entries: Sequence[Entry]) -> Tables:
     Raises pa.ArrowException, OverflowError or UnicodeError if a value fits into no column (`sound` finds out which).
     """
     built = [("records", _records(entries))]
-    kinds: dict[type[Stored | Reward], list[Entry]] = {}
+    kinds: dict[type[Event], list[Entry]] = {}
     for entry in entries:
         if entry.event is not None:
             kinds.setdefault(type(entry.event), []).append(entry)
@@ -100,13 +100,13 @@ def _records(entries: Sequence[Entry]) -> Columns:
     }
 
 
-def _kind(event: Stored | Reward | None) -> str:
+def _kind(event: Event | None) -> str:
     return UNDECODABLE if event is None else _KINDS[type(event)]
 
 
-_KINDS: dict[type[Stored | Reward], str] = {
+_KINDS: dict[type[Event], str] = {
     kind: str(kind.__struct_config__.tag)
-    for kind in (Request, Generation, StoredReward, Reward, Update, PolicyVersion, Feedback, DeadLetter)
+    for kind in (Request, Generation, Reward, Update, PolicyVersion, Feedback, DeadLetter)
 }
 
 
@@ -166,7 +166,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
     }
 
 
-def _rewards(records: list[Received], events: list[StoredReward]) -> Built:
+def _rewards(records: list[Received], events: list[Reward]) -> Built:
     requests = [e.generation.request for e in events]
     return "rewards", places(records) | {
         "run": _runs(records),
@@ -187,7 +187,7 @@ def _rewards(records: list[Received], events: list[StoredReward]) -> Built:
     }
 
 
-def _outcomes(records: list[Received], events: list[StoredReward]) -> Built:
+def _outcomes(records: list[Received], events: list[Reward]) -> Built:
     counts = [len(e.outcomes) for e in events]
     outcomes = [o for e in events for o in e.outcomes]
     texts = [
@@ -286,7 +286,7 @@ def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
     }
 
 
-def _source(events: Sequence[Generation | StoredReward | DeadLetter]) -> Columns:
+def _source(events: Sequence[Generation | Reward | DeadLetter]) -> Columns:
     return {
         "source_topic": strings(e.source.topic for e in events),
         "source_partition": integers(e.source.partition for e in events),
@@ -303,10 +303,9 @@ def _policy(policies: Sequence[Any], *, parent: bool = False) -> Columns:
     }
 
 
-_BUILDERS: dict[type[Stored | Reward], tuple[Callable[[list[Received], Any], Built], ...]] = {
+_BUILDERS: dict[type[Event], tuple[Callable[[list[Received], Any], Built], ...]] = {
     Request: (_requests,),
     Generation: (_generations, _candidates),
-    StoredReward: (_rewards, _outcomes),
     Reward: (_rewards, _outcomes),
     Update: (_updates, _update_groups),
     PolicyVersion: (_policy_versions,),

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from crc32c import crc32c
-from kafka.errors import KafkaError
 from kafka.record import MemoryRecords
 
 from streams.errors import DeliveryError
@@ -154,11 +153,10 @@ def _of_batch(batch: bytes) -> Iterator[RawRecord]:
     attributes, _, first_ms, last_ms, _, _, _, count = _TAIL.unpack_from(batch, _HEAD.size)
     if attributes & _CONTROL:
         return
+    if attributes & _COMPRESSION:
+        yield from _decompressed(batch, base)
+        return
     try:
-        if attributes & _COMPRESSION:
-            for record in MemoryRecords(batch).next_batch():
-                yield RawRecord(record.offset, record.timestamp, body_of(record.key, record.value, record.headers))
-            return
         place = _HEAD.size + _TAIL.size
         for _ in range(count):
             size, place = read_varint(batch, place)
@@ -170,5 +168,19 @@ def _of_batch(batch: bytes) -> Iterator[RawRecord]:
             at = last_ms if attributes & _APPEND_TIME else first_ms + late
             yield RawRecord(base + ahead, at, batch[place:end])
             place = end
-    except (ValueError, IndexError, KafkaError) as error:
-        raise DeliveryError(f"record batch at offset {base}: damaged, though its checksum fits: {error}") from error
+    except (ValueError, IndexError) as error:
+        raise _unreadable(base, error) from error
+
+
+def _decompressed(batch: bytes, base: int) -> list[RawRecord]:
+    try:
+        return [
+            RawRecord(record.offset, record.timestamp, body_of(record.key, record.value, record.headers))
+            for record in MemoryRecords(batch).next_batch()
+        ]
+    except Exception as error:  # Each of the four compression libraries has errors of its own.
+        raise _unreadable(base, error) from error
+
+
+def _unreadable(base: int, error: Exception) -> DeliveryError:
+    return DeliveryError(f"record batch at offset {base}: cannot be read, though its checksum fits: {error}")

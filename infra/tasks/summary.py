@@ -32,11 +32,10 @@ from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
 from learner.product_prompts import (
     encode_product_request,
-    is_selection,
     product_prompt_text,
     render_product,
 )
-from learner.tokenizer import render_pointers
+from learner.tokenizer import is_selection, render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
 from search_env.summaries import fit_values

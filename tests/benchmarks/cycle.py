@@ -1,16 +1,17 @@
 """What a run costs, process by process: processor time by part, and peak memory.
 
-The run is the demo's: its catalogue, its recipe (or another one), a real Kafka and a real Elasticsearch, and the four
-workers, each in a process of its own with clocks around three parts (tests/part_times.py): Kafka's client with its
-threads, the codec (encode, decode, hash), and DuckDB (Arrow tables, transactions, archive). The rest of a worker is the
-work itself.
+The run is the demo's: its catalogue and its recipe (or a corpus and a recipe that are given), a real Kafka and a real
+Elasticsearch, and the four workers, each in a process of its own with clocks around three parts (tests/part_times.py):
+Kafka's client with its threads, the codec (encode, decode, hash), and DuckDB (Arrow tables, transactions, archive). The
+rest of a worker is the work itself. What the parts cost hardly depends on the work: the larger catalogue and policy,
+the smaller the share.
 
 Counted is the time between two updates in mid-run, so that no start and no warm-up is in it; waiting is not processor
 time, but polling for what has not come yet is. The share that must stay small is that of the three parts in every
 worker and of the whole broker, in all that the workers and both services used. Peak memory is the kernel's high-water
 mark (VmHWM) of each process over its whole life; the broker and the engine are Java with a fixed heap.
 
-Run: python tests/benchmarks/cycle.py [--recipe demo] [--updates 40] [--from-update 10] [--home DIR]
+Run: python tests/benchmarks/cycle.py [--recipe demo] [--corpus FILE] [--updates 40] [--from-update 10] [--home DIR]
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -39,6 +40,7 @@ from infra.indexing import index_corpus
 from infra.progress import progress
 from infra.recipes import recipe_path
 from infra.runs import train_run
+from search_env.corpora import Document, load_corpus
 from search_env.demo_catalogue import demo_catalogue
 from tests.part_times import PARTS
 
@@ -97,14 +99,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--from-update", type=int, default=10, help="where counting begins")
-    parser.add_argument("--recipe", default="demo", help="demo or leser; the larger the policy, the smaller the share")
+    parser.add_argument("--recipe", default="demo", help="demo or leser")
+    parser.add_argument("--corpus", type=Path, help="a catalogue as `searchloop index` takes it (default: the demo's)")
     parser.add_argument("--home", type=Path, help="keep everything here (default: a folder that is removed)")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="cycle-bench-"))
     infra.training.Supervisor = ClockedWorkers  # type: ignore[assignment,misc]
     try:
         app = App(Home(home.absolute()), recipe=recipe_path(options.recipe))
-        run_dir, moments = run_loop(app, recipe=options.recipe, updates=options.updates)
+        documents = load_corpus(options.corpus) if options.corpus else demo_catalogue(app.settings.demo)
+        run_dir, moments = run_loop(app, documents, recipe=options.recipe, updates=options.updates)
         show(options, run_dir, moments)
     finally:
         if options.home is None:
@@ -118,7 +122,7 @@ class Moment(msgspec.Struct):
     services: dict[str, float]
 
 
-def run_loop(app: App, *, recipe: str, updates: int) -> tuple[Path, dict[int, Moment]]:
+def run_loop(app: App, documents: Iterable[Document], *, recipe: str, updates: int) -> tuple[Path, dict[int, Moment]]:
     """Index, warm up and train; return the run's folder and the moment of each update."""
     moments: dict[int, Moment] = {}
     with progress() as report, app.running_services(report) as running:
@@ -130,7 +134,7 @@ def run_loop(app: App, *, recipe: str, updates: int) -> tuple[Path, dict[int, Mo
                 moments[done] = Moment(time.time(), used)
             report(what, done, total)
 
-        index_corpus(running, name=RUN, documents=demo_catalogue(app.settings.demo), report=report)
+        index_corpus(running, name=RUN, documents=documents, report=report)
         train_run(
             running,
             recipe=recipe,
@@ -194,6 +198,7 @@ def show(options: argparse.Namespace, run_dir: Path, moments: dict[int, Moment])
             {
                 "benchmark": "cycle",
                 "recipe": options.recipe,
+                "corpus": options.corpus.name if options.corpus else "demo",
                 "updates": updates,
                 "seconds": round(ended.time - began.time, 1),
                 "share": round(share, 4),

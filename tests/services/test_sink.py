@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,15 +21,15 @@ from hypothesis import strategies as st
 import storage.sink
 from storage.archive import ArchiveSettings
 from storage.columns import HEADERS
-from storage.entries import StoredCompletion, StoredGeneration, StoredRequest, StoredReward
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log
 from storage.schema import Migration, migrate, migrations
 from storage.sink import Sink, SinkSettings
-from streams.codec import encode
+from streams.codec import decode, encode
 from streams.delivery import Received
-from streams.events import Completion, DeadLetter, Generation, PolicyRef, Position, Request, Reward
+from streams.errors import EventError
+from streams.events import DeadLetter, PolicyRef, Position
 from tests.stored_events import (
     GROUP,
     feedback,
@@ -488,24 +489,16 @@ def test_every_table_is_filled_column_by_column() -> None:
     assert batch.tables["records"].column("headers").type == HEADERS
 
 
-def test_what_is_stored_of_a_reward_is_the_rewards_own_fields() -> None:
-    """The shorter structs that the sink decodes must follow the events: same names, same types, same defaults."""
-    pairs = {
-        StoredReward: Reward,
-        StoredGeneration: Generation,
-        StoredRequest: Request,
-        StoredCompletion: Completion,
-    }
-    names = {stored.__name__: event.__name__ for stored, event in pairs.items()}
-    for stored, event in pairs.items():
-        assert stored.__struct_config__.tag == event.__struct_config__.tag
-        known = {field.name: field for field in msgspec.structs.fields(event)}
-        for field in msgspec.structs.fields(stored):
-            said = str(field.type)
-            for short, long in names.items():
-                said = said.replace(f"storage.entries.{short}", f"streams.events.{long}")
-            assert said == str(known[field.name].type), field.name
-            assert field.default == known[field.name].default, field.name
+def test_a_reward_that_the_learner_would_refuse_is_a_dead_letter_and_no_row() -> None:
+    """Malformed in its tokens alone, which no column holds."""
+    good = record(reward(0), 0)
+    assert good.value is not None
+    bad = msgspec.structs.replace(good, value=re.sub(rb'"token_ids":\[\d+', b'"token_ids":["one"', good.value, count=1))
+    with pytest.raises(EventError, match="token_ids"):
+        decode(bad.value)
+    batch = build_batch([bad])
+    assert set(batch.tables) == {"records", "dead_letters"}
+    assert [letter.source for letter in batch.letters] == [bad.position]
 
 
 @pytest.fixture

@@ -109,6 +109,13 @@ def test_a_damaged_batch_and_an_old_format_are_errors() -> None:
         list(read_records(batch[:16] + b"\x01" + batch[17:]))
 
 
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+def test_records_that_no_codec_can_unpack_are_an_error(codec: int) -> None:
+    """gzip, snappy, lz4 or zstd, says the batch, and its checksum fits."""
+    with pytest.raises(DeliveryError, match="at offset 3: cannot be read, though its checksum fits"):
+        list(read_records(with_attributes(theirs([(5, b"k", b"value", [])], base=3), codec)))
+
+
 @settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_numbers_come_back(number: int) -> None:

@@ -77,6 +77,14 @@ def test_no_expansion_is_the_raw_query_in_every_mode() -> None:
         assert expanded_query("mug", [], RetrievalSettings(mode=mode)) == [{"match": {"contents": {"query": "mug"}}}]
 
 
+@pytest.mark.parametrize("mode", ["weighted", "union", "fusion"])
+def test_a_query_of_fewer_terms_than_are_asked_for_is_searched_as_it_is(mode: Mode) -> None:
+    settings = RetrievalSettings(mode=mode, expanded_terms_min=2)
+    for query in ("mug", "the mugs mug"):  # One term, once analysed.
+        assert expanded_query(query, ["cup"], settings) == expanded_query(query, [], settings)
+    assert expanded_query("red mug", ["cup"], settings) != expanded_query("red mug", [], settings)
+
+
 def test_union_orders_by_best_rank_with_the_query_first() -> None:
     merged = union_of([Ranking(["a", "b", "c"], [3, 2, 1]), Ranking(["c", "d"], [9, 8])], size=10)
     assert merged.ids == ["a", "c", "b", "d"]

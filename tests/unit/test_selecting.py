@@ -17,7 +17,7 @@ from learner.policy import Policy, TinySettings, build_tiny
 from learner.product_prompts import ProductPromptSettings, encode_product_request, render_product
 from learner.sampling import TransformersSampler
 from learner.selecting import Selector, banned_pointer_positions, banned_pointers, forbidden
-from learner.tokenizer import render_pointers
+from learner.tokenizer import is_selection, render_pointers
 from streams.events import PolicyRef, Product, Request, Sampling
 
 SELECTOR = Selector(pointer_ids=(5, 6, 7, 8), end_id=4)
@@ -142,3 +142,18 @@ def test_pointers_are_numbered_as_the_values_are(policy: Policy) -> None:
 def test_a_policy_that_writes_text_is_no_selector() -> None:
     tiny = TinySettings(vocabulary_size=300, hidden_size=32, layers=1, heads=2, feedforward_size=64)
     assert build_tiny(["lamp"], tiny).selector is None
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("", True),
+        ("<v1><v12>", True),
+        ("hello", False),
+        ("<v1>,<v2>", False),
+        ("<v>", False),
+        ("<answer>[]</answer>", False),
+    ],
+)
+def test_a_selection_is_pointers_alone(text: str, valid: bool) -> None:
+    assert is_selection(text) is valid
