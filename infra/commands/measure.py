@@ -70,6 +70,7 @@ def measure(
     from infra.rankings import keep_rankings
     from infra.recipes import recipe_path
     from infra.run_settings import read_run_settings
+    from infra.tasks.task import Task, load_task
     from storage.evaluation.tables import EvaluationSettings
 
     pairs = [(each, *_run_and_policy(each)) for each in rankings]
@@ -80,13 +81,15 @@ def measure(
     given, changes = read_judged(queries, qrels), assignments_layer(assignments)
     settings = EvaluationSettings(measures=tuple(measures.split(",")), samples=samples)
     with progress() as report, app.running_services(report) as running:
-        found = {}
+        found, tasks = {}, dict[str, Task]()
         for name, run, policy in pairs:
             if run:
                 kept = read_run_settings(app.home.existing_run(run))
             else:
                 recipe_app = running.with_recipe(recipe_path(recipe))
                 kept = without_run(recipe_app, recipe=Path(recipe).stem, index=index, seed=seed)
+            of = kept.settings.train.task
+            task = tasks[of] = tasks.get(of) or load_task(of)
             found[name] = rank_run(
                 running,
                 kept,
@@ -96,6 +99,7 @@ def measure(
                 temperature=temperature,
                 top=top,
                 report=report,
+                task=task,
             )
             if into is not None:
                 keep_rankings(into, row or f"{run or kept.recipe}.{policy}", found[name])

@@ -21,7 +21,7 @@ from infra.measuring import rank_run, without_run
 from infra.progress import Report
 from infra.rankings import keep_rankings, row_file, set_names
 from infra.run_settings import read_run_settings
-from infra.tasks.task import GIVEN, Judged
+from infra.tasks.task import GIVEN, Judged, Task, load_task
 from search_env.corpora import write_whole
 from streams.errors import SettingsError
 
@@ -79,10 +79,11 @@ def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | Non
             made = make(app, job, held_out=given[0] if given else (), report=report)
             write_whole(made_file(folder, job), msgspec.json.format(msgspec.json.encode(made)))
     rows = [(arm, seed) for arm in plan.arms for seed in plan.seeds_of(arm)]
+    task = load_task(app.settings.train.task)
     for number, (arm, seed) in enumerate(rows):
         report("rankings", number, len(rows))
         if not _is_ranked(folder / "rankings", arm, seed, given):
-            _rank(app, plan, arm, seed, name=name, index=index, given=given, report=report)
+            _rank(app, plan, arm, seed, task=task, name=name, index=index, given=given, report=report)
     report("rankings", len(rows), len(rows))
 
 
@@ -149,7 +150,16 @@ def _is_ranked(rankings: Path, arm: Arm, seed: int, given: Judged | None) -> boo
 
 
 def _rank(
-    app: App, plan: Plan, arm: Arm, seed: int, *, name: str, index: str, given: Judged | None, report: Report
+    app: App,
+    plan: Plan,
+    arm: Arm,
+    seed: int,
+    *,
+    task: Task,
+    name: str,
+    index: str,
+    given: Judged | None,
+    report: Report,
 ) -> None:
     trainer, needed = plan.trainer(arm), tuple[str, ...]()
     if trainer is None:
@@ -166,5 +176,6 @@ def _rank(
         temperature=arm.temperature,
         top=plan.top,
         report=report,
+        task=task,
     )
     keep_rankings(app.home.experiment(name) / "rankings", row_name(arm, seed), ranked)

@@ -187,7 +187,7 @@ def test_each_plan_of_ours_gives_every_arm_its_row_once(
     check_methods(plan, task.methods)
     manifest = IndexVersion(name="shop-1", alias="shop", documents=1, sha256="")
     write_whole(app.home.index("shop") / "manifest.json", msgspec.json.encode(manifest))
-    monkeypatch.setattr("infra.measuring.load_task", lambda _: task)
+    monkeypatch.setattr("infra.experiments.arms.load_task", lambda _: task)
     ways = {way: fake_way(app, made, turns=way == "turns") for way in making.WAYS}
     monkeypatch.setattr(making, "WAYS", ways)
     given = ([Query(id="q", text="red")], {"q": {"d": 1}})
