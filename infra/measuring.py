@@ -10,7 +10,7 @@ import msgspec
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings
-from infra.tasks.task import TOP, Judged, Ranked, load_task
+from infra.tasks.task import TOP, Judged, Ranked, Task, load_task
 from search_env.corpora import Qrels
 from search_env.index import load_manifest
 from storage.errors import EvaluationError
@@ -36,16 +36,17 @@ def rank_run(
     changes: Mapping[str, Any] | None = None,
     temperature: float = 0.0,
     top: int = TOP,
+    task: Task | None = None,
 ) -> list[Ranked]:
     """Return how a policy version or a method ranks the held-out sets of a run's task, under the run's own settings.
 
-    changes: tables of settings that are to differ from them.
+    changes: tables of settings that are to differ from them. task: the run's, where many rankings share what it keeps.
     """
     ranking = app.with_settings(run.settings)
     if changes:
         ranking = ranking.with_changes("--set", dict(changes))
     run = msgspec.structs.replace(run, settings=ranking.settings)
-    task = load_task(run.settings.train.task)
+    task = task or load_task(run.settings.train.task)
     return task.rank(ranking, run, policy=policy, given=given, report=report, temperature=temperature, top=top)
 
 

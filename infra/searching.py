@@ -15,8 +15,10 @@ from infra.context import App
 from infra.progress import Report
 from search_env.catalogue import Catalogue
 from search_env.corpora import Query, Ranking
+from search_env.crossencoder import CrossEncoderSettings, load_cross_encoder
 from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
-from search_env.index import load_documents, load_manifest
+from search_env.index import IndexingError, load_documents, load_manifest
+from search_env.reranking import indexed_texts, rerank
 from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever
 
 Feedback = Literal["bo1", "rm3"]
@@ -28,6 +30,7 @@ class SearchTables(msgspec.Struct, frozen=True, kw_only=True):
 
     retrieval: RetrievalSettings = RetrievalSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
 
 
 def search_queries(
@@ -40,12 +43,19 @@ def search_queries(
     top: int,
     report: Report,
     temperature: float = 0.0,
+    reranked: int = 0,
 ) -> dict[str, Ranking]:
     """Return each query's ranking of at most `top` documents: raw, or helped by a method or a policy version.
 
     policy: "none", "rm3", "bo1", "knn", "shown" (the prompt's words as they stand), "latest" or a version.
-    run, temperature: as in `expand_queries`.
+    run, temperature: as in `expand_queries`. reranked: so many documents of each ranking are put in the order of the
+    index's cross-encoder, which reads their titles and summaries.
+    Raises IndexingError if they are to be and the index has no summaries, CrossEncoderError if it has no cross-encoder.
     """
+    if reranked and not load_manifest(app.home.index(index)).summaries:
+        raise IndexingError(
+            f"index '{index}' has no summaries to rerank with. Run: searchloop summarize --run RUN --publish"
+        )
     texts = [query.text for query in queries]
     tables = app.tables(SearchTables)
     if policy == "none":
@@ -72,7 +82,28 @@ def search_queries(
             words = [item.expansions for item in expanded]
         asked = [ExpandedQuery(text, said) for text, said in zip(texts, words, strict=True)]
         rankings = _search(app, asked, index=index, retrieval=retrieval, top=top)
+    if reranked:
+        rankings = _rerank(app, texts, rankings, index=index, settings=tables.cross_encoder, depth=reranked)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
+
+
+def _rerank(
+    app: App,
+    texts: Sequence[str],
+    rankings: Sequence[Ranking],
+    *,
+    index: str,
+    settings: CrossEncoderSettings,
+    depth: int,
+) -> list[Ranking]:
+    from infra.summary_world import cross_encoders_of
+
+    directory = app.home.index(index)
+    encoder = load_cross_encoder(cross_encoders_of(directory), settings)
+    with contextlib.closing(app.engine()) as client:
+        first = [document for ranking in rankings for document in ranking.ids[:depth]]
+        shown = indexed_texts(client, load_manifest(directory).name, first)
+    return rerank(texts, rankings, shown, lambda pairs: encoder.probabilities(encoder.logits(pairs)), depth=depth)
 
 
 def _search(

@@ -30,6 +30,7 @@ from search_env.demand import load_or_make_demand
 from search_env.index import load_documents
 from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
 from search_env.product_values import ProductValues
+from search_env.reranking import product_text
 from search_env.summaries import SEPARATOR, fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.events import Product
@@ -65,7 +66,7 @@ class SummaryWorld:
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
         """The frozen cross-encoder, trained on training lists and calibrated on dev lists at the first call."""
-        root, settings = self.folder / "cross-encoders", self.settings.cross_encoder
+        root, settings = cross_encoders_of(self.folder.parent), self.settings.cross_encoder
         if not (root / CURRENT_FILE).is_file():
             with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
                 made = train_cross_encoder(
@@ -96,8 +97,7 @@ class SummaryWorld:
 
     def text(self, document_id: str, summary: str) -> str:
         """Return what the cross-encoder reads of a product: title, then summary."""
-        title = self.values.documents[document_id].title
-        return f"{title}; {summary}" if summary else title
+        return product_text(self.values.documents[document_id].title, summary)
 
     def pairs(self, split: str) -> list[LabelledPair]:
         """Return labelled pairs of a split's lists, with texts of every kind that is scored later.
@@ -157,6 +157,11 @@ class SummaryWorld:
             return self.text(document, self.summary(document, self.values.asked(document, query.metadata["keys"])))
         order = self.values.by_chance if kind <= 6 else self.values.by_log
         return self.text(document, self.summary(document, order(document)))
+
+
+def cross_encoders_of(index_folder: Path) -> Path:
+    """Return where an index's cross-encoder versions lie."""
+    return index_folder / "summary" / "cross-encoders"
 
 
 def _draw(query: Query, document: str, salt: str) -> int:

@@ -12,9 +12,9 @@ import gzip
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from elastic_transport import ConnectionError as EngineConnectionError
@@ -39,6 +39,8 @@ MAPPING: dict[str, Any] = {
         "title": {"type": "text", "analyzer": "english", "copy_to": "contents"},
         "text": {"type": "text", "analyzer": "english", "copy_to": "contents"},
         "contents": {"type": "text", "analyzer": "english"},
+        "summary": {"type": "text", "analyzer": "english"},  # Not in contents: it is read by a reranker, not matched.
+        "summary_policy": {"type": "keyword"},
         "metadata": {"type": "object", "enabled": False},
     },
 }
@@ -50,13 +52,24 @@ class IndexingError(SearchloopError, RuntimeError):
 
 
 class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines."""
+    """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines.
+
+    summaries: the policy version whose summaries stand beside the titles, "" where none do.
+    """
 
     name: str
     alias: str
     documents: int
     sha256: str
     made_at_ms: int = 0
+    summaries: str = ""
+
+
+class Summaries(NamedTuple):
+    """Texts that are indexed beside the titles, by document id, and the policy version that wrote them."""
+
+    policy: str
+    by_document: Mapping[str, str]
 
 
 def build_index(
@@ -68,11 +81,14 @@ def build_index(
     directory: Path | None = None,
     total: int = 0,
     replicas: int = 0,
+    summaries: Summaries | None = None,
+    keep: Collection[str] = (),
 ) -> IndexVersion:
     """Load documents into a new version of an index, and switch the alias to it when all of them are in.
 
     directory: where `documents.jsonl.gz` and `manifest.json` are kept (home/indexes/NAME); None keeps no files.
-    total: how many documents to expect, for the progress bar; 0 if unknown.
+    total: how many documents to expect, for the progress bar; 0 if unknown. summaries: stored in fields of their own.
+    keep: older versions that are not deleted when the alias has moved.
     Raises IndexingError if Elasticsearch refuses or the disk is full, and lets CorpusError of `documents` through;
     either way the alias still points where it did, and the half-filled index is gone.
     """
@@ -94,7 +110,7 @@ def build_index(
         )
         saved = _SavedDocuments(directory)
         try:
-            _load(client, version, saved.keep(documents), report, total)
+            _load(client, version, saved.keep(documents), summaries, report, total)
             report("merging the index", 0, 0)
             client.indices.refresh(index=version)
             client.options(request_timeout=600).indices.forcemerge(index=version, max_num_segments=1)
@@ -109,6 +125,7 @@ def build_index(
                 documents=saved.count,
                 sha256=saved.sha256.hexdigest(),
                 made_at_ms=time.time_ns() // 1_000_000,
+                summaries=summaries.policy if summaries else "",
             )
             _switch_alias(client, name, version)
         except BaseException:  # Ctrl-C too: a half-filled index must not stay, whatever stopped us.
@@ -117,7 +134,7 @@ def build_index(
             raise
         saved.accept(made)
         for old in _versions(client, name):
-            if old != version:
+            if old != version and old not in keep:
                 client.options(ignore_status=404).indices.delete(index=old)
     except (ApiError, helpers.BulkIndexError) as error:
         raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
@@ -245,7 +262,14 @@ def _line(document: Document) -> bytes:
     return msgspec.json.encode(record) + b"\n"
 
 
-def _load(client: Elasticsearch, index: str, documents: Iterator[Document], report: Progress, total: int) -> None:
+def _load(
+    client: Elasticsearch,
+    index: str,
+    documents: Iterator[Document],
+    summaries: Summaries | None,
+    report: Progress,
+    total: int,
+) -> None:
     actions = (
         {
             "_op_type": "create",
@@ -255,6 +279,7 @@ def _load(client: Elasticsearch, index: str, documents: Iterator[Document], repo
             "title": document.title,
             "text": document.text,
             "metadata": document.metadata,
+            **_summary_fields(document.id, summaries),
         }
         for document in documents
     )
@@ -272,6 +297,12 @@ def _load(client: Elasticsearch, index: str, documents: Iterator[Document], repo
         if done % BULK_DOCUMENTS == 0:
             report("indexing", done, total)
     report("indexing", done, total)
+
+
+def _summary_fields(document_id: str, summaries: Summaries | None) -> dict[str, str]:
+    if summaries is None:
+        return {}
+    return {"summary": summaries.by_document.get(document_id, ""), "summary_policy": summaries.policy}
 
 
 def _check_name(name: str) -> None:

@@ -72,7 +72,7 @@ def experiment(
     check_methods(plan, load_task(app.settings.train.task).methods)
     given = read_judged(queries, qrels, index_folder=app.home.index(index))
     folder = app.home.experiment(name)
-    begin(folder, plan, index=index, given=given)
+    begin(folder, plan, index=index, given=given, files=tuple(map(str, (queries, qrels))) if given else ())
     with progress() as report, app.running_services(report) as running:
         run_arms(running, plan, name=name, index=index, given=given, report=report)
         report("drawing queries", 0, 0)

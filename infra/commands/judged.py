@@ -24,7 +24,7 @@ def judged_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path | None = None) -> Judged | None:
-    """Return the queries that are judged, and their judgments; None where none are given.
+    """Return the queries and their judgments; None where none are given.
 
     index_folder: of the index whose documents are judged: at least one judgment must be of its documents.
     """
@@ -43,4 +43,4 @@ def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path 
             document_ids=(document.id for document in load_documents(index_folder)),
             source=str(qrels),
         )
-    return [query for query in asked if query.id in judged], judged
+    return asked, judged

@@ -70,6 +70,7 @@ def measure(
     from infra.rankings import keep_rankings
     from infra.recipes import recipe_path
     from infra.run_settings import read_run_settings
+    from infra.tasks.task import Task, load_task
     from storage.evaluation.tables import EvaluationSettings
 
     pairs = [(each, *_run_and_policy(each)) for each in rankings]
@@ -80,13 +81,15 @@ def measure(
     given, changes = read_judged(queries, qrels), assignments_layer(assignments)
     settings = EvaluationSettings(measures=tuple(measures.split(",")), samples=samples)
     with progress() as report, app.running_services(report) as running:
-        found = {}
+        found, tasks = {}, dict[str, Task]()
         for name, run, policy in pairs:
             if run:
                 kept = read_run_settings(app.home.existing_run(run))
             else:
                 recipe_app = running.with_recipe(recipe_path(recipe))
                 kept = without_run(recipe_app, recipe=Path(recipe).stem, index=index, seed=seed)
+            of = kept.settings.train.task
+            task = tasks[of] = tasks.get(of) or load_task(of)
             found[name] = rank_run(
                 running,
                 kept,
@@ -96,6 +99,7 @@ def measure(
                 temperature=temperature,
                 top=top,
                 report=report,
+                task=task,
             )
             if into is not None:
                 keep_rankings(into, row or f"{run or kept.recipe}.{policy}", found[name])
@@ -130,13 +134,18 @@ def _run_and_policy(text: str) -> tuple[str, str]:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="A copy as JSON lines, beside what the run's folder keeps."
 )
+@click.option("--publish", is_flag=True, help="Index them beside the titles, as a new version of the index.")
 @click.pass_obj
-def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None:
+def summarize(app: App, run_name: str, policy: str, output: Path | None, publish: bool) -> None:
     """Write the summary of every product of the catalogue, and store them with their policy version.
+
+    \b
+    Published, `searchloop search --rerank` reads them with the titles; versions that runs were begun on stay.
 
     \b
     Example:
       searchloop summarize --run relsum-shop-0 --output summaries.jsonl
+      searchloop summarize --run relsum-shop-0 --publish
     """
     import shutil
 
@@ -158,6 +167,12 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None) -> None
     if output is not None:
         shutil.copyfile(path, output)
     click.echo(f"{len(written)} summaries by {version_name(manifest.policy)}: {output or path}")
+    if publish:
+        from infra.publishing import publish_summaries
+
+        with progress() as report, app.running_services(report) as running:
+            version = publish_summaries(running, kept, policy=policy, report=report)
+        click.echo(f"{version.name}: {version.documents} documents with summaries by {version.summaries}")
 
 
 @click.command()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import reduce, wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
+from infra.commands.results import show_result
+from infra.commands.traffic import import_sessions, import_ubi
 from infra.context import App
 from infra.progress import progress
 from infra.recorded import Limits
@@ -111,7 +110,7 @@ def copy_topics(
             stop=stop,
             report=report,
         )
-    _show(count, f"copied {selection.run} into {into}", as_json=as_json)
+    show_result(count, f"copied {selection.run} into {into}", as_json=as_json)
 
 
 @replay.command()
@@ -183,7 +182,7 @@ def counterfactual(
             begin=policy,
             report=report,
         )
-    _show(result, f"{selection.run} as {into}", as_json=as_json)
+    show_result(result, f"{selection.run} as {into}", as_json=as_json)
 
 
 @replay.command()
@@ -230,79 +229,7 @@ def load(
             stop=stop,
             report=report,
         )
-    _show(result, f"{selection.run} as load on {into}", as_json=as_json)
-
-
-@replay.command(name="import-ubi")
-@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or gzip.")
-@click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or gzip.")
-@click.option("--application", help="Of this application alone.")
-@new_run
-@click.option("--index", help="Also make a request of each search, with this index's context.")
-@json_summary
-@click.pass_obj
-def import_ubi(
-    app: App, queries: Path, events: Path, application: str | None, into: str, index: str | None, as_json: bool
-) -> None:
-    """Read User Behavior Insights (UBI 1.3) as feedback, and with --index as requests.
-
-    \b
-    Each application is read by itself. A position with more clicks than impressions is left out, and counted; so is
-    whatever cannot be read. Actions without an impression are kept, and counted as orphans.
-
-    \b
-    Example:
-      searchloop replay import-ubi --queries queries.ndjson.gz --events events.ndjson.gz --into traffic --index shop
-      searchloop replay load --run traffic --like shop-0 --into traffic-load --speed x60
-    """
-    from infra.traffic.importing import import_feedback
-    from infra.traffic.ubi import read_ubi
-
-    feedback, summaries = read_ubi(queries, events, application=application)
-    with progress() as report, app.running_services(report) as running:
-        count = import_feedback(running, feedback, into=into, index=index, report=report)
-    if as_json:
-        click.echo(msgspec.json.encode({"run": into, "searches": count, "applications": summaries}).decode())
-        return
-    for summary in summaries:
-        _show(summary, f"application {summary.application}", as_json=False)
-    click.echo(f"{count:,} searches imported into {into}")
-
-
-@replay.command(name="import-sessions")
-@click.argument("file", type=click.Path(path_type=Path))
-@new_run
-@click.option("--application", default="sessions", show_default=True, help="What the traffic is to be called.")
-@click.option("--corpus", type=click.Path(path_type=Path), help="The catalogue: count rows that name no product of it.")
-@click.option("--index", help="Also make a request of each session, with this index's context.")
-@json_summary
-@click.pass_obj
-def import_sessions(
-    app: App, file: Path, into: str, application: str, corpus: Path | None, index: str | None, as_json: bool
-) -> None:
-    """Read ranked click sessions (CSV) as feedback, and with --index as requests.
-
-    \b
-    Columns: session_id,query,rank0,doc_id,clicked; rank0 counts from 0, and a session's rows stand together.
-
-    \b
-    Example:
-      searchloop replay import-sessions sessions.csv.gz --corpus corpus.jsonl.gz --into clicks
-    """
-    from infra.traffic.importing import import_feedback
-    from infra.traffic.sessions import SessionSummary, read_sessions
-    from search_env.corpora import load_corpus
-
-    known = {document.id for document in load_corpus(corpus)} if corpus else None
-    summary = SessionSummary()
-    with progress() as report, app.running_services(report) as running:
-        feedback = read_sessions(file, summary, application=application, known=known)
-        count = import_feedback(running, feedback, into=into, index=index, report=report)
-    found = {"run": into, "searches": count, **summary.as_dict()}
-    if as_json:
-        click.echo(msgspec.json.encode(found).decode())
-        return
-    click.echo(", ".join(f"{name} {value}" for name, value in found.items()))
+    show_result(result, f"{selection.run} as load on {into}", as_json=as_json)
 
 
 def _limits(text: str, option: str) -> Limits:
@@ -313,11 +240,5 @@ def _limits(text: str, option: str) -> Limits:
     return Limits(moment_ms=moment_ms(text, now_ms=now_ms(), option=option))
 
 
-def _show(result: msgspec.Struct, title: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(msgspec.json.encode(result).decode())
-        return
-    table = Table(title=title, show_header=False)
-    for name, value in msgspec.structs.asdict(result).items():
-        table.add_row(name.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+replay.add_command(import_ubi)
+replay.add_command(import_sessions)

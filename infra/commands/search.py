@@ -87,6 +87,14 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
 @click.option(
     "--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy, as served."
 )
+@click.option(
+    "--rerank",
+    "reranked",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    show_default=True,
+    help="Rerank so many documents of each query by title and summary, with the index's cross-encoder.",
+)
 @click.pass_obj
 def search(
     app: App,
@@ -97,6 +105,7 @@ def search(
     run_file: Path,
     top: int,
     temperature: float,
+    reranked: int,
 ) -> None:
     """Search queries, raw or helped, and write a TREC run file.
 
@@ -104,13 +113,22 @@ def search(
     Example:
       searchloop search --index shop --queries q.jsonl --policy none --run-file raw.run
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
+      searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
     """
     from infra.searching import search_queries
 
     asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:
         found = search_queries(
-            running, asked, index=index, policy=policy, run=run_name, top=top, report=report, temperature=temperature
+            running,
+            asked,
+            index=index,
+            policy=policy,
+            run=run_name,
+            top=top,
+            report=report,
+            temperature=temperature,
+            reranked=reranked,
         )
     write_run(run_file, found, tag=policy)
     click.echo(f"{run_file}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")

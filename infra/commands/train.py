@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.results import show_result
 from infra.context import App, FailpointTable
 from infra.progress import progress
 from infra.supervisor import stop_with_parent
 from streams.delivery import Stop
 from streams.failpoints import arm
-
-if TYPE_CHECKING:
-    from infra.training import TrainingSummary
 
 
 @click.command()
@@ -78,7 +75,7 @@ def train(
             report=report,
             from_run=from_run,
         )
-    show_summary(summary, as_json=as_json)
+    show_result(summary, f"run {summary.run}", as_json=as_json)
 
 
 @click.command()
@@ -181,14 +178,3 @@ def demo(
     if any(given) and not all(given):
         raise click.UsageError("--corpus, --queries and --qrels belong together: give all three, or none")
     run_demo(app, corpus=corpus, queries_file=queries, qrels_file=qrels, updates=updates, seed=seed, keep=keep_services)
-
-
-def show_summary(summary: TrainingSummary, *, as_json: bool) -> None:
-    """Print how a run went: a table, or one JSON object."""
-    if as_json:
-        click.echo(msgspec.json.encode(summary).decode())
-        return
-    table = Table(title=f"run {summary.run}", show_header=False)
-    for name, value in msgspec.structs.asdict(summary).items():
-        table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)

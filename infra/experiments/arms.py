@@ -21,7 +21,7 @@ from infra.measuring import rank_run, without_run
 from infra.progress import Report
 from infra.rankings import keep_rankings, row_file, set_names
 from infra.run_settings import read_run_settings
-from infra.tasks.task import GIVEN, Judged
+from infra.tasks.task import GIVEN, Judged, Task, load_task
 from search_env.corpora import write_whole
 from streams.errors import SettingsError
 
@@ -29,23 +29,27 @@ PLAN_FILE = "plan.json"
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """What an experiment was begun with; the same folder never holds two. judged: hash of a user's queries, or ""."""
+    """What an experiment was begun with; the same folder never holds two.
+
+    judged: hash of the queries and judgments of a user's own, "" where there are none; files: their two files.
+    """
 
     plan: Plan
     index: str
     judged: str = ""
+    files: tuple[str, ...] = ()
 
 
-def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None) -> None:
+def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: tuple[str, ...] = ()) -> None:
     """Keep what the experiment was begun with, or see that it is the same that is asked for now.
 
-    More seeds or arms may be asked for later, and judged queries; what is kept of an arm may not change. Raises
-    SettingsError if it does.
+    given, files: judged queries of the user's own, and the files that they came from. More seeds or arms may be asked
+    for later, and judged queries; what is kept of an arm may not change. Raises SettingsError if it does.
     """
     path = folder / PLAN_FILE
     judged = hashlib.sha256(msgspec.json.encode(given, order="deterministic")).hexdigest() if given else ""
     if path.is_file():
-        before = msgspec.json.decode(path.read_bytes(), type=Begun)
+        before = read_begun(folder)
         arms = {arm.name: arm for arm in before.plan.arms}
         changed = [arm.name for arm in plan.arms if arms.get(arm.name, arm) != arm]
         same = (before.index, before.plan.recipe, before.plan.updates, before.plan.top)
@@ -54,9 +58,14 @@ def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None) -> None
             raise SettingsError(f"{folder} holds an experiment of that name, in which {what}; choose another --into")
         if judged and before.judged not in ("", judged):
             raise SettingsError(f"{folder} holds an experiment with other judged queries; choose another --into")
-        judged = judged or before.judged
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, msgspec.json.format(msgspec.json.encode(Begun(plan=plan, index=index, judged=judged))))
+        judged, files = (judged, files) if judged else (before.judged, before.files)
+    begun = Begun(plan=plan, index=index, judged=judged, files=files)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(begun)))
+
+
+def read_begun(folder: Path) -> Begun:
+    """Return what the experiment in this folder was begun with."""
+    return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=Begun)
 
 
 def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | None, report: Report) -> None:
@@ -70,10 +79,11 @@ def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | Non
             made = make(app, job, held_out=given[0] if given else (), report=report)
             write_whole(made_file(folder, job), msgspec.json.format(msgspec.json.encode(made)))
     rows = [(arm, seed) for arm in plan.arms for seed in plan.seeds_of(arm)]
+    task = load_task(app.settings.train.task)
     for number, (arm, seed) in enumerate(rows):
         report("rankings", number, len(rows))
         if not _is_ranked(folder / "rankings", arm, seed, given):
-            _rank(app, plan, arm, seed, name=name, index=index, given=given, report=report)
+            _rank(app, plan, arm, seed, task=task, name=name, index=index, given=given, report=report)
     report("rankings", len(rows), len(rows))
 
 
@@ -102,7 +112,10 @@ def row_name(arm: Arm, seed: int) -> str:
 
 def commands(home: Home, plan: Plan, *, name: str, index: str) -> list[str]:
     """Return the commands that do by hand what the experiment has done, in order."""
-    lines = [line for job in jobs(plan, name=name, index=index) for line in by_hand(job)]
+    queries, *qrels = read_begun(home.experiment(name)).files or ("",)
+    held_out = f" --held-out {queries}" if queries else ""
+    judged = f" --queries {queries} --qrels {qrels[0]}" if queries else ""
+    lines = [by_hand(job, held_out) for job in jobs(plan, name=name, index=index)]
     for arm in plan.arms:
         trainer = plan.trainer(arm)
         for seed in plan.seeds_of(arm):
@@ -114,6 +127,7 @@ def commands(home: Home, plan: Plan, *, name: str, index: str) -> list[str]:
                 run, change, options = made.run_with(home, arm.search), (*made.change, *arm.change), ""
             options += "".join(f" --set {each}" for each in change)
             options += f" --temperature {arm.temperature:g}" if arm.temperature else ""
+            options += judged
             lines.append(
                 f"searchloop measure {run}:{arm.search}{options} --top {plan.top} --into {name} "
                 f"--row {row_name(arm, seed)}"
@@ -136,7 +150,16 @@ def _is_ranked(rankings: Path, arm: Arm, seed: int, given: Judged | None) -> boo
 
 
 def _rank(
-    app: App, plan: Plan, arm: Arm, seed: int, *, name: str, index: str, given: Judged | None, report: Report
+    app: App,
+    plan: Plan,
+    arm: Arm,
+    seed: int,
+    *,
+    task: Task,
+    name: str,
+    index: str,
+    given: Judged | None,
+    report: Report,
 ) -> None:
     trainer, needed = plan.trainer(arm), tuple[str, ...]()
     if trainer is None:
@@ -153,5 +176,6 @@ def _rank(
         temperature=arm.temperature,
         top=plan.top,
         report=report,
+        task=task,
     )
     keep_rankings(app.home.experiment(name) / "rankings", row_name(arm, seed), ranked)

@@ -69,10 +69,11 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(NamedTuple):
-    """One way to make a policy: how to do it, and the commands that do it by hand."""
+    """One way to make a policy: how to do it, the command that does it by hand, and whether that takes --held-out."""
 
     make: Callable[[App, Job, Sequence[Query], Report], Made]
-    by_hand: Callable[[Job], list[str]]
+    by_hand: Callable[[Job], str]
+    leaves_out: bool = True
 
 
 def make(app: App, job: Job, *, held_out: Sequence[Query], report: Report) -> Made:
@@ -88,12 +89,13 @@ def make(app: App, job: Job, *, held_out: Sequence[Query], report: Report) -> Ma
     )
 
 
-def by_hand(job: Job) -> list[str]:
-    """Return the commands that make this policy."""
+def by_hand(job: Job, held_out: str) -> str:
+    """Return the command that makes this policy; held_out: the option that keeps queries from training anything."""
     training = job.arm.train
     assert training is not None
-    variables = " ".join(variable(change) for change in training.change)
-    return [f"{variables} {line}".strip() for line in WAYS[training.by].by_hand(job)]
+    way = WAYS[training.by]
+    words = [*map(variable, training.change), way.by_hand(job) + (held_out if way.leaves_out else "")]
+    return " ".join(words)
 
 
 def run_name(name: str, trainer: Arm, seed: int) -> str:
@@ -130,13 +132,13 @@ def _update(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
     return made
 
 
-def _update_by_hand(job: Job) -> list[str]:
+def _update_by_hand(job: Job) -> str:
     updates = f" --updates {job.plan.updates}" if job.plan.updates else ""
     start = f" --from {job.start}" if job.start else ""
-    return [
+    return (
         f"searchloop train --recipe {job.plan.recipe} --index {job.index} --seed {job.seed}{updates}{start} "
         f"--run {job.run}"
-    ]
+    )
 
 
 def _prefer(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
@@ -146,8 +148,8 @@ def _prefer(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
     return Made(runs=(job.run,), answers=job.run)
 
 
-def _prefer_by_hand(job: Job) -> list[str]:
-    return [f"searchloop prefer --run {job.start} --into {job.run}"]
+def _prefer_by_hand(job: Job) -> str:
+    return f"searchloop prefer --run {job.start} --into {job.run}"
 
 
 def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
@@ -178,16 +180,16 @@ def made_by_turns(state: Alternation) -> Made:
     )
 
 
-def _take_turns_by_hand(job: Job) -> list[str]:
+def _take_turns_by_hand(job: Job) -> str:
     updates = f"{variable(f'alternation.updates={job.plan.updates}')} " if job.plan.updates else ""
-    return [
+    return (
         f"{updates}searchloop alternate --recipe {job.plan.recipe} --index {job.index} --seed {job.seed} "
         f"--run {job.run}"
-    ]
+    )
 
 
 WAYS: Mapping[str, Way] = {
     "updates": Way(_update, _update_by_hand),
-    "preferences": Way(_prefer, _prefer_by_hand),
+    "preferences": Way(_prefer, _prefer_by_hand, leaves_out=False),
     "turns": Way(_take_turns, _take_turns_by_hand),
 }

@@ -86,12 +86,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return arm if arm.train else (self.arm(arm.of) if arm.of else None)
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
-        """Return the seeds of an arm: its own or the plan's, and only the first where nothing is trained."""
+        """Return the seeds of an arm: the plan's, or those of them that it asks for; one where nothing is trained."""
         trainer = self.trainer(arm)
-        if trainer is None:
-            return self.seeds[:1] if arm.seeds is None else arm.seeds
-        seeds = self.seeds if trainer.seeds is None else trainer.seeds
-        return tuple(seed for seed in seeds if arm.seeds is None or seed in arm.seeds)
+        if trainer is None and arm.seeds is None:
+            return self.seeds[:1]
+        asked = [each.seeds for each in (arm, trainer) if each is not None and each.seeds is not None]
+        return tuple(seed for seed in self.seeds if all(seed in of for of in asked))
 
 
 def plan_path(name: str) -> Path:
@@ -109,6 +109,7 @@ def plan_path(name: str) -> Path:
 def read_plan(path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] = ()) -> Plan:
     """Return a plan, with other seeds or with some of its arms only (and those that they need) where it is asked.
 
+    Arms that have none of the other seeds are left out.
     Raises SettingsError naming the file, the place, what was expected and what came.
     """
     try:
@@ -118,6 +119,9 @@ def read_plan(path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] 
     _check(plan, path)
     if seeds:
         plan = msgspec.structs.replace(plan, seeds=seeds)
+        plan = msgspec.structs.replace(plan, arms=tuple(arm for arm in plan.arms if plan.seeds_of(arm)))
+        if plan.baseline not in (arm.name for arm in plan.arms):
+            raise SettingsError(f"{path}: the baseline {plan.baseline!r} has none of the seeds {seeds}; give others")
     if arms:
         plan = msgspec.structs.replace(plan, arms=_needed(plan, arms, path))
     return plan
@@ -140,6 +144,8 @@ def _check(plan: Plan, path: Path) -> None:
                 raise SettingsError(
                     f"{path}: arm {arm.name!r}: expected an arm that is trained ({known}), got {other!r}"
                 )
+        if start is not None and not set(plan.seeds_of(arm)) <= set(plan.seeds_of(plan.arm(start))):
+            raise SettingsError(f"{path}: arm {arm.name!r}: expected seeds that {start!r} has too, got more")
         if arm.train and (arm.train.by, bool(arm.train.start)) in (("preferences", False), ("turns", True)):
             wanted = "the arm whose logged groups give the preferences" if arm.train.by == "preferences" else "none"
             raise SettingsError(

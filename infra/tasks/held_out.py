@@ -24,14 +24,14 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def held_out_intents(app: App, index: str, given: Judged | None) -> list[HeldOut]:
-    """Return the sets to measure on: the index's held-out intents where it has some, and the given queries.
+    """Return the sets to measure on: the index's held-out intents where it has some, and the given judged queries.
 
     Raises SettingsError if there is none.
     """
     folder = app.home.index(index) / "intents"
     loaded = [(name, *load_intents(folder, split)) for split, name in SPLITS.items()]
     sets = [
-        HeldOut(name=name, queries=queries, qrels=qrels)
+        HeldOut(name=name, queries=[query for query in queries if query.id in qrels], qrels=qrels)
         for name, queries, qrels in [*loaded, *([(GIVEN, *given)] if given else [])]
         if queries and qrels
     ]

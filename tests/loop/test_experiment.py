@@ -12,7 +12,7 @@ import pytest
 
 from infra.alternation import STATE_FILE, read_alternation
 from infra.context import App
-from infra.experiments.arms import run_arms
+from infra.experiments.arms import begin, run_arms
 from infra.experiments.plan import read_plan
 from infra.experiments.tables import Results, read_results
 from infra.measuring import rank_run
@@ -141,6 +141,7 @@ def ranked_once(app: App, text: str, folder: Path, name: str) -> Results:
     """Run a plan, run it again, and return what it found."""
     (folder / "plan.toml").write_text(text)
     plan = read_plan(folder / "plan.toml")
+    begin(app.home.experiment(name), plan, index="small", given=None)
 
     def run() -> set[tuple[Path, int]]:
         run_arms(app, plan, name=name, index="small", given=None, report=quiet)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+
 import msgspec
 import pytest
 
 from infra.context import App
 from infra.measuring import measure_rankings, rank_run
 from infra.premise import check_premise
+from infra.publishing import publish_summaries
 from infra.reproduction import reproduce
 from infra.run_settings import read_run_settings
 from infra.runs import train_run
+from infra.searching import search_queries
 from infra.settings import Settings, TrainSettings
 from infra.summarising import read_summaries, summaries_path
 from infra.summary_arms import ARMS
@@ -20,8 +25,10 @@ from infra.training import TrainingSummary
 from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings
+from search_env.corpora import rank_by_score
 from search_env.crossencoder import CrossEncoderSettings
 from search_env.demand import DemandSettings
+from search_env.index import IndexingError, build_index, load_manifest
 from search_env.judged_lists import ListSettings
 from search_env.rewards.relsum import RelsumSettings
 from search_env.summaries import SummarySettings
@@ -108,3 +115,30 @@ def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSumm
     assert premise.calibration is not None
     assert all(-1 <= value <= 1 for value in premise.agreement.values())
     assert set(premise.milliseconds) == {"title", "summary", "description"}
+
+
+def test_published_summaries_rerank_what_is_searched(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    home = app.home
+    shutil.copytree(home.index("small"), home.index("shelf"))  # An index of its own: other tests count its versions.
+    (home.index("shelf") / "manifest.json").unlink()
+    world = SummaryWorld(app, "small", quiet)
+    queries = list(world.lists("test").queries[:5])
+    with contextlib.closing(app.engine()) as client:
+        begun = build_index(client, "shelf", world.documents, directory=home.index("shelf"))
+    kept = msgspec.structs.replace(read_run_settings(home.run("summaries")), index="shelf", index_version=begun.name)
+    asked = {"index": "shelf", "policy": "none", "run": None, "top": 20, "report": quiet}
+    before = search_queries(app, queries, **asked)  # type: ignore[arg-type]
+    with pytest.raises(IndexingError, match=r"no summaries to rerank with\. Run: searchloop summarize"):
+        search_queries(app, queries, **asked, reranked=10)  # type: ignore[arg-type]
+
+    version = publish_summaries(app, kept, policy="latest", report=quiet)
+    written = policy_summaries(app, world, kept, [d.id for d in world.documents], policy="latest", report=quiet)
+    assert (version.name, load_manifest(home.index("shelf"))) == ("shelf-2", version)
+    after = search_queries(app, queries, **asked, reranked=10)  # type: ignore[arg-type]
+    encoder = world.cross_encoder
+    for query in queries:
+        first = before[query.id].ids[:10]
+        pairs = [(query.text, world.text(document, written[document])) for document in first]
+        best = rank_by_score(first, encoder.probabilities(encoder.logits(pairs)).tolist())
+        assert after[query.id].ids == [*best.ids, *before[query.id].ids[10:]]

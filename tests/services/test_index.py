@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ from search_env.engine import ElasticsearchSettings, connect
 from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.index import (
     IndexingError,
+    Summaries,
     build_index,
     current_version,
     load_documents,
     load_manifest,
 )
+from search_env.reranking import indexed_texts
 from search_env.retrieval import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
 
 WORD_LIST = """
@@ -205,3 +208,25 @@ def test_feedback_baselines_find_more_than_the_query(client: Elasticsearch, inde
         found = search_with_feedback(retriever, feedback, method, ["printer"], settings, size=20)[0]  # type: ignore[arg-type]
         assert {"b0", "b1", "b2", "b3"} <= set(found.ids)
         assert found.ids[0] in {"a0", "a1", "a2", "a3"}
+
+
+def test_summaries_are_indexed_beside_titles_and_change_no_search(
+    client: Elasticsearch, index: str, tmp_path: Path
+) -> None:
+    documents = [Document(id="a", title="lamp"), Document(id="b", title="lamp"), Document(id="c", title="red chair")]
+    first = build_index(client, index, documents, directory=tmp_path)
+    written = Summaries(policy="1-abc-000005", by_document={"a": "red, brass"})
+    second = build_index(client, index, documents, directory=tmp_path, summaries=written, keep={first.name})
+    assert (first.summaries, second.summaries) == ("", "1-abc-000005")
+    assert load_manifest(tmp_path) == second
+    assert current_version(client, index) == second.name
+    assert indexed_texts(client, second.name, ["b", "a", "a"]) == {"a": "lamp; red, brass", "b": "lamp"}
+    assert indexed_texts(client, first.name, ["a"]) == {"a": "lamp"}, "a version that a run was begun on must stay"
+    assert client.get(index=second.name, id="a")["_source"]["summary_policy"] == "1-abc-000005"
+    for version in (first.name, second.name):
+        with contextlib.closing(Retriever(client, version, RetrievalSettings())) as retriever:
+            assert retriever.search_many(["red"], size=9)[0].ids == ["c"]
+    with pytest.raises(IndexingError, match="document 'x' was found, and cannot be read"):
+        indexed_texts(client, second.name, ["x"])
+    third = build_index(client, index, documents, directory=tmp_path)
+    assert sorted(client.indices.get(index=f"{index}-*").body) == [third.name]

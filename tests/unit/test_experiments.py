@@ -82,12 +82,21 @@ def test_some_arms_bring_those_that_they_need(tmp_path: Path) -> None:
         ("train = {}", 'train = { by = "chance" }', "Invalid enum value 'chance'"),
         ("train = {}", "trian = {}", "unknown field `trian`"),
         ("seeds = [3, 5]", "seeds = []", "length >= 1"),
+        ("train = {}", "seeds = [3]\ntrain = {}", "arm 'no λ': expected seeds that 'SFT.GRPO' has too, got more"),
         ('title = "two"', "title = ", "plan.toml: expected TOML, got: Invalid"),
     ],
 )
 def test_a_plan_that_cannot_be_says_where_and_what(tmp_path: Path, before: str, after: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         read_plan(written(tmp_path, TWO_ARMS.replace(before, after)))
+
+
+def test_other_seeds_leave_out_the_arms_that_have_none_of_them(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, TWO_ARMS), seeds=(3,))
+    assert [(arm.name, plan.seeds_of(arm)) for arm in plan.arms] == [("raw", (3,)), ("SFT+GRPO", (3,))]
+    plan_file = written(tmp_path, TWO_ARMS.replace('search = "none"', 'search = "none"\nseeds = [3]'))
+    with pytest.raises(SettingsError, match="the baseline 'raw' has none of the seeds"):
+        read_plan(plan_file, seeds=(5,))
 
 
 def test_an_arm_without_a_run_ranks_with_a_method_that_needs_none(tmp_path: Path) -> None:
@@ -178,10 +187,12 @@ def test_each_plan_of_ours_gives_every_arm_its_row_once(
     check_methods(plan, task.methods)
     manifest = IndexVersion(name="shop-1", alias="shop", documents=1, sha256="")
     write_whole(app.home.index("shop") / "manifest.json", msgspec.json.encode(manifest))
-    monkeypatch.setattr("infra.measuring.load_task", lambda _: task)
+    monkeypatch.setattr("infra.experiments.arms.load_task", lambda _: task)
     ways = {way: fake_way(app, made, turns=way == "turns") for way in making.WAYS}
     monkeypatch.setattr(making, "WAYS", ways)
     given = ([Query(id="q", text="red")], {"q": {"d": 1}})
+
+    begin(app.home.experiment("x"), plan, index="shop", given=given)
 
     def run() -> None:
         run_arms(app, plan, name="x", index="shop", given=given, report=lambda *_: None)
@@ -250,6 +261,7 @@ def test_the_commands_name_every_change_and_where_a_run_begins(tmp_path: Path) -
     for row in ("sft-grpo.3", "sft-grpo.5", "no.5"):
         run = f"x-{row.replace('.', '-')}"
         write_whole(home.experiment("x") / "made" / f"{row}.json", msgspec.json.encode(Made(runs=(run,), answers=run)))
+    begin(home.experiment("x"), plan, index="shop", given=None)
     lines = commands(home, plan, name="x", index="shop")
     assert (
         "SEARCHLOOP_ENVIRONMENT__REWARD__SIZE_WEIGHT=0 searchloop train --recipe leser --index shop --seed 5 "
@@ -258,6 +270,10 @@ def test_the_commands_name_every_change_and_where_a_run_begins(tmp_path: Path) -
     assert "searchloop measure :none --recipe leser --index shop --seed 3 --top 100 --into x --row raw.3" in lines
     assert "searchloop measure x-no-5:latest --top 100 --into x --row no.5" in lines
     assert sum("searchloop measure" in line for line in lines) == 4
+    begin(home.experiment("x"), plan, index="shop", given=([], {}), files=("q.jsonl", "q.tsv"))
+    lines = commands(home, plan, name="x", index="shop")
+    assert sum(line.endswith(" --held-out q.jsonl") for line in lines) == 3
+    assert sum(" --queries q.jsonl --qrels q.tsv --top 100" in line for line in lines) == 4
 
 
 def test_an_arm_is_the_mean_over_its_seeds_query_by_query() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.experiments.plan import check_methods, read_plan
 from infra.loop import run_loop
 from infra.tasks.task import load_task
 from learner.batches import BatchSettings
@@ -89,3 +90,11 @@ def test_the_page_names_the_examples_task_and_its_parts() -> None:
     assert 'task = "tests.recipe_example:Distinction"' in page
     for part in ("carried", "methods", "prepare", "encoder", "open_environment", "rank"):
         assert re.search(rf"\| `{part}\b", page)
+
+
+def test_the_pages_plan_is_a_plan(tmp_path: Path) -> None:
+    *_, text = re.findall(r"```toml\n(.*?)```", (ROOT / "infra" / "RECIPES.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "plan.toml").write_text(text)
+    plan = read_plan(tmp_path / "plan.toml")
+    check_methods(plan, Distinction().methods)
+    assert [plan.seeds_of(arm) for arm in plan.arms] == [(0, 1, 2)] * 3

@@ -1,0 +1,42 @@
+"""Publishing summaries: a policy version's text about every product, as a field of a new version of the index."""
+
+from __future__ import annotations
+
+import contextlib
+
+from infra.context import App
+from infra.home import SETTINGS_FILE
+from infra.progress import Report
+from infra.run_settings import RunSettings, read_run_settings
+from infra.summary_world import SummaryWorld
+from infra.tasks.summary import policy_summaries
+from learner.versions import find_version
+from search_env.index import IndexVersion, Summaries, build_index
+from streams.topics import version_name
+
+
+def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report) -> IndexVersion:
+    """Write what is missing, index all documents anew with their summaries, and move the alias; return the version.
+
+    The documents are those of the index as it is. Versions that a run was begun on stay, whatever the alias says.
+    """
+    world = SummaryWorld(app.with_settings(run.settings), run.index, report)
+    documents = [document.id for document in world.documents]
+    written = policy_summaries(app, world, run, documents, policy=policy, report=report)
+    _, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    with contextlib.closing(app.engine()) as client:
+        return build_index(
+            client,
+            run.index,
+            world.documents,
+            report,
+            directory=app.home.index(run.index),
+            total=len(documents),
+            summaries=Summaries(policy=version_name(manifest.policy), by_document=written),
+            keep=versions_in_use(app),
+        )
+
+
+def versions_in_use(app: App) -> set[str]:
+    """Return the index versions that runs of this home were begun on."""
+    return {read_run_settings(path.parent).index_version for path in app.home.runs.glob(f"*/{SETTINGS_FILE}")}
