@@ -9,7 +9,7 @@ import msgspec
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import read_run_settings
-from infra.tasks.task import load_task
+from infra.tasks.task import Task, load_task
 from search_env.corpora import Qrels, Query
 from storage.errors import EvaluationError
 from storage.evaluation.precision import pooled_recall_at_precision
@@ -40,9 +40,11 @@ def measure_runs(
     """
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     qrels: dict[str, Qrels] = {}
+    tasks: dict[str, Task] = {}  # One of each kind, which may keep what its rankings share.
     for run, policy in rankings:
         kept = read_run_settings(app.home.existing_run(run))
-        task = load_task(kept.settings.train.task)
+        name = kept.settings.train.task
+        task = tasks[name] = tasks.get(name) or load_task(name)
         for each in task.rank(app.with_settings(kept.settings), kept, policy=policy, given=given, report=report):
             if qrels.setdefault(each.name, each.qrels) != each.qrels:
                 raise EvaluationError(f"runs have different judgments for {each.name!r}: measure them one by one")

@@ -64,6 +64,10 @@ class Summary:
 
     carried: Sequence[str] = (PAIRS_FILE,)
 
+    def __init__(self) -> None:
+        # A world takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
+        self._worlds: dict[bytes, SummaryWorld] = {}
+
     def prepare(
         self,
         app: App,
@@ -129,7 +133,7 @@ class Summary:
 
         policy: a version, or the name of an arm in `infra.summary_arms`.
         """
-        world = SummaryWorld(app, run.index, report)
+        world = self._world(app, run.index, report)
         tail = world.lists("test")
         sets = [("tail", list(tail.queries), tail.qrels)]
         if given is not None:
@@ -140,6 +144,23 @@ class Summary:
             Ranked(name=name, run=rank_lists(world, policy, summaries, queries, qrels), qrels=qrels)
             for name, queries, qrels in sets
         ]
+
+    def _world(self, app: App, index: str, report: Report) -> SummaryWorld:
+        """Return the index's world, the same for runs that differ in nothing that it shows or scores."""
+        settings = app.settings
+        known = msgspec.json.encode(
+            [
+                str(app.home.index(index)),
+                settings.demand,
+                settings.lists,
+                settings.cross_encoder,
+                settings.summary_environment.summary,
+                settings.product_prompts,
+            ]
+        )
+        if known not in self._worlds:
+            self._worlds[known] = SummaryWorld(app, index, report)
+        return self._worlds[known]
 
 
 def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:

@@ -51,7 +51,7 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(Protocol):
-    """What the loop asks of a task; it is made without arguments, keeps nothing, and may be made in any process.
+    """What the loop asks of a task; it is made without arguments, in any process, and what it keeps only saves time.
 
     carried: files of a run's folder, beside checkpoint 0, that a run begun from its policy needs too.
     """
