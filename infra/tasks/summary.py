@@ -204,20 +204,20 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
     first = {query.id: next((d for d, grade in lists.qrels[query.id].items() if grade == 0), "") for query in queries}
     wrong = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade == 0 and d == first[q.id]]
     taken = [*relevant, *wrong]
-    titled = encoder.probabilities(encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken]))
-    described = encoder.probabilities(
-        encoder.logits(
-            [(q.text, world.text(d, values.description(d))) for _, q, d in taken], described=True, report=world.report
-        )
-    )
+    deltas = np.ones(len(taken))
+    if world.settings.summary_environment.filter_delta > 0:
+        titled = encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken], report=world.report)
+        whole = [(q.text, world.text(d, values.description(d))) for _, q, d in taken]
+        described = encoder.logits(whole, described=True, report=world.report)
+        deltas = encoder.probabilities(described) - encoder.probabilities(titled)
     by_product: dict[str, list[LabelledQuery]] = {}
-    for (place, query, document), title, whole in zip(taken, titled.tolist(), described.tolist(), strict=True):
+    for (place, query, document), delta in zip(taken, deltas.tolist(), strict=True):
         by_product.setdefault(document, []).append(
             LabelledQuery(
                 query_id=query.id,
                 query=query.text,
                 label=int(items[place][2] > 0),
-                delta=whole - title,
+                delta=delta,
                 others=tuple(others.get(query.id, ())),
             )
         )
@@ -266,9 +266,11 @@ def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the query log's counts would say of each training product, as chances rather than as one order."""
+    """Teach what the log's counts would say of each product of the paid lists, as chances rather than as one order."""
     settings = app.settings
-    names = sorted({document for of in world.lists("train").qrels.values() for document in of})
+    lists = world.lists("train")
+    paid = lists.queries[: settings.summary_environment.training_queries]
+    names = sorted({document for query in paid for document in lists.qrels[query.id]})
     random = np.random.default_rng(seed)
     pairs = []
     for place in random.permutation(len(names)).tolist():

@@ -170,6 +170,14 @@ def test_lessons_are_labelled_by_what_stands_in_their_text(learned: Learned) -> 
     assert 0.3 < sum(labels) / len(labels) < 0.7
 
 
+def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
+    assert {query.delta for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE) for query in each.queries} == {1}
+    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 0.01, "training_queries": 5}})
+    deltas = [q.delta for each in labelled_products(SummaryWorld(app, "small", quiet), set()) for q in each.queries]
+    assert len(set(deltas)) > 1
+    assert all(-1 < delta < 1 for delta in deltas)
+
+
 def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
     world = SummaryWorld(learned.app, "small", quiet)
     kept = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
