@@ -208,7 +208,9 @@ def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) 
     table = Table("arm", *names, box=box.SIMPLE_HEAD)
     for arm, row in found.arms.items():
         table.add_row(arm, *(f"{row[name]:.3f}" for name in names))
-    table.add_row("agreement with nDCG@5", "", *(f"{found.agreement[name]:.3f}" for name in names[1:]))
+    table.add_row(
+        "agreement with nDCG@5", *(f"{found.agreement[n]:.3f}" if n in found.agreement else "" for n in names)
+    )
     console.print(table)
     console.print(", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items()))
 
