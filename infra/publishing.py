@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
+
 from infra.context import App
-from infra.home import SETTINGS_FILE
+from infra.home import SETTINGS_FILE, read_settings_file
 from infra.progress import Report
-from infra.run_settings import RunSettings, read_run_settings
+from infra.run_settings import RunSettings
 from infra.summary_world import SummaryWorld
 from infra.tasks.summary import policy_summaries
 from learner.versions import find_version
 from search_env.index import IndexVersion, Summaries, build_index
 from streams.topics import version_name
+
+
+class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
+    """The one part of a run's settings that says which index version it needs."""
+
+    index_version: str
 
 
 def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report) -> IndexVersion:
@@ -39,4 +47,4 @@ def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report
 
 def versions_in_use(app: App) -> set[str]:
     """Return the index versions that runs of this home were begun on."""
-    return {read_run_settings(path.parent).index_version for path in app.home.runs.glob(f"*/{SETTINGS_FILE}")}
+    return {read_settings_file(path.parent, BegunOn).index_version for path in app.home.runs.glob(f"*/{SETTINGS_FILE}")}

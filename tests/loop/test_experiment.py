@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,7 +50,7 @@ train = {{ start = "GRPO", change = ["train.shuffle_rewards=true"] }}
 """
 
 
-def test_an_experiment_is_run_once_and_says_what_evaluate_says(
+def test_an_experiment_is_run_once_and_says_what_its_commands_and_evaluate_say(
     local_services: Endpoints, small_world: App, unique_name: str, tmp_path: Path
 ) -> None:
     recipe, plan, home = tmp_path / "plain.toml", tmp_path / "plan.toml", small_world.home
@@ -91,6 +92,12 @@ def test_an_experiment_is_run_once_and_says_what_evaluate_says(
         "GRPO": True,
         "shuffled": True,
     }
+
+    for row in ("raw.0", "grpo.0"):
+        [line] = [line for line in results["commands"] if line.endswith(f"--row {row}")]
+        _, *rest = shlex.split(line)
+        call(*(str(tmp_path) if part == unique_name else part for part in rest))
+        assert (tmp_path / rankings.name / f"{row}.run").read_text() == (rankings / f"{row}.run").read_text()
 
     written = {path: path.stat().st_mtime_ns for path in rankings.iterdir()}
     assert json.loads(call(*asked)) == results
