@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 
 from infra.context import App
-from infra.first_policy import first_policy
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.run_settings import RunSettings
+from infra.running.first_policy import first_policy
 from infra.settings import Settings
-from infra.summarising import summarise
-from infra.summary_arms import ARMS, rank_lists
-from infra.summary_world import SummaryWorld
+from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.summarising import summarise
+from infra.summaries.world import SummaryWorld
 from infra.tasks.products import prepared_products
 from infra.tasks.task import GIVEN, TOP, Judged, NewRun, Prepared, Ranked
 from learner.checkpoints import CURRENT
@@ -126,7 +126,7 @@ class Summary:
     ) -> list[Ranked]:
         """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
 
-        policy: a version, or the name of an arm in `infra.summary_arms`. Lists are ranked whole: `top` cuts none.
+        policy: a version, or the name of an arm in `infra.summaries.arms`. Lists are ranked whole: `top` cuts none.
         """
         world = self._world(app, run.index, report)
         tail = world.lists("test")

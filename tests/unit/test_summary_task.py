@@ -7,16 +7,16 @@ from typing import NamedTuple
 import pytest
 
 from infra.context import App
+from infra.experiments.measuring import measure_rankings, rank_run
 from infra.home import Home
 from infra.loop import run_loop
-from infra.measuring import measure_rankings, rank_run
-from infra.premise import check_premise
-from infra.requests import RequestSequence
 from infra.run_settings import RunSettings, write_run_settings
+from infra.running.requests import RequestSequence
 from infra.settings import Settings, TrainSettings
-from infra.summarising import read_summaries, summaries_path
-from infra.summary_arms import ARMS
-from infra.summary_world import SummaryWorld
+from infra.summaries.arms import ARMS
+from infra.summaries.premise import check_premise
+from infra.summaries.summarising import read_summaries, summaries_path
+from infra.summaries.world import SummaryWorld
 from infra.tasks import summary
 from infra.tasks.summary import PAIRS_FILE, labelled_products, policy_summaries, read_pairs
 from infra.tasks.task import NewRun, load_task

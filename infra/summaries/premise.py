@@ -13,8 +13,8 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from infra.summary_arms import ARMS, rank_lists
-from infra.summary_world import SummaryWorld
+from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.world import SummaryWorld
 from search_env.crossencoder import Calibration, area_under_curve
 from search_env.rewards.relsum import Kind, RelsumSettings, Scored, relsum_reward
 from storage.evaluation.measures import measure_run
