@@ -39,6 +39,7 @@ VERBS = {
     "expand": ("search", "Show what a policy version writes for queries."),
     "search": ("search", "Search queries, raw or helped, into a TREC run file."),
     "dense": ("resume", "Search by dense vectors of documents or summaries, into a TREC run file."),
+    "score": ("score", "Score run files' documents with the relevance model, for the relevance gain."),
     "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
     "measure": ("measure", "Measure policy versions on their task's held-out sets."),
     "summarize": ("measure", "Write and store the summary of every product."),

@@ -17,7 +17,7 @@ from infra.home import Home
 from infra.indexing import index_corpus
 from infra.progress import Report, progress
 from infra.recipes import recipe_path
-from infra.runs import train_run
+from infra.running.runs import train_run
 from infra.searching import search_queries
 from infra.verification import verify_run
 from search_env.corpora import (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.context import App
 from infra.progress import Report
 from search_env.catalogue import Catalogue
-from search_env.corpora import Qrels, Query, check_qrels
+from search_env.corpora import CorpusError, Qrels, Query, Ranking, check_qrels, rank_by_score
 from search_env.embeddings import Embedder, embed_documents
 from search_env.index import load_documents, load_manifest
 from search_env.intents import load_intents
@@ -61,6 +62,39 @@ def open_relevance(app: App, *, index: str, catalogue: Catalogue, report: Report
         else:
             model = load_gbdt(directory / "relevance", catalogue)
     return NoisyRelevance(model, noise_std=settings.noise_std) if settings.noise_std else model
+
+
+def score_rankings(
+    app: App,
+    rankings: Sequence[Mapping[str, Ranking]],
+    *,
+    index: str,
+    queries: Sequence[Query],
+    top: int,
+    report: Report,
+) -> dict[str, Ranking]:
+    """Return, for each query, every document that stands in the first `top` of any ranking, by the model's score.
+
+    rankings: by query id. Raises CorpusError if a ranked query is not among the queries, or a document is not indexed.
+    """
+    texts = {query.id: query.text for query in queries}
+    found: dict[str, dict[str, None]] = {}
+    for ranking in rankings:
+        for query, ranked in ranking.items():
+            found.setdefault(query, {}).update(dict.fromkeys(ranked.ids[:top]))
+    if strangers := sorted(set(found) - set(texts)):
+        raise CorpusError(
+            f"expected rankings of the {len(texts)} given queries, got one of {strangers[0]!r}"
+            f"{f' and {len(strangers) - 1} others' if strangers[1:] else ''}. Give the queries that were searched"
+        )
+    catalogue = Catalogue(load_documents(app.home.index(index)))
+    model = open_relevance(app, index=index, catalogue=catalogue, report=report)
+    report("scoring", 0, len(found))
+    scores = model.score_many([(texts[query], list(ids)) for query, ids in found.items()])
+    report("scoring", len(found), len(found))
+    return {
+        query: rank_by_score(list(ids), of.tolist()) for (query, ids), of in zip(found.items(), scores, strict=True)
+    }
 
 
 def _train(

@@ -9,7 +9,6 @@ A version is a folder named by the hash of its weights and its calibration, and 
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from streams.errors import SearchloopError
 Floats = npt.NDArray[np.float64]
 CALIBRATION_FILE, CURRENT_FILE = "calibration.json", "CURRENT"
 ECE_BINS = 10
+SORTED_BATCHES = 16  # Pairs of so many batches are sorted by length together.
 
 
 class CrossEncoderError(SearchloopError, RuntimeError):
@@ -42,12 +42,12 @@ class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """
 
     layers: Annotated[int, msgspec.Meta(ge=1, le=6)] = 3
-    tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 80
-    lessons: Annotated[int, msgspec.Meta(ge=0)] = 5_120
+    tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 112
+    lessons: Annotated[int, msgspec.Meta(ge=0)] = 8_000
     pairs_max: Annotated[int, msgspec.Meta(ge=32)] = 20_000
-    described_tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 256
+    described_tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 512
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 2e-4
     batch_tokens: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 1_024
     kept_scores: Annotated[int, msgspec.Meta(ge=1)] = 400_000
@@ -149,7 +149,7 @@ class CrossEncoder:
 
 
 def train_cross_encoder(
-    lessons: Sequence[LabelledPair],
+    lessons: Sequence[Sequence[LabelledPair]],
     pairs: Sequence[LabelledPair],
     settings: CrossEncoderSettings,
     folder: Path,
@@ -157,9 +157,8 @@ def train_cross_encoder(
 ) -> CrossEncoder:
     """Return a cross-encoder trained on the pairs, not calibrated yet; `folder` is scratch, and holds its beginning.
 
-    lessons: pairs in which the text holds the query's words or not, and nothing else decides; read first. From pairs of
-    lists alone, where relevant titles hold nothing of the query, nothing was learned in 277 steps of 32 (AUC .51, with
-    two layers and dropout); in a trial on lessons alone (three layers, none) the loss fell from .69 to .03 in 125.
+    lessons: stages of pairs in which the text holds the query's words or not, and nothing else decides; read first, in
+    their order. From pairs of lists alone, where relevant titles hold nothing of the query, nothing was learned.
     Binary cross-entropy; word embeddings stay as they are, or the words of the training queries drift away from those
     of all others. The same pairs and settings give the same weights on one CPU thread.
     """
@@ -173,9 +172,12 @@ def train_cross_encoder(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # A few hundred steps do not overfit, and matching is learned in half of them.
     random = np.random.default_rng(settings.seed)
-    stages = [lessons, *[pairs] * settings.epochs]
-    order = [stage[place] for stage in stages for place in random.permutation(len(stage)).tolist()]
-    steps = math.ceil(len(order) / settings.batch_size)
+    batches = [
+        batch
+        for stage in (*lessons, *[pairs] * settings.epochs)
+        for batch in _batches(stage, tokenizer, settings, random)
+    ]
+    steps = len(batches)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate)
     warmup = max(steps // 10, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -185,8 +187,7 @@ def train_cross_encoder(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model.train()
-        for start in range(0, len(order), settings.batch_size):
-            batch = order[start : start + settings.batch_size]
+        for batch in batches:
             encoded = tokenizer(
                 [pair.query for pair in batch],
                 [pair.text for pair in batch],
@@ -207,6 +208,21 @@ def train_cross_encoder(
             report(f"cross-encoder: loss {loss.item():.3f}", step, steps)
     model.eval()
     return CrossEncoder(cross_encoder, settings)
+
+
+def _batches(
+    stage: Sequence[LabelledPair], tokenizer: Any, settings: CrossEncoderSettings, random: np.random.Generator
+) -> list[list[LabelledPair]]:
+    """Return a stage in batches of about equal lengths, in mixed order: of a mixed batch two fifths are padding."""
+    mixed = [stage[place] for place in random.permutation(len(stage)).tolist()]
+    size = settings.batch_size
+    found: list[list[LabelledPair]] = []
+    for start in range(0, len(mixed), size * SORTED_BATCHES):
+        block = mixed[start : start + size * SORTED_BATCHES]
+        lengths = [len(ids) for ids in tokenizer([p.query for p in block], [p.text for p in block])["input_ids"]]
+        order = sorted(range(len(block)), key=lengths.__getitem__)
+        found += [[block[place] for place in order[first : first + size]] for first in range(0, len(order), size)]
+    return [found[place] for place in random.permutation(len(found)).tolist()]
 
 
 def calibrate(cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], report: Progress) -> Calibration:

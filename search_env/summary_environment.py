@@ -30,8 +30,9 @@ INVALID = {"error": -1.0, "reciprocal_rank": 0.0, "list_likelihood": -20.0}
 class SummaryEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How summaries are read and paid for.
 
-    filter_delta: δ, a labelled pair teaches only if the description moves its probability by more than this.
-    training_queries: training lists that a run is paid with at most; each costs the cross-encoder two dozen pairs.
+    filter_delta: δ, a labelled pair teaches only if the description moves its probability by more than this; with 0 all
+    teach, and no description is read, which is most of what labelling costs.
+    training_queries: training lists that a run is paid with at most; each costs the cross-encoder a dozen pairs.
     """
 
     reward: RelsumSettings = RelsumSettings()
@@ -43,8 +44,8 @@ class SummaryEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forb
 class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):
     """One training query of a product.
 
-    label: 0 or 1. delta: how far the description moves the calibrated probability, r(q, [t; d]) − r(q, t). others:
-    logits of the query's irrelevant products with their reference summaries.
+    label: 0 or 1. delta: how far the description moves the calibrated probability, r(q, [t; d]) − r(q, t); 1 where no
+    description was read. others: logits of the query's irrelevant products with their reference summaries.
     """
 
     query_id: str

@@ -65,9 +65,9 @@ def measure(
       searchloop measure :description --recipe relsum --index shop --into rankings
     """
     from infra.commands.evaluate import print_evaluation
+    from infra.experiments.measuring import measure_rankings, rank_run, without_run
+    from infra.experiments.rankings import keep_rankings
     from infra.layers import assignments_layer
-    from infra.measuring import measure_rankings, rank_run, without_run
-    from infra.rankings import keep_rankings
     from infra.recipes import recipe_path
     from infra.run_settings import read_run_settings
     from infra.tasks.task import Task, load_task
@@ -150,8 +150,8 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
     import shutil
 
     from infra.run_settings import read_run_settings
-    from infra.summarising import summaries_path
-    from infra.summary_world import SummaryWorld
+    from infra.summaries.summarising import summaries_path
+    from infra.summaries.world import SummaryWorld
     from infra.tasks.summary import policy_summaries
     from learner.versions import find_version
     from streams.topics import version_name
@@ -168,7 +168,7 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
         shutil.copyfile(path, output)
     click.echo(f"{len(written)} summaries by {version_name(manifest.policy)}: {output or path}")
     if publish:
-        from infra.publishing import publish_summaries
+        from infra.summaries.publishing import publish_summaries
 
         with progress() as report, app.running_services(report) as running:
             version = publish_summaries(running, kept, policy=policy, report=report)
@@ -188,9 +188,9 @@ def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) 
     Example:
       searchloop premise --recipe relsum --index shop
     """
-    from infra.premise import check_premise
     from infra.recipes import recipe_path
-    from infra.summary_world import SummaryWorld
+    from infra.summaries.premise import check_premise
+    from infra.summaries.world import SummaryWorld
 
     with progress() as report:
         world = SummaryWorld(app.with_recipe(recipe_path(recipe)), index, report)
@@ -208,7 +208,9 @@ def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) 
     table = Table("arm", *names, box=box.SIMPLE_HEAD)
     for arm, row in found.arms.items():
         table.add_row(arm, *(f"{row[name]:.3f}" for name in names))
-    table.add_row("agreement with nDCG@5", "", *(f"{found.agreement[name]:.3f}" for name in names[1:]))
+    table.add_row(
+        "agreement with nDCG@5", *(f"{found.agreement[n]:.3f}" if n in found.agreement else "" for n in names)
+    )
     console.print(table)
     console.print(", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items()))
 
@@ -224,7 +226,7 @@ def prefer(app: App, run_name: str, into: str) -> None:
     Example:
       searchloop prefer --run relsum-shop-0 --into relsum-shop-0-dpo
     """
-    from infra.preferring import prefer_run
+    from infra.running.preferring import prefer_run
 
     with progress() as report:
         pairs = prefer_run(app, run=run_name, into=into, report=report)

@@ -14,14 +14,14 @@ from infra.commands.results import show_result
 from infra.commands.traffic import import_sessions, import_ubi
 from infra.context import App
 from infra.progress import progress
-from infra.recorded import Limits
+from infra.replaying.recorded import Limits
 from infra.times import moment_ms
 from streams.delivery import Stop, now_ms
 from streams.replay import parse_speed
 from streams.topics import BY_KIND
 
 if TYPE_CHECKING:
-    from infra.replays import Selection
+    from infra.replaying.replays import Selection
 
 
 @click.group()
@@ -47,7 +47,7 @@ def window(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_selection(
         *arguments: Any, name: str, begin: str, end: str, partition: int | None, gaps: bool, **others: Any
     ) -> Any:
-        from infra.replays import Selection
+        from infra.replaying.replays import Selection
 
         selection = Selection(
             run=name, begin=_limits(begin, "--from"), end=_limits(end, "--to"), partition=partition, gaps=gaps
@@ -96,7 +96,7 @@ def copy_topics(
     Example:
       searchloop replay copy --run shop-0 --topic requests --from 100 --to 200 --into shop-0-copy --speed recorded
     """
-    from infra.replays import copy_window
+    from infra.replaying.replays import copy_window
 
     times = parse_speed(speed)
     stop = Stop().on_signals()
@@ -129,7 +129,7 @@ def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bo
     Example:
       searchloop replay reproduce --run shop-0
     """
-    from infra.reproduction import reproduce as make_again
+    from infra.replaying.reproduction import reproduce as make_again
 
     with progress() as report:
         result = make_again(app, name, begin=policy, updates_max=updates, report=report)
@@ -171,7 +171,7 @@ def counterfactual(
     Example:
       searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set environment.reward.size_weight=1
     """
-    from infra.replays import counterfactual as score_anew
+    from infra.replaying.replays import counterfactual as score_anew
 
     with progress() as report, app.running_services(report) as running:
         result = score_anew(
@@ -212,7 +212,7 @@ def load(
     Example:
       searchloop replay load --run shop-0 --into shop-0-load --speed x4 --from 2h --to 1h
     """
-    from infra.replays import load as send
+    from infra.replaying.replays import load as send
 
     times = parse_speed(speed)
     stop = Stop().on_signals()

@@ -34,7 +34,7 @@ def alternate(
     Example:
       searchloop alternate --recipe resume --index shop
     """
-    from infra.alternation import alternate as take_turns
+    from infra.dense.alternation import alternate as take_turns
     from infra.recipes import recipe_path
     from search_env.corpora import load_queries
 
@@ -101,9 +101,9 @@ def dense(
       searchloop dense --index shop --texts lead --tune 450 --queries test.jsonl lead.run
       searchloop dense --index shop --texts policy --run resume-shop-0-t3 --retriever r3-… --queries test.jsonl it.run
     """
-    from infra.document_texts import texts_without_policy
+    from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
+    from infra.dense.texts import texts_without_policy
     from infra.recipes import recipe_path
-    from infra.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
     from infra.run_settings import read_run_settings
     from infra.tasks.resume import policy_texts
     from search_env.corpora import load_queries, write_run

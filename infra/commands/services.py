@@ -12,11 +12,11 @@ from rich.table import Table
 
 from infra.context import App, VllmTables
 from infra.progress import progress
+from infra.running.supervisor import living_workers
 from infra.services.doctor import FAIL, OK, Finding, doctor_findings
 from infra.services.errors import ProvisionError
 from infra.services.local import ServiceStatus
 from infra.services.vllm import vllm_python
-from infra.supervisor import living_workers
 from learner.vllm import VllmClient, VllmError
 from streams.errors import TransientError
 

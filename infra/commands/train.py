@@ -13,7 +13,7 @@ from rich.table import Table
 from infra.commands.results import show_result
 from infra.context import App, FailpointTable
 from infra.progress import progress
-from infra.supervisor import stop_with_parent
+from infra.running.supervisor import stop_with_parent
 from streams.delivery import Stop
 from streams.failpoints import arm
 
@@ -54,7 +54,7 @@ def train(
       searchloop train --recipe leser --index shop --updates 400
     """
     from infra.recipes import recipe_path
-    from infra.runs import train_run
+    from infra.running.runs import train_run
     from search_env.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
@@ -102,7 +102,7 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     if supervised:
         stop_with_parent(stop, sys.stdin.fileno())
     if role == "sink":
-        from infra.sinks import run_sink_worker
+        from infra.running.sinks import run_sink_worker
 
         run_sink_worker(app.at(app.local_services().endpoints()), run=run_name, worker=worker, stop=stop)
         return
@@ -111,7 +111,7 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
 
         run_monitor_worker(app.at(app.local_services().endpoints()), run=run_name, stop=stop)
         return
-    from infra.workers import run_worker
+    from infra.running.workers import run_worker
 
     run_worker(app.at(app.local_services().endpoints()), role=role, run=run_name, worker=worker, stop=stop)
 

@@ -14,12 +14,12 @@ import msgspec
 
 from infra.context import App
 from infra.experiments.making import Job, Made, by_hand, make
+from infra.experiments.measuring import rank_run, without_run
 from infra.experiments.plan import Arm, Plan
+from infra.experiments.rankings import keep_rankings, row_file, set_names
 from infra.home import Home
 from infra.layers import assignments_layer
-from infra.measuring import rank_run, without_run
 from infra.progress import Report
-from infra.rankings import keep_rankings, row_file, set_names
 from infra.run_settings import read_run_settings
 from infra.tasks.task import GIVEN, Judged, Task, load_task
 from search_env.corpora import write_whole

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from infra.alternation import Alternation, alternate
 from infra.context import App
+from infra.dense.alternation import Alternation, alternate
 from infra.experiments.plan import Arm, Plan
 from infra.home import Home
 from infra.layers import PREFIX, assignments_layer
-from infra.preferring import prefer_run
 from infra.progress import Report
-from infra.runs import train_run
+from infra.running.preferring import prefer_run
+from infra.running.runs import train_run
 from learner.checkpoints import CheckpointError, load_current
 from learner.versions import find_version
 from search_env.corpora import Query

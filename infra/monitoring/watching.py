@@ -18,7 +18,7 @@ from infra.home import read_settings_file
 from infra.monitoring.lock import monitor_is_running
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
-from infra.supervisor import STOP_SECONDS, worker_command
+from infra.running.supervisor import STOP_SECONDS, worker_command
 from learner.batches import BatchSettings
 from streams.clients import connect_consumer, create_derived_topics, partitions_of
 from streams.codec import decode_window

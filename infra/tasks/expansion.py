@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from functools import partial
 
 from infra.context import App
-from infra.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
 from infra.relevance import open_relevance
 from infra.run_settings import RunSettings
+from infra.running.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.settings import Settings
 from infra.tasks.held_out import held_out_intents, ranked
 from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
@@ -30,7 +30,7 @@ class Expansion:
     methods: Sequence[str] = ("none", "rm3", "bo1")
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
-        """Make or find queries, contexts, teacher and warmed-up policy; see `infra.preparation`."""
+        """Make or find queries, contexts, teacher and warmed-up policy; see `infra.running.preparation`."""
         return prepare(
             app,
             run=new.run,

@@ -1,7 +1,7 @@
 """ReSuMe's summariser (WWW '26) as a task: a product in, a summary out, paid by what the retriever makes of it.
 
-One run is one turn of the summariser, against one retriever version (`resume.retriever`); `infra.alternation` strings
-turns together.
+One run is one turn of the summariser, against one retriever version (`resume.retriever`); `infra.dense.alternation`
+strings turns together.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from infra.answered import QUERIES_FILE, answered_queries, read_answered, write_answered
 from infra.context import App
-from infra.document_texts import TEXTS, document_embedded, summary_texts, texts_without_policy
-from infra.first_policy import first_policy
+from infra.dense.answered import QUERIES_FILE, answered_queries, read_answered, write_answered
+from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
+from infra.dense.texts import TEXTS, document_embedded, summary_texts, texts_without_policy
 from infra.progress import Report
-from infra.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
 from infra.run_settings import RunSettings
+from infra.running.first_policy import first_policy
 from infra.settings import Settings
-from infra.summarising import summarise
+from infra.summaries.summarising import summarise
 from infra.tasks.held_out import held_out_intents, ranked
 from infra.tasks.products import prepared_products
 from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked

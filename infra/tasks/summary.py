@@ -7,6 +7,7 @@ from there.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,14 +17,14 @@ import msgspec
 import numpy as np
 
 from infra.context import App
-from infra.first_policy import first_policy
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.run_settings import RunSettings
+from infra.running.first_policy import first_policy
 from infra.settings import Settings
-from infra.summarising import summarise
-from infra.summary_arms import ARMS, rank_lists
-from infra.summary_world import SummaryWorld
+from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.summarising import summarise
+from infra.summaries.world import SummaryWorld
 from infra.tasks.products import prepared_products
 from infra.tasks.task import GIVEN, TOP, Judged, NewRun, Prepared, Ranked
 from learner.checkpoints import CURRENT
@@ -79,7 +80,7 @@ class Summary:
         world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
         if not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_pairs(run_dir / PAIRS_FILE, label_products(world, {query.text.lower() for query in new.held_out}))
+            write_pairs(run_dir / PAIRS_FILE, labelled_products(world, {query.text.lower() for query in new.held_out}))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
         products = [world.shown(document) for document in usable(labelled, app.settings)]
         if not products:
@@ -125,7 +126,7 @@ class Summary:
     ) -> list[Ranked]:
         """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
 
-        policy: a version, or the name of an arm in `infra.summary_arms`. Lists are ranked whole: `top` cuts none.
+        policy: a version, or the name of an arm in `infra.summaries.arms`. Lists are ranked whole: `top` cuts none.
         """
         world = self._world(app, run.index, report)
         tail = world.lists("test")
@@ -184,41 +185,61 @@ def policy_summaries(
     )
 
 
+def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
+    """Return the labelled products of a world as they were found before, or find and keep them: minutes of reading.
+
+    Kept by everything that they depend on, so that arms and seeds of one experiment share them.
+    """
+    settings = world.settings
+    known = msgspec.json.encode(
+        [
+            world.cross_encoder.name,
+            settings.cross_encoder,
+            settings.lists,
+            settings.summary_environment.summary,
+            settings.summary_environment.training_queries,
+            sorted(left_out),
+        ]
+    )
+    path = world.folder / "labelled" / f"{hashlib.sha256(known).hexdigest()[:16]}.jsonl"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_pairs(path, label_products(world, left_out))
+    return read_pairs(path)
+
+
 def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
     """Return every product of the training lists with its queries and the frozen cross-encoder's numbers."""
     lists, encoder, values = world.lists("train"), world.cross_encoder, world.values
     queries = [query for query in lists.queries if query.text.lower() not in left_out]
     queries = queries[: world.settings.summary_environment.training_queries]
     items = [(query, document, grade) for query in queries for document, grade in lists.qrels[query.id].items()]
+    rivals = [(query, document) for query, document, grade in items if grade == 0]
     reference = encoder.logits(
-        [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q, d, _ in items], report=world.report
+        [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q, d in rivals], report=world.report
     )
     relevant = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade > 0]
     others: dict[str, list[float]] = {}
-    for (query, _, grade), logit in zip(items, reference.tolist(), strict=True):
-        if grade == 0:
-            others.setdefault(query.id, []).append(logit)
-    # Of an irrelevant product the paper's reward asks too: as many as there are relevant ones, the first of each list.
-    wrong = [
-        (place, q, d)
-        for place, (q, d, grade) in enumerate(items)
-        if grade == 0 and d in list(lists.qrels[q.id])[: world.settings.lists.relevant_max]
-    ]
+    for (query, _), logit in zip(rivals, reference.tolist(), strict=True):
+        others.setdefault(query.id, []).append(logit)
+    # The paper's reward asks of irrelevant products too: of the first of each list, since reading descriptions is slow.
+    first = {query.id: next((d for d, grade in lists.qrels[query.id].items() if grade == 0), "") for query in queries}
+    wrong = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade == 0 and d == first[q.id]]
     taken = [*relevant, *wrong]
-    titled = encoder.probabilities(encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken]))
-    described = encoder.probabilities(
-        encoder.logits(
-            [(q.text, world.text(d, values.description(d))) for _, q, d in taken], described=True, report=world.report
-        )
-    )
+    deltas = np.ones(len(taken))
+    if world.settings.summary_environment.filter_delta > 0:
+        titled = encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken], report=world.report)
+        whole = [(q.text, world.text(d, values.description(d))) for _, q, d in taken]
+        described = encoder.logits(whole, described=True, report=world.report)
+        deltas = encoder.probabilities(described) - encoder.probabilities(titled)
     by_product: dict[str, list[LabelledQuery]] = {}
-    for (place, query, document), title, whole in zip(taken, titled.tolist(), described.tolist(), strict=True):
+    for (place, query, document), delta in zip(taken, deltas.tolist(), strict=True):
         by_product.setdefault(document, []).append(
             LabelledQuery(
                 query_id=query.id,
                 query=query.text,
                 label=int(items[place][2] > 0),
-                delta=whole - title,
+                delta=delta,
                 others=tuple(others.get(query.id, ())),
             )
         )
@@ -262,9 +283,11 @@ def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the query log's counts would say of each training product, as chances rather than as one order."""
+    """Teach what the log's counts would say of each product of the paid lists, as chances rather than as one order."""
     settings = app.settings
-    names = sorted({document for of in world.lists("train").qrels.values() for document in of})
+    lists = world.lists("train")
+    paid = lists.queries[: settings.summary_environment.training_queries]
+    names = sorted({document for query in paid for document in lists.qrels[query.id]})
     random = np.random.default_rng(seed)
     pairs = []
     for place in random.permutation(len(names)).tolist():

@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import msgspec
 import psutil
 
-import infra.training
+import infra.running.training
 from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
-from infra.preparation import prepare
 from infra.recipes import recipe_path
 from infra.run_settings import RunSettings, write_run_settings
+from infra.running.preparation import prepare
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
 from infra.tasks.task import Prepared
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--updates", type=int, default=24)
     options = parser.parse_args()
-    infra.training.Supervisor = Workers  # type: ignore[assignment,misc]
+    infra.running.training.Supervisor = Workers  # type: ignore[assignment,misc]
     with ExitStack() as opened:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="guarantees-", ignore_cleanup_errors=True)))
         home.chmod(0o755)
@@ -174,7 +174,7 @@ def timed(app: App, index: str, side: str, updates: int, broker: psutil.Process 
             moments[done] = time.perf_counter(), sum(sum(each.cpu_times()[:2]) for each in processes)
 
     Workers.side = side
-    infra.training.stream(app, prepared, updates=updates, seed=0, report=note)
+    infra.running.training.stream(app, prepared, updates=updates, seed=0, report=note)
     first, last = min(step for step in moments if step >= COUNTED_FROM), max(moments)
     groups = (last - first) * app.settings.batch.groups
     (began, spent_before), (ended, spent) = moments[first], moments[last]

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kafka import TopicPartition
 
 from infra.home import Home
-from infra.recorded import Limits, Recorded, Window
+from infra.replaying.recorded import Limits, Recorded, Window
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
 from storage.ledger import LEDGER

@@ -15,10 +15,10 @@ import msgspec
 import psutil
 
 from infra.context import App
-from infra.environments import open_environment
 from infra.run_settings import read_run_settings
+from infra.running.environments import open_environment
+from infra.running.supervisor import living_workers
 from infra.services.local import Endpoints
-from infra.supervisor import living_workers
 from storage.log import open_log
 from streams.codec import content_sha256, encode
 from streams.events import DeadLetter, Generation, Position, Reward

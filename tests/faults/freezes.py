@@ -22,6 +22,13 @@ SHARED = ("generator", "environment")  # Several of them may work on one run; of
 REFUSED_SECONDS = 600.0
 
 
+class Freeze(Strike, frozen=True, kw_only=True):
+    """One freeze. learned_on: the learner took another one's work meanwhile. refused: a second worker of its role."""
+
+    learned_on: bool = False
+    refused: bool = False
+
+
 def freeze_workers(world: World, *, dose: int, seconds: float) -> list[Row]:
     """Stop workers for so long, in turn, this often in all; return a row.
 
@@ -29,10 +36,8 @@ def freeze_workers(world: World, *, dose: int, seconds: float) -> list[Row]:
     sink is stopped, a second one is started, and has to be refused. Recovery is from the moment of going on.
     """
     began, run = time.monotonic(), "freezes"
-    journal = Journal(world.home / "freezes.jsonl", Strike)
+    journal = Journal(world.home / "freezes.jsonl", Freeze)
     app, prepared = open_run(world.app, run, SETTINGS)
-    taken_over: list[str] = []
-    refused: list[str] = []
 
     def work(ended: threading.Event) -> None:
         with watched(app, run) as progress:
@@ -40,30 +45,32 @@ def freeze_workers(world: World, *, dose: int, seconds: float) -> list[Row]:
             with standing_by(app, run):
                 for number in range(len(journal.read()), dose):
                     role = ROLES[number % len(ROLES)]
+                    tried = {freeze.role for freeze in journal.read() if freeze.refused}
                     progress.wait("learner", progress.of("learner"), ended)
                     pid = signal_role(app, run, role, signal.SIGSTOP)
                     before = progress.of("learner")
                     over = time.monotonic() + seconds
-                    if role not in SHARED and role not in refused and second_is_refused(app, run, role):
-                        refused.append(role)
+                    refused = role not in SHARED and role not in tried and second_is_refused(app, run, role)
                     ended.wait(max(over - time.monotonic(), 0))
-                    if progress.of("learner") > before + 1:  # The frozen one's last work may be one more update.
-                        taken_over.append(role)
+                    learned_on = progress.of("learner") > before + 1  # The frozen one's last work may be one update.
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGCONT)
                     went_on = time.monotonic()
                     progress.wait("learner", progress.of("learner"), ended)
                     progress.wait(role, progress.of(role), ended)
-                    journal.add(Strike(role=role, seconds=time.monotonic() - went_on))
+                    seconds_lost = time.monotonic() - went_on
+                    journal.add(Freeze(role=role, seconds=seconds_lost, learned_on=learned_on, refused=refused))
 
     if len(journal.read()) < dose:
         stream_during(app, prepared, work)
     end_in_order(app, prepared)
-    times = [strike.seconds for strike in journal.read()]
+    freezes = journal.read()
+    times = [freeze.seconds for freeze in freezes]
+    refused = sorted({freeze.role for freeze in freezes if freeze.refused})
     fenced = sum(_fencings(path) for path in (app.home.run(run) / "logs").glob("*.log"))
     held = (
-        f"learned on in {sum(role in SHARED for role in taken_over)} freezes of a generator or environment, "
-        f"{fenced} fenced commits, second {' and '.join(sorted(refused)) or 'none'} refused"
+        f"learned on in {sum(each.learned_on and each.role in SHARED for each in freezes)} freezes of a generator or "
+        f"environment, {fenced} fenced commits, second {' and '.join(refused) or 'none'} refused"
     )
     row = proved(
         app, run, fault=f"SIGSTOP {seconds:g} s, then CONT", dose=len(times), recovery=times, held=held, began=began

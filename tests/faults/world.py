@@ -16,14 +16,14 @@ import msgspec
 from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
-from infra.preparation import prepare
-from infra.reproduction import reproduce
+from infra.replaying.reproduction import reproduce
 from infra.run_settings import RunSettings, write_run_settings
+from infra.running.preparation import prepare
+from infra.running.training import stream
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
 from infra.settings import Settings
 from infra.tasks.task import Prepared
-from infra.training import stream
 from infra.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current

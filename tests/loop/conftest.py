@@ -11,12 +11,12 @@ import pytest
 from infra.context import App
 from infra.home import Home
 from infra.indexing import index_corpus
-from infra.preparation import prepare
 from infra.run_settings import RunSettings, write_run_settings
+from infra.running.preparation import prepare
+from infra.running.training import stream
 from infra.services.local import Endpoints
 from infra.settings import Settings
 from infra.tasks.task import Prepared
-from infra.training import stream
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings

@@ -8,9 +8,9 @@ import json
 import msgspec
 import pytest
 
-from infra.alternation import STATE_FILE, alternate, read_alternation
 from infra.context import App
-from infra.retrievers import retrievers_of
+from infra.dense.alternation import STATE_FILE, alternate, read_alternation
+from infra.dense.retrievers import retrievers_of
 from infra.settings import AlternationSettings, TrainSettings
 from infra.tasks.held_out import SPLITS
 from infra.tasks.resume import Resume

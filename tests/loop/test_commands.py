@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from infra.commands.search import expand, search
 from infra.context import App
 from infra.home import SETTINGS_FILE
+from infra.running.supervisor import living_workers
+from infra.running.training import stream
 from infra.services.local import Endpoints
-from infra.supervisor import living_workers
 from infra.tasks.task import Prepared
-from infra.training import stream
 from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import build_tiny

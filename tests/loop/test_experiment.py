@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.alternation import STATE_FILE, read_alternation
 from infra.context import App
+from infra.dense.alternation import STATE_FILE, read_alternation
 from infra.experiments.arms import begin, run_arms
+from infra.experiments.measuring import rank_run
 from infra.experiments.plan import read_plan
 from infra.experiments.tables import Results, read_results
-from infra.measuring import rank_run
 from infra.run_settings import read_run_settings
 from infra.services.local import Endpoints
 from infra.settings import AlternationSettings, TrainSettings

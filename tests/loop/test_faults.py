@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from infra.context import App
-from infra.reproduction import reproduce
+from infra.replaying.reproduction import reproduce
+from infra.running.training import stream
 from infra.tasks.task import Prepared
-from infra.training import stream
 from infra.verification import verify_run
 from streams.failpoints import NAMES
 from tests.faults.world import SETTINGS, limit

@@ -10,8 +10,8 @@ import msgspec
 
 from infra.context import App
 from infra.monitoring.watching import Watcher, check_alive, monitored
+from infra.running.training import stream
 from infra.tasks.task import Prepared
-from infra.training import stream
 from infra.verification import verify_run
 from learner.batches import BatchSettings
 from storage.ledger import LEDGER

@@ -6,7 +6,7 @@ import duckdb
 import msgspec
 
 from infra.context import App
-from infra.runs import train_run
+from infra.running.runs import train_run
 from infra.settings import TrainSettings
 from infra.verification import verify_run
 from tests.loop.conftest import SMALL, quiet

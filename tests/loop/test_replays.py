@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from infra.commands.replay import replay
 from infra.context import App
-from infra.recorded import Limits
-from infra.replays import Selection, counterfactual, load
-from infra.reproduction import reproduce
+from infra.replaying.recorded import Limits
+from infra.replaying.replays import Selection, counterfactual, load
+from infra.replaying.reproduction import reproduce
 from infra.tasks.task import Prepared
 from infra.traffic.importing import import_feedback
 from infra.verification import verify_run
@@ -50,15 +50,15 @@ def test_a_run_that_cannot_be_made_again_says_where_it_parts(
     streamed: tuple[App, Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app, _ = streamed
-    import infra.reproduction
+    import infra.replaying.reproduction
 
-    whole = infra.reproduction._batch
+    whole = infra.replaying.reproduction._batch
 
     def without_the_first(*arguments: object, **options: object) -> object:
         batch = whole(*arguments, **options)  # type: ignore[arg-type]
         return msgspec.structs.replace(batch, fresh=batch.fresh[1:])
 
-    monkeypatch.setattr(infra.reproduction, "_batch", without_the_first)
+    monkeypatch.setattr(infra.replaying.reproduction, "_batch", without_the_first)
     made = reproduce(app, "streamed", begin="0", updates_max=None, report=quiet)
     assert made.different is not None
     said = CliRunner().invoke(replay, ["reproduce", "--run", "streamed", "--json"], obj=app, catch_exceptions=False)

@@ -20,16 +20,16 @@ from kafka import TopicPartition
 from safetensors.torch import load_file
 
 from infra.context import App
-from infra.environments import open_environment
 from infra.loop import run_loop
-from infra.requests import RequestSequence
 from infra.run_settings import read_run_settings
+from infra.running.environments import open_environment
+from infra.running.requests import RequestSequence
+from infra.running.supervisor import Supervisor, living_workers, worker_arguments
+from infra.running.training import stream
+from infra.running.workers import run_worker
 from infra.settings import Settings
-from infra.supervisor import Supervisor, living_workers, worker_arguments
 from infra.tasks.task import Prepared, load_task
-from infra.training import stream
 from infra.verification import verify_run
-from infra.workers import run_worker
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
 from streams.clients import connect_consumer, create_topics
@@ -237,7 +237,9 @@ def test_workers_are_started_anew_when_the_process_that_forks_them_is_killed(sma
 def test_workers_end_when_their_supervisor_is_killed(small_world: App, new_run: Make, tmp_path: Path) -> None:
     prepared = new_run(SMALL)
     code = (
-        "import sys, time; from pathlib import Path; from infra.supervisor import Supervisor, worker_arguments\n"
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from infra.running.supervisor import Supervisor, worker_arguments\n"
         "home, run, kafka, engine = sys.argv[1:]\n"
         "env = {'SEARCHLOOP_KAFKA__BOOTSTRAP': kafka, 'SEARCHLOOP_ELASTICSEARCH__URL': engine}\n"
         "with Supervisor(worker_arguments(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"

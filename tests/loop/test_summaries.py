@@ -9,19 +9,19 @@ import msgspec
 import pytest
 
 from infra.context import App
-from infra.measuring import measure_rankings, rank_run
-from infra.premise import check_premise
-from infra.publishing import publish_summaries
-from infra.reproduction import reproduce
+from infra.experiments.measuring import measure_rankings, rank_run
+from infra.replaying.reproduction import reproduce
 from infra.run_settings import read_run_settings
-from infra.runs import train_run
+from infra.running.runs import train_run
+from infra.running.training import TrainingSummary
 from infra.searching import search_queries
 from infra.settings import Settings, TrainSettings
-from infra.summarising import read_summaries, summaries_path
-from infra.summary_arms import ARMS
-from infra.summary_world import SummaryWorld
+from infra.summaries.arms import ARMS
+from infra.summaries.premise import check_premise
+from infra.summaries.publishing import publish_summaries
+from infra.summaries.summarising import read_summaries, summaries_path
+from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import policy_summaries
-from infra.training import TrainingSummary
 from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings

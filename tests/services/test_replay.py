@@ -18,7 +18,7 @@ from kafka.future import Future
 from infra.commands.replay import replay as replay_verb
 from infra.context import App
 from infra.home import Home
-from infra.recorded import Limits, Recorded
+from infra.replaying.recorded import Limits, Recorded
 from infra.services.local import Endpoints
 from infra.settings import Settings
 from infra.verification import run_topics, verify_run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.alternation import Alternation, Turn, read_alternation, reason_to_end, reciprocal_rank
+from infra.dense.alternation import Alternation, Turn, read_alternation, reason_to_end, reciprocal_rank
 from infra.settings import AlternationSettings, Settings
 from search_env.corpora import Ranking
 from streams.errors import SettingsError

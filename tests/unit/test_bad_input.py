@@ -122,6 +122,7 @@ READERS = {
     "relevance": ("relevance", "--queries", "FILE", "--qrels", "qrels.tsv"),
     "search": ("search", "--queries", "FILE", "--policy", "none", "--run-file", "out.run"),
     "expand": ("expand", "--queries", "FILE"),
+    "score": ("score", "out.run", "--queries", "FILE", "--out", "scores.run"),
 }
 
 

@@ -73,8 +73,8 @@ def test_a_trained_version_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     pairs = [
         LabelledPair(query=asked, text=f"lamp; {said}", label=int(asked == said)) for asked in words for said in words
     ]
-    made = train_cross_encoder(pairs[:6], pairs, SMALL, tmp_path / "first", quiet)
-    again = train_cross_encoder(pairs[:6], pairs, SMALL, tmp_path / "first", quiet)
+    made = train_cross_encoder([pairs[:6]], pairs, SMALL, tmp_path / "first", quiet)
+    again = train_cross_encoder([pairs[:6]], pairs, SMALL, tmp_path / "first", quiet)
     asked = [(pair.query, pair.text) for pair in pairs[:8]]
     logits = made.logits(asked)
     assert again.logits(asked).tolist() == logits.tolist()

@@ -86,7 +86,7 @@ def test_every_recipe_can_be_read(recipe: str) -> None:
 @pytest.mark.parametrize("model", sorted(path.stem for path in (RECIPES / "models").glob("*.toml")))
 def test_every_models_settings_go_over_a_recipe_and_can_be_served(model: str) -> None:
     from infra.layers import combine, read_toml
-    from infra.serving import check_backend
+    from infra.running.serving import check_backend
 
     path = RECIPES / "models" / f"{model}.toml"
     settings = combine(Settings, [("leser", read_toml(recipe_path("leser"))), (model, read_toml(path))])

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.alternation import Alternation, Turn
 from infra.context import App
+from infra.dense.alternation import Alternation, Turn
 from infra.experiments import making
 from infra.experiments.arms import begin, commands, run_arms
 from infra.experiments.making import Job, Made, Way, made_by_turns, run_name

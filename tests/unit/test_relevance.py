@@ -8,8 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
+import infra.relevance
+from infra.context import App
+from infra.home import Home
+from infra.relevance import score_rankings
 from search_env.catalogue import Catalogue
-from search_env.corpora import Document, Query
+from search_env.corpora import CorpusError, Document, Query, Ranking
 from search_env.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, KeptEmbedder, embed_documents
 from search_env.features import FEATURES, FeatureMaker
 from search_env.relevance import CosineRelevance, GbdtRelevance, NoisyRelevance, RelevanceError, load_gbdt, save_gbdt
@@ -253,3 +257,21 @@ def test_kept_vectors_are_the_same_bits_and_are_made_once(tmp_path: Path, embedd
     assert np.array_equal(again.embed(lessons), embedder.embed(lessons))
     assert again._model is None
     assert file.stat().st_mtime_ns == stamp
+
+
+def test_the_tops_of_several_rankings_are_scored_once_each_best_first(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ByNumber:
+        def score_many(self, pairs: list[tuple[str, list[str]]]) -> list[np.ndarray]:
+            assert [query for query, _ in pairs] == ["red mug"]
+            return [np.array([int(document[1:]) / 480 for document in ids]) for _, ids in pairs]
+
+    monkeypatch.setattr(infra.relevance, "load_documents", lambda directory: catalogue.documents)
+    monkeypatch.setattr(infra.relevance, "open_relevance", lambda *_, **__: ByNumber())
+    app, asked = App(Home(tmp_path)), [Query(id="q", text="red mug")]
+    rankings = [{"q": Ranking(["d1", "d2", "d9"], [3, 2, 1])}, {"q": Ranking(["d2", "d4"], [2, 1])}]
+    scores = score_rankings(app, rankings, index="shop", queries=asked, top=2, report=lambda *_: None)
+    assert scores == {"q": Ranking(["d4", "d2", "d1"], [4 / 480, 2 / 480, 1 / 480])}
+    with pytest.raises(CorpusError, match="expected rankings of the 1 given queries, got one of 'other'"):
+        score_rankings(app, [{"other": rankings[0]["q"]}], index="shop", queries=asked, top=2, report=lambda *_: None)

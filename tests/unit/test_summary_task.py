@@ -7,17 +7,18 @@ from typing import NamedTuple
 import pytest
 
 from infra.context import App
+from infra.experiments.measuring import measure_rankings, rank_run
 from infra.home import Home
 from infra.loop import run_loop
-from infra.measuring import measure_rankings, rank_run
-from infra.premise import check_premise
-from infra.requests import RequestSequence
 from infra.run_settings import RunSettings, write_run_settings
+from infra.running.requests import RequestSequence
 from infra.settings import Settings, TrainSettings
-from infra.summarising import read_summaries, summaries_path
-from infra.summary_arms import ARMS
-from infra.summary_world import SummaryWorld
-from infra.tasks.summary import PAIRS_FILE, policy_summaries, read_pairs
+from infra.summaries.arms import ARMS
+from infra.summaries.premise import check_premise
+from infra.summaries.summarising import read_summaries, summaries_path
+from infra.summaries.world import SummaryWorld
+from infra.tasks import summary
+from infra.tasks.summary import PAIRS_FILE, labelled_products, policy_summaries, read_pairs
 from infra.tasks.task import NewRun, load_task
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
@@ -25,6 +26,7 @@ from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
 from learner.policy import PolicySettings, TinySettings
+from search_env.attributes import document_brand
 from search_env.crossencoder import CrossEncoderSettings
 from search_env.demand import DemandSettings
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
@@ -149,10 +151,48 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
         assert each.evaluation.baseline == "log-counts"
 
 
+def test_lessons_are_labelled_by_what_stands_in_their_text(learned: Learned) -> None:
+    world = SummaryWorld(learned.app, "small", quiet)
+    titles = {document.title for document in world.documents}
+    stages = world.lessons()
+    for number, stage in enumerate(stages):
+        for lesson in stage:
+            text = lesson.text
+            if number == len(stages) - 1:
+                title = next(title for title in titles if text.startswith(f"{title}; "))
+                text = text.removeprefix(f"{title}; ")
+            said = set(text.lower().split(", "))
+            brands = {document_brand(document).lower() for document in world.documents} - {""}
+            asked = next((lesson.query.removeprefix(f"{b} ") for b in brands if lesson.query.startswith(f"{b} ")), "")
+            wanted = {asked or lesson.query, lesson.query}
+            pairs = {f"{one} {other}" for one in said for other in said if one != other}
+            assert lesson.label == bool(wanted & (said | pairs)), lesson
+    labels = [lesson.label for stage in stages for lesson in stage]
+    assert 0.3 < sum(labels) / len(labels) < 0.7
+
+
+def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
+    assert {query.delta for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE) for query in each.queries} == {1}
+    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 0.01, "training_queries": 5}})
+    deltas = [q.delta for each in labelled_products(SummaryWorld(app, "small", quiet), set()) for q in each.queries]
+    assert len(set(deltas)) > 1
+    assert all(-1 < delta < 1 for delta in deltas)
+
+
+def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = SummaryWorld(learned.app, "small", quiet)
+    kept = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
+    monkeypatch.setattr(summary, "label_products", None)  # Whoever labels anew fails.
+    assert labelled_products(world, set()) == kept
+    with pytest.raises(TypeError):
+        labelled_products(world, {"a query that is held out"})
+
+
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
     premise = check_premise(SummaryWorld(learned.app, "small", quiet), queries_max=8)
     assert set(premise.arms) == set(ARMS)
     assert premise.calibration is not None
+    assert all(0 <= row["AUC"] <= 1 for row in premise.arms.values())
     assert set(premise.agreement) == {"error", "reciprocal_rank", "list_likelihood"}
     assert set(premise.milliseconds) == {"title", "summary", "description"}
 

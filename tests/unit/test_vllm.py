@@ -14,9 +14,9 @@ import pytest
 
 import learner.vllm
 from infra.context import VllmTables
+from infra.running.serving import check_backend
 from infra.services.errors import ProvisionError
 from infra.services.vllm import VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
-from infra.serving import check_backend
 from infra.settings import Settings
 from learner.adapters import Adapters, adapter_name, superseded
 from learner.checkpoints import CheckpointError, file_sha256

@@ -9,9 +9,9 @@ from pathlib import Path
 from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
-from infra.serving import check_backend
+from infra.running.serving import check_backend
+from infra.running.training import TrainingSummary, stream
 from infra.tasks.task import NewRun, load_task
-from infra.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.versions import find_version
 from search_env.corpora import Query

@@ -1,4 +1,4 @@
-"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts (the sink: `infra.sinks`).
+"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts (the sink: `sinks`).
 
 The settings that shape the run are those that it was started with, kept in its folder; where Kafka and Elasticsearch
 are comes from the caller.
@@ -27,7 +27,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
     settings = kept.settings
     member = f"{role}-{worker}"
     if role == "generator":
-        from infra.serving import version_opener
+        from infra.running.serving import version_opener
         from learner.workers import run_generator
 
         run_generator(
@@ -59,7 +59,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             stop=stop,
         )
     else:
-        from infra.environments import open_environment
+        from infra.running.environments import open_environment
         from search_env.workers import run_environment
 
         with open_environment(app, kept) as environment:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import msgspec
 
-from infra.answered import QUERIES_FILE, answered_queries, write_answered
 from infra.context import App
 from infra.decoding import decode_requests
-from infra.document_texts import texts_without_policy
+from infra.dense.answered import QUERIES_FILE, answered_queries, write_answered
+from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
+from infra.dense.texts import texts_without_policy
 from infra.progress import Report
-from infra.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
 from infra.run_settings import read_run_settings
-from infra.runs import train_run
+from infra.running.runs import train_run
 from infra.settings import Settings
 from infra.tasks.resume import Resume, open_resume_environment, policy_texts
 from infra.tasks.task import NewRun

@@ -11,9 +11,9 @@ import lightgbm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import infra.commands.train
-import infra.environments
-import infra.sinks
-import infra.workers
+import infra.running.environments
+import infra.running.sinks
+import infra.running.workers
 import learner.caching
 import learner.serving
 import learner.workers

@@ -13,9 +13,9 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from infra.summary_arms import ARMS, rank_lists
-from infra.summary_world import SummaryWorld
-from search_env.crossencoder import Calibration
+from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.world import SummaryWorld
+from search_env.crossencoder import Calibration, area_under_curve
 from search_env.rewards.relsum import Kind, RelsumSettings, Scored, relsum_reward
 from storage.evaluation.measures import measure_run
 
@@ -26,8 +26,9 @@ TIMED_PAIRS = 200
 class Premise(msgspec.Struct, frozen=True, kw_only=True):
     """The checks, on the dev lists.
 
-    arms: nDCG@5 and the mean of each reward, by arm. agreement: Pearson's correlation of each reward with nDCG@5 over
-    the arms. milliseconds: processor time of one pair, title alone, with a summary, with the description.
+    arms: by arm nDCG@5, AUC (relevant against other products, all lists together), and the mean of each reward.
+    agreement: Pearson's correlation of each reward with nDCG@5 over the arms. milliseconds: processor time of one pair,
+    title alone, with a summary, with the description.
     """
 
     calibration: Calibration | None
@@ -68,7 +69,13 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
                 for kind in KINDS:
                     if kind == "error" or grade > 0:
                         rewards[kind].append(relsum_reward([scored], 0, RelsumSettings(kind=kind))[0])
-        arms[arm] = {"nDCG@5": float(np.mean(list(ndcg.values())))} | {k: float(np.mean(v)) for k, v in rewards.items()}
+        scores = np.array([ranked[query.id][document] for query in queries for document in qrels[query.id]])
+        labels = np.array([float(grade > 0) for query in queries for grade in qrels[query.id].values()])
+        arms[arm] = {
+            "nDCG@5": float(np.mean(list(ndcg.values()))),
+            "AUC": area_under_curve(scores, labels),
+            **{kind: float(np.mean(found)) for kind, found in rewards.items()},
+        }
     ndcgs = [row["nDCG@5"] for row in arms.values()]
     agreement: dict[str, float] = {
         kind: float(np.corrcoef(ndcgs, [row[kind] for row in arms.values()])[0, 1]) for kind in KINDS

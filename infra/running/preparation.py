@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 
 from infra.context import App
-from infra.first_policy import first_policy
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.relevance import open_relevance
+from infra.running.first_policy import first_policy
 from infra.tasks.task import Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint

@@ -10,7 +10,7 @@ from infra.context import App
 from infra.home import SETTINGS_FILE, read_settings_file
 from infra.progress import Report
 from infra.run_settings import RunSettings
-from infra.summary_world import SummaryWorld
+from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import policy_summaries
 from learner.versions import find_version
 from search_env.index import IndexVersion, Summaries, build_index

@@ -1,8 +1,8 @@
 """Worker processes under one roof: started, watched, restarted when they die, and never left behind.
 
-Workers are forks of one process that has imported what they need (`infra.preloaded`) and does nothing else, so that a
-restart takes no imports and the libraries lie in memory once. A worker reads its standard input, a pipe that only the
-supervisor holds; when the supervisor is killed the pipe closes, and the worker stops by itself.
+Workers are forks of one process that has imported what they need (`infra.running.preloaded`) and does nothing else, so
+that a restart takes no imports and the libraries lie in memory once. A worker reads its standard input, a pipe that
+only the supervisor holds; when the supervisor is killed the pipe closes, and the worker stops by itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Supervisor:
         """
         for name, value in (ONE_THREAD | QUIET).items():  # Inherited by the forks, and read when torch is imported.
             os.environ.setdefault(name, value)
-        _forks.set_forkserver_preload(["infra.preloaded"])
+        _forks.set_forkserver_preload(["infra.running.preloaded"])
         self._arguments = arguments
         self._roles = roles
         self._run_dir = run_dir

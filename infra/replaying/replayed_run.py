@@ -14,12 +14,12 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.progress import Report
-from infra.recorded import Recorded, Window
+from infra.replaying.recorded import Recorded, Window
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.running.serving import policy_server
+from infra.running.supervisor import Supervisor, worker_arguments
 from infra.services.artefacts import silent
-from infra.serving import policy_server
 from infra.settings import Settings
-from infra.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import load_task
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from infra.summary_world import SummaryWorld
+from infra.summaries.world import SummaryWorld
 from search_env.corpora import Qrels, Query
 from search_env.summaries import fit_text
 from search_env.wordpieces import wordpiece_count

@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra.answered import answered_queries
 from infra.context import App
+from infra.dense.answered import answered_queries
 from learner.retriever import StaticRetriever, adapt_retriever
 from learner.retriever_versions import (
     RetrieverManifest,

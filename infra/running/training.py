@@ -11,9 +11,9 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.interrupts import interrupts
 from infra.progress import Report
-from infra.requests import RequestFeed, RequestSequence
-from infra.serving import policy_server
-from infra.supervisor import Supervisor, worker_arguments
+from infra.running.requests import RequestFeed, RequestSequence
+from infra.running.serving import policy_server
+from infra.running.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
 from streams.clients import connect_consumer, connect_producer, create_topics

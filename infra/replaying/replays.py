@@ -1,7 +1,7 @@
 """Runs made from another run's log: its records copied, its generations scored anew, its requests sent as load.
 
-A replayed run (`infra.replayed_run`) has topics, checkpoints and a ledger of its own, so that every verb works on it;
-the recorded run is only read.
+A replayed run (`infra.replaying.replayed_run`) has topics, checkpoints and a ledger of its own, so that every verb
+works on it; the recorded run is only read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.layers import assignments_layer, combine
 from infra.progress import Report
-from infra.recorded import Limits, Recorded, Window
-from infra.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
+from infra.replaying.recorded import Limits, Recorded, Window
+from infra.replaying.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
 from infra.run_settings import RunSettings, read_run_settings
+from infra.running.supervisor import Supervisor
 from infra.settings import Settings
-from infra.supervisor import Supervisor
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log

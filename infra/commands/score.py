@@ -1,0 +1,45 @@
+"""`searchloop score`: what the relevance model thinks of ranked documents, for the relevance gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infra.context import App
+from infra.progress import progress
+from storage.evaluation.tables import EvaluationSettings
+
+
+@click.command()
+@click.argument("run_files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--index", default="catalogue", show_default=True, help="The index that was searched.")
+@click.option("--queries", required=True, type=click.Path(path_type=Path), help="The queries that were asked (JSONL).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The scores, as a run file.")
+@click.option(
+    "--top",
+    type=click.IntRange(1, 1000),
+    default=EvaluationSettings().relevance_depth,
+    show_default=True,
+    help="Documents of each ranking that are scored.",
+)
+@click.pass_obj
+def score(app: App, run_files: tuple[Path, ...], index: str, queries: Path, out: Path, top: int) -> None:
+    """Score the top documents of run files with the relevance model that rewards are made of.
+
+    What it writes is what `searchloop evaluate --relevance` reads.
+
+    \b
+    Example:
+      searchloop score raw.run policy.run --index shop --queries queries.jsonl --out scores.run
+      searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance scores.run
+    """
+    from infra.relevance import score_rankings
+    from search_env.corpora import load_queries, read_run, write_run
+
+    asked = load_queries(queries)
+    rankings = [read_run(file) for file in run_files]
+    with progress() as report:
+        scores = score_rankings(app, rankings, index=index, queries=asked, top=top, report=report)
+    write_run(out, scores, tag="relevance")
+    click.echo(f"{sum(len(each.ids) for each in scores.values())} documents of {len(scores)} queries: {out}")

@@ -1,0 +1,1 @@
+"""Summaries of products (ReLSum): the world that they are judged in, written, compared, published."""
