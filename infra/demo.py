@@ -13,12 +13,12 @@ from rich.console import Console
 from infra.commands.evaluate import print_evaluation
 from infra.commands.ledger import verdict
 from infra.context import App
+from infra.expansions.searching import search_queries
 from infra.home import Home
 from infra.indexing import index_corpus
 from infra.progress import Report, progress
 from infra.recipes import recipe_path
 from infra.running.runs import train_run
-from infra.searching import search_queries
 from infra.verification import verify_run
 from search_env.corpora import (
     Document,

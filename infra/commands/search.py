@@ -57,7 +57,7 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
       searchloop expand --index shop --queries "waterproof hiking shoes"
       searchloop expand --index shop --queries queries.jsonl --policy 120 --json
     """
-    from infra.expanding import expand_queries
+    from infra.expansions.expanding import expand_queries
 
     asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:
@@ -115,7 +115,7 @@ def search(
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
       searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
     """
-    from infra.searching import search_queries
+    from infra.expansions.searching import search_queries
 
     asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:

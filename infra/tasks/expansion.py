@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from functools import partial
 
 from infra.context import App
+from infra.expansions.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.progress import Report
 from infra.relevance import open_relevance
 from infra.run_settings import RunSettings
-from infra.running.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.settings import Settings
 from infra.tasks.held_out import held_out_intents, ranked
 from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
@@ -30,16 +30,8 @@ class Expansion:
     methods: Sequence[str] = ("none", "rm3", "bo1")
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
-        """Make or find queries, contexts, teacher and warmed-up policy; see `infra.running.preparation`."""
-        return prepare(
-            app,
-            run=new.run,
-            index=new.index,
-            queries_file=new.queries_file,
-            held_out=new.held_out,
-            seed=new.seed,
-            report=report,
-        )
+        """Make or find queries, contexts, teacher and warmed-up policy; see `infra.expansions.preparation`."""
+        return prepare(app, new, report)
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of query and context."""
@@ -73,7 +65,7 @@ class Expansion:
 
         policy: as in `search_queries`; "none", "rm3", "bo1", "knn" and "shown" are methods that learn nothing.
         """
-        from infra.searching import search_queries
+        from infra.expansions.searching import search_queries
 
         return [
             ranked(

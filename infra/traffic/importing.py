@@ -12,8 +12,8 @@ from itertools import islice
 from kafka import TopicPartition
 
 from infra.context import App
+from infra.expansions.bench import Bench, open_bench
 from infra.progress import Report
-from infra.running.preparation import Bench, open_bench
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_producer, create_topics, existing_topics, partitions_of

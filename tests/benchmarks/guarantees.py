@@ -35,14 +35,14 @@ import psutil
 
 import infra.running.training
 from infra.context import App
+from infra.expansions.preparation import prepare
 from infra.home import Home
 from infra.indexing import index_corpus
 from infra.recipes import recipe_path
 from infra.run_settings import RunSettings, write_run_settings
-from infra.running.preparation import prepare
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
-from infra.tasks.task import Prepared
+from infra.tasks.task import NewRun, Prepared
 from search_env.demo_catalogue import demo_catalogue
 
 UNGUARDED = Path(__file__).resolve().parents[1] / "unguarded.py"
@@ -117,7 +117,7 @@ def main() -> None:
         app = small(App(Home(home), recipe=recipe_path("demo"))).at(endpoints)
         index = f"guarantees-{uuid.uuid4().hex[:8]}"
         index_corpus(app, name=index, documents=demo_catalogue(app.settings.demo), report=say)
-        prepare(app, run="first", index=index, queries_file=None, held_out=[], seed=0, report=say)
+        prepare(app, NewRun(run="first", index=index), say)
         broker = broker_of(app)
         costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
         for number in range(options.pairs):

@@ -14,16 +14,16 @@ from pathlib import Path
 import msgspec
 
 from infra.context import App
+from infra.expansions.preparation import prepare
 from infra.home import Home
 from infra.indexing import index_corpus
 from infra.replaying.reproduction import reproduce
 from infra.run_settings import RunSettings, write_run_settings
-from infra.running.preparation import prepare
 from infra.running.training import stream
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
 from infra.settings import Settings
-from infra.tasks.task import Prepared
+from infra.tasks.task import NewRun, Prepared
 from infra.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
@@ -59,7 +59,7 @@ def open_world(home: Path) -> Iterator[World]:
         app = App(Home(home), settings=SMALL).at(services.up())
         if not app.home.run("first").exists():
             index_corpus(app, name="small", documents=demo_catalogue(SMALL.demo), report=quiet)
-            prepare(app, run="first", index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+            prepare(app, NewRun(run="first", index="small"), quiet)
         yield World(home, services, app)
     finally:
         services.stop_started()
@@ -72,7 +72,7 @@ def open_run(app: App, run: str, settings: Settings) -> tuple[App, Prepared]:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(app.home.run("first"), folder)
     app = app.with_settings(settings)
-    prepared = prepare(app, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    prepared = prepare(app, NewRun(run=run, index="small"), quiet)
     limit(app, prepared, updates=0)
     return app, prepared
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from infra.context import App
+from infra.expansions.preparation import prepare
 from infra.home import Home
 from infra.indexing import index_corpus
 from infra.run_settings import RunSettings, write_run_settings
-from infra.running.preparation import prepare
 from infra.running.training import stream
 from infra.services.local import Endpoints
 from infra.settings import Settings
-from infra.tasks.task import Prepared
+from infra.tasks.task import NewRun, Prepared
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings
@@ -52,7 +52,7 @@ def small_world(local_services: Endpoints, tmp_path_factory: pytest.TempPathFact
     home = Home(tmp_path_factory.mktemp("home"))
     app = App(home, settings=SMALL).at(local_services)
     index_corpus(app, name="small", documents=demo_catalogue(SMALL.demo), report=quiet)
-    prepare(app, run="first", index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    prepare(app, NewRun(run="first", index="small"), quiet)
     return app
 
 
@@ -61,7 +61,7 @@ def streamed(small_world: App) -> tuple[App, Prepared]:
     """Give one streaming run with a staleness limit of 0, finished; many tests look at it, none changes it."""
     run = "streamed"
     shutil.copytree(small_world.home.run("first"), small_world.home.run(run))
-    prepared = prepare(small_world, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+    prepared = prepare(small_world, NewRun(run=run, index="small"), quiet)
     kept = RunSettings(
         run=run, recipe="leser", index="small", index_version=prepared.index, seed=0, updates=UPDATES, settings=SMALL
     )
@@ -84,7 +84,7 @@ def new_run(small_world: App, unique_name: str) -> Iterator[Callable[..., Prepar
         shutil.copytree(small_world.home.run("first"), folder)
         made.append(folder)
         app = small_world.with_settings(settings)
-        prepared = prepare(app, run=run, index="small", queries_file=None, held_out=[], seed=0, report=quiet)
+        prepared = prepare(app, NewRun(run=run, index="small"), quiet)
         write_run_settings(
             folder,
             RunSettings(

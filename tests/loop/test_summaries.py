@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from infra.context import App
+from infra.expansions.searching import search_queries
 from infra.experiments.measuring import measure_rankings, rank_run
 from infra.replaying.reproduction import reproduce
 from infra.run_settings import read_run_settings
 from infra.running.runs import train_run
 from infra.running.training import TrainingSummary
-from infra.searching import search_queries
 from infra.settings import Settings, TrainSettings
 from infra.summaries.arms import ARMS
 from infra.summaries.premise import check_premise

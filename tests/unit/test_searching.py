@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from infra.context import App
+from infra.expansions.searching import search_queries
 from infra.home import Home
-from infra.searching import search_queries
 from infra.services.local import Endpoints
 from search_env.corpora import Query
 from search_env.index import IndexingError, IndexVersion
@@ -87,5 +87,5 @@ def test_a_policy_without_a_run_says_what_to_run(app: App, policy: str) -> None:
 
 
 def test_a_search_without_a_policy_loads_no_torch() -> None:
-    code = "import sys, infra.commands.search, infra.searching; sys.exit('torch' in sys.modules)"
+    code = "import sys, infra.commands.search, infra.expansions.searching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

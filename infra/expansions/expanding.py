@@ -12,10 +12,11 @@ import msgspec
 
 from infra.context import App
 from infra.decoding import decode_requests, served
+from infra.expansions.bench import Bench, open_bench
+from infra.expansions.preparation import LESSONS_FILE
 from infra.home import SETTINGS_FILE
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings
-from infra.running.preparation import LESSONS_FILE, Bench, open_bench
 from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query

@@ -64,7 +64,7 @@ def search_queries(
         rankings = _search_with_feedback(app, texts, method, index=index, tables=tables, top=top, report=report)
     else:
         # Imported here: a policy and the neighbours' encoder bring torch, which takes seconds to import.
-        from infra.expanding import expand_queries, find_run, neighbour_words, shown_words
+        from infra.expansions.expanding import expand_queries, find_run, neighbour_words, shown_words
 
         kept = find_run(app, index=index, run=run)
         retrieval = kept.settings.retrieval
