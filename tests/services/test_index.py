@@ -213,7 +213,8 @@ def test_feedback_baselines_find_more_than_the_query(client: Elasticsearch, inde
 def test_summaries_are_indexed_beside_titles_and_change_no_search(
     client: Elasticsearch, index: str, tmp_path: Path
 ) -> None:
-    documents = [Document(id="a", title="lamp"), Document(id="b", title="lamp"), Document(id="c", title="red chair")]
+    titles = {"a": "lamp", "b": "lamp", "c": "red chair"}
+    documents = [Document(id=name, title=title, text="", metadata={}) for name, title in titles.items()]
     first = build_index(client, index, documents, directory=tmp_path)
     written = Summaries(policy="1-abc-000005", by_document={"a": "red, brass"})
     second = build_index(client, index, documents, directory=tmp_path, summaries=written, keep={first.name})
