@@ -94,6 +94,9 @@ def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
     lowest = rewards.masked_fill(~scored, torch.inf).amin(dim=1, keepdim=True)
     highest = rewards.masked_fill(~scored, -torch.inf).amax(dim=1, keepdim=True)
     if scale:
+        # In units of the largest: squares of the smallest differences that a float holds would be 0.
+        largest = centred.nan_to_num().abs().amax(dim=1, keepdim=True)
+        centred = centred / largest.where(largest > 0, 1.0)
         deviation = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1)).sqrt()
         centred = centred / deviation
     # Compared by value: the mean of equal numbers may differ from them in the last bit.
