@@ -14,12 +14,18 @@ expected, what came, where, and what to do next; the command line prints it in o
 from __future__ import annotations
 
 import errno
+import re
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class SearchloopError(Exception):
-    """Something went wrong that a person can understand and mend."""
+    """Something went wrong that a person can understand and mend, said in one line whatever a message repeats."""
+
+    def __str__(self) -> str:
+        """Return the message without line breaks and control characters: what came may be anybody's bytes."""
+        return _CONTROL.sub(" ", super().__str__())
 
 
 def explain_os_error(error: OSError) -> str:

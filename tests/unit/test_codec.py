@@ -133,3 +133,10 @@ def test_ids_depend_on_the_place_in_the_log_and_on_nothing_else() -> None:
 def test_a_run_whose_name_could_not_be_a_topic_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="run: expected"):
         topic_name(name, "requests")
+
+
+def test_an_error_is_one_line_whatever_it_repeats() -> None:
+    assert str(SettingsError("unknown key `\ntents\x1b[2J`; a\u2028b")) == "unknown key ` tents [2J`; a b"
+    with pytest.raises(EventError) as caught:
+        decode(b'{"event": "request/\\n1"}')
+    assert "\n" not in str(caught.value)
