@@ -37,7 +37,7 @@ def measure(
 
     \b
     POLICY is latest, a step, a version, or a method that learns nothing: title, first-tokens, random, idf, log-counts,
-    log-counts-per-word, doc2query, oracle, description for summaries; none, rm3, bo1, knn for expansions.
+    log-counts-per-word, log-rates, doc2query, oracle, description for summaries; none, rm3, bo1, knn for expansions.
 
     \b
     Example:
