@@ -213,7 +213,7 @@ def train_cross_encoder(
 def _batches(
     stage: Sequence[LabelledPair], tokenizer: Any, settings: CrossEncoderSettings, random: np.random.Generator
 ) -> list[list[LabelledPair]]:
-    """Return a stage in batches of about equal lengths, in mixed order: of a mixed batch two fifths are padding."""
+    """Return a stage's pairs in batches of like lengths, in mixed order: two fifths of a mixed batch are padding."""
     mixed = [stage[place] for place in random.permutation(len(stage)).tolist()]
     size = settings.batch_size
     found: list[list[LabelledPair]] = []

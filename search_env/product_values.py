@@ -17,10 +17,12 @@ from search_env.products import product_of, said_values
 from streams.events import Product
 
 KeyCounts = Mapping[str, int]
+# Products without a query that the mean rate counts as, so that a key of few products is not believed at once.
+PRIOR_HOLDERS = 50
 
 
 class ProductValues:
-    """The products of a catalogue, their values ordered by how often the query log asks for their keys.
+    """The products of a catalogue, their values ordered by how often the log asks for them where a product has them.
 
     order: numbers of a product's values, from 1, best first, by the method of the name.
     """
@@ -32,10 +34,19 @@ class ProductValues:
         self._holders = Counter(
             phrase for document in documents for phrase in {a.phrase.lower() for a in document_attributes(document)}
         )
-        self._products: dict[str, tuple[Product, tuple[str, ...]]] = {}
+        self._key_holders = Counter(
+            key for document in documents for key in {a.key for a in document_attributes(document)}
+        )
+        self._pair_holders = Counter(
+            pair
+            for document in documents
+            for pair in {(a.key, a.phrase.lower()) for a in document_attributes(document)}
+        )
+        self._mean_rate = sum(self.counts.values()) / max(sum(self._key_holders.values()), 1)
+        self._products: dict[str, tuple[Product, tuple[str, ...], list[int]]] = {}
 
     def product(self, document_id: str) -> Product:
-        """Return what can be said of a product: values that its title lacks, most asked for first."""
+        """Return what can be said of a product: values that its title lacks, in the order of `by_rate`."""
         return self._product(document_id)[0]
 
     def keys(self, document_id: str) -> tuple[str, ...]:
@@ -44,13 +55,27 @@ class ProductValues:
 
     def by_log(self, document_id: str) -> list[int]:
         """Most asked for first: how often the query log names the value's key (ties in the document's order)."""
-        return list(range(1, len(self.product(document_id).values) + 1))
+        return self._product(document_id)[2]
 
     def by_log_per_word(self, document_id: str) -> list[int]:
         """Most asked for by what it costs: the log's count of the key divided by the value's words."""
         values, keys = self.product(document_id).values, self.keys(document_id)
         worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
-        return sorted(range(1, len(values) + 1), key=lambda number: (worth[number - 1], number))
+        return sorted(self.by_log(document_id), key=lambda number: worth[number - 1])
+
+    def by_rate(self, document_id: str) -> list[int]:
+        """Most asked for among those who have it: the log's count of the key by the products that hold it.
+
+        A count says how often a key is asked for over all products, a rate how often of a product that has it. A value
+        that most holders of its key share comes last: it tells no product from another.
+        """
+        return list(range(1, len(self.product(document_id).values) + 1))
+
+    def rate(self, key: str, value: str) -> float:
+        """Return how often the log asks for a key where a product has it, smoothed; of a common value a twentieth."""
+        holders = self._key_holders[key]
+        rate = (self.counts.get(key, 0) + PRIOR_HOLDERS * self._mean_rate) / (holders + PRIOR_HOLDERS)
+        return 0.05 * rate if self._pair_holders[key, value.lower()] > 0.5 * holders else rate
 
     def by_rarity(self, document_id: str) -> list[int]:
         """Rarest first: idf of the value among all documents."""
@@ -70,7 +95,7 @@ class ProductValues:
     def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
         """The values of these keys first, then as the log has it: what a summary written for one query would say."""
         mine = self.keys(document_id)
-        return sorted(self.by_log(document_id), key=lambda number: (mine[number - 1] not in keys, number))
+        return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
 
     def description(self, document_id: str) -> str:
         """Return everything that the catalogue says beside the title: the text and all values with their names."""
@@ -89,16 +114,22 @@ class ProductValues:
         Doc2Query (arXiv:1904.08375) generates queries with a model trained on a log. Queries here are values of keys
         that the log asks for, so the best guesses are drawn from exactly these: two-value queries in the log's order.
         """
-        product = self.product(document_id)
-        spoken = [value for _, value in product.values]
+        values = self.product(document_id).values
+        spoken = [values[number - 1][1] for number in self.by_log(document_id)]
         pairs = [f"{one} {other}" for one, other in zip(spoken[0::2], spoken[1::2], strict=False)]
         return " ".join(pairs)
 
-    def _product(self, document_id: str) -> tuple[Product, tuple[str, ...]]:
+    def _product(self, document_id: str) -> tuple[Product, tuple[str, ...], list[int]]:
         known = self._products.get(document_id)
         if known is None:
             document = self.documents[document_id]
             beside = [each for each in said_values(document) if lacks(document.title, each.phrase)]
-            best = sorted(beside, key=lambda each: -self.counts.get(each.key, 0))
-            known = self._products[document_id] = (product_of(document, best), tuple(each.key for each in best))
+            best = sorted(beside, key=lambda each: -self.rate(each.key, each.phrase))
+            number_of = {id(each): number for number, each in enumerate(best, start=1)}
+            by_log = sorted(beside, key=lambda each: -self.counts.get(each.key, 0))
+            known = self._products[document_id] = (
+                product_of(document, best),
+                tuple(each.key for each in best),
+                [number_of[id(each)] for each in by_log],
+            )
         return known

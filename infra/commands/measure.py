@@ -55,7 +55,8 @@ def measure(
 
     \b
     POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, knn, shown for expansions;
-    title, first-tokens, random, idf, log-counts, log-counts-per-word, doc2query, oracle, description for summaries;
+    title, first-tokens, random, idf, log-counts, log-counts-per-word, log-rates, doc2query, oracle, description for
+    summaries;
     documents, titles, lead, random, key-prior for ReSuMe, where tuned-… first adapts the retriever to these texts.
     A method needs no run: `:title`.
 

@@ -42,6 +42,7 @@ ARMS: Mapping[str, Says] = {
     "idf": _by("by_rarity"),
     "log-counts": _by("by_log"),
     "log-counts-per-word": _by("by_log_per_word"),
+    "log-rates": _by("by_rate"),
     "doc2query": _expected_queries,
     "oracle": lambda world, query, document: world.summary(
         document, world.values.asked(document, query.metadata.get("keys", ()))

@@ -1,7 +1,7 @@
 """Summaries for a cross-encoder (ReLSum, arXiv:2508.08404) as a task: a product in, a summary within a budget out.
 
 One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
-what the query log's counts would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
+what the query log's rates would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
 from there.
 """
 
@@ -48,8 +48,8 @@ from streams.events import Product
 
 PAIRS_FILE = "labelled-pairs.jsonl"
 TAIL = "tail"
-# How sharply the warm-up follows the log's counts: answers are drawn (Gumbel) with weight (1 + count)^this. A policy
-# that is taught the one best order is sure of it, and its groups have no spread.
+# How sharply the warm-up follows the log's rates: answers are drawn (Gumbel) with weight rate^this. A policy that is
+# taught the one best order is sure of it, and its groups have no spread.
 LOG_SHARPNESS = 1.5
 
 
@@ -283,7 +283,7 @@ def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the log's counts would say of each product of the paid lists, as chances rather than as one order."""
+    """Teach what the log's rates would say of each product of the paid lists, as chances rather than as one order."""
     settings = app.settings
     lists = world.lists("train")
     paid = lists.queries[: settings.summary_environment.training_queries]
@@ -312,9 +312,15 @@ def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed:
 
 
 def _answer(world: SummaryWorld, product: Product, *, selector: bool, random: np.random.Generator) -> str:
-    """Return values drawn by the log's counts of their keys, without replacement, as many as fit."""
-    counts = [world.values.counts.get(key, 0) for key in world.values.keys(product.document_id)[: len(product.values)]]
-    worth = LOG_SHARPNESS * np.log1p(np.array(counts)) + random.gumbel(size=len(counts))
+    """Return values drawn by the log's rates, without replacement.
+
+    A selector names as many as it may, and the budget cuts: one that was taught to end where the budget ends, ended
+    greedily at 11 of 16 tokens, since no single value is as likely as the end.
+    """
+    keys = world.values.keys(product.document_id)
+    rates = [world.values.rate(key, value) for key, (_, value) in zip(keys, product.values, strict=False)]
+    worth = LOG_SHARPNESS * np.log(np.array(rates)) + random.gumbel(size=len(rates))
     numbers = [int(place) + 1 for place in np.argsort(-worth, kind="stable")]
-    found = fit_values(product, numbers, world.settings.summary_environment.summary, wordpiece_count)
-    return render_pointers(found.values[: world.settings.generation.tokens_max - 1]) if selector else found.text
+    if selector:
+        return render_pointers(numbers[: world.settings.generation.tokens_max - 1])
+    return fit_values(product, numbers, world.settings.summary_environment.summary, wordpiece_count).text

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from search_env.attributes import document_attributes, document_brand
-from search_env.corpora import CorpusError, Document
+from search_env.corpora import CorpusError, Document, Query
 from search_env.demand import DemandSettings, load_or_make_demand, make_demand
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
 from search_env.judged_lists import JudgedLists, ListSettings, lacks, load_lists, make_lists, write_lists
@@ -89,10 +89,43 @@ def test_methods_order_the_same_values_differently(documents: list[Document], li
     values = ProductValues(documents, lists["train"].queries)
     document = max(documents, key=lambda each: len(values.product(each.id).values)).id
     count = len(values.product(document).values)
-    for method in (values.by_log, values.by_log_per_word, values.by_rarity, values.by_chance):
+    for method in (values.by_log, values.by_log_per_word, values.by_rate, values.by_rarity, values.by_chance):
         assert sorted(method(document)) == list(range(1, count + 1))
-    counts = [values.counts.get(key, 0) for key in values.keys(document)]
+    counts = [values.counts.get(values.keys(document)[number - 1], 0) for number in values.by_log(document)]
     assert counts == sorted(counts, reverse=True)
+    rates = [
+        values.rate(key, v) for key, (_, v) in zip(values.keys(document), values.product(document).values, strict=True)
+    ]
+    assert rates == sorted(rates, reverse=True)
     last = values.keys(document)[-1]
     assert values.keys(document)[values.asked(document, [last])[0] - 1] == last
     assert all(lacks(values.product(document).title, phrase) for _, phrase in values.product(document).values)
+
+
+def shop(asked: list[str]) -> ProductValues:
+    """Return 120 products with a colour, of which 10 have a lens too, and a log that asks for these keys."""
+
+    def attributes(number: int) -> dict[str, str]:
+        colour = {"colour": "black" if number < 90 else f"shade of {number % 7}"}
+        return colour | ({"lens": f"zoom of {number % 3}"} if number >= 110 else {})
+
+    documents = [
+        Document(id=str(n), title="camera", text="", metadata={"attributes": attributes(n)}) for n in range(120)
+    ]
+    return ProductValues(
+        documents, [Query(id=str(n), text="", metadata={"keys": [key]}) for n, key in enumerate(asked)]
+    )
+
+
+def test_a_key_of_few_products_that_is_asked_often_of_them_comes_first_by_rate_alone() -> None:
+    values = shop(["colour"] * 20 + ["lens"] * 15)
+    first = {
+        name: values.keys("119")[method("119")[0] - 1]
+        for name, method in (("log", values.by_log), ("rate", values.by_rate))
+    }
+    assert first == {"log": "colour", "rate": "lens"}
+
+
+def test_a_value_that_most_holders_share_has_a_twentieth_of_its_keys_rate() -> None:
+    values = shop(["colour"] * 20)
+    assert values.rate("colour", "black") == pytest.approx(values.rate("colour", "shade of 5") / 20)
