@@ -190,7 +190,7 @@ def new_run(app: App, run: str, index: str, updates: int) -> Prepared:
     """Make a run of the warmed-up policy."""
     folder = app.home.run(run)
     shutil.copytree(app.home.run("first"), folder)
-    prepared = prepare(app, run=run, index=index, queries_file=None, held_out=[], seed=0, report=lambda *_: None)
+    prepared = prepare(app, NewRun(run=run, index=index), lambda *_: None)
     kept = RunSettings(
         run=run,
         recipe="demo",
