@@ -43,7 +43,7 @@ test: setup  ## Every test, on real services
 	$(BIN)/python -m pytest -q
 
 fast: setup  ## The tests that need no service, under two minutes
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n 2 tests/unit
 
 check: setup  ## Formatting, lint, types
 	$(BIN)/ruff format --check .
