@@ -277,17 +277,23 @@ def test_a_dead_letter_ends_a_request_and_undecodable_records_add_up(tmp_path: P
     assert (row.rows, row.dead_letters, row.residual) == (12, 1, 0)
 
 
-def test_a_reward_that_the_learner_could_not_read_is_not_owed_a_gradient(tmp_path: Path) -> None:
-    """The sink decodes only what it stores; the learner decodes the tokens too, and buries what has wrong ones."""
+def test_a_reward_that_the_learner_could_not_use_is_not_owed_a_gradient(tmp_path: Path) -> None:
+    """The sink stores whatever is an event; the learner buries a group with more log-probabilities than tokens."""
     torn = record(reward(12, step=3), 12)
-    torn = msgspec.structs.replace(torn, value=(torn.value or b"").replace(b'"logprobs":[', b'"logprobs":["?",', 1))
+    torn = msgspec.structs.replace(torn, value=(torn.value or b"").replace(b'"logprobs":[', b'"logprobs":[-1.5,', 1))
     records = [*small_run(12), record(request(12), 12), record(generation(12, step=3), 12), torn]
     head = msgspec.structs.replace(HEAD, positions={0: 13})
     (tmp_path / "owed").mkdir()
     topics = written(tmp_path / "owed", records)
     assert any(line.startswith("every group taken: ") for line in said(proved(tmp_path / "owed", topics, head=head)))
     letter = DeadLetter(
-        source=torn.position, key=None, value=torn.value, headers=(), stage="learner", error="not an event", attempts=1
+        source=torn.position,
+        key=None,
+        value=torn.value,
+        headers=(),
+        stage="learner",
+        error="more log-probabilities than tokens",
+        attempts=1,
     )
     topics = written(tmp_path, [*records, record(letter, 0)])
     assert said(proved(tmp_path, topics, head=head)) == []
