@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import signal
 import socket
 import time
@@ -15,6 +16,8 @@ import msgspec
 import psutil
 
 POLL_SECONDS = 0.05
+PORTS = 20_000, 32_000  # Outgoing connections have ports from 32,768 on (Linux) or 49,152 (macOS).
+PORT_TRIES = 50
 START_TOLERANCE_SECONDS = 2.0  # a clock that is set back and forth moves the start times that the kernel tells
 
 
@@ -162,9 +165,17 @@ def port_is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
+    """Return ports that nobody listens on, all different.
+
+    Below those that the kernel gives to outgoing connections: a client that asks again and again for a service that is
+    down may be given the service's own port, is then connected to itself, and keeps the service from coming back.
+    """
+    draw = random.SystemRandom()
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
-            probe.bind(("127.0.0.1", 0))
+            for port in (*(draw.randrange(*PORTS) for _ in range(PORT_TRIES)), 0):  # 0: any, where all were taken.
+                with contextlib.suppress(OSError):
+                    probe.bind(("127.0.0.1", port))
+                    break
         return [int(probe.getsockname()[1]) for probe in probes]

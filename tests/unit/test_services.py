@@ -176,12 +176,6 @@ def test_a_port_in_use_is_an_error_that_names_the_setting(tmp_path: Path) -> Non
     assert [row.health for row in services.status()] == ["down", "down"]
 
 
-def test_free_ports_are_different_and_free() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    assert all(port_is_free(port) for port in ports)
-
-
 def test_a_full_disk_is_found_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 100 << 20, "total": 1 << 40, "used": 1 << 40})
     monkeypatch.setattr("infra.services.launch.shutil.disk_usage", lambda _: usage)
@@ -260,3 +254,10 @@ def test_root_never_runs_elasticsearch_as_root() -> None:
     account = service_account()
     assert (account is None) == (os.geteuid() != 0)
     assert account is None or account.uid != 0
+
+
+def test_free_ports_are_different_and_none_that_an_outgoing_connection_could_be_given() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert all(1024 < port < lowest and port_is_free(port) for port in ports)
