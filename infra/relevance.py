@@ -17,7 +17,7 @@ from search_env.training import train_gbdt
 
 
 def train_relevance(
-    app: App, *, index: str, judged: tuple[list[Query], Qrels] | None, report: Report
+    app: App, *, index: str, judged: tuple[Sequence[Query], Qrels] | None, report: Report
 ) -> dict[str, Any]:
     """Train trees, save them, and return the report.
 
@@ -27,6 +27,7 @@ def train_relevance(
     directory = app.home.index(index)
     documents = load_documents(directory)
     complete = judged is None
+    queries: Sequence[Query]
     if judged is None:
         queries, qrels = load_intents(directory / "intents", "train")
     else:
@@ -98,7 +99,14 @@ def score_rankings(
 
 
 def _train(
-    app: App, index: str, catalogue: Catalogue, queries: list[Query], qrels: Qrels, *, complete: bool, report: Report
+    app: App,
+    index: str,
+    catalogue: Catalogue,
+    queries: Sequence[Query],
+    qrels: Qrels,
+    *,
+    complete: bool,
+    report: Report,
 ) -> dict[str, Any]:
     directory = app.home.index(index)
     embedder, embeddings = None, None

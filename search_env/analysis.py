@@ -41,6 +41,11 @@ def surface_tokens(text: str) -> list[str]:
     return tokens
 
 
+def plain_words(text: str) -> str:
+    """Return a text's words with a blank between them: queries that say the same words are the same query."""
+    return " ".join(surface_tokens(text))
+
+
 def analyze(text: str) -> list[str]:
     """Return the index terms of a text, in order: what `english` makes of it."""
     return [stem(token) for token in surface_tokens(text) if token not in STOP_WORDS]

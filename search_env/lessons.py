@@ -21,7 +21,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import numpy as np
 
-from search_env.analysis import STOP_WORDS, analyze, stem, surface_tokens
+from search_env.analysis import STOP_WORDS, analyze, plain_words, stem, surface_tokens
 from search_env.attributes import Attribute, document_attributes, document_brand, is_logistic
 from search_env.catalogue import Catalogue
 from search_env.teachers import Lesson
@@ -176,7 +176,7 @@ def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collec
             tuple(tokens[start : start + length]) for length in (1, 2, 3) for start in range(len(tokens) - length + 1)
         }
         titles.update(" ".join(phrase) for phrase in phrases if _is_phrase(phrase))
-    left_out = {" ".join(surface_tokens(query)) for query in without}
+    left_out = {plain_words(query) for query in without}
     found = [(phrase, seen) for phrase, seen in sorted(titles.items()) if seen >= PHRASE_DOCUMENTS_MIN]
     found = [(phrase, seen) for phrase, seen in found if phrase not in left_out]
     if not found:

@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.judged import read_judged
 from infra.commands.results import show_result
 from infra.context import App, FailpointTable
 from infra.progress import progress
@@ -132,11 +133,8 @@ def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as
       searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
     """
     from infra.relevance import train_relevance
-    from search_env.corpora import load_qrels, load_queries
 
-    if (queries is None) != (qrels is None):
-        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
-    judged = (load_queries(queries), load_qrels(qrels)) if queries is not None and qrels is not None else None
+    judged = read_judged(queries, qrels)
     with progress() as report:
         result = train_relevance(app, index=index, judged=judged, report=report)
     if as_json:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from search_env.analysis import surface_tokens
-from search_env.corpora import Query
+from search_env.analysis import plain_words
+from search_env.corpora import Query, write_whole
 from search_env.intents import load_intents
 from streams.errors import SettingsError
 
@@ -25,8 +25,8 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
 def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
     """Return an index's training queries with the documents that answer them, held-out texts left out."""
     queries, qrels = load_intents(directory / "intents", "train")
-    left_out = {" ".join(surface_tokens(query.text)) for query in held_out}
-    kept = {query.id: query.text for query in queries if " ".join(surface_tokens(query.text)) not in left_out}
+    left_out = {plain_words(query.text) for query in held_out}
+    kept = {query.id: query.text for query in queries if plain_words(query.text) not in left_out}
     by_document: dict[str, list[str]] = {}
     for query, grades in qrels.items():
         for document, grade in grades.items():
@@ -37,9 +37,7 @@ def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
 
 def write_answered(run_dir: Path, answered: Answered) -> None:
     """Keep a run's training queries in its folder, whole or not at all."""
-    aside = run_dir / f".{QUERIES_FILE}"
-    aside.write_bytes(msgspec.json.encode(answered, order="deterministic"))
-    aside.rename(run_dir / QUERIES_FILE)
+    write_whole(run_dir / QUERIES_FILE, msgspec.json.encode(answered, order="deterministic"))
 
 
 def read_answered(run_dir: Path) -> Answered:

@@ -21,8 +21,8 @@ from infra.tasks.task import NewRun, Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
-from search_env.analysis import surface_tokens
-from search_env.corpora import Qrels, Query, load_queries
+from search_env.analysis import plain_words
+from search_env.corpora import Qrels, Query, load_queries, write_whole
 from search_env.intents import load_intents
 from search_env.lessons import head_lessons
 from search_env.teachers import write_lessons
@@ -48,8 +48,8 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
             queries = load_queries(new.queries_file)
         else:
             queries, qrels = load_intents(bench.directory / "intents", "train")
-        left_out = {_plain(query.text) for query in new.held_out}
-        queries = [query for query in queries if _plain(query.text) not in left_out]
+        left_out = {plain_words(query.text) for query in new.held_out}
+        queries = [query for query in queries if plain_words(query.text) not in left_out]
         if not queries:
             raise SettingsError(
                 f"index {new.index!r} has no training queries; give some: searchloop train --queries FILE"
@@ -95,9 +95,7 @@ def _prepared(run: str, bench: Bench, queries: Sequence[Query], contexts: Mappin
 
 def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:
     """Write contexts by query id, one JSON list a line, whole or not at all."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_bytes(msgspec.json.Encoder().encode_lines(list(contexts.items())))
-    aside.replace(path)
+    write_whole(path, msgspec.json.Encoder().encode_lines(list(contexts.items())))
 
 
 def read_contexts(path: Path) -> dict[str, Context]:
@@ -109,10 +107,6 @@ def read_contexts(path: Path) -> dict[str, Context]:
         return dict(msgspec.json.Decoder(tuple[str, Context]).decode_lines(path.read_bytes()))
     except (OSError, msgspec.DecodeError) as error:
         raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
-
-
-def _plain(text: str) -> str:
-    return " ".join(surface_tokens(text))
 
 
 def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:

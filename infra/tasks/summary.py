@@ -39,6 +39,7 @@ from learner.product_prompts import (
 from learner.tokenizer import is_selection, render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
+from search_env.corpora import write_whole
 from search_env.summaries import fit_values
 from search_env.summary_environment import LabelledQuery, SummaryEnvironment
 from search_env.wordpieces import wordpiece_count
@@ -259,9 +260,7 @@ def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -
 
 def write_pairs(path: Path, products: Sequence[LabelledProduct]) -> None:
     """Write labelled products, one JSON object a line, whole or not at all."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_bytes(msgspec.json.Encoder().encode_lines(products))
-    aside.replace(path)
+    write_whole(path, msgspec.json.Encoder().encode_lines(products))
 
 
 def read_pairs(path: Path) -> list[LabelledProduct]:
