@@ -54,7 +54,7 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     linger_seconds: Annotated[
         float,
         msgspec.Meta(ge=0, le=10, description="how long records wait at the broker until a megabyte of them has come"),
-    ] = 1.0
+    ] = 5.0
     batches_ahead_max: Annotated[
         int, msgspec.Meta(ge=1, le=64, description="batches that may be decoded ahead of the one that is being stored")
     ] = 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from storage.sink import Sink, SinkSettings
@@ -35,24 +37,20 @@ def run_sink(
         stored = writer.positions()
         topics = [topic_name(run, topic.kind) for topic in TOPICS]
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
-        consumer = connect_consumer(
-            kafka,
-            positions,
-            client_id=f"{run}-{member}",
-            records_max=sink.batch_records_max,
-            linger_seconds=sink.linger_seconds,
-        )
-        try:
+        consumer = partial(connect_consumer, kafka, client_id=f"{run}-{member}", records_max=sink.batch_records_max)
+        with closing(consumer(positions, linger_seconds=sink.linger_seconds)) as lingering:
             while not stop():
-                records = poll(consumer, delivery, records_max=sink.batch_records_max)
+                records = poll(lingering, delivery, records_max=sink.batch_records_max)
                 if records:
                     writer.submit(records)
                 else:
                     writer.write(records)  # Waits for what is on its way, and lets an idle run's segment close.
+            writer.flush()
+        stored = writer.positions()
+        positions = {item: stored.get((item.topic, item.partition)) for item in positions}
+        with closing(consumer(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
-            while records_behind(consumer, ends) and time.monotonic() < deadline:
-                if records := poll(consumer, delivery, records_max=sink.batch_records_max):
+            while records_behind(hurried, ends) and time.monotonic() < deadline:
+                if records := poll(hurried, delivery, records_max=sink.batch_records_max):
                     writer.write(records)
-        finally:
-            consumer.close()

@@ -257,7 +257,7 @@ def _fetching(records_max: int) -> dict[str, Any]:
         "auto_offset_reset": "none",
         # Records are answered with at once; this is only how often an idle consumer asks again, and it does so in pure
         # Python: at 100 ms each took 1.6 % of a core, at 500 ms .7 %.
-        "fetch_max_wait_ms": 500,
+        "fetch_max_wait_ms": 1000,
         "max_partition_fetch_bytes": RECORD_BYTES_MAX + 64 * 1024,
         "allow_auto_create_topics": False,
     }
