@@ -38,6 +38,7 @@ from search_env.relevance import RelevanceSettings
 from search_env.resume_environment import ResumeEnvironmentSettings
 from search_env.retrieval import RetrievalSettings
 from search_env.summary_environment import SummaryEnvironmentSettings
+from search_env.summary_lessons import SummaryLessonSettings
 from search_env.teachers import TeacherSettings
 from search_env.training import GbdtSettings
 from search_env.vectors import VectorSettings
@@ -106,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lists: ListSettings = ListSettings()
     cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
     summary_environment: SummaryEnvironmentSettings = SummaryEnvironmentSettings()
+    summary_lessons: SummaryLessonSettings = SummaryLessonSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()
     product_prompts: ProductPromptSettings = ProductPromptSettings()

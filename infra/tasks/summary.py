@@ -1,7 +1,7 @@
 """Summaries for a cross-encoder (ReLSum, arXiv:2508.08404) as a task: a product in, a summary within a budget out.
 
 One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
-what the query log's rates would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
+what the query log would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
 from there.
 """
 
@@ -42,6 +42,7 @@ from search_env.controls import Environment
 from search_env.corpora import write_whole
 from search_env.summaries import fit_values
 from search_env.summary_environment import LabelledQuery, SummaryEnvironment
+from search_env.summary_lessons import draw_values
 from search_env.wordpieces import wordpiece_count
 from streams.delivery import Stop
 from streams.errors import SettingsError
@@ -49,9 +50,6 @@ from streams.events import Product
 
 PAIRS_FILE = "labelled-pairs.jsonl"
 TAIL = "tail"
-# How sharply the warm-up follows the log's rates: answers are drawn (Gumbel) with weight rate^this. A policy that is
-# taught the one best order is sure of it, and its groups have no spread.
-LOG_SHARPNESS = 1.5
 
 
 class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,7 +280,7 @@ def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the log's rates would say of each product of the paid lists, as chances rather than as one order."""
+    """Teach what the log would say of each product of the paid lists, as chances rather than as one order."""
     settings = app.settings
     lists = world.lists("train")
     paid = lists.queries[: settings.summary_environment.training_queries]
@@ -292,7 +290,8 @@ def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed:
     for place in random.permutation(len(names)).tolist():
         product = world.shown(names[place])
         if product.values:
-            answer = _answer(world, product, selector=policy.selector is not None, random=random)
+            numbers = draw_values(world.values, product, settings.summary_lessons, random)
+            answer = _answer(settings, product, numbers, selector=policy.selector is not None)
             pairs.append((product_prompt_text(policy.tokenizer, product, settings.product_prompts), answer))
     held = max(len(pairs) // 20, 1)
     stop = Stop()
@@ -310,16 +309,12 @@ def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed:
     return policy
 
 
-def _answer(world: SummaryWorld, product: Product, *, selector: bool, random: np.random.Generator) -> str:
-    """Return values drawn by the log's rates, without replacement.
+def _answer(settings: Settings, product: Product, numbers: Sequence[int], *, selector: bool) -> str:
+    """Return these values as the policy writes them.
 
     A selector names as many as it may, and the budget cuts: one that was taught to end where the budget ends, ended
     greedily at 11 of 16 tokens, since no single value is as likely as the end.
     """
-    keys = world.values.keys(product.document_id)
-    rates = [world.values.rate(key, value) for key, (_, value) in zip(keys, product.values, strict=False)]
-    worth = LOG_SHARPNESS * np.log(np.array(rates)) + random.gumbel(size=len(rates))
-    numbers = [int(place) + 1 for place in np.argsort(-worth, kind="stable")]
     if selector:
-        return render_pointers(numbers[: world.settings.generation.tokens_max - 1])
-    return fit_values(product, numbers, world.settings.summary_environment.summary, wordpiece_count).text
+        return render_pointers(numbers[: settings.generation.tokens_max - 1])
+    return fit_values(product, numbers, settings.summary_environment.summary, wordpiece_count).text

@@ -1,12 +1,12 @@
 """What the guarantees cost: groups a second of the whole loop with them, and without.
 
 The loop is the demo's at a smaller size, or that of a recipe and a corpus that are given: a real Kafka and a real
-Elasticsearch, and the four workers, each in a process of its own. Most of the cost is by the update (a checkpoint that
-is hashed and synced), so the smallest loop shows it at its largest. Runs begin from the same warmed-up policy and take turns: with the workers as
-they are, and with `tests/unguarded.py` around them, which takes away acknowledgements, waiting commits, fsync, hashes
-and the offsets in the sink's transaction. Counted is the time between two updates in mid-run, so that no start is in
-it; beside it the processor time of the workers and of the broker, which a busy machine disturbs less. A first pair warms
-the broker and the engine (Java compiles what it has run often) and is not counted.
+Elasticsearch, and the four workers, each in a process of its own. Much of the cost is one by the update (a checkpoint
+that is hashed and synced), so the smallest loop shows it at its largest. Runs begin from the same warmed-up policy and
+take turns: with the workers as they are, and with `tests/unguarded.py` around them, which takes away acknowledgements,
+waiting commits, fsync, hashes and the offsets in the sink's transaction. Counted is the time between two updates in
+mid-run, so that no start is in it; beside it the processor time of the workers and of the broker, which a busy machine
+disturbs less. A first pair warms the broker and the engine (Java compiles what it has run often) and is not counted.
 
 Run: python tests/benchmarks/guarantees.py [--pairs 9] [--updates 32] [--recipe leser --corpus FILE]
 SEARCHLOOP_TEST_KAFKA and SEARCHLOOP_TEST_ELASTICSEARCH (host:port, URL) use services that are up already.
