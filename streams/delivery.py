@@ -43,7 +43,7 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
-    poll_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
+    poll_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
     ack_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
     retry_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
     retry_pause_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
