@@ -36,7 +36,8 @@ from tests.loop.conftest import SMALL, quiet
 SETTINGS: Settings = msgspec.structs.replace(
     SMALL,
     batch=BatchSettings(groups=4, staleness_max=1),
-    sink=SinkSettings(archive=ArchiveSettings(segment_seconds_max=2)),
+    # Often enough awake to die at every place of its own within a short run.
+    sink=SinkSettings(linger_seconds=1, archive=ArchiveSettings(segment_seconds_max=2)),
 )
 UPDATES_AT_THE_END = 4  # Made in peace after the last fault, so that a run ends in order.
 LOST = {"nothing lost", "requests end", "one outcome a candidate", "every group taken", "bytes are kept"}

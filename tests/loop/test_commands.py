@@ -96,7 +96,9 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
         return answer.stdout
 
     written = [json.loads(line) for line in call(expand, "--json").splitlines()]
-    assert [(item["valid"], item["expansions"]) for item in written] == [(False, [])] * 20
+    # By chance one of them may keep the format, as an answer without a word: which one differs between processors.
+    assert [item["expansions"] for item in written] == [[]] * 20
+    assert sum(item["valid"] for item in written) <= 2
     assert "no valid answer: searched as it is" in call(expand)
     for policy in ("none", "latest"):
         call(search, "--policy", policy, "--run-file", str(tmp_path / f"{policy}.run"), "--top", "50")
