@@ -266,12 +266,13 @@ class FakeSlowGroup:
 
 
 def test_a_member_without_partitions_waits_long_enough_to_get_them() -> None:
+    delivery = DeliverySettings(poll_timeout_seconds=0.2)
     member = FakeSlowGroup("run.environment")
-    poll(member, DELIVERY)
-    poll(member, DELIVERY)
+    poll(member, delivery)
+    poll(member, delivery)
     assert member.held and member.polls == [5000, 200]
     alone = FakeSlowGroup(None)
-    poll(alone, DELIVERY)
+    poll(alone, delivery)
     assert alone.polls == [200]
 
 
