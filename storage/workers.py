@@ -37,8 +37,8 @@ def run_sink(
         stored = writer.positions()
         topics = [topic_name(run, topic.kind) for topic in TOPICS]
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
-        consumer = partial(connect_consumer, kafka, client_id=f"{run}-{member}", records_max=sink.batch_records_max)
-        with closing(consumer(positions, linger_seconds=sink.linger_seconds)) as lingering:
+        connect = partial(connect_consumer, kafka, client_id=f"{run}-{member}", records_max=sink.batch_records_max)
+        with closing(connect(positions, linger_seconds=sink.linger_seconds)) as lingering:
             while not stop():
                 records = poll(lingering, delivery, records_max=sink.batch_records_max)
                 if records:
@@ -48,7 +48,7 @@ def run_sink(
             writer.flush()
         stored = writer.positions()
         positions = {item: stored.get((item.topic, item.partition)) for item in positions}
-        with closing(consumer(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
+        with closing(connect(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
             while records_behind(hurried, ends) and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
+import torch
 from click.testing import CliRunner
 
 from infra.commands.search import expand, search
@@ -83,6 +84,8 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
     prepared = new_run(SMALL, updates=2)
     app, run_dir = small_world.with_settings(SMALL), small_world.home.run(prepared.run)
     untaught = build_tiny((asked.query for asked in prepared.asked), SMALL.policy.tiny)
+    # All words are alike to it: random weights may keep the format by chance, and for which query differs by processor.
+    torch.nn.init.zeros_(untaught.model.get_parameter("model.norm.weight"))
     rubbish = PolicyRef(lineage="9-rubbish", step=0, sha256="")
     write_policy_checkpoint(run_dir / "checkpoints", untaught, Manifest(policy=rubbish, parent=None), None)
     queries = tmp_path / "queries.jsonl"
@@ -96,9 +99,7 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
         return answer.stdout
 
     written = [json.loads(line) for line in call(expand, "--json").splitlines()]
-    # By chance one of them may keep the format, as an answer without a word: which one differs between processors.
-    assert [item["expansions"] for item in written] == [[]] * 20
-    assert sum(item["valid"] for item in written) <= 2
+    assert [(item["valid"], item["expansions"]) for item in written] == [(False, [])] * 20
     assert "no valid answer: searched as it is" in call(expand)
     for policy in ("none", "latest"):
         call(search, "--policy", policy, "--run-file", str(tmp_path / f"{policy}.run"), "--top", "50")
