@@ -96,20 +96,26 @@ def reward_group(
 
 
 def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Return how a batch's candidates did.
+    """Return how a batch's candidates did; a mean over nothing is left out.
 
     reward_mean, reward_std: over the scored. validity: share of valid among the scored. failed_share: without a reward.
-    expansions_mean: per valid candidate. expansion_words_mean: words per expansion. A mean over nothing is 0.
+    expansions_mean: per valid candidate. expansion_words_mean: words per expansion.
     """
+    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     scored = [outcome for outcome in outcomes if outcome.reward is not None]
     valid = [outcome for outcome in scored if outcome.valid]
     expansions = [expansion for outcome in valid for expansion in outcome.expansions]
-    rewards = torch.tensor([outcome.reward for outcome in scored], dtype=torch.float64)
-    return {
-        "reward_mean": float(rewards.mean()) if scored else 0.0,
-        "reward_std": float(rewards.std(correction=0)) if scored else 0.0,
-        "validity": len(valid) / max(1, len(scored)),
-        "failed_share": (len(outcomes) - len(scored)) / max(1, len(outcomes)),
-        "expansions_mean": len(expansions) / max(1, len(valid)),
-        "expansion_words_mean": sum(len(expansion.split()) for expansion in expansions) / max(1, len(expansions)),
+    means = {
+        "reward_mean": mean_or_none(rewards),
+        "reward_std": float(torch.tensor(rewards, dtype=torch.float64).std(correction=0)) if rewards else None,
+        "validity": mean_or_none([outcome.valid for outcome in scored]),
+        "failed_share": mean_or_none([outcome.reward is None for outcome in outcomes]),
+        "expansions_mean": mean_or_none([len(outcome.expansions) for outcome in valid]),
+        "expansion_words_mean": mean_or_none([len(expansion.split()) for expansion in expansions]),
     }
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Return the mean, None over nothing; NaN and infinity are carried on, as torch does."""
+    return float(torch.tensor(values, dtype=torch.float64).mean()) if values else None

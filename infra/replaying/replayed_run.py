@@ -17,6 +17,7 @@ from infra.progress import Report
 from infra.replaying.recorded import Recorded, Window
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.running.serving import policy_server
+from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
 from infra.services.artefacts import silent
 from infra.settings import Settings
@@ -136,5 +137,4 @@ def run_workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
         ) as workers,
     ):
         yield workers
-        for role in reversed(roles):
-            workers.stop([role])
+        stop_in_order(app, workers, run=run, roles=roles)

@@ -94,8 +94,8 @@ class Supervisor:
             self.restarts += 1
             self._start(role)
 
-    def stop(self, roles: list[str]) -> None:
-        """Ask these workers to stop, wait, and kill those that do not."""
+    def stop(self, roles: list[str]) -> bool:
+        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself."""
         stopping = [self._processes.pop(role) for role in roles if role in self._processes]
         for process in stopping:
             process.terminate()
@@ -105,6 +105,7 @@ class Supervisor:
             if process.exitcode is None:
                 process.kill()
                 process.join()
+        return all(process.exitcode == 0 for process in stopping)
 
     def pids(self) -> dict[str, int]:
         """Return each living worker's pid by role."""

@@ -13,6 +13,7 @@ from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.running.requests import RequestFeed, RequestSequence
 from infra.running.serving import policy_server
+from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
@@ -84,8 +85,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                     step = max(step, update.policy.step)
                     consumed = max(consumed, sum(update.requests_consumed.values()))
                     report(_headline(update), min(step, updates), updates)
-            for role in reversed(ROLES):
-                workers.stop([role])
+            stop_in_order(app, workers, run=run, roles=ROLES)
             restarts = workers.restarts
     finally:
         consumer.close()

@@ -39,6 +39,7 @@ from streams.errors import DeliveryError
 from streams.events import Event, Generation, PolicyVersion, Reward, Update
 from streams.lag import end_offsets
 from streams.topics import topic_name
+from tests.faults.progress import signal_role
 from tests.loop.conftest import SMALL, UPDATES, quiet
 
 Make = Callable[..., Prepared]
@@ -118,6 +119,21 @@ def test_every_event_is_in_duckdb_with_its_offset(streamed: tuple[App, Prepared]
     # The generator may have answered the last version too before it was stopped.
     assert count == len(generations) >= UPDATES * SMALL.batch.groups
     ledger.close()
+
+
+def test_a_sink_killed_after_the_last_update_leaves_nothing_out_of_the_ledger(small_world: App, new_run: Make) -> None:
+    prepared = new_run(SMALL)
+    app, run = small_world.with_settings(SMALL), prepared.run
+    killed: list[str] = []
+
+    def kill_the_sink_at_the_end(what: str, done: int, total: int) -> None:
+        if done == total and not killed:
+            signal_role(app, run, "sink", signal.SIGKILL)
+            killed.append(what)
+
+    summary = stream(app, prepared, updates=UPDATES, seed=0, report=kill_the_sink_at_the_end)
+    assert killed and (summary.updates, summary.restarts) == (UPDATES, 0)
+    assert verify_run(app, run, rebuild=True, offline=False).findings == ()
 
 
 def test_the_run_is_proved_from_its_topics_its_ledger_and_its_checkpoints(streamed: tuple[App, Prepared]) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from learner.groups import reward_metrics
 from learner.logprobs import completion_logprobs
 from learner.objectives import ObjectiveSettings, policy_objective, token_weights
 from learner.packing import Group, pack_groups
 from learner.updates import UpdateError, Updater, UpdateSettings, learning_rate_at
-from streams.events import PolicyRef, Reward
+from streams.events import Outcome, PolicyRef, Reward
 from tests.trl_oracle import POLICY, random_group, random_llama, reward_event
 
 SHAPES = [(7, [5, 1, 9]), (3, [4, 4]), (12, [2, 6, 3, 8])]
@@ -358,6 +359,20 @@ def test_only_trainable_parameters_move_under_lora() -> None:
     assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
     assert any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
     assert all("lora" in name for name in one.optimizer_tensors() if name != "step")
+
+
+def test_a_mean_over_nothing_is_no_metric() -> None:
+    assert reward_metrics([]) == {}
+    unscored = reward_metrics([Outcome(status="failed", valid=False, error="no answer")])
+    assert unscored == {"failed_share": 1.0}
+    silent = reward_metrics([Outcome(status="scored", valid=True, reward=0.5)])
+    assert silent == {
+        "reward_mean": 0.5,
+        "reward_std": 0.0,
+        "validity": 1.0,
+        "failed_share": 0.0,
+        "expansions_mean": 0.0,
+    }
 
 
 def test_metrics_describe_the_batch() -> None:
