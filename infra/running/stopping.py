@@ -1,0 +1,24 @@
+"""The end of a run's workers: in the order of the stream, and the ledger whole even if its sink dies meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra.context import App
+from infra.running.sinks import run_sink_worker
+from infra.running.supervisor import Supervisor
+from streams.delivery import Stop
+
+
+def stop_in_order(app: App, workers: Supervisor, *, run: str, roles: Sequence[str]) -> None:
+    """Stop the last of the roles first; a sink that did not end by itself is followed by one in this process.
+
+    Until then whoever dies is restarted, but from here on nobody is: what a dead sink had not written yet would stay
+    out of the ledger until the run goes on, and `verify` would say so.
+    """
+    for role in reversed(roles):
+        ended_well = workers.stop([role])
+        if role == "sink" and not ended_well:
+            stop = Stop()
+            stop.set()
+            run_sink_worker(app, run=run, worker=0, stop=stop)
