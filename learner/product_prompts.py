@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import msgspec
 
 from learner.prompts import TITLE, plain_text
-from learner.tokenizer import END, VALUES, pointer
+from learner.tokenizer import END, VALUES
 from streams.events import Product, Request
+from streams.pointers import pointer
 
 INSTRUCTION = """\
 You summarize products for a search engine. Below are a product's title after <title> and its attributes after \

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.tokenizer import TAGS, pointer
+from learner.tokenizer import TAGS
 from streams.events import Context, Request
+from streams.pointers import pointer
 
 QUERY, TERMS, ATTRIBUTES, NEIGHBOURS, TITLE = TAGS
 

@@ -7,11 +7,11 @@ the decoder takes that blank away again inside the quotation marks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from learner.selecting import Selector
+from streams.pointers import pointer
 
 PAD = "<pad>"
 TAGS = ("<query>", "<terms>", "<attributes>", "<neighbours>", "<title>")
@@ -21,22 +21,11 @@ STOPS = (CLOSE, EMPTY)
 """Either ends an answer by itself: no further end token is needed."""
 VALUES, END = "<values>", "<end>"
 """What opens a product's values in a prompt, and what ends a selector's answer."""
-_POINTERS = re.compile(r"(?:<v[0-9]{1,3}>)*")
-
-
-def pointer(number: int) -> str:
-    """Return the token that points to the value of this number, counted from 1."""
-    return f"<v{number}>"
 
 
 def render_pointers(numbers: Sequence[int]) -> str:
     """Return a selector's answer that points to what has these numbers in its prompt, counted from 1."""
     return "".join(map(pointer, numbers)) + END
-
-
-def is_selection(text: str) -> bool:
-    """Say whether a selector's text, its end token left out, is pointers alone; none at all are an answer too."""
-    return _POINTERS.fullmatch(text) is not None
 
 
 def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int = 0) -> Any:

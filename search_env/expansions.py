@@ -16,8 +16,8 @@ import msgspec
 
 from search_env.analysis import surface_tokens
 from search_env.cleaning import clean_text
-from search_env.pointers import read_pointers
 from streams.events import Context
+from streams.pointers import read_pointers
 
 _FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")

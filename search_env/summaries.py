@@ -16,8 +16,8 @@ import msgspec
 
 from search_env.cleaning import clean_text
 from search_env.expansions import Rejected
-from search_env.pointers import read_pointers
 from streams.events import Product
+from streams.pointers import read_pointers
 
 Count = Callable[[str], int]
 """Tokens of a text, for the model that reads summaries; `search_env.wordpieces` has MiniLM's."""

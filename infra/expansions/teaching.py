@@ -12,7 +12,7 @@ from infra.expansions.bench import Bench, open_neighbours
 from infra.progress import Report
 from learner.policy import Policy
 from learner.prompts import prompt_text, render_answer, with_choices
-from learner.tokenizer import is_selection, render_pointers
+from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
 from search_env.analysis import analyze
 from search_env.context import with_neighbours
@@ -21,6 +21,7 @@ from search_env.lessons import PromptShape, catalogue_lessons, contexts_to_choos
 from search_env.teachers import Lesson, Teacher, load_or_teach
 from streams.delivery import Stop
 from streams.events import Context
+from streams.pointers import is_selection
 
 LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may call relevant.
 

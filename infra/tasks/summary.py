@@ -36,7 +36,7 @@ from learner.product_prompts import (
     product_prompt_text,
     render_product,
 )
-from learner.tokenizer import is_selection, render_pointers
+from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
 from search_env.corpora import write_whole
@@ -47,6 +47,7 @@ from search_env.wordpieces import wordpiece_count
 from streams.delivery import Stop
 from streams.errors import SettingsError
 from streams.events import Product
+from streams.pointers import is_selection
 
 PAIRS_FILE = "labelled-pairs.jsonl"
 TAIL = "tail"

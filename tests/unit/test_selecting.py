@@ -17,8 +17,9 @@ from learner.policy import Policy, TinySettings, build_tiny
 from learner.product_prompts import ProductPromptSettings, encode_product_request, render_product
 from learner.sampling import TransformersSampler
 from learner.selecting import Selector, banned_pointer_positions, banned_pointers, forbidden
-from learner.tokenizer import is_selection, render_pointers
+from learner.tokenizer import render_pointers
 from streams.events import PolicyRef, Product, Request, Sampling
+from streams.pointers import is_selection
 
 SELECTOR = Selector(pointer_ids=(5, 6, 7, 8), end_id=4)
 LAMP = Product(
