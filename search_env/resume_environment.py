@@ -71,26 +71,35 @@ class ResumeEnvironment:
 
     def failed_many(self, generations: Sequence[Input], *, error: str) -> list[Reward]:
         """Return one reward for each group whose candidates are all `failed`."""
-        return [self._reward(group, _failed(group[0], error)) for group in generations]
+        return [self._reward(group, _failed(len(group[0].completions), error)) for group in generations]
 
     def _outcomes(self, generation: Generation) -> tuple[Outcome, ...]:
         product = generation.request.product
+        written = [completion.text for completion in generation.completions]
         if product is msgspec.UNSET or product.document_id not in self._documents:
-            return _failed(generation, "expected a request about a product of the index, got none")
+            return _failed(len(written), "expected a request about a product of the index, got none")
         asked = self._answered.get(product.document_id, ())
         if not asked or len(asked) >= len(self._query_ids):
-            return _failed(generation, f"product {product.document_id!r} needs queries that it answers, and others")
-        positives, negatives = self._draw(generation.group_id, asked)
+            return _failed(len(written), f"product {product.document_id!r} needs queries that it answers, and others")
+        return self.outcomes(product, written, group_id=generation.group_id)
+
+    def outcomes(self, product: Product, written: Sequence[str], *, group_id: str) -> tuple[Outcome, ...]:
+        """Return what each text about a product is worth. The product answers a query, and there are others.
+
+        group_id: what the draw of queries depends on.
+        """
+        asked = self._answered[product.document_id]
+        positives, negatives = self._draw(group_id, asked)
         count = self._encoder.token_count
-        read = [read_summary(each.text, product, self.settings.summary, count) for each in generation.completions]
+        read = [read_summary(text, product, self.settings.summary, count) for text in written]
         texts = [embedded_text(product.title, each.text) for each in read if isinstance(each, ParsedSummary)]
         vectors = self._vectors.encode_documents([self._documents[product.document_id], *texts])
         near, far = self._queries[positives] @ vectors.T, self._queries[negatives] @ vectors.T  # [q, 1 + texts]
         if not (np.isfinite(near).all() and np.isfinite(far).all()):
-            return _failed(generation, f"retriever {self._encoder.name}: a cosine is not finite")
+            return _failed(len(written), f"retriever {self._encoder.name}: a cosine is not finite")
         outcomes = []
         column = 0
-        for completion, summary in zip(generation.completions, read, strict=True):
+        for text, summary in zip(written, read, strict=True):
             if isinstance(summary, Rejected):
                 reward, components = unformatted_reward(self.settings.reward)
                 outcomes.append(_scored(reward, components, valid=False, summary="", error=summary.reason))
@@ -101,7 +110,7 @@ class ResumeEnvironment:
                 negatives=far[:, column].tolist(),
                 document_positives=near[:, 0].tolist(),
                 document_negatives=far[:, 0].tolist(),
-                tokens=self._length(completion.text, product),
+                tokens=self._length(text, product),
                 settings=self.settings.reward,
             )
             components |= {"repeats": summary.repeats, "kept_tokens": float(summary.tokens)}
@@ -160,5 +169,5 @@ def _scored(reward: float, components: dict[str, float], *, valid: bool, summary
     return Outcome(status="scored", valid=valid, reward=reward, components=components, summary=summary, error=error)
 
 
-def _failed(generation: Generation, error: str) -> tuple[Outcome, ...]:
-    return tuple(Outcome(status="failed", valid=False, error=error) for _ in generation.completions)
+def _failed(candidates: int, error: str) -> tuple[Outcome, ...]:
+    return tuple(Outcome(status="failed", valid=False, error=error) for _ in range(candidates))

@@ -179,22 +179,34 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
 @click.command()
 @click.option("--recipe", default="relsum", show_default=True, help="A recipe's name, or a TOML file of one's own.")
 @click.option("--index", default="catalogue", show_default=True, help="The index whose products are summarized.")
-@click.option("--queries", "queries_max", default=200, show_default=True, help="Dev queries to look at, at most.")
+@click.option("--queries", "queries_max", default=200, show_default=True, help="ReLSum: dev queries, at most.")
+@click.option("--candidates", default=32, show_default=True, type=click.IntRange(2, 1000), help="ReSuMe: of a product.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="ReSuMe: of the selections.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_obj
-def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) -> None:
-    """Check what summaries stand on before any training: calibration, which reward agrees with nDCG, and time.
+def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int, seed: int, as_json: bool) -> None:
+    """Check what a recipe for summaries stands on, before any training.
+
+    \b
+    ReLSum: calibration, which reward agrees with nDCG, and time. ReSuMe: whether those random summaries that the
+    reward likes best are found better than any, once the retriever is adapted to them.
 
     \b
     Example:
       searchloop premise --recipe relsum --index shop
+      searchloop premise --recipe resume --index shop
     """
     from infra.recipes import recipe_path
+
+    app = app.with_recipe(recipe_path(recipe))
+    if app.settings.train.task == "resume":
+        _dense_premise(app, index, candidates=candidates, seed=seed, as_json=as_json)
+        return
     from infra.summaries.premise import check_premise
     from infra.summaries.world import SummaryWorld
 
     with progress() as report:
-        world = SummaryWorld(app.with_recipe(recipe_path(recipe)), index, report)
+        world = SummaryWorld(app, index, report)
         found = check_premise(world, queries_max=queries_max)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
@@ -214,6 +226,23 @@ def premise(app: App, recipe: str, index: str, queries_max: int, as_json: bool) 
     )
     console.print(table)
     console.print(", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items()))
+
+
+def _dense_premise(app: App, index: str, *, candidates: int, seed: int, as_json: bool) -> None:
+    from infra.dense.premise import check_dense_premise
+
+    with progress() as report:
+        found = check_dense_premise(app, index, candidates=candidates, seed=seed, report=report)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    table = Table("summaries", "reward", "RR@10 dev", "… adapted to them", box=box.SIMPLE_HEAD)
+    for each in found.corpora:
+        table.add_row(
+            f"{each.chosen} of {found.candidates}", *(f"{v:.3f}" for v in (each.reward, each.rr_before, each.rr))
+        )
+    Console().print(table)
+    click.echo(f"{found.products} products with a choice, scored by {found.retriever}")
 
 
 @click.command()

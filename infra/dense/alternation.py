@@ -128,6 +128,22 @@ def reciprocal_rank(rankings: Mapping[str, Ranking], qrels: Qrels) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
+def dev_reciprocal_rank(app: App, index: str, retriever: str, texts: Mapping[str, str], *, alias: str) -> float:
+    """Return mean RR@10 of an index's dev queries among texts that stand for its documents; alias: of their vectors."""
+    queries, qrels = load_intents(app.home.index(index) / "intents", "dev")
+    rankings = dense_search(
+        app,
+        open_encoder(app, index, retriever),
+        texts,
+        queries,
+        index=index,
+        alias=alias,
+        top=CUTOFF,
+        settings=app.settings.vectors,
+    )
+    return reciprocal_rank(rankings, qrels)
+
+
 def _first_version(app: App, index: str, *, held_out: Sequence[Query], seed: int) -> str:
     """Return the retriever version that scores the first turn, made as `alternation.begin` says."""
     first = first_retriever(app, index).name
@@ -174,8 +190,8 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
         edge_scale=turned.settings.resume.reward.edge_scale,
         policy=version_name(policy.policy),
         retriever=retriever,
-        rr_before=_dev(turned, state, scored_by, texts),
-        rr=_dev(turned, state, retriever, texts),
+        rr_before=dev_reciprocal_rank(turned, state.index, scored_by, texts, alias=f"{state.name}-vectors"),
+        rr=dev_reciprocal_rank(turned, state.index, retriever, texts, alias=f"{state.name}-vectors"),
     )
 
 
@@ -224,21 +240,6 @@ def _measured_scale(app: App, state: Alternation, *, run: str, held_out: Sequenc
     environment = open_resume_environment(app, state.index, run_dir, index_version=prepared.index)
     inputs = [(group, group.source, content_sha256(encode(group))) for group in groups]
     return round(spread_scale(measured_deltas(environment, inputs)), 6)
-
-
-def _dev(app: App, state: Alternation, retriever: str, texts: Mapping[str, str]) -> float:
-    queries, qrels = load_intents(app.home.index(state.index) / "intents", "dev")
-    rankings = dense_search(
-        app,
-        open_encoder(app, state.index, retriever),
-        texts,
-        queries,
-        index=state.index,
-        alias=f"{state.name}-vectors",
-        top=CUTOFF,
-        settings=app.settings.vectors,
-    )
-    return reciprocal_rank(rankings, qrels)
 
 
 def _keep(path: Path, state: Alternation) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from infra.context import App
 from infra.dense.alternation import STATE_FILE, alternate, read_alternation
+from infra.dense.premise import check_dense_premise
 from infra.dense.retrievers import retrievers_of
 from infra.settings import AlternationSettings, TrainSettings
 from infra.tasks.held_out import SPLITS
@@ -68,3 +69,18 @@ def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> N
     ranked = Resume().rank(app, kept, policy="latest", given=None, report=quiet)
     assert {each.name for each in ranked} <= set(SPLITS.values())
     assert all(set(each.qrels) <= set(each.run) for each in ranked)
+
+
+def test_the_premise_scores_random_selections_and_searches_the_best_any_and_worst_of_them(small_world: App) -> None:
+    settings = msgspec.structs.replace(
+        SMALL, train=TrainSettings(task="resume"), retriever=RetrieverSettings(steps=10, batch_pairs=32)
+    )
+    app = small_world.with_settings(settings)
+    found = check_dense_premise(app, "small", candidates=4, seed=0, report=quiet)
+    assert (found.candidates, [each.chosen for each in found.corpora]) == (4, ["best", "random", "worst"])
+    best, any_, worst = found.corpora
+    assert best.reward > any_.reward > worst.reward
+    assert all(0 < each.rr_before <= 1 and 0 < each.rr <= 1 for each in found.corpora)
+    manifest = read_retriever_manifest(retrievers_of(app, "small") / found.retriever)
+    assert manifest.steps == 30
+    assert check_dense_premise(app, "small", candidates=4, seed=0, report=quiet) == found
