@@ -33,6 +33,7 @@ from search_env.feedback_terms import FeedbackSettings
 from search_env.intents import IntentSettings
 from search_env.judged_lists import ListSettings
 from search_env.lessons import LessonSettings
+from search_env.nearest_terms import NearestTermsSettings
 from search_env.neighbours import NeighbourSettings
 from search_env.relevance import RelevanceSettings
 from search_env.resume_environment import ResumeEnvironmentSettings
@@ -98,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gbdt: GbdtSettings = GbdtSettings()
     context: ContextSettings = ContextSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    nearest_terms: NearestTermsSettings = NearestTermsSettings()
     teacher: TeacherSettings = TeacherSettings()
     neighbours: NeighbourSettings = NeighbourSettings()
     lessons: LessonSettings = LessonSettings()

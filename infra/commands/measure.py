@@ -54,7 +54,8 @@ def measure(
     """Measure policy versions on their task's held-out sets, paired by query, with 95 % intervals.
 
     \b
-    POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, knn, shown for expansions;
+    POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, minilm, knn, shown for
+    expansions;
     title, first-tokens, random, idf, log-counts, log-counts-per-word, log-rates, doc2query, oracle, description for
     summaries;
     documents, titles, lead, random, key-prior for ReSuMe, where tuned-… first adapts the retriever to these texts.

@@ -47,21 +47,40 @@ def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
 @click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
 @click.option("--policy", default="latest", show_default=True, help="latest, a step, or a version's name.")
 @click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
+@click.option("--head", type=click.IntRange(min=1), help="Only so many texts, those that the file asks most often.")
+@click.option("--keep", is_flag=True, help="Keep what is written: search and expand look it up from then on.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query, a line each.")
 @click.pass_obj
-def expand(app: App, index: str, queries: str, policy: str, run_name: str | None, as_json: bool) -> None:
+def expand(
+    app: App,
+    index: str,
+    queries: str,
+    policy: str,
+    run_name: str | None,
+    head: int | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
     """Show what a policy version writes for queries, decoded as it would be served.
+
+    \b
+    Head queries need no model when they are asked: --keep writes down what the version said, for this version of the
+    index; `search` and `expand` then look it up, and decode what is not there.
 
     \b
     Example:
       searchloop expand --index shop --queries "waterproof hiking shoes"
       searchloop expand --index shop --queries queries.jsonl --policy 120 --json
+      searchloop expand --index shop --queries traffic.jsonl --head 1000 --keep
     """
+    from infra.expansions.cache import head_queries
     from infra.expansions.expanding import expand_queries
 
     asked = queries_or_text(queries)
+    if head is not None:
+        asked = head_queries(asked, head)
     with progress() as report, app.running_services(report) as running:
-        found = expand_queries(running, asked, index=index, policy=policy, run=run_name, report=report)
+        found = expand_queries(running, asked, index=index, policy=policy, run=run_name, report=report, keep=keep)
     if as_json:
         for item in found:
             click.echo(msgspec.json.encode(item).decode())
@@ -79,7 +98,8 @@ def expand(app: App, index: str, queries: str, policy: str, run_name: str | None
     "--policy",
     default="latest",
     show_default=True,
-    help="none, rm3, bo1, knn, shown (the prompt's words as they stand), latest, a step, or a version's name.",
+    help="none, rm3, bo1, minilm (the nearest words), knn, shown (the prompt's words as they stand), latest, a step, "
+    "or a version's name.",
 )
 @click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
 @click.option("--run-file", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")

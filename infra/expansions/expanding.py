@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import msgspec
-
 from infra.context import App
 from infra.decoding import decode_requests, served
 from infra.expansions.bench import Bench, open_bench
+from infra.expansions.cache import Expanded, ExpansionCache
 from infra.expansions.preparation import LESSONS_FILE
 from infra.home import SETTINGS_FILE
 from infra.progress import Report
@@ -22,22 +21,12 @@ from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query
 from search_env.embeddings import KeptEmbedder
 from search_env.expansions import ParsedExpansions, choices_of, parse_expansions
+from search_env.index import load_manifest
 from search_env.neighbours import Neighbours
 from search_env.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
 from streams.events import Context, Generation, Request
 from streams.topics import version_name
-
-
-class Expanded(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy wrote for one query, and what is searched: no expansions is the raw query."""
-
-    query_id: str
-    query: str
-    expansions: tuple[str, ...]
-    valid: bool
-    text: str
-    policy: str
 
 
 def expand_queries(
@@ -49,40 +38,49 @@ def expand_queries(
     run: str | None,
     report: Report,
     temperature: float = 0.0,
+    keep: bool = False,
 ) -> list[Expanded]:
-    """Return what a policy version writes for each query, in order.
+    """Return what a policy version writes for each query, in order; decoding only what the run's cache does not hold.
 
     policy: "latest" or a version of the run; run: None takes the newest run on this index. temperature: 0 decodes
-    greedily, as served; above 0 one candidate is sampled.
+    greedily, as served; above 0 one candidate is sampled. keep: put what is decoded into the cache.
     """
     kept = find_run(app, index=index, run=run)
     folder, manifest = find_version(app.home.run(kept.run) / "checkpoints", policy)
-    report("reading the documents", 0, 0)
-    with open_bench(app.with_settings(kept.settings), index, report) as bench:
-        contexts = _contexts(bench, kept, [query.text for query in queries])
-        index_version = bench.version.name
-    requests = [
-        Request(
-            request_id=query.id,
-            run=kept.run,
-            query_id=query.id,
-            query=query.text,
-            index=index_version,
-            split="live",
-            context=context,
+    index_version = load_manifest(app.home.index(index)).name
+    cache = ExpansionCache(app.home.run(kept.run), policy=version_name(manifest.policy), index_version=index_version)
+    found = cache.known(queries) if temperature == 0 else {}
+    missing = [query for query in queries if query.id not in found]
+    if missing:
+        report("reading the documents", 0, 0)
+        with open_bench(app.with_settings(kept.settings), index, report) as bench:
+            contexts = _contexts(bench, kept, [query.text for query in missing])
+        requests = [
+            Request(
+                request_id=query.id,
+                run=kept.run,
+                query_id=query.id,
+                query=query.text,
+                index=index_version,
+                split="live",
+                context=context,
+            )
+            for query, context in zip(missing, contexts, strict=True)
+        ]
+        groups = decode_requests(
+            requests,
+            LoadedVersion(folder, manifest.policy),
+            encode=partial(encode_request, settings=kept.settings.prompts),
+            sampling=served(kept, temperature=temperature),
+            seed=kept.seed,
+            name="expanding",
+            report=report,
         )
-        for query, context in zip(queries, contexts, strict=True)
-    ]
-    groups = decode_requests(
-        requests,
-        LoadedVersion(folder, manifest.policy),
-        encode=partial(encode_request, settings=kept.settings.prompts),
-        sampling=served(kept, temperature=temperature),
-        seed=kept.seed,
-        name="expanding",
-        report=report,
-    )
-    return [_read(group, kept) for group in groups]
+        decoded = [_read(group, kept) for group in groups]
+        if keep:
+            cache.keep(decoded)
+        found |= {each.query_id: each for each in decoded}
+    return [found[query.id] for query in queries]
 
 
 def _read(group: Generation, kept: RunSettings) -> Expanded:

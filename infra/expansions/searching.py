@@ -16,8 +16,10 @@ from infra.progress import Report
 from search_env.catalogue import Catalogue
 from search_env.corpora import Query, Ranking
 from search_env.crossencoder import CrossEncoderSettings, load_cross_encoder
+from search_env.embeddings import EmbeddingSettings
 from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.index import IndexingError, load_documents, load_manifest
+from search_env.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
 from search_env.reranking import indexed_texts, rerank
 from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever
 
@@ -30,6 +32,8 @@ class SearchTables(msgspec.Struct, frozen=True, kw_only=True):
 
     retrieval: RetrievalSettings = RetrievalSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    nearest_terms: NearestTermsSettings = NearestTermsSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
     cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
 
 
@@ -47,7 +51,8 @@ def search_queries(
 ) -> dict[str, Ranking]:
     """Return each query's ranking of at most `top` documents: raw, or helped by a method or a policy version.
 
-    policy: "none", "rm3", "bo1", "knn", "shown" (the prompt's words as they stand), "latest" or a version.
+    policy: "none", "rm3", "bo1", "minilm" (the catalogue's words nearest by cosine), "knn", "shown" (the prompt's
+    words as they stand), "latest" or a version.
     run, temperature: as in `expand_queries`. reranked: so many documents of each ranking are put in the order of the
     index's cross-encoder, which reads their titles and summaries.
     Raises IndexingError if they are to be and the index has no summaries, CrossEncoderError if it has no cross-encoder.
@@ -60,6 +65,8 @@ def search_queries(
     tables = app.tables(SearchTables)
     if policy == "none":
         rankings = _search(app, texts, index=index, retrieval=tables.retrieval, top=top)
+    elif policy == "minilm":
+        rankings = _search_with_nearest_terms(app, texts, index=index, tables=tables, top=top, report=report)
     elif method := FEEDBACK.get(policy):
         rankings = _search_with_feedback(app, texts, method, index=index, tables=tables, top=top, report=report)
     else:
@@ -136,3 +143,18 @@ def _search_with_feedback(
         contextlib.closing(Retriever(client, version.name, tables.retrieval)) as retriever,
     ):
         return search_with_feedback(retriever, feedback, method, texts, tables.feedback, size=top)
+
+
+def _search_with_nearest_terms(
+    app: App, texts: Sequence[str], *, index: str, tables: SearchTables, top: int, report: Report
+) -> list[Ranking]:
+    directory = app.home.index(index)
+    version = load_manifest(directory)
+    report("reading the documents", 0, 0)
+    catalogue = Catalogue(load_documents(directory))
+    nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=directory / "embeddings")
+    with (
+        contextlib.closing(app.engine()) as client,
+        contextlib.closing(Retriever(client, version.name, tables.retrieval)) as retriever,
+    ):
+        return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top)

@@ -27,7 +27,7 @@ class Expansion:
     """Expansions for queries, paid by what they retrieve."""
 
     carried: Sequence[str] = (LESSONS_FILE, CONTEXTS_FILE)
-    methods: Sequence[str] = ("none", "rm3", "bo1")
+    methods: Sequence[str] = ("none", "rm3", "bo1", "minilm")
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find queries, contexts, teacher and warmed-up policy; see `infra.expansions.preparation`."""
@@ -63,7 +63,7 @@ class Expansion:
     ) -> list[Ranked]:
         """Return the held-out intents and the given queries, each searched with what the policy writes for it.
 
-        policy: as in `search_queries`; "none", "rm3", "bo1", "knn" and "shown" are methods that learn nothing.
+        policy: as in `search_queries`; "none", "rm3", "bo1", "minilm", "knn" and "shown" learn nothing.
         """
         from infra.expansions.searching import search_queries
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 from infra.commands.search import expand, search
 from infra.context import App
+from infra.decoding import decode_requests
+from infra.expansions import expanding
 from infra.home import SETTINGS_FILE
 from infra.running.supervisor import living_workers
 from infra.running.training import stream
@@ -24,7 +26,7 @@ from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import build_tiny
 from search_env.corpora import read_run
-from streams.events import PolicyRef
+from streams.events import Generation, PolicyRef, Request
 from tests.commands import command, environment, interrupt, start
 from tests.loop.conftest import SMALL, quiet
 
@@ -112,3 +114,36 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
     # Sampled, one text in a hundred keeps the format by chance; all others are worth nothing.
     assert summary.valid_last < 0.5 and summary.reward_last < 0.1
     assert summary.groups_trained + summary.groups_flat == 2 * SMALL.batch.groups
+
+
+def test_head_queries_are_kept_and_need_no_model_when_they_are_asked(
+    streamed: tuple[App, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, prepared = streamed
+    texts = [asked.query for asked in prepared.asked[:6]]
+    traffic = tmp_path / "traffic.jsonl"
+    often = [*texts, *texts[:3], *texts[:3]]
+    traffic.write_bytes(msgspec.json.Encoder().encode_lines([{"_id": f"{n}", "text": t} for n, t in enumerate(often)]))
+
+    def call(verb: object, *arguments: str) -> str:
+        common = ["--index", "small", "--queries", str(traffic), "--run", prepared.run, *arguments]
+        answer = CliRunner().invoke(verb, common, obj=app, catch_exceptions=False)  # type: ignore[arg-type]
+        assert answer.exit_code == 0, answer.output
+        return answer.stdout
+
+    kept = [json.loads(line) for line in call(expand, "--head", "3", "--keep", "--json").splitlines()]
+    assert [item["query"] for item in kept] == texts[:3]
+    call(search, "--policy", "latest", "--run-file", str(tmp_path / "decoded.run"), "--top", "20")
+
+    decoded: list[str] = []
+
+    def only_what_is_missing(requests: Sequence[Request], *given: object, **named: object) -> Iterator[Generation]:
+        decoded.extend(request.query for request in requests)
+        return decode_requests(requests, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(expanding, "decode_requests", only_what_is_missing)
+    call(search, "--policy", "latest", "--run-file", str(tmp_path / "kept.run"), "--top", "20")
+    assert decoded == texts[3:]
+    assert read_run(tmp_path / "kept.run") == read_run(tmp_path / "decoded.run")
+    again = [json.loads(line) for line in call(expand, "--head", "3", "--json").splitlines()]
+    assert (again, decoded) == (kept, texts[3:])

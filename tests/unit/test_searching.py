@@ -16,8 +16,10 @@ from infra.context import App
 from infra.expansions.searching import search_queries
 from infra.home import Home
 from infra.services.local import Endpoints
+from infra.settings import Settings
 from search_env.corpora import Query
 from search_env.index import IndexingError, IndexVersion
+from search_env.nearest_terms import NearestTermsSettings
 from streams.errors import SettingsError
 from tests.engine_fakes import FakeEngine, fake_engine, hits, responses
 
@@ -73,6 +75,24 @@ def test_feedback_terms_need_the_documents_and_no_relevance_model(app: App, engi
     should = engine.requests[1][1]["query"]["bool"]["should"]
     assert {each["match"]["contents"]["query"] for each in should} == {"cup", "steel", "mug", "camping"}
     assert sorted(path.name for path in documents.parent.iterdir()) == ["documents.jsonl.gz", "manifest.json"]
+
+
+def test_the_nearest_words_are_embedded_once_and_searched_beside_the_query(app: App, engine: FakeEngine) -> None:
+    documents = app.home.index("shop") / "documents.jsonl.gz"
+    with gzip.open(documents, "wb") as stream:
+        stream.writelines(msgspec.json.encode(document) + b"\n" for document in DOCUMENTS)
+    near = NearestTermsSettings(terms=2, weight=0.5, documents_min=1)
+    app = app.with_settings(Settings(nearest_terms=near)).at(Endpoints(kafka="127.0.0.1:1", elasticsearch=engine.url))
+    assert search(app, "minilm") == {"1": ["a"], "2": ["a"]}
+    (kept,) = (documents.parent / "embeddings").iterdir()
+    raw, *words = engine.requests[0][0]["query"]["bool"]["should"]
+    assert raw == {"match": {"contents": {"query": "mug"}}}
+    best, second = [each["match"]["contents"] for each in words[:2]]
+    assert best == {"query": "cup", "boost": 0.5}  # Of steel, camping, glass, cup and kitchen.
+    assert second["query"] != "mug" and 0 < second["boost"] < 0.5
+    touched = kept.stat().st_mtime_ns
+    search(app, "minilm")
+    assert kept.stat().st_mtime_ns == touched
 
 
 def test_a_missing_index_says_what_to_run(app: App) -> None:
