@@ -67,14 +67,16 @@ def read_summary(text: str, product: Product, settings: SummarySettings, count: 
 
 def fit_values(product: Product, numbers: Sequence[int], settings: SummarySettings, count: Count) -> ParsedSummary:
     """Return the summary of these values (numbers from 1), best first: each that still fits, none twice."""
-    kept: list[int] = []
-    said: list[str] = []
-    for number in dict.fromkeys(numbers):
-        value = product.values[number - 1][1]
-        if value not in said and count(SEPARATOR.join([*said, value])) <= settings.tokens_max:
-            kept.append(number)
-            said.append(value)
-    return _summary(SEPARATOR.join(said), tuple(kept), count)
+    named: dict[str, int] = {}
+    for number in numbers:
+        named.setdefault(product.values[number - 1][1], number)
+    said = list(named)
+    if count(SEPARATOR.join(said)) > settings.tokens_max:  # Asked once where all of them fit.
+        said = []
+        for value in named:
+            if count(SEPARATOR.join([*said, value])) <= settings.tokens_max:
+                said.append(value)
+    return _summary(SEPARATOR.join(said), tuple(named[value] for value in said), count)
 
 
 def fit_text(text: str, settings: SummarySettings, count: Count) -> ParsedSummary:
