@@ -29,8 +29,8 @@ class NearestTermsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     word must stand: fewer make it a model's number or a slip of the pen.
     """
 
-    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 5
-    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.2
+    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 15
+    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
     documents_min: Annotated[int, msgspec.Meta(ge=1)] = 3
 
 
