@@ -55,13 +55,11 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
     app: with the recipe's settings. Nothing but retriever versions is written. Raises SettingsError if the index has
     no judged training queries.
     """
-    settings = app.settings
-    turn, later = app.with_changes("premise", {"vectors": {"search": "memory"}}), settings.retriever.steps
-    first = turn.with_changes("premise", {"retriever": {"steps": ADAPTED_TURNS * later}})
-    begun = texts_without_policy(first, index, "random", seed=seed)
-    scorer = adapt_to_texts(
-        first, index, parent=first_retriever(app, index).name, texts=begun, held_out=[], turn=0, seed=seed
-    ).name
+    in_memory = app.with_changes("premise", {"vectors": {"search": "memory"}})
+    several = in_memory.with_changes("premise", {"retriever": {"steps": ADAPTED_TURNS * app.settings.retriever.steps}})
+    begun = texts_without_policy(several, index, "random", seed=seed)
+    parent = first_retriever(app, index).name
+    scorer = adapt_to_texts(several, index, parent=parent, texts=begun, held_out=[], turn=0, seed=seed).name
     products = [product_of(document) for document in load_documents(app.home.index(index))]
     answered = answered_queries(app.home.index(index), [])
     environment = ResumeEnvironment(
@@ -70,10 +68,11 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
         documents={each.document_id: document_embedded(each) for each in products},
         queries=answered.queries,
         answered=answered.by_document,
-        settings=settings.resume,
+        settings=app.settings.resume,
     )
     scored: dict[str, tuple[Outcome, ...]] = {}
-    asked = [each for each in products if len(each.values) > 1 and each.document_id in answered.by_document]
+    others = {key: len(answered.queries) - len(ids) for key, ids in answered.by_document.items()}
+    asked = [each for each in products if len(each.values) > 1 and others.get(each.document_id, 0) > 0]
     for number, product in enumerate(asked, start=1):
         written = random_selections(product, candidates, seed=seed)
         scored[product.document_id] = environment.outcomes(product, written, group_id=f"premise-{product.document_id}")
@@ -83,14 +82,14 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
         chosen = {key: _nth(outcomes, place) for key, outcomes in scored.items()}
         texts = begun | _embedded(products, chosen)
         report(f"searching the {name} of {candidates}", 0, 0)
-        before = dev_reciprocal_rank(turn, index, scorer, texts, alias="premise")
-        adapted = adapt_to_texts(turn, index, parent=scorer, texts=texts, held_out=[], turn=1, seed=seed + 1).name
+        before = dev_reciprocal_rank(in_memory, index, scorer, texts, alias="premise")
+        adapted = adapt_to_texts(in_memory, index, parent=scorer, texts=texts, held_out=[], turn=1, seed=seed + 1).name
         corpora.append(
             ChosenTexts(
                 chosen=name,
                 reward=sum(each.reward or 0.0 for each in chosen.values()) / max(1, len(chosen)),
                 rr_before=before,
-                rr=dev_reciprocal_rank(turn, index, adapted, texts, alias="premise"),
+                rr=dev_reciprocal_rank(in_memory, index, adapted, texts, alias="premise"),
             )
         )
     return DensePremise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
