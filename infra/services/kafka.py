@@ -25,7 +25,8 @@ MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a group of 64 candidates with token ids 
 
 # One node for one laptop: everything is replicated once, small files, few threads, and a topic that nobody declared is
 # an error instead of a new topic with default settings. Retention belongs to each topic (streams.topics). An idle
-# controller writes a record twice a second by default, which was a quarter of what the broker costs.
+# controller writes a record twice a second by default, which was a quarter of what the broker costs. A broker that was
+# killed may not register again before its old session has ended: 9 s by default, most of what its return took.
 # Paths are relative to the broker's working directory: Java reads .properties files as Latin-1, so the home of a
 # Käufer would become that of a KÃ¤ufer.
 PROPERTIES = """\
@@ -66,6 +67,8 @@ background.threads=2
 num.replica.fetchers=1
 controlled.shutdown.enable=false
 metadata.max.idle.interval.ms=10000
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=1000
 """
 
 LOG4J = """\
