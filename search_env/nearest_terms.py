@@ -17,7 +17,7 @@ import numpy as np
 from search_env.analysis import analyze
 from search_env.catalogue import Catalogue
 from search_env.corpora import Ranking
-from search_env.embeddings import EmbeddingSettings, KeptEmbedder
+from search_env.embeddings import EmbeddingSettings, KeptEmbedder, Progress
 from search_env.feedback_terms import WeightedTerm, feedback_query
 from search_env.retrieval import Retriever, search_body
 
@@ -51,11 +51,11 @@ class NearestTerms:
         self._catalogue = catalogue
         self._embedder = KeptEmbedder(embedding, kept=self._words, directory=directory)
 
-    def terms(self, queries: Sequence[str]) -> list[list[WeightedTerm]]:
+    def terms(self, queries: Sequence[str], progress: Progress | None = None) -> list[list[WeightedTerm]]:
         """Return each query's nearest words, best first; none of its own, and none with a cosine of 0 or less."""
         if not self._words:
             return [[] for _ in queries]
-        cosines = self._embedder.embed_queries(queries) @ self._embedder.embed(self._words).T  # [Q, W]
+        cosines = self._embedder.embed_queries(queries) @ self._embedder.embed(self._words, progress).T  # [Q, W]
         place = {column: position for position, column in enumerate(self._columns)}
         found = []
         for query, row in zip(queries, cosines, strict=True):
@@ -69,13 +69,19 @@ class NearestTerms:
 
 
 def search_with_nearest_terms(
-    retriever: Retriever, nearest: NearestTerms, queries: Sequence[str], settings: NearestTermsSettings, *, size: int
+    retriever: Retriever,
+    nearest: NearestTerms,
+    queries: Sequence[str],
+    settings: NearestTermsSettings,
+    *,
+    size: int,
+    progress: Progress | None = None,
 ) -> list[Ranking]:
     """Return the rankings of the baseline. Raises RetrievalError as `Retriever.search_many` does."""
     whole = retriever.settings.whole_boost
     return retriever.search_bodies(
         [
             search_body(feedback_query(query, terms, weight=settings.weight, whole_boost=whole), size=size)
-            for query, terms in zip(queries, nearest.terms(queries), strict=True)
+            for query, terms in zip(queries, nearest.terms(queries, progress), strict=True)
         ]
     )

@@ -157,4 +157,4 @@ def _search_with_nearest_terms(
         contextlib.closing(app.engine()) as client,
         contextlib.closing(Retriever(client, version.name, tables.retrieval)) as retriever,
     ):
-        return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top)
+        return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top, progress=report)
