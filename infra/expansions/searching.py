@@ -6,7 +6,7 @@ Each opens what it needs and no more: the raw query needs no documents, and feed
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -113,14 +113,20 @@ def _rerank(
     return rerank(texts, rankings, shown, lambda pairs: encoder.probabilities(encoder.logits(pairs)), depth=depth)
 
 
-def _search(
-    app: App, asked: Sequence[str | ExpandedQuery], *, index: str, retrieval: RetrievalSettings, top: int
-) -> list[Ranking]:
+@contextlib.contextmanager
+def _open_retriever(app: App, index: str, retrieval: RetrievalSettings) -> Iterator[Retriever]:
     version = load_manifest(app.home.index(index))
     with (
         contextlib.closing(app.engine()) as client,
         contextlib.closing(Retriever(client, version.name, retrieval)) as retriever,
     ):
+        yield retriever
+
+
+def _search(
+    app: App, asked: Sequence[str | ExpandedQuery], *, index: str, retrieval: RetrievalSettings, top: int
+) -> list[Ranking]:
+    with _open_retriever(app, index, retrieval) as retriever:
         return retriever.search_many(asked, size=top)
 
 
@@ -134,14 +140,9 @@ def _search_with_feedback(
     top: int,
     report: Report,
 ) -> list[Ranking]:
-    directory = app.home.index(index)
-    version = load_manifest(directory)
     report("reading the documents", 0, 0)
-    feedback = FeedbackTerms(Catalogue(load_documents(directory)))
-    with (
-        contextlib.closing(app.engine()) as client,
-        contextlib.closing(Retriever(client, version.name, tables.retrieval)) as retriever,
-    ):
+    feedback = FeedbackTerms(Catalogue(load_documents(app.home.index(index))))
+    with _open_retriever(app, index, tables.retrieval) as retriever:
         return search_with_feedback(retriever, feedback, method, texts, tables.feedback, size=top)
 
 
@@ -149,12 +150,8 @@ def _search_with_nearest_terms(
     app: App, texts: Sequence[str], *, index: str, tables: SearchTables, top: int, report: Report
 ) -> list[Ranking]:
     directory = app.home.index(index)
-    version = load_manifest(directory)
     report("reading the documents", 0, 0)
     catalogue = Catalogue(load_documents(directory))
     nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=directory / "embeddings")
-    with (
-        contextlib.closing(app.engine()) as client,
-        contextlib.closing(Retriever(client, version.name, tables.retrieval)) as retriever,
-    ):
+    with _open_retriever(app, index, tables.retrieval) as retriever:
         return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top, progress=report)
