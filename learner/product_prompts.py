@@ -10,7 +10,7 @@ so that no part can open another one, point, or grow.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -26,7 +26,13 @@ that the title lacks, most important first, separated by commas, in at most {wor
 
 
 class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a prompt shows of a product, and how much of it."""
+    """What a prompt shows of a product, and how much of it.
+
+    order: of the values: by how often training queries ask for the attribute where a product has it ("rates"), how
+    often at all ("counts"), or as the catalogue has them ("document"). Which of them to say is left to the policy.
+    """
+
+    order: Literal["rates", "counts", "document"] = "rates"
 
     values: Annotated[int, msgspec.Meta(ge=1, le=64, description="attribute values, and a selector's pointers")] = 16
     title_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer titles are cut here")] = 80

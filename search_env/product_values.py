@@ -9,27 +9,30 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from search_env.attributes import document_attributes, is_logistic
-from search_env.corpora import Document, Query
+from search_env.attributes import Attribute, document_attributes, is_logistic
+from search_env.corpora import Document
 from search_env.judged_lists import lacks
 from search_env.products import product_of, said_values
 from streams.events import Product
 
 KeyCounts = Mapping[str, int]
+ValuesOrder = Literal["rates", "counts", "document"]
 # Products without a query that the mean rate counts as, so that a key of few products is not believed at once.
 PRIOR_HOLDERS = 50
 
 
 class ProductValues:
-    """The products of a catalogue, their values ordered by how often the log asks for them where a product has them.
+    """The products of a catalogue with what their titles lack, and orders of it by a log's counts.
 
-    order: numbers of a product's values, from 1, best first, by the method of the name.
+    An order: numbers of a product's values, from 1, best first, by the method of the name.
     """
 
-    def __init__(self, documents: Sequence[Document], log: Sequence[Query]) -> None:
-        """log: training queries that name their keys in `metadata["keys"]`."""
-        self.counts: KeyCounts = Counter(key for query in log for key in query.metadata.get("keys", ()))
+    def __init__(self, documents: Sequence[Document], counts: KeyCounts, *, order: ValuesOrder = "rates") -> None:
+        """counts: how often training queries ask for each key. order: of the values that are shown."""
+        self.counts = counts
+        self.order = order
         self.documents = {document.id: document for document in documents}
         self._holders = Counter(
             phrase for document in documents for phrase in {a.phrase.lower() for a in document_attributes(document)}
@@ -43,19 +46,19 @@ class ProductValues:
             for pair in {(a.key, a.phrase.lower()) for a in document_attributes(document)}
         )
         self._mean_rate = sum(self.counts.values()) / max(sum(self._key_holders.values()), 1)
-        self._products: dict[str, tuple[Product, tuple[str, ...], list[int]]] = {}
+        self._shown: dict[str, tuple[Product, tuple[Attribute, ...]]] = {}
 
     def product(self, document_id: str) -> Product:
-        """Return what can be said of a product: values that its title lacks, in the order of `by_rate`."""
+        """Return what can be said of a product: values that its title lacks, in the order that is shown."""
         return self._product(document_id)[0]
 
     def keys(self, document_id: str) -> tuple[str, ...]:
         """Return the keys of the product's values, in their order."""
-        return self._product(document_id)[1]
+        return tuple(each.key for each in self._product(document_id)[1])
 
     def by_log(self, document_id: str) -> list[int]:
         """Most asked for first: how often the query log names the value's key (ties in the document's order)."""
-        return self._product(document_id)[2]
+        return self._numbers(document_id, self._by_log(self._beside(document_id)))
 
     def by_log_per_word(self, document_id: str) -> list[int]:
         """Most asked for by what it costs: the log's count of the key divided by the value's words."""
@@ -69,7 +72,7 @@ class ProductValues:
         A count says how often a key is asked for over all products, a rate how often of a product that has it. A value
         that most holders of its key share comes last: it tells no product from another.
         """
-        return list(range(1, len(self.product(document_id).values) + 1))
+        return self._numbers(document_id, self._by_rate(self._beside(document_id)))
 
     def rate(self, key: str, value: str) -> float:
         """Return how often the log asks for a key where a product has it, smoothed; of a common value a twentieth."""
@@ -119,17 +122,27 @@ class ProductValues:
         pairs = [f"{one} {other}" for one, other in zip(spoken[0::2], spoken[1::2], strict=False)]
         return " ".join(pairs)
 
-    def _product(self, document_id: str) -> tuple[Product, tuple[str, ...], list[int]]:
-        known = self._products.get(document_id)
+    def _product(self, document_id: str) -> tuple[Product, tuple[Attribute, ...]]:
+        known = self._shown.get(document_id)
         if known is None:
-            document = self.documents[document_id]
-            beside = [each for each in said_values(document) if lacks(document.title, each.phrase)]
-            best = sorted(beside, key=lambda each: -self.rate(each.key, each.phrase))
-            number_of = {id(each): number for number, each in enumerate(best, start=1)}
-            by_log = sorted(beside, key=lambda each: -self.counts.get(each.key, 0))
-            known = self._products[document_id] = (
-                product_of(document, best),
-                tuple(each.key for each in best),
-                [number_of[id(each)] for each in by_log],
-            )
+            shown = self._beside(document_id)
+            if self.order != "document":
+                shown = self._by_rate(shown) if self.order == "rates" else self._by_log(shown)
+            known = self._shown[document_id] = (product_of(self.documents[document_id], shown), tuple(shown))
         return known
+
+    def _beside(self, document_id: str) -> list[Attribute]:
+        """Return the values that a product's title lacks, in the document's order."""
+        document = self.documents[document_id]
+        return [each for each in said_values(document) if lacks(document.title, each.phrase)]
+
+    def _by_log(self, values: Sequence[Attribute]) -> list[Attribute]:
+        return sorted(values, key=lambda each: -self.counts.get(each.key, 0))
+
+    def _by_rate(self, values: Sequence[Attribute]) -> list[Attribute]:
+        return sorted(values, key=lambda each: -self.rate(each.key, each.phrase))
+
+    def _numbers(self, document_id: str, best: Sequence[Attribute]) -> list[int]:
+        """Return the numbers, as they are shown, of a product's values in another order."""
+        number_of = {each: number for number, each in enumerate(self._product(document_id)[1], start=1)}
+        return [number_of[each] for each in best]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from search_env.attributes import Attribute, document_attributes, is_logistic
 from search_env.corpora import Document, Query
@@ -57,18 +57,10 @@ def random_values(product: Product, settings: SummarySettings, count: Count, *, 
     return fit_values(product, numbers, settings, count).text
 
 
-def asked_names(queries: Iterable[Query], names: Mapping[str, str]) -> Counter[str]:
-    """Return how often training queries ask for each attribute name. names: name by attribute key."""
+def asked_keys(queries: Iterable[Query]) -> Counter[str]:
+    """Return how often queries ask for each attribute key, as `metadata` names them: `keys`, or `attributes`' first."""
     asked: Counter[str] = Counter()
     for query in queries:
-        for key, _ in query.metadata.get("attributes", ()):
-            asked[names.get(key, key)] += 1
+        asked.update(query.metadata.get("keys", ()))
+        asked.update(key for key, _ in query.metadata.get("attributes", ()))
     return asked
-
-
-def most_asked_values(product: Product, asked: Mapping[str, int], settings: SummarySettings, count: Count) -> str:
-    """Return the values whose names queries ask for most (the key prior), as many as fit; supervised, without RL."""
-    order: Sequence[int] = sorted(
-        range(1, len(product.values) + 1), key=lambda number: (-asked.get(product.values[number - 1][0], 0), number)
-    )
-    return fit_values(product, order, settings, count).text

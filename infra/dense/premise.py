@@ -16,10 +16,9 @@ from infra.context import App
 from infra.dense.alternation import dev_reciprocal_rank
 from infra.dense.answered import answered_queries
 from infra.dense.retrievers import adapt_to_texts, first_retriever, open_encoder
-from infra.dense.texts import document_embedded, texts_without_policy
+from infra.dense.texts import document_texts, summarised_values, texts_without_policy
 from infra.progress import Report
-from search_env.index import load_documents, load_manifest
-from search_env.products import product_of
+from search_env.index import load_manifest
 from search_env.resume_environment import ResumeEnvironment, embedded_text
 from streams.events import Outcome, Product
 from streams.pointers import pointer
@@ -60,12 +59,13 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
     begun = texts_without_policy(several, index, "random", seed=seed)
     parent = first_retriever(app, index).name
     scorer = adapt_to_texts(several, index, parent=parent, texts=begun, held_out=[], turn=0, seed=seed).name
-    products = [product_of(document) for document in load_documents(app.home.index(index))]
+    values = summarised_values(app, index)
+    products = [values.product(document) for document in values.documents]
     answered = answered_queries(app.home.index(index), [])
     environment = ResumeEnvironment(
         open_encoder(app, index, scorer),
         index=load_manifest(app.home.index(index)).name,
-        documents={each.document_id: document_embedded(each) for each in products},
+        documents=document_texts(app.home.index(index)),
         queries=answered.queries,
         answered=answered.by_document,
         settings=app.settings.resume,

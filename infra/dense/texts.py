@@ -6,22 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.context import App
-from search_env.attributes import key_name
 from search_env.index import load_documents
 from search_env.intents import load_intents
-from search_env.products import asked_names, description_of, lead, most_asked_values, product_of, random_values
+from search_env.product_values import ProductValues
+from search_env.products import asked_keys, description_of, lead, product_of, random_values
 from search_env.resume_environment import embedded_text
+from search_env.summaries import fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.errors import SettingsError
-from streams.events import Product
 
 TEXTS = ("documents", "titles", "lead", "random", "key-prior")
 """What can stand for documents without a policy."""
 
 
-def document_embedded(product: Product) -> str:
-    """Return the whole document as the retriever reads it."""
-    return embedded_text(product.title, description_of(product))
+def document_texts(directory: Path) -> dict[str, str]:
+    """Return each document of an index whole, as the retriever reads it."""
+    products = map(product_of, load_documents(directory))
+    return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
+
+
+def summarised_values(app: App, index: str) -> ProductValues:
+    """Return the products of an index with the values that a summary chooses among, ordered as prompts show them.
+
+    Queries that count are the index's training queries.
+    """
+    directory = app.home.index(index)
+    queries, _ = load_intents(directory / "intents", "train")
+    return ProductValues(load_documents(directory), asked_keys(queries), order=app.settings.product_prompts.order)
 
 
 def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, str]:
@@ -36,24 +47,26 @@ def texts_without_policy(app: App, index: str, kind: str, *, seed: int) -> dict[
     """Return what stands for each document where no policy writes it, summaries at the budget of `resume.summary`.
 
     kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (values), "key-prior" (the
-    values whose names training queries ask for most). Raises SettingsError for any other.
+    values whose attributes training queries ask for most, without RL). Values are those that the title lacks, as a
+    policy chooses among. Raises SettingsError for any other.
     """
     directory = app.home.index(index)
     budget = app.settings.resume.summary
-    products = [product_of(document) for document in load_documents(directory)]
     if kind == "documents":
-        return {each.document_id: document_embedded(each) for each in products}
+        return document_texts(directory)
+    documents = load_documents(directory)
     if kind == "titles":
-        return {each.document_id: each.title for each in products}
-    if kind == "lead":
-        made = {each.document_id: lead(each, budget, wordpiece_count) for each in products}
-    elif kind == "random":
-        made = {each.document_id: random_values(each, budget, wordpiece_count, seed=seed) for each in products}
-    elif kind == "key-prior":
-        queries, _ = load_intents(directory / "intents", "train")
-        names = {key: key_name(key) for query in queries for key, _ in query.metadata.get("attributes", ())}
-        asked = asked_names(queries, names)
-        made = {each.document_id: most_asked_values(each, asked, budget, wordpiece_count) for each in products}
+        made = {}
+    elif kind == "lead":
+        made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
+    elif kind in ("random", "key-prior"):
+        values, made = summarised_values(app, index), {}
+        for each in documents:
+            product = values.product(each.id)
+            if kind == "random":
+                made[each.id] = random_values(product, budget, wordpiece_count, seed=seed)
+            else:
+                made[each.id] = fit_values(product, values.by_log(each.id), budget, wordpiece_count).text
     else:
         raise SettingsError(f"texts: expected documents, titles, lead, random or key-prior, got {kind!r}")
-    return {each.document_id: embedded_text(each.title, made[each.document_id]) for each in products}
+    return summary_texts(directory, made)

@@ -32,6 +32,7 @@ from search_env.demand import load_or_make_demand
 from search_env.index import load_documents
 from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
 from search_env.product_values import ProductValues
+from search_env.products import asked_keys
 from search_env.reranking import product_text
 from search_env.summaries import SEPARATOR, fit_values
 from search_env.wordpieces import wordpiece_count
@@ -83,7 +84,8 @@ class SummaryWorld:
     @cached_property
     def values(self) -> ProductValues:
         """Products and their values, ordered by the training queries' keys."""
-        return ProductValues(self.documents, self.lists("train").queries)
+        asked = asked_keys(self.lists("train").queries)
+        return ProductValues(self.documents, asked, order=self.settings.product_prompts.order)
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:

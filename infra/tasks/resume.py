@@ -14,7 +14,7 @@ from pathlib import Path
 from infra.context import App
 from infra.dense.answered import QUERIES_FILE, answered_queries, read_answered, write_answered
 from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
-from infra.dense.texts import TEXTS, document_embedded, summary_texts, texts_without_policy
+from infra.dense.texts import TEXTS, document_texts, summarised_values, summary_texts, texts_without_policy
 from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.running.first_policy import first_policy
@@ -29,8 +29,7 @@ from learner.learning import write_first_checkpoint
 from learner.policy import with_lora
 from learner.product_prompts import encode_product_request
 from search_env.controls import Environment
-from search_env.index import load_documents
-from search_env.products import description_of, product_of
+from search_env.products import description_of
 from search_env.resume_environment import ResumeEnvironment
 from streams.errors import SettingsError
 
@@ -57,11 +56,12 @@ class Resume:
             answered = answered_queries(directory, new.held_out)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_answered(run_dir, answered)
-        products = [product_of(document) for document in load_documents(directory)]
+        values = summarised_values(app, new.index)
+        products = [values.product(document) for document in values.documents]
         asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
         if not asked:
             raise SettingsError(
-                f"index {new.index!r} has no product with two attribute values that answers a training query; "
+                f"index {new.index!r} has no product with two values beside its title that answers a training query; "
                 "ReSuMe needs a catalogue with attributes"
             )
         if not (run_dir / "checkpoints" / CURRENT).is_file():
@@ -131,8 +131,8 @@ def policy_texts(
     app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> dict[str, str]:
     """Return what stands for each document: its title, and the summary that a version of the run's policy writes."""
-    directory = app.home.index(run.index)
-    products = [each for each in map(product_of, load_documents(directory)) if each.values]
+    values = summarised_values(app.with_settings(run.settings), run.index)
+    products = [each for each in map(values.product, values.documents) if each.values]
     summaries = summarise(
         app,
         run,
@@ -143,17 +143,16 @@ def policy_texts(
         report=report,
         temperature=temperature,
     )
-    return summary_texts(directory, summaries)
+    return summary_texts(app.home.index(run.index), summaries)
 
 
 def open_resume_environment(app: App, index: str, run_dir: Path, *, index_version: str) -> ResumeEnvironment:
     """Return what scores a run's groups. app: with the run's own settings."""
     answered = read_answered(run_dir)
-    products = map(product_of, load_documents(app.home.index(index)))
     return ResumeEnvironment(
         open_encoder(app, index, app.settings.resume.retriever),
         index=index_version,
-        documents={each.document_id: document_embedded(each) for each in products},
+        documents=document_texts(app.home.index(index)),
         queries=answered.queries,
         answered=answered.by_document,
         settings=app.settings.resume,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,8 @@ from search_env.corpora import CorpusError, Document, Query
 from search_env.demand import DemandSettings, load_or_make_demand, make_demand
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
 from search_env.judged_lists import JudgedLists, ListSettings, lacks, load_lists, make_lists, write_lists
-from search_env.product_values import ProductValues
+from search_env.product_values import ProductValues, ValuesOrder
+from search_env.products import asked_keys
 
 DEMAND = DemandSettings(key_documents_min=5)
 LISTS = ListSettings(values_min=1, train=60, dev=20, test=30, candidates=8)
@@ -86,7 +88,7 @@ def test_lists_survive_the_disk(lists: dict[str, JudgedLists], tmp_path: Path) -
 
 
 def test_methods_order_the_same_values_differently(documents: list[Document], lists: dict[str, JudgedLists]) -> None:
-    values = ProductValues(documents, lists["train"].queries)
+    values = ProductValues(documents, asked_keys(lists["train"].queries))
     document = max(documents, key=lambda each: len(values.product(each.id).values)).id
     count = len(values.product(document).values)
     for method in (values.by_log, values.by_log_per_word, values.by_rate, values.by_rarity, values.by_chance):
@@ -102,7 +104,7 @@ def test_methods_order_the_same_values_differently(documents: list[Document], li
     assert all(lacks(values.product(document).title, phrase) for _, phrase in values.product(document).values)
 
 
-def shop(asked: list[str]) -> ProductValues:
+def shop(asked: list[str], *, order: ValuesOrder = "rates") -> ProductValues:
     """Return 120 products with a colour, of which 10 have a lens too, and a log that asks for these keys."""
 
     def attributes(number: int) -> dict[str, str]:
@@ -112,9 +114,7 @@ def shop(asked: list[str]) -> ProductValues:
     documents = [
         Document(id=str(n), title="camera", text="", metadata={"attributes": attributes(n)}) for n in range(120)
     ]
-    return ProductValues(
-        documents, [Query(id=str(n), text="", metadata={"keys": [key]}) for n, key in enumerate(asked)]
-    )
+    return ProductValues(documents, Counter(asked), order=order)
 
 
 def test_a_key_of_few_products_that_is_asked_often_of_them_comes_first_by_rate_alone() -> None:
@@ -124,6 +124,30 @@ def test_a_key_of_few_products_that_is_asked_often_of_them_comes_first_by_rate_a
         for name, method in (("log", values.by_log), ("rate", values.by_rate))
     }
     assert first == {"log": "colour", "rate": "lens"}
+
+
+@pytest.mark.parametrize(("order", "keys"), [("counts", ("colour", "lens")), ("rates", ("lens", "colour"))])
+def test_values_are_shown_in_the_order_that_was_asked_for(order: ValuesOrder, keys: tuple[str, str]) -> None:
+    values = shop(["colour"] * 20 + ["lens"] * 15, order=order)
+    assert values.keys("119") == keys
+    assert values.product("119").values[0][0] == keys[0]
+    best = {"counts": values.by_log, "rates": values.by_rate}[order]
+    assert best("119") == [1, 2]
+
+
+def test_in_the_catalogues_order_nothing_is_sorted() -> None:
+    values = shop(["lens"] * 15, order="document")
+    assert values.keys("119") == ("colour", "lens")
+    assert values.by_log("119") == [2, 1]
+
+
+def test_a_log_names_its_keys_in_either_way() -> None:
+    queries = [
+        Query(id="a", text="red cable", metadata={"keys": ["colour", "type"]}),
+        Query(id="b", text="red 2 m", metadata={"attributes": [["colour", "red"], ["length", "2 m"]]}),
+        Query(id="c", text="a human's"),
+    ]
+    assert asked_keys(queries) == {"colour": 2, "type": 1, "length": 1}
 
 
 def test_a_value_that_most_holders_share_has_a_twentieth_of_its_keys_rate() -> None:

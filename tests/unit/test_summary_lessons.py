@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from search_env.corpora import Document, Query
+from search_env.corpora import Document
 from search_env.product_values import ProductValues
 from search_env.summary_lessons import SummaryLessonSettings, draw_values
 
@@ -29,8 +29,7 @@ def values() -> ProductValues:
         )
         for number in range(100)
     ]
-    log = [Query(id=str(i), text="", metadata={"keys": [COMMON if i < 6 else RARE]}) for i in range(10)]
-    return ProductValues(documents, log)
+    return ProductValues(documents, {COMMON: 6, RARE: 4})
 
 
 @pytest.mark.parametrize(("prior", "first"), [("counts", COMMON), ("rates", RARE)])
