@@ -200,9 +200,12 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
     from infra.recipes import recipe_path
 
     app = app.with_recipe(recipe_path(recipe))
-    if app.settings.train.task == "resume":
+    task = app.settings.train.task
+    if task == "resume":
         _dense_premise(app, index, candidates=candidates, seed=seed, as_json=as_json)
         return
+    if task != "summary":
+        raise click.UsageError(f"--recipe: expected one whose train.task is summary or resume, got {recipe} ({task})")
     from infra.summaries.premise import check_premise
     from infra.summaries.world import SummaryWorld
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
+from infra.commands.measure import premise
 from infra.context import App
 from infra.experiments.measuring import measure_rankings, rank_run
 from infra.home import Home
@@ -189,12 +192,12 @@ def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatc
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
-    premise = check_premise(SummaryWorld(learned.app, "small", quiet), queries_max=8)
-    assert set(premise.arms) == set(ARMS)
-    assert premise.calibration is not None
-    assert all(0 <= row["AUC"] <= 1 for row in premise.arms.values())
-    assert set(premise.agreement) == {"error", "reciprocal_rank", "list_likelihood"}
-    assert set(premise.milliseconds) == {"title", "summary", "description"}
+    found = check_premise(SummaryWorld(learned.app, "small", quiet), queries_max=8)
+    assert set(found.arms) == set(ARMS)
+    assert found.calibration is not None
+    assert all(0 <= row["AUC"] <= 1 for row in found.arms.values())
+    assert set(found.agreement) == {"error", "reciprocal_rank", "list_likelihood"}
+    assert set(found.milliseconds) == {"title", "summary", "description"}
 
 
 def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
@@ -205,3 +208,9 @@ def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
             if name != "description":
                 said = says(world, query, document)
                 assert len(said.split()) <= TOKENS
+
+
+def test_a_premise_of_a_recipe_that_writes_no_summaries_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(premise, ["--recipe", "leser"], obj=App(Home(tmp_path)))
+    assert result.exit_code == 2
+    assert "expected one whose train.task is summary or resume, got leser (expansion)" in result.output
