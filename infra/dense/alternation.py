@@ -1,7 +1,7 @@
 """ReSuMe's alternation: summariser and retriever in turn, over the same workers, until dev queries gain no more.
 
 One turn is (1) GRPO of the summariser against the retriever of the turn before, as a run of its own that begins with
-the policy where the turn before left it; (2) greedy summaries of the whole corpus; (3) contrast: the retriever is
+the policy where the turn before left it; (2) summaries of the whole corpus; (3) contrast: the retriever is
 adapted to them; (4) vectors and RR@10 on dev queries. ReSuMe (WWW '26, doi:10.1145/3774904.3792959), algorithm 1.
 
 Because a turn of the summariser is an ordinary run with one retriever version, verify, replay and reports hold for each
@@ -179,8 +179,10 @@ def _take_turn(app: App, state: Alternation, *, recipe: str, held_out: Sequence[
     texts = policy_texts(turned, kept, policy="latest", report=report)
     retriever = scored_by
     if app.settings.alternation.adapt:
+        first = app.settings.alternation.adapt_from == "first"
+        parent = first_retriever(app, state.index).name if first else scored_by
         retriever = adapt_to_texts(
-            turned, state.index, parent=scored_by, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
+            turned, state.index, parent=parent, texts=texts, held_out=held_out, turn=number, seed=state.seed + number
         ).name
     _, policy = load_current(app.home.run(run) / "checkpoints")
     return Turn(

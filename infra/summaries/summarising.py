@@ -1,9 +1,10 @@
-"""Summaries of products as one policy version writes them, decoded as it is served, and stored with its name."""
+"""Summaries of products as one policy version writes them, stored with its name: decoded as served, or a choice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +18,7 @@ from search_env.corpora import write_whole
 from search_env.summaries import ParsedSummary, SummarySettings, read_summary
 from search_env.wordpieces import wordpiece_count
 from streams.errors import SettingsError
-from streams.events import Product, Request
+from streams.events import Generation, Product, Request
 from streams.topics import version_name
 
 
@@ -36,6 +37,14 @@ class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
     repeats: float = 0.0
 
 
+class Choice(NamedTuple):
+    """One of several sampled texts stands for each product. name: in the stored file's; place: of a group, from 0."""
+
+    name: str
+    candidates: int
+    place: Callable[[Generation], int]
+
+
 def summarise(
     app: App,
     run: RunSettings,
@@ -46,18 +55,21 @@ def summarise(
     policy: str,
     report: Report,
     temperature: float = 0.0,
+    choice: Choice | None = None,
 ) -> dict[str, str]:
     """Return a policy version's summary of each product, by document id: those stored already, and the others written.
 
-    policy: "latest" or a version of the run. temperature: above 0 texts are sampled, and none is stored.
+    policy: "latest" or a version of the run. temperature: above 0 texts are sampled, and none is stored. choice: among
+    texts that are sampled as the run's training samples; not with a temperature.
     """
     folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
-    path = summaries_path(app, run, version_name(manifest.policy))
+    name = version_name(manifest.policy)
+    path = summaries_path(app, run, f"{name}-{choice.name}" if choice else name)
     stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
     missing = [product for product in products if product.document_id not in stored]
     if missing:
         version = LoadedVersion(folder, manifest.policy)
-        for each in _write(run, version, missing, encode, budget, temperature, report):
+        for each in _write(run, version, missing, encode, budget, temperature, choice, report):
             stored[each.document_id] = each
         if not temperature:
             write_whole(path, msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)]))
@@ -84,6 +96,7 @@ def _write(
     encode: Encode,
     budget: SummarySettings,
     temperature: float,
+    choice: Choice | None,
     report: Report,
 ) -> list[StoredSummary]:
     requests = [
@@ -98,18 +111,22 @@ def _write(
         )
         for product in products
     ]
+    sampling = served(run, temperature=temperature)
+    if choice is not None:
+        sampling = msgspec.structs.replace(run.settings.generation.sampling(), candidates=choice.candidates)
     groups = decode_requests(
         requests,
         version,
         encode=encode,
-        sampling=served(run, temperature=temperature),
+        sampling=sampling,
         seed=run.seed,
         name="summarising",
         report=report,
     )
     found = []
     for product, group in zip(products, groups, strict=True):
-        read = read_summary(group.completions[0].text, product, budget, wordpiece_count)
+        place = choice.place(group) if choice is not None else 0
+        read = read_summary(group.completions[place].text, product, budget, wordpiece_count)
         valid = isinstance(read, ParsedSummary)
         found.append(
             StoredSummary(

@@ -16,10 +16,10 @@ from infra.dense.answered import QUERIES_FILE, answered_queries, read_answered, 
 from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
 from infra.dense.texts import TEXTS, document_texts, summarised_values, summary_texts, texts_without_policy
 from infra.progress import Report
-from infra.run_settings import RunSettings
+from infra.run_settings import RunSettings, read_run_settings
 from infra.running.first_policy import first_policy
 from infra.settings import Settings
-from infra.summaries.summarising import summarise
+from infra.summaries.summarising import Choice, summarise
 from infra.tasks.held_out import held_out_intents, ranked
 from infra.tasks.products import prepared_products
 from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
@@ -31,7 +31,9 @@ from learner.product_prompts import encode_product_request
 from search_env.controls import Environment
 from search_env.products import description_of
 from search_env.resume_environment import ResumeEnvironment
+from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
+from streams.events import Generation
 
 TUNED = "tuned-"
 
@@ -130,7 +132,10 @@ class Resume:
 def policy_texts(
     app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> dict[str, str]:
-    """Return what stands for each document: its title, and the summary that a version of the run's policy writes."""
+    """Return what stands for each document: its title, and the summary that a version of the run's policy writes.
+
+    With `alternation.samples` it is the best of so many, unless a temperature asks for one sample.
+    """
     values = summarised_values(app.with_settings(run.settings), run.index)
     products = [each for each in map(values.product, values.documents) if each.values]
     summaries = summarise(
@@ -142,8 +147,33 @@ def policy_texts(
         policy=policy,
         report=report,
         temperature=temperature,
+        choice=None if temperature else best_rewarded(app, run),
     )
     return summary_texts(app.home.index(run.index), summaries)
+
+
+def best_rewarded(app: App, run: RunSettings) -> Choice | None:
+    """Return the choice that a run's settings ask for: of a product's samples, the one that the run would pay best.
+
+    The reward is the one that the run was begun with, whichever retriever searches now; equal ones by Δ.
+    """
+    samples = run.settings.alternation.samples
+    if not samples:
+        return None
+    run_dir = app.home.run(run.run)
+    paid = app.with_settings(read_run_settings(run_dir).settings)
+    environment = open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
+
+    def place(group: Generation) -> int:
+        (reward,) = environment.score_many([(group, group.source, content_sha256(encode(group)))])
+        worth = [
+            (outcome.reward, outcome.components.get("delta", 0.0), -number)
+            for number, outcome in enumerate(reward.outcomes)
+            if outcome.reward is not None
+        ]
+        return -max(worth)[2] if worth else 0
+
+    return Choice(f"best-of-{samples}", samples, place)
 
 
 def open_resume_environment(app: App, index: str, run_dir: Path, *, index_version: str) -> ResumeEnvironment:

@@ -9,16 +9,25 @@ import msgspec
 import pytest
 
 from infra.context import App
+from infra.decoding import decode_requests
 from infra.dense.alternation import STATE_FILE, alternate, read_alternation
+from infra.dense.answered import read_answered
 from infra.dense.premise import check_dense_premise
 from infra.dense.retrievers import retrievers_of
+from infra.dense.texts import summarised_values
+from infra.run_settings import read_run_settings
 from infra.settings import AlternationSettings, TrainSettings
+from infra.summaries.summarising import read_summaries, summaries_path
 from infra.tasks.held_out import SPLITS
-from infra.tasks.resume import Resume
+from infra.tasks.resume import Resume, best_rewarded, open_resume_environment
 from infra.verification import verify_run
+from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
+from learner.versions import LoadedVersion
+from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
+from streams.events import Request
 from tests.loop.conftest import SMALL, quiet
 
 
@@ -61,9 +70,70 @@ def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_
     assert [name.startswith(f"alt-vectors-{second.retriever}") for name in behind] == [True]
 
 
-def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> None:
-    from infra.run_settings import read_run_settings
+def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapts_the_first_retriever(
+    small_world: App,
+) -> None:
+    settings = msgspec.structs.replace(
+        SMALL,
+        train=TrainSettings(task="resume"),
+        alternation=AlternationSettings(turns_max=2, updates=1, patience=5, measured_products=8, samples=3),
+        retriever=RetrieverSettings(steps=20, batch_pairs=32),
+    )
+    settings = msgspec.structs.replace(
+        settings, alternation=msgspec.structs.replace(settings.alternation, adapt_from="first")
+    )
+    app = small_world.with_settings(settings)
+    state = alternate(app, recipe="resume", index="small", seed=0, name="several", held_out=[], report=quiet)
+    manifests = [read_retriever_manifest(retrievers_of(app, "small") / turn.retriever) for turn in state.turns]
+    assert [each.parent for each in manifests] == [state.first_retriever] * 2
+    last = state.turns[-1]
+    assert last.scored_by == state.turns[0].retriever
 
+    kept = read_run_settings(app.home.run(last.run))
+    stored = read_summaries(summaries_path(app, kept, f"{last.policy}-best-of-3"))
+    assert stored
+    # Searched with another retriever, the corpus is the same: it was chosen by the reward that the run was paid.
+    changed = app.with_settings(kept.settings).with_changes("test", {"resume": {"retriever": last.retriever}})
+    choice = best_rewarded(changed, msgspec.structs.replace(kept, settings=changed.settings))
+    assert choice is not None
+    assert (choice.name, choice.candidates) == ("best-of-3", 3)
+    run_dir = app.home.run(last.run)
+    environment = open_resume_environment(
+        app.with_settings(kept.settings), "small", run_dir, index_version=kept.index_version
+    )
+    folder, manifest = load_current(run_dir / "checkpoints")
+    values = summarised_values(app, "small")
+    asked = set(read_answered(run_dir).by_document)
+    products = [each for each in map(values.product, values.documents) if len(each.values) > 1][:40]
+    requests = [
+        Request(
+            request_id=each.document_id, run=kept.run, query_id="", query="", index=kept.index_version, product=each
+        )
+        for each in products
+    ]
+    groups = decode_requests(
+        requests,
+        LoadedVersion(folder, manifest.policy),
+        encode=Resume().encoder(settings),
+        sampling=msgspec.structs.replace(settings.generation.sampling(), candidates=3),
+        seed=0,
+        name="test",
+        report=quiet,
+    )
+    places = set()
+    for product, group in zip(products, groups, strict=True):
+        place = choice.place(group)
+        if product.document_id in asked:
+            (reward,) = environment.score_many([(group, group.source, content_sha256(encode(group)))])
+            paid = [outcome.reward or 0.0 for outcome in reward.outcomes]
+            assert paid[place] == max(paid)
+            places.add(place)
+        else:
+            assert place == 0
+    assert len(places) > 1
+
+
+def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> None:
     kept = read_run_settings(small_world.home.run("alt-t2"))
     app = small_world.with_settings(kept.settings)
     ranked = Resume().rank(app, kept, policy="latest", given=None, report=quiet)
