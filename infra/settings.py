@@ -74,7 +74,8 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     that it has nothing to unlearn; each turn then costs all of `retriever.steps` and all versions have had as many.
     samples: texts sampled for each product, of which the one that the turn's reward likes best stands for it; 0: one
     text, greedily (the paper). Of a product that no training query asks for, the first sampled one stands.
-    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn.
+    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn;
+    0: it stays as it began (a control, which learns nothing).
     gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
     measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
     """
@@ -84,7 +85,7 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     adapt_from: Literal["before", "first"] = "before"
     samples: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     turns_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
-    updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
+    updates: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 60
     gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.002
     patience: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     measure_scale: bool = True

@@ -240,7 +240,7 @@ def _dense_premise(app: App, index: str, *, candidates: int, seed: int, as_json:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    table = Table("summaries", "reward", "RR@10 dev", "… adapted to them", box=box.SIMPLE_HEAD)
+    table = Table("summaries", "reward", "RR@10 dev", "adapted to them", box=box.SIMPLE_HEAD)
     for each in found.corpora:
         table.add_row(
             f"{each.chosen} of {found.candidates}", *(f"{v:.3f}" for v in (each.reward, each.rr_before, each.rr))

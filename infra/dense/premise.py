@@ -1,7 +1,7 @@
 """What ReSuMe stands on, checked before anything is trained: do summaries that its reward likes best help the search?
 
 Every product has some random selections of its values; the reward orders them, as the retriever sees them that was
-adapted to random values. If a corpus of the best ones, the retriever adapted on, is not found better than a corpus of
+adapted to random values. If a corpus of the best ones, a retriever adapted to it, is not found better than a corpus of
 random ones, then no policy can gain by this reward, however well it learns.
 """
 
@@ -23,14 +23,11 @@ from search_env.resume_environment import ResumeEnvironment, embedded_text
 from streams.events import Outcome, Product
 from streams.pointers import pointer
 
-ADAPTED_TURNS = 3
-"""Retriever turns on random values before the reward is asked: as many as the recipe's alternation takes in all."""
-
 
 class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
     """A corpus of summaries chosen from the same candidates. reward: mean of them, as the environment gave it.
 
-    rr_before, rr: mean RR@10 on dev queries, before and after one more turn of the retriever, on these summaries.
+    rr_before, rr: mean RR@10 on dev queries, by the version that scored, and by one that was adapted to these summaries.
     """
 
     chosen: str
@@ -55,10 +52,9 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
     no judged training queries.
     """
     in_memory = app.with_changes("premise", {"vectors": {"search": "memory"}})
-    several = in_memory.with_changes("premise", {"retriever": {"steps": ADAPTED_TURNS * app.settings.retriever.steps}})
-    begun = texts_without_policy(several, index, "random", seed=seed)
-    parent = first_retriever(app, index).name
-    scorer = adapt_to_texts(several, index, parent=parent, texts=begun, held_out=[], turn=0, seed=seed).name
+    begun = texts_without_policy(in_memory, index, "random", seed=seed)
+    first = first_retriever(app, index).name
+    scorer = adapt_to_texts(in_memory, index, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
     values = summarised_values(app, index)
     products = [values.product(document) for document in values.documents]
     answered = answered_queries(app.home.index(index), [])
@@ -83,7 +79,7 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
         texts = begun | _embedded(products, chosen)
         report(f"searching the {name} of {candidates}", 0, 0)
         before = dev_reciprocal_rank(in_memory, index, scorer, texts, alias="premise")
-        adapted = adapt_to_texts(in_memory, index, parent=scorer, texts=texts, held_out=[], turn=1, seed=seed + 1).name
+        adapted = adapt_to_texts(in_memory, index, parent=first, texts=texts, held_out=[], turn=1, seed=seed + 1).name
         corpora.append(
             ChosenTexts(
                 chosen=name,

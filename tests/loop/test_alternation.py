@@ -152,5 +152,5 @@ def test_the_premise_scores_random_selections_and_searches_the_best_any_and_wors
     assert best.reward > any_.reward > worst.reward
     assert all(0 < each.rr_before <= 1 and 0 < each.rr <= 1 for each in found.corpora)
     manifest = read_retriever_manifest(retrievers_of(app, "small") / found.retriever)
-    assert manifest.steps == 30
+    assert manifest.steps == 10
     assert check_dense_premise(app, "small", candidates=4, seed=0, report=quiet) == found
