@@ -27,7 +27,7 @@ from streams.pointers import pointer
 class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
     """A corpus of summaries chosen from the same candidates. reward: mean of them, as the environment gave it.
 
-    rr_before, rr: mean RR@10 on dev queries, by the version that scored, and by one that was adapted to these summaries.
+    rr_before, rr: mean RR@10 on dev queries, by what scored them, and by a version adapted to them.
     """
 
     chosen: str
