@@ -55,9 +55,9 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
     begun = texts_without_policy(in_memory, index, "random", seed=seed)
     first = first_retriever(app, index).name
     scorer = adapt_to_texts(in_memory, index, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
-    values = summarised_values(app, index)
-    products = [values.product(document) for document in values.documents]
     answered = answered_queries(app.home.index(index), [])
+    values = summarised_values(app, index, answered)
+    products = [values.product(document) for document in values.documents]
     environment = ResumeEnvironment(
         open_encoder(app, index, scorer),
         index=load_manifest(app.home.index(index)).name,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.context import App
+from infra.dense.answered import Answered, answered_queries
+from search_env.corpora import Query
 from search_env.index import load_documents
 from search_env.intents import load_intents
 from search_env.product_values import ProductValues
@@ -25,14 +27,15 @@ def document_texts(directory: Path) -> dict[str, str]:
     return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
 
 
-def summarised_values(app: App, index: str) -> ProductValues:
+def summarised_values(app: App, index: str, answered: Answered) -> ProductValues:
     """Return the products of an index with the values that a summary chooses among, ordered as prompts show them.
 
-    Queries that count are the index's training queries.
+    answered: the training queries that count; held-out texts are not among them.
     """
     directory = app.home.index(index)
     queries, _ = load_intents(directory / "intents", "train")
-    return ProductValues(load_documents(directory), asked_keys(queries), order=app.settings.product_prompts.order)
+    asked = asked_keys(query for query in queries if query.id in answered.queries)
+    return ProductValues(load_documents(directory), asked, order=app.settings.product_prompts.order)
 
 
 def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, str]:
@@ -43,12 +46,14 @@ def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, st
     }
 
 
-def texts_without_policy(app: App, index: str, kind: str, *, seed: int) -> dict[str, str]:
+def texts_without_policy(
+    app: App, index: str, kind: str, *, seed: int, held_out: Sequence[Query] = ()
+) -> dict[str, str]:
     """Return what stands for each document where no policy writes it, summaries at the budget of `resume.summary`.
 
     kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (values), "key-prior" (the
     values whose attributes training queries ask for most, without RL). Values are those that the title lacks, as a
-    policy chooses among. Raises SettingsError for any other.
+    policy chooses among. held_out: queries that no count may know. Raises SettingsError for any other kind.
     """
     directory = app.home.index(index)
     budget = app.settings.resume.summary
@@ -60,7 +65,7 @@ def texts_without_policy(app: App, index: str, kind: str, *, seed: int) -> dict[
     elif kind == "lead":
         made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
     elif kind in ("random", "key-prior"):
-        values, made = summarised_values(app, index), {}
+        values, made = summarised_values(app, index, answered_queries(directory, held_out)), {}
         for each in documents:
             product = values.product(each.id)
             if kind == "random":

@@ -58,7 +58,7 @@ class Resume:
             answered = answered_queries(directory, new.held_out)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_answered(run_dir, answered)
-        values = summarised_values(app, new.index)
+        values = summarised_values(app, new.index, answered)
         products = [values.product(document) for document in values.documents]
         asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
         if not asked:
@@ -100,13 +100,13 @@ class Resume:
         `resume.retriever`; with "tuned-" before the policy it is first adapted to those texts, by `retriever.steps`.
         """
         texts_of = policy.removeprefix(TUNED)
+        held_out = given[0] if given else []
         if texts_of in TEXTS:
-            texts = texts_without_policy(app, run.index, texts_of, seed=run.seed)
+            texts = texts_without_policy(app, run.index, texts_of, seed=run.seed, held_out=held_out)
         else:
             texts = policy_texts(app, run, policy=texts_of, report=report, temperature=temperature)
         name = app.settings.resume.retriever or first_retriever(app, run.index).name
         if policy.startswith(TUNED):
-            held_out = given[0] if given else []
             name = adapt_to_texts(
                 app, run.index, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
             ).name
@@ -136,7 +136,8 @@ def policy_texts(
 
     With `alternation.samples` it is the best of so many, unless a temperature asks for one sample.
     """
-    values = summarised_values(app.with_settings(run.settings), run.index)
+    answered = read_answered(app.home.run(run.run))
+    values = summarised_values(app.with_settings(run.settings), run.index, answered)
     products = [each for each in map(values.product, values.documents) if each.values]
     summaries = summarise(
         app,

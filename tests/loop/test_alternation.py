@@ -104,8 +104,8 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
         app.with_settings(kept.settings), "small", run_dir, index_version=kept.index_version
     )
     folder, manifest = load_current(run_dir / "checkpoints")
-    values = summarised_values(app, "small")
-    asked = set(read_answered(run_dir).by_document)
+    answered = read_answered(run_dir)
+    values, asked = summarised_values(app, "small", answered), set(answered.by_document)
     products = [each for each in map(values.product, values.documents) if len(each.values) > 1][:40]
     requests = [
         Request(
