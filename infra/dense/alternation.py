@@ -150,9 +150,7 @@ def _first_version(app: App, index: str, *, held_out: Sequence[Query], seed: int
     begin = app.settings.alternation.begin
     if begin == "nothing":
         return first
-    texts = texts_without_policy(
-        app, index, "documents" if begin == "documents" else "random", seed=seed, held_out=held_out
-    )
+    texts = texts_without_policy(app, index, begin, seed=seed, held_out=held_out)
     return adapt_to_texts(app, index, parent=first, texts=texts, held_out=held_out, turn=0, seed=seed).name
 
 

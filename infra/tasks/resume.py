@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from infra.context import App
@@ -161,12 +161,15 @@ def best_rewarded(app: App, run: RunSettings) -> Choice | None:
     samples = run.settings.alternation.samples
     if not samples:
         return None
-    run_dir = app.home.run(run.run)
-    paid = app.with_settings(read_run_settings(run_dir).settings)
-    environment = open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
+
+    @cache
+    def environment() -> ResumeEnvironment:  # Opened by the first group: where all summaries are stored there is none.
+        run_dir = app.home.run(run.run)
+        paid = app.with_settings(read_run_settings(run_dir).settings)
+        return open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
 
     def place(group: Generation) -> int:
-        (reward,) = environment.score_many([(group, group.source, content_sha256(encode(group)))])
+        (reward,) = environment().score_many([(group, group.source, content_sha256(encode(group)))])
         worth = [
             (outcome.reward, outcome.components.get("delta", 0.0), -number)
             for number, outcome in enumerate(reward.outcomes)
