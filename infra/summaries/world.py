@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from infra.context import App
 from infra.progress import Report
-from search_env.attributes import document_brand
+from infra.summaries.matching_lessons import MatchingLessons
 from search_env.corpora import Qrels, Query
 from search_env.crossencoder import (
     CURRENT_FILE,
@@ -34,31 +33,12 @@ from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_l
 from search_env.product_values import ProductValues
 from search_env.products import asked_keys
 from search_env.reranking import product_text
-from search_env.summaries import SEPARATOR, fit_values
+from search_env.summaries import fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.events import Product
 
 NEGATIVES = 4  # Of a query's list, for each training query of the cross-encoder.
-
-
-class LessonStage(NamedTuple):
-    """A part of the lessons in matching, by what makes it hard.
-
-    share: of all lessons. same_key: share of the wrong ones that ask for another value of a key that the text has.
-    titled: the values stand behind their product's title.
-    """
-
-    share: float
-    same_key: float
-    titled: bool
-
-
-# Easy ones first: with hard ones from the start the loss was .60 after 460 steps of 16, with these .18 after 350.
-LESSON_STAGES = (
-    LessonStage(share=0.4, same_key=0.0, titled=False),
-    LessonStage(share=0.2, same_key=0.75, titled=False),
-    LessonStage(share=0.4, same_key=0.5, titled=True),
-)
+BY_TITLE = 0.25  # Lessons by title for each pair of lists, lest titles be unlearned.
 
 
 class SummaryWorld:
@@ -93,9 +73,7 @@ class SummaryWorld:
         root, settings = cross_encoders_of(self.folder.parent), self.settings.cross_encoder
         if not (root / CURRENT_FILE).is_file():
             with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
-                made = train_cross_encoder(
-                    self.lessons(), self._some_pairs(), settings, Path(scratch) / "first", self.report
-                )
+                made = train_cross_encoder(*self._teaching(), settings, Path(scratch) / "first", self.report)
             save_cross_encoder(made, calibrate(made, self.pairs("dev"), self.report), root)
         return load_cross_encoder(root, settings)
 
@@ -148,60 +126,15 @@ class SummaryWorld:
                     )
         return found
 
-    def lessons(self) -> list[list[LabelledPair]]:
-        """Return pairs of a query and some values of a training product, labelled by whether all it asks for is there.
-
-        One list for each of `LESSON_STAGES`. Queries are made as those of the lists are. What a wrong one asks for in
-        place of a value that is there is a random value at first and mostly another value of the same key later, as
-        the products of a list differ.
-        """
-        settings = self.settings.cross_encoder
-        random = np.random.default_rng(settings.seed)
+    def _teaching(self) -> tuple[list[list[LabelledPair]], list[LabelledPair]]:
+        """Return the stages of lessons in matching, and pairs of training lists with lessons by title among them."""
+        settings, pairs = self.settings.cross_encoder, self.pairs("train")
+        order = np.random.default_rng(settings.seed).permutation(len(pairs))
+        some = [pairs[place] for place in order[: settings.pairs_max].tolist()]
         names = sorted({document for of in self.lists("train").qrels.values() for document in of})
-        products = [product for product in map(self.values.product, names) if len(product.values) > 1]
-        rivals: dict[str, list[str]] = {}
-        for product in products:
-            for key, (_, value) in zip(self.values.keys(product.document_id), product.values, strict=True):
-                rivals.setdefault(key, []).append(value)
-        spoken = [value for values in rivals.values() for value in values]
-        found: list[list[LabelledPair]] = []
-        for stage in LESSON_STAGES:
-            found.append([])
-            for _ in range(round(stage.share * settings.lessons) if products else 0):
-                product = products[int(random.integers(len(products)))]
-                found[-1].append(self._lesson(product, stage, rivals, spoken, random))
-        return found
-
-    def _lesson(
-        self,
-        product: Product,
-        stage: LessonStage,
-        rivals: Mapping[str, Sequence[str]],
-        spoken: Sequence[str],
-        random: np.random.Generator,
-    ) -> LabelledPair:
-        """Return one lesson about a product. rivals: values by key. spoken: all values."""
-        lists, document = self.settings.lists, product.document_id
-        count = min(int(random.integers(2, 6)), len(product.values))
-        picked = random.choice(len(product.values), size=count, replace=False).tolist()
-        said = [product.values[place][1] for place in picked]
-        asked = said[: 2 if random.random() < lists.second_value_share else 1]
-        if random.random() < 0.5:
-            others = rivals[self.values.keys(document)[picked[0]]] if random.random() < stage.same_key else spoken
-            asked[0] = others[int(random.integers(len(others)))]
-        label = int(set(asked) <= set(said))
-        words = [asked[place] for place in random.permutation(len(asked)).tolist()]
-        brand = document_brand(self.values.documents[document])
-        if random.random() < lists.brand_share and brand:
-            words.insert(0, brand)  # It stands in most titles; no lesson is about it.
-        text = SEPARATOR.join(said[place] for place in random.permutation(count).tolist())
-        text = self.text(document, text) if stage.titled else text
-        return LabelledPair(query=" ".join(words).lower(), text=text, label=label)
-
-    def _some_pairs(self) -> list[LabelledPair]:
-        pairs, most = self.pairs("train"), self.settings.cross_encoder.pairs_max
-        order = np.random.default_rng(self.settings.cross_encoder.seed).permutation(len(pairs))
-        return [pairs[place] for place in order[:most].tolist()]
+        lessons = MatchingLessons(self.values, names, self.settings.lists, seed=settings.seed)
+        stages = lessons.stages(settings.lessons)
+        return stages, [*some, *lessons.by_title(round(BY_TITLE * len(some)) if settings.lessons else 0)]
 
     def _text_of_kind(self, query: Query, document: str, kind: int) -> str:
         if kind == 0:
