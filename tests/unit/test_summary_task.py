@@ -29,7 +29,6 @@ from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
 from learner.policy import PolicySettings, TinySettings
-from search_env.attributes import document_brand
 from search_env.crossencoder import CrossEncoderSettings
 from search_env.demand import DemandSettings
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
@@ -152,26 +151,6 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
     for each in found:
         assert len(each.evaluation.runs) == len(each.pooled_recall) == len(ARMS) + 2
         assert each.evaluation.baseline == "log-counts"
-
-
-def test_lessons_are_labelled_by_what_stands_in_their_text(learned: Learned) -> None:
-    world = SummaryWorld(learned.app, "small", quiet)
-    titles = {document.title for document in world.documents}
-    stages = world.lessons()
-    for number, stage in enumerate(stages):
-        for lesson in stage:
-            text = lesson.text
-            if number == len(stages) - 1:
-                title = next(title for title in titles if text.startswith(f"{title}; "))
-                text = text.removeprefix(f"{title}; ")
-            said = set(text.lower().split(", "))
-            brands = {document_brand(document).lower() for document in world.documents} - {""}
-            asked = next((lesson.query.removeprefix(f"{b} ") for b in brands if lesson.query.startswith(f"{b} ")), "")
-            wanted = {asked or lesson.query, lesson.query}
-            pairs = {f"{one} {other}" for one in said for other in said if one != other}
-            assert lesson.label == bool(wanted & (said | pairs)), lesson
-    labels = [lesson.label for stage in stages for lesson in stage]
-    assert 0.3 < sum(labels) / len(labels) < 0.7
 
 
 def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
