@@ -76,6 +76,7 @@ def alternate(
 @click.option("--run", "run_name", help="The run whose policy writes the summaries; needed with --texts policy.")
 @click.option("--policy", default="latest", show_default=True, help="The policy version of that run.")
 @click.option("--retriever", default="", help="The retriever version; the one not adapted yet without.")
+@click.option("--retriever-of", metavar="INDEX", help="The index that it was adapted on. [--index]")
 @click.option("--tune", type=click.IntRange(min=0), default=0, help="First adapt it to these texts by so many steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the tuning and of random.")
 @click.option("--queries", "pairs", nargs=2, multiple=True, required=True, help="A QUERIES.jsonl and its OUT.run.")
@@ -89,6 +90,7 @@ def dense(
     run_name: str | None,
     policy: str,
     retriever: str,
+    retriever_of: str | None,
     tune: int,
     seed: int,
     pairs: tuple[tuple[str, str], ...],
@@ -100,6 +102,7 @@ def dense(
     Example:
       searchloop dense --index shop --texts lead --tune 450 --queries test.jsonl lead.run
       searchloop dense --index shop --texts policy --run resume-shop-0-t3 --retriever r3-… --queries test.jsonl it.run
+      searchloop dense --index library --retriever r3-… --retriever-of shop --queries test.jsonl elsewhere.run
     """
     from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
     from infra.dense.texts import texts_without_policy
@@ -110,6 +113,8 @@ def dense(
 
     if (texts == "policy") != (run_name is not None):
         raise click.UsageError("--run belongs to --texts policy: give both, or neither")
+    if tune and retriever_of not in (None, index):
+        raise click.UsageError(f"--tune adapts retrievers of --index {index}, not of --retriever-of {retriever_of}")
     asked = [(load_queries(queries), Path(out)) for queries, out in pairs]
     app = app.with_recipe(recipe_path(recipe))
     with progress() as report, app.running_services(report) as running:
@@ -119,14 +124,14 @@ def dense(
             embedded = policy_texts(running, kept, policy=policy, report=report)
         else:
             embedded = texts_without_policy(running, index, texts, seed=seed)
-        name = retriever or first_retriever(running, index).name
+        name = retriever or first_retriever(running, retriever_of or index).name
         if tune:
             tuned = running.with_changes("--tune", {"retriever": {"steps": tune}})
             name = adapt_to_texts(tuned, index, parent=name, texts=embedded, held_out=[], turn=1, seed=seed).name
         for queries, out in asked:
             rankings = dense_search(
                 running,
-                open_encoder(running, index, name),
+                open_encoder(running, retriever_of or index, name),
                 embedded,
                 queries,
                 index=index,

@@ -50,7 +50,9 @@ def open_encoder(app: App, index: str, name: str) -> StaticEncoder:
         name = first_retriever(app, index).name
     if not (root / name).is_dir():
         known = ", ".join(sorted(path.name for path in root.glob("r*-*"))) or "none"
-        raise SettingsError(f"retriever: expected one of {known} of index {index!r}, got {name!r}")
+        raise SettingsError(
+            f"retriever: expected one of {known} of index {index!r}, got {name!r}. One of another index: --retriever-of"
+        )
     manifest = read_retriever_manifest(root / name)
     return StaticEncoder(root / name, model_directory(), tokens_max=manifest.tokens_max)
 

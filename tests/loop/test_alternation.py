@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner, Result
 
+from infra.commands.resume import dense
 from infra.context import App
 from infra.decoding import decode_requests
 from infra.dense.alternation import STATE_FILE, alternate, read_alternation
 from infra.dense.answered import read_answered
 from infra.dense.premise import check_dense_premise
-from infra.dense.retrievers import retrievers_of
-from infra.dense.texts import summarised_values
+from infra.dense.retrievers import adapt_to_texts, first_retriever, retrievers_of
+from infra.dense.texts import document_texts, summarised_values
+from infra.indexing import index_corpus
 from infra.run_settings import read_run_settings
 from infra.settings import AlternationSettings, TrainSettings
 from infra.summaries.summarising import read_summaries, summaries_path
@@ -25,6 +29,7 @@ from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
 from learner.versions import LoadedVersion
+from search_env.corpora import Document, Query, read_run, write_queries
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
 from streams.events import Request
@@ -156,3 +161,33 @@ def test_the_premise_scores_random_selections_and_searches_the_best_any_and_wors
     manifest = read_retriever_manifest(retrievers_of(app, "small") / found.retriever)
     assert manifest.steps == 10
     assert check_dense_premise(app, "small", candidates=4, seed=0, report=quiet) == found
+
+
+def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp_path: Path, unique_name: str) -> None:
+    documents = [
+        Document(id="d0", title="steel kettle", text="boils water"),
+        Document(id="d1", title="wool blanket", text="keeps warm"),
+    ]
+    index_corpus(small_world, name=unique_name, documents=documents, report=quiet)
+    queries, out = tmp_path / "queries.jsonl", tmp_path / "elsewhere.run"
+    write_queries(queries, [Query(id="q", text="warm blanket")])
+
+    def search(*given: str) -> Result:
+        return CliRunner().invoke(
+            dense, ["--index", unique_name, "--queries", str(queries), str(out), *given], obj=small_world
+        )
+
+    adapted = adapt_to_texts(
+        small_world.with_settings(msgspec.structs.replace(SMALL, retriever=RetrieverSettings(steps=5, batch_pairs=32))),
+        "small",
+        parent=first_retriever(small_world, "small").name,
+        texts=document_texts(small_world.home.index("small")),
+        held_out=[],
+        turn=1,
+        seed=0,
+    )
+    assert "One of another index: --retriever-of" in str(search("--retriever", adapted.name).exception)
+    assert f"retriever {adapted.name}" in search("--retriever", adapted.name, "--retriever-of", "small").output
+    assert read_run(out)["q"].ids == ["d1", "d0"]
+    refused = search("--retriever", adapted.name, "--retriever-of", "small", "--tune", "5")
+    assert f"--tune adapts retrievers of --index {unique_name}, not of --retriever-of small" in refused.output
