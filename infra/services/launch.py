@@ -158,8 +158,14 @@ def spawn(
     environment: dict[str, str],
     standard_input: bytes = b"",
 ) -> ServiceProcess:
-    """Start a process in a session of its own, so that Ctrl-C in the terminal reaches us alone."""
-    with (directory / "logs" / "console.log").open("wb") as console:
+    """Start a process in a session of its own, so that Ctrl-C in the terminal reaches us alone.
+
+    What the one before it wrote stays beside it, in `console.before.log`: it may say why that one died.
+    """
+    console_log = directory / "logs" / "console.log"
+    if console_log.exists():
+        console_log.replace(console_log.with_name("console.before.log"))
+    with console_log.open("wb") as console:
         child = subprocess.Popen(
             command,
             cwd=directory,

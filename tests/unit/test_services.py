@@ -24,6 +24,7 @@ from infra.services.artefacts import read_lock
 from infra.services.elasticsearch import LocalElasticsearch, make_open, open_directory
 from infra.services.errors import ProvisionError, ServiceError
 from infra.services.jdks import ELASTICSEARCH_MODULES, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
+from infra.services.launch import spawn
 from infra.services.local import LocalServices, ServiceStatus
 from infra.services.processes import (
     Account,
@@ -147,6 +148,15 @@ def test_a_process_that_the_state_lost_is_found_by_its_tags(tmp_path: Path) -> N
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_a_service_wrote_before_it_was_started_again_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for said in ("first", "second", "third"):
+        process = spawn("kafka", [sys.executable, "-c", f"print({said!r})"], tmp_path, 1, "one", environment={})
+        psutil.Process(process.pid).wait(30)
+    assert (tmp_path / "logs" / "console.before.log").read_text() == "second\n"
+    assert (tmp_path / "logs" / "console.log").read_text() == "third\n"
 
 
 def test_a_state_file_that_is_torn_counts_as_none(tmp_path: Path) -> None:
