@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import Settings
-from infra.tasks.summary import usable
+from infra.summaries.labelling import usable
 from search_env.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
 from search_env.rewards.relsum import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward
 from search_env.summary_environment import LabelledQuery, SummaryEnvironment, SummaryEnvironmentSettings

@@ -16,12 +16,13 @@ from infra.loop import run_loop
 from infra.run_settings import RunSettings, write_run_settings
 from infra.running.requests import RequestSequence
 from infra.settings import Settings, TrainSettings
+from infra.summaries import labelling
 from infra.summaries.arms import ARMS
+from infra.summaries.labelling import PAIRS_FILE, labelled_products, read_pairs
 from infra.summaries.premise import check_premise
 from infra.summaries.summarising import read_summaries, summaries_path
 from infra.summaries.world import SummaryWorld
-from infra.tasks import summary
-from infra.tasks.summary import PAIRS_FILE, labelled_products, policy_summaries, read_pairs
+from infra.tasks.summary import policy_summaries
 from infra.tasks.task import NewRun, load_task
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
@@ -164,7 +165,7 @@ def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learn
 def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
     world = SummaryWorld(learned.app, "small", quiet)
     kept = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
-    monkeypatch.setattr(summary, "label_products", None)  # Whoever labels anew fails.
+    monkeypatch.setattr(labelling, "label_products", None)  # Whoever labels anew fails.
     assert labelled_products(world, set()) == kept
     with pytest.raises(TypeError):
         labelled_products(world, {"a query that is held out"})
