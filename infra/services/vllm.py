@@ -106,8 +106,8 @@ def vllm_command(
         arguments["--distributed-executor-backend"] = "uni"  # One process less: a start takes 68 s instead of 100.
     flags = ["--enable-lora", *(["--enforce-eager"] if settings.eager else [])]
     if not on_gpu:
-        # A prompt that is read in two parts has its request's seeded generator rewound between them, which a CPU's cannot
-        # (0.32: "CPU Generator does not use offset"): the engine dies of any burst of prompts beyond its token budget.
+        # Between two parts of a prompt the request's seeded generator is rewound, which a CPU's cannot be (0.32: "CPU
+        # Generator does not use offset"): the engine dies of any burst of prompts beyond its token budget.
         flags.append("--no-enable-chunked-prefill")
     command = [str(python), *marks, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for pair in arguments.items() for part in pair] + flags + list(settings.arguments)
