@@ -47,4 +47,7 @@ def decode_requests(
 
 def served(run: RunSettings, *, temperature: float = 0.0) -> Sampling:
     """Return how a run's policy is decoded when it is served: one text, greedily; above 0 it is sampled."""
-    return msgspec.structs.replace(run.settings.generation.greedy(), temperature=temperature)
+    generation = run.settings.generation
+    if temperature > 0:
+        return msgspec.structs.replace(generation.sampling(), candidates=1, temperature=temperature)
+    return generation.greedy()

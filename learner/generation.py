@@ -47,8 +47,12 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         )
 
     def greedy(self) -> Sampling:
-        """Return how the served text is decoded: one candidate, without chance."""
-        return Sampling(candidates=1, temperature=0.0, tokens_max=self.tokens_max, no_repeat=self.no_repeat)
+        """Return how the served text is decoded: one candidate, without chance, and never one expansion twice.
+
+        The rule holds here even where training answers are written without it, by vLLM, which does not know it: without
+        chance a small model says its likeliest word over and over, until no room is left to end the list.
+        """
+        return Sampling(candidates=1, temperature=0.0, tokens_max=self.tokens_max, no_repeat=True)
 
 
 def generate_groups(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 
+from learner.generation import GenerationSettings
 from learner.policy import Policy, TinySettings, build_tiny
 from learner.sampling import SamplerSettings, SamplingError, TransformersSampler, choose
 from streams.events import Completion, PolicyRef, Sampling
@@ -98,6 +100,33 @@ def test_no_expansion_begins_like_an_earlier_one(policy: Policy) -> None:
     unruled = [beginnings(completion) for completion in sampler.sample([[1]], free, [1])[0]]
     assert all(len(set(tokens)) == len(tokens) for tokens in ruled)
     assert any(len(set(tokens)) < len(tokens) for tokens in unruled)
+
+
+class OneWord(FakeModel):
+    """Says one word over and over, another a little less gladly, and ends only where it may say neither."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.opener = min(policy.opener_ids)
+        self.after_opener = self.logits.data.clone().index_copy(0, torch.tensor([40, 41]), torch.tensor([9.0, 8.0]))
+        self.after_word = self.logits.data.clone().index_fill(0, torch.tensor([self.opener]), 9.0)
+        self.after_opener[list(policy.opener_ids)] = -1e4
+
+    def forward(self, input_ids: torch.Tensor, **rest: object) -> SimpleNamespace:
+        opened = (input_ids == self.opener)[..., None]
+        return SimpleNamespace(logits=torch.where(opened, self.after_opener, self.after_word))
+
+
+def test_served_greedily_no_word_is_said_over_and_over_also_where_training_has_no_such_rule(policy: Policy) -> None:
+    sampler = TransformersSampler(Policy(model=OneWord(policy), tokenizer=policy.tokenizer), REFERENCE)
+    settings = GenerationSettings(backend="vllm", no_repeat=False, tokens_max=10)
+    looping = msgspec.structs.replace(settings.sampling(), candidates=1, temperature=0.0)
+    [[endless]] = sampler.sample([[1]], looping, [1])
+    [[served]] = sampler.sample([[1]], settings.greedy(), [1])
+    opener = min(policy.opener_ids)
+    assert endless.token_ids == (opener, 40) * 5
+    assert served.token_ids == (opener, 40, opener, 41, opener, policy.stop_ids[0])
+    assert (endless.finish, served.finish) == ("length", "stop")
 
 
 def test_greedy_takes_the_best_token_every_time(policy: Policy) -> None:
