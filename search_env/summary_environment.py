@@ -33,12 +33,15 @@ class SummaryEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forb
     filter_delta: δ, a labelled pair teaches only if the description moves its probability by more than this; with 0 all
     teach, and no description is read, which is most of what labelling costs.
     training_queries: training lists that a run is paid with at most; each costs the cross-encoder a dozen pairs.
+    title_queries: queries made of its title's words that each of their products is paid for besides, so that what a
+    summary says for rare queries does not cost it the frequent ones; each is read against five rivals.
     """
 
     reward: RelsumSettings = RelsumSettings()
     summary: SummarySettings = SummarySettings()
     filter_delta: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     training_queries: Annotated[int, msgspec.Meta(ge=1)] = 2_000
+    title_queries: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
 
 
 class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):

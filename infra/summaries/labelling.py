@@ -16,9 +16,11 @@ from infra.settings import Settings
 from infra.summaries.world import SummaryWorld
 from search_env.corpora import write_whole
 from search_env.summary_environment import LabelledQuery
+from search_env.title_queries import TitleQueries
 from streams.errors import SettingsError
 
 PAIRS_FILE = "labelled-pairs.jsonl"
+TITLE_RIVALS = 5
 
 
 class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +43,7 @@ def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledP
             settings.lists,
             settings.summary_environment.summary,
             settings.summary_environment.training_queries,
+            settings.summary_environment.title_queries,
             sorted(left_out),
         ]
     )
@@ -86,7 +89,35 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
                 others=tuple(others.get(query.id, ())),
             )
         )
+    for document, asked in label_titles(world, sorted(by_product), left_out).items():
+        by_product[document] += asked
     return [LabelledProduct(document_id=d, queries=tuple(found)) for d, found in sorted(by_product.items())]
+
+
+def label_titles(world: SummaryWorld, names: Sequence[str], left_out: set[str]) -> dict[str, list[LabelledQuery]]:
+    """Return queries of their titles' words for these products, each with what the cross-encoder says of its rivals.
+
+    They are known to be relevant, and no description moves that: δ leaves none of them out.
+    """
+    wanted = world.settings.summary_environment.title_queries
+    random = np.random.default_rng(world.settings.lists.seed)
+    drawn = TitleQueries([world.values.documents[name].title for name in names])
+    asked: list[tuple[str, str, list[str]]] = []  # Of a product, a query and its rivals.
+    for place, name in enumerate(names):
+        queries = {" ".join(words): words for words in (drawn.draw(place, random) for _ in range(wanted)) if words}
+        for text, words in queries.items():
+            rivals = [names[rival] for rival in drawn.rivals(words, TITLE_RIVALS, random)]
+            if rivals and text not in left_out:
+                asked.append((name, text, rivals))
+    texts = {name: world.text(name, world.summary(name, world.values.by_log(name))) for name in names}
+    read = [(text, texts[rival]) for _, text, rivals in asked for rival in rivals]
+    logits = iter(world.cross_encoder.logits(read, report=world.report).tolist())
+    found: dict[str, list[LabelledQuery]] = {}
+    for name, text, rivals in asked:
+        others = tuple(next(logits) for _ in rivals)
+        query = LabelledQuery(query_id=f"title-{name}-{text}", query=text, label=1, delta=1.0, others=others)
+        found.setdefault(name, []).append(query)
+    return found
 
 
 def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -> dict[str, tuple[LabelledQuery, ...]]:

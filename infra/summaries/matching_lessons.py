@@ -7,7 +7,6 @@ mean nothing, and ranks "gaming mouse" by whatever values a summary happens to n
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,11 +19,8 @@ from search_env.judged_lists import ListSettings
 from search_env.product_values import ProductValues
 from search_env.reranking import product_text
 from search_env.summaries import SEPARATOR
+from search_env.title_queries import TitleQueries
 from streams.events import Product
-
-WORDS_MAX = 3  # Of a title, in a query.
-TITLES_MIN = 5  # That have a word which is typed: what fewer have is a model's number.
-TITLES_SHARE_MAX = 1 / 6  # What more titles have tells no product from another.
 
 
 class LessonStage(NamedTuple):
@@ -62,11 +58,7 @@ class MatchingLessons:
             for key, (_, value) in zip(values.keys(product.document_id), product.values, strict=True):
                 self._rivals.setdefault(key, []).append(value)
         self._spoken = [value for of in self._rivals.values() for value in of]
-        self._titles = [surface_tokens(self._title(product)) for product in self._products]
-        self._holders: dict[str, list[int]] = defaultdict(list)  # Places of products by a word of their titles.
-        for place, words in enumerate(self._titles):
-            for word in dict.fromkeys(words):
-                self._holders[word].append(place)
+        self._title_queries = TitleQueries([self._title(product) for product in self._products])
 
     def stages(self, count: int) -> list[list[LabelledPair]]:
         """Return about `count` lessons, a list for each of `LESSON_STAGES`; none without products to ask for."""
@@ -85,14 +77,11 @@ class MatchingLessons:
         found = []
         for _ in range(count if self._products else 0):
             place = self._draw(len(self._products))
-            typed = [word for word in self._titles[place] if self._is_typed(word)]
-            if not typed:
+            words = self._title_queries.draw(place, self._random)
+            if not words:
                 continue
-            length = min(self._draw(WORDS_MAX) + 1, len(typed))
-            start = self._draw(len(typed) - length + 1)
-            words = typed[start : start + length]
             if self._random.random() < 0.5:
-                place = self._rival(words)
+                place = self._title_queries.near(words, self._random)
             text = self._text(self._products[place], self._some_values(self._products[place]), titled=True)
             found.append(LabelledPair(query=" ".join(words), text=text, label=int({*words} <= {*surface_tokens(text)})))
         return found
@@ -128,17 +117,6 @@ class MatchingLessons:
         said = [product.values[place][1] for place in picked]
         text = SEPARATOR.join(said[place] for place in self._random.permutation(len(said)).tolist())
         return product_text(self._title(product), text) if titled else text
-
-    def _rival(self, words: Sequence[str]) -> int:
-        """Return a product by chance among those that have one of several words in their titles, else among all."""
-        if len(words) == 1:
-            return self._draw(len(self._products))
-        sharing = self._holders[words[self._draw(len(words))]]
-        return sharing[self._draw(len(sharing))]
-
-    def _is_typed(self, word: str) -> bool:
-        titles = len(self._holders[word])
-        return TITLES_MIN <= titles <= TITLES_SHARE_MAX * len(self._products) and not word.isdigit()
 
     def _title(self, product: Product) -> str:
         return self._values.documents[product.document_id].title
