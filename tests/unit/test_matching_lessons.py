@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.summaries.matching_lessons import LESSON_STAGES, TITLES_MIN, TITLES_SHARE_MAX, WORDS_MAX, MatchingLessons
+from infra.summaries.matching_lessons import LESSON_STAGES, MatchingLessons
 from search_env.attributes import document_brand
 from search_env.corpora import Document
 from search_env.crossencoder import LabelledPair
@@ -53,16 +53,10 @@ def test_lessons_by_value_are_labelled_by_what_stands_in_their_text(
     assert 0.3 < share_of_relevant([lesson for stage in found for lesson in stage]) < 0.7
 
 
-def test_lessons_by_title_ask_for_words_that_stand_in_several_titles(
-    documents: list[Document], lessons: MatchingLessons
-) -> None:
+def test_lessons_by_title_are_labelled_by_what_stands_in_their_text(lessons: MatchingLessons) -> None:
     found = lessons.by_title(COUNT)
-    words = [set(re.findall(r"\w+", document.title.lower())) for document in documents]
     assert len(found) > COUNT / 2
-    assert {len(lesson.query.split()) for lesson in found} == set(range(1, WORDS_MAX + 1))
     for lesson in found:
-        for word in lesson.query.split():
-            assert TITLES_MIN <= sum(word in title for title in words) <= TITLES_SHARE_MAX * len(documents), lesson
         assert lesson.label == all(word in re.findall(r"\w+", lesson.text.lower()) for word in lesson.query.split())
     assert 0.3 < share_of_relevant(found) < 0.7
 

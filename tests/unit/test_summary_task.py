@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from infra.running.requests import RequestSequence
 from infra.settings import Settings, TrainSettings
 from infra.summaries import labelling
 from infra.summaries.arms import ARMS
-from infra.summaries.labelling import PAIRS_FILE, labelled_products, read_pairs
+from infra.summaries.labelling import PAIRS_FILE, TITLE_RIVALS, label_titles, labelled_products, read_pairs
 from infra.summaries.premise import check_premise
 from infra.summaries.summarising import read_summaries, summaries_path
 from infra.summaries.world import SummaryWorld
@@ -169,6 +170,24 @@ def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatc
     assert labelled_products(world, set()) == kept
     with pytest.raises(TypeError):
         labelled_products(world, {"a query that is held out"})
+
+
+def test_products_are_paid_by_queries_of_their_titles_where_that_is_asked(learned: Learned) -> None:
+    plain = {each.document_id: each.queries for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE)}
+    app = learned.app.with_changes("test", {"summary_environment": {"title_queries": 2}})
+    world = SummaryWorld(app, "small", quiet)
+    found = {each.document_id: each.queries for each in labelled_products(world, set())}
+    assert {name: queries[: len(plain[name])] for name, queries in found.items()} == plain
+    asked = [(name, query) for name, queries in found.items() for query in queries[len(plain[name]) :]]
+    assert len(asked) > len(found) / 2
+    for name, query in asked:
+        words = set(query.query.split())
+        assert words <= set(re.findall(r"\w+", world.values.documents[name].title.lower()))
+        assert 1 <= len(query.others) <= TITLE_RIVALS
+        assert (query.label, query.delta) == (1, 1.0)
+    left_out = {query.query for _, query in asked[:3]}
+    again = {query.query for each in label_titles(world, sorted(found), left_out).values() for query in each}
+    assert again == {query.query for _, query in asked} - left_out
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
