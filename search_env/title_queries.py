@@ -14,7 +14,7 @@ from search_env.analysis import surface_tokens
 
 WORDS_MAX = 3  # In a query.
 TITLES_MIN = 5  # That have a word which is typed: what fewer have is a model's number.
-TITLES_SHARE_MAX = 1 / 6  # What more titles have tells no product from another.
+TITLES_SHARE = 6  # What more than every sixth has tells no product from another.
 TRIES = 4  # For each rival that is wanted.
 
 
@@ -31,11 +31,7 @@ class TitleQueries:
     def draw(self, place: int, random: np.random.Generator) -> list[str]:
         """Return one to three words that follow each other in a title, none if it has no word that is typed."""
         typed = [word for word in self._words[place] if self._is_typed(word)]
-        if not typed:
-            return []
-        length = min(_below(WORDS_MAX, random) + 1, len(typed))
-        start = _below(len(typed) - length + 1, random)
-        return typed[start : start + length]
+        return consecutive(typed, random) if typed else []
 
     def near(self, words: Sequence[str], random: np.random.Generator) -> int:
         """Return a title by chance among those that have one of several words; any title if there is but one word."""
@@ -56,8 +52,19 @@ class TitleQueries:
         return list(found)
 
     def _is_typed(self, word: str) -> bool:
-        titles = len(self._holders[word])
-        return TITLES_MIN <= titles <= TITLES_SHARE_MAX * len(self._words) and not word.isdigit()
+        return is_typed(word, len(self._holders[word]), len(self._words))
+
+
+def is_typed(word: str, holders: int, of: int) -> bool:
+    """Return whether a word that so many of all documents have is one that is searched for."""
+    return TITLES_MIN <= holders <= of // TITLES_SHARE and not word.isdigit()
+
+
+def consecutive(words: Sequence[str], random: np.random.Generator) -> list[str]:
+    """Return one to three of these words that follow each other."""
+    length = min(_below(WORDS_MAX, random) + 1, len(words))
+    start = _below(len(words) - length + 1, random)
+    return list(words[start : start + length])
 
 
 def _below(limit: int, random: np.random.Generator) -> int:

@@ -31,6 +31,7 @@ from search_env.embeddings import Embedder
 from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from search_env.lexical import top_documents
 from search_env.relevance import RelevanceError, RelevanceManifest, model_text
+from search_env.title_queries import consecutive, is_typed
 
 if TYPE_CHECKING:
     import lightgbm
@@ -228,14 +229,11 @@ def _title_blocks(
         words = []
         for word in surface_tokens(catalogue.documents[position].title):
             number = catalogue.vocabulary.number_of.get(stem(word), len(frequencies))
-            # What is typed is neither in a handful of titles (a model number) nor in every sixth.
-            if number < len(frequencies) and 5 <= frequencies[number] <= len(catalogue) // 6 and not word.isdigit():
+            if number < len(frequencies) and is_typed(word, int(frequencies[number]), len(catalogue)):
                 words.append(word)
         if not words:
             continue
-        length = min(int(generator.integers(1, 4)), len(words))
-        start = int(generator.integers(len(words) - length + 1))
-        text = " ".join(words[start : start + length])
+        text = " ".join(consecutive(words, generator))
         terms = catalogue.vocabulary.known(analyze(text))
         best = top_documents(catalogue.contents.bm25_scores(terms), catalogue.ids, count=200)
         rows = set(generator.choice(best, min(40, len(best)), replace=False).tolist()) if best else set()

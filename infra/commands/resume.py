@@ -113,7 +113,8 @@ def dense(
 
     if (texts == "policy") != (run_name is not None):
         raise click.UsageError("--run belongs to --texts policy: give both, or neither")
-    if tune and retriever_of not in (None, index):
+    made_on = retriever_of or index
+    if tune and made_on != index:
         raise click.UsageError(f"--tune adapts retrievers of --index {index}, not of --retriever-of {retriever_of}")
     asked = [(load_queries(queries), Path(out)) for queries, out in pairs]
     app = app.with_recipe(recipe_path(recipe))
@@ -124,14 +125,14 @@ def dense(
             embedded = policy_texts(running, kept, policy=policy, report=report)
         else:
             embedded = texts_without_policy(running, index, texts, seed=seed)
-        name = retriever or first_retriever(running, retriever_of or index).name
+        name = retriever or first_retriever(running, made_on).name
         if tune:
             tuned = running.with_changes("--tune", {"retriever": {"steps": tune}})
             name = adapt_to_texts(tuned, index, parent=name, texts=embedded, held_out=[], turn=1, seed=seed).name
         for queries, out in asked:
             rankings = dense_search(
                 running,
-                open_encoder(running, retriever_of or index, name),
+                open_encoder(running, made_on, name),
                 embedded,
                 queries,
                 index=index,

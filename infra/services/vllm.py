@@ -102,10 +102,9 @@ def vllm_command(
         "--max-cpu-loras": str(model.adapters_max),
         "--max-lora-rank": str(lora_room(model.rank)),
     }
-    if not on_gpu:
-        arguments["--distributed-executor-backend"] = "uni"  # One process less: a start takes 68 s instead of 100.
     flags = ["--enable-lora", *(["--enforce-eager"] if settings.eager else [])]
     if not on_gpu:
+        arguments["--distributed-executor-backend"] = "uni"  # One process less: a start takes 68 s instead of 100.
         # Between two parts of a prompt the request's seeded generator is rewound, which a CPU's cannot be (0.32: "CPU
         # Generator does not use offset"): the engine dies of any burst of prompts beyond its token budget.
         flags.append("--no-enable-chunked-prefill")

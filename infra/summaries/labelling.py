@@ -89,8 +89,9 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
                 others=tuple(others.get(query.id, ())),
             )
         )
-    for document, asked in label_titles(world, sorted(by_product), left_out).items():
-        by_product[document] += asked
+    if world.settings.summary_environment.title_queries:
+        for document, asked in label_titles(world, sorted(by_product), left_out).items():
+            by_product[document] += asked
     return [LabelledProduct(document_id=d, queries=tuple(found)) for d, found in sorted(by_product.items())]
 
 
