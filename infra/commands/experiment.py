@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @judged_options
 @click.option("--seeds", help="Seeds, separated by commas, instead of the plan's.")
 @click.option("--arm", "arms", multiple=True, help="Only this arm (and what it needs); may be given again.")
+@click.option("--baseline", help="The arm that the others are compared with, instead of the plan's.")
 @click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps of every trained arm.")
 @click.option("--into", help="The experiment's name; the same name goes on where it stopped. [PLAN-INDEX]")
 @click.option("--json", "as_json", is_flag=True, help="The results as one JSON object on standard output.")
@@ -38,6 +39,7 @@ def experiment(
     qrels: Path | None,
     seeds: str | None,
     arms: tuple[str, ...],
+    baseline: str | None,
     updates: int | None,
     into: str | None,
     as_json: bool,
@@ -54,6 +56,7 @@ def experiment(
     Example:
       searchloop experiment leser --index shop --queries judged.jsonl --qrels qrels.tsv
       searchloop experiment relsum --index shop --seeds 0 --arm log-counts --arm GRPO
+      searchloop experiment relsum --index shop --arm "shuffled rewards" --baseline "before RL"
     """
     from infra.experiments.arms import begin, run_arms
     from infra.experiments.page import render_experiment
@@ -64,7 +67,7 @@ def experiment(
     from search_env.corpora import write_whole
 
     path = plan_path(plan_name)
-    plan = read_plan(path, seeds=_seeds(seeds), arms=arms)
+    plan = read_plan(path, seeds=_seeds(seeds), arms=arms, baseline=baseline)
     if updates:
         plan = msgspec.structs.replace(plan, updates=updates)
     name = into or f"{path.stem}-{index}"

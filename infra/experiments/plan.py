@@ -106,8 +106,11 @@ def plan_path(name: str) -> Path:
     return path
 
 
-def read_plan(path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] = ()) -> Plan:
-    """Return a plan, with other seeds or with some of its arms only (and those that they need) where it is asked.
+def read_plan(
+    path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] = (), baseline: str | None = None
+) -> Plan:
+    """Return a plan; where it is asked with other seeds, with some of its arms only (and those that they need), or with
+    another arm as the baseline.
 
     Arms that have none of the other seeds are left out.
     Raises SettingsError naming the file, the place, what was expected and what came.
@@ -116,6 +119,8 @@ def read_plan(path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] 
         plan = msgspec.convert(read_toml(path), Plan)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}") from error
+    if baseline is not None:
+        plan = msgspec.structs.replace(plan, baseline=baseline)
     _check(plan, path)
     if seeds:
         plan = msgspec.structs.replace(plan, seeds=seeds)

@@ -71,6 +71,13 @@ def test_some_arms_bring_those_that_they_need(tmp_path: Path) -> None:
     assert [arm.name for arm in alone.arms] == ["raw", "SFT+GRPO"]
 
 
+def test_another_arm_may_be_the_baseline_and_is_then_needed_instead(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, TWO_ARMS), seeds=(5,), arms=("no λ",), baseline="SFT+GRPO")
+    assert (plan.baseline, [arm.name for arm in plan.arms]) == ("SFT+GRPO", ["SFT+GRPO", "no λ"])
+    with pytest.raises(SettingsError, match="baseline: expected one of the arms"):
+        read_plan(written(tmp_path, TWO_ARMS), baseline="BM25")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
