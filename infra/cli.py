@@ -34,7 +34,7 @@ VERBS = {
     "index": ("search", "Load a corpus, and make training queries from it."),
     "relevance": ("train", "Train the relevance model that rewards are made of."),
     "train": ("train", "Teach a policy from the search engine's answers."),
-    "alternate": ("resume", "Let a summariser and a dense retriever learn from each other in turn."),
+    "alternate": ("resume", "Let a summariser and what reads its summaries learn from each other in turn."),
     "run": ("train", "Run one worker, for scale-out."),
     "expand": ("search", "Show what a policy version writes for queries."),
     "search": ("search", "Search queries, raw or helped, into a TREC run file."),

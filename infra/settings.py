@@ -65,18 +65,20 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How ReSuMe's summariser and retriever take turns.
+    """How a summariser and what reads its summaries take turns: ReSuMe's retriever, or ReLSum's cross-encoder.
 
+    Of these, begin, samples and the two of the scale are the retriever's alone.
     begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
     product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
-    adapt: False leaves the retriever as it began (the paper's ablation), and a turn is the summariser's alone.
-    adapt_from: a turn adapts the retriever of the turn "before" (the paper), or the "first" one, adapted to nothing, so
+    adapt: False leaves the reader as it began (the paper's ablation), and a turn is the summariser's alone.
+    adapt_from: a turn adapts the version of the turn "before" (the paper), or the "first" one, adapted to nothing, so
     that it has nothing to unlearn; each turn then costs all of `retriever.steps` and all versions have had as many.
     samples: texts sampled for each product, of which the one that the turn's reward likes best stands for it; 0: one
     text, greedily (the paper). Of a product that no training query asks for, the first sampled one stands.
     turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn;
     0: it stays as it began (a control, which learns nothing).
-    gain_min: RR@10 on dev queries that a turn must add to what was best, or it ends; patience: turns that may fail to.
+    gain_min: what a turn must add to the best measure of dev queries (RR@10; nDCG@5 with a cross-encoder), or it ends;
+    patience: turns that may fail to.
     measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
     """
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from infra.context import App
-from infra.dense.alternation import dev_reciprocal_rank
 from infra.dense.answered import answered_queries
+from infra.dense.measuring import dev_reciprocal_rank
 from infra.dense.retrievers import adapt_to_texts, first_retriever, open_encoder
 from infra.dense.texts import document_texts, summarised_values, texts_without_policy
 from infra.progress import Report

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import msgspec
 
 from infra.context import App
-from infra.dense.alternation import Alternation, alternate
 from infra.experiments.plan import Arm, Plan
 from infra.home import Home
 from infra.layers import PREFIX, assignments_layer
 from infra.progress import Report
 from infra.running.preferring import prefer_run
 from infra.running.runs import train_run
+from infra.turns.alternation import Alternation, alternate
+from infra.turns.partners import partner_of
 from learner.checkpoints import CheckpointError, load_current
 from learner.versions import find_version
 from search_env.corpora import Query
@@ -157,6 +158,7 @@ def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -
         app = app.with_changes("updates", {"alternation": {"updates": job.plan.updates}})
     state = alternate(
         app,
+        partner_of(app.settings.train.task),
         recipe=job.plan.recipe,
         index=job.index,
         seed=job.seed,
@@ -168,16 +170,24 @@ def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -
 
 
 def made_by_turns(state: Alternation) -> Made:
-    """Return what turns have made: the best of them ranks, with the retriever that it ended with."""
+    """Return what turns have made: the best of them ranks, with the partner's version that it ended with."""
+    told = {name for turn in state.turns for name in turn.told}
     return Made(
         runs=tuple(turn.run for turn in state.turns),
         answers=state.best.run,
-        change=(f"resume.retriever={state.best.retriever}",),
+        change=(f"{state.setting}={state.best.adapted}",),
         curves={
-            "RR@10 on dev queries after each turn": tuple((float(turn.turn), turn.rr) for turn in state.turns),
-            "edge scale of each turn": tuple((float(turn.turn), turn.edge_scale) for turn in state.turns),
+            f"{state.measure} on dev queries after each turn": _points({turn.turn: turn.after for turn in state.turns}),
+            **{
+                f"{name} of each turn": _points({turn.turn: turn.told[name] for turn in state.turns})
+                for name in sorted(told)
+            },
         },
     )
+
+
+def _points(values: Mapping[int, float]) -> Points:
+    return tuple((float(place), value) for place, value in values.items())
 
 
 def _take_turns_by_hand(job: Job) -> str:

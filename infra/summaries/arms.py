@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from infra.summaries.ranker import Writes
 from infra.summaries.world import SummaryWorld
 from search_env.corpora import Qrels, Query
 from search_env.summaries import fit_text
 from search_env.wordpieces import wordpiece_count
 
+DESCRIBED = "description"
 Says = Callable[[SummaryWorld, Query, str], str]
 
 
@@ -47,27 +49,29 @@ ARMS: Mapping[str, Says] = {
     "oracle": lambda world, query, document: world.summary(
         document, world.values.asked(document, query.metadata.get("keys", ()))
     ),
-    "description": lambda world, query, document: world.values.description(document),
+    DESCRIBED: lambda world, query, document: world.values.description(document),
 }
 
 
+def written_by(world: SummaryWorld, arm: str) -> Writes:
+    """Return what an arm writes."""
+    return lambda pairs: [ARMS[arm](world, query, document) for query, document in pairs]
+
+
 def rank_lists(
-    world: SummaryWorld, arm: str, summaries: Mapping[str, str] | None, queries: Sequence[Query], qrels: Qrels
+    world: SummaryWorld, writes: Writes, queries: Sequence[Query], qrels: Qrels, *, described: bool = False
 ) -> dict[str, dict[str, float]]:
     """Return each query's judged products with the cross-encoder's calibrated probability.
 
-    summaries: a policy's, by document id; None takes what the arm of this name says.
+    writes: what stands behind titles. described: these are whole descriptions, which are cut later.
     """
     items = [(query, document) for query in queries for document in qrels[query.id]]
-    texts = [
-        world.text(
-            document, summaries.get(document, "") if summaries is not None else ARMS[arm](world, query, document)
-        )
-        for query, document in items
+    pairs = [
+        (query.text, world.text(document, summary))
+        for (query, document), summary in zip(items, writes(items), strict=True)
     ]
     encoder = world.cross_encoder
-    pairs = [(query.text, text) for (query, _), text in zip(items, texts, strict=True)]
-    scores = encoder.probabilities(encoder.logits(pairs, described=arm == "description", report=world.report))
+    scores = encoder.probabilities(encoder.logits(pairs, described=described, report=world.report))
     found: dict[str, dict[str, float]] = {query.id: {} for query in queries}
     for (query, document), score in zip(items, scores.tolist(), strict=True):
         found[query.id][document] = score

@@ -14,7 +14,7 @@ import numpy as np
 
 from search_env.analysis import surface_tokens
 from search_env.attributes import document_brand
-from search_env.crossencoder import LabelledPair
+from search_env.crossencoder_training import LabelledPair
 from search_env.judged_lists import ListSettings
 from search_env.product_values import ProductValues
 from search_env.reranking import product_text

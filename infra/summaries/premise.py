@@ -13,9 +13,10 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.arms import ARMS, DESCRIBED, rank_lists, written_by
 from infra.summaries.world import SummaryWorld
-from search_env.crossencoder import Calibration, area_under_curve
+from search_env.crossencoder import Calibration
+from search_env.crossencoder_training import area_under_curve
 from search_env.rewards.relsum import Kind, RelsumSettings, Scored, relsum_reward
 from storage.evaluation.measures import measure_run
 
@@ -48,7 +49,7 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
     )
     arms: dict[str, dict[str, float]] = {}
     for arm in ARMS:
-        ranked = rank_lists(world, arm, None, queries, qrels)
+        ranked = rank_lists(world, written_by(world, arm), queries, qrels, described=arm == DESCRIBED)
         ndcg = measure_run(ranked, qrels, ["nDCG@5"])["nDCG@5"]
         rewards: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for query in queries:

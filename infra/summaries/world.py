@@ -5,28 +5,17 @@ Everything is a file under the index's folder, made once and found again by ever
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from infra.context import App
 from infra.progress import Report
-from infra.summaries.matching_lessons import MatchingLessons
+from infra.summaries.ranker import train_ranker
 from search_env.corpora import Qrels, Query
-from search_env.crossencoder import (
-    CURRENT_FILE,
-    CrossEncoder,
-    LabelledPair,
-    calibrate,
-    load_cross_encoder,
-    save_cross_encoder,
-    train_cross_encoder,
-)
+from search_env.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
 from search_env.demand import load_or_make_demand
 from search_env.index import load_documents
 from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
@@ -36,9 +25,6 @@ from search_env.reranking import product_text
 from search_env.summaries import fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.events import Product
-
-NEGATIVES = 4  # Of a query's list, for each training query of the cross-encoder.
-BY_TITLE = 0.25  # Lessons by title for each pair of lists, lest titles be unlearned.
 
 
 class SummaryWorld:
@@ -50,6 +36,11 @@ class SummaryWorld:
         self.report = report
         self.documents = load_documents(app.home.index(index))
         self._lists: dict[str, JudgedLists] = {}
+
+    @property
+    def cross_encoders(self) -> Path:
+        """The folder of the index's cross-encoder versions."""
+        return cross_encoders_of(self.folder.parent)
 
     def lists(self, split: str) -> JudgedLists:
         """Return a split's judged lists, made with the index's one demand."""
@@ -69,13 +60,14 @@ class SummaryWorld:
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
-        """The frozen cross-encoder, trained on training lists and calibrated on dev lists at the first call."""
-        root, settings = cross_encoders_of(self.folder.parent), self.settings.cross_encoder
-        if not (root / CURRENT_FILE).is_file():
-            with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
-                made = train_cross_encoder(*self._teaching(), settings, Path(scratch) / "first", self.report)
-            save_cross_encoder(made, calibrate(made, self.pairs("dev"), self.report), root)
-        return load_cross_encoder(root, settings)
+        """The frozen cross-encoder that the settings name; without a name, one that the training lists have trained.
+
+        That one is made where it is missing.
+        """
+        settings = self.settings.cross_encoder
+        if not settings.version and not (self.cross_encoders / CURRENT_FILE).is_file():
+            train_ranker(self)
+        return load_cross_encoder(self.cross_encoders, settings)
 
     def summary(self, document_id: str, numbers: Sequence[int]) -> str:
         """Return the summary of a product's values (numbers from 1, best first) within the budget."""
@@ -101,56 +93,7 @@ class SummaryWorld:
         """Return what the cross-encoder reads of a product: title, then summary."""
         return product_text(self.values.documents[document_id].title, summary)
 
-    def pairs(self, split: str) -> list[LabelledPair]:
-        """Return labelled pairs of a split's lists, with texts of every kind that is scored later.
-
-        Titles alone, with values by chance or by the log within the budget, or with the whole description: the kind is
-        drawn by the pair's hash, so that the cross-encoder is calibrated for short texts and long ones alike.
-        """
-        lists = self.lists(split)
-        found: list[LabelledPair] = []
-        for query in lists.queries:
-            grades = lists.qrels[query.id]
-            relevant = [document for document, grade in grades.items() if grade > 0]
-            others = [document for document, grade in grades.items() if grade == 0]
-            others.sort(key=lambda document: _draw(query, document, "order"))
-            for copy, documents in (("a", relevant), ("b", relevant), ("a", others[:NEGATIVES])):
-                for document in documents:
-                    kind = _draw(query, document, copy) % 8
-                    found.append(
-                        LabelledPair(
-                            query=query.text,
-                            text=self._text_of_kind(query, document, kind),
-                            label=int(grades[document] > 0),
-                        )
-                    )
-        return found
-
-    def _teaching(self) -> tuple[list[list[LabelledPair]], list[LabelledPair]]:
-        """Return the stages of lessons in matching, and pairs of training lists with lessons by title among them."""
-        settings, pairs = self.settings.cross_encoder, self.pairs("train")
-        order = np.random.default_rng(settings.seed).permutation(len(pairs))
-        some = [pairs[place] for place in order[: settings.pairs_max].tolist()]
-        names = sorted({document for of in self.lists("train").qrels.values() for document in of})
-        lessons = MatchingLessons(self.values, names, self.settings.lists, seed=settings.seed)
-        stages = lessons.stages(settings.lessons)
-        return stages, [*some, *lessons.by_title(round(BY_TITLE * len(some)) if settings.lessons else 0)]
-
-    def _text_of_kind(self, query: Query, document: str, kind: int) -> str:
-        if kind == 0:
-            return self.text(document, "")
-        if kind == 1:  # Mostly cut while learning, so few.
-            return self.text(document, self.values.description(document))
-        if kind <= 4:
-            return self.text(document, self.summary(document, self.values.asked(document, query.metadata["keys"])))
-        order = self.values.by_chance if kind <= 6 else self.values.by_log
-        return self.text(document, self.summary(document, order(document)))
-
 
 def cross_encoders_of(index_folder: Path) -> Path:
     """Return where an index's cross-encoder versions lie."""
     return index_folder / "summary" / "cross-encoders"
-
-
-def _draw(query: Query, document: str, salt: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{query.id}\t{document}\t{salt}".encode()).digest()[:8])

@@ -7,7 +7,7 @@ from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.running.first_policy import first_policy
 from infra.settings import Settings
-from infra.summaries.arms import ARMS, rank_lists
+from infra.summaries.arms import ARMS, DESCRIBED, rank_lists, written_by
 from infra.summaries.labelling import PAIRS_FILE, labelled_products, read_pairs, usable, write_pairs
+from infra.summaries.ranker import Writes, said, tune_ranker
 from infra.summaries.summarising import summarise
 from infra.summaries.world import SummaryWorld
 from infra.tasks.products import prepared_products
@@ -39,6 +40,7 @@ from learner.product_prompts import (
 from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
 from search_env.controls import Environment
+from search_env.corpora import Query
 from search_env.summaries import fit_values
 from search_env.summary_environment import SummaryEnvironment
 from search_env.summary_lessons import draw_values
@@ -49,13 +51,14 @@ from streams.events import Product
 from streams.pointers import is_selection
 
 TAIL = "tail"
+TUNED = "tuned-"
 
 
 class Summary:
     """Summaries of products, paid by what a frozen cross-encoder makes of them."""
 
     carried: Sequence[str] = (PAIRS_FILE,)
-    methods: Sequence[str] = tuple(ARMS)
+    methods: Sequence[str] = (*ARMS, *(f"{TUNED}{arm}" for arm in ARMS))
 
     def __init__(self) -> None:
         # A world takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
@@ -71,7 +74,7 @@ class Summary:
         world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
         if not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_pairs(run_dir / PAIRS_FILE, labelled_products(world, {query.text.lower() for query in new.held_out}))
+            write_pairs(run_dir / PAIRS_FILE, labelled_products(world, left_out(new.held_out)))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
         products = [world.shown(document) for document in usable(labelled, app.settings)]
         if not products:
@@ -117,21 +120,27 @@ class Summary:
     ) -> list[Ranked]:
         """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
 
-        policy: a version, or the name of an arm in `infra.summaries.arms`. Lists are ranked whole: `top` cuts none.
+        policy: a version, or the name of an arm in `infra.summaries.arms`; with "tuned-" before it the cross-encoder is
+        first tuned on what it writes of training lists' products. Lists are ranked whole: `top` cuts none.
         """
         world = self._world(app, run.index, report)
         tail = world.lists("test")
         sets = [(TAIL, list(tail.queries), tail.qrels)]
         if given is not None:
             sets.append((GIVEN, *world.judged(*given)))
-        documents = sorted({document for _, _, qrels in sets for of in qrels.values() for document in of})
-        summaries = None
-        if policy not in ARMS:
-            summaries = policy_summaries(
-                app, world, run, documents, policy=policy, report=report, temperature=temperature
-            )
+        writer = policy.removeprefix(TUNED)
+        writes = (
+            written_by(world, writer)
+            if writer in ARMS
+            else policy_writes(app, world, run, policy=writer, report=report, temperature=temperature)
+        )
+        if policy.startswith(TUNED):
+            version = tune_ranker(world, writes, left_out=left_out(given[0] if given else ()))
+            tuned = app.with_changes(policy, {"cross_encoder": {"version": version}})
+            world = self._world(tuned, run.index, report)
+        described = writer == DESCRIBED
         return [
-            Ranked(name=name, run=rank_lists(world, policy, summaries, queries, qrels), qrels=qrels)
+            Ranked(name=name, run=rank_lists(world, writes, queries, qrels, described=described), qrels=qrels)
             for name, queries, qrels in sets
         ]
 
@@ -151,6 +160,27 @@ class Summary:
         if known not in self._worlds:
             self._worlds[known] = SummaryWorld(app, index, report)
         return self._worlds[known]
+
+
+def policy_writes(
+    app: App, world: SummaryWorld, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> Writes:
+    """Return what a version of the run's policy writes, of whichever products are asked for."""
+
+    def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
+        documents = sorted({document for _, document in pairs})
+        return list(
+            said(policy_summaries(app, world, run, documents, policy=policy, report=report, temperature=temperature))(
+                pairs
+            )
+        )
+
+    return writes
+
+
+def left_out(queries: Iterable[Query]) -> set[str]:
+    """Return the texts of queries that must teach nothing, as lists' queries are compared with them."""
+    return {query.text.lower() for query in queries}
 
 
 def policy_summaries(

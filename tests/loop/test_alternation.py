@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 from infra.commands.resume import dense
 from infra.context import App
 from infra.decoding import decode_requests
-from infra.dense.alternation import STATE_FILE, alternate, read_alternation
 from infra.dense.answered import read_answered
 from infra.dense.premise import check_dense_premise
 from infra.dense.retrievers import adapt_to_texts, first_retriever, retrievers_of
@@ -24,6 +23,8 @@ from infra.settings import AlternationSettings, TrainSettings
 from infra.summaries.summarising import read_summaries, summaries_path
 from infra.tasks.held_out import SPLITS
 from infra.tasks.resume import Resume, best_rewarded, open_resume_environment
+from infra.turns.alternation import STATE_FILE, alternate, read_alternation
+from infra.turns.retriever import RetrieverPartner
 from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
@@ -46,7 +47,9 @@ def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_
     app = small_world.with_settings(settings)
 
     def take(app: App, seed: int = 0) -> object:
-        return alternate(app, recipe="resume", index="small", seed=seed, name="alt", held_out=[], report=quiet)
+        return alternate(
+            app, RetrieverPartner(), recipe="resume", index="small", seed=seed, name="alt", held_out=[], report=quiet
+        )
 
     take(app)
     begun = read_alternation(app.home.run("alt") / STATE_FILE)
@@ -63,16 +66,16 @@ def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_
     state = read_alternation(path)
     assert state.turns[0] == begun.turns[0]
     first, second = state.turns
-    assert second.scored_by == first.retriever != second.retriever
+    assert second.scored_by == first.adapted != second.adapted
     assert (first.policy[-1], second.policy[-1]) == ("2", "4")
-    manifest = read_retriever_manifest(retrievers_of(app, "small") / second.retriever)
-    assert (manifest.parent, manifest.turn, manifest.steps) == (first.retriever, 2, 20)
+    manifest = read_retriever_manifest(retrievers_of(app, "small") / second.adapted)
+    assert (manifest.parent, manifest.turn, manifest.steps) == (first.adapted, 2, 20)
     for turn in state.turns:
         account = verify_run(app, turn.run, rebuild=True, offline=False)
         assert not account.findings
     with contextlib.closing(app.engine()) as client:
         behind = client.indices.get_alias(name="alt-vectors").body
-    assert [name.startswith(f"alt-vectors-{second.retriever}") for name in behind] == [True]
+    assert [name.startswith(f"alt-vectors-{second.adapted}") for name in behind] == [True]
 
 
 def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapts_the_first_retriever(
@@ -88,19 +91,21 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
         settings, alternation=msgspec.structs.replace(settings.alternation, adapt_from="first")
     )
     app = small_world.with_settings(settings)
-    state = alternate(app, recipe="resume", index="small", seed=0, name="several", held_out=[], report=quiet)
-    manifests = [read_retriever_manifest(retrievers_of(app, "small") / turn.retriever) for turn in state.turns]
-    assert [each.parent for each in manifests] == [state.first_retriever] * 2
+    state = alternate(
+        app, RetrieverPartner(), recipe="resume", index="small", seed=0, name="several", held_out=[], report=quiet
+    )
+    manifests = [read_retriever_manifest(retrievers_of(app, "small") / turn.adapted) for turn in state.turns]
+    assert [each.parent for each in manifests] == [state.first] * 2
     # Nothing was to be learned, so the policy is the first one; what its samples are worth is another retriever's word.
     assert [turn.policy[-7:] for turn in state.turns] == ["-000000"] * 2
     last = state.turns[-1]
-    assert last.scored_by == state.turns[0].retriever
+    assert last.scored_by == state.turns[0].adapted
 
     kept = read_run_settings(app.home.run(last.run))
     stored = read_summaries(summaries_path(app, kept, f"{last.policy}-best-of-3"))
     assert stored
     # Searched with another retriever, the corpus is the same: it was chosen by the reward that the run was paid.
-    changed = app.with_settings(kept.settings).with_changes("test", {"resume": {"retriever": last.retriever}})
+    changed = app.with_settings(kept.settings).with_changes("test", {"resume": {"retriever": last.adapted}})
     choice = best_rewarded(changed, msgspec.structs.replace(kept, settings=changed.settings))
     assert choice is not None
     assert (choice.name, choice.candidates) == ("best-of-3", 3)

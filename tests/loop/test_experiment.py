@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from infra.context import App
-from infra.dense.alternation import STATE_FILE, read_alternation
 from infra.experiments.arms import begin, run_arms
 from infra.experiments.measuring import rank_run
 from infra.experiments.plan import read_plan
@@ -20,6 +19,7 @@ from infra.experiments.tables import Results, read_results
 from infra.run_settings import read_run_settings
 from infra.services.local import Endpoints
 from infra.settings import AlternationSettings, TrainSettings
+from infra.turns.alternation import STATE_FILE, read_alternation
 from learner.retriever import RetrieverSettings
 from learner.versions import find_version
 from storage.evaluation.measures import measure_run
@@ -190,9 +190,9 @@ def test_turns_are_ranked_with_the_retriever_that_they_ended_with(
     turn = read_alternation(app.home.run(f"{unique_name}-turns-0") / STATE_FILE).best
     kept = read_run_settings(app.home.run(turn.run))
     [ranked, *_] = rank_run(
-        app, kept, policy="latest", given=None, changes={"resume": {"retriever": turn.retriever}}, report=quiet
+        app, kept, policy="latest", given=None, changes={"resume": {"retriever": turn.adapted}}, report=quiet
     )
     by_hand = measure_run(ranked.run, ranked.qrels, ["RR@10"])["RR@10"]
     assert results.sets[0].arms[2].measures["RR@10"].value == pytest.approx(sum(by_hand.values()) / len(by_hand))
     [points] = results.curves["RR@10 on dev queries after each turn"].values()
-    assert points == ((1.0, turn.rr),)
+    assert points == ((1.0, turn.after),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 
+import duckdb
 import msgspec
 import pytest
 
@@ -15,18 +16,20 @@ from infra.replaying.reproduction import reproduce
 from infra.run_settings import read_run_settings
 from infra.running.runs import train_run
 from infra.running.training import TrainingSummary
-from infra.settings import Settings, TrainSettings
+from infra.settings import AlternationSettings, Settings, TrainSettings
 from infra.summaries.arms import ARMS
 from infra.summaries.premise import check_premise
 from infra.summaries.publishing import publish_summaries
 from infra.summaries.summarising import read_summaries, summaries_path
-from infra.summaries.world import SummaryWorld
+from infra.summaries.world import SummaryWorld, cross_encoders_of
 from infra.tasks.summary import policy_summaries
+from infra.turns.alternation import alternate
+from infra.turns.ranker import RankerPartner
 from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings
 from search_env.corpora import rank_by_score
-from search_env.crossencoder import CrossEncoderSettings
+from search_env.crossencoder import CrossEncoderSettings, current_version, load_cross_encoder
 from search_env.demand import DemandSettings
 from search_env.index import IndexingError, build_index, load_manifest
 from search_env.judged_lists import ListSettings
@@ -34,6 +37,8 @@ from search_env.rewards.relsum import RelsumSettings
 from search_env.summaries import SummarySettings
 from search_env.summary_environment import SummaryEnvironmentSettings
 from storage.evaluation.tables import EvaluationSettings
+from storage.ledger import LEDGER
+from streams.errors import SettingsError
 from streams.topics import version_name
 from tests.loop.conftest import SMALL, quiet
 
@@ -106,6 +111,58 @@ def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, Trai
     assert tail.name == "tail"
     assert len(tail.evaluation.runs) == len(rankings) == len(tail.pooled_recall)
     assert tail.evaluation.queries == 30
+
+
+def test_summariser_and_cross_encoder_take_turns(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    settings = msgspec.structs.replace(
+        app.settings, alternation=AlternationSettings(turns_max=2, updates=2, patience=5, begin="random")
+    )
+    given = {"recipe": "relsum", "index": "small", "seed": 0, "name": "ranker", "held_out": [], "report": quiet}
+    with pytest.raises(SettingsError, match=r"alternation\.begin: expected 'nothing' with a cross-encoder.*'random'"):
+        alternate(app.with_settings(settings), RankerPartner(), **given)  # type: ignore[arg-type]
+    turned = app.with_changes("test", {"alternation": {"turns_max": 2, "updates": 2, "patience": 5}})
+    state = alternate(turned, RankerPartner(), **given)  # type: ignore[arg-type]
+
+    first, second = state.turns
+    versions = cross_encoders_of(app.home.index("small"))
+    assert (state.first, first.scored_by, second.scored_by) == (current_version(versions), state.first, first.adapted)
+    assert len({state.first, first.adapted, second.adapted}) == 3
+    for turn, parent in ((first, state.first), (second, first.adapted)):
+        read = load_cross_encoder(versions, CrossEncoderSettings(version=turn.adapted))
+        assert read.calibration is not None
+        assert read.calibration.parent == parent
+        assert 0 < turn.before <= 1
+        assert 0 < turn.after <= 1
+        assert not verify_run(app, turn.run, rebuild=True, offline=False).findings
+        with duckdb.connect(str(app.home.run(turn.run) / LEDGER), read_only=True) as ledger:
+            paid = ledger.sql("SELECT DISTINCT relevance_model FROM rewards").fetchall()
+        assert paid == [(f"cross-encoder-{turn.scored_by}",)]
+
+
+def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tuple[App, TrainingSummary]) -> None:
+    app, _ = learned
+    kept = read_run_settings(app.home.run("summaries"))
+
+    def ranked(policy: str) -> dict[str, dict[str, float]]:
+        return rank_run(app, kept, policy=policy, given=None, report=quiet)[0].run
+
+    versions = cross_encoders_of(app.home.index("small"))
+    before = {path.name for path in versions.iterdir()}
+    tuned = {policy: ranked(policy) for policy in ("tuned-log-counts", "tuned-latest")}
+    made = {path.name for path in versions.iterdir()} - before - {"tuned"}
+    assert len(made) == 2
+    assert all(ranked(policy) == found for policy, found in tuned.items())
+    assert {path.name for path in versions.iterdir()} - before - {"tuned"} == made, "it was tuned again"
+    assert tuned["tuned-latest"] != ranked("latest")
+    # Read with that version by name, the same summaries rank the same.
+    by_name = [
+        rank_run(app, kept, policy="latest", given=None, changes={"cross_encoder": {"version": name}}, report=quiet)[
+            0
+        ].run
+        for name in made
+    ]
+    assert tuned["tuned-latest"] in by_name
 
 
 def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSummary]) -> None:

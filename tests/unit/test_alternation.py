@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.dense.alternation import Alternation, Turn, read_alternation, reason_to_end, reciprocal_rank
+from infra.dense.measuring import reciprocal_rank
 from infra.settings import AlternationSettings, Settings
+from infra.turns.alternation import Alternation, Turn, read_alternation, reason_to_end
+from infra.turns.partners import partner_of
 from search_env.corpora import Ranking
 from streams.errors import SettingsError
 
@@ -17,12 +19,11 @@ def turns(*scores: float) -> tuple[Turn, ...]:
         Turn(
             turn=number,
             run=f"r-t{number}",
-            scored_by="r0-a",
-            edge_scale=0.1,
             policy="1-a-000001",
-            retriever=f"r{number}-a",
-            rr_before=0.0,
-            rr=score,
+            scored_by="r0-a",
+            adapted=f"r{number}-a",
+            before=0.0,
+            after=score,
         )
         for number, score in enumerate(scores, start=1)
     )
@@ -47,7 +48,15 @@ def test_it_ends_when_dev_queries_gain_no_more(scores: tuple[float, ...], patien
 
 
 def test_the_best_turn_is_the_first_of_the_highest() -> None:
-    state = Alternation(name="r", index="i", seed=0, first_retriever="r0-a", turns=turns(0.5, 0.7, 0.7, 0.6))
+    state = Alternation(
+        name="r",
+        index="i",
+        seed=0,
+        setting="resume.retriever",
+        measure="RR@10",
+        first="r0-a",
+        turns=turns(0.5, 0.7, 0.7, 0.6),
+    )
     assert state.best.turn == 2
 
 
@@ -67,3 +76,8 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "alternation.json").write_text("{")
     with pytest.raises(SettingsError, match=r"alternation\.json.*Start a new one"):
         read_alternation(tmp_path / "alternation.json")
+
+
+def test_a_recipe_that_writes_no_summaries_takes_no_turns() -> None:
+    with pytest.raises(SettingsError, match=r"train\.task is one of resume, summary, got 'expansion'"):
+        partner_of("expansion")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -12,15 +13,19 @@ from sklearn.metrics import roc_auc_score
 from search_env.crossencoder import (
     CrossEncoderError,
     CrossEncoderSettings,
+    current_version,
+    load_cross_encoder,
+    save_cross_encoder,
+    sigmoid,
+)
+from search_env.crossencoder_training import (
     LabelledPair,
     area_under_curve,
     calibrate,
     calibration_error,
-    load_cross_encoder,
     platt,
-    save_cross_encoder,
-    sigmoid,
     train_cross_encoder,
+    tune_cross_encoder,
 )
 
 SMALL = CrossEncoderSettings(layers=1, tokens_max=16, batch_size=8)
@@ -86,3 +91,29 @@ def test_a_trained_version_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     np.testing.assert_allclose(read.logits(asked), logits, atol=1e-5)
     assert ((read.probabilities(logits) > 0) & (read.probabilities(logits) < 1)).all()
     assert read.logits([asked[0], asked[0]]).tolist() == read.logits(asked[:1]).tolist() * 2
+
+
+def test_a_tuned_version_learns_on_stands_beside_its_parent_and_is_read_by_name(tmp_path: Path) -> None:
+    words = ["red", "blue", "green", "steel", "paper", "copper"]
+    asked = [(query, f"lamp; {said}") for query in words for said in words]
+    # The parent has learned that three colours answer all; tuning teaches the opposite, so that either can be seen.
+    agreeing = [LabelledPair(query=q, text=t, label=int(t.split()[-1] in words[:3])) for q, t in asked]
+    opposite = [msgspec.structs.replace(pair, label=1 - pair.label) for pair in agreeing]
+    root = tmp_path / "versions"
+    made = train_cross_encoder([], agreeing * 6, SMALL, tmp_path / "first", quiet)
+    parent = save_cross_encoder(made, calibrate(made, agreeing, quiet), root)
+    before = made.logits(asked)
+    tuned = tune_cross_encoder(made, opposite * 12, SMALL, quiet)
+    assert made.logits(asked).tolist() == before.tolist(), "the parent was changed"
+    labels = np.array([pair.label for pair in agreeing], dtype=np.float64)
+    assert area_under_curve(made.logits(asked), labels) > 0.9 > 0.5 > area_under_curve(tuned.logits(asked), labels)
+
+    calibration = msgspec.structs.replace(calibrate(tuned, opposite, quiet), parent=parent.version)
+    named = save_cross_encoder(tuned, calibration, root, current=False)
+    assert current_version(root) == parent.version != named.version
+    read = load_cross_encoder(root, msgspec.structs.replace(SMALL, version=named.version))
+    np.testing.assert_allclose(read.logits(asked), tuned.logits(asked), atol=1e-5)
+    assert read.calibration == named
+    known = ", ".join(sorted((parent.version, named.version)))
+    with pytest.raises(CrossEncoderError, match=f"expected one of {known} below .*, got 'r2'"):
+        load_cross_encoder(root, msgspec.structs.replace(SMALL, version="r2"))

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from infra.context import App
-from infra.dense.alternation import Alternation, Turn
 from infra.experiments import making
 from infra.experiments.arms import begin, commands, run_arms
 from infra.experiments.making import Job, Made, Way, made_by_turns, run_name
@@ -25,6 +24,7 @@ from infra.recipes import recipe_path
 from infra.run_settings import RunSettings, write_run_settings
 from infra.settings import Settings
 from infra.tasks.task import GIVEN, Judged, Ranked, load_task
+from infra.turns.alternation import Alternation, Turn
 from learner.checkpoints import Manifest, save_checkpoint
 from search_env.corpora import Query, write_whole
 from search_env.index import IndexVersion
@@ -233,24 +233,27 @@ def test_each_plan_of_ours_gives_every_arm_its_row_once(
     assert read_results(app.home, plan, name="x", index="shop") == results
 
 
-def test_turns_answer_with_the_best_of_them_and_its_retriever() -> None:
+def test_turns_answer_with_the_best_of_them_and_the_version_that_it_ended_with() -> None:
     turns = tuple(
         Turn(
             turn=number,
             run=f"r-t{number}",
-            scored_by="r0-a",
-            edge_scale=0.1 / number,
             policy="1-a-000001",
-            retriever=f"r{number}-a",
-            rr_before=0.0,
-            rr=score,
+            scored_by="r0-a",
+            adapted=f"r{number}-a",
+            before=0.0,
+            after=score,
+            told={"edge scale": 0.1 / number},
         )
         for number, score in enumerate((0.5, 0.7, 0.6), start=1)
     )
-    made = made_by_turns(Alternation(name="r", index="i", seed=0, first_retriever="r0-a", turns=turns))
+    made = made_by_turns(
+        Alternation(name="r", index="i", seed=0, setting="resume.retriever", measure="RR@10", first="r0-a", turns=turns)
+    )
     assert (made.answers, made.change) == ("r-t2", ("resume.retriever=r2-a",))
     assert made.runs == ("r-t1", "r-t2", "r-t3")
     assert made.curves["RR@10 on dev queries after each turn"] == ((1.0, 0.5), (2.0, 0.7), (3.0, 0.6))
+    assert made.curves["edge scale of each turn"] == ((1.0, 0.1), (2.0, 0.05), (3.0, 0.1 / 3))
 
 
 def test_a_version_is_asked_of_the_first_run_that_holds_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from infra.summaries.matching_lessons import LESSON_STAGES, MatchingLessons
 from search_env.attributes import document_brand
 from search_env.corpora import Document
-from search_env.crossencoder import LabelledPair
+from search_env.crossencoder_training import LabelledPair
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
 from search_env.judged_lists import ListSettings
 from search_env.product_values import ProductValues

@@ -1,0 +1,149 @@
+"""Teaching the cross-encoder that ranks an index's lists: the first one, and versions tuned on summaries.
+
+Training lists teach and dev lists calibrate. Human queries and test lists do neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from infra.summaries.matching_lessons import MatchingLessons
+from search_env.corpora import Query, write_whole
+from search_env.crossencoder import save_cross_encoder
+from search_env.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
+
+if TYPE_CHECKING:
+    from infra.summaries.world import SummaryWorld
+
+T = TypeVar("T")
+NEGATIVES = 4  # Of a query's list.
+BY_TITLE = 0.25  # Lessons by title for each pair of lists, lest titles be unlearned.
+Writes = Callable[[Sequence[tuple[Query, str]]], Sequence[str]]
+"""What stands behind titles: of (query, product) pairs, in their order."""
+
+
+class JudgedPair(NamedTuple):
+    """A query, a product of its list, and whether it is relevant; again: once more, with a text of another kind."""
+
+    query: Query
+    document: str
+    label: int
+    again: bool = False
+
+
+def train_ranker(world: SummaryWorld) -> str:
+    """Train the index's first cross-encoder, make it the current one, and return its version.
+
+    Matching is taught first; then pairs of lists with texts of every kind that is scored later.
+    """
+    settings, lessons = world.settings.cross_encoder, _lessons(world)
+    stages = lessons.stages(settings.lessons)
+    pairs = _some(world, [_of_some_kind(world, pair) for pair in judged_pairs(world, "train")])
+    with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
+        made = train_cross_encoder(
+            stages, _with_titles(world, pairs, lessons), settings, Path(scratch) / "first", world.report
+        )
+    held_out = [_of_some_kind(world, pair) for pair in judged_pairs(world, "dev")]
+    return save_cross_encoder(made, calibrate(made, held_out, world.report), world.cross_encoders).version
+
+
+def tune_ranker(world: SummaryWorld, writes: Writes, *, left_out: Collection[str] = ()) -> str:
+    """Tune the world's cross-encoder on summaries, and return the new version; it does not become the current one.
+
+    What was tuned before on the same texts, from the same parent, is found again. left_out: texts of queries, in small
+    letters, which teach nothing.
+    """
+    settings, parent = world.settings.cross_encoder, world.cross_encoder
+    dev = [pair for pair in judged_pairs(world, "dev") if not pair.again]
+    taught, measured = (
+        _written(world, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
+        for pairs in (taught_pairs(world), dev)
+    )
+    known = msgspec.json.encode([parent.version, settings, taught, measured])
+    pointer = world.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    if not pointer.is_file():
+        tuned = tune_cross_encoder(parent, _with_titles(world, taught, _lessons(world)), settings, world.report)
+        calibration = msgspec.structs.replace(calibrate(tuned, measured, world.report), parent=parent.version)
+        pointer.parent.mkdir(exist_ok=True)
+        write_whole(pointer, save_cross_encoder(tuned, calibration, world.cross_encoders, current=False).version)
+    return pointer.read_text()
+
+
+def taught_pairs(world: SummaryWorld) -> list[JudgedPair]:
+    """Return the pairs of training lists that tune a cross-encoder."""
+    return _some(world, [pair for pair in judged_pairs(world, "train") if not pair.again])
+
+
+def said(summaries: Mapping[str, str]) -> Writes:
+    """Return what writes these summaries, whatever is asked; nothing of a product that has none."""
+    return lambda pairs: [summaries.get(document, "") for _, document in pairs]
+
+
+def judged_pairs(world: SummaryWorld, split: str) -> list[JudgedPair]:
+    """Return the relevant products of a split's lists, each twice, and some others of each list."""
+    lists = world.lists(split)
+    found: list[JudgedPair] = []
+    for query in lists.queries:
+        grades = lists.qrels[query.id]
+        relevant = [document for document, grade in grades.items() if grade > 0]
+        others = [document for document, grade in grades.items() if grade == 0]
+        others.sort(key=lambda document: _draw(query, document, "order"))
+        found += [JudgedPair(query, document, 1) for document in relevant]
+        found += [JudgedPair(query, document, 1, again=True) for document in relevant]
+        found += [JudgedPair(query, document, 0) for document in others[:NEGATIVES]]
+    return found
+
+
+def _lessons(world: SummaryWorld) -> MatchingLessons:
+    """Return what draws lessons about the products of training lists, from its beginning."""
+    names = sorted({document for of in world.lists("train").qrels.values() for document in of})
+    return MatchingLessons(world.values, names, world.settings.lists, seed=world.settings.cross_encoder.seed)
+
+
+def _with_titles(world: SummaryWorld, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
+    count = round(BY_TITLE * len(pairs)) if world.settings.cross_encoder.lessons else 0
+    return [*pairs, *lessons.by_title(count)]
+
+
+def _some(world: SummaryWorld, pairs: Sequence[T]) -> list[T]:
+    settings = world.settings.cross_encoder
+    order = np.random.default_rng(settings.seed).permutation(len(pairs))
+    return [pairs[place] for place in order[: settings.pairs_max].tolist()]
+
+
+def _written(world: SummaryWorld, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
+    summaries = writes([(pair.query, pair.document) for pair in pairs])
+    return [
+        LabelledPair(query=pair.query.text, text=world.text(pair.document, summary), label=pair.label)
+        for pair, summary in zip(pairs, summaries, strict=True)
+    ]
+
+
+def _of_some_kind(world: SummaryWorld, pair: JudgedPair) -> LabelledPair:
+    """Return a pair with a title alone, with values by chance or by the log, or with the whole description behind it.
+
+    The kind is drawn by the pair's hash, so that a cross-encoder is calibrated for short texts and long ones alike.
+    """
+    query, document, label, again = pair
+    kind = _draw(query, document, "b" if again else "a") % 8
+    if kind == 0:
+        summary = ""
+    elif kind == 1:  # Mostly cut while learning, so few.
+        summary = world.values.description(document)
+    elif kind <= 4:
+        summary = world.summary(document, world.values.asked(document, query.metadata["keys"]))
+    else:
+        order = world.values.by_chance if kind <= 6 else world.values.by_log
+        summary = world.summary(document, order(document))
+    return LabelledPair(query=query.text, text=world.text(document, summary), label=label)
+
+
+def _draw(query: Query, document: str, salt: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{query.id}\t{document}\t{salt}".encode()).digest()[:8])
