@@ -47,10 +47,10 @@ def experiment(
     """Run a paper's whole table: make every arm's policy with every seed, rank, compare, and write it down.
 
     \b
-    PLAN is one of ours (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations) or a file of one's
-    own. Measured on the held-out sets of the recipe's task, and on judged queries if there are any. What is done is
-    kept: stopped, the same command goes on. The results go to HOME/experiments/NAME: results.html and results.json,
-    with the commands that do it by hand.
+    PLAN is one of ours (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or a
+    file of one's own. Measured on the held-out sets of the recipe's task, and on judged queries if there are any. What
+    is done is kept: stopped, the same command goes on. The results go to HOME/experiments/NAME: results.html and
+    results.json, with the commands that do it by hand.
 
     \b
     Example:
