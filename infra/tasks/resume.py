@@ -1,7 +1,7 @@
 """ReSuMe's summariser (WWW '26) as a task: a product in, a summary out, paid by what the retriever makes of it.
 
-One run is one turn of the summariser, against one retriever version (`resume.retriever`); `infra.turns`
-strings turns together.
+One run is one turn of the summariser, against one retriever version (`resume.retriever`); `infra.turns` strings turns
+together.
 """
 
 from __future__ import annotations
