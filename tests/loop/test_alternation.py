@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from infra.commands.resume import dense
+from infra.commands.dense import dense
 from infra.context import App
 from infra.decoding import decode_requests
 from infra.dense.answered import read_answered

@@ -1,81 +1,13 @@
-"""`searchloop alternate` and `dense`: turns, and dense search among whatever stands for the documents."""
+"""`searchloop dense`: search by vectors among whatever stands for the documents."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from infra.context import App
 from infra.progress import progress
-
-if TYPE_CHECKING:
-    from infra.turns.alternation import Alternation
-
-
-@click.command()
-@click.option("--recipe", default="resume", show_default=True, help="A recipe's name, or a TOML file of one's own.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
-@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) that must not train anything.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", "run_name", help="The name of its runs; the same goes on where it stopped. [RECIPE-INDEX-SEED]")
-@click.option("--json", "as_json", is_flag=True, help="The turns as one JSON object on standard output.")
-@click.pass_obj
-def alternate(
-    app: App, recipe: str, index: str, held_out: Path | None, seed: int, run_name: str | None, as_json: bool
-) -> None:
-    """Let a summariser and what reads its summaries learn from each other in turn.
-
-    \b
-    ReSuMe's reader is a dense retriever. ReLSum's is a cross-encoder, which the paper keeps frozen; tuning it is its
-    authors' next step. Each turn trains the summariser by GRPO against the reader's version of the turn before (a
-    run RUN-t1, RUN-t2 …), writes summaries, and adapts the reader to them; it ends when dev queries gain no more.
-
-    \b
-    Example:
-      searchloop alternate --recipe resume --index shop
-      searchloop alternate --recipe relsum --index shop
-    """
-    from infra.recipes import recipe_path
-    from infra.turns.alternation import alternate as take_turns
-    from infra.turns.partners import partner_of
-    from search_env.corpora import load_queries
-
-    app = app.with_recipe(recipe_path(recipe))
-    partner = partner_of(app.settings.train.task)
-    left_out = load_queries(held_out) if held_out else []
-    with progress() as report, app.running_services(report) as running:
-        done = take_turns(
-            running,
-            partner,
-            recipe=Path(recipe).stem,
-            index=index,
-            seed=seed,
-            name=run_name or f"{Path(recipe).stem}-{index}-{seed}",
-            held_out=left_out,
-            report=report,
-        )
-    if as_json:
-        click.echo(msgspec.json.encode(done).decode())
-        return
-    print_turns(done, Console())
-
-
-def print_turns(done: Alternation, console: Console) -> None:
-    """Print a row a turn, and how to use the best."""
-    told = list(done.turns[0].told)
-    table = Table(title=f"{done.name}: {done.ended}")
-    for column in ("turn", "run", "policy", "adapted", *told, f"{done.measure} dev, before", "after"):
-        table.add_column(column)
-    for turn in done.turns:
-        numbers = (*(f"{turn.told[name]:g}" for name in told), f"{turn.before:.4f}", f"{turn.after:.4f}")
-        table.add_row(str(turn.turn), turn.run, turn.policy, turn.adapted, *numbers)
-    console.print(table)
-    console.print(f"best on dev: turn {done.best.turn}, run {done.best.run}, {done.setting} = {done.best.adapted}")
 
 
 @click.command()
