@@ -44,6 +44,7 @@ def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledP
             settings.summary_environment.summary,
             settings.summary_environment.training_queries,
             settings.summary_environment.title_queries,
+            settings.summary_environment.filter_delta > 0,  # Without a filter no description was read.
             sorted(left_out),
         ]
     )

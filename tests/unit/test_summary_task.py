@@ -157,7 +157,7 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
 
 def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
     assert {query.delta for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE) for query in each.queries} == {1}
-    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 0.01, "training_queries": 5}})
+    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 0.01}})
     deltas = [q.delta for each in labelled_products(SummaryWorld(app, "small", quiet), set()) for q in each.queries]
     assert len(set(deltas)) > 1
     assert all(-1 < delta < 1 for delta in deltas)

