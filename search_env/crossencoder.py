@@ -15,7 +15,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,6 +42,8 @@ class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     `train_cross_encoder`. pairs_max, epochs: pairs of lists after them, and passes over these. batch_size,
     learning_rate: of AdamW. tuning_rate: of AdamW where a version is tuned on summaries, as many pairs and passes.
     batch_tokens: padded tokens of one forward. kept_scores: (query, text) logits in memory.
+    title_weight: what the title read alone weighs when products are ranked, see `CrossEncoder.relevance`; 0 never reads
+    it alone. On icecat .1 to .5 were alike for human queries, and from .3 on attribute intents lost.
     """
 
     version: str = ""
@@ -56,6 +58,7 @@ class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     tuning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 1e-4
     batch_tokens: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 1_024
     kept_scores: Annotated[int, msgspec.Meta(ge=1)] = 400_000
+    title_weight: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
@@ -75,6 +78,19 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     ece_before: float
     ece_after: float
     auc: float
+
+
+class Reading(NamedTuple):
+    """A query, and what is read of a product for it: its title, and its summary ("" where it has none)."""
+
+    query: str
+    title: str
+    summary: str
+
+
+def product_text(title: str, summary: str) -> str:
+    """Return what a cross-encoder reads of a product: [t; s], or the title where there is no summary."""
+    return f"{title}; {summary}" if summary else title
 
 
 class CrossEncoder:
@@ -112,6 +128,22 @@ class CrossEncoder:
         while len(self._kept) > self._settings.kept_scores:
             self._kept.popitem(last=False)
         return found
+
+    def relevance(
+        self, readings: Sequence[Reading], *, described: bool = False, report: Progress | None = None
+    ) -> Floats:
+        """Return [n] calibrated probabilities by which products are ranked: σ(a·((1−w)·z(q, [t; s]) + w·z(q, t)) + b).
+
+        w is `title_weight`, and described as in `logits`. ReLSum ranks by r(q, [t; s]) alone (w = 0). We differ, since
+        a query that the title answers is distracted by whatever a summary says: nDCG@5 of human queries on icecat was
+        .76 so and .81 with w = .2, above titles alone (.80), and that of attribute intents the same.
+        """
+        titled = [(reading.query, reading.title) for reading in readings]
+        whole = [(reading.query, product_text(reading.title, reading.summary)) for reading in readings]
+        logits, weight = self.logits(whole, described=described, report=report), self._settings.title_weight
+        if weight:
+            logits = (1 - weight) * logits + weight * self.logits(titled, report=report)
+        return self.probabilities(logits)
 
     def copied_model(self) -> Any:
         """Return a copy of the `sentence_transformers.CrossEncoder`, to learn on with."""

@@ -1,13 +1,13 @@
 """Reranking what was found: a cross-encoder reads query, title and summary of the first documents together.
 
 Summaries are written offline and indexed beside the titles (`build_index`), so a search pays for a short text and no
-generation. ReLSum (arXiv:2508.08404) deploys its summaries so: ranked by r(q, [t; s]) instead of r(q, t).
+generation. ReLSum (arXiv:2508.08404) deploys its summaries so. How both are weighed: `CrossEncoder.relevance`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,40 +15,42 @@ from elastic_transport import TransportError
 from elasticsearch import ApiError, Elasticsearch
 
 from search_env.corpora import Ranking
-from search_env.crossencoder import CrossEncoderError
+from search_env.crossencoder import CrossEncoderError, Reading
 from search_env.index import IndexingError, explain
 
 FETCHED_AT_ONCE = 500
 
-Probabilities = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float64]]
-"""How probable it is that each (query, text) pair is relevant: in [0, 1]."""
+Probabilities = Callable[[Sequence[Reading]], npt.NDArray[np.float64]]
+"""How probable it is that each product is relevant, as it is read for its query: in [0, 1]."""
 
 
-def product_text(title: str, summary: str) -> str:
-    """Return what a cross-encoder reads of a product: [t; s], or the title where there is no summary."""
-    return f"{title}; {summary}" if summary else title
+class Shown(NamedTuple):
+    """What an index shows of a document to a reranker; summary: "" where it has none."""
+
+    title: str
+    summary: str = ""
 
 
 def rerank(
     queries: Sequence[str],
     rankings: Sequence[Ranking],
-    texts: Mapping[str, str],
+    shown: Mapping[str, Shown],
     probabilities: Probabilities,
     *,
     depth: int,
 ) -> list[Ranking]:
     """Return each ranking with its first `depth` documents in the order of their probability, the others behind them.
 
-    texts: by document id, of all documents that are reranked. Scores are 1 + probability for the first, and
+    shown: by document id, of all documents that are reranked. Scores are 1 + probability for the first, and
     1 / (1 + rank) for the others, so that any reader of scores sees this order; ties by document id.
     Raises CrossEncoderError if a probability is not in [0, 1].
     """
-    pairs = [
-        (query, texts[document])
+    readings = [
+        Reading(query, *shown[document])
         for query, ranking in zip(queries, rankings, strict=True)
         for document in ranking.ids[:depth]
     ]
-    found = probabilities(pairs) if pairs else np.zeros(0)
+    found = probabilities(readings) if readings else np.zeros(0)
     if not ((found >= 0) & (found <= 1)).all():
         raise CrossEncoderError("reranking: expected probabilities in [0, 1], got others; its weights are damaged")
     reranked, at = [], 0
@@ -66,13 +68,13 @@ def rerank(
     return reranked
 
 
-def indexed_texts(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, str]:
+def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, Shown]:
     """Return title and summary of these documents, as they stand in an index version.
 
     Raises IndexingError if one is not there, or Elasticsearch does not answer.
     """
     wanted = list(dict.fromkeys(ids))
-    texts: dict[str, str] = {}
+    shown: dict[str, Shown] = {}
     try:
         for start in range(0, len(wanted), FETCHED_AT_ONCE):
             answer = client.mget(
@@ -82,11 +84,11 @@ def indexed_texts(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict
                 if not each.get("found"):
                     raise IndexingError(f"index '{index}': document '{each['_id']}' was found, and cannot be read")
                 source: dict[str, Any] = each["_source"]
-                texts[each["_id"]] = product_text(source["title"], source.get("summary", ""))
+                shown[each["_id"]] = Shown(source["title"], source.get("summary", ""))
     except ApiError as error:
         raise IndexingError(f"index '{index}': Elasticsearch refused: {explain(error)}") from error
     except TransportError as error:
         raise IndexingError(
             f"index '{index}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
         ) from error
-    return texts
+    return shown

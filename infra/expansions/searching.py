@@ -20,7 +20,7 @@ from search_env.embeddings import EmbeddingSettings
 from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.index import IndexingError, load_documents, load_manifest
 from search_env.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
-from search_env.reranking import indexed_texts, rerank
+from search_env.reranking import rerank, shown_documents
 from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever
 
 Feedback = Literal["bo1", "rm3"]
@@ -109,8 +109,8 @@ def _rerank(
     encoder = load_cross_encoder(cross_encoders_of(directory), settings)
     with contextlib.closing(app.engine()) as client:
         first = [document for ranking in rankings for document in ranking.ids[:depth]]
-        shown = indexed_texts(client, load_manifest(directory).name, first)
-    return rerank(texts, rankings, shown, lambda pairs: encoder.probabilities(encoder.logits(pairs)), depth=depth)
+        shown = shown_documents(client, load_manifest(directory).name, first)
+    return rerank(texts, rankings, shown, encoder.relevance, depth=depth)
 
 
 @contextlib.contextmanager

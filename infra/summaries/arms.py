@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from infra.summaries.ranker import Writes
 from infra.summaries.world import SummaryWorld
 from search_env.corpora import Qrels, Query
+from search_env.crossencoder import Reading
 from search_env.summaries import fit_text
 from search_env.wordpieces import wordpiece_count
 
@@ -66,12 +67,11 @@ def rank_lists(
     writes: what stands behind titles. described: these are whole descriptions, which are cut later.
     """
     items = [(query, document) for query in queries for document in qrels[query.id]]
-    pairs = [
-        (query.text, world.text(document, summary))
+    readings = [
+        Reading(query.text, world.values.documents[document].title, summary)
         for (query, document), summary in zip(items, writes(items), strict=True)
     ]
-    encoder = world.cross_encoder
-    scores = encoder.probabilities(encoder.logits(pairs, described=described, report=world.report))
+    scores = world.cross_encoder.relevance(readings, described=described, report=world.report)
     found: dict[str, dict[str, float]] = {query.id: {} for query in queries}
     for (query, document), score in zip(items, scores.tolist(), strict=True):
         found[query.id][document] = score

@@ -39,7 +39,8 @@ def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledP
     known = msgspec.json.encode(
         [
             world.cross_encoder.name,
-            settings.cross_encoder,
+            settings.cross_encoder.tokens_max,
+            settings.cross_encoder.described_tokens_max,
             settings.lists,
             settings.summary_environment.summary,
             settings.summary_environment.training_queries,

@@ -14,10 +14,10 @@ import numpy as np
 
 from search_env.analysis import surface_tokens
 from search_env.attributes import document_brand
+from search_env.crossencoder import product_text
 from search_env.crossencoder_training import LabelledPair
 from search_env.judged_lists import ListSettings
 from search_env.product_values import ProductValues
-from search_env.reranking import product_text
 from search_env.summaries import SEPARATOR
 from search_env.title_queries import TitleQueries
 from streams.events import Product

@@ -13,7 +13,7 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from infra.summaries.arms import ARMS, DESCRIBED, rank_lists, written_by
+from infra.summaries.arms import ARMS, DESCRIBED, written_by
 from infra.summaries.world import SummaryWorld
 from search_env.crossencoder import Calibration
 from search_env.crossencoder_training import area_under_curve
@@ -49,7 +49,19 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
     )
     arms: dict[str, dict[str, float]] = {}
     for arm in ARMS:
-        ranked = rank_lists(world, written_by(world, arm), queries, qrels, described=arm == DESCRIBED)
+        items = [(query, document) for query in queries for document in qrels[query.id]]
+        texts = [world.text(d, said) for (_, d), said in zip(items, written_by(world, arm)(items), strict=True)]
+        pairs = [(query.text, text) for (query, _), text in zip(items, texts, strict=True)]
+        logits = encoder.logits(pairs, described=arm == DESCRIBED, report=world.report)
+        read = {
+            (query.id, document): (logit, probability)
+            for (query, document), logit, probability in zip(
+                items, logits.tolist(), encoder.probabilities(logits).tolist(), strict=True
+            )
+        }
+        ranked = {
+            query.id: {document: read[query.id, document][1] for document in qrels[query.id]} for query in queries
+        }
         ndcg = measure_run(ranked, qrels, ["nDCG@5"])["nDCG@5"]
         rewards: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for query in queries:
@@ -60,9 +72,9 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
                 if grade == 0
             ]
             for document, grade in grades.items():
-                probability = ranked[query.id][document]
+                logit, probability = read[query.id, document]
                 scored = Scored(
-                    logit=_logit(encoder.calibration, probability),
+                    logit=logit,
                     probability=probability,
                     label=int(grade > 0),
                     others=others,
@@ -107,10 +119,3 @@ def scoring_milliseconds(world: SummaryWorld, query: str) -> dict[str, float]:
 def rank_logits(world: SummaryWorld, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """Return each pair's logit."""
     return dict(zip(pairs, world.cross_encoder.logits(pairs, report=world.report).tolist(), strict=True))
-
-
-def _logit(calibration: Calibration | None, probability: float) -> float:
-    """Return the logit that was calibrated to this probability."""
-    inside = min(max(probability, 1e-12), 1 - 1e-12)
-    value = float(np.log(inside / (1 - inside)))
-    return (value - calibration.shift) / calibration.scale if calibration else value

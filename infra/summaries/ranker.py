@@ -66,7 +66,8 @@ def tune_ranker(world: SummaryWorld, writes: Writes, *, left_out: Collection[str
         _written(world, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
         for pairs in (taught_pairs(world), dev)
     )
-    known = msgspec.json.encode([parent.version, settings, taught, measured])
+    same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither has to do with tuning.
+    known = msgspec.json.encode([parent.version, same, taught, measured])
     pointer = world.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
         tuned = tune_cross_encoder(parent, _with_titles(world, taught, _lessons(world)), settings, world.report)

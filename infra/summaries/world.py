@@ -15,13 +15,12 @@ from infra.context import App
 from infra.progress import Report
 from infra.summaries.ranker import train_ranker
 from search_env.corpora import Qrels, Query
-from search_env.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
+from search_env.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder, product_text
 from search_env.demand import load_or_make_demand
 from search_env.index import load_documents
 from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
 from search_env.product_values import ProductValues
 from search_env.products import asked_keys
-from search_env.reranking import product_text
 from search_env.summaries import fit_values
 from search_env.wordpieces import wordpiece_count
 from streams.events import Product

@@ -29,7 +29,7 @@ from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings
 from search_env.corpora import rank_by_score
-from search_env.crossencoder import CrossEncoderSettings, current_version, load_cross_encoder
+from search_env.crossencoder import CrossEncoderSettings, Reading, current_version, load_cross_encoder
 from search_env.demand import DemandSettings
 from search_env.index import IndexingError, build_index, load_manifest
 from search_env.judged_lists import ListSettings
@@ -196,6 +196,9 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     encoder = world.cross_encoder
     for query in queries:
         first = before[query.id].ids[:10]
-        pairs = [(query.text, world.text(document, written[document])) for document in first]
-        best = rank_by_score(first, encoder.probabilities(encoder.logits(pairs)).tolist())
+        titles = [world.values.documents[document].title for document in first]
+        readings = [
+            Reading(query.text, title, written[document]) for document, title in zip(first, titles, strict=True)
+        ]
+        best = rank_by_score(first, encoder.relevance(readings).tolist())
         assert after[query.id].ids == [*best.ids, *before[query.id].ids[10:]]

@@ -23,7 +23,7 @@ from search_env.index import (
     load_documents,
     load_manifest,
 )
-from search_env.reranking import indexed_texts
+from search_env.reranking import Shown, shown_documents
 from search_env.retrieval import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
 
 WORD_LIST = """
@@ -221,13 +221,18 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
     assert (first.summaries, second.summaries) == ("", "1-abc-000005")
     assert load_manifest(tmp_path) == second
     assert current_version(client, index) == second.name
-    assert indexed_texts(client, second.name, ["b", "a", "a"]) == {"a": "lamp; red, brass", "b": "lamp"}
-    assert indexed_texts(client, first.name, ["a"]) == {"a": "lamp"}, "a version that a run was begun on must stay"
+    assert shown_documents(client, second.name, ["b", "a", "a"]) == {
+        "a": Shown("lamp", "red, brass"),
+        "b": Shown("lamp"),
+    }
+    assert shown_documents(client, first.name, ["a"]) == {"a": Shown("lamp")}, (
+        "a version that a run was begun on must stay"
+    )
     assert client.get(index=second.name, id="a")["_source"]["summary_policy"] == "1-abc-000005"
     for version in (first.name, second.name):
         with contextlib.closing(Retriever(client, version, RetrievalSettings())) as retriever:
             assert retriever.search_many(["red"], size=9)[0].ids == ["c"]
     with pytest.raises(IndexingError, match="document 'x' was found, and cannot be read"):
-        indexed_texts(client, second.name, ["x"])
+        shown_documents(client, second.name, ["x"])
     third = build_index(client, index, documents, directory=tmp_path)
     assert sorted(client.indices.get(index=f"{index}-*").body) == [third.name]

@@ -13,8 +13,10 @@ from sklearn.metrics import roc_auc_score
 from search_env.crossencoder import (
     CrossEncoderError,
     CrossEncoderSettings,
+    Reading,
     current_version,
     load_cross_encoder,
+    product_text,
     save_cross_encoder,
     sigmoid,
 )
@@ -117,3 +119,26 @@ def test_a_tuned_version_learns_on_stands_beside_its_parent_and_is_read_by_name(
     known = ", ".join(sorted((parent.version, named.version)))
     with pytest.raises(CrossEncoderError, match=f"expected one of {known} below .*, got 'r2'"):
         load_cross_encoder(root, msgspec.structs.replace(SMALL, version="r2"))
+
+
+def test_a_title_without_a_summary_stands_alone() -> None:
+    assert (product_text("lamp", ""), product_text("lamp", "red")) == ("lamp", "lamp; red")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_products_are_ranked_by_title_and_summary_with_the_title_alone_beside_it(tmp_path: Path, weight: float) -> None:
+    pairs = [
+        LabelledPair(query=asked, text=f"lamp; {said}", label=int(said == "red"))
+        for asked in "abcdef"
+        for said in ("red", "blue")
+    ]
+    settings = msgspec.structs.replace(SMALL, title_weight=weight)
+    made = train_cross_encoder([], pairs, settings, tmp_path / "first", quiet)
+    save_cross_encoder(made, calibrate(made, pairs, quiet), tmp_path / "versions")
+    read = load_cross_encoder(tmp_path / "versions", settings)
+    assert read.calibration is not None
+    titled, whole = read.logits([("a", "lamp"), ("a", "lamp; red")])
+    mixed = (1 - weight) * whole + weight * titled
+    expected = sigmoid(read.calibration.scale * np.array([mixed, titled]) + read.calibration.shift)
+    found = read.relevance([Reading("a", "lamp", "red"), Reading("a", "lamp", "")])
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

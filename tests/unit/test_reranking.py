@@ -9,22 +9,22 @@ import numpy.typing as npt
 import pytest
 
 from search_env.corpora import Ranking, rank_by_score
-from search_env.crossencoder import CrossEncoderError
-from search_env.reranking import product_text, rerank
+from search_env.crossencoder import CrossEncoderError, Reading
+from search_env.reranking import Shown, rerank
 
-TEXTS = {"a": "lamp", "b": "lamp; red, brass", "c": "lamp; red", "d": "chair"}
+SHOWN = {"a": Shown("lamp"), "b": Shown("lamp", "red, brass"), "c": Shown("lamp", "red"), "d": Shown("chair")}
 
 
-def shared_words(pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float64]:
-    """A fake relevance: the share of the query's words that the text holds."""
-    texts = [set(text.replace(";", " ").replace(",", " ").split()) for _, text in pairs]
-    asked = [query.split() for query, _ in pairs]
+def shared_words(readings: Sequence[Reading]) -> npt.NDArray[np.float64]:
+    """A fake relevance: the share of the query's words that title and summary hold."""
+    texts = [{*title.split(), *summary.replace(",", " ").split()} for _, title, summary in readings]
+    asked = [query.split() for query, _, _ in readings]
     return np.array([sum(word in text for word in of) / len(of) for of, text in zip(asked, texts, strict=True)])
 
 
 def test_the_first_documents_are_ordered_by_probability_and_the_others_follow_as_they_were() -> None:
     found = Ranking(["d", "c", "b", "a"], [9.0, 5.0, 3.0, 2.0])
-    [ranking] = rerank(["red brass lamp"], [found], TEXTS, shared_words, depth=3)
+    [ranking] = rerank(["red brass lamp"], [found], SHOWN, shared_words, depth=3)
     assert ranking.ids == ["b", "c", "d", "a"]
     assert ranking.scores == pytest.approx([2.0, 1 + 2 / 3, 1.0, 1 / 5])
     assert rank_by_score(ranking.ids, ranking.scores) == ranking, "a reader of scores would see another order"
@@ -32,7 +32,7 @@ def test_the_first_documents_are_ordered_by_probability_and_the_others_follow_as
 
 def test_equal_probabilities_are_ordered_by_document_id() -> None:
     found = Ranking(["c", "b", "a"], [3.0, 2.0, 1.0])
-    [ranking] = rerank(["lamp"], [found], TEXTS, shared_words, depth=9)
+    [ranking] = rerank(["lamp"], [found], SHOWN, shared_words, depth=9)
     assert ranking.ids == ["a", "b", "c"]
 
 
@@ -40,7 +40,7 @@ def test_each_query_is_read_with_its_own_documents() -> None:
     first, second, nothing = rerank(
         ["red", "brass", "void"],
         [Ranking(["a", "c"], [2.0, 1.0]), Ranking(["c", "b"], [2.0, 1.0]), Ranking([], [])],
-        TEXTS,
+        SHOWN,
         shared_words,
         depth=2,
     )
@@ -50,8 +50,4 @@ def test_each_query_is_read_with_its_own_documents() -> None:
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
 def test_what_is_no_probability_is_refused(wrong: float) -> None:
     with pytest.raises(CrossEncoderError, match=r"probabilities in \[0, 1\]"):
-        rerank(["lamp"], [Ranking(["a"], [1.0])], TEXTS, lambda pairs: np.full(len(pairs), wrong), depth=1)
-
-
-def test_a_title_without_a_summary_stands_alone() -> None:
-    assert (product_text("lamp", ""), product_text("lamp", "red")) == ("lamp", "lamp; red")
+        rerank(["lamp"], [Ranking(["a"], [1.0])], SHOWN, lambda pairs: np.full(len(pairs), wrong), depth=1)
