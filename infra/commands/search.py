@@ -81,6 +81,8 @@ def expand(
         asked = head_queries(asked, head)
     with progress() as report, app.running_services(report) as running:
         found = expand_queries(running, asked, index=index, policy=policy, run=run_name, report=report, keep=keep)
+    valid = sum(item.valid for item in found)
+    click.echo(f"{valid} of {len(found)} answers are valid ({valid / len(found):.0%})", err=True)
     if as_json:
         for item in found:
             click.echo(msgspec.json.encode(item).decode())

@@ -94,14 +94,18 @@ def test_a_policy_that_writes_rubbish_is_searched_as_the_raw_query_and_breaks_no
     asked = [{"_id": asked.query_id, "text": asked.query} for asked in prepared.asked[:20]]
     queries.write_bytes(msgspec.json.Encoder().encode_lines(asked))
 
+    said = []
+
     def call(verb: object, *arguments: str) -> str:
         common = ["--index", "small", "--queries", str(queries), "--run", prepared.run, *arguments]
         answer = CliRunner().invoke(verb, common, obj=app, catch_exceptions=False)  # type: ignore[arg-type]
         assert answer.exit_code == 0, answer.output
+        said.append(answer.stderr)
         return answer.stdout
 
     written = [json.loads(line) for line in call(expand, "--json").splitlines()]
     assert [(item["valid"], item["expansions"]) for item in written] == [(False, [])] * 20
+    assert "0 of 20 answers are valid (0%)" in said[-1]
     assert "no valid answer: searched as it is" in call(expand)
     for policy in ("none", "latest"):
         call(search, "--policy", policy, "--run-file", str(tmp_path / f"{policy}.run"), "--top", "50")
