@@ -5,6 +5,7 @@ Everything is a file under the index's folder, made once and found again by ever
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +68,14 @@ class SummaryWorld:
         if not settings.version and not (self.cross_encoders / CURRENT_FILE).is_file():
             train_ranker(self)
         return load_cross_encoder(self.cross_encoders, settings)
+
+    def read_with(self, version: str) -> SummaryWorld:
+        """Return the same world, read with another version of the cross-encoder."""
+        other = copy.copy(self)
+        vars(other).pop("cross_encoder", None)
+        settings = msgspec.structs.replace(self.settings.cross_encoder, version=version)
+        other.settings = msgspec.structs.replace(self.settings, cross_encoder=settings)
+        return other
 
     def summary(self, document_id: str, numbers: Sequence[int]) -> str:
         """Return the summary of a product's values (numbers from 1, best first) within the budget."""

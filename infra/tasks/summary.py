@@ -23,7 +23,7 @@ from infra.running.first_policy import first_policy
 from infra.settings import Settings
 from infra.summaries.arms import ARMS, DESCRIBED, rank_lists, written_by
 from infra.summaries.labelling import PAIRS_FILE, labelled_products, read_pairs, usable, write_pairs
-from infra.summaries.ranker import Writes, said, tune_ranker
+from infra.summaries.ranker import Writes, tune_ranker
 from infra.summaries.summarising import summarise
 from infra.summaries.world import SummaryWorld
 from infra.tasks.products import prepared_products
@@ -135,9 +135,7 @@ class Summary:
             else policy_writes(app, world, run, policy=writer, report=report, temperature=temperature)
         )
         if policy.startswith(TUNED):
-            version = tune_ranker(world, writes, left_out=left_out(given[0] if given else ()))
-            tuned = app.with_changes(policy, {"cross_encoder": {"version": version}})
-            world = self._world(tuned, run.index, report)
+            world = world.read_with(tune_ranker(world, writes, left_out=left_out(given[0] if given else ())))
         described = writer == DESCRIBED
         return [
             Ranked(name=name, run=rank_lists(world, writes, queries, qrels, described=described), qrels=qrels)
@@ -169,11 +167,8 @@ def policy_writes(
 
     def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
         documents = sorted({document for _, document in pairs})
-        return list(
-            said(policy_summaries(app, world, run, documents, policy=policy, report=report, temperature=temperature))(
-                pairs
-            )
-        )
+        written = policy_summaries(app, world, run, documents, policy=policy, report=report, temperature=temperature)
+        return [written[document] for _, document in pairs]
 
     return writes
 

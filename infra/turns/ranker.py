@@ -84,4 +84,4 @@ class RankerPartner:
 
 
 def _world(app: App, index: str, version: str, report: Report) -> SummaryWorld:
-    return SummaryWorld(app.with_changes("the turn", {"cross_encoder": {"version": version}}), index, report)
+    return SummaryWorld(app, index, report).read_with(version)
