@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from infra.context import App
+from infra.home import SETTINGS_FILE
 from infra.interrupts import interrupts
 from infra.progress import Report
 from infra.run_settings import RunSettings
@@ -72,7 +73,8 @@ class Summary:
         if new.queries_file is not None:
             raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")
         world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
-        if not (run_dir / PAIRS_FILE).is_file():
+        # Of a run that has begun they stay. One that begins from another's policy has its own: δ is a setting.
+        if not (run_dir / SETTINGS_FILE).is_file() or not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
             write_pairs(run_dir / PAIRS_FILE, labelled_products(world, left_out(new.held_out)))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}

@@ -16,6 +16,7 @@ from infra.home import Home
 from infra.loop import run_loop
 from infra.run_settings import RunSettings, write_run_settings
 from infra.running.requests import RequestSequence
+from infra.running.runs import copy_warmed_up
 from infra.settings import Settings, TrainSettings
 from infra.summaries import labelling
 from infra.summaries.arms import ARMS
@@ -161,6 +162,16 @@ def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learn
     deltas = [q.delta for each in labelled_products(SummaryWorld(app, "small", quiet), set()) for q in each.queries]
     assert len(set(deltas)) > 1
     assert all(-1 < delta < 1 for delta in deltas)
+
+
+def test_a_run_that_begins_from_anothers_policy_has_the_labels_that_its_own_settings_ask_for(learned: Learned) -> None:
+    home = learned.app.home
+    copy_warmed_up(home.run("s"), home.run("filtered"), carried=load_task("summary").carried)
+    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 1e-9}})
+    load_task("summary").prepare(app, NewRun(run="filtered", index="small"), quiet)
+    labelled = read_pairs(home.run("filtered") / PAIRS_FILE)
+    assert len({query.delta for each in labelled for query in each.queries}) > 1
+    assert load_current(home.run("filtered") / "checkpoints")[1].policy.step == 0
 
 
 def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
