@@ -17,8 +17,10 @@ from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
 from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
+from storage.ledger import LEDGER
 from streams.clients import connect_consumer, connect_producer, create_topics
 from streams.delivery import Outbox, Stop, decode_or_bury, poll
+from streams.errors import SettingsError
 from streams.events import Update
 from streams.topics import topic_name, version_name
 
@@ -48,7 +50,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     """Run workers until the policy has made `updates` steps, and return what happened.
 
     A run that has made some already goes on from its newest checkpoint. Ctrl-C stops the workers in order; nothing is
-    torn, and the same command goes on later.
+    torn, and the same command goes on later. Raises SettingsError where a new run's topics are another one's.
     """
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
@@ -58,9 +60,8 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
     feed = RequestFeed(sequence, settings.kafka, outbox, run)
-    consumer = connect_consumer(
-        settings.kafka, {TopicPartition(topic_name(run, "updates"), 0): None}, client_id=f"{run}-train", records_max=500
-    )
+    announced = TopicPartition(topic_name(run, "updates"), 0)
+    consumer = connect_consumer(settings.kafka, {announced: None}, client_id=f"{run}-train", records_max=500)
     _, manifest = load_current(run_dir / "checkpoints")
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
@@ -68,6 +69,12 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
     try:
+        if step == 0 and not (run_dir / LEDGER).exists() and consumer.end_offsets([announced])[announced]:
+            # Its updates would be taken for ours, and an untaught policy for a taught one.
+            raise SettingsError(
+                f"run {run!r}: expected topics without records for a new run, got updates of another one of that name, "
+                "whose folder is gone. Choose another --run NAME"
+            )
         with (
             policy_server(app, run, settings, report, shown) as serving,
             interrupts(stop),

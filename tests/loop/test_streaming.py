@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from learner.checkpoints import load_current, read_manifest
 from streams.clients import connect_consumer, create_topics
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Stop, poll
-from streams.errors import DeliveryError
+from streams.errors import DeliveryError, SettingsError
 from streams.events import Event, Generation, PolicyVersion, Reward, Update
 from streams.lag import end_offsets
 from streams.topics import topic_name
@@ -163,6 +164,16 @@ def test_a_version_is_announced_only_with_a_checkpoint_that_is_whole(streamed: t
     assert len({e.policy.step for e in announced}) == UPDATES + 1
     for event in kept:
         assert read_manifest(app.home.run("streamed") / event.path, verify=True).policy == event.policy
+
+
+def test_a_new_run_is_refused_where_its_topics_hold_another_runs_updates(small_world: App, new_run: Make) -> None:
+    app = small_world.with_settings(SMALL)
+    prepared = new_run(SMALL, updates=1)
+    assert stream(app, prepared, updates=1, seed=0, report=quiet).updates == 1
+    shutil.rmtree(app.home.run(prepared.run))
+    again = new_run(SMALL, updates=1)
+    with pytest.raises(SettingsError, match=r"got updates of another one of that name.*another --run NAME"):
+        stream(app, again, updates=1, seed=0, report=quiet)
 
 
 def test_a_learner_killed_in_mid_run_goes_on_and_trains_no_group_twice(small_world: App, new_run: Make) -> None:
