@@ -103,7 +103,7 @@ def _rerank(
     settings: CrossEncoderSettings,
     depth: int,
 ) -> list[Ranking]:
-    from infra.summaries.world import cross_encoders_of
+    from infra.summaries.shelf import cross_encoders_of
 
     directory = app.home.index(index)
     encoder = load_cross_encoder(cross_encoders_of(directory), settings)

@@ -9,18 +9,16 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
 from infra.summaries.matching_lessons import MatchingLessons
+from infra.summaries.shelf import SummaryShelf
 from search_env.corpora import Query, write_whole
-from search_env.crossencoder import save_cross_encoder
+from search_env.crossencoder import CrossEncoder, save_cross_encoder
 from search_env.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
-
-if TYPE_CHECKING:
-    from infra.summaries.world import SummaryWorld
 
 T = TypeVar("T")
 NEGATIVES = 4  # Of a query's list.
@@ -38,48 +36,48 @@ class JudgedPair(NamedTuple):
     again: bool = False
 
 
-def train_ranker(world: SummaryWorld) -> str:
+def train_ranker(shelf: SummaryShelf) -> str:
     """Train the index's first cross-encoder, make it the current one, and return its version.
 
     Matching is taught first; then pairs of lists with texts of every kind that is scored later.
     """
-    settings, lessons = world.settings.cross_encoder, _lessons(world)
+    settings, lessons = shelf.settings.cross_encoder, _lessons(shelf)
     stages = lessons.stages(settings.lessons)
-    pairs = _some(world, [_of_some_kind(world, pair) for pair in judged_pairs(world, "train")])
+    pairs = _some(shelf, [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "train")])
     with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
         made = train_cross_encoder(
-            stages, _with_titles(world, pairs, lessons), settings, Path(scratch) / "first", world.report
+            stages, _with_titles(shelf, pairs, lessons), settings, Path(scratch) / "first", shelf.report
         )
-    held_out = [_of_some_kind(world, pair) for pair in judged_pairs(world, "dev")]
-    return save_cross_encoder(made, calibrate(made, held_out, world.report), world.cross_encoders).version
+    held_out = [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "dev")]
+    return save_cross_encoder(made, calibrate(made, held_out, shelf.report), shelf.cross_encoders).version
 
 
-def tune_ranker(world: SummaryWorld, writes: Writes, *, left_out: Collection[str] = ()) -> str:
-    """Tune the world's cross-encoder on summaries, and return the new version; it does not become the current one.
+def tune_ranker(shelf: SummaryShelf, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
+    """Tune a cross-encoder on summaries, and return the new version; it does not become the current one.
 
     What was tuned before on the same texts, from the same parent, is found again. left_out: texts of queries, in small
     letters, which teach nothing.
     """
-    settings, parent = world.settings.cross_encoder, world.cross_encoder
-    dev = [pair for pair in judged_pairs(world, "dev") if not pair.again]
+    settings = shelf.settings.cross_encoder
+    dev = [pair for pair in judged_pairs(shelf, "dev") if not pair.again]
     taught, measured = (
-        _written(world, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
-        for pairs in (taught_pairs(world), dev)
+        _written(shelf, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
+        for pairs in (taught_pairs(shelf), dev)
     )
     same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither has to do with tuning.
     known = msgspec.json.encode([parent.version, same, taught, measured])
-    pointer = world.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    pointer = shelf.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
-        tuned = tune_cross_encoder(parent, _with_titles(world, taught, _lessons(world)), settings, world.report)
-        calibration = msgspec.structs.replace(calibrate(tuned, measured, world.report), parent=parent.version)
+        tuned = tune_cross_encoder(parent, _with_titles(shelf, taught, _lessons(shelf)), settings, shelf.report)
+        calibration = msgspec.structs.replace(calibrate(tuned, measured, shelf.report), parent=parent.version)
         pointer.parent.mkdir(exist_ok=True)
-        write_whole(pointer, save_cross_encoder(tuned, calibration, world.cross_encoders, current=False).version)
+        write_whole(pointer, save_cross_encoder(tuned, calibration, shelf.cross_encoders, current=False).version)
     return pointer.read_text()
 
 
-def taught_pairs(world: SummaryWorld) -> list[JudgedPair]:
+def taught_pairs(shelf: SummaryShelf) -> list[JudgedPair]:
     """Return the pairs of training lists that tune a cross-encoder."""
-    return _some(world, [pair for pair in judged_pairs(world, "train") if not pair.again])
+    return _some(shelf, [pair for pair in judged_pairs(shelf, "train") if not pair.again])
 
 
 def said(summaries: Mapping[str, str]) -> Writes:
@@ -87,9 +85,9 @@ def said(summaries: Mapping[str, str]) -> Writes:
     return lambda pairs: [summaries.get(document, "") for _, document in pairs]
 
 
-def judged_pairs(world: SummaryWorld, split: str) -> list[JudgedPair]:
+def judged_pairs(shelf: SummaryShelf, split: str) -> list[JudgedPair]:
     """Return the relevant products of a split's lists, each twice, and some others of each list."""
-    lists = world.lists(split)
+    lists = shelf.lists(split)
     found: list[JudgedPair] = []
     for query in lists.queries:
         grades = lists.qrels[query.id]
@@ -102,32 +100,32 @@ def judged_pairs(world: SummaryWorld, split: str) -> list[JudgedPair]:
     return found
 
 
-def _lessons(world: SummaryWorld) -> MatchingLessons:
+def _lessons(shelf: SummaryShelf) -> MatchingLessons:
     """Return what draws lessons about the products of training lists, from its beginning."""
-    names = sorted({document for of in world.lists("train").qrels.values() for document in of})
-    return MatchingLessons(world.values, names, world.settings.lists, seed=world.settings.cross_encoder.seed)
+    names = sorted({document for of in shelf.lists("train").qrels.values() for document in of})
+    return MatchingLessons(shelf.values, names, shelf.settings.lists, seed=shelf.settings.cross_encoder.seed)
 
 
-def _with_titles(world: SummaryWorld, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
-    count = round(BY_TITLE * len(pairs)) if world.settings.cross_encoder.lessons else 0
+def _with_titles(shelf: SummaryShelf, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
+    count = round(BY_TITLE * len(pairs)) if shelf.settings.cross_encoder.lessons else 0
     return [*pairs, *lessons.by_title(count)]
 
 
-def _some(world: SummaryWorld, pairs: Sequence[T]) -> list[T]:
-    settings = world.settings.cross_encoder
+def _some(shelf: SummaryShelf, pairs: Sequence[T]) -> list[T]:
+    settings = shelf.settings.cross_encoder
     order = np.random.default_rng(settings.seed).permutation(len(pairs))
     return [pairs[place] for place in order[: settings.pairs_max].tolist()]
 
 
-def _written(world: SummaryWorld, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
+def _written(shelf: SummaryShelf, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
     summaries = writes([(pair.query, pair.document) for pair in pairs])
     return [
-        LabelledPair(query=pair.query.text, text=world.text(pair.document, summary), label=pair.label)
+        LabelledPair(query=pair.query.text, text=shelf.text(pair.document, summary), label=pair.label)
         for pair, summary in zip(pairs, summaries, strict=True)
     ]
 
 
-def _of_some_kind(world: SummaryWorld, pair: JudgedPair) -> LabelledPair:
+def _of_some_kind(shelf: SummaryShelf, pair: JudgedPair) -> LabelledPair:
     """Return a pair with a title alone, with values by chance or by the log, or with the whole description behind it.
 
     The kind is drawn by the pair's hash, so that a cross-encoder is calibrated for short texts and long ones alike.
@@ -137,13 +135,13 @@ def _of_some_kind(world: SummaryWorld, pair: JudgedPair) -> LabelledPair:
     if kind == 0:
         summary = ""
     elif kind == 1:  # Mostly cut while learning, so few.
-        summary = world.values.description(document)
+        summary = shelf.values.description(document)
     elif kind <= 4:
-        summary = world.summary(document, world.values.asked(document, query.metadata["keys"]))
+        summary = shelf.summary(document, shelf.values.asked(document, query.metadata["keys"]))
     else:
-        order = world.values.by_chance if kind <= 6 else world.values.by_log
-        summary = world.summary(document, order(document))
-    return LabelledPair(query=query.text, text=world.text(document, summary), label=label)
+        order = shelf.values.by_chance if kind <= 6 else shelf.values.by_log
+        summary = shelf.summary(document, order(document))
+    return LabelledPair(query=query.text, text=shelf.text(document, summary), label=label)
 
 
 def _draw(query: Query, document: str, salt: str) -> int:

@@ -137,7 +137,8 @@ class Summary:
             else policy_writes(app, world, run, policy=writer, report=report, temperature=temperature)
         )
         if policy.startswith(TUNED):
-            world = world.read_with(tune_ranker(world, writes, left_out=left_out(given[0] if given else ())))
+            left = left_out(given[0] if given else ())
+            world = world.read_with(tune_ranker(world, world.cross_encoder, writes, left_out=left))
         described = writer == DESCRIBED
         return [
             Ranked(name=name, run=rank_lists(world, writes, queries, qrels, described=described), qrels=qrels)

@@ -14,7 +14,8 @@ from infra.run_settings import RunSettings
 from infra.settings import Settings
 from infra.summaries.arms import rank_lists
 from infra.summaries.ranker import said, taught_pairs, tune_ranker
-from infra.summaries.world import SummaryWorld, cross_encoders_of
+from infra.summaries.shelf import cross_encoders_of
+from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import left_out, policy_summaries
 from infra.tasks.task import NewRun
 from search_env.corpora import Query
@@ -71,7 +72,8 @@ class RankerPartner:
         report: Report,
     ) -> str:
         """Tune a version on pairs of training lists, calibrated on dev lists; the same for every turn and seed."""
-        return tune_ranker(_world(app, index, parent, report), said(texts), left_out=left_out(held_out))
+        world = _world(app, index, parent, report)
+        return tune_ranker(world, world.cross_encoder, said(texts), left_out=left_out(held_out))
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report

@@ -20,8 +20,9 @@ from infra.settings import AlternationSettings, Settings, TrainSettings
 from infra.summaries.arms import ARMS
 from infra.summaries.premise import check_premise
 from infra.summaries.publishing import publish_summaries
+from infra.summaries.shelf import cross_encoders_of
 from infra.summaries.summarising import read_summaries, summaries_path
-from infra.summaries.world import SummaryWorld, cross_encoders_of
+from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import policy_summaries
 from infra.turns.alternation import alternate
 from infra.turns.ranker import RankerPartner
