@@ -21,6 +21,7 @@ BASE_NAME = "base"
 # The adapter ranks for which vLLM 0.32 has room.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-vllm"
+OURS = Path(__file__).resolve().parents[1] / "vllm"  # What of ours runs in vLLM's process.
 INSTALL = "Run: make vllm (6 GB), or name a Python that has vLLM in vllm_server.python"
 # vLLM is three processes or two, and only the first wears our tags; killed by -9, it leaves the others behind, who
 # ignore SIGTERM and have overwritten their command line and environment (seen with 0.32). So a shell leads their
@@ -108,6 +109,8 @@ def vllm_command(
         # Between two parts of a prompt the request's seeded generator is rewound, which a CPU's cannot be (0.32: "CPU
         # Generator does not use offset"): the engine dies of any burst of prompts beyond its token budget.
         flags.append("--no-enable-chunked-prefill")
+        if python == ENVIRONMENT / "bin" / "python":  # It reaches into the vLLM that the lock pins, and into no other.
+            arguments["--worker-extension-cls"] = "cpu_lora.Extension"
     command = [str(python), *marks, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for pair in arguments.items() for part in pair] + flags + list(settings.arguments)
     return ["/bin/sh", "-c", LEADER, "vllm", *command]
@@ -119,6 +122,7 @@ def vllm_environment(settings: VllmServerSettings, scratch: Path, *, api_key: st
         name: value for name, value in os.environ.items() if not name.startswith(("SEARCHLOOP_", "PYTHON", "VLLM_"))
     }
     return kept | {
+        "PYTHONPATH": str(OURS),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # Lets the CPU's engine be one process; see `vllm_command`.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

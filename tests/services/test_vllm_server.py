@@ -18,6 +18,7 @@ import torch
 from infra.services.policy_server import PolicyServer
 from infra.services.processes import tagged_processes
 from infra.services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
+from infra.services.vllm import vllm_environment as vllm_process_environment
 from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
 from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
 from learner.serving import ServedVersion
@@ -195,6 +196,24 @@ def test_greedy_decoding_is_that_of_transformers(world: World) -> None:
             with torch.inference_mode():
                 assert token == int(policy.model(torch.tensor([ids])).logits[0, -1].argmax())
             ids.append(token)
+
+
+def test_adapters_applied_by_one_product_each_are_vllms_own(world: World) -> None:
+    # The oracle is vLLM's way, which copies an adapter for each token: bf16 alike to the bit, fp32 to its rounding.
+    said = subprocess.run(
+        [ENVIRONMENT / "bin" / "python", Path(__file__).with_name("lora_oracle.py")],
+        env=vllm_process_environment(SETTINGS, world.home),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = msgspec.json.decode(said.splitlines()[-1])
+    assert found["chosen"] == "GroupedLora"
+    assert len(found["differences"]) == 12
+    assert max(found["differences"].values()) < 1e-6
+    assert found["base_untouched"] == [True, False, True]
+    console = next((world.home / "services" / ROLE).rglob("console.log"))
+    assert "Using GroupedLora." in console.read_text()
 
 
 def test_a_version_loaded_while_it_runs_writes_otherwise_and_an_old_one_goes(world: World) -> None:

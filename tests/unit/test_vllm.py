@@ -16,7 +16,7 @@ import learner.vllm
 from infra.context import VllmTables
 from infra.running.serving import check_backend
 from infra.services.errors import ProvisionError
-from infra.services.vllm import VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
+from infra.services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
 from infra.settings import Settings
 from learner.adapters import Adapters, adapter_name, superseded
 from learner.checkpoints import CheckpointError, file_sha256
@@ -313,6 +313,12 @@ def test_the_server_keeps_as_many_adapters_as_may_be_in_use() -> None:
     assert after["--max-lora-rank"] == "16" and after["--host"] == "127.0.0.1"
     assert after["--logprobs-mode"] == "processed_logprobs"
     assert after["-X"] == "-Da=b c"
+    assert "--worker-extension-cls" not in after  # That is for the pinned vLLM alone, and for a CPU.
+    for on_gpu, expected in ((False, True), (True, False)):
+        command = vllm_command(
+            VllmServerSettings(), model, python=ENVIRONMENT / "bin" / "python", port=8000, tags=[], on_gpu=on_gpu
+        )
+        assert ("--worker-extension-cls" in command) is expected
     with pytest.raises(ProvisionError, match="up to rank 512, got 600"):
         lora_room(600)
 
