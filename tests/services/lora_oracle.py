@@ -1,7 +1,7 @@
 """Adapters as `infra/vllm/cpu_lora.py` applies them, beside vLLM's own way: run by vLLM's Python, prints one JSON line.
 
 A step of several requests with two adapters between them, three slices of unlike widths and ranks below the room, as a
-merged query, key and value projection has them.
+merged query, key and value projection has them; and the logits.
 """
 
 import json
@@ -12,7 +12,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper import get_punica_wrapper
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-WIDTH, ROOM, SLICES = 24, 8, (24, 6, 6)
+WIDTH, ROOM, SLICES, VOCABULARY = 24, 8, (24, 6, 6), 40
 IDS = [7, 9, None]  # The server's room is for three, and two are loaded.
 STEPS = {
     "one adapter": [7] * 11,
@@ -22,16 +22,18 @@ STEPS = {
 
 
 def added(wrapper: PunicaWrapperCPU, ids: list[int], *, prefill: bool, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a layer's output is after its adapters, from the same random numbers each time."""
+    """Return a layer's output and the logits after their adapters, from the same random numbers each time."""
     wrapper.update_metadata(
-        LoRAMapping(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=prefill), IDS, 3, 100
+        LoRAMapping(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=prefill), IDS, 3, VOCABULARY
     )
     torch.manual_seed(0)
     x, y = torch.randn(len(ids), WIDTH, dtype=dtype), torch.randn(len(ids), sum(SLICES), dtype=dtype)
     down = tuple(torch.randn(3, 1, ROOM, WIDTH, dtype=dtype) for _ in SLICES)
     up = tuple(torch.randn(3, 1, width, ROOM, dtype=dtype) for width in SLICES)
     wrapper.add_lora_linear(y, x, down, up, 2.0, SLICES)
-    return y
+    logits = torch.randn(len(ids), VOCABULARY, dtype=dtype)
+    wrapper.add_lora_logits(logits, x, down[0], torch.randn(3, 1, VOCABULARY, ROOM, dtype=dtype), 2.0)
+    return torch.cat([y, logits], -1)
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
             {
                 "chosen": type(get_punica_wrapper(64, 16, "cpu")).__name__,
                 "differences": differences,
-                "base_untouched": [bool((mixed[row] == untouched[row]).all()) for row in range(3)],
+                "base_untouched": [bool((mixed[row, : sum(SLICES)] == untouched[row]).all()) for row in range(3)],
             }
         )
     )
