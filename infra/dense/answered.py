@@ -23,7 +23,10 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
-    """Return an index's training queries with the documents that answer them, held-out texts left out."""
+    """Return an index's training queries with the documents that answer them, held-out texts left out.
+
+    Raises SettingsError if no document answers any: only queries made from attributes say what answers them.
+    """
     queries, qrels = load_intents(directory / "intents", "train")
     left_out = {plain_words(query.text) for query in held_out}
     kept = {query.id: query.text for query in queries if plain_words(query.text) not in left_out}
@@ -32,6 +35,11 @@ def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
         for document, grade in grades.items():
             if grade > 0 and query in kept:
                 by_document.setdefault(document, []).append(query)
+    if not by_document:
+        raise SettingsError(
+            f"index {directory.name!r} has {len(kept)} training queries, and no document that answers one: expected "
+            "queries made from attributes. ReSuMe needs a catalogue whose products have attributes that repeat"
+        )
     return Answered(queries=kept, by_document={key: tuple(sorted(ids)) for key, ids in by_document.items()})
 
 
