@@ -56,7 +56,8 @@ def run_demo(
 ) -> None:
     """Run everything from nothing to a report, on the generated catalogue or on a user's files.
 
-    keep: leave the services running. What an earlier demo made is made again.
+    keep: leave the services running. What an earlier demo made is made again. Raises StorageError if `verify` finds the
+    log and the ledger at odds.
     """
     began = time.monotonic()
     app = app.with_recipe(recipe_path(NAME))

@@ -196,6 +196,7 @@ def policy_objective(
     −(surrogate · correction − β·KL) per token, weighted by `weights.loss`, less the entropy bonus.
     KL: k3 of Schulman (joschu.net/blog/kl-approx.html), GRPO eq. 4: π_ref/π − log(π_ref/π) − 1. We differ: its gradient
     is not that of KL(π‖π_ref) even on-policy, so it is weighted by π/π_old as in DeepSeek-V3.2 (arXiv:2512.02556).
+    Raises ValueError for a KL weight without the reference's log-probabilities.
     """
     advantage = advantages[:, None].to(logprobs.dtype)  # [N, 1]
     if settings.correction == "none":

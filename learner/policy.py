@@ -109,7 +109,8 @@ class Policy:
 def build_tiny(texts: Iterable[str], settings: TinySettings, *, pointers: int = 0) -> Policy:
     """Return an untrained Llama decoder with a vocabulary made from `texts`; the same input gives the same weights.
 
-    pointers: above 0 it is a selector among so many values of a prompt (`learner.selecting`).
+    pointers: above 0 it is a selector among so many values of a prompt (`learner.selecting`). Raises PolicyError for a
+    width that the heads do not divide.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -304,7 +305,10 @@ def _load_adapter(path: Path) -> Any:
 
 
 def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
-    """Return the policy with fresh low-rank adapters on its frozen weights, or unchanged where the rank is 0."""
+    """Return the policy with fresh low-rank adapters on its frozen weights, or unchanged where the rank is 0.
+
+    Raises PolicyError if the policy was not loaded from a folder: an adapter names its base by that.
+    """
     if settings.rank == 0:
         return policy
     from peft import LoraConfig, get_peft_model

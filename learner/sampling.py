@@ -206,7 +206,7 @@ def choose(logits: Tensor, *, temperature: float, uniforms: Tensor) -> tuple[Ten
 
     logits: [N, V], -inf where banned. uniforms: [N] in [0, 1). Returns [N] and [N].
     Inverse transform: the first token whose cumulative probability exceeds u; u is scaled to the row's own sum, so that
-    rounding can never choose past the last possible token.
+    rounding can never choose past the last possible token. Raises SamplingError for a row without a finite logit.
     """
     if not torch.isfinite(logits.amax(-1)).all():
         raise SamplingError("sampling: the policy's logits are not finite; its weights are damaged")

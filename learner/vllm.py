@@ -81,6 +81,7 @@ class VllmClient:
         """Have the server load the LoRA adapter in the folder `path`, as it sees it; one that it has stays as it is.
 
         Always a new name for new weights: vLLM 0.32 keeps the prefix cache of an adapter that is loaded again in place.
+        Raises VllmError if the server cannot load it, TransientError if it stays down.
         """
         try:
             self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -101,7 +102,10 @@ class VllmClient:
             return
 
     def models(self) -> dict[str, str]:
-        """Return the base model and every adapter that the server has: name → folder, as the server sees it."""
+        """Return the base model and every adapter that the server has: name → folder, as the server sees it.
+
+        Raises VllmError for an answer of another form, TransientError if the server stays down.
+        """
         answer = self._ask("GET", "/v1/models", None)
         try:
             return {card["id"]: card.get("root") or "" for card in answer["data"]}

@@ -163,7 +163,10 @@ def write_intents(directory: str | Path, intents: IntentSet) -> None:
 
 
 def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]:
-    """Return a split's queries and judgments; both empty if the split was not written (no such queries)."""
+    """Return a split's queries and judgments; both empty if the split was not written (no such queries).
+
+    Raises CorpusError for an unknown split or a folder without intents.
+    """
     folder = Path(directory)
     if split not in SPLITS:
         raise CorpusError(f"expected a split of {', '.join(SPLITS)}, got '{split}'.")

@@ -207,7 +207,10 @@ class Retriever:
         return self.start_many(queries, size=size).wait()
 
     def start_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> PendingSearches:
-        """Send the searches of `try_many` and return at once: the caller can work until it needs the answers."""
+        """Send the searches of `try_many` and return at once: the caller can work until it needs the answers.
+
+        Raises RetrievalError for a size outside the result window.
+        """
         if not 1 <= size <= RESULT_WINDOW_MAX:
             raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, was asked for {size}")
         settings = self.settings

@@ -235,7 +235,10 @@ def read_segment(path: Path) -> Iterator[Received]:
 
 
 def describe_segment(folder: Path, path: Path) -> Segment:
-    """Return what the ledger's list says of a segment's file."""
+    """Return what the ledger's list says of a segment's file.
+
+    Raises StorageError for a file whose name is not a segment's.
+    """
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise StorageError(f"{path}: expected a name like {0:020d}-{9:020d}.parquet")

@@ -115,7 +115,10 @@ class Outbox:
         headers: Sequence[tuple[str, bytes]] = (),
         timestamp_ms: int | None = None,
     ) -> None:
-        """Hand a record to the producer as it is; it counts as written only after `flush`."""
+        """Hand a record to the producer as it is; it counts as written only after `flush`.
+
+        Raises DeliveryError if the producer does not take it.
+        """
         try:
             future = self._producer.send(
                 topic,

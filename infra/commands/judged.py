@@ -27,6 +27,7 @@ def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path 
     """Return the queries and their judgments; None where none are given.
 
     index_folder: of the index whose documents are judged: at least one judgment must be of its documents.
+    Raises UsageError for one file without the other, CorpusError for files that are no queries or judgments.
     """
     from search_env.corpora import check_qrels, load_qrels, load_queries
     from search_env.index import load_documents

@@ -107,6 +107,7 @@ def counterfactual(
 
     assignments: `table.key=value` on top of the recorded run's settings. begin: the policy version to learn from.
     Batches are cut anew, every `batch.groups` groups of the window; what is left over at its end is not learned from.
+    Raises DeliveryError for a window with less than one batch.
     """
     began = time.monotonic()
     kept = read_run_settings(app.home.existing_run(selection.run))

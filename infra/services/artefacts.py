@@ -116,7 +116,10 @@ def provision_artefacts(cache: Path, artefacts: tuple[Artefact, ...], progress: 
 
 @contextlib.contextmanager
 def cache_lock(cache: Path, progress: Progress = silent) -> Iterator[None]:
-    """Hold the cache for ourselves; whoever dies lets go, because the lock is the kernel's."""
+    """Hold the cache for ourselves; whoever dies lets go, because the lock is the kernel's.
+
+    Raises ProvisionError if the cache cannot be written.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         handle = (cache / ".lock").open("w")

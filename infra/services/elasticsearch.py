@@ -239,7 +239,10 @@ def make_open(directory: Path) -> None:
 
 
 def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:
-    """Compile our analysis plugin against the distribution's own jars and put it into its plugins folder."""
+    """Compile our analysis plugin against the distribution's own jars and put it into its plugins folder.
+
+    Raises ProvisionError with the compiler's words if it does not compile.
+    """
     plugin = installation / "plugins" / "searchloop-analysis"
     plugin.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as classes:

@@ -108,6 +108,7 @@ class LocalKafka:
         """Let Kafka's own tool format a storage once, and keep its feature levels for every later storage.
 
         The tool is a JVM of 2.5 s; what it writes differs between two storages in the ids of meta.properties alone.
+        Raises ProvisionError with the tool's words if it fails.
         """
         if self._bootstrap.exists():
             return

@@ -69,6 +69,7 @@ class Summary:
         """Make or find lists, cross-encoder, labelled pairs and first policy.
 
         Training queries come from the index's demand; `queries_file` is refused. Held-out queries are left out by text.
+        Raises SettingsError for queries of one's own, and if no pair is moved by more than δ.
         """
         if new.queries_file is not None:
             raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")

@@ -31,7 +31,10 @@ class RankerPartner:
     measure = "nDCG@5"
 
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
-        """Return the version that lists alone have trained; it is made where it is missing."""
+        """Return the version that lists alone have trained; it is made where it is missing.
+
+        Raises SettingsError for an alternation that begins or samples as a retriever's does.
+        """
         for name, only in (("begin", "nothing"), ("samples", 0)):
             if (got := getattr(app.settings.alternation, name)) != only:
                 raise SettingsError(

@@ -90,7 +90,10 @@ def unformatted_reward(settings: ResumeSettings) -> tuple[float, dict[str, float
 
 
 def retrieval_score(positives: Sequence[float], negatives: Sequence[float], settings: ResumeSettings) -> float:
-    """Return RetScore in [0, 1] from cosines (eq. 4), S = (1 + cosine) / 2; .5 where every S is 0."""
+    """Return RetScore in [0, 1] from cosines (eq. 4), S = (1 + cosine) / 2; .5 where every S is 0.
+
+    Raises ValueError without positives or negatives, or for a cosine that is not finite.
+    """
     if not positives or (settings.negatives and not negatives):
         raise ValueError(f"expected positive and negative queries, got {len(positives)} and {len(negatives)}")
     if not all(map(math.isfinite, (*positives, *negatives))):
