@@ -28,7 +28,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
         self.room = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the new tokens' states and return views of all that is filled."""
+        """Add the new tokens' states [N, heads, t, width] and return views of all that is filled."""
         if self.room == 0:
             keys, values = super().update(key_states, value_states)
             self.length = keys.shape[-2]
@@ -49,7 +49,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
         self.keys, self.values = self._roomy(self.keys, repeats), self._roomy(self.values, repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone."""
+        """Keep these rows [n] alone."""
         self.keys, self.values = self.keys[indices], self.values[indices]
 
     def _roomy(self, states: Tensor, repeats: int) -> Tensor:

@@ -101,7 +101,7 @@ class StaticRetriever(nn.Module):
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return maps and token weights."""
+        """Return the maps, [E, E] each, and the token weights, [V, 1]."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
     def load_tensors(self, path: Path) -> None:

@@ -302,7 +302,7 @@ class _MicroBatch:
     old_logprobs: Tensor | None = None
 
     def differences(self, logprobs: Tensor) -> dict[str, float]:
-        """Return each group's largest |log π − log μ|, in nats."""
+        """Return each group's largest |log π − log μ|, in nats; logprobs: [N, C] of the policy."""
         rows = (logprobs - self.packed.behaviour_logprobs).abs().amax(dim=1).tolist()  # [N]
         return {group_id: max(rows[start:end]) for group_id, start, end in self._spans()}
 

@@ -39,8 +39,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
 
     Training queries of one's own have no judgments, the intents of the index have. What has the text of a held-out
     query is left out, here and among the lessons. A run that has a checkpoint keeps the policy, lessons and contexts
-    that it began with. Raises SettingsError without training queries, or
-    for others than those the run began with.
+    that it began with. Raises SettingsError without training queries, or for others than those the run began with.
     """
     run_dir = app.home.run(new.run)
     with open_bench(app, new.index, report) as bench:
