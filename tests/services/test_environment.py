@@ -119,6 +119,41 @@ def test_a_good_expansion_earns_more_than_none_and_none_more_than_rubbish(enviro
     assert "expected <answer>" in invalid.error
 
 
+ENDLESS = "<answer>[" + '"mug", ' * 5_000
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "expected <answer>"),
+        (ENDLESS, "bytes"),
+        ('<answer>["mug"', "expected <answer>"),
+        ('<answer>["a\x00b\x1b[31m"]</answer>', "malformed: invalid character"),
+        (r'<answer>["\u0000\u001b"]</answer>', "expected 1 to 6 words, got 0"),
+    ],
+    ids=["empty", "endless", "broken off", "control characters", "escaped control characters"],
+)
+def test_what_is_no_answer_is_worth_nothing_and_says_why(
+    environment: SearchEnvironment, text: str, complaint: str
+) -> None:
+    (reward,) = environment.score_many(inputs(generation("red mug", text, answer("teacup"))))
+    bad, good = reward.outcomes
+    assert (bad.status, bad.valid, bad.reward, bad.hits) == ("scored", False, 0.0, ())
+    assert complaint in bad.error and len(bad.error) < 300
+    assert good.reward > 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("text", [answer("кружка", "マグ", "tazón"), answer("red mug"), answer("red", "mug")])
+def test_another_language_or_the_query_itself_earns_what_saying_nothing_earns(
+    environment: SearchEnvironment, text: str
+) -> None:
+    (reward,) = environment.score_many(inputs(generation("red mug", text, answer())))
+    said, nothing = reward.outcomes
+    assert said.valid and said.status == "scored"
+    assert said.reward == pytest.approx(nothing.reward)
+    assert [hit.document_id for hit in said.hits] == [hit.document_id for hit in nothing.hits]
+
+
 def test_every_reward_can_be_worked_out_again_from_its_event(
     environment: SearchEnvironment, retriever: Retriever
 ) -> None:
