@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "infra": {"streams", "learner", "search_env", "storage"},
 }
 MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+IN_VLLMS_PROCESS = sorted((ROOT / "infra" / "vllm").glob("*.py"))
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -36,6 +37,13 @@ def test_a_package_imports_only_those_below_it(path: Path) -> None:
     assert imported_packages(path) <= MAY_IMPORT[package] | {package}
 
 
+def test_what_runs_in_vllms_process_needs_nothing_of_ours_and_hides_no_module_there() -> None:
+    assert IN_VLLMS_PROCESS
+    for path in IN_VLLMS_PROCESS:
+        assert not imported_packages(path)
+        assert path.stem not in sys.stdlib_module_names | {"vllm", "torch"}
+
+
 def test_events_load_without_torch_and_without_kafka() -> None:
     heavy = ("torch", "kafka", "duckdb", "faust")
     code = f"import sys, streams.events; sys.exit(any(name in sys.modules for name in {heavy}))"
@@ -48,7 +56,8 @@ def test_storage_loads_without_torch() -> None:
 
 
 def test_only_the_monitor_itself_loads_faust() -> None:
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name != "agents.py"]
+    ours = [path for path in MODULES if path.name != "agents.py" and path not in IN_VLLMS_PROCESS]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ours]
     code = (
         f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nsys.exit('faust' in sys.modules)"
     )
