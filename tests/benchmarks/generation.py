@@ -1,8 +1,8 @@
 """Tokens a second of SmolLM2-135M-Instruct: vLLM over HTTP, as the recipe starts it, against sampling in this process.
 
 One update's worth of prompts of the recipe's length is sampled by either side in turn: the recipe's groups, candidates
-and tokens. vLLM has the recipe's precision and its own threads, this process fp32 and one thread; neither ends a text
-early but by its end token, and tokens that were written count. The adapter is a fresh one, which changes nothing.
+and tokens. vLLM has the recipe's precision, this process fp32, either one thread; neither ends a text early but by its
+end token, and tokens that were written count. The adapter is a fresh one, which changes nothing.
 
 Run: python tests/benchmarks/generation.py [--prompt-tokens 300] [--runs 5]; `make smollm2 vllm` first.
 """
