@@ -1,7 +1,7 @@
 """Adapters as `infra/vllm/cpu_lora.py` applies them, beside vLLM's own way: run by vLLM's Python, prints one JSON line.
 
-A step of several requests with two adapters between them, three slices of unlike widths and ranks below the room, as a
-merged query, key and value projection has them; and the logits.
+A step of several requests with two adapters between them, and three slices of unlike widths, as a merged query, key and
+value projection has them; and the logits.
 """
 
 import json
