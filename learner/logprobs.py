@@ -33,7 +33,7 @@ def check_policy(model: nn.Module) -> None:
     Refused: dropout, gradient checkpointing, attention that takes no 4-D mask, prompt-learning adapters, and output
     heads with a bias, an adapter, a scale or a soft cap.
     """
-    causal, config = _causal_lm(model), _causal_lm(model).config
+    causal, config = causal_lm(model), causal_lm(model).config
     dropouts = {name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0}
     dropouts |= {
         f"config.{key}"
@@ -67,7 +67,7 @@ def positions_max(model: nn.Module) -> int:
 
     A 4-D mask overrides a sliding window, so nothing longer than the window may be packed.
     """
-    config = _causal_lm(model).config
+    config = causal_lm(model).config
     window = getattr(config, "sliding_window", None)
     limits = [getattr(config, "max_position_embeddings", None), window]
     return min((limit for limit in limits if isinstance(limit, int)), default=1 << 30)
@@ -75,7 +75,13 @@ def positions_max(model: nn.Module) -> int:
 
 def vocabulary_size(model: nn.Module) -> int:
     """Return V, the number of token ids that the policy knows."""
-    return int(_causal_lm(model).get_input_embeddings().weight.shape[0])
+    return int(causal_lm(model).get_input_embeddings().weight.shape[0])
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """Return the transformers model itself, out of its PEFT wrapper (whose adapters live inside its layers)."""
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
 
 
 def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,7 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
     removed before the softmax, and all that a selector never writes. Entropy in nats. Both are float32 and
     differentiable.
     """
-    causal = _causal_lm(model)
+    causal = causal_lm(model)
     hidden = causal.base_model(
         input_ids=packed.input_ids,
         attention_mask=_attention_mask(causal, packed.attention),
@@ -210,9 +216,3 @@ def _chunks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
     size = max(1, CHUNK_ELEMENTS // vocabulary)
     count = math.ceil(rows / size)
     return [(index * size, min(rows, (index + 1) * size)) for index in range(count)]
-
-
-def _causal_lm(model: nn.Module) -> Any:
-    """Return the transformers model itself, out of its PEFT wrapper (whose adapters live inside its layers)."""
-    unwrap = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()

@@ -1,6 +1,7 @@
 """Candidates from the policy: one interface, and the sampler that runs in this process.
 
-A group's prompt is forwarded once and its cache repeated for the G candidates; finished rows leave the batch. All
+A group's prompt is forwarded once and its cache repeated for the G candidates; finished rows leave the batch. Of a
+selector nothing is computed but the logits of what it may write, a few dozen of thousands of tokens. All
 randomness is drawn before the first token, from the group's own seed, and used by inverse transform: what a group gets
 depends on its seed and its prompt alone, up to the last float of a differently shaped batch; the same batch gives the
 same bits. The log-probabilities are those of the very distribution that was sampled from.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learner.constraints import banned_next
+from learner.logprobs import causal_lm
 from learner.policy import Policy
 from learner.selecting import banned_pointers
 from streams.errors import SearchloopError
@@ -55,6 +57,8 @@ class TransformersSampler:
         self._pad_id = policy.pad_id
         self._opener_ids = policy.opener_ids
         self._selector = policy.selector
+        answers = policy.selector.answer_ids if policy.selector else None
+        self._answer_ids = torch.tensor(answers, device=policy.model.device) if answers else None  # [A]
         self._settings = settings or SamplerSettings()
 
     @torch.inference_mode()
@@ -92,18 +96,21 @@ class TransformersSampler:
         uniforms = draw_uniforms(seeds, candidates=drawn, tokens=sampling.tokens_max).to(device)  # [N, T]
         logits, cache, mask, position = self._forward_prompts(
             prompts, drawn, sampling.tokens_max, device
-        )  # [N, V], …, [N, P], [N]
-
+        )  # [N, V] or [N, A], …, [N, P], [N]
+        allowed = self._allowed(prompts, drawn, device)  # [N, A] of a selector
         tokens = torch.full((rows, sampling.tokens_max), -1, dtype=torch.long, device=device)  # [N, T]
         logprobs = torch.zeros((rows, sampling.tokens_max), dtype=torch.float32, device=device)  # [N, T]
         stops = torch.tensor(self._stop_ids, device=device)
         active = torch.arange(rows, device=device)
         for step in range(sampling.tokens_max):
-            if self._selector is not None:
-                logits = self._pointers_only(logits, prompts, drawn, active.tolist(), tokens[active, :step])
+            if allowed is not None:
+                logits = logits.masked_fill(~allowed[active], -torch.inf)
             elif sampling.no_repeat:
                 self._ban_repeats(logits, tokens[active, :step])
             chosen, logprob = choose(logits, temperature=sampling.temperature, uniforms=uniforms[active, step])
+            if allowed is not None and self._answer_ids is not None:
+                allowed[active, chosen] = False
+                chosen = self._answer_ids[chosen]
             tokens[active, step], logprobs[active, step] = chosen, logprob
             going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
             if len(going) == 0 or step + 1 == sampling.tokens_max:
@@ -112,14 +119,8 @@ class TransformersSampler:
                 active, chosen, mask, position = active[going], chosen[going], mask[going], position[going]
                 cache.batch_select_indices(going)
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            output = self._model(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits, position = output.logits[:, -1].float(), position + 1
+            logits = self._next_logits(chosen[:, None], mask, position[:, None], cache)
+            position = position + 1
         return self._completions(tokens, logprobs, drawn)
 
     def _forward_prompts(
@@ -133,17 +134,31 @@ class TransformersSampler:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])  # [B, P]
         ids, mask = ids.to(device), mask.to(device)
         cache = RoomyCache(tokens=tokens)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        logits = self._next_logits(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
         cache.batch_repeat_interleave(drawn)
-        logits = output.logits[:, -1].float().repeat_interleave(drawn, dim=0)
-        return logits, cache, mask.repeat_interleave(drawn, dim=0), mask.sum(1).repeat_interleave(drawn)
+        return (
+            logits.repeat_interleave(drawn, dim=0),
+            cache,
+            mask.repeat_interleave(drawn, dim=0),
+            mask.sum(1).repeat_interleave(drawn),
+        )
+
+    def _next_logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Forward `ids` [N, t] on top of the cache; return the logits after the last, [N, V], of a selector [N, A]."""
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if self._answer_ids is None:
+            logits: Tensor = self._model(**inputs, logits_to_keep=1).logits[:, -1]
+        else:
+            causal = causal_lm(self._model)
+            hidden = causal.base_model(**inputs).last_hidden_state[:, -1]  # [N, D]
+            logits = hidden @ causal.get_output_embeddings().weight[self._answer_ids].T
+        return logits.float()
 
     def _ban_repeats(self, logits: Tensor, prefixes: Tensor) -> None:
         """Set to -inf, in `logits` [N, V], what may not follow each prefix [N, t]."""
@@ -151,20 +166,14 @@ class TransformersSampler:
             if banned := banned_next(prefix, self._opener_ids):
                 logits[row, list(banned)] = -torch.inf
 
-    def _pointers_only(
-        self, logits: Tensor, prompts: Sequence[Sequence[int]], drawn: int, rows: list[int], prefixes: Tensor
-    ) -> Tensor:
-        """Return `logits` [N, V] with all but what a selector may write next set to -inf.
-
-        rows: [N] of the block; row n belongs to prompt n // drawn. prefixes: [N, t].
-        """
-        assert self._selector is not None
-        kept = torch.full_like(logits, -torch.inf)
-        answer = list(self._selector.answer_ids)
-        kept[:, answer] = logits[:, answer]
-        for place, (row, prefix) in enumerate(zip(rows, prefixes.tolist(), strict=True)):
-            kept[place, list(banned_pointers(prompts[row // drawn], prefix, self._selector))] = -torch.inf
-        return kept
+    def _allowed(self, prompts: Sequence[Sequence[int]], drawn: int, device: torch.device) -> Tensor | None:
+        """Return [N, A], which of a selector's answer tokens each row may begin with; None of other policies."""
+        if self._selector is None:
+            return None
+        banned = [banned_pointers(prompt, (), self._selector) for prompt in prompts]
+        answers = self._selector.answer_ids
+        allowed = torch.tensor([[answer not in each for answer in answers] for each in banned], device=device)
+        return allowed.repeat_interleave(drawn, dim=0)
 
     def _completions(self, tokens: Tensor, logprobs: Tensor, drawn: int) -> list[list[Completion]]:
         completions = []
