@@ -31,7 +31,8 @@ PLAN_FILE = "plan.json"
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """What an experiment was begun with; the same folder never holds two.
 
-    judged: hash of the queries and judgments of a user's own, "" where there are none; files: their two files.
+    plan: as it was asked for last, and behind its arms those that were asked for before. judged: hash of the queries
+    and judgments of a user's own, "" where there are none; files: their two files.
     """
 
     plan: Plan
@@ -44,14 +45,15 @@ def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: 
     """Keep what the experiment was begun with, or see that it is the same that is asked for now.
 
     given, files: judged queries of the user's own, and the files that they came from. More seeds or arms may be asked
-    for later, and judged queries; what is kept of an arm may not change. Raises SettingsError if it does.
+    for later, and judged queries; what is kept of an arm may not change, whenever it was made. Raises SettingsError if
+    it does.
     """
     path = folder / PLAN_FILE
     judged = hashlib.sha256(msgspec.json.encode(given, order="deterministic")).hexdigest() if given else ""
     if path.is_file():
         before = read_begun(folder)
-        arms = {arm.name: arm for arm in before.plan.arms}
-        changed = [arm.name for arm in plan.arms if arms.get(arm.name, arm) != arm]
+        kept = {arm.slug: arm for arm in before.plan.arms}  # Its files are named so.
+        changed = [arm.name for arm in plan.arms if _but_seeds(kept.get(arm.slug, arm)) != _but_seeds(arm)]
         same = (before.index, before.plan.recipe, before.plan.updates, before.plan.top)
         if changed or same != (index, plan.recipe, plan.updates, plan.top):
             what = f"arm {changed[0]!r} was another one" if changed else "index, recipe, updates or top were others"
@@ -59,8 +61,14 @@ def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: 
         if judged and before.judged not in ("", judged):
             raise SettingsError(f"{folder} holds an experiment with other judged queries; choose another --into")
         judged, files = (judged, files) if judged else (before.judged, before.files)
+        earlier = [arm for slug, arm in kept.items() if slug not in {each.slug for each in plan.arms}]
+        plan = msgspec.structs.replace(plan, arms=(*plan.arms, *earlier))
     begun = Begun(plan=plan, index=index, judged=judged, files=files)
     write_whole(path, msgspec.json.format(msgspec.json.encode(begun)))
+
+
+def _but_seeds(arm: Arm) -> Arm:
+    return msgspec.structs.replace(arm, seeds=None)
 
 
 def read_begun(folder: Path) -> Begun:

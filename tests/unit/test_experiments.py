@@ -136,6 +136,20 @@ def test_a_folder_never_holds_two_experiments(tmp_path: Path) -> None:
         begin(folder, plan, index="shop", given=(judged[0], {"q": {"d": 2}}))
 
 
+def test_an_arm_is_remembered_while_others_are_asked_for_and_may_get_more_seeds(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    begin(folder, read_plan(written(tmp_path, TWO_ARMS)), index="shop", given=None)
+    begin(folder, read_plan(written(tmp_path, TWO_ARMS), arms=("raw",)), index="shop", given=None)
+    begin(folder, read_plan(written(tmp_path, TWO_ARMS.replace("seeds = [5]", ""))), index="shop", given=None)
+    begin(folder, read_plan(written(tmp_path, TWO_ARMS), arms=("raw",)), index="shop", given=None)
+    changed = read_plan(written(tmp_path, TWO_ARMS.replace("size_weight=0", "size_weight=1")))
+    with pytest.raises(SettingsError, match="arm 'no λ' was another one"):
+        begin(folder, changed, index="shop", given=None)
+    alike = read_plan(written(tmp_path, TWO_ARMS.replace('"SFT+GRPO"', '"SFT GRPO"')), arms=("SFT GRPO",))
+    with pytest.raises(SettingsError, match="arm 'SFT GRPO' was another one"):
+        begin(folder, alike, index="shop", given=None)
+
+
 class FakeTask:
     """Ranks two queries: the higher the name of the policy hashes, the better; remembers what it was asked."""
 
