@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from infra.context import App
 from infra.progress import Report
@@ -11,7 +12,7 @@ from infra.relevance import open_relevance
 from learner.prompts import with_choices
 from search_env.catalogue import Catalogue
 from search_env.context import ContextBuilder, with_neighbours
-from search_env.embeddings import Embedder
+from search_env.embeddings import KeptEmbedder
 from search_env.index import IndexVersion, load_documents, load_manifest
 from search_env.neighbours import Neighbours
 from search_env.relevance import RelevanceModel
@@ -40,10 +41,6 @@ class Bench:
             contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
         return [with_choices(context, self.app.settings.prompts) for context in contexts]
 
-    def embedder(self) -> Embedder:
-        """Return the sentence encoder that neighbours are found with."""
-        return Embedder(self.app.settings.embedding)
-
     def close(self) -> None:
         """Close the retriever's threads and the client's connections."""
         self.retriever.close()
@@ -64,4 +61,12 @@ def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | Non
     """Return the look-up of what helped similar queries, or None where the prompt shows none or nothing was taught."""
     if not bench.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
         return None
-    return Neighbours(lessons, bench.embedder(), bench.app.settings.neighbours)
+    return neighbours_of(bench.app, bench.directory, lessons)
+
+
+def neighbours_of(app: App, index_folder: Path, lessons: Sequence[Lesson]) -> Neighbours:
+    """Return the look-up in these lessons; their queries' vectors lie beside the index, for every run that has them."""
+    embedder = KeptEmbedder(
+        app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder / "embeddings"
+    )
+    return Neighbours(lessons, embedder, app.settings.neighbours)

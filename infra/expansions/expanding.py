@@ -10,7 +10,7 @@ from functools import partial
 
 from infra.context import App
 from infra.decoding import decode_requests, served
-from infra.expansions.bench import Bench, open_bench
+from infra.expansions.bench import Bench, neighbours_of, open_bench, open_neighbours
 from infra.expansions.cache import Expanded, ExpansionCache
 from infra.expansions.preparation import LESSONS_FILE
 from infra.home import SETTINGS_FILE
@@ -19,10 +19,8 @@ from infra.run_settings import RunSettings, read_run_settings
 from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
 from search_env.corpora import Query
-from search_env.embeddings import KeptEmbedder
 from search_env.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.index import load_manifest
-from search_env.neighbours import Neighbours
 from search_env.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
 from streams.events import Context, Generation, Request
@@ -99,7 +97,8 @@ def _read(group: Generation, kept: RunSettings) -> Expanded:
 
 def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:
     """Return, for each query, the best words of the run's lessons on similar queries, at most `count`."""
-    return _neighbours(app, kept, _lessons(app, kept)).words(texts, count=count)
+    look_up = neighbours_of(app.with_settings(kept.settings), app.home.index(kept.index), _lessons(app, kept))
+    return look_up.words(texts, count=count)
 
 
 def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Report) -> list[tuple[str, ...]]:
@@ -130,20 +129,9 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
 
 
 def _contexts(bench: Bench, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
-    lessons = _lessons(bench.app, kept)
-    if not kept.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
-        return bench.contexts(texts)
-    return bench.contexts(texts, _neighbours(bench.app, kept, lessons).words(texts))
+    neighbours = open_neighbours(bench, _lessons(bench.app, kept))
+    return bench.contexts(texts, neighbours.words(texts) if neighbours else None)
 
 
 def _lessons(app: App, kept: RunSettings) -> list[Lesson]:
     return read_lessons(app.home.run(kept.run) / LESSONS_FILE)
-
-
-def _neighbours(app: App, kept: RunSettings, lessons: Sequence[Lesson]) -> Neighbours:
-    embedder = KeptEmbedder(
-        kept.settings.embedding,
-        kept=[lesson.query for lesson in lessons],
-        directory=app.home.run(kept.run) / "embeddings",
-    )
-    return Neighbours(lessons, embedder, kept.settings.neighbours)

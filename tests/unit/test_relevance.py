@@ -255,6 +255,7 @@ def test_kept_vectors_are_the_same_bits_and_are_made_once(tmp_path: Path, embedd
     stamp = file.stat().st_mtime_ns
     again = KeptEmbedder(EmbeddingSettings(), kept=lessons, directory=tmp_path)
     assert np.array_equal(again.embed(lessons), embedder.embed(lessons))
+    assert np.array_equal(again.embed_queries(["steel lamp", "red mug"]), again.embed(lessons)[::-1])
     assert again._model is None
     assert file.stat().st_mtime_ns == stamp
 
