@@ -9,7 +9,8 @@ ratio        token: π/π_old               GRPO, eq. 3
              sequence: (π/π_old)^(1/|o|)  GSPO (arXiv:2507.18071), eq. 7
 surrogate    clip                         PPO (arXiv:1707.06347), eq. 7; two bounds: DAPO (arXiv:2503.14476), eq. 10
              cispo                        MiniMax-M1 (arXiv:2506.13585), eq. 4
-             likelihood                   log π, as ReSuMe's eq. 1 needs it; with softmax: weighted log-likelihood
+             likelihood                   log π, as ReSuMe's eq. 1 needs it; with softmax: weighted log-likelihood of
+                                          whole texts, so that no aggregation by sequence means goes with it
 correction   min(π_old/μ, cap)            truncated importance sampling on top of a proximal policy: IMPALA's ρ̄
                                           (arXiv:1802.01561) in the decoupled objective of AReaL (arXiv:2505.24298)
 aggregation  sequence, token, constant    GRPO eq. 3; DAPO eq. 8; Dr. GRPO
@@ -26,6 +27,8 @@ from typing import Annotated, Literal
 import msgspec
 import torch
 from torch import Tensor
+
+from streams.errors import SettingsError
 
 LOG_RATIO_MAX = 20.0
 
@@ -73,6 +76,19 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     )
 
 
+def check_objective(settings: ObjectiveSettings) -> None:
+    """Raise SettingsError for parts that do not go together.
+
+    A likelihood pushes every sampled text up. Sums over its tokens cancel but for the rewards, since the score's mean
+    under the policy is 0; means by text push the tokens of short ones harder (16 kept tokens became 1 in 15 updates).
+    """
+    if settings.surrogate == "likelihood" and settings.aggregation == "sequence":
+        raise SettingsError(
+            "learner.objective.aggregation: expected 'constant' or 'token' with surrogate = 'likelihood', got "
+            "'sequence': means by text would teach the policy to be short"
+        )
+
+
 def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
     """Return each completion's reward relative to its own group, in float64.
 
@@ -112,8 +128,8 @@ def listwise_weights(rewards: Tensor, *, temperature: float) -> Tensor:
 
     ReSuMe (doi:10.1145/3774904.3792959), eq. 1, is −log softmax(r(s_i)/β): no policy stands in it, so it has no
     gradient. We read it as the cross-entropy of softmax(r/β) and the policy, −Σ_i softmax(r/β)_i · log π(s_i), with the
-    surrogate "likelihood". The factor G makes the loss's mean over candidates that sum. We differ on equal rewards:
-    the weights 1/G would only repeat what was sampled.
+    surrogate "likelihood" and an aggregation that sums over a text's tokens. The factor G makes the loss's mean over
+    candidates that sum. We differ on equal rewards: the weights 1/G would only repeat what was sampled.
     """
     rewards = rewards.double()
     scored = ~rewards.isnan()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from learner.groups import SortedGroups, reward_metrics, sort_groups
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
-from learner.objectives import ObjectiveSettings, TokenWeights, policy_objective, token_weights
+from learner.objectives import ObjectiveSettings, TokenWeights, check_objective, policy_objective, token_weights
 from learner.packing import Group, PackedGroups, pack_groups
 from learner.selecting import Selector
 from learner.tally import Tally
@@ -88,9 +88,11 @@ class Updater:
 
         opener_ids: see `learner.constraints`. selector: see `learner.selecting`.
         reference: the policy that the KL holds to; needed if kl_weight > 0.
-        Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError without a needed reference.
+        Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError without a needed reference,
+        SettingsError for an objective whose parts do not go together.
         """
         check_policy(model)
+        check_objective(objective)
         if objective.kl_weight > 0 and reference is None:
             raise UpdateError("objective.kl_weight > 0 needs a reference policy, got none. Pass one, or set it to 0.")
         self.model = model

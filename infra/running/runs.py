@@ -13,6 +13,7 @@ from infra.running.serving import check_backend
 from infra.running.training import TrainingSummary, stream
 from infra.tasks.task import NewRun, load_task
 from learner.checkpoints import CURRENT
+from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.corpora import Query
 from streams.topics import version_name
@@ -39,6 +40,7 @@ def train_run(
     """
     task = load_task(app.settings.train.task)
     check_backend(app.settings)
+    check_objective(app.settings.learner.objective)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)

@@ -14,6 +14,7 @@ from torch import Tensor
 from learner.objectives import (
     Objective,
     ObjectiveSettings,
+    check_objective,
     completion_weights,
     group_advantages,
     listwise_weights,
@@ -21,6 +22,7 @@ from learner.objectives import (
     policy_objective,
     token_weights,
 )
+from streams.errors import SettingsError
 
 NAN = float("nan")
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])  # [N, C]
@@ -117,14 +119,24 @@ def test_listwise_weights_of_equal_rewards_teach_nothing() -> None:
 
 
 def test_the_listwise_objective_has_the_gradient_of_torchs_cross_entropy_with_soft_labels() -> None:
-    """One group whose candidates are a categorical policy's outcomes: the gradient by its logits is π − soft."""
+    """One group whose candidates are a categorical policy's outcomes: the gradient by its logits is π − soft.
+
+    The outcomes are texts of one to four tokens, which share their log-likelihood: how long one is changes nothing.
+    """
     logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[1.0, 0.2, -0.4, 0.7]], dtype=torch.float64)
     soft = torch.softmax(rewards[0] / 0.5, dim=0)
     (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits[None], soft[None]), logits)
-    settings = ObjectiveSettings(advantage="softmax", surrogate="likelihood", softmax_temperature=0.5)
-    logprobs = logits.log_softmax(0)[:, None]  # [N, 1]
-    mask = torch.ones_like(logprobs, dtype=torch.bool)
+    settings = ObjectiveSettings(
+        advantage="softmax",
+        surrogate="likelihood",
+        softmax_temperature=0.5,
+        aggregation="constant",
+        constant_tokens=1,
+    )
+    lengths = torch.tensor([1, 4, 2, 3])
+    mask = torch.arange(4)[None] < lengths[:, None]  # [N, C]
+    logprobs = logits.log_softmax(0)[:, None] / lengths[:, None] * mask  # [N, C]
     result = policy_objective(
         logprobs=logprobs,
         entropies=torch.zeros_like(logprobs),
@@ -133,12 +145,20 @@ def test_the_listwise_objective_has_the_gradient_of_torchs_cross_entropy_with_so
         reference_logprobs=None,
         advantages=completion_weights(rewards, settings)[0],
         mask=mask,
-        weights=token_weights(mask, settings, sequences=4, tokens=4),
+        weights=token_weights(mask, settings, sequences=4, tokens=10),
         settings=settings,
     )
     (found,) = torch.autograd.grad(result.loss, logits)
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(found, logits.softmax(0).detach() - soft, atol=1e-6)
+
+
+def test_a_likelihood_is_of_whole_texts_and_never_a_mean_by_text() -> None:
+    with pytest.raises(
+        SettingsError, match="aggregation: expected 'constant' or 'token' with surrogate = 'likelihood'"
+    ):
+        check_objective(ObjectiveSettings(surrogate="likelihood"))
+    check_objective(ObjectiveSettings(surrogate="likelihood", aggregation="token"))
 
 
 @pytest.mark.parametrize(
