@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_the_setting_java_home_is_the_only_place_to_look(machine: Path, tmp_path
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    while not psutil.Process(process.pid).cmdline():  # In the midst of exec it has none to be known by.
+        time.sleep(0.01)
     yield process
     process.kill()
     process.wait()
