@@ -7,7 +7,6 @@ Every error names the file, the line, what was expected, what came, and what to 
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import math
 import re
@@ -20,6 +19,7 @@ import msgspec
 
 from search_env.cleaning import clean_metadata, clean_text
 from streams.errors import FULL, SearchloopError
+from streams.whole_file import whole_file
 
 LINE_BYTES_MAX = 4 * 1024 * 1024
 ID_BYTES_MAX = 512  # Elasticsearch's own limit for `_id`.
@@ -255,7 +255,6 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
     A pipe or device, as /dev/stdout, is written to as it is. Raises CorpusError if the file cannot be written.
     """
     target = Path(path)
-    aside = target.with_name(target.name + ".writing")
     data = text.encode() if isinstance(text, str) else text
     if target.suffix == ".gz":
         data = gzip.compress(data, compresslevel=6, mtime=0)
@@ -263,12 +262,9 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(target)
+        with whole_file(target) as aside:
+            aside.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in FULL else error.strerror
         raise CorpusError(f"{target}: cannot be written ({reason}). Make room, or choose another place.") from error
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, safe_open
 from scipy import sparse
 
 from streams.errors import SearchloopError
+from streams.whole_file import whole_file
 
 Floats = npt.NDArray[np.float32]
 BASE_TABLE = "embeddings.word_embeddings.weight"
@@ -121,11 +122,8 @@ class RememberedVectors:
         """Write the vectors to the file, whole or not at all; nothing where there is no directory."""
         if self._path is None or not self._vectors:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_name(self._path.name + ".writing")
-        with aside.open("wb") as stream:
+        with whole_file(self._path) as aside, aside.open("wb") as stream:
             np.savez(stream, keys=np.array(list(self._vectors)), vectors=np.stack(list(self._vectors.values())))
-        aside.replace(self._path)
 
     def _read(self, path: Path) -> None:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from search_env.corpora import Document
 from streams.errors import SearchloopError
+from streams.whole_file import whole_file
 
 DIMENSIONS = 384
 Floats = npt.NDArray[np.float32]
@@ -196,11 +196,8 @@ def _embed_once(
         except (ValueError, OSError):
             pass  # A damaged cache is made again.
     vectors = embed(texts, progress).astype(kept_as)
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.writing")  # Two runs may begin at once on one index.
-    with aside.open("wb") as stream:
+    with whole_file(path) as aside, aside.open("wb") as stream:
         np.save(stream, vectors, allow_pickle=False)
-    aside.replace(path)
     return vectors.astype(np.float32)
 
 

@@ -34,6 +34,7 @@ from search_env.catalogue import Catalogue
 from search_env.corpora import CorpusError, Query
 from search_env.retrieval import RetrievalSettings, expansion_boosts
 from streams.events import Context
+from streams.whole_file import whole_file
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -313,10 +314,8 @@ def load_or_teach(
 
 def write_lessons(path: Path, lessons: Sequence[Lesson]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".writing")
-    aside.write_bytes(msgspec.json.Encoder().encode_lines(lessons))
-    aside.replace(path)
+    with whole_file(path) as aside:
+        aside.write_bytes(msgspec.json.Encoder().encode_lines(lessons))
 
 
 def read_lessons(path: Path) -> list[Lesson]:
