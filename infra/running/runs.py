@@ -11,12 +11,19 @@ from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.running.serving import check_backend
 from infra.running.training import TrainingSummary, stream
+from infra.settings import Settings
 from infra.tasks.task import NewRun, load_task
 from learner.checkpoints import CURRENT
 from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.corpora import Query
 from streams.topics import version_name
+
+
+def check_trainable(settings: Settings) -> None:
+    """Raise SettingsError for settings that no run could train with, before anything is made for one."""
+    check_backend(settings)
+    check_objective(settings.learner.objective)
 
 
 def train_run(
@@ -39,8 +46,7 @@ def train_run(
     one experiment that differ only in what GRPO does).
     """
     task = load_task(app.settings.train.task)
-    check_backend(app.settings)
-    check_objective(app.settings.learner.objective)
+    check_trainable(app.settings)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)

@@ -21,7 +21,7 @@ from infra.context import App
 from infra.layers import assignments_layer
 from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings
-from infra.running.runs import train_run
+from infra.running.runs import check_trainable, train_run
 from infra.settings import Settings
 from infra.tasks.task import NewRun
 from learner.checkpoints import copy_checkpoint, load_current
@@ -124,8 +124,10 @@ def alternate(
 ) -> Alternation:
     """Take turns until dev queries gain less than `alternation.gain_min`, or `turns_max` is reached.
 
-    Raises SettingsError if `name` was begun on another index or with another seed.
+    Raises SettingsError if `name` was begun on another index or with another seed, and as `check_trainable` before the
+    partner's first version is made.
     """
+    check_trainable(app.settings)
     path = app.home.run(name) / STATE_FILE
     if path.is_file():
         state = read_alternation(path)

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from infra.context import App
 from infra.dense.measuring import reciprocal_rank
+from infra.home import Home
 from infra.settings import AlternationSettings, Settings
-from infra.turns.alternation import Alternation, Turn, read_alternation, reason_to_end
+from infra.turns.alternation import Alternation, Turn, alternate, read_alternation, reason_to_end
 from infra.turns.partners import partner_of
+from infra.turns.retriever import RetrieverPartner
+from learner.learning import LearnerSettings
+from learner.objectives import ObjectiveSettings
 from search_env.corpora import Ranking
 from streams.errors import SettingsError
 
@@ -45,6 +50,23 @@ def turns(*scores: float) -> tuple[Turn, ...]:
 def test_it_ends_when_dev_queries_gain_no_more(scores: tuple[float, ...], patience: int, expected: str) -> None:
     rules = AlternationSettings(turns_max=4, gain_min=0.002, patience=patience)
     assert reason_to_end(turns(*scores), Settings(alternation=rules)) == expected
+
+
+def test_settings_that_cannot_train_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    objective = ObjectiveSettings(surrogate="likelihood", aggregation="sequence")
+    app = App(Home(tmp_path), settings=Settings(learner=LearnerSettings(objective=objective)))
+    with pytest.raises(SettingsError, match=r"^learner\.objective\.aggregation: expected 'constant' or 'token'"):
+        alternate(
+            app,
+            RetrieverPartner(),
+            recipe="resume",
+            index="none is needed",
+            seed=0,
+            name="alt",
+            held_out=[],
+            report=lambda *_: None,
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_best_turn_is_the_first_of_the_highest() -> None:
