@@ -9,13 +9,17 @@ import msgspec
 
 from infra.context import App
 from infra.progress import Report
+from search_env.attributes import unread_attributes
 from search_env.corpora import CorpusError, Document
 from search_env.index import IndexVersion, build_index
 from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made: the index version, and how many queries of each split; kind says what those were made from."""
+    """What was made: the index version, and how many queries of each split; kind says what those were made from.
+
+    unread: what of the documents' attributes was passed over for its form, in one line; "" for nothing.
+    """
 
     name: str
     alias: str
@@ -23,6 +27,7 @@ class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     queries: dict[str, int]
     kind: str
+    unread: str = ""
 
 
 def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: Report) -> IndexSummary:
@@ -54,6 +59,18 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
         sha256=version.sha256,
         queries={split: len(queries) for split, queries in intents.queries.items()},
         kind=kind,
+        unread=_unread(loaded),
+    )
+
+
+def _unread(documents: Sequence[Document]) -> str:
+    unread = unread_attributes(documents)
+    if unread is None:
+        return ""
+    return (
+        f"attributes of {unread.documents} documents were not read, or not whole (the first, {unread.example!r}, has "
+        f"{unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
+        "false, or lists of those"
     )
 
 

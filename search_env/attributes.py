@@ -8,11 +8,11 @@ number, which means nothing without its unit or its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from search_env.corpora import Document
+from search_env.corpora import Document, Query, json_kind
 
 PHRASE_CHARACTERS_MAX = 60
 PHRASE_WORDS_MAX = 7
@@ -54,13 +54,24 @@ class Attribute(NamedTuple):
     name: str
 
 
+class Unread(NamedTuple):
+    """Attributes in a form that is not understood: of how many documents, and the first of them with what it has."""
+
+    documents: int
+    example: str
+    found: str
+
+
+def raw_attributes(document: Document) -> Mapping[str, Any]:
+    """Return `metadata.attributes` as it stands; empty where it is missing or no object."""
+    attributes = document.metadata.get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
+
+
 def document_attributes(document: Document) -> list[Attribute]:
     """Return what a document's attributes say, in their own order; empty where the catalogue has none."""
-    attributes = document.metadata.get("attributes")
-    if not isinstance(attributes, dict):
-        return []
     found: list[Attribute] = []
-    for key, value in attributes.items():
+    for key, value in raw_attributes(document).items():
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, str | bool | int | float) and (
                 attribute := _attribute(key, item, isinstance(item, bool))
@@ -82,9 +93,51 @@ def document_brand(document: Document) -> str:
     """Return the brand, or "" where there is none."""
     brand = document.metadata.get("brand")
     if not isinstance(brand, str):
-        attributes = document.metadata.get("attributes")
-        brand = attributes.get("brand") if isinstance(attributes, dict) else None
+        brand = raw_attributes(document).get("brand")
     return brand if isinstance(brand, str) else ""
+
+
+def unread_attributes(documents: Iterable[Document]) -> Unread | None:
+    """Return which attributes `document_attributes` passes over for their form, None where it reads them all.
+
+    null stands for no attribute, and is no such form.
+    """
+    found = [(document.id, what) for document in documents if (what := _unread(document.metadata.get("attributes")))]
+    return Unread(len(found), *found[0]) if found else None
+
+
+def _unread(attributes: Any) -> str:
+    """Return what is there instead of an object of values, "" where nothing is."""
+    if attributes is None:
+        return ""
+    if not isinstance(attributes, dict):
+        return f"{json_kind(attributes)} for an object"
+    for key, value in attributes.items():
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, dict | list):
+                return f"{json_kind(item)} as a value of {key!r}"
+    return ""
+
+
+def query_attributes(query: Query) -> list[tuple[str, str]]:
+    """Return the (key, value) pairs that a query was made from, as `metadata.attributes` has them in intents.
+
+    Empty for a query with any other metadata: a file of queries may hold anything there.
+    """
+    match query.metadata.get("attributes"):
+        case [*pairs] if all(_is_texts(pair) and len(pair) == 2 for pair in pairs):
+            return [(key, value) for key, value in pairs]
+    return []
+
+
+def query_keys(query: Query) -> list[str]:
+    """Return the attribute keys that a query asks for: `metadata.keys` of judged lists, or its attributes'."""
+    keys = query.metadata.get("keys")
+    return list(keys) if _is_texts(keys) else [key for key, _ in query_attributes(query)]
+
+
+def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 def has_attributes(documents: Iterable[Document]) -> bool:

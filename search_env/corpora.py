@@ -84,7 +84,7 @@ def load_corpus(path: str | Path) -> Iterator[Document]:
             metadata = {}
         if not isinstance(metadata, dict):
             raise CorpusError(
-                f"{path}, line {number}: expected 'metadata' to be an object, got {_kind(metadata)}. Mend the line."
+                f"{path}, line {number}: expected 'metadata' to be an object, got {json_kind(metadata)}. Mend the line."
             )
         yield Document(
             id=identifier,
@@ -315,14 +315,18 @@ def _json_lines(path: str | Path, what: str) -> Iterator[tuple[int, dict[str, An
                 f"{path}, line {number}: expected one JSON object, got malformed JSON: {error}"
             ) from error
         if not isinstance(record, dict):
-            raise CorpusError(f"{path}, line {number}: expected one JSON object, got {_kind(record)}. Mend the line.")
+            raise CorpusError(
+                f"{path}, line {number}: expected one JSON object, got {json_kind(record)}. Mend the line."
+            )
         yield number, record
 
 
 def _identifier(record: dict[str, Any], path: str | Path, number: int, line_of: dict[str, int]) -> str:
     value = record.get("_id")
     if not isinstance(value, str):
-        raise CorpusError(f"{path}, line {number}: expected '_id' to be a string, got {_kind(value)}. Mend the line.")
+        raise CorpusError(
+            f"{path}, line {number}: expected '_id' to be a string, got {json_kind(value)}. Mend the line."
+        )
     if not value or not value.isprintable() or any(c.isspace() for c in value) or len(value.encode()) > ID_BYTES_MAX:
         raise CorpusError(
             f"{path}, line {number}: expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (run files "
@@ -340,7 +344,7 @@ def _string(record: dict[str, Any], field: str, path: str | Path, number: int) -
         return ""
     if not isinstance(value, str):
         raise CorpusError(
-            f"{path}, line {number}: expected '{field}' to be a string, got {_kind(value)}. Mend the line."
+            f"{path}, line {number}: expected '{field}' to be a string, got {json_kind(value)}. Mend the line."
         )
     return value
 
@@ -349,6 +353,7 @@ def _is_integer(text: str) -> bool:
     return _INTEGER.fullmatch(text) is not None
 
 
-def _kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
+    """Return what JSON calls a value, with its article, for a message."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "nothing"}
     return names.get(type(value), "a number")

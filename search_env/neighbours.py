@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_env.analysis import analyze
+from search_env.attributes import query_attributes
 from search_env.corpora import Query
 from search_env.embeddings import Embedder
 from search_env.teachers import Lesson, TeacherError
@@ -135,5 +136,4 @@ def _terms(word: str) -> tuple[str, ...]:
 
 
 def _values(query: Query) -> list[str]:
-    facets = query.metadata.get("attributes") if isinstance(query.metadata, Mapping) else None
-    return [str(facet[-1]) for facet in facets] if isinstance(facets, list) else []
+    return [value for _, value in query_attributes(query)]

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from search_env.attributes import Attribute, document_attributes, is_logistic
+from search_env.attributes import Attribute, document_attributes, is_logistic, query_keys
 from search_env.corpora import Document, Query
 from search_env.summaries import Count, SummarySettings, fit_text, fit_values
 from streams.events import Product
@@ -58,9 +58,5 @@ def random_values(product: Product, settings: SummarySettings, count: Count, *, 
 
 
 def asked_keys(queries: Iterable[Query]) -> Counter[str]:
-    """Return how often queries ask for each attribute key, as `metadata` names them: `keys`, or `attributes`' first."""
-    asked: Counter[str] = Counter()
-    for query in queries:
-        asked.update(query.metadata.get("keys", ()))
-        asked.update(key for key, _ in query.metadata.get("attributes", ()))
-    return asked
+    """Return how often queries ask for each attribute key."""
+    return Counter(key for query in queries for key in query_keys(query))

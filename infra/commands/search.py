@@ -23,7 +23,8 @@ def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
     """Load a corpus into Elasticsearch, and make training queries from it.
 
     \b
-    CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there is any, metadata.attributes.
+    CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there are any, metadata.attributes: an
+    object whose values are texts, numbers, true or false, or lists of those.
     A new version is built beside the old one, and the alias moves when it is complete.
 
     \b
@@ -40,6 +41,8 @@ def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
         return
     counts = ", ".join(f"{count} {split}" for split, count in summary.queries.items() if count)
     click.echo(f"{summary.name}: {summary.documents} documents; queries from {summary.kind}: {counts}")
+    if summary.unread:
+        click.echo(f"warning: {summary.unread}", err=True)
 
 
 @click.command()

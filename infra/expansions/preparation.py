@@ -22,6 +22,7 @@ from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
 from search_env.analysis import plain_words
+from search_env.attributes import raw_attributes
 from search_env.corpora import Qrels, Query, load_queries, write_whole
 from search_env.intents import load_intents
 from search_env.lessons import head_lessons
@@ -112,7 +113,7 @@ def read_contexts(path: Path) -> dict[str, Context]:
 def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
     prompts = app.settings.prompts
     texts = (
-        " ".join([document.title, document.text, *map(str, document.metadata.get("attributes", {}).values())])
+        " ".join([document.title, document.text, *map(str, raw_attributes(document).values())])
         for document in bench.catalogue.documents
     )
     policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)

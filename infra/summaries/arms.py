@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from infra.summaries.ranker import Writes
 from infra.summaries.world import SummaryWorld
+from search_env.attributes import query_keys
 from search_env.corpora import Qrels, Query
 from search_env.crossencoder import Reading
 from search_env.summaries import fit_text
@@ -47,9 +48,7 @@ ARMS: Mapping[str, Says] = {
     "log-counts-per-word": _by("by_log_per_word"),
     "log-rates": _by("by_rate"),
     "doc2query": _expected_queries,
-    "oracle": lambda world, query, document: world.summary(
-        document, world.values.asked(document, query.metadata.get("keys", ()))
-    ),
+    "oracle": lambda world, query, document: world.summary(document, world.values.asked(document, query_keys(query))),
     DESCRIBED: lambda world, query, document: world.values.description(document),
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from infra.summaries.matching_lessons import MatchingLessons
 from infra.summaries.shelf import SummaryShelf
+from search_env.attributes import query_keys
 from search_env.corpora import Query, write_whole
 from search_env.crossencoder import CrossEncoder, save_cross_encoder
 from search_env.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
@@ -137,7 +138,7 @@ def _of_some_kind(shelf: SummaryShelf, pair: JudgedPair) -> LabelledPair:
     elif kind == 1:  # Mostly cut while learning, so few.
         summary = shelf.values.description(document)
     elif kind <= 4:
-        summary = shelf.summary(document, shelf.values.asked(document, query.metadata["keys"]))
+        summary = shelf.summary(document, shelf.values.asked(document, query_keys(query)))
     else:
         order = shelf.values.by_chance if kind <= 6 else shelf.values.by_log
         summary = shelf.summary(document, order(document))

@@ -27,8 +27,8 @@ from tests.stored_events import RUN, generation
 
 REQUESTS = 12
 BATCH = BatchSettings(groups=3, staleness_max=2)
-SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FAST = settings(max_examples=150, deadline=None)
+SLOW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=150)
 
 
 def lived(chance: random.Random, *, deadly: float, batch: BatchSettings = BATCH) -> FakeLog:

@@ -132,7 +132,7 @@ def test_a_redelivery_writes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_deliveries_repeated_and_mixed_give_the_same_tables(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -164,7 +164,7 @@ def test_deliveries_repeated_and_mixed_give_the_same_tables(
     assert contents(mixed) == contents(clean)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=st.randoms(use_true_random=False))
 def test_groups_written_twice_in_the_log_count_once_and_the_first_counts(
     tmp_path_factory: pytest.TempPathFactory, chance: random.Random

@@ -133,7 +133,7 @@ def test_admission_keeps_requests_in_flight_below_the_staleness_limit() -> None:
     assert admitted_requests(ahead, taken={0: 99}, consumed={}, partitions_total=1) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(groups=st.integers(64, 80), staleness=st.integers(0, 2), again=st.integers(0, 64 * 8))
 def test_a_group_however_late_it_comes_again_gives_one_gradient(groups: int, staleness: int, again: int) -> None:
     """Also where a batch is larger than what is to be remembered."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_env.analysis import analyze
-from search_env.attributes import document_attributes, key_name, value_phrase
+from search_env.attributes import document_attributes
 from search_env.corpora import CorpusError, Document
 from search_env.intents import (
     SPLITS,
@@ -137,28 +137,3 @@ def test_a_catalogue_whose_values_never_meet_is_refused() -> None:
     ]
     with pytest.raises(CorpusError, match="no two attribute values are shared by 3 to 200 documents"):
         make_intents(documents, IntentSettings(value_share_max=0.9))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "phrase"),
-    [
-        ("touchscreen", True, "touchscreen"),
-        ("touchscreen", "Y", "touchscreen"),
-        ("touchscreen", False, ""),
-        ("internal_memory", 4.0, "4 gb"),
-        ("cable_length", 1.8, "1.8 m"),
-        ("hdmi_ports_quantity", 2.0, "hdmi ports quantity 2"),
-        ("operating_temperature__t_t", "0 - 40", "operating temperature 0 - 40"),
-        ("ink_type", "Pigment-based ink", "Pigment-based ink"),
-        ("features", "x" * 61, ""),
-        ("features", None, ""),
-        ("features", {"a": 1}, ""),
-    ],
-)
-def test_values_are_said_as_a_shopper_says_them(key: str, value: object, phrase: str) -> None:
-    assert value_phrase(key, value) == phrase
-
-
-def test_keys_are_said_as_words() -> None:
-    assert key_name("intel_hyper_threading_technology__intel__ht_technology").startswith("intel hyper threading")
-    assert key_name("operating_temperature__t_t") == "operating temperature"

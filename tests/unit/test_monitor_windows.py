@@ -227,7 +227,7 @@ def test_a_dead_letter_counts_once_by_the_record_that_it_buries() -> None:
 LOG = messy_log(120, seed=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.integers(1, 200))
 def test_neither_order_nor_repetition_changes_a_window(chance: random.Random, every: int) -> None:
     # Any order at all, which is more than Kafka does: it keeps the order within a partition.
@@ -238,7 +238,7 @@ def test_neither_order_nor_repetition_changes_a_window(chance: random.Random, ev
     assert {k: v for k, v in again.items() if k != "state"} == {k: v for k, v in once.items() if k != "state"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_records_that_a_rebalance_delivers_again_change_no_counter(chance: random.Random) -> None:
     once = list(LOG)

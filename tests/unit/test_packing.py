@@ -103,7 +103,7 @@ def test_gradients_equal_a_plain_float64_forward(attention: str, float64: bool, 
     assert (gradients(ours) - expected).abs().max() < tolerance * expected.abs().max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=3),
     st.integers(0, 10**6),

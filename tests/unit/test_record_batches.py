@@ -6,7 +6,7 @@ import struct
 
 import pytest
 from crc32c import crc32c
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatchBuilder
@@ -59,7 +59,6 @@ def with_attributes(batch: bytes, attributes: int) -> bytes:
     return bytes(changed)
 
 
-@settings(deadline=None)
 @given(ITEMS)
 def test_kafka_python_reads_what_is_built(items: list[Item]) -> None:
     batch = MemoryRecords(ours(items)).next_batch()
@@ -68,7 +67,6 @@ def test_kafka_python_reads_what_is_built(items: list[Item]) -> None:
     assert [(r.timestamp, r.key, r.value, r.headers) for r in batch] == [(*i[:3], i[3]) for i in items]
 
 
-@settings(deadline=None)
 @given(st.lists(ITEMS, min_size=1, max_size=3), st.sampled_from([0, GZIP]), st.integers(0, 40))
 def test_what_kafka_python_builds_is_read_and_a_batch_that_is_cut_off_is_left(
     batches: list[list[Item]], compression: int, cut: int
@@ -116,7 +114,6 @@ def test_records_that_no_codec_can_unpack_are_an_error(codec: int) -> None:
         list(read_records(with_attributes(theirs([(5, b"k", b"value", [])], base=3), codec)))
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_numbers_come_back(number: int) -> None:
     written = varint(number)
