@@ -2,9 +2,9 @@
 
 The statistic is no mean over queries: a draw of queries moves the threshold. So each draw counts the pairs of a query
 as often as the query was drawn, and looks for the best threshold anew. Draws depend on the seed and the number of
-queries alone, so runs that are drawn with the same seed are compared on the same queries. Where a few pairs decide it the
-statistic jumps (.005 in one draw, .72 in the next), and the interval of the draws need not hold the value: that says that
-it is no measure of these runs. The value itself is
+queries alone, so runs that are drawn with the same seed are compared on the same queries. Where a few pairs decide it
+the statistic jumps (.005 in one draw, .72 in the next), and the interval of the draws need not hold the value: that
+says that it is no measure of these runs. The value itself is
 `storage.evaluation.precision.pooled_recall_at_precision`, which says what is measured.
 """
 
