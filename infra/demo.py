@@ -100,6 +100,8 @@ def run_demo(
     )
     console.print(verdict(account))
     console.print(f"report: {page}")
+    if summary.unread:
+        click.echo(f"warning: {summary.unread}", err=True)
     example = held_out[0].text.replace('"', "")
     if not account.sound:
         raise StorageError(f"the log and the ledger do not agree. Run: searchloop verify --run {run}")

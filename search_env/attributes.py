@@ -72,7 +72,7 @@ def document_attributes(document: Document) -> list[Attribute]:
     """Return what a document's attributes say, in their own order; empty where the catalogue has none."""
     found: list[Attribute] = []
     for key, value in raw_attributes(document).items():
-        for item in value if isinstance(value, list) else (value,):
+        for item in _several(value):
             if isinstance(item, str | bool | int | float) and (
                 attribute := _attribute(key, item, isinstance(item, bool))
             ):
@@ -80,6 +80,11 @@ def document_attributes(document: Document) -> list[Attribute]:
         if len(found) >= VALUES_PER_DOCUMENT_MAX:
             break
     return found
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """Return the values that stand under one key: those of a list, or the one that is there."""
+    return value if isinstance(value, list) else (value,)
 
 
 @lru_cache(maxsize=200_000)
@@ -113,7 +118,7 @@ def _unread(attributes: Any) -> str:
     if not isinstance(attributes, dict):
         return f"{json_kind(attributes)} for an object"
     for key, value in attributes.items():
-        for item in value if isinstance(value, list) else (value,):
+        for item in _several(value):
             if isinstance(item, dict | list):
                 return f"{json_kind(item)} as a value of {key!r}"
     return ""

@@ -31,10 +31,9 @@ import numpy.typing as npt
 
 from search_env.analysis import analyze
 from search_env.catalogue import Catalogue
-from search_env.corpora import CorpusError, Query
+from search_env.corpora import CorpusError, Query, write_whole
 from search_env.retrieval import RetrievalSettings, expansion_boosts
 from streams.events import Context
-from streams.whole_file import whole_file
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -313,9 +312,8 @@ def load_or_teach(
 
 
 def write_lessons(path: Path, lessons: Sequence[Lesson]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    with whole_file(path) as aside:
-        aside.write_bytes(msgspec.json.Encoder().encode_lines(lessons))
+    """Write one JSON object a line, whole or not at all. Raises CorpusError if the file cannot be written."""
+    write_whole(path, msgspec.json.Encoder().encode_lines(lessons))
 
 
 def read_lessons(path: Path) -> list[Lesson]:
