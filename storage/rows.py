@@ -31,8 +31,9 @@ from storage.columns import (
     structs,
 )
 from storage.entries import Entry, dead_letter
+from streams.codec import content_sha256
 from streams.delivery import Received
-from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update
+from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update, fates_of
 from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows
@@ -222,12 +223,15 @@ def _updates(records: list[Received], events: list[Update]) -> Built:
         "requests_consumed": maps([e.requests_consumed for e in events], POSITIONS),
         "metrics": maps([e.metrics for e in events], NUMBERS),
         "made_at_ms": integers(e.made_at_ms for e in events),
+        "record_sha256": strings(content_sha256(record.value or b"") for record in records),
+        "parent_update_sha256": strings(_said(e.parent_update_sha256) for e in events),
+        "parent_manifest_sha256": strings(_said(e.parent_manifest_sha256) for e in events),
     }
 
 
 def _update_groups(records: list[Received], events: list[Update]) -> Built:
-    fates = ("trained", "flat", "expired", "failed")
-    counts = [sum(len(getattr(e, fate)) for fate in fates) for e in events]
+    fates = [[(g, fate, why) for fate, of in fates_of(e).items() for g, why in of.items()] for e in events]
+    counts = [len(taken) for taken in fates]
     steps = {
         "run": _runs(records),
         "lineage": strings(e.policy.lineage for e in events),
@@ -236,8 +240,9 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
         "parent_step": integers(e.parent.step for e in events),
     }
     return "update_groups", repeat(places(records) | steps, counts) | {
-        "group_id": strings(group for e in events for fate in fates for group in getattr(e, fate)),
-        "fate": strings(fate for e in events for fate in fates for _ in getattr(e, fate)),
+        "group_id": strings(group for taken in fates for group, _, _ in taken),
+        "fate": strings(fate for taken in fates for _, fate, _ in taken),
+        "reason": strings(why or None for taken in fates for _, _, why in taken),
     }
 
 
@@ -250,6 +255,8 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
         "status": strings(e.status for e in events),
         "requests_consumed": maps([e.requests_consumed for e in events], POSITIONS),
         "made_at_ms": integers(e.made_at_ms for e in events),
+        "manifest_sha256": strings(_said(e.manifest_sha256) for e in events),
+        "requests_admitted": maps([e.requests_admitted or {} for e in events], POSITIONS),
     }
 
 
@@ -284,6 +291,10 @@ def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
         "headers": headers([e.headers for e in events]),
         "made_at_ms": integers(e.made_at_ms for e in events),
     }
+
+
+def _said(value: str | msgspec.UnsetType) -> str | None:
+    return None if value is msgspec.UNSET else value
 
 
 def _source(events: Sequence[Generation | Reward | DeadLetter]) -> Columns:

@@ -182,9 +182,15 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_fiel
     policy: the weights after the step. parent: the weights before it.
     trained: groups that gave a gradient. flat: groups without spread. expired: groups older than the staleness limit.
     failed: groups with fewer than two scored candidates.
+    rejected: groups that never reached the loss, each with the reason: malformed, out of bounds, not what they claim.
+    disputed: groups without a gradient because the policy does not find their log-probabilities again, each with the
+    reason; they keep their place in the loss's denominators.
     positions: next offset to read per partition of the rewards topic, after this step.
-    requests_consumed: per partition of the requests topic, the offset after the last request that this or an earlier
-    step has used up.
+    requests_consumed: per partition of the requests topic, the offset below which this or an earlier step has used up
+    every request: a group that answers one of them never trains again.
+    parent_update_sha256: hash of the bytes of the update that made the parent; "" if no update of this run did.
+    parent_manifest_sha256: hash of the manifest of the parent's checkpoint. Both chain the updates: whoever keeps the
+    newest manifest's hash elsewhere notices a rewritten past. The four fields are absent from records of older writers.
     """
 
     run: str
@@ -198,13 +204,20 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_fiel
     requests_consumed: dict[int, int] = {}
     metrics: dict[str, float] = {}
     made_at_ms: int = 0
+    rejected: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    disputed: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    parent_update_sha256: str | msgspec.UnsetType = msgspec.UNSET
+    parent_manifest_sha256: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-version/1", tag_field="event"):
     """A policy that can be used, announced only after its checkpoint is durable.
 
     status: "published" or "retired". path: the policy's folder, relative to the run's folder.
-    requests_consumed: as in `Update`; the generator's admission rule counts from it.
+    requests_consumed: as in `Update`, or further: requests that ended without a reward are used up too.
+    requests_admitted: per partition of the requests topic, the offset below which requests may be answered now. One
+    version may be announced again with more of them. manifest_sha256: hash of its checkpoint's manifest. Both are
+    absent from records of older writers, and where nobody learns.
     """
 
     run: str
@@ -214,6 +227,8 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     status: str = "published"
     requests_consumed: dict[int, int] = {}
     made_at_ms: int = 0
+    requests_admitted: dict[int, int] | msgspec.UnsetType = msgspec.UNSET
+    manifest_sha256: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -269,6 +284,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1",
     error: str
     attempts: int
     made_at_ms: int = 0
+
+
+FATES = ("trained", "flat", "expired", "failed", "rejected", "disputed")
+"""What may become of a group that an update takes: the names of the fields of `Update` that list groups."""
+
+
+def fates_of(update: Update) -> dict[str, dict[str, str]]:
+    """Return the groups of an update by fate, each with its reason; "" where the fate is reason enough."""
+    reasons = {"rejected": update.rejected, "disputed": update.disputed}
+    return {
+        fate: (reasons[fate] or {}) if fate in reasons else dict.fromkeys(getattr(update, fate), "") for fate in FATES
+    }
 
 
 Event = Request | Generation | Reward | Update | PolicyVersion | Feedback | DeadLetter

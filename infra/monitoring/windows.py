@@ -37,6 +37,7 @@ from streams.events import (
     Update,
     VersionWindow,
     WindowEvent,
+    fates_of,
 )
 from streams.topics import kind_of, window_key
 
@@ -171,9 +172,9 @@ class Windows:
             self._duplicates += not again
             return
         self._updates.add(update.policy)
-        for fate in ("trained", "flat", "expired", "failed"):
+        for fate, groups in fates_of(update).items():
             take = Take(fate=fate, parent_step=update.parent.step)
-            for group_id in getattr(update, fate):
+            for group_id in groups:
                 group = self._groups.get(group_id)
                 if group is None:
                     self._waiting.setdefault(group_id, {})[update.policy] = (at_ms, take)
