@@ -274,7 +274,7 @@ def test_a_poisoned_group_is_rejected_and_gives_no_gradient() -> None:
 
     result = updater(model).update(poisoned, current=POLICY)
     assert result.trained == ("group-0", "group-2")
-    assert "expected log-probabilities within 0.1 nats" in result.rejected["group-1"]
+    assert "expected log-probabilities within 0.1 nats" in result.disputed["group-1"]
 
 
 def test_a_batch_of_lies_moves_nothing() -> None:
