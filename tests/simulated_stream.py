@@ -1,4 +1,4 @@
-"""A stream in simulated time: real admission and real batches, between generators and environments that are as slow as told.
+"""A stream in simulated time: real admission and real batches, between generators and environments of any speed.
 
 One number draws everything: how many partitions and generators, how long each answer takes, which requests are given
 up. So a test can look at thousands of streams a minute.
@@ -29,8 +29,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
     generators: each owns the partitions of its number modulo theirs. generate_seconds: of one chunk, by generator.
     score_seconds: of one group, by partition. publish_seconds: between two requests of a partition, 0: all at once.
-    shares: of the partitions in the traffic. buried, failed, other: shares of requests that are dead-lettered, of groups
-    that fail, and of requests of another split. crashes: updates after which the learner dies before announcing.
+    shares: of the partitions in the traffic. buried, failed, other: shares of requests that are dead-lettered, of
+    groups that fail, and of requests of another split. crashes: updates after which the learner dies unannounced.
     """
 
     batch: BatchSettings

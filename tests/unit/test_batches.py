@@ -130,10 +130,9 @@ def test_a_forgotten_group_that_is_written_anew_by_the_newest_policy_teaches_not
     limits = BatchSettings(groups=4, staleness_max=0, remembered_groups=64)
     waiting = assembler(limits)
     taken: list[str] = []
-    step, offset = 0, 0
-    for number in [*range(300), again, *range(300, 304)]:
+    step = 0
+    for offset, number in enumerate([*range(300), again, *range(300, 304)]):
         waiting.add(at(offset), reward(number, step=step))
-        offset += 1
         if waiting.full:
             batch = waiting.take(step=step)
             step += 1

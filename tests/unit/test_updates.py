@@ -281,7 +281,7 @@ def test_a_batch_of_lies_moves_nothing() -> None:
     one = updater()
     before = weights(one.model)
     result = one.update(batch(groups(), policy=POLICY), current=POLICY)
-    assert len(result.rejected) == 3
+    assert len(result.disputed) == 3
     assert not result.stepped
     assert torch.equal(weights(one.model), before)
 
