@@ -34,8 +34,8 @@ NAMES = (
 )
 
 # In whatever writes a file or a folder aside: when it is synced, and when it is in place. In a rebuild of the ledger:
-# when the new one is whole under a name of its own, when it has been chosen, when the old one's write-ahead log is gone,
-# and when it is in place. The loop does not reach the last ones.
+# when the new one is whole under a name of its own, when it has been chosen, when the write-ahead log of the old one is
+# gone, and when the new one is in place. The loop does not reach the last ones.
 WRITING_NAMES = (
     "file.before-rename",
     "file.after-rename",

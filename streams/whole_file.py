@@ -165,7 +165,7 @@ def _make_file(path: Path) -> None:
 
 def _still_named(path: Path, handle: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
+        return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
 
@@ -174,19 +174,19 @@ def _remove_abandoned(folder: Path, place: str | None) -> list[Path]:
     """Remove what nobody writes any more of this place, None for any, and return it."""
     removed: list[Path] = []
     try:
-        names = [name for name in os.listdir(folder) if name.endswith(f".{SUFFIX}")]
+        found = [path for path in folder.iterdir() if path.name.endswith(f".{SUFFIX}")]
     except OSError:
         return removed
-    for name in names:
-        match = _ASIDE.fullmatch(name)
+    for path in found:
+        match = _ASIDE.fullmatch(path.name)
         if match is None or place not in (None, match["place"]):
             continue
         with contextlib.suppress(OSError):
-            lock = os.open(folder / name, os.O_RDONLY)
+            lock = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(folder / name)
-                removed.append(folder / name)
+                _remove(path)
+                removed.append(path)
             finally:
                 os.close(lock)
     return removed

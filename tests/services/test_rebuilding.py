@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -118,7 +117,7 @@ def test_the_ledger_is_never_out_of_its_place_while_it_is_built_anew(tmp_path: P
     process = subprocess.Popen([sys.executable, "-c", REBUILD, str(tmp_path), "", ""], cwd=ROOT)
     looks = 0
     while process.poll() is None:
-        os.stat(tmp_path / LEDGER)
+        (tmp_path / LEDGER).stat()
         looks += 1
     assert process.returncode == 0 and looks > 100
 
