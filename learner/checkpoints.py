@@ -144,8 +144,8 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
                     )
             if stranger := _stranger(folder, manifest):
                 raise CheckpointError(
-                    f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may read; "
-                    "take it out of that folder"
+                    f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may "
+                    "read; take it out of that folder"
                 )
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
