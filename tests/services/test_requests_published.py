@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from kafka import TopicPartition
 
 from infra.running.requests import RequestFeed, RequestSequence, request_number
