@@ -48,6 +48,9 @@ def test_after_a_partial_failure_each_request_is_published_once_and_in_its_parti
     admin.close()
     while len(partitions_of(kafka, [topic])) < 3:
         pass
+    producer.close()
+    producer = connect_producer(kafka, client_id="test")  # A run that is started again.
+    outbox = Outbox(producer, unique_name, stage="requests", settings=DeliverySettings())
     RequestFeed(sequence, kafka, outbox, unique_name).publish_until(13)
     assert published() == [[0, 2, 4, 6, 8, 9, 12], [1, 3, 5, 7, 10], [11]]
     bounds = log_bounds(kafka, [TopicPartition(topic, number) for number in range(3)])
