@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -13,6 +12,7 @@ from search_env.attributes import unread_attributes
 from search_env.corpora import CorpusError, Document
 from search_env.index import IndexVersion, build_index
 from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from streams.whole_file import whole_folder
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,18 +40,13 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
     loaded = list(documents)
     report("making queries", 0, 0)
     intents, kind = _queries(loaded, app.settings.intents, report)
-    aside, place = directory / "intents.writing", directory / "intents"
-    shutil.rmtree(aside, ignore_errors=True)  # Of one that was killed.
     client = app.engine()
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        write_intents(aside, intents)
-        version: IndexVersion = build_index(client, name, loaded, report, directory=directory, total=len(loaded))
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
+        with whole_folder(directory / "intents", replace=True) as aside:
+            write_intents(aside, intents)
+            version: IndexVersion = build_index(client, name, loaded, report, directory=directory, total=len(loaded))
     finally:
         client.close()
-        shutil.rmtree(aside, ignore_errors=True)
     return IndexSummary(
         name=version.name,
         alias=version.alias,

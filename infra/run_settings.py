@@ -8,6 +8,7 @@ import msgspec
 
 from infra.home import SETTINGS_FILE, read_settings_file
 from infra.settings import Settings
+from streams.whole_file import write_file
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,10 +34,7 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
         vllm=msgspec.structs.replace(settings.settings.vllm, url="", api_key="", home=""),
     )
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(settings, settings=public)))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    aside = run_dir / f".{SETTINGS_FILE}"
-    aside.write_bytes(content)
-    aside.rename(run_dir / SETTINGS_FILE)
+    write_file(run_dir / SETTINGS_FILE, content)
 
 
 def read_run_settings(run_dir: Path) -> RunSettings:

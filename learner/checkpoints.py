@@ -21,6 +21,7 @@ from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
 from streams.topics import version_name
+from streams.whole_file import write_file
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ MANIFEST_SHA256 = "manifest.sha256"
 CURRENT = "CURRENT"
 OPTIMIZER = "optimizer.safetensors"
 NAME_BYTES_MAX = 256
+LOADED = frozenset({".json", ".safetensors", ".bin", ".pt", ".model", ".jinja", ".py"})
 
 
 class CheckpointError(SearchloopError, RuntimeError):
@@ -129,7 +131,7 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
 def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     """Return a checkpoint's manifest, if asked after checking every file against its sha256.
 
-    Raises CheckpointError if a file is missing or has changed.
+    Raises CheckpointError if a file is missing or has changed, or if one that a loader may read came from elsewhere.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
@@ -142,9 +144,21 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
                     raise CheckpointError(
                         f"checkpoint {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
                     )
+            if stranger := _stranger(folder, manifest):
+                raise CheckpointError(
+                    f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may "
+                    "read; take it out of that folder"
+                )
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
     return manifest
+
+
+def _stranger(folder: Path, manifest: Manifest) -> str:
+    """Return the name of a file that the manifest does not list and that transformers might read, "" for none."""
+    known = {MANIFEST, MANIFEST_SHA256, *manifest.files}
+    names = {path.name for path in folder.iterdir() if path.suffix in LOADED and not path.name.startswith(".")}
+    return min(names - known, default="")
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
@@ -212,11 +226,7 @@ def _written_ns(folder: Path) -> int:
 
 
 def _write_current(root: Path, name: str) -> None:
-    aside = root / f".{CURRENT}.part"
-    aside.write_text(name + "\n")
-    _sync(aside)
-    aside.rename(root / CURRENT)
-    _sync(root)
+    write_file(root / CURRENT, f"{name}\n".encode())
 
 
 def _sync(path: Path) -> None:

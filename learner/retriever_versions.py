@@ -7,8 +7,6 @@ aside, synced and renamed; the same content gives the same name, so writing it t
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from learner.checkpoints import MANIFEST, CheckpointError, file_sha256
 from learner.retriever import RetrieverError, StaticRetriever
 from streams.errors import FULL
+from streams.whole_file import folder_aside, put_folder
 
 TENSORS = "retriever.safetensors"
 
@@ -44,27 +43,15 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
 
     Raises CheckpointError if it cannot be written; nothing of it is left then.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    aside = root / f".retriever.{os.getpid()}.part"
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in retriever.tensors().items()}, aside / TENSORS)
-        sha256 = file_sha256(aside / TENSORS)
-        named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
-        (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
-        for path in (*aside.iterdir(), aside):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        target = root / named.name
-        if target.exists():  # The same weights: at most who made them differs.
-            shutil.rmtree(target)
-        aside.rename(target)
+        with folder_aside(root, "retriever") as aside:
+            save_file({name: tensor.contiguous() for name, tensor in retriever.tensors().items()}, aside / TENSORS)
+            sha256 = file_sha256(aside / TENSORS)
+            named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
+            (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
+            # If one is there, it has the same weights: at most who made them differs.
+            put_folder(aside, root / named.name, replace=True)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
             f"a retriever version could not be written to {root}: {reason}. Free some room"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from search_env.corpora import write_whole
 from search_env.embeddings import Progress
 from streams.errors import SearchloopError
+from streams.whole_file import folder_aside, put_folder
 
 Floats = npt.NDArray[np.float64]
 CALIBRATION_FILE, CURRENT_FILE = "calibration.json", "CURRENT"
@@ -195,17 +195,13 @@ def save_cross_encoder(
 
     current: it is what is read with where no version is named.
     """
-    aside = root / ".writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    cross_encoder._model.save_pretrained(str(aside))
-    digest = hashlib.sha256((aside / "model.safetensors").read_bytes())
-    digest.update(msgspec.json.encode([calibration.scale, calibration.shift]))
-    named = msgspec.structs.replace(calibration, version=digest.hexdigest()[:12])
-    (aside / CALIBRATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
-    target = root / named.version
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    with folder_aside(root, "cross-encoder") as aside:
+        cross_encoder._model.save_pretrained(str(aside))
+        digest = hashlib.sha256((aside / "model.safetensors").read_bytes())
+        digest.update(msgspec.json.encode([calibration.scale, calibration.shift]))
+        named = msgspec.structs.replace(calibration, version=digest.hexdigest()[:12])
+        (aside / CALIBRATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
+        put_folder(aside, root / named.version, replace=True)
     if current:
         write_whole(root / CURRENT_FILE, f"{named.version}\n")
     return named

@@ -23,6 +23,7 @@ from elasticsearch import ApiError, Elasticsearch, helpers
 
 from search_env.corpora import Document, load_corpus, write_whole
 from streams.errors import SearchloopError, explain_os_error
+from streams.whole_file import put_file
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is (0: unknown)
 
@@ -248,7 +249,7 @@ class _SavedDocuments:
     def accept(self, version: IndexVersion) -> None:
         """Put documents and manifest in place."""
         if self.directory is not None and self.aside is not None:
-            self.aside.replace(self.directory / "documents.jsonl.gz")
+            put_file(self.aside, self.directory / "documents.jsonl.gz")
             write_whole(self.directory / "manifest.json", msgspec.json.format(msgspec.json.encode(version)) + b"\n")
 
     def discard(self) -> None:

@@ -9,9 +9,7 @@ at the same offset and covers it. So readers may meet a record twice, byte-equal
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from storage.errors import StorageError
 from streams.delivery import Received
 from streams.events import Position
 from streams.failpoints import failpoint
+from streams.whole_file import remove_unfinished, whole_file
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -256,30 +255,21 @@ def describe_segment(folder: Path, path: Path) -> Segment:
 
 def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partition: int) -> tuple[int, str]:
     """Write one partition's open records, whole or not at all; return the file's size and hash."""
-    made = [folder for folder in (path.parent.parent, path.parent) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        _sync_folder(folder.parent)
-    aside = path.with_name(path.name + ".writing")
-    try:
+    with whole_file(path) as aside:
         rows = connection.sql(
             "SELECT * FROM records WHERE topic = ? AND partition = ? ORDER BY record_offset", params=[topic, partition]
         ).to_arrow_reader(ROWS_AT_ONCE)
         # Closed in any case: an error's traceback keeps the reader, and the reader the database; DuckDB 2.0 waits for
         # ever to open a file anew of which this process has not let go.
-        with rows, aside.open("wb") as file:
-            with pq.ParquetWriter(file, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                for batch in rows:
-                    writer.write_batch(batch.cast(SEGMENT_SCHEMA))
-            file.flush()
-            os.fsync(file.fileno())
+        with (
+            rows,
+            pq.ParquetWriter(aside, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for batch in rows:
+                writer.write_batch(batch.cast(SEGMENT_SCHEMA))
         size, sha256 = aside.stat().st_size, file_sha256(aside)
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    # A killed sink's next segment ends at another offset: what it left has another name, and the sink is alone here.
+    remove_unfinished(path.parent)
     return size, sha256
 
 
@@ -287,12 +277,3 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,6 +27,7 @@ from learner.versions import LoadedVersion, OpenVersion
 from learner.vllm import VllmClient
 from streams.errors import SettingsError
 from streams.events import Request
+from streams.whole_file import write_file
 
 AGREEMENT_FILE = "agreement.json"
 
@@ -175,5 +176,5 @@ def check_logprobs(
         )
     finally:
         version.close()
-    (app.home.run(run) / AGREEMENT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(agreement)))
+    write_file(app.home.run(run) / AGREEMENT_FILE, msgspec.json.format(msgspec.json.encode(agreement)))
     require_agreement(agreement, difference_max=settings.learner.update.logprob_difference_max)

@@ -23,6 +23,7 @@ import psutil
 from infra.cli import ONE_THREAD, QUIET, main
 from streams.delivery import Stop
 from streams.errors import SearchloopError
+from streams.whole_file import write_file
 
 # A worker that was killed is started again, always; one that ends with an error of its own is tried so often in a row.
 ERRORS_MAX = 3
@@ -126,9 +127,7 @@ class Supervisor:
             for name, process in self._processes.items()
             if process.exitcode is None
         ]
-        aside = self._run_dir / ".workers.json"
-        aside.write_text(json.dumps(rows))
-        aside.rename(self._run_dir / "workers.json")
+        write_file(self._run_dir / "workers.json", json.dumps(rows).encode())
 
     def _last_words(self, role: str) -> str:
         lines = self.log_path(role).read_text(errors="replace").strip().splitlines()

@@ -15,6 +15,7 @@ from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lo
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
 from infra.services.processes import Account, can_enter, java_environment
+from streams.whole_file import put_folder
 
 ROLE = "elasticsearch"
 PLUGIN_SOURCE = Path(__file__).with_name("plugin") / "EnglishAnalysisPlugin.java"
@@ -94,7 +95,7 @@ class LocalElasticsearch:
                 progress("compiling the analysis plugin", 0, 0)
                 install_plugin(root, version=self._distribution.version, jdk=jdk)
                 _open_for_reading(root)
-                root.rename(self.installation)
+                put_folder(root, self.installation)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lo
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
 from infra.services.processes import java_environment
+from streams.whole_file import write_file
 
 ROLE = "kafka"
 NODE_ID = 1
@@ -123,10 +124,7 @@ class LocalKafka:
             if formatted.returncode:
                 reason = " ".join((formatted.stderr or formatted.stdout).strip().splitlines()[-1:])
                 raise ProvisionError(f"Kafka's storage could not be formatted with {jdk.java}: {reason}")
-            self._bootstrap.parent.mkdir(exist_ok=True)
-            aside = self._bootstrap.with_suffix(".aside")
-            shutil.copyfile(trial / "data" / BOOTSTRAP, aside)
-            aside.replace(self._bootstrap)
+            write_file(self._bootstrap, (trial / "data" / BOOTSTRAP).read_bytes())
 
     def prepare(self, *, port: int, controller_port: int) -> None:
         """Write the settings for these ports, and a new storage where there is none.
@@ -140,9 +138,8 @@ class LocalKafka:
         if not meta.exists():
             self.data.mkdir(exist_ok=True)
             shutil.copyfile(self._bootstrap, self.data / BOOTSTRAP)
-            aside = meta.with_suffix(".aside")
-            aside.write_text(f"version=1\nnode.id={NODE_ID}\ncluster.id={_uuid()}\ndirectory.id={_uuid()}\n")
-            aside.replace(meta)  # last and whole: with it the storage counts as formatted
+            identity = f"version=1\nnode.id={NODE_ID}\ncluster.id={_uuid()}\ndirectory.id={_uuid()}\n"
+            write_file(meta, identity.encode())  # last and whole: with it the storage counts as formatted
 
     def command(self, *, jdk: Jdk, heap_megabytes: int, tags: list[str]) -> list[str]:
         """Return the command line of the broker; it must run in its directory."""

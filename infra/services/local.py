@@ -31,6 +31,7 @@ from infra.services.processes import (
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine import ElasticsearchSettings
 from streams.clients import KafkaSettings
+from streams.whole_file import write_file
 
 ROLES = (KAFKA, ELASTICSEARCH)
 POLL_SECONDS = 0.1
@@ -294,9 +295,7 @@ class LocalServices:
             return State()
 
     def _write_state(self, state: State) -> None:
-        aside = self._state_file.with_suffix(".aside")
-        aside.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
-        aside.replace(self._state_file)
+        write_file(self._state_file, msgspec.json.format(msgspec.json.encode(state)))
 
     @contextlib.contextmanager
     def _home_lock(self, progress: Progress) -> Iterator[None]:

@@ -34,6 +34,7 @@ from infra.services.vllm import (
     vllm_environment,
     vllm_python,
 )
+from streams.whole_file import write_file
 
 POLL_SECONDS = 0.2
 PROBE_SECONDS = 5.0
@@ -202,9 +203,7 @@ class PolicyServer:
             return None
 
     def _write_state(self, served: Served) -> None:
-        aside = self.directory / "state.aside"
-        aside.write_bytes(msgspec.json.format(msgspec.json.encode(served)))
-        aside.replace(self.directory / "state.json")
+        write_file(self.directory / "state.json", msgspec.json.format(msgspec.json.encode(served)))
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
