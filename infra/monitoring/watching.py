@@ -16,6 +16,8 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.home import read_settings_file
 from infra.monitoring.lock import monitor_is_running
+from infra.monitoring.stalls import RunState
+from infra.monitoring.standing import run_states
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
 from infra.running.supervisor import STOP_SECONDS, worker_command
@@ -65,6 +67,8 @@ class Watcher:
         self._events: dict[bytes, WindowEvent] = {}
         self._lags_known: tuple[StageLag, ...] = ()
         self._lags_at = -math.inf
+        self._home = app.home
+        self._state_known: RunState | None = None
 
     def close(self) -> None:
         """Leave the topic."""
@@ -87,6 +91,7 @@ class Watcher:
             updates_wanted=self._kept.updates,
             staleness_max=self._kept.settings.batch.staleness_max,
             lags=self._lags(),
+            standing=self._state_known,
         )
 
     def events(self) -> list[WindowEvent]:
@@ -113,6 +118,7 @@ class Watcher:
     def _lags(self) -> tuple[StageLag, ...]:
         if time.monotonic() - self._lags_at > LAGS_SECONDS:
             self._lags_known, self._lags_at = self._look_at_lags(), time.monotonic()
+            (self._state_known,) = run_states(self._home, self._kafka, [self._run])
         return self._lags_known
 
     def _look_at_lags(self) -> tuple[StageLag, ...]:

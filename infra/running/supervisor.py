@@ -8,7 +8,6 @@ only the supervisor holds; when the supervisor is killed the pipe closes, and th
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -21,6 +20,7 @@ from types import TracebackType
 import psutil
 
 from infra.cli import ONE_THREAD, QUIET, main
+from infra.running.living import SUPERVISED, write_workers
 from streams.delivery import Stop
 from streams.errors import SearchloopError
 
@@ -67,7 +67,7 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(self._roles)
-        (self._run_dir / "workers.json").unlink(missing_ok=True)
+        (self._run_dir / SUPERVISED).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Restart whichever worker has died.
@@ -121,14 +121,8 @@ class Supervisor:
         process = _forks.Process(target=_work, args=(arguments, os.environ | self._environment, self.log_path(role)))
         process.start()
         self._processes[role] = process
-        rows = [
-            {"role": name, "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
-            for name, process in self._processes.items()
-            if process.exitcode is None
-        ]
-        aside = self._run_dir / ".workers.json"
-        aside.write_text(json.dumps(rows))
-        aside.rename(self._run_dir / "workers.json")
+        living = {name: each.pid or 0 for name, each in self._processes.items() if each.exitcode is None}
+        write_workers(self._run_dir, living.items())
 
     def _last_words(self, role: str) -> str:
         lines = self.log_path(role).read_text(errors="replace").strip().splitlines()
@@ -172,17 +166,3 @@ def stop_with_parent(stop: Stop, pipe: int) -> None:
         stop.set()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def living_workers(runs: Path) -> list[tuple[str, str, int]]:
-    """Return (run, role, pid) of every worker that is alive, from the files that supervisors keep."""
-    rows = []
-    for file in sorted(runs.glob("*/workers.json")):
-        for row in json.loads(file.read_text()):
-            try:
-                alive = abs(psutil.Process(row["pid"]).create_time() - row["started"]) < 1.0
-            except psutil.NoSuchProcess:
-                alive = False
-            if alive:
-                rows.append((file.parent.name, row["role"], row["pid"]))
-    return rows
