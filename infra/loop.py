@@ -46,6 +46,7 @@ def run_loop(
         positions=manifest.positions,
         requests_consumed=manifest.requests_consumed,
         recent_groups=manifest.recent_groups,
+        low_water=manifest.low_water,
     )
     for start in range(0, len(requests) - batch.groups + 1, batch.groups):
         chunk = [
@@ -72,7 +73,7 @@ def run_loop(
         ]
         for index, reward in enumerate(environment.score_many(inputs)):
             assembler.add(Position(topic=topic_name(run, "rewards"), partition=0, offset=start + index), reward)
-        folder = state.learn(assembler.take(step=state.step), checkpoints, assembler.recent_groups)
+        folder = state.learn(assembler.take(step=state.step), checkpoints)
         version.refresh(folder, state.manifest.policy)
         if state.manifest.update is not None:
             yield state.manifest.update

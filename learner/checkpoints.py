@@ -40,6 +40,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     origin: the warmed-up policy that the run began with; None in that policy's own checkpoint.
     positions: next offset of the rewards topic per partition. recent_groups: ids taken last, to know a repeated one.
+    low_water: per partition of the requests topic the offset below which groups have been forgotten, and teach nothing.
     update: the event of the step that made these weights; None for a warmed-up policy. files: sha256 by file name.
     """
 
@@ -49,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[int, int] = {}
     requests_consumed: dict[int, int] = {}
     recent_groups: tuple[str, ...] = ()
+    low_water: dict[int, int] = {}
     update: Update | None = None
     files: dict[str, str] = {}
 

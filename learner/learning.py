@@ -16,11 +16,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learner.batches import Batch
-from learner.checkpoints import OPTIMIZER, CheckpointError, Manifest, new_lineage, read_manifest, save_checkpoint
+from learner.checkpoints import (
+    MANIFEST,
+    OPTIMIZER,
+    CheckpointError,
+    Manifest,
+    file_sha256,
+    new_lineage,
+    read_manifest,
+    save_checkpoint,
+)
 from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
+from streams.codec import content_sha256, encode
 from streams.delivery import now_ms
 from streams.events import PolicyRef, Update
 from streams.topics import version_name
@@ -48,9 +58,12 @@ class Learner:
     lineage: under which its next versions are named; its own, unless a recorded run is made again.
     """
 
-    def __init__(self, policy: Policy, updater: Updater, *, run: str, lineage: str, manifest: Manifest) -> None:
+    def __init__(
+        self, policy: Policy, updater: Updater, *, run: str, lineage: str, manifest: Manifest, manifest_sha256: str
+    ) -> None:
         self.run = run
         self.manifest = manifest
+        self.manifest_sha256 = manifest_sha256
         self._policy = policy
         self._updater = updater
         self.lineage = lineage
@@ -85,21 +98,21 @@ class Learner:
             torch.set_rng_state(tensors.pop(RNG_STATE))
             updater.load_optimizer_tensors(tensors)
         lineage = new_lineage(manifest.policy.lineage)
-        return cls(policy, updater, run=run, lineage=lineage, manifest=manifest)
+        sha256 = file_sha256(folder / MANIFEST)
+        return cls(policy, updater, run=run, lineage=lineage, manifest=manifest, manifest_sha256=sha256)
 
     @property
     def step(self) -> int:
         """Return how many updates the weights have had since the warm-up."""
         return self.manifest.policy.step
 
-    def learn(self, batch: Batch, checkpoints: Path, recent_groups: tuple[str, ...]) -> Path:
+    def learn(self, batch: Batch, checkpoints: Path) -> Path:
         """Make one update from the batch, write its checkpoint, and return the folder; then `manifest` describes it.
 
         A batch without a group to learn from still makes a version: it carries the stream's positions forward.
         """
         current = self.manifest.policy
         result = self._updater.update(batch.fresh, current=current)
-        positions, consumed = batch.positions, batch.requests_consumed
         update = Update(
             run=self.run,
             policy=PolicyRef(lineage=self.lineage, step=current.step + 1, sha256=""),
@@ -107,9 +120,13 @@ class Learner:
             trained=result.trained,
             flat=result.flat,
             expired=batch.expired,
-            failed=(*batch.failed, *result.failed, *result.rejected),
-            positions=positions,
-            requests_consumed=consumed,
+            failed=(*batch.failed, *result.failed),
+            rejected=result.rejected,
+            disputed=result.disputed,
+            positions=batch.positions,
+            requests_consumed=batch.requests_consumed,
+            parent_update_sha256=content_sha256(encode(self.manifest.update)) if self.manifest.update else "",
+            parent_manifest_sha256=self.manifest_sha256,
             metrics=result.metrics
             | {"staleness_max": max((current.step - r.generation.policy.step for r in batch.fresh), default=0.0)},
             made_at_ms=now_ms(),
@@ -118,12 +135,14 @@ class Learner:
             policy=update.policy,
             parent=current,
             origin=self.manifest.origin or (current if current.step == 0 else None),
-            positions=positions,
-            requests_consumed=consumed,
-            recent_groups=recent_groups,
+            positions=batch.positions,
+            requests_consumed=batch.requests_consumed,
+            recent_groups=batch.recent_groups,
+            low_water=batch.low_water,
             update=update,
         )
         folder, self.manifest = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater)
+        self.manifest_sha256 = file_sha256(folder / MANIFEST)
         return folder
 
 

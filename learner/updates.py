@@ -59,13 +59,15 @@ class UpdateResult:
     """What became of a batch's groups, by group id, and what was measured.
 
     trained: had spread and gave a gradient. flat: without spread. failed: fewer than two scored candidates. rejected:
-    malformed, or with log-probabilities that the policy does not give; with the reason. stepped: the weights moved.
+    malformed, with the reason. disputed: with log-probabilities that the policy does not give, with the reason; they
+    keep their place in the loss's denominators. stepped: the weights moved.
     """
 
     trained: tuple[str, ...]
     flat: tuple[str, ...]
     failed: tuple[str, ...]
     rejected: dict[str, str] = field(default_factory=dict)
+    disputed: dict[str, str] = field(default_factory=dict)
     stepped: bool
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -151,7 +153,8 @@ class Updater:
             trained=tuple(group_id for group_id in groups.spread if group_id not in refused and stepped),
             flat=tuple(group_id for group_id in groups.flat if group_id not in refused),
             failed=groups.failed,
-            rejected=groups.rejected | refused,
+            rejected=groups.rejected,
+            disputed=refused,
             stepped=stepped,
             metrics=metrics
             | reward_metrics([outcome for reward in rewards for outcome in reward.outcomes])

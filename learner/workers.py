@@ -1,6 +1,7 @@
-"""The two workers of this room: one writes groups, one learns from their rewards. Nothing below this roof knows Kafka.
+"""The two workers of this room: one writes groups, one learns from their rewards.
 
-Both are loops over `streams.delivery`: the formulas, the sampling and the files live in the modules under it.
+Both are loops over `streams.delivery`: the formulas, the sampling and the files live in the modules under it. What they
+read of the stream beside their records stands in `learner.following` and `learner.intake`.
 """
 
 from __future__ import annotations
@@ -8,27 +9,22 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer
 
-from learner.batches import BatchAssembler, BatchSettings, admitted_requests
-from learner.checkpoints import CheckpointError, load_current, prune_checkpoints, remove_unfinished
+from learner.batches import BatchSettings
+from learner.checkpoints import load_current, prune_checkpoints, remove_unfinished
+from learner.following import VersionFollower
 from learner.generation import Encode, GenerationSettings, generate_groups
+from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
-from learner.policy import PolicyError
-from learner.versions import LoadedVersion, OpenVersion, Version
-from streams.clients import (
-    KafkaSettings,
-    connect_consumer,
-    connect_group_consumer,
-    connect_producer,
-    partitions_of,
-)
+from learner.versions import LoadedVersion, OpenVersion
+from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.delivery import (
     DeliverySettings,
     Outbox,
@@ -36,76 +32,19 @@ from streams.delivery import (
     Stop,
     commit,
     decode_or_bury,
+    known_position,
     now_ms,
     paused,
     poll,
     with_retries,
 )
 from streams.errors import DeliveryError, TransientError
-from streams.events import Generation, PolicyVersion, Request, Reward
+from streams.events import Generation, PolicyVersion, Request
+from streams.ranges import read_events
 from streams.topics import topic_name, version_name
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
-VERSIONS_MAX = 1000  # Announcements in one look: a generator that starts tries to load the newest of each.
 log = logging.getLogger(__name__)
-
-
-class VersionFollower:
-    """Reads the policy-versions topic and keeps the newest version that can be loaded."""
-
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        run: str,
-        checkpoints: Path,
-        delivery: DeliverySettings,
-        open_version: OpenVersion = LoadedVersion,
-    ) -> None:
-        """open_version: opens the first version; later ones refresh it."""
-        positions: dict[TopicPartition, int | None] = dict.fromkeys(
-            partitions_of(kafka, [topic_name(run, "policy-versions")]), None
-        )
-        self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=VERSIONS_MAX)
-        self._delivery = delivery
-        self._root = checkpoints.parent
-        self._open_version = open_version
-        self._newest: PolicyVersion | None = None
-        self._wanted: PolicyVersion | None = None
-        self.loaded: Version | None = None
-
-    @property
-    def requests_consumed(self) -> dict[int, int]:
-        """Return how far the requests are used up, as the newest version announced it."""
-        return self._newest.requests_consumed if self._newest else {}
-
-    def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
-        """Read what was announced since the last call, load the newest version, and return whether it changed."""
-        records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
-        announced = decode_or_bury(records, PolicyVersion, outbox)
-        published = [event for _, event in announced if event.status == "published"]
-        if published:
-            self._wanted = published[-1]
-        if self._wanted is None:
-            return False
-        newest, self._wanted = self._wanted, None
-        folder = self._root / newest.path
-        try:
-            if self.loaded is None:
-                self.loaded = self._open_version(folder, newest.policy)
-            else:
-                self.loaded.refresh(folder, newest.policy)
-        except TransientError as error:
-            self._wanted = newest  # A server that is down now; nobody will announce this version again.
-            log.warning("%s", error)
-            return False
-        except (CheckpointError, PolicyError) as error:
-            # A newer one is already on its way if this one has been retired; the one before stays in use. One that
-            # starts reads the announcements from the first, piece by piece, and meets many that are gone.
-            log.warning("%s", error)
-            return False
-        self._newest = newest
-        log.info("policy version %s", version_name(newest.policy))
-        return True
 
 
 def run_generator(
@@ -122,19 +61,22 @@ def run_generator(
     stop: Stop,
     open_version: OpenVersion = LoadedVersion,
 ) -> None:
-    """Write a group for every request, never further ahead of the learner than the staleness limit allows.
+    """Write a group for every request that the learner has granted, with the newest version.
 
     open_version: where the policy is: in this process, or at a server. A server that is down is waited for with the
     partitions paused; past the limit the requests lie among the dead letters, to be sent again.
     """
     producer = connect_producer(kafka, client_id=f"{run}-{member}")
     outbox = Outbox(producer, run, stage="generator", settings=delivery)
-    requests_topic = topic_name(run, "requests")
     consumer = connect_group_consumer(
-        kafka, requests_topic, group=f"{run}.generator", member=f"{run}-{member}", records_max=delivery.records_max
+        kafka,
+        topic_name(run, "requests"),
+        group=f"{run}.generator",
+        member=f"{run}-{member}",
+        records_max=delivery.records_max,
+        begin=partial(_consumed, kafka, run),
     )
     versions = VersionFollower(kafka, run, checkpoints, delivery, open_version)
-    partitions_total = len(partitions_of(kafka, [requests_topic]))
     chunk = generation.chunk_groups or batch.groups
     waiting: list[Received] = []
     since = time.monotonic()
@@ -145,11 +87,9 @@ def run_generator(
             # that is long enough for a starved broker's answer: a poll that ends too soon forgets what it asked.
             no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
             versions.follow(outbox, wait_seconds=0.0 if wanted > 0 and versions.loaded is not None else no_version)
-            room = _room(consumer, versions, batch, partitions_total)
-            # Records already in hand count as taken, so `room` is what may come on top of them.
-            wanted = min(chunk - len(waiting), room)
+            wanted = min(chunk - len(waiting), _room(consumer, versions, batch))
             if wanted > 0 and versions.loaded is not None:
-                fetched = poll(consumer, delivery, records_max=wanted)
+                fetched = _fetch(consumer, versions, batch, delivery, records_max=wanted)
                 since = time.monotonic() if fetched or not waiting else since
                 waiting += fetched
             else:
@@ -207,49 +147,53 @@ def run_learner(
         state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
         producer = connect_producer(kafka, client_id=f"{run}-{member}")
         outbox = Outbox(producer, run, stage="learner", settings=delivery)
-        positions: dict[TopicPartition, int | None] = {
-            item: manifest.positions.get(item.partition) for item in partitions_of(kafka, [topic_name(run, "rewards")])
-        }
-        consumer = connect_consumer(kafka, positions, client_id=f"{run}-{member}", records_max=delivery.records_max)
-        assembler = BatchAssembler(
-            batch,
-            positions=manifest.positions,
-            requests_consumed=manifest.requests_consumed,
-            recent_groups=manifest.recent_groups,
-        )
         try:
-            # Said again on purpose: the last life may have ended between the checkpoint and its announcement.
-            _announce(outbox, state, folder)
-            last_reward = time.monotonic()
-            while not stop():
-                if updates_max and state.step >= updates_max:
-                    stop.wait(delivery.poll_timeout_seconds)
-                    continue
-                if not assembler.full:
-                    records = poll(consumer, delivery)
-                    last_reward = time.monotonic() if records else last_reward
-                    _collect(assembler, records, outbox)
-                overdue = not assembler.empty and time.monotonic() - last_reward > batch.wait_seconds
-                if not (assembler.full or overdue):
-                    continue
-                folder = state.learn(assembler.take(step=state.step), checkpoints, assembler.recent_groups)
-                _announce(outbox, state, folder)
-                for retired in prune_checkpoints(
-                    checkpoints, keep=learner.checkpoints_kept + batch.staleness_max, keep_every=learner.keep_every
-                ):
-                    outbox.send(
-                        PolicyVersion(
-                            run=run,
-                            policy=retired.policy,
-                            parent=retired.parent,
-                            path=f"checkpoints/{version_name(retired.policy)}",
-                            status="retired",
-                            made_at_ms=now_ms(),
+            with Intake(run, kafka, delivery, batch, manifest, outbox, member=f"{run}-{member}") as intake:
+                intake.grant(_steps_left(state, updates_max))
+                # Said again on purpose: the last life may have ended between the checkpoint and its announcement.
+                _announce(outbox, state, folder, intake, update=True)
+                while not stop():
+                    steps_left = _steps_left(state, updates_max)
+                    if steps_left == 0:
+                        stop.wait(delivery.poll_timeout_seconds)
+                        continue
+                    if not intake.ready():
+                        if not intake.read() and intake.grant(steps_left):
+                            _announce(outbox, state, folder, intake, update=False)
+                        continue
+                    folder = state.learn(intake.take(step=state.step), checkpoints)
+                    intake.grant(_steps_left(state, updates_max))
+                    _announce(outbox, state, folder, intake, update=True)
+                    for retired in prune_checkpoints(
+                        checkpoints, keep=learner.checkpoints_kept + batch.staleness_max, keep_every=learner.keep_every
+                    ):
+                        outbox.send(
+                            PolicyVersion(
+                                run=run,
+                                policy=retired.policy,
+                                parent=retired.parent,
+                                path=f"checkpoints/{version_name(retired.policy)}",
+                                status="retired",
+                                made_at_ms=now_ms(),
+                            )
                         )
-                    )
         finally:
             producer.close()
-            consumer.close()
+
+
+def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
+    """Return how far the learner has used the requests up: where a generator begins whose group has no offsets.
+
+    Kafka forgets a group's offsets after a week without members; what was answered before must not be answered again.
+    """
+    announced = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    partitions = {partition for consumed in announced for partition in consumed}
+    return {each: max(consumed.get(each, 0) for consumed in announced) for each in partitions}
+
+
+def _steps_left(state: Learner, updates_max: int) -> int | None:
+    """Return how many updates may still be made; None if there is no limit."""
+    return max(updates_max - state.step, 0) if updates_max else None
 
 
 def _give_up(
@@ -261,23 +205,55 @@ def _give_up(
     return []
 
 
-def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings, partitions_total: int) -> int:
-    taken = {item.partition: consumer.position(item) or 0 for item in consumer.assignment()}
-    if not taken:
+def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings) -> int:
+    """Return how many more requests may be taken now, records already in hand not among them."""
+    assigned = consumer.assignment()
+    if not assigned:
         return batch.groups  # Not assigned yet: only a poll can bring the assignment.
-    return admitted_requests(batch, taken=taken, consumed=versions.requests_consumed, partitions_total=partitions_total)
+    return sum(_granted(consumer, versions, batch).values())
 
 
-def _collect(assembler: BatchAssembler, records: list[Received], outbox: Outbox) -> None:
-    good = {record.position: reward for record, reward in decode_or_bury(records, Reward, outbox)}
-    outbox.flush()
-    for record in records:
-        assembler.add(record.position, good.get(record.position))
+def _granted(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings) -> dict[Any, int]:
+    """Return per assigned partition how many requests may be taken; one where reading has not begun counts as one."""
+    room = {}
+    for item in consumer.assignment():
+        at = known_position(consumer, item)
+        room[item] = max(versions.admitted(item.partition, batch) - at, 0) if at is not None else 1
+    return room
 
 
-def _announce(outbox: Outbox, state: Learner, folder: Path) -> None:
-    """Publish the version in `folder` and the update that made it: its checkpoint is durable by now."""
-    if state.manifest.update is not None:
+def _fetch(
+    consumer: KafkaConsumer,
+    versions: VersionFollower,
+    batch: BatchSettings,
+    delivery: DeliverySettings,
+    *,
+    records_max: int,
+) -> list[Received]:
+    """Return the next requests that are granted; a record beyond the grant is given back to its partition."""
+    room = _granted(consumer, versions, batch)
+    consumer.pause(*(item for item, count in room.items() if not count))
+    consumer.resume(*(item for item, count in room.items() if count))
+    granted: list[Received] = []
+    beyond: dict[Any, int] = {}
+    for record in poll(consumer, delivery, records_max=records_max):
+        place = record.position
+        if place.offset < versions.admitted(place.partition, batch):
+            granted.append(record)
+        else:
+            beyond.setdefault(place.partition, place.offset)
+    for item in consumer.assignment():
+        if item.partition in beyond:
+            consumer.seek(item, beyond[item.partition])
+    return granted
+
+
+def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool) -> None:
+    """Publish the version in `folder` with what is granted; update: also the update that made it, first.
+
+    Its checkpoint is durable by now.
+    """
+    if update and state.manifest.update is not None:
         outbox.send(state.manifest.update)
     outbox.send(
         PolicyVersion(
@@ -285,7 +261,9 @@ def _announce(outbox: Outbox, state: Learner, folder: Path) -> None:
             policy=state.manifest.policy,
             parent=state.manifest.parent,
             path=f"checkpoints/{folder.name}",
-            requests_consumed=state.manifest.requests_consumed,
+            requests_consumed=intake.consumed,
+            requests_admitted=intake.granted,
+            manifest_sha256=state.manifest_sha256,
             made_at_ms=now_ms(),
         )
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
-from kafka.structs import OffsetAndMetadata
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
@@ -18,6 +17,7 @@ from streams.topics import DERIVED, TOPICS, topic_name
 
 EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
 COORDINATOR_SECONDS = 30.0
+METADATA_SECONDS = 10  # How soon a client notices that a topic has got another partition; the default is 5 minutes.
 # Kafka refuses records from more than an hour ahead by default: a worker with a wrong clock could write nothing.
 ANY_TIME = str(2**63 - 1)
 
@@ -67,17 +67,39 @@ def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProduce
     )
 
 
+class GroupConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
+    """A consumer that knows where to begin in a partition of which its group has committed nothing.
+
+    begin: gives the offset per partition; 0 where it names none. It is asked only if it is needed.
+    """
+
+    begin: Callable[[], Mapping[int, int]] = dict
+
+    def begin_where_nothing_is_committed(self) -> None:
+        """Seek in each such partition of the assignment, a new one or one whose offsets Kafka has forgotten."""
+        lacking = [item for item in self.assignment() if self.committed(item) is None]
+        begin = self.begin() if lacking else {}
+        for item in lacking:
+            self.seek(item, begin.get(item.partition, 0))
+
+
 def connect_group_consumer(
-    settings: KafkaSettings, topic: str, *, group: str, member: str, records_max: int
-) -> KafkaConsumer:
+    settings: KafkaSettings,
+    topic: str,
+    *,
+    group: str,
+    member: str,
+    records_max: int,
+    begin: Callable[[], Mapping[int, int]] = dict,
+) -> GroupConsumer:
     """Return a consumer that shares a topic's partitions with the other members of its group.
 
-    Offsets are committed by hand. Where the group has none yet it begins at the log's beginning; an offset that has
-    fallen out of retention raises in `poll`, and is never silently skipped.
+    Offsets are committed by hand. begin: where to begin in each partition of which the group has committed nothing, the
+    log's very first offset where it says nothing. An offset that has fallen out of retention, that one too, raises in
+    `poll`, and is never silently skipped.
     """
-    seed_offsets(settings, [topic], group=group)
     consumer = _client(
-        KafkaConsumer,
+        GroupConsumer,
         settings,
         member,
         **_fetching(records_max),
@@ -87,8 +109,9 @@ def connect_group_consumer(
         heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
         max_poll_interval_ms=int(settings.poll_interval_seconds_max * 1000),
     )
+    consumer.begin = begin
     consumer.subscribe([topic])
-    return consumer
+    return consumer  # type: ignore[no-any-return]
 
 
 def connect_consumer(
@@ -226,23 +249,19 @@ def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartitio
             time.sleep(0.2)
 
 
-def seed_offsets(settings: KafkaSettings, topics: Sequence[str], *, group: str) -> None:
-    """Commit the log's beginning for the partitions of these topics that the group has committed nothing of.
+def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str], begin: Mapping[TopicPartition, int]) -> bool:
+    """Assign what these topics have got in partitions since they were assigned; return whether there was any.
 
-    Raises DeliveryError if a topic does not exist or the broker refuses.
+    begin: where to begin in each; 0 where it says nothing.
     """
-    partitions = partitions_of(settings, topics)
-    admin = connect_admin(settings)
-    try:
-        committed = committed_offsets(admin, group)
-        missing = [item for item in partitions if item not in committed]
-        if missing:
-            begin = admin.list_partition_offsets(dict.fromkeys(missing, EARLIEST))
-            admin.alter_group_offsets(group, {item: OffsetAndMetadata(begin[item].offset, "", -1) for item in missing})
-    except KafkaError as error:
-        raise DeliveryError(f"could not read where group {group!r} stopped in {', '.join(topics)}: {error}") from error
-    finally:
-        admin.close()
+    assigned = consumer.assignment()
+    known = {TopicPartition(name, each) for name in topics for each in consumer.partitions_for_topic(name)}
+    if known <= assigned:
+        return False
+    consumer.assign(sorted(assigned | known))
+    for item in sorted(known - assigned):
+        consumer.seek(item, begin.get(item, 0))
+    return True
 
 
 def _client(kind: Callable[..., Any], settings: KafkaSettings, client_id: str, **options: Any) -> Any:
@@ -274,6 +293,7 @@ def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any
         "client_id": client_id,
         "security_protocol": settings.security_protocol,
         "reconnect_backoff_max_ms": 1000,  # The default of 30 s would outlast a broker's restart by far.
+        "metadata_max_age_ms": METADATA_SECONDS * 1000,
     }
     if settings.security_protocol.startswith("SASL"):
         options |= {

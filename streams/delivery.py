@@ -18,9 +18,16 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import CommitFailedError, FencedInstanceIdError, KafkaError, OffsetOutOfRangeError
+from kafka.errors import (
+    CommitFailedError,
+    FencedInstanceIdError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from kafka.structs import MemberState, OffsetAndMetadata
 
+from streams.clients import METADATA_SECONDS
 from streams.codec import decode, encode
 from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
@@ -125,17 +132,28 @@ class Outbox:
 
         Raises DeliveryError if the producer does not take it.
         """
-        try:
-            future = self._producer.send(
-                topic,
-                value=value,
-                key=key,
-                headers=list(headers) or None,
-                partition=partition,
-                timestamp_ms=timestamp_ms,
-            )
-        except KafkaError as error:
-            raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
+        deadline = time.monotonic() + 2 * METADATA_SECONDS
+        while True:
+            try:
+                future = self._producer.send(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=list(headers) or None,
+                    partition=partition,
+                    timestamp_ms=timestamp_ms,
+                )
+                break
+            except ValueError as error:  # A partition that this client does not know, though it may have been added.
+                if time.monotonic() > deadline:
+                    raise DeliveryError(
+                        f"{self._stage}: expected a partition {partition} of {topic!r}, where the records to answer "
+                        f"lie in one of that number, found none ({error}). Give the run's requests, generations and "
+                        "rewards the same number of partitions: kafka-topics --alter --partitions N"
+                    ) from error
+                time.sleep(METADATA_SECONDS / 10)
+            except KafkaError as error:
+                raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
         self._pending.append(future)
 
     def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
@@ -199,10 +217,7 @@ def poll(
     if consumer.config["group_id"] is not None and not consumer.assignment():
         seconds = max(seconds, JOIN_SECONDS)
     try:
-        fetched = consumer.poll(
-            timeout_ms=int(seconds * 1000),
-            max_records=records_max or settings.records_max,
-        )
+        fetched = _poll(consumer, int(seconds * 1000), records_max or settings.records_max)
     except FencedInstanceIdError as error:
         raise _fenced(consumer) from error
     except OffsetOutOfRangeError as error:
@@ -260,7 +275,7 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
         # A poll without any time begins to join a group that is shared out anew, and never ends it: the other members
         # would wait for this one until `kafka.poll_interval_seconds_max`.
         joining = consumer.group_metadata().state == MemberState.REBALANCING
-        for partition, records in consumer.poll(timeout_ms=REJOIN_MS if joining else 0).items():
+        for partition, records in _poll(consumer, REJOIN_MS if joining else 0, None).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())
 
@@ -307,6 +322,23 @@ def with_retries(
 def now_ms() -> int:
     """Return the wall clock in milliseconds since the epoch, the unit of every time in the log."""
     return time.time_ns() // 1_000_000
+
+
+def _poll(consumer: KafkaConsumer, timeout_ms: int, records_max: int | None) -> dict[TopicPartition, list[Any]]:
+    """Poll, and say where to begin in a partition of which the group has committed nothing."""
+    try:
+        return consumer.poll(timeout_ms=timeout_ms, max_records=records_max)  # type: ignore[no-any-return]
+    except NoOffsetForPartitionError:
+        consumer.begin_where_nothing_is_committed()
+        return {}
+
+
+def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return the offset that is read next in a partition; None before the first poll has settled it."""
+    try:
+        return consumer.position(partition, timeout_ms=0)  # type: ignore[no-any-return]
+    except NoOffsetForPartitionError:
+        return None
 
 
 def _received(record: Any) -> Received:

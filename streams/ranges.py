@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from kafka import TopicPartition
 
 from streams.clients import EARLIEST, KafkaSettings, connect_admin, connect_consumer
+from streams.codec import decode
 from streams.delivery import DeliverySettings, Received, poll
-from streams.errors import DeliveryError
+from streams.errors import DeliveryError, EventError
 from streams.lag import LATEST
+from streams.topics import BY_EVENT, topic_name
+
+E = TypeVar("E")
 
 RECORDS_AT_ONCE = 2000
 SILENCE_SECONDS_MAX = 60.0
@@ -59,3 +65,19 @@ def read_range(
                 yield record
     finally:
         consumer.close()
+
+
+def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:
+    """Return every event of a run's topic that has one partition, in the log's order; what is no event is left out.
+
+    For topics with few records, such as policy versions.
+    """
+    topic = TopicPartition(topic_name(run, BY_EVENT[event].kind), 0)  # type: ignore[index]
+    start, end = log_bounds(settings, [topic])[topic]
+    found: list[E] = []
+    for record in read_range(settings, topic, start, end, client_id=f"{run}-{topic.topic.rpartition('.')[-1]}"):
+        with contextlib.suppress(EventError):
+            decoded = decode(record.value)
+            if isinstance(decoded, event):
+                found.append(decoded)
+    return found

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.context import App, VllmTables
+from infra.interrupts import at_hard_end
 from infra.monitoring.stalls import RunState
 from infra.monitoring.standing import known_runs, run_states
 from infra.progress import progress
@@ -43,7 +44,7 @@ def up(app: App, as_json: bool) -> None:
       searchloop up
     """
     services = app.local_services()
-    with progress() as report:
+    with progress() as report, at_hard_end(lambda: "what it started is being stopped by its guardian"):
         endpoints = services.up(report)
     if as_json:
         click.echo(msgspec.json.encode(endpoints))

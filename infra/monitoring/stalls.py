@@ -144,8 +144,9 @@ def _what(stage: StageFacts, workers: Sequence[WorkerFacts]) -> str:
     if stage.stage in trouble:
         return f"{said}; {trouble[stage.stage]}"
     if workers and all(worker.role != stage.stage for worker in workers):
-        return f"{said}; this machine has no {stage.stage}"
-    return said
+        said = f"{said}; this machine has no {stage.stage}"
+    # The stage may be held up by another one: a learner that is gone grants no requests.
+    return "; ".join([said, *(f"the {role}: {what}" for role, what in trouble.items())])
 
 
 def _asked(facts: RunFacts) -> str:

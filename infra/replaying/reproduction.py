@@ -63,7 +63,7 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
         different = None
         for number, (update, batch) in enumerate(_batches(log, run, chain, dict(manifest.positions)), start=1):
             state.lineage = update.policy.lineage
-            state.learn(batch, Path(scratch), ())
+            state.learn(batch, Path(scratch))
             prune_checkpoints(Path(scratch), keep=1, keep_every=1_000_000)
             report("updates made again", number, len(chain))
             if state.manifest.policy != update.policy:
@@ -115,7 +115,7 @@ def _batch(update: Update, groups: dict[str, Reward], *, partitions: int) -> Bat
     With one partition that is the log's order. With several, the order between them is not in the log: groups come as
     the update lists them, which is all that the weights depend on, unless one of them was refused.
     """
-    listed = (*update.trained, *update.flat, *update.failed)
+    listed = (*update.trained, *update.flat, *update.failed, *(update.disputed or ()))
     names = [group for group in groups if group in set(listed)] if partitions == 1 else listed
     if missing := [group for group in listed if group not in groups]:
         raise StorageError(

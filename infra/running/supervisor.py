@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from types import TracebackType
 import psutil
 
 from infra.cli import ONE_THREAD, QUIET, main
+from infra.interrupts import at_hard_end, received
 from infra.running.living import SUPERVISED, write_workers
 from streams.delivery import Stop
 from streams.errors import SearchloopError
@@ -28,6 +30,7 @@ from streams.errors import SearchloopError
 ERRORS_MAX = 3
 HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
+HURRIED_SECONDS = 1.5  # After Ctrl-C: all of us has to end within `infra.interrupts.LIMIT_SECONDS`.
 FORK_SERVER_DIED = 255  # Then multiprocessing gives this for each of its forks, whether it lives or not.
 
 _forks = multiprocessing.get_context("forkserver")
@@ -56,8 +59,10 @@ class Supervisor:
         self._errors = dict.fromkeys(roles, 0)
         self._started = dict.fromkeys(roles, 0.0)
         self.restarts = 0
+        self._guard = contextlib.ExitStack()
 
     def __enter__(self) -> Supervisor:
+        self._guard.enter_context(at_hard_end(self._kill))
         (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
         for role in self._roles:
             self._start(role)
@@ -67,6 +72,7 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(self._roles)
+        self._guard.close()
         (self._run_dir / SUPERVISED).unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -95,11 +101,14 @@ class Supervisor:
             self._start(role)
 
     def stop(self, roles: list[str]) -> bool:
-        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself."""
+        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself.
+
+        After Ctrl-C they get `HURRIED_SECONDS`: a kill costs them nothing but what they were doing.
+        """
         stopping = [self._processes.pop(role) for role in roles if role in self._processes]
         for process in stopping:
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + (HURRIED_SECONDS if received() else STOP_SECONDS)
         for process in stopping:
             process.join(timeout=max(deadline - time.monotonic(), 0.1))
             if process.exitcode is None:
@@ -114,6 +123,13 @@ class Supervisor:
     def log_path(self, role: str) -> Path:
         """Return where a worker's output goes."""
         return self._run_dir / "logs" / f"{role}.log"
+
+    def _kill(self) -> str:
+        """Kill what runs, from another thread, as the last act of this process."""
+        for process in list(self._processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGKILL)
+        return "its workers were killed; the same command goes on where they stopped"
 
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from kafka import TopicPartition
@@ -21,9 +23,10 @@ from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
 from storage.ledger import LEDGER
 from streams.clients import connect_consumer, connect_producer, create_topics
-from streams.delivery import Outbox, Stop, decode_or_bury, poll
-from streams.errors import SettingsError
-from streams.events import Update
+from streams.codec import decode
+from streams.delivery import Outbox, Received, Stop, poll
+from streams.errors import EventError, SettingsError
+from streams.events import PolicyVersion, Update
 from streams.stalls import StallWatch
 from streams.topics import topic_name, version_name
 
@@ -65,7 +68,10 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
     feed = RequestFeed(sequence, settings.kafka, outbox, run)
     announced = TopicPartition(topic_name(run, "updates"), 0)
-    consumer = connect_consumer(settings.kafka, {announced: None}, client_id=f"{run}-train", records_max=500)
+    versions = TopicPartition(topic_name(run, "policy-versions"), 0)
+    consumer = connect_consumer(
+        settings.kafka, {announced: None, versions: None}, client_id=f"{run}-train", records_max=500
+    )
     _, manifest = load_current(run_dir / "checkpoints")
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
@@ -91,12 +97,14 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 workers.check()
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
-                for _, update in decode_or_bury(poll(consumer, settings.delivery), Update, outbox):
-                    # After a crash a step may be announced again, on the same lineage or on the one that goes on.
-                    made[update.policy.step] = update
-                    step = max(step, update.policy.step)
-                    consumed = max(consumed, sum(update.requests_consumed.values()))
-                    report(_headline(update), min(step, updates), updates)
+                for event in _announced(poll(consumer, settings.delivery)):
+                    # Requests without a reward are used up too: a version says so, where no update needs to.
+                    consumed = max(consumed, sum(event.requests_consumed.values()))
+                    if isinstance(event, Update):
+                        # After a crash a step may be announced again, on the same lineage or on the one that goes on.
+                        made[event.policy.step] = event
+                        step = max(step, event.policy.step)
+                        report(_headline(event), min(step, updates), updates)
                     stalls.progress()
                 if stalls.due:
                     stalls.waiting_for(what_it_waits_for(app, run))
@@ -108,6 +116,15 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     if stop():
         raise KeyboardInterrupt
     return _summary(app, run, [made[number] for number in sorted(made)], restarts, time.monotonic() - began)
+
+
+def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion]:
+    """Yield what the learner announced; what is no such event is the workers' to bury."""
+    for record in records:
+        with contextlib.suppress(EventError):
+            event = decode(record.value)
+            if isinstance(event, Update | PolicyVersion):
+                yield event
 
 
 def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: float) -> TrainingSummary:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner.checkpoints import Manifest
+from learner.following import VersionFollower
 from learner.learning import write_policy_checkpoint
 from learner.policy import TinySettings, build_tiny
-from learner.workers import VersionFollower
 from streams.clients import KafkaSettings, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import PolicyRef, PolicyVersion

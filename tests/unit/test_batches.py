@@ -1,11 +1,12 @@
-"""Batches are a pure function of the rewards log, and admission bounds staleness."""
+"""Batches are a pure function of the rewards log, and no group teaches twice."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batches import BatchAssembler, BatchSettings, admitted_requests
+from learner.admission import Admission
+from learner.batches import BatchAssembler, BatchSettings
 from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
 
 SETTINGS = BatchSettings(groups=2, staleness_max=1)
@@ -86,7 +87,7 @@ def test_failed_and_expired_groups_take_their_place_and_teach_nothing() -> None:
 def test_only_training_requests_reach_the_learner() -> None:
     waiting = assembler()
     waiting.add(at(0), reward(0, split="test"))
-    assert waiting.empty
+    assert waiting.waiting == 0
 
 
 def test_what_was_no_reward_still_moves_the_position() -> None:
@@ -122,15 +123,62 @@ def test_stopping_anywhere_and_going_on_gives_the_same_batches(numbers: list[int
     assert done + batches(resumed, position[0]) == whole
 
 
-def test_admission_keeps_requests_in_flight_below_the_staleness_limit() -> None:
-    on_policy = BatchSettings(groups=16, staleness_max=0)
-    assert admitted_requests(on_policy, taken={0: 0}, consumed={}, partitions_total=1) == 16
-    assert admitted_requests(on_policy, taken={0: 16}, consumed={}, partitions_total=1) == 0
-    assert admitted_requests(on_policy, taken={0: 16}, consumed={0: 16}, partitions_total=1) == 16
-    ahead = BatchSettings(groups=16, staleness_max=2)
-    assert admitted_requests(ahead, taken={0: 40}, consumed={0: 16}, partitions_total=1) == 24
-    assert admitted_requests(ahead, taken={0: 8}, consumed={}, partitions_total=4) == 4
-    assert admitted_requests(ahead, taken={0: 99}, consumed={}, partitions_total=1) == 0
+@settings(max_examples=30)
+@given(again=st.integers(0, 300), resumed=st.integers(0, 300))
+def test_a_forgotten_group_that_is_written_anew_by_the_newest_policy_teaches_nothing(again: int, resumed: int) -> None:
+    """Kafka forgets a group's offsets: an old request may be answered again, under the same id, as fresh as can be."""
+    limits = BatchSettings(groups=4, staleness_max=0, remembered_groups=64)
+    waiting = assembler(limits)
+    taken: list[str] = []
+    step = 0
+    for offset, number in enumerate([*range(300), again, *range(300, 304)]):
+        waiting.add(at(offset), reward(number, step=step))
+        if waiting.full:
+            batch = waiting.take(step=step)
+            step += 1
+            taken += [each.group_id for each in batch.fresh]
+            if number >= resumed:
+                resumed = 10**9
+                waiting = BatchAssembler(
+                    limits,
+                    positions=batch.positions,
+                    requests_consumed=batch.requests_consumed,
+                    recent_groups=batch.recent_groups,
+                    low_water=batch.low_water,
+                )
+    assert len(taken) == len(set(taken))
+    assert len(taken) >= 296
+
+
+def owed_by_another_partition(round_of_the_other: int) -> BatchAssembler:
+    """Two groups of partition 0 wait; partition 1 owes one that was granted in the given round, of rounds 1 to 3."""
+    rounds: list[dict[int, int]] = [{0: 1}, {0: 2}, {0: 3}]
+    rounds[round_of_the_other - 1] |= {1: 1}
+    waiting = BatchAssembler(
+        SETTINGS,
+        positions={},
+        requests_consumed={},
+        recent_groups=(),
+        admission=Admission(used={}, announced=rounds),
+    )
+    waiting.add(at(0), reward(0))
+    waiting.add(at(1), reward(1))
+    return waiting
+
+
+def test_a_batch_waits_for_a_group_that_was_granted_earlier() -> None:
+    assert not owed_by_another_partition(1).full
+    assert owed_by_another_partition(2).full
+    assert owed_by_another_partition(3).full
+
+
+def test_nothing_is_dry_while_a_granted_request_may_still_be_answered() -> None:
+    waiting = owed_by_another_partition(3)
+    assert not waiting.dry
+    waiting.add(at(2), reward(2))
+    assert not waiting.dry
+    waiting._admission.end(1, 1)
+    assert waiting.dry
 
 
 @settings(max_examples=20)

@@ -63,7 +63,7 @@ def batch(number: int) -> Batch:
 def learned(learner: Learner, checkpoints: Path, numbers: list[int]) -> list[Update]:
     updates = []
     for number in numbers:
-        learner.learn(batch(number), checkpoints, ())
+        learner.learn(batch(number), checkpoints)
         assert learner.manifest.update is not None
         updates.append(learner.manifest.update)
     return updates

@@ -99,6 +99,8 @@ CASES = {
                                                                    "running", ""),
     "the environment is dead": (facts(stages((4, 70), (6, 90)), workers=workers(environment="dead")), "stalled",
                                 "its process 2 is gone"),
+    "the learner, which grants the requests, is frozen": (
+        facts(stages((40, 61)), workers=workers(learner="stopped")), "stalled", "the learner: its process 4 " + FROZEN),
     "the sink is behind while the loop moves": (facts(stages((40, 2), (3, 1), (9, 5), 90)), "stalled",
                                                 "the sink: some records wait, and none was stored"),
     "the sink is behind a finished run": (facts(stages(records_ago=90), updates_done=10), "stalled", "the sink"),

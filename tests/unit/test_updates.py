@@ -274,14 +274,14 @@ def test_a_poisoned_group_is_rejected_and_gives_no_gradient() -> None:
 
     result = updater(model).update(poisoned, current=POLICY)
     assert result.trained == ("group-0", "group-2")
-    assert "expected log-probabilities within 0.1 nats" in result.rejected["group-1"]
+    assert "expected log-probabilities within 0.1 nats" in result.disputed["group-1"]
 
 
 def test_a_batch_of_lies_moves_nothing() -> None:
     one = updater()
     before = weights(one.model)
     result = one.update(batch(groups(), policy=POLICY), current=POLICY)
-    assert len(result.rejected) == 3
+    assert len(result.disputed) == 3
     assert not result.stepped
     assert torch.equal(weights(one.model), before)
 

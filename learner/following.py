@@ -1,0 +1,90 @@
+"""The newest policy version, followed on its topic: what a generator writes with, and what it may answer."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from kafka import TopicPartition
+
+from learner.batches import BatchSettings
+from learner.checkpoints import CheckpointError
+from learner.policy import PolicyError
+from learner.versions import LoadedVersion, OpenVersion, Version
+from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
+from streams.errors import TransientError
+from streams.events import PolicyRef, PolicyVersion
+from streams.topics import topic_name, version_name
+
+VERSIONS_MAX = 1000  # Announcements in one look: a generator that starts tries to load the newest of each.
+log = logging.getLogger(__name__)
+
+
+class VersionFollower:
+    """Reads the policy-versions topic and keeps the newest version that can be loaded."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        run: str,
+        checkpoints: Path,
+        delivery: DeliverySettings,
+        open_version: OpenVersion = LoadedVersion,
+    ) -> None:
+        """open_version: opens the first version; later ones refresh it."""
+        positions: dict[TopicPartition, int | None] = dict.fromkeys(
+            partitions_of(kafka, [topic_name(run, "policy-versions")]), None
+        )
+        self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=VERSIONS_MAX)
+        self._delivery = delivery
+        self._root = checkpoints.parent
+        self._open_version = open_version
+        self._newest: PolicyVersion | None = None
+        self._wanted: PolicyVersion | None = None
+        self.loaded: Version | None = None
+
+    def admitted(self, partition: int, batch: BatchSettings) -> int:
+        """Return the offset below which requests of a partition may be answered with the version that is loaded.
+
+        Where nobody grants requests, since nobody learns, a partition may be `batch.groups_ahead_max` ahead.
+        """
+        if self._newest is None:
+            return 0
+        if isinstance(self._newest.requests_admitted, dict):
+            return self._newest.requests_admitted.get(partition, 0)
+        return self._newest.requests_consumed.get(partition, 0) + batch.groups_ahead_max
+
+    def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
+        """Read what was announced since the last call, load the newest version, and return whether it changed."""
+        records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
+        announced = decode_or_bury(records, PolicyVersion, outbox)
+        published = [event for _, event in announced if event.status == "published"]
+        if published:
+            self._wanted = published[-1]
+        if self._wanted is None:
+            return False
+        newest, self._wanted = self._wanted, None
+        if self._newest is not None and self._newest.policy == newest.policy:
+            self._newest = newest  # The same version with more requests granted.
+            return False
+        try:
+            self._load(self._root / newest.path, newest.policy)
+        except TransientError as error:
+            self._wanted = newest  # A server that is down now; nobody will announce this version again.
+            log.warning("%s", error)
+            return False
+        except (CheckpointError, PolicyError) as error:
+            # A newer one is already on its way if this one has been retired; the one before stays in use. One that
+            # starts reads the announcements from the first, piece by piece, and meets many that are gone.
+            log.warning("%s", error)
+            return False
+        self._newest = newest
+        log.info("policy version %s", version_name(newest.policy))
+        return True
+
+    def _load(self, folder: Path, policy: PolicyRef) -> None:
+        if self.loaded is None:
+            self.loaded = self._open_version(folder, policy)
+        else:
+            self.loaded.refresh(folder, policy)

@@ -1,0 +1,117 @@
+"""What reaches the learner: rewards in the order of their grants, and the grants that it gives for more of them."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from kafka import TopicPartition
+
+from learner.admission import Admission
+from learner.batches import Batch, BatchAssembler, BatchSettings
+from learner.checkpoints import Manifest
+from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
+from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
+from streams.events import PolicyVersion, Reward
+from streams.flow import RunFlow
+from streams.ranges import read_events
+from streams.topics import topic_name
+
+QUIET_SECONDS = 2.0  # With no reward for this long, ask whether the ones that are owed will ever come.
+
+
+class Intake:
+    """The learner's side of the stream; use it as a context manager."""
+
+    def __init__(
+        self,
+        run: str,
+        kafka: KafkaSettings,
+        delivery: DeliverySettings,
+        batch: BatchSettings,
+        manifest: Manifest,
+        outbox: Outbox,
+        *,
+        member: str,
+    ) -> None:
+        """manifest: where reading and learning go on. outbox: takes what is no reward."""
+        self._topic = topic_name(run, "rewards")
+        self._delivery = delivery
+        self._batch = batch
+        self._outbox = outbox
+        announced = read_events(kafka, run, PolicyVersion)
+        grants = [event.requests_admitted for event in announced if isinstance(event.requests_admitted, dict)]
+        self._admission = Admission(used=manifest.requests_consumed, announced=grants)
+        self._assembler = BatchAssembler(
+            batch,
+            positions=manifest.positions,
+            requests_consumed=manifest.requests_consumed,
+            recent_groups=manifest.recent_groups,
+            low_water=manifest.low_water,
+            admission=self._admission,
+        )
+        self._positions = dict(manifest.positions)
+        start: dict[TopicPartition, int | None] = {
+            item: manifest.positions.get(item.partition) for item in partitions_of(kafka, [self._topic])
+        }
+        self._flow = RunFlow(kafka, run)
+        self._consumer = connect_consumer(kafka, start, client_id=member, records_max=delivery.records_max)
+        self._last_reward = self._asked = time.monotonic()
+
+    def __enter__(self) -> Intake:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._consumer.close()
+        self._flow.__exit__()
+
+    @property
+    def granted(self) -> dict[int, int]:
+        """Return per partition the offset below which requests may be answered."""
+        return self._admission.granted
+
+    @property
+    def consumed(self) -> dict[int, int]:
+        """Return per partition the offset below which every request is used up, by an update or without a reward."""
+        return self._assembler.requests_consumed
+
+    def ready(self) -> bool:
+        """Return whether a batch can be taken: a full one, or what there is if nothing more has come for long."""
+        if self._assembler.full:
+            return True
+        return self._assembler.dry and time.monotonic() - self._last_reward > self._batch.wait_seconds
+
+    def read(self) -> bool:
+        """Take the next rewards, and return whether any came; what is none lies among the dead letters after that."""
+        follow_partitions(self._consumer, [self._topic], {})
+        records = poll(self._consumer, self._delivery)
+        good = {record.position: reward for record, reward in decode_or_bury(records, Reward, self._outbox)}
+        self._outbox.flush()
+        for record in records:
+            self._assembler.add(record.position, good.get(record.position))
+            self._positions[record.position.partition] = record.position.offset + 1
+        if records:
+            self._last_reward = time.monotonic()
+        return bool(records)
+
+    def take(self, *, step: int) -> Batch:
+        """Cut the next batch for a policy that has made `step` steps."""
+        return self._assembler.take(step=step)
+
+    def grant(self, steps_left: int | None) -> bool:
+        """Grant what may be answered now, and return whether that is more than before.
+
+        steps_left: updates still to be made: beyond what they can take nothing is granted; None means no limit.
+        """
+        quiet = min(time.monotonic() - self._last_reward, time.monotonic() - self._asked)
+        if self._admission.owed and quiet > QUIET_SECONDS:
+            self._asked = time.monotonic()
+            for partition, offset in self._flow.over(self._positions).items():
+                self._admission.end(partition, offset)
+        ahead = self._batch.groups_ahead_max
+        if steps_left is not None:
+            ahead = min(ahead, steps_left * self._batch.groups)
+        room = ahead - self._assembler.waiting
+        return room > self._admission.owed and self._admission.grant(self._flow.published(), groups_max=room)
