@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from infra.home import Home
+from infra.interrupts import end_on_signals, exit_status, leave
 from streams.errors import SearchloopError, explain_os_error
 
 log = logging.getLogger(__name__)
@@ -119,25 +120,35 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
 
 
 def main() -> None:
-    """Run the command; an error that a person can mend is one line and exit status 1, Ctrl-C is 130."""
+    """Run the command; an error that a person can mend is one line and exit status 1.
+
+    Ctrl-C and SIGTERM end it within seconds, with one line and the status 130 or 143.
+    """
+    if "--supervised" not in sys.argv:  # Whoever supervises a worker has more patience with it, and ends it.
+        end_on_signals()
+    leave(_status())
+
+
+def _status() -> int:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
-        sys.exit(130)
+        return exit_status()
     except SearchloopError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except BrokenPipeError:  # Whoever read our output, as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except OSError as error:
         log.info("the operating system refused", exc_info=True)
         click.echo(f"error: {explain_os_error(error)}", err=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from infra.home import Home
+from infra.interrupts import at_hard_end
 from infra.layers import combine, environment_layer, read_toml
 from infra.progress import Report
 from infra.services.errors import ServiceError
@@ -154,10 +155,11 @@ class App:
             endpoints = self.local_services().endpoints()
         except ServiceError:
             services = self.local_services(attached=True)
-            try:
-                yield self.at(services.up(report))
-            finally:
-                services.stop_started(report)
+            with at_hard_end(lambda: "what it started of Kafka and Elasticsearch is being stopped by their guardian"):
+                try:
+                    yield self.at(services.up(report))
+                finally:
+                    services.stop_started(report)
         else:
             yield self.at(endpoints)
 

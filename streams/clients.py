@@ -28,6 +28,8 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     bootstrap: "host:port[,host:port]"; empty means the local service that `searchloop up` starts.
     session_timeout_seconds: after this long without a heartbeat a worker's partitions go to another; a restarted worker
     of the same name takes its own partitions back at once (static membership).
+    poll_interval_seconds_max: a worker that does not poll for so long leaves its group, and what it was doing is done
+    again by whoever takes over. Long work polls meanwhile (`streams.working`), so this only ends a worker that hangs.
     """
 
     bootstrap: str = ""
@@ -41,6 +43,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     partitions: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     replication: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
     session_timeout_seconds: Annotated[float, msgspec.Meta(ge=6, le=300)] = 10.0
+    poll_interval_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 300.0
 
     def __repr__(self) -> str:
         return f"KafkaSettings(bootstrap={self.bootstrap!r}, security_protocol={self.security_protocol!r}, …)"
@@ -104,6 +107,7 @@ def connect_group_consumer(
         group_instance_id=member,
         session_timeout_ms=int(settings.session_timeout_seconds * 1000),
         heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
+        max_poll_interval_ms=int(settings.poll_interval_seconds_max * 1000),
     )
     consumer.begin = begin
     consumer.subscribe([topic])

@@ -15,10 +15,13 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.home import read_settings_file
+from infra.interrupts import at_hard_end, received
 from infra.monitoring.lock import monitor_is_running
+from infra.monitoring.stalls import RunState
+from infra.monitoring.standing import run_states
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
-from infra.running.supervisor import STOP_SECONDS, worker_command
+from infra.running.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
 from learner.batches import BatchSettings
 from streams.clients import connect_consumer, create_derived_topics, partitions_of
 from streams.codec import decode_window
@@ -65,6 +68,8 @@ class Watcher:
         self._events: dict[bytes, WindowEvent] = {}
         self._lags_known: tuple[StageLag, ...] = ()
         self._lags_at = -math.inf
+        self._home = app.home
+        self._state_known: RunState | None = None
 
     def close(self) -> None:
         """Leave the topic."""
@@ -87,6 +92,7 @@ class Watcher:
             updates_wanted=self._kept.updates,
             staleness_max=self._kept.settings.batch.staleness_max,
             lags=self._lags(),
+            standing=self._state_known,
         )
 
     def events(self) -> list[WindowEvent]:
@@ -113,6 +119,7 @@ class Watcher:
     def _lags(self) -> tuple[StageLag, ...]:
         if time.monotonic() - self._lags_at > LAGS_SECONDS:
             self._lags_known, self._lags_at = self._look_at_lags(), time.monotonic()
+            (self._state_known,) = run_states(self._home, self._kafka, [self._run])
         return self._lags_known
 
     def _look_at_lags(self) -> tuple[StageLag, ...]:
@@ -146,12 +153,18 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
             env=os.environ | app.worker_environment(),
             start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
         )
+
+    def kill() -> str:
+        process.kill()
+        return "its monitor was killed"
+
     try:
-        yield process
+        with at_hard_end(kill):
+            yield process
     finally:
         process.terminate()
         try:
-            process.wait(timeout=STOP_SECONDS)
+            process.wait(timeout=HURRIED_SECONDS if received() else STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

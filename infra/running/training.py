@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.interrupts import interrupts
+from infra.monitoring.standing import what_it_waits_for
 from infra.progress import Report
 from infra.running.requests import RequestFeed, RequestSequence
 from infra.running.serving import policy_server
@@ -25,9 +27,11 @@ from streams.codec import decode
 from streams.delivery import Outbox, Received, Stop, poll
 from streams.errors import EventError, SettingsError
 from streams.events import PolicyVersion, Update
+from streams.stalls import StallWatch
 from streams.topics import topic_name, version_name
 
 ROLES = ["sink", "environment", "generator", "learner"]
+log = logging.getLogger(__name__)
 BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the generator never waits for one.
 
 
@@ -74,6 +78,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     made: dict[int, Update] = {}
     shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
+    stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
     try:
         if step == 0 and not (run_dir / LEDGER).exists() and consumer.end_offsets([announced])[announced]:
             # Its updates would be taken for ours, and an untaught policy for a taught one.
@@ -100,6 +105,9 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                         made[event.policy.step] = event
                         step = max(step, event.policy.step)
                         report(_headline(event), min(step, updates), updates)
+                    stalls.progress()
+                if stalls.due:
+                    stalls.waiting_for(what_it_waits_for(app, run))
             stop_in_order(app, workers, run=run, roles=ROLES)
             restarts = workers.restarts
     finally:
