@@ -12,7 +12,11 @@ from streams.whole_file import write_file
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run was started with; index is the alias, index_version what it pointed to then."""
+    """What a run was started with.
+
+    index: the alias; index_version: what it pointed to then. origin: the run whose requests or generations were copied
+    into this one's topics, "" if none was.
+    """
 
     run: str
     recipe: str
@@ -21,6 +25,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     updates: int
     settings: Settings
+    origin: str = ""
 
 
 def write_run_settings(run_dir: Path, settings: RunSettings) -> None:

@@ -4,10 +4,7 @@ The update compares the groups that its very policy wrote, at no cost, since it 
 most groups are a step or two older: for these the claimed version's checkpoint, which is kept while it may be used, is
 loaded into one spare model, and the groups are forwarded once more. A share of them may do.
 
-How to wire it, in `learner.learning`: make one `ClaimChecker(checkpoints, settings.claims, no_repeat=…, device=…)` in
-`Learner.resume`. In `learn`, before `Updater.update`, call `check(batch.fresh, current=self.manifest.policy)`, take the
-groups that it names out of `fresh`, and add them to the update's failed groups with their reasons. On a CPU the check
-takes no random number and changes no weights, so a run that is made again gives the same bits.
+On a CPU the check takes no random number and changes no weights, so a run that is made again gives the same bits.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ class ClaimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     share: of the groups that another version than the newest wrote, chosen by their ids; 1 checks all, 0 none.
     """
 
-    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="of the stale groups; 0: none")] = 0.25
+    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="of the stale groups; 0: none")] = 0.1
     logprob_difference_max: Annotated[
         float,
         msgspec.Meta(
@@ -177,10 +174,7 @@ class ClaimChecker:
             return self._spare
         folder = self._folder(policy)
         if self._spare is not None:
-            spare, self._loaded = (
-                self._spare,
-                None,
-            )  # If this fails, the weights may be half of one and half of another.
+            spare, self._loaded = self._spare, None  # If this fails, the weights may be half of one, half of another.
             load_weights(spare, folder, policy, tokenizer_sha256=self._tokenizer_sha256)
         else:
             manifest = check_version(folder, policy)

@@ -145,6 +145,8 @@ class Outbox:
                 )
                 break
             except ValueError as error:  # A partition that this client does not know, though it may have been added.
+                if "Unrecognized partition" not in str(error):
+                    raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
                 if time.monotonic() > deadline:
                     raise DeliveryError(
                         f"{self._stage}: expected a partition {partition} of {topic!r}, where the records to answer "

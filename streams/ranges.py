@@ -13,6 +13,7 @@ from streams.clients import EARLIEST, KafkaSettings, connect_admin, connect_cons
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Received, poll
 from streams.errors import DeliveryError, EventError
+from streams.events import Position
 from streams.lag import LATEST
 from streams.topics import BY_EVENT, topic_name
 
@@ -65,6 +66,39 @@ def read_range(
                 yield record
     finally:
         consumer.close()
+
+
+class RecordReader:
+    """Reads single records anywhere in the log, over one connection; not for many in a row."""
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str) -> None:
+        self._consumer = connect_consumer(settings, {}, client_id=client_id, records_max=1)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._consumer.close()
+
+    def read(self, position: Position) -> Received | None:
+        """Return the record at this place; None if the log holds none there.
+
+        Raises DeliveryError if the broker says nothing for `SILENCE_SECONDS_MAX`.
+        """
+        item = TopicPartition(position.topic, position.partition)
+        (first,), (end,) = (
+            find([item]).values() for find in (self._consumer.beginning_offsets, self._consumer.end_offsets)
+        )
+        if not first <= position.offset < end:
+            return None
+        self._consumer.assign([item])
+        self._consumer.seek(item, position.offset)
+        deadline = time.monotonic() + SILENCE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            for record in poll(self._consumer, DeliverySettings(), records_max=1):
+                return record if record.position == position else None
+        raise DeliveryError(
+            f"{position.topic}[{position.partition}]@{position.offset}: expected a record, the broker said nothing for "
+            f"{SILENCE_SECONDS_MAX:g} s; look at it with: searchloop status"
+        )
 
 
 def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:

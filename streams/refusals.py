@@ -41,9 +41,11 @@ class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokens_max: Annotated[int, msgspec.Meta(ge=1, description="tokens of a prompt, or of one completion")] = 32_768
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
+class KnownRun(msgspec.Struct, frozen=True, kw_only=True):
     """What a run knows, against which a reward is held.
 
+    origin: the run whose requests or generations were copied into this one's topics; "" if none was. Requests may then
+    be that run's, and so may their places and versions, where its generations were copied.
     step: optimizer steps that the policy has made. staleness_max: as `BatchSettings` says. versions: the sha256 of the
     weights by (lineage, step), of every version that was announced or that has a checkpoint; None: not known, so names
     are not looked up. partitions: how many the run's topics have; None: not known.
@@ -53,30 +55,37 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     step: int
     staleness_max: int
+    origin: str = ""
     versions: Mapping[tuple[str, int], str] | None = None
     partitions: int | None = None
     vocabulary: int | None = None
     limits: RewardLimits = RewardLimits()
 
 
-def refusal(reward: Reward, admission: Admission) -> str:
+def refusal(reward: Reward, known: KnownRun) -> str:
     """Return why this reward may not teach this run's policy, "" if nothing in it speaks against that.
 
     A group that is older than the staleness limit is not refused for an unknown version: it expires, and its version
     may be forgotten. The learner passes over groups of other splits than "train" before it asks.
     """
-    generation, limits = reward.generation, admission.limits
+    generation, limits = reward.generation, known.limits
     return next(
         chain(
-            _wrong_place(reward, admission),
-            _wrong_version(generation.policy, admission),
+            _wrong_place(reward, known),
+            () if is_recorded(reward, known) else _wrong_version(generation.policy, known),
             _wrong_sizes(reward, limits),
-            _wrong_prompt(generation, admission),
-            _each(generation.completions, lambda each: _wrong_completion(each, generation, admission), "completion"),
+            _wrong_prompt(generation, known),
+            _each(generation.completions, lambda each: _wrong_completion(each, generation, known), "completion"),
             _each(reward.outcomes, lambda each: _wrong_outcome(each, limits), "outcome"),
         ),
         "",
     )
+
+
+def is_recorded(reward: Reward, known: KnownRun) -> bool:
+    """Return whether a group was written for another run, whose generations were copied into this one's topics."""
+    source = reward.generation.source.topic
+    return bool(known.origin) and known.origin != known.run and source == topic_name(known.origin, "requests")
 
 
 def unlike_source(reward: Reward, value: bytes | None) -> str:
@@ -113,16 +122,17 @@ def content_agrees(reward: Reward) -> bool:
         return False
 
 
-def _wrong_place(reward: Reward, admission: Admission) -> Iterator[str]:
-    generation, run = reward.generation, admission.run
-    if generation.request.run != run:
-        yield f"expected a request of run {run!r}, got one of {generation.request.run[:80]!r}"
+def _wrong_place(reward: Reward, known: KnownRun) -> Iterator[str]:
+    generation, run = reward.generation, known.run
+    if generation.request.run not in {run, known.origin or run}:
+        yield f"expected a request of run {known.origin or run!r}, got one of {generation.request.run[:80]!r}"
     if generation.request.split != "train":
-        known = "which never trains" if generation.request.split in SPLITS else "which is unknown"
-        yield f"expected split 'train', got {generation.request.split[:80]!r}, {known}"
-    for position, kind in ((generation.source, "requests"), (reward.source, "generations")):
-        if position.topic != topic_name(run, kind):
-            yield f"expected a source in {topic_name(run, kind)!r}, got {position.topic[:80]!r}"
+        what = "which never trains" if generation.request.split in SPLITS else "which is unknown"
+        yield f"expected split 'train', got {generation.request.split[:80]!r}, {what}"
+    asked_in = topic_name(known.origin if is_recorded(reward, known) else run, "requests")
+    for position, topic in ((generation.source, asked_in), (reward.source, topic_name(run, "generations"))):
+        if position.topic != topic:
+            yield f"expected a source in {topic!r}, got {position.topic[:80]!r}"
         if position.offset < 0 or position.partition < 0:
             place = f"partition {position.partition}, offset {position.offset}"
             yield f"expected a place in {position.topic!r}, got {place}"
@@ -131,22 +141,22 @@ def _wrong_place(reward: Reward, admission: Admission) -> Iterator[str]:
             f"expected generation and request in one partition, got {reward.source.partition} and "
             f"{generation.source.partition}"
         )
-    if admission.partitions is not None and reward.source.partition >= admission.partitions:
-        yield f"expected one of {admission.partitions} partitions, got {reward.source.partition}"
-    if (expected := group_id(run, generation.source)) != generation.group_id:
+    if known.partitions is not None and reward.source.partition >= known.partitions:
+        yield f"expected one of {known.partitions} partitions, got {reward.source.partition}"
+    if (expected := group_id(generation.request.run, generation.source)) != generation.group_id:
         yield f"expected group {expected}, which its request's place gives, got {generation.group_id[:80]!r}"
     if reward.group_id != generation.group_id:
         yield f"expected the group of its generation, {generation.group_id}, got {reward.group_id[:80]!r}"
 
 
-def _wrong_version(policy: PolicyRef, admission: Admission) -> Iterator[str]:
+def _wrong_version(policy: PolicyRef, known: KnownRun) -> Iterator[str]:
     if policy.step < 0:
         yield f"expected a policy step of 0 or more, got {policy.step}"
-    if policy.step > admission.step:
-        yield f"expected a policy of step {admission.step} at most, got {policy.step}, which is still to come"
-    if admission.versions is None or admission.step - policy.step > admission.staleness_max:
+    if policy.step > known.step:
+        yield f"expected a policy of step {known.step} at most, got {policy.step}, which is still to come"
+    if known.versions is None or known.step - policy.step > known.staleness_max:
         return
-    sha256 = admission.versions.get((policy.lineage, policy.step))
+    sha256 = known.versions.get((policy.lineage, policy.step))
     if sha256 is None:
         yield f"expected a policy version of this run, got {_name(policy)}, which is unknown"
     elif sha256 != policy.sha256:
@@ -166,19 +176,19 @@ def _wrong_sizes(reward: Reward, limits: RewardLimits) -> Iterator[str]:
         yield f"expected a sampling temperature above 0, got {generation.sampling.temperature}"
 
 
-def _wrong_prompt(generation: Generation, admission: Admission) -> Iterator[str]:
+def _wrong_prompt(generation: Generation, known: KnownRun) -> Iterator[str]:
     ids = generation.prompt_token_ids
-    if not 1 <= len(ids) <= admission.limits.tokens_max:
-        yield f"expected a prompt of 1 to {admission.limits.tokens_max} tokens, got {len(ids)}"
+    if not 1 <= len(ids) <= known.limits.tokens_max:
+        yield f"expected a prompt of 1 to {known.limits.tokens_max} tokens, got {len(ids)}"
         return
-    yield from _wrong_ids(ids, admission.vocabulary, "prompt")
+    yield from _wrong_ids(ids, known.vocabulary, "prompt")
     if (found := prompt_sha256(ids)) != generation.prompt_sha256:
         yield f"expected a prompt with sha256 {generation.prompt_sha256[:12]!r}, as it says, found {found[:12]}…"
 
 
-def _wrong_completion(completion: Completion, generation: Generation, admission: Admission) -> Iterator[str]:
+def _wrong_completion(completion: Completion, generation: Generation, known: KnownRun) -> Iterator[str]:
     ids, logprobs = completion.token_ids, completion.logprobs
-    most = min(generation.sampling.tokens_max, admission.limits.tokens_max)
+    most = min(generation.sampling.tokens_max, known.limits.tokens_max)
     if not 1 <= len(ids) <= most:
         yield f"expected 1 to {most} tokens, got {len(ids)}"
         return
@@ -187,7 +197,7 @@ def _wrong_completion(completion: Completion, generation: Generation, admission:
     odd = (logprob for logprob in logprobs if not (math.isfinite(logprob) and logprob <= LOGPROB_ROUNDING))
     if (first := next(odd, None)) is not None:
         yield f"expected finite log-probabilities of 0 at most, got {first:g}"
-    yield from _wrong_ids(ids, admission.vocabulary, "completion")
+    yield from _wrong_ids(ids, known.vocabulary, "completion")
     if completion.finish not in FINISHES:
         yield f"expected to have ended by stop or length, got {completion.finish[:80]!r}"
 

@@ -98,7 +98,9 @@ def copy_at_once(
         )
 
 
-def new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
+def new_run(
+    app: App, kept: RunSettings, settings: Settings, *, into: str, origin: str, begin: str, updates: int
+) -> int:
     """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded / "checkpoints", begin)
@@ -107,7 +109,9 @@ def new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin
         if (recorded / name).exists():
             shutil.copy2(recorded / name, folder / name)
     base = manifest.policy.step
-    write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
+    write_run_settings(
+        folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings, origin=origin)
+    )
     return base
 
 

@@ -121,6 +121,9 @@ def counterfactual(
     stop = stop or Stop()
     kept = read_run_settings(app.home.existing_run(selection.run))
     settings = _settings(app, kept, assignments)
+    # The versions that wrote the groups are the recorded run's: this run cannot hold the groups against them.
+    claims = msgspec.structs.replace(settings.learner.claims, share=0.0)
+    settings = msgspec.structs.replace(settings, learner=msgspec.structs.replace(settings.learner, claims=claims))
     source = _recorded(app, selection)
     windows = _windows(source, selection, "generations")
     groups = _training_groups(source, windows)
@@ -131,7 +134,7 @@ def counterfactual(
             f"{selection.run}.generations, found {len(groups)}; widen it, or --set batch.groups={max(len(groups), 1)}"
         )
     kafka = new_topics(app, source, selection.run, into, ["generations"])
-    base = new_run(app, kept, settings, into=into, begin=begin, updates=batches)
+    base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=batches)
     copy_at_once(kafka, source, windows, into=into, stop=stop, what="generations copied", report=report)
     with outbox_to(app, kafka, into) as outbox, run_workers(app, into, ["sink", "environment", "learner"]) as workers:
         follow_updates(app, into, outbox, workers, base=base, limit=batches, stop=stop, report=report)
@@ -188,7 +191,7 @@ def load(
     updates = math.ceil(_training_requests(source, windows, report) / batch_groups) if learning else 0
     kafka = new_topics(app, source, selection.run, into, ["requests"])
     with outbox_to(app, kafka, into) as outbox:
-        base = new_run(app, kept, settings, into=into, begin=begin, updates=updates or 1)
+        base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=updates or 1)
         if not learning:
             publish_only_version(app, into, outbox)
         roles = ["sink", "environment", "generator", *(["learner"] if learning else [])]

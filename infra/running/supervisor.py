@@ -114,6 +114,9 @@ class Supervisor:
             if process.exitcode is None:
                 process.kill()
                 process.join()
+                # `join` returns when the process has closed its end of a pipe; its locks may go a moment later.
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                    psutil.Process(process.pid).wait(STOP_SECONDS)
         return all(process.exitcode == 0 for process in stopping)
 
     def pids(self) -> dict[str, int]:

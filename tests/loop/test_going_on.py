@@ -64,7 +64,7 @@ def test_records_that_no_reward_follows_never_stop_the_loop(small_world: App, ne
             for number in range(20):
                 outbox.forward(topic=topic, partition=partition, key=None, value=b'{"event":"request/1"')
                 outbox.send(asked(prepared, number, split="dev"), partition=partition)
-            outbox.forward(topic=topic, partition=partition, key=None, value=None)
+            outbox.forward(topic=topic, partition=partition, key=b"key", value=None)
         outbox.flush()
     summary = stream(app, prepared, updates=3, seed=0, report=quiet)
     assert summary.updates == 3

@@ -20,14 +20,14 @@ from search_env.rewards.resume import ResumeSettings, resume_reward, unformatted
 from streams.codec import content_sha256, decode, encode
 from streams.events import Generation, Position, Reward
 from streams.ids import group_id, prompt_sha256
-from streams.refusals import Admission, RewardLimits, content_agrees, refusal, unlike_source
+from streams.refusals import KnownRun, RewardLimits, content_agrees, refusal, unlike_source
 from tests.stored_events import RUN, generation, policy, reward
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "events"
 VERSIONS = {("a", step): policy(step).sha256 for step in range(6)}
 OTHER_GROUP = group_id(RUN, Position(topic=f"{RUN}.requests", partition=0, offset=1))
-ADMISSION = Admission(run=RUN, step=5, staleness_max=2, versions=VERSIONS, partitions=2, vocabulary=3000)
+ADMISSION = KnownRun(run=RUN, step=5, staleness_max=2, versions=VERSIONS, partitions=2, vocabulary=3000)
 
 
 def sound(number: int = 0, *, step: int = 5) -> Reward:
