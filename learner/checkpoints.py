@@ -20,6 +20,7 @@ import msgspec
 from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
+from streams.names import is_name, is_version_name
 from streams.topics import version_name
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
     """
     current = root / CURRENT
     named = _first_bytes(current).strip()
-    candidates = ([root / named] if named and not {"/", "\0"} & set(named) else []) + sorted(
+    candidates = ([root / named] if is_version_name(named) else []) + sorted(
         (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
         key=_written_ns,
         reverse=True,
@@ -132,6 +133,7 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
+        _check_names(folder, manifest)
         if verify:
             if hashlib.sha256(content).hexdigest() != (folder / MANIFEST_SHA256).read_text(errors="replace").strip():
                 raise CheckpointError(f"checkpoint {folder.name}: {MANIFEST} is not what {MANIFEST_SHA256} says")
@@ -143,6 +145,17 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
     return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError for a manifest that names a version or a file by what is no name: it would be a path."""
+    strange = [name for name in manifest.files if not is_name(name)]
+    if not is_version_name(version_name(manifest.policy)):
+        strange.append(version_name(manifest.policy))
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {folder.name}: expected plain names in its manifest, got {strange[0][:NAME_BYTES_MAX]!r}"
+        )
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
