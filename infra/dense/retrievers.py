@@ -114,7 +114,7 @@ def dense_search(
     else:
         version = f"{encoder.name}-{texts_sha256(dict(texts))[:8]}-{_kind(settings)}"
         with contextlib.closing(app.engine()) as client:
-            name = build_vector_index(client, alias, version, ids, documents, settings)
+            name = build_vector_index(client, alias, version, ids, documents, settings, installation=app.installation)
             rankings = search_vectors(client, name, asked, size=top, settings=settings)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
 
