@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from infra.home import Home
+from infra.installation import installation_id
 from infra.interrupts import at_hard_end
 from infra.layers import combine, environment_layer, read_toml
 from infra.progress import Report
@@ -170,6 +171,14 @@ class App:
             "SEARCHLOOP_ELASTICSEARCH__URL": self.connections.elasticsearch.url,
         }
         return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
+
+    @cached_property
+    def installation(self) -> str:
+        """Return the id of this home, which its indexes carry on whichever cluster.
+
+        Raises SettingsError if the file that holds it is damaged.
+        """
+        return installation_id(self.home.root)
 
     def engine(self) -> Elasticsearch:
         """Return a client of the search engine."""

@@ -19,6 +19,7 @@ from learner.checkpoints import CheckpointError, file_sha256
 from learner.policy import ADAPTER
 from learner.vllm import VllmClient
 from streams.events import PolicyRef
+from streams.names import is_version_name
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 
@@ -28,7 +29,12 @@ PREFIX = "policy-v"
 
 
 def adapter_name(policy: PolicyRef) -> str:
-    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights."""
+    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights.
+
+    Raises CheckpointError for a version of which no folder can have the name.
+    """
+    if not is_version_name(version_name(policy)):
+        raise CheckpointError(f"policy {version_name(policy)!r}: expected a name like 1-ab12cd-000007")
     return PREFIX + version_name(policy)
 
 

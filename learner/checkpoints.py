@@ -20,6 +20,7 @@ import msgspec
 from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
+from streams.names import is_name, is_version_name
 from streams.topics import version_name
 from streams.whole_file import write_file
 
@@ -109,7 +110,7 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
     """
     current = root / CURRENT
     named = _first_bytes(current).strip()
-    candidates = ([root / named] if named and not {"/", "\0"} & set(named) else []) + sorted(
+    candidates = ([root / named] if is_version_name(named) else []) + sorted(
         (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
         key=_written_ns,
         reverse=True,
@@ -136,6 +137,7 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
+        _check_names(folder, manifest)
         if verify:
             if hashlib.sha256(content).hexdigest() != (folder / MANIFEST_SHA256).read_text(errors="replace").strip():
                 raise CheckpointError(f"checkpoint {folder.name}: {MANIFEST} is not what {MANIFEST_SHA256} says")
@@ -159,6 +161,17 @@ def _stranger(folder: Path, manifest: Manifest) -> str:
     known = {MANIFEST, MANIFEST_SHA256, *manifest.files}
     names = {path.name for path in folder.iterdir() if path.suffix in LOADED and not path.name.startswith(".")}
     return min(names - known, default="")
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError for a manifest that names a version or a file by what is no name: it would be a path."""
+    strange = [name for name in manifest.files if not is_name(name)]
+    if not is_version_name(version_name(manifest.policy)):
+        strange.append(version_name(manifest.policy))
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {folder.name}: expected plain names in its manifest, got {strange[0][:NAME_BYTES_MAX]!r}"
+        )
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from learner.checkpoints import MANIFEST, CheckpointError, file_sha256
 from learner.retriever import RetrieverError, StaticRetriever
 from streams.errors import FULL
+from streams.names import is_name
 from streams.whole_file import folder_aside, put_folder
 
 TENSORS = "retriever.safetensors"
@@ -67,6 +68,8 @@ def read_retriever_manifest(folder: Path) -> RetrieverManifest:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=RetrieverManifest)
         for name, expected in manifest.files.items():
+            if not is_name(name):
+                raise CheckpointError(f"retriever {folder.name}: expected names of files in its manifest, got {name!r}")
             if (found := file_sha256(folder / name)) != expected:
                 raise CheckpointError(
                     f"retriever {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
-from streams.events import PolicyRef
+from streams.delivery import Outbox, Received
+from streams.errors import EventError
+from streams.events import PolicyRef, PolicyVersion
+from streams.names import version_folder
 from streams.topics import version_name
 
 
@@ -35,6 +38,22 @@ class Version(Protocol):
 
 OpenVersion = Callable[[Path, PolicyRef], Version]
 """Called with a checkpoint's folder and its policy: opens the first version that a generator writes with."""
+
+
+def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outbox) -> list[PolicyVersion]:
+    """Return the announcements whose path names a checkpoint of the run; every other one becomes a dead letter.
+
+    Such a path would be joined to the run's folder, and could lead anywhere.
+    """
+    good = []
+    for record, event in announced:
+        try:
+            version_folder(event.path, event.policy)
+        except EventError as error:
+            outbox.bury(record, str(error))
+        else:
+            good.append(event)
+    return good
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from search_env.corpora import write_whole
 from search_env.embeddings import Progress
 from streams.errors import SearchloopError
+from streams.names import is_name
 from streams.whole_file import folder_aside, put_folder
 
 Floats = npt.NDArray[np.float64]
@@ -208,13 +209,22 @@ def save_cross_encoder(
 
 
 def current_version(root: Path) -> str:
-    """Return the version that is read with where none is named. Raises CrossEncoderError if there is none."""
+    """Return the version that is read with where none is named.
+
+    Raises CrossEncoderError if there is none, or if what stands there is no version's name.
+    """
     try:
-        return (root / CURRENT_FILE).read_text().strip()
+        version = (root / CURRENT_FILE).read_text(errors="replace").strip()
     except OSError as error:
         raise CrossEncoderError(
             f"no cross-encoder at {root} ({error}). Run: searchloop train --recipe relsum"
         ) from error
+    if not is_name(version):
+        raise CrossEncoderError(
+            f"{root / CURRENT_FILE}: expected a version's name, got {version[:80]!r}. Delete it, and `searchloop train "
+            "--recipe relsum` makes one"
+        )
+    return version
 
 
 def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncoder:
@@ -226,7 +236,7 @@ def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncod
     from transformers import logging
 
     logging.disable_progress_bar()
-    if settings.version and not (root / settings.version).is_dir():
+    if settings.version and not (is_name(settings.version) and (root / settings.version).is_dir()):
         known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{CALIBRATION_FILE}"))) or "none"
         raise CrossEncoderError(
             f"cross_encoder.version: expected one of {known} below {root}, got {settings.version!r}"

@@ -25,6 +25,7 @@ from storage.errors import StorageError
 from streams.delivery import Received
 from streams.events import Position
 from streams.failpoints import failpoint
+from streams.names import is_topic_name
 from streams.whole_file import remove_unfinished, whole_file
 
 SEGMENT_SCHEMA = pa.schema(
@@ -73,7 +74,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Segment]:
     """Move every record that the ledger still holds raw into closed segments, and return these.
 
-    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot: in both cases no record is lost.
+    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot, StorageError for a topic that Kafka
+    would not take: no record is lost then.
     """
     open_parts = connection.execute(
         "SELECT topic, partition, min(record_offset), max(record_offset), count(*) "
@@ -83,6 +85,8 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
         return []
     closed = []
     for topic, partition, first, last, count in open_parts:
+        if not is_topic_name(topic):  # It becomes a folder, and a ledger may have been written by anybody.
+            raise StorageError(f"ledger: expected records of Kafka topics, got the topic {topic[:200]!r}; rebuild it")
         path = Path(topic) / str(partition) / f"{first:020d}-{last:020d}.parquet"
         size, sha256 = _write(connection, folder / path, topic, partition)
         closed.append(

@@ -17,30 +17,41 @@ from search_env.corpora import Query, load_corpus, load_queries, write_run
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option("--name", default="catalogue", show_default=True, help="The index's name (its alias in Elasticsearch).")
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take over the versions NAME-<number> that a searchloop without marks has made, and replace them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
 @click.pass_obj
-def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
+def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None:
     """Load a corpus into Elasticsearch, and make training queries from it.
 
     \b
     CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there are any, metadata.attributes: an
     object whose values are texts, numbers, true or false, or lists of those.
     A new version is built beside the old one, and the alias moves when it is complete.
+    Only indexes that this home has made are ever replaced: if anybody else's has the name, nothing is done.
 
     \b
     Example:
       searchloop index catalogue.jsonl.gz --name shop
     """
     from infra.indexing import index_corpus
+    from search_env.index import check_name
 
+    app.home.index(name)
+    check_name(name)
     documents = list(load_corpus(corpus))  # Read before any service is started for it: it may be refused.
     with progress() as report, app.running_services(report) as running:
-        summary = index_corpus(running, name=name, documents=documents, report=report)
+        summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
     counts = ", ".join(f"{count} {split}" for split, count in summary.queries.items() if count)
     click.echo(f"{summary.name}: {summary.documents} documents; queries from {summary.kind}: {counts}")
+    if summary.adopted:
+        click.echo(f"taken over: {', '.join(summary.adopted)}")
     if summary.unread:
         click.echo(f"warning: {summary.unread}", err=True)
 

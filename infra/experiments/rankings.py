@@ -10,6 +10,7 @@ import msgspec
 from infra.tasks.task import Ranked
 from search_env.corpora import Qrels, load_qrels, rank_by_score, read_run, write_qrels, write_run, write_whole
 from storage.errors import EvaluationError
+from streams.names import is_name
 
 SETS_FILE = "sets.json"
 QRELS_FILE = "qrels.tsv"
@@ -40,13 +41,27 @@ def set_names(folder: Path) -> list[str]:
 
 
 def set_folder(folder: Path, name: str) -> Path:
-    """Return where a set's judgments and rankings lie."""
-    return folder / name.replace(" ", "-")
+    """Return where a set's judgments and rankings lie.
+
+    Raises EvaluationError for a set whose name no folder can have.
+    """
+    return folder / _named("set", name.replace(" ", "-"))
 
 
 def row_file(folder: Path, set_name: str, row: str) -> Path:
-    """Return the run file of a row on a set."""
-    return set_folder(folder, set_name) / f"{row}.run"
+    """Return the run file of a row on a set.
+
+    Raises EvaluationError for a row whose name no file can have.
+    """
+    return set_folder(folder, set_name) / f"{_named('row', row)}.run"
+
+
+def _named(what: str, name: str) -> str:
+    if not is_name(name):
+        raise EvaluationError(
+            f"{what}: expected a name of letters, digits, '_', '.', '+' and '-', got {name!r}; choose another (--row)"
+        )
+    return name
 
 
 def read_qrels(folder: Path, set_name: str) -> Qrels:
