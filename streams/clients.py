@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndMetadata
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
+from streams.group_ownership import require_own_group
 from streams.kafka_errors import asked
 from streams.provisioning import Provisioned, delete_made, provision
 from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
@@ -218,12 +219,13 @@ def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartitio
 def seed_offsets(settings: KafkaSettings, topics: Sequence[str], *, group: str) -> None:
     """Commit the log's beginning for the partitions of these topics that the group has committed nothing of.
 
-    Raises DeliveryError if a topic does not exist or the broker refuses.
+    Raises DeliveryError if a topic does not exist, if the group is somebody else's, or if the broker refuses.
     """
     partitions = partitions_of(settings, topics)
     admin = connect_admin(settings)
     try:
         committed = committed_offsets(admin, group)
+        require_own_group(admin, group, topics, committed)
         missing = [item for item in partitions if item not in committed]
         if missing:
             begin = admin.list_partition_offsets(dict.fromkeys(missing, EARLIEST))
