@@ -22,6 +22,7 @@ from streams.clients import KafkaSettings, committed_offsets, connect_admin, exi
 from streams.delivery import Received
 from streams.errors import DeliveryError
 from streams.events import PolicyRef
+from streams.kafka_errors import told
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
 
@@ -77,8 +78,9 @@ def run_topics(kafka: KafkaSettings, run: str) -> Topics:
     admin = connect_admin(kafka)
     try:
         for stage in ("generator", "environment"):
-            for item, offset in committed_offsets(admin, f"{run}.{stage}").items():
-                committed[item.topic, item.partition] = offset
+            with told(f"could not ask how far the {stage} of run {run!r} is"):
+                found = committed_offsets(admin, f"{run}.{stage}")
+            committed |= {(item.topic, item.partition): offset for item, offset in found.items()}
     finally:
         admin.close()
 

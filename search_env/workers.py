@@ -20,6 +20,7 @@ from streams.delivery import (
 )
 from streams.errors import TransientError
 from streams.events import Generation, Reward
+from streams.ranges import answered_generations
 from streams.stalls import StallWatch
 from streams.topics import topic_name
 from streams.working import Working, commit_owned, still_owned
@@ -50,6 +51,7 @@ def run_environment(
         group=f"{run}.environment",
         member=f"{run}-{member}",
         records_max=delivery.records_max,
+        begin=partial(answered_generations, kafka, run),
     )
     stalls = StallWatch(delivery.stall_seconds, log, where=f"environment of run {run}")
     groups = 0

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
-from streams.events import DeadLetter
-from streams.topics import DERIVED, TOPICS, topic_name
+from streams.group_ownership import require_own_group
+from streams.kafka_errors import asked
+from streams.provisioning import Provisioned, delete_made, provision
+from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
 EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
 COORDINATOR_SECONDS = 30.0
 METADATA_SECONDS = 10  # How soon a client notices that a topic has got another partition; the default is 5 minutes.
-# Kafka refuses records from more than an hour ahead by default: a worker with a wrong clock could write nothing.
-ANY_TIME = str(2**63 - 1)
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,7 +98,13 @@ def connect_group_consumer(
     Offsets are committed by hand. begin: where to begin in each partition of which the group has committed nothing, the
     log's very first offset where it says nothing. An offset that has fallen out of retention, that one too, raises in
     `poll`, and is never silently skipped.
+    Raises DeliveryError if the group is somebody else's.
     """
+    admin = connect_admin(settings)
+    try:
+        require_own_group(admin, group, [topic], committed_offsets(admin, group))
+    finally:
+        admin.close()
     consumer = _client(
         GroupConsumer,
         settings,
@@ -163,68 +170,61 @@ def existing_topics(settings: KafkaSettings, topics: Iterable[str]) -> list[str]
     """Return those of these topics that exist: a run that an older searchloop made may lack some."""
     admin = connect_admin(settings)
     try:
-        known = set(admin.list_topics())
+        known = set(asked("could not list the cluster's topics", admin.list_topics))
     finally:
         admin.close()
     return [name for name in topics if name in known]
 
 
-def create_topics(settings: KafkaSettings, run: str, *, retention_ms: int | None = None) -> list[str]:
+def create_topics(
+    settings: KafkaSettings,
+    run: str,
+    *,
+    retention_ms: int | None = None,
+    folder: Path | None = None,
+    known: bool = False,
+) -> list[str]:
     """Create the run's topics where they do not exist yet, and return the names of all of them.
 
     retention_ms: instead of each topic's own. A replay needs -1: its records keep their old times, by which Kafka would
-    delete them at once.
+    delete them at once. folder, known: as `streams.provisioning.provision` takes them, which says whose a topic is.
+    Raises TakenError (a DeliveryError) if a topic is not this run's, DeliveryError if one does not fit.
     """
-    return _create(
-        settings,
-        {
-            topic_name(run, topic.kind): _new_topic(
-                settings,
-                partitions=settings.partitions if topic.partitioned else 1,
-                bytes_max=LETTER_BYTES_MAX if topic.event is DeadLetter else RECORD_BYTES_MAX,
-                configs={"retention.ms": str(topic.retention_ms if retention_ms is None else retention_ms)},
-            )
-            for topic in TOPICS
-        },
+    plans = plan_topics(
+        run, partitions=settings.partitions, replication=settings.replication, retention_ms=retention_ms
     )
+    return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
 
 
-def create_derived_topics(settings: KafkaSettings, run: str) -> list[str]:
-    """Create the topics that hold what was derived from the run's log, where they do not exist yet."""
-    compacted = {"cleanup.policy": "compact"}
-    return _create(
-        settings,
-        {topic_name(run, topic.kind): _new_topic(settings, partitions=1, configs=compacted) for topic in DERIVED},
-    )
+def create_derived_topics(
+    settings: KafkaSettings, run: str, *, folder: Path | None = None, known: bool = False
+) -> list[str]:
+    """Create the topics that hold what was derived from the run's log, where they do not exist yet.
+
+    Raises as `create_topics` does.
+    """
+    plans = plan_derived_topics(run, replication=settings.replication)
+    return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
 
 
-def _new_topic(
-    settings: KafkaSettings, *, partitions: int, configs: dict[str, str], bytes_max: int = RECORD_BYTES_MAX
-) -> dict[str, Any]:
-    return {
-        "num_partitions": partitions,
-        "replication_factor": settings.replication,
-        "configs": configs
-        | {
-            "max.message.bytes": str(bytes_max + 64 * 1024),
-            "message.timestamp.after.max.ms": ANY_TIME,
-        },
-    }
-
-
-def _create(settings: KafkaSettings, wanted: dict[str, dict[str, Any]]) -> list[str]:
+def provisioned(
+    settings: KafkaSettings, plans: Sequence[TopicPlan], *, run: str, folder: Path | None = None, known: bool = False
+) -> Provisioned:
+    """Make what is missing of these topics, as `streams.provisioning.provision` does."""
     admin = connect_admin(settings)
     try:
-        missing = {name: options for name, options in wanted.items() if name not in set(admin.list_topics())}
-        if missing:
-            admin.create_topics(missing, wait_for_metadata=True)
-    except TopicAlreadyExistsError:
-        pass  # Another process of the same run was faster.
-    except KafkaError as error:
-        raise DeliveryError(f"could not create the topics {', '.join(wanted)}: {error}") from error
+        return provision(admin, plans, run=run, folder=folder, known=known)
     finally:
         admin.close()
-    return list(wanted)
+
+
+def delete_made_topics(settings: KafkaSettings, made: Provisioned) -> None:
+    """Delete the topics that `provisioned` has made, and no other: what a first step that failed leaves behind."""
+    admin = connect_admin(settings)
+    try:
+        delete_made(admin, made.made)
+    finally:
+        admin.close()
 
 
 def connect_admin(settings: KafkaSettings) -> KafkaAdminClient:

@@ -29,7 +29,8 @@ from infra.home import read_settings_file
 from infra.monitoring.lock import only_monitor
 from infra.monitoring.reading import Reading
 from infra.monitoring.windows import EXPECTED, MonitorSettings, Windows
-from streams.clients import KafkaSettings, create_derived_topics, partitions_of
+from infra.running.topics import make_derived_topics
+from streams.clients import KafkaSettings, partitions_of
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode
 from streams.delivery import Stop, now_ms
 from streams.errors import DeliveryError, EventError
@@ -76,7 +77,7 @@ def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
     settings = read_settings_file(run_dir, MonitorRun).settings.monitor
     kafka = app.connections.kafka
     with only_monitor(run_dir):
-        create_derived_topics(kafka, run)
+        make_derived_topics(app, run)
         asyncio.run(_serve(run, kafka, settings, stop, datadir=run_dir / FOLDER))
 
 

@@ -22,8 +22,9 @@ from infra.monitoring.standing import run_states
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
 from infra.running.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
+from infra.running.topics import make_derived_topics
 from learner.batches import BatchSettings
-from streams.clients import connect_consumer, create_derived_topics, partitions_of
+from streams.clients import connect_consumer, partitions_of
 from streams.codec import decode_window
 from streams.delivery import DeliverySettings, Stop, poll
 from streams.errors import DeliveryError, EventError
@@ -58,7 +59,7 @@ class Watcher:
         self._kept = read_settings_file(app.home.run(run), WatchedRun)
         self._kafka = app.connections.kafka
         self._inputs = partitions_of(self._kafka, [topic_name(run, kind) for kind in EXPECTED])
-        create_derived_topics(self._kafka, run)
+        make_derived_topics(app, run)
         self._consumer = connect_consumer(
             self._kafka,
             {TopicPartition(topic_name(run, "windows"), 0): None},

@@ -19,45 +19,35 @@ from infra.run_settings import RunSettings, read_run_settings, write_run_setting
 from infra.running.serving import policy_server
 from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
+from infra.running.topics import make_new_topics, require_no_run
 from infra.services.artefacts import silent
 from infra.settings import Settings
 from infra.tasks.task import load_task
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
-from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.clients import KafkaSettings, connect_producer
 from streams.delivery import Outbox, Stop, now_ms
-from streams.errors import DeliveryError, SettingsError
+from streams.errors import SettingsError
 from streams.events import PolicyVersion
-from streams.ranges import log_bounds
 from streams.raw_log import RawLog
 from streams.replay import ReplayCount, copy
 from streams.topics import kind_of, topic_name
-
-FOREVER = -1
 
 
 def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
     """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
 
-    Raises SettingsError if `into` is the run itself or another that is there, DeliveryError if its topics hold records.
+    Raises SettingsError if `into` is the run itself or another that is there, or if its topics are somebody else's,
+    DeliveryError if one of them does not fit.
     """
-    if app.home.run(into).exists() and into != run:
-        raise SettingsError(f"--into: expected a new run, {app.home.run(into)} exists; choose another name")
     if into == run:
         raise SettingsError(
             f"--into: expected the name of another run, got {into!r}; a replay never writes to its source"
         )
+    require_no_run(app.home, into, option="--into")
     count = max(source.partitions(kind) for kind in kinds)
     kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
-    names = create_topics(kafka, into, retention_ms=FOREVER)
-    partitions = partitions_of(kafka, names)
-    held = {item.topic for item, (start, end) in log_bounds(kafka, partitions).items() if end > start}
-    if held:
-        raise DeliveryError(
-            f"--into: expected empty topics, {', '.join(sorted(held))} hold records; choose another name"
-        )
-    if len([item for item in partitions if item.topic == topic_name(into, kinds[0])]) < count:
-        raise DeliveryError(f"--into: {into}'s topics have fewer than {count} partitions; choose another name")
+    make_new_topics(kafka, into, option="--into")
     return kafka
 
 

@@ -14,17 +14,16 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.expansions.bench import Bench, open_bench
 from infra.progress import Report
+from infra.running.topics import make_new_topics, require_no_run
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
-from streams.clients import connect_producer, create_topics, existing_topics, partitions_of
+from streams.clients import connect_producer, partitions_of
 from streams.codec import encode
 from streams.delivery import Outbox, now_ms
-from streams.errors import DeliveryError
 from streams.events import Context, Feedback, Request
 from streams.ranges import log_bounds, read_range
 from streams.topics import BY_EVENT, TOPICS, topic_name
 
-FOREVER = -1
 AT_ONCE = 1000
 
 
@@ -32,13 +31,11 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
     """Write every search to the feedback topic of the run `into`, then into its ledger; return how many there were.
 
     index: also write each to the requests topic, as a live request: it may be answered, and never trains.
-    Raises DeliveryError if the run's topics hold records already.
+    Raises SettingsError if the run is there, or if its topics are somebody else's, DeliveryError if one does not fit.
     """
     kafka = app.connections.kafka
-    names = [topic_name(into, topic.kind) for topic in TOPICS]
-    if found := existing_topics(kafka, names):
-        raise DeliveryError(f"--into: expected a new run, Kafka has {found[0]} already; choose another name")
-    create_topics(kafka, into, retention_ms=FOREVER)
+    require_no_run(app.home, into, option="--into")
+    make_new_topics(kafka, into, option="--into")
     partitions = len(partitions_of(kafka, [topic_name(into, "feedback")]))
     producer = connect_producer(kafka, client_id=f"{into}-import")
     outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
