@@ -15,6 +15,7 @@ import msgspec
 
 from infra.services.artefacts import Progress, silent
 from infra.services.elasticsearch import ROLE as ELASTICSEARCH
+from infra.services.engine_keys import make_engine_keys
 from infra.services.errors import ServiceError
 from infra.services.guardian import Guardian
 from infra.services.health import OK, RED, SILENT, elasticsearch_health, kafka_health
@@ -28,8 +29,11 @@ from infra.services.processes import (
     tagged_processes,
     this_process,
 )
+from infra.services.roles import secure_kafka, with_credentials
+from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine import ElasticsearchSettings
+from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 
 ROLES = (KAFKA, ELASTICSEARCH)
@@ -84,6 +88,7 @@ class LocalServices:
         self.settings = settings or ServiceSettings()
         self.attached = attached
         self.directory = self.home / "services"
+        self._security_folder = SecurityFolder(self.home)
         self._guardian: Guardian | None = None
         self._started: list[ServiceProcess] = []
 
@@ -104,7 +109,7 @@ class LocalServices:
             raise ServiceError(f"{' and '.join(absent)} of {self.home} is not running. Run: searchloop up")
         return Endpoints(
             kafka=self.settings.kafka.bootstrap or f"127.0.0.1:{running[KAFKA]}",
-            elasticsearch=self.settings.elasticsearch.url or f"http://127.0.0.1:{running[ELASTICSEARCH]}",
+            elasticsearch=self.settings.elasticsearch.url or self._engine_url(running[ELASTICSEARCH]),
         )
 
     def up(self, progress: Progress = silent) -> Endpoints:
@@ -199,7 +204,7 @@ class LocalServices:
         """Provision, start and await the roles; on failure end them again."""
         local, remembered = self.settings.local, self._read_state().ports
         session = uuid.uuid4().hex
-        launcher = Launcher(self.home, local, session, progress)
+        launcher = Launcher(self.home, local, session, progress, self._security(wanted=local.secure))
         launcher.provision(roles)
         # The guardian also watches over a detached start: killed half-way, it leaves nothing half-started.
         guardian = Guardian(self.home, roles, session, local.stop_seconds)
@@ -212,6 +217,7 @@ class LocalServices:
                 started.append(process)
                 self._write_state(State(processes=(*keep, *started), ports=ports))
             self._await(started, progress)
+            self._make_engine_keys(started)
         except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays
             stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
             guardian.finish()  # a child that Ctrl-C cut off from us on its way into the world is found by its tags
@@ -277,10 +283,33 @@ class LocalServices:
         return False
 
     def _health(self, process: ServiceProcess) -> str:
-        address = f"127.0.0.1:{process.port}"
         if process.role == KAFKA:
-            return kafka_health(KafkaSettings(bootstrap=address), PROBE_SECONDS)
-        return elasticsearch_health(ElasticsearchSettings(url=f"http://{address}"), PROBE_SECONDS)
+            kafka = KafkaSettings(bootstrap=f"127.0.0.1:{process.port}")
+            if (security := self._security()) is not None:
+                kafka, _ = with_credentials(secure_kafka(security, kafka), ElasticsearchSettings(), role=OPERATOR)
+            return kafka_health(kafka, PROBE_SECONDS)
+        return elasticsearch_health(self._engine_as_superuser(process.port), PROBE_SECONDS)
+
+    def _security(self, *, wanted: bool = False) -> SecurityFolder | None:
+        """Return the security of this home if it has one, or is to get one."""
+        return self._security_folder if wanted or self._security_folder.exists else None
+
+    def _engine_url(self, port: int) -> str:
+        return f"{'http' if self._security() is None else 'https'}://127.0.0.1:{port}"
+
+    def _engine_as_superuser(self, port: int) -> ElasticsearchSettings:
+        engine = ElasticsearchSettings(url=self._engine_url(port))
+        if (security := self._security()) is None:
+            return engine
+        password = security.engine_password.read_text().strip()
+        return msgspec.structs.replace(engine, username="elastic", password=password, ca_certs=str(security.authority))
+
+    def _make_engine_keys(self, started: Sequence[ServiceProcess]) -> None:
+        """Give the roles that ask Elasticsearch their API keys, once, with the rights that each of them needs."""
+        security = self._security()
+        for process in started if security is not None else ():
+            if process.role == ELASTICSEARCH:
+                make_engine_keys(security, self._engine_as_superuser(process.port))
 
     @property
     def _state_file(self) -> Path:
