@@ -18,13 +18,15 @@ from infra.home import Home
 from infra.layers import PREFIX, combine, environment_layer, read_toml, revealed_builtins
 from infra.progress import Report
 from infra.services.errors import ServiceError
-from infra.services.local import Endpoints, LocalServices
+from infra.services.health import ask_elasticsearch
+from infra.services.local import PROBE_SECONDS, Endpoints, LocalServices
 from infra.services.policy_server import PolicyServer
-from infra.services.roles import OPERATOR, secured, with_credentials
+from infra.services.roles import secured, with_credentials
 from infra.services.settings import LocalSettings, ServiceSettings
 from infra.services.vllm import VllmServerSettings
 from learner.vllm import VllmSettings
 from search_env.engine import ElasticsearchSettings, connect
+from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 from streams.failpoints import FailpointSettings
 from streams.secrets import reveal
@@ -228,7 +230,14 @@ class App:
         return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
 
     def engine(self) -> Elasticsearch:
-        """Return a client of the search engine."""
+        """Return a client of the search engine.
+
+        Raises ServiceError, within seconds, if address, key, certificate or protocol are wrong. What may pass, such as
+        an engine that is down, is left to the client's own patience.
+        """
+        answer = ask_elasticsearch(self.connections.elasticsearch, PROBE_SECONDS)
+        if answer.lasting:
+            raise ServiceError(answer.reason)
         return connect(self.connections.elasticsearch)
 
     def _layers(self) -> list[tuple[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -13,6 +14,7 @@ from search_env.attributes import unread_attributes
 from search_env.corpora import CorpusError, Document
 from search_env.index import IndexVersion, build_index
 from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from search_env.rights import INDEX_PRIVILEGES, require_rights
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
     They are made first: what is broken off before the documents are in leaves the index and its queries as they were.
     """
     directory = app.home.index(name)
+    with closing(app.engine()) as client:  # Before anything is made: the key may be one that only reads.
+        require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
     loaded = list(documents)
     report("making queries", 0, 0)
     intents, kind = _queries(loaded, app.settings.intents, report)

@@ -119,7 +119,7 @@ def split_credentials(url: str) -> tuple[str, str, str]:
     user, colon, password = userinfo.partition(":")
     if not (separator and at and colon and user and password) or "@" in userinfo:
         raise ValueError(
-            "expected https://USER:PASSWORD@HOST:PORT, with %40 for @, %2F for / and %3A for : within name and password, "
-            "got another form, which is not shown"
+            "expected https://USER:PASSWORD@HOST:PORT, with %40 for @, %2F for / and %3A for : within name and "
+            "password, got another form, which is not shown"
         )
     return scheme + separator + host + rest[len(authority) :], unquote(user), unquote(password)

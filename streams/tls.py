@@ -111,9 +111,10 @@ def is_loopback(host: str) -> bool:
 
 
 def guard_plain(table: str, *, what: str, hosts: Iterable[str], instead: str, allowed: bool) -> None:
-    """Say once that a secret travels without TLS on this machine; refuse it beyond, unless the settings allow it.
+    """Say once that a secret travels without TLS; refuse it beyond this machine, unless the settings allow it.
 
-    table: of the settings. what: the secret, in words. instead: how to get TLS.
+    table: of the settings. what: the secret, in words. instead: how to get TLS. allowed: on this machine it also means
+    that nobody needs to be told.
     Raises SettingsError.
     """
     beyond = sorted({host for host in hosts if not is_loopback(host)})
@@ -122,7 +123,9 @@ def guard_plain(table: str, *, what: str, hosts: Iterable[str], instead: str, al
             f"{table}: expected TLS before {what} is sent beyond this machine, got a plain connection to "
             f"{', '.join(beyond)}. {instead}, or set {table}.allow_insecure = true if you trust every machine between"
         )
-    _say_once(f"{table}: {what} travels without TLS{f' to {chr(44).join(beyond)}' if beyond else ''}. {instead}")
+    if beyond or not allowed:
+        where = f"to {', '.join(beyond)}" if beyond else "on this machine"
+        _say_once(f"{table}: {what} travels without TLS {where}. {instead}")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -18,6 +19,8 @@ from infra.home import read_settings_file
 from infra.monitoring.lock import monitor_is_running
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
+from infra.private_variables import for_role, piped
+from infra.rights import give_rights
 from infra.running.supervisor import STOP_SECONDS, worker_command
 from learner.batches import BatchSettings
 from streams.clients import connect_consumer, create_derived_topics, partitions_of
@@ -136,17 +139,23 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
         return
     log = monitor_log(run_dir)
     log.parent.mkdir(parents=True, exist_ok=True)
+    give_rights(app, run)
 
     with log.open("ab") as output:
+        shown, secrets = piped(for_role(os.environ | app.worker_environment(), "monitor"))
         process = subprocess.Popen(
             [*worker_command(app.home.root), "monitor", "--run", run, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=os.environ | app.worker_environment(),
+            env=shown,
             start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
         )
     try:
+        with contextlib.suppress(BrokenPipeError):  # It ended before it read; whoever waits for it reports why.
+            assert process.stdin is not None
+            process.stdin.write(secrets)
+            process.stdin.flush()
         yield process
     finally:
         process.terminate()

@@ -21,6 +21,7 @@ from types import TracebackType
 import psutil
 
 from infra.cli import ONE_THREAD, QUIET, main
+from infra.private_variables import for_role
 from streams.delivery import Stop
 from streams.errors import SearchloopError
 
@@ -118,7 +119,9 @@ class Supervisor:
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()
         arguments = [*self._arguments, role, "--run", self._run_dir.name, "--supervised"]
-        process = _forks.Process(target=_work, args=(arguments, os.environ | self._environment, self.log_path(role)))
+        # Through the pipe of multiprocessing: what it holds of secrets never stands in a process's first environment.
+        environment = for_role(os.environ | self._environment, role)
+        process = _forks.Process(target=_work, args=(arguments, environment, self.log_path(role)))
         process.start()
         self._processes[role] = process
         rows = [

@@ -18,7 +18,16 @@ from infra.services.elasticsearch import ROLE as ELASTICSEARCH
 from infra.services.engine_keys import make_engine_keys
 from infra.services.errors import ServiceError
 from infra.services.guardian import Guardian
-from infra.services.health import OK, RED, SILENT, elasticsearch_health, kafka_health
+from infra.services.health import (
+    OK,
+    RED,
+    SILENT,
+    Answer,
+    ask_elasticsearch,
+    ask_kafka,
+    elasticsearch_health,
+    kafka_health,
+)
 from infra.services.kafka import ROLE as KAFKA
 from infra.services.launch import Launcher, log_file, service_directory, why_it_ended
 from infra.services.processes import (
@@ -119,8 +128,8 @@ class LocalServices:
         Raises ServiceError, or ProvisionError, which is one.
         """
         for role in ROLES:
-            if role not in self.local_roles() and self._external_health(role) == SILENT:
-                raise ServiceError(f"{role} at {self._external_address(role)} does not answer, or does not let us in")
+            if role not in self.local_roles() and (answer := self.external_answer(role)).health == SILENT:
+                raise ServiceError(answer.reason)
         with self._home_lock(progress):
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
             kept = {process.pid for process in keep}
@@ -173,9 +182,8 @@ class LocalServices:
             if role not in self.local_roles():
                 _, _, port = self._external_address(role).rpartition(":")
                 number = int(port) if port.isdigit() else None
-                rows.append(
-                    ServiceStatus(role=role, pid=None, port=number, health=self._external_health(role) or "down")
-                )
+                health = self.external_answer(role).health or "down"
+                rows.append(ServiceStatus(role=role, pid=None, port=number, health=health))
             elif role in alive:
                 process = alive[role]
                 young = time.time() - process.started < STARTING_SECONDS
@@ -192,10 +200,11 @@ class LocalServices:
     def _external_address(self, role: str) -> str:
         return self.settings.kafka.bootstrap if role == KAFKA else self.settings.elasticsearch.url
 
-    def _external_health(self, role: str) -> str:
+    def external_answer(self, role: str) -> Answer:
+        """Return what a cluster of the user's own says, and why if it does not let us in."""
         if role == KAFKA:
-            return kafka_health(self.settings.kafka, PROBE_SECONDS)
-        return elasticsearch_health(self.settings.elasticsearch, PROBE_SECONDS)
+            return ask_kafka(self.settings.kafka, PROBE_SECONDS)
+        return ask_elasticsearch(self.settings.elasticsearch, PROBE_SECONDS)
 
     def _alive(self) -> list[ServiceProcess]:
         return [process for process in self._read_state().processes if is_alive(process, self.home)]
@@ -306,9 +315,8 @@ class LocalServices:
 
     def _make_engine_keys(self, started: Sequence[ServiceProcess]) -> None:
         """Give the roles that ask Elasticsearch their API keys, once, with the rights that each of them needs."""
-        security = self._security()
-        for process in started if security is not None else ():
-            if process.role == ELASTICSEARCH:
+        for process in started:
+            if process.role == ELASTICSEARCH and (security := self._security()) is not None:
                 make_engine_keys(security, self._engine_as_superuser(process.port))
 
     @property
