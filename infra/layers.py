@@ -16,7 +16,7 @@ import msgspec
 
 from infra.secret_files import FILE_SUFFIX, read_secret
 from streams.errors import SettingsError
-from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths
+from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths, sounds_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -63,7 +63,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
 def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
     """Return the settings in `table.key=value` texts, as `--set` takes them; lists are given as JSON.
 
-    Raises SettingsError for a text without a table, a key or a value.
+    Raises SettingsError for a text without a table, a key or a value, and for a secret.
     """
     variables = {}
     for text in assignments:
@@ -71,6 +71,12 @@ def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or "." not in name:
             shown = f"{name}={'…' if value else ''}" if equals else name
             raise SettingsError(f"--set: expected TABLE.KEY=VALUE, such as batch.groups=32, got {shown!r}")
+        if sounds_secret(name.strip()):
+            variable = PREFIX + name.strip().replace(".", "__").upper()
+            raise SettingsError(
+                f"--set: expected no secret on the command line, which every user may read, got {name.strip()}. Set "
+                f"the variable {variable}, or {variable}_FILE"
+            )
         variables[PREFIX + name.strip().replace(".", "__").upper()] = value.strip()
     return environment_layer(variables)
 
@@ -164,16 +170,16 @@ def _one_way_to_give(path: str, layer: dict[str, Any], below: dict[str, Any], so
             below.pop(way, None)
 
 
-def _with_secret_files(settings: T) -> T:
+def _with_secret_files(settings: T, path: str = "") -> T:
     """Return the settings with every secret that stands in a file."""
     changes: dict[str, Any] = {}
     for name in type(settings).__struct_fields__:
         value = getattr(settings, name)
         if isinstance(value, msgspec.Struct):
-            if (read := _with_secret_files(value)) is not value:
+            if (read := _with_secret_files(value, f"{path}{name}.")) is not value:
                 changes[name] = read
         elif name in secret_fields(type(settings)) and (place := getattr(settings, name + FILE_SUFFIX, "")):
-            secret = read_secret(Path(place), setting=name + FILE_SUFFIX)
+            secret = read_secret(Path(place), setting=path + name + FILE_SUFFIX)
             changes[name] = secret
             changes[name + FILE_SUFFIX] = ""  # It has been read; what both give would contradict itself later.
     return msgspec.structs.replace(settings, **changes) if changes else settings

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 
 from infra.layers import PREFIX
+from streams.secrets import sounds_secret
 
 FROM_PIPE = "SEARCHLOOP_SECRETS"  # Set to the number of the file descriptor that holds them, as one line of JSON.
 LINE_BYTES_MAX = 1 << 20
@@ -22,7 +23,6 @@ TABLES = {
     "sink": ("KAFKA",),
     "monitor": ("KAFKA",),
 }
-_SECRET_ENDINGS = ("PASSWORD", "KEY", "USERNAME", "TOKEN", "SECRET")
 _ADDRESS_ENDINGS = ("URL", "BOOTSTRAP")
 
 
@@ -30,7 +30,7 @@ def is_private(name: str, value: str) -> bool:
     """Return whether a variable holds, or may hold, a secret; one that only names a file does not."""
     if not name.startswith(PREFIX):
         return False
-    return name.endswith(_SECRET_ENDINGS) or (name.endswith(_ADDRESS_ENDINGS) and "@" in value)
+    return sounds_secret(name) or (name.endswith(_ADDRESS_ENDINGS) and "@" in value)
 
 
 def take_private(environment: MutableMapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, SaslAuthenticationFailedError, TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError, TopicAlreadyExistsError
 from kafka.structs import OffsetAndMetadata
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
@@ -152,6 +152,11 @@ def partitions_of(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicP
     admin = connect_admin(settings)
     try:
         found = {item["name"]: item for item in admin.describe_topics(wanted)}
+    except AuthorizationError as error:
+        raise DeliveryError(
+            f"topics {', '.join(wanted)}: Kafka hides them from the user {settings.sasl_username or 'anonymous'!r} "
+            f"({error}). It needs the rights that this prints: searchloop acls --run {wanted[0].partition('.')[0]}"
+        ) from error
     except KafkaError as error:
         raise DeliveryError(f"topics {', '.join(wanted)}: {error}. Run: searchloop train, which makes them") from error
     finally:

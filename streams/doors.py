@@ -1,8 +1,8 @@
 """Why a Kafka does not let us in: looked at with a bare socket, where the client only says that it found nobody.
 
 Each step is one question, and the first that fails is the answer: is the address one, is the name known, does anybody
-listen, does TLS come about, does a Kafka answer, does it take our way of signing in? Whether the password is right is
-the client's own business, and it says so.
+listen, does TLS come about, does a Kafka answer, does it take our way of signing in, and our password? kafka-python 3.0
+tries again and again after each of these, and says in the end that time is up.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from kafka.net.sasl import get_sasl_mechanism
 
 from streams.errors import SettingsError
+from streams.secrets import reveal
 from streams.tls import client_context, explain_tls, speaks_tls
 
 PROBE_SECONDS = 3.0
-SASL_HANDSHAKE = 17
+SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
 NO_ERROR, UNSUPPORTED_MECHANISM, NO_SASL_HERE = 0, 33, 34  # Kafka's error codes for a SaslHandshake.
 ANSWER_BYTES_MAX = 64 * 1024
 
@@ -55,7 +57,7 @@ def addresses(bootstrap: str) -> list[tuple[str, int]]:
 
 
 def explain_silence(settings: Any, timeout_seconds: float = PROBE_SECONDS) -> Problem | None:
-    """Return why no broker of these Kafka settings answers, or None if at least one would go on to the password."""
+    """Return why no broker of these Kafka settings answers, or None if at least one would let us in."""
     problems = []
     for host, port in addresses(settings.bootstrap):
         problem = _look(settings, host, port, timeout_seconds)
@@ -107,6 +109,11 @@ def _look(settings: Any, host: str, port: int, timeout: float) -> Problem | None
         try:
             door = stack.enter_context(context.wrap_socket(plain, server_hostname=host) if context else plain)
             code, mechanisms = _sign_in_offer(door, settings.sasl_mechanism or "PLAIN")
+            if problem := _way_to_sign_in(settings, where, code, mechanisms):
+                return problem
+            if settings.security_protocol.startswith("SASL") and not _signs_in(door, settings, host):
+                return Problem(text=refused_login(settings), lasting=True)
+            return None
         except TimeoutError:
             return Problem(text=f"{where}: connected, and no answer within {timeout:g} s", lasting=False)
         except ssl.SSLError as error:
@@ -119,7 +126,6 @@ def _look(settings: Any, host: str, port: int, timeout: float) -> Problem | None
             if context:
                 return _no_tls(settings, where, found, timeout)
             return _no_kafka(where, found, timeout, getattr(left, "answer", b""))
-    return _way_to_sign_in(settings, where, code, mechanisms)
 
 
 def _connect(found: Sequence[Any], timeout: float) -> socket.socket:
@@ -142,9 +148,38 @@ def _sign_in_offer(door: socket.socket, mechanism: str) -> tuple[int, list[str]]
 
     Raises _LeftError if the answer is not Kafka's.
     """
-    name, client = mechanism.encode(), b"searchloop-door"
-    body = struct.pack(">hhih", SASL_HANDSHAKE, 1, 1, len(client)) + client + struct.pack(">h", len(name)) + name
-    door.sendall(struct.pack(">i", len(body)) + body)
+    name = mechanism.encode()
+    code, rest = _ask(door, SASL_HANDSHAKE, 1, struct.pack(">h", len(name)) + name)
+    return code, _texts(rest)
+
+
+def _signs_in(door: socket.socket, settings: Any, host: str) -> bool:
+    """Sign in after a SaslHandshake, by the client library's own mechanism, and return whether the broker takes us."""
+    mechanism = get_sasl_mechanism(settings.sasl_mechanism or "PLAIN")(
+        host=host,
+        security_protocol=settings.security_protocol,
+        sasl_mechanism=settings.sasl_mechanism or "PLAIN",
+        sasl_plain_username=settings.sasl_username,
+        sasl_plain_password=reveal(settings.sasl_password),
+    )
+    while not mechanism.is_done():
+        token = mechanism.auth_bytes()
+        code, rest = _ask(door, SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
+        if code != NO_ERROR:
+            return False
+        (message,) = struct.unpack_from(">h", rest)  # The length of an error's message; -1 without one.
+        mechanism.receive(rest[6 + max(message, 0) :])
+    return bool(mechanism.is_authenticated())
+
+
+def _ask(door: socket.socket, key: int, version: int, body: bytes) -> tuple[int, bytes]:
+    """Send a request of Kafka's, and return the error code of the answer and what follows it.
+
+    Raises _LeftError if the answer is not Kafka's.
+    """
+    client = b"searchloop-door"
+    request = struct.pack(">hhih", key, version, 1, len(client)) + client + body
+    door.sendall(struct.pack(">i", len(request)) + request)
     answer = _read(door, 4)
     size = struct.unpack(">i", answer)[0]
     if not 6 <= size <= ANSWER_BYTES_MAX:
@@ -153,7 +188,7 @@ def _sign_in_offer(door: socket.socket, mechanism: str) -> tuple[int, list[str]]
     correlation, code = struct.unpack_from(">ih", answer)
     if correlation != 1:
         raise _LeftError(answer)
-    return code, _texts(answer[6:])
+    return code, answer[6:]
 
 
 def _read(door: socket.socket, size: int) -> bytes:

@@ -81,6 +81,11 @@ def secret_fields(kind: type[msgspec.Struct]) -> tuple[str, ...]:
     return tuple(name for name in kind.__struct_fields__ if is_secret(hints[name]))
 
 
+def sounds_secret(name: str) -> bool:
+    """Return whether a setting of this name, or a variable, holds a secret or a user's name; none that is a file's."""
+    return name.lower().endswith(("password", "key", "username", "token", "secret"))
+
+
 def is_secret(hint: Any) -> bool:
     """Return whether a field of this type is marked."""
     if get_origin(hint) is not Annotated:

@@ -16,6 +16,7 @@ from search_env.rights import explain_refusal
 from streams.clients import KafkaSettings, connection_options
 from streams.doors import explain_silence, refused_login
 from streams.errors import SettingsError
+from streams.tls import causes
 
 OK = "ok"
 RED = "red"
@@ -87,6 +88,9 @@ def ask_elasticsearch(settings: ElasticsearchSettings, timeout_seconds: float) -
             if isinstance(error, ApiError) and error.meta.status == 403:
                 return Answer(health=OK)
             reason = explain_refusal(error, settings)
+            if not reason and any(isinstance(each, ConnectionRefusedError) for each in causes(error)):
+                refused = "connection refused: nobody listens there. Run: searchloop up, or set elasticsearch.url"
+                return Answer(health=SILENT, reason=f"Elasticsearch at {settings.url}: {refused}")
             unready = isinstance(error, ApiError) and error.meta.status >= 500
             return Answer(
                 health=SILENT,
