@@ -117,7 +117,7 @@ def split_credentials(url: str) -> tuple[str, str, str]:
     Raises ValueError, which shows nothing of it, if the credentials cannot be told from the address.
     """
     scheme, separator, rest = url.partition("://")
-    if "@" not in rest:
+    if "@" not in url:
         return url, "", ""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     userinfo, at, host = authority.rpartition("@")

@@ -29,8 +29,11 @@ from infra.rights import give_rights
 from infra.services.errors import ServiceError
 from infra.services.local import Endpoints
 from infra.services.security import SecurityFolder
-from search_env.demo_catalogue import demo_catalogue
+from infra.settings import TrainSettings
+from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from search_env.intents import IntentSettings
 from search_env.rights import RightsError
+from search_env.training import GbdtSettings
 from streams.acls import ROLES, WORKERS, allowed
 from streams.clients import (
     KafkaSettings,
@@ -48,7 +51,7 @@ from tests import commands
 from tests.loop.conftest import SMALL, quiet
 from tests.secure_services import as_role, secrets_of, secure_home
 
-REFUSED_SECONDS = 2.0
+REFUSED_SECONDS = 5.0
 SECONDS = 8.0  # "Within seconds", on a machine that is busy with other tests.
 
 
@@ -91,20 +94,22 @@ async def doors_opened(kafka: KafkaSettings, topics: list[str]) -> tuple[set[str
             with contextlib.suppress(aiokafka.errors.TopicAuthorizationFailedError):
                 await producer.send_and_wait(topic, b"x", key=b"k", partition=0)
                 written.add(topic)
-    for topic in topics:
+
+    async def look(topic: str) -> None:
         consumer = aiokafka.AIOKafkaConsumer(**options, group_id=None, auto_offset_reset="earliest")
         await consumer.start()
         try:
             place = aiokafka.TopicPartition(topic, 0)
             consumer.assign([place])
-            with contextlib.suppress(aiokafka.errors.TopicAuthorizationFailedError):
-                await asyncio.wait_for(consumer.seek_to_beginning(place), REFUSED_SECONDS)
-                if await asyncio.wait_for(consumer.getmany(timeout_ms=2000), 10):
-                    read.add(topic)
+            await asyncio.wait_for(consumer.seek_to_beginning(place), REFUSED_SECONDS)
+            if await asyncio.wait_for(consumer.getmany(timeout_ms=5000), 10):
+                read.add(topic)
         except (TimeoutError, aiokafka.errors.KafkaError):
-            pass  # Of a topic that it may not even see, it hears nothing.
+            pass  # Refused; of a topic that it may not even see, it hears nothing.
         finally:
             await consumer.stop()
+
+    await asyncio.gather(*map(look, topics))
     return written, read
 
 
@@ -330,10 +335,17 @@ def test_a_loop_runs_with_users_by_role_and_with_one_user_and_leaves_no_secret_a
     corpus = tmp_path / "corpus.jsonl"
     lines = [
         {"_id": each.id, "title": each.title, "text": each.text, "metadata": each.metadata}
-        for each in demo_catalogue(SMALL.demo)
+        for each in demo_catalogue(DemoSettings(products=150))
     ]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    kept = commands.environment(Endpoints(kafka="", elasticsearch=""), SMALL)
+    settings = msgspec.structs.replace(
+        SMALL,
+        demo=DemoSettings(products=150),
+        intents=IntentSettings(queries=60),
+        gbdt=GbdtSettings(trees=5, queries_max=20),
+        train=TrainSettings(warm_up=False),
+    )
+    kept = commands.environment(Endpoints(kafka="", elasticsearch=""), settings)
     kept = {name: value for name, value in kept.items() if not name.endswith(("__BOOTSTRAP", "__URL"))}
     kept["SEARCHLOOP_VLLM__API_KEY"] = secrets["of vllm"]
     options = ["--index", unique_name, "--run", unique_name, "--json"]
@@ -341,12 +353,14 @@ def test_a_loop_runs_with_users_by_role_and_with_one_user_and_leaves_no_secret_a
     # By role: nobody names a user or a password; each worker finds its own.
     status, said, found = train(home, kept, secrets, "index", str(corpus), "--name", unique_name)
     assert (status, found) == (0, set()), said
-    status, said, found = train(home, kept, secrets, "--verbose", "train", *options, "--updates", "2")
+    status, said, found = train(home, kept, secrets, "--verbose", "train", *options, "--updates", "1")
     assert (status, found) == (0, set()), said
     assert not [name for name, secret in secrets.items() if secret in said]
     assert in_files(home.root, secrets, but=home.root / "services" / "security") == []
     # What every role wrote was let through, and the ledger holds all of it.
     status, said, found = train(home, kept, secrets, "verify", "--run", unique_name)
+    assert (status, found) == (0, set()), said
+    status, said, found = train(home, kept, secrets, "watch", "--run", unique_name, "--once", "--json")
     assert (status, found) == (0, set()), said
 
     # One user for all, named by variables and in a URL, as on anybody's own cluster.
@@ -367,7 +381,7 @@ def test_a_loop_runs_with_users_by_role_and_with_one_user_and_leaves_no_secret_a
         "ELASTICSEARCH__CA_CERTS": connections.elasticsearch.ca_certs,
     }
     variables = kept | {f"SEARCHLOOP_{name}": value for name, value in named.items()}
-    status, said, found = train(other, variables, secrets, "--verbose", "train", *options, "--updates", "3")
+    status, said, found = train(other, variables, secrets, "--verbose", "train", *options, "--updates", "2")
     assert (status, found) == (0, set()), said
     assert not [name for name, secret in secrets.items() if secret in said]
     assert in_files(other.root, secrets, but=Path("/nowhere")) == []
