@@ -6,13 +6,16 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 import click
 
 from infra.home import Home
 from infra.interrupts import end_on_signals, exit_status, leave
 from streams.errors import SearchloopError, explain_os_error
+from streams.secrets import redact
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ VERBS = {
     "up": ("services", "Start Kafka and Elasticsearch."),
     "down": ("services", "Stop them."),
     "status": ("services", "Show every process with pid, port and health."),
+    "acls": ("acls", "Print the rights that a run's roles need on a Kafka of one's own."),
     "doctor": ("services", "Say what is there, what is missing, and what to do."),
     "index": ("search", "Load a corpus, and make training queries from it."),
     "relevance": ("train", "Train the relevance model that rewards are made of."),
@@ -108,15 +112,26 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
     for name, value in (ONE_THREAD | QUIET).items():
         os.environ.setdefault(name, value)
     from infra.context import App
+    from infra.private_variables import take_private
 
+    private = take_private(os.environ)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[to_stderr],
     )
     for name in ("kafka", "elastic_transport"):  # They warn of every retry; what comes of it is told by our own error.
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
-    context.obj = App(Home(home.absolute()), config=config)
+    context.obj = App(Home(home.absolute()), config=config, private=private)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Lines, tracebacks included, without the secrets of this process."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line as it may be kept."""
+        return redact(super().format(record))
 
 
 def main() -> None:
@@ -124,6 +139,7 @@ def main() -> None:
 
     Ctrl-C and SIGTERM end it within seconds, with one line and the status 130 or 143.
     """
+    sys.excepthook = _show_without_secrets
     if "--supervised" not in sys.argv:  # Whoever supervises a worker has more patience with it, and ends it.
         end_on_signals()
     leave(_status())
@@ -149,6 +165,11 @@ def _status() -> int:
         click.echo(f"error: {explain_os_error(error)}", err=True)
         return 1
     return 0
+
+
+def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody has caught, an error of ours in the code, without the secrets that it may repeat."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

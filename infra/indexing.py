@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -13,6 +14,7 @@ from search_env.attributes import unread_attributes
 from search_env.corpora import CorpusError, Document
 from search_env.index import IndexVersion, adopt_versions, build_index, claim_name
 from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from search_env.rights import INDEX_PRIVILEGES, require_rights
 from streams.whole_file import whole_folder
 
 
@@ -44,6 +46,8 @@ def index_corpus(
     Raises IndexingError, before anything is made, if the name is somebody else's on this cluster.
     """
     directory = app.home.index(name)
+    with closing(app.engine()) as client:  # Before anything is made: the key may be one that only reads.
+        require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
     loaded = list(documents)
     adopted: list[str] = []
     with contextlib.closing(app.engine()) as client:

@@ -36,7 +36,9 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
             partitions=settings.settings.kafka.partitions, replication=settings.settings.kafka.replication
         ),
         elasticsearch=type(settings.settings.elasticsearch)(),
-        vllm=msgspec.structs.replace(settings.settings.vllm, url="", api_key="", home=""),
+        vllm=msgspec.structs.replace(
+            settings.settings.vllm, url="", api_key="", api_key_file="", ca_certs="", home="", allow_insecure=False
+        ),
     )
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(settings, settings=public)))
     write_file(run_dir / SETTINGS_FILE, content)

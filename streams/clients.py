@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,24 +10,39 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
-from streams.errors import DeliveryError
+from streams.doors import addresses, explain_silence, kafka_context, refused_login
+from streams.errors import DeliveryError, SettingsError
 from streams.group_ownership import require_own_group
 from streams.kafka_errors import asked
 from streams.provisioning import Provisioned, delete_made, provision
+from streams.secrets import GuardedSettings, SecretText, reveal
+from streams.tls import guard_plain
 from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
 EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
 COORDINATOR_SECONDS = 30.0
 METADATA_SECONDS = 10  # How soon a client notices that a topic has got another partition; the default is 5 minutes.
+ATTEMPT_SECONDS = 3.0  # Of waiting for a broker, after which we look why there is none.
 
 
-class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Kafka is and how to be let in.
+log = logging.getLogger(__name__)
+
+
+class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Kafka is and how to be let in (infra/SECURITY.md).
 
     bootstrap: "host:port[,host:port]"; empty means the local service that `searchloop up` starts.
+    sasl_password, ssl_key_password: secrets; each may stand in a file of its own, which NAME_file points at.
+    credentials: a folder with a file ROLE.toml for each role (sasl_username, sasl_password), for users with rights by
+    role; empty: one user for all.
+    ssl_cafile: the authorities that are trusted, PEM; empty: the system's. Certificates are always verified.
+    ssl_certfile, ssl_keyfile: a client certificate and its key, PEM.
+    allow_insecure: send a password beyond this machine without TLS. Never with PLAIN over a network.
+    connect_seconds: how long a client waits for a broker that does not listen. What waiting does not mend, such as a
+    wrong password or certificate, is told at once.
     session_timeout_seconds: after this long without a heartbeat a worker's partitions go to another; a restarted worker
     of the same name takes its own partitions back at once (static membership).
     poll_interval_seconds_max: a worker that does not poll for so long leaves its group, and what it was doing is done
@@ -37,14 +53,29 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
     sasl_username: str = ""
-    sasl_password: str = ""
+    sasl_password: SecretText = ""
+    sasl_password_file: str = ""
+    credentials: str = ""
     ssl_cafile: str = ""
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
+    ssl_key_password: SecretText = ""
+    ssl_key_password_file: str = ""
+    allow_insecure: bool = False
+    connect_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     partitions: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     replication: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
     session_timeout_seconds: Annotated[float, msgspec.Meta(ge=6, le=300)] = 10.0
     poll_interval_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 300.0
+
+    def __post_init__(self) -> None:
+        """Hide the secrets; raises ValueError for credentials where no client looks for them."""
+        super().__post_init__()
+        if "@" in self.bootstrap:
+            raise ValueError(
+                "bootstrap: expected host:port[,host:port] alone; user name and password belong in sasl_username and "
+                "sasl_password"
+            )
 
     def __repr__(self) -> str:
         return f"KafkaSettings(bootstrap={self.bootstrap!r}, security_protocol={self.security_protocol!r}, …)"
@@ -155,6 +186,11 @@ def partitions_of(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicP
     admin = connect_admin(settings)
     try:
         found = {item["name"]: item for item in admin.describe_topics(wanted)}
+    except AuthorizationError as error:
+        raise DeliveryError(
+            f"topics {', '.join(wanted)}: Kafka hides them from the user {settings.sasl_username or 'anonymous'!r} "
+            f"({error}). It needs the rights that this prints: searchloop acls --run {wanted[0].partition('.')[0]}"
+        ) from error
     except KafkaError as error:
         raise DeliveryError(f"topics {', '.join(wanted)}: {error}. Run: searchloop train, which makes them") from error
     finally:
@@ -265,12 +301,29 @@ def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str], begin: Map
 
 
 def _client(kind: Callable[..., Any], settings: KafkaSettings, client_id: str, **options: Any) -> Any:
-    try:
-        return kind(**connection_options(settings, client_id), **options)
-    except KafkaError as error:
-        raise DeliveryError(
-            f"no Kafka broker answers at {settings.bootstrap!r} ({error}). Run: searchloop up, or set kafka.bootstrap"
-        ) from error
+    """Return a client of this kind that has met a broker.
+
+    A broker that does not listen, or does not answer yet, is waited for; raises DeliveryError when that is over, or at
+    once for what waiting does not mend: a wrong address, password, certificate or protocol.
+    """
+    deadline = time.monotonic() + settings.connect_seconds
+    while True:
+        options["bootstrap_timeout_ms"] = int(1000 * max(min(ATTEMPT_SECONDS, deadline - time.monotonic()), 0.5))
+        try:
+            return kind(**connection_options(settings, client_id), **options)
+        except SaslAuthenticationFailedError as error:
+            raise DeliveryError(refused_login(settings)) from error
+        except KafkaError as error:
+            problem = explain_silence(settings)
+            late = time.monotonic() >= deadline
+            if problem is not None and (problem.lasting or late):
+                raise DeliveryError(problem.text) from error
+            if late:
+                raise DeliveryError(
+                    f"no Kafka broker answers at {settings.bootstrap!r} ({error}). Run: searchloop up, or set "
+                    "kafka.bootstrap"
+                ) from error
+            log.info("%s", problem.text if problem else error)
 
 
 def _fetching(records_max: int) -> dict[str, Any]:
@@ -287,7 +340,11 @@ def _fetching(records_max: int) -> dict[str, Any]:
 
 
 def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Return what every client of kafka-python is built with: the address, and how to be let in."""
+    """Return what every client of kafka-python is built with: the address, and how to be let in.
+
+    Raises SettingsError for no address, a file that cannot be read, or a password that would travel in the open.
+    """
+    brokers = addresses(settings.bootstrap)
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap.split(","),
         "client_id": client_id,
@@ -296,15 +353,24 @@ def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any
         "metadata_max_age_ms": METADATA_SECONDS * 1000,
     }
     if settings.security_protocol.startswith("SASL"):
+        if not settings.sasl_username or not settings.sasl_password:
+            raise SettingsError(
+                f"kafka.sasl_username, kafka.sasl_password: expected both with {settings.security_protocol}, got "
+                f"{'no password' if settings.sasl_username else 'no user name'}"
+            )
         options |= {
             "sasl_mechanism": settings.sasl_mechanism or "PLAIN",
             "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password,
+            "sasl_plain_password": reveal(settings.sasl_password),
         }
-    if settings.security_protocol.endswith("SSL"):
-        options |= {
-            "ssl_cafile": settings.ssl_cafile or None,
-            "ssl_certfile": settings.ssl_certfile or None,
-            "ssl_keyfile": settings.ssl_keyfile or None,
-        }
+    if settings.security_protocol == "SASL_PLAINTEXT":
+        guard_plain(
+            "kafka",
+            what=f"a password by {settings.sasl_mechanism or 'PLAIN'}",
+            hosts=[host for host, _ in brokers],
+            instead="Set kafka.security_protocol = 'SASL_SSL'",
+            allowed=settings.allow_insecure,
+        )
+    if (context := kafka_context(settings)) is not None:
+        options["ssl_context"] = context
     return options

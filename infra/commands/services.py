@@ -33,17 +33,22 @@ MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
+@click.option("--secure", is_flag=True, help="With TLS, and a user with rights of its own for each role.")
 @click.pass_obj
-def up(app: App, as_json: bool) -> None:
+def up(app: App, as_json: bool, secure: bool) -> None:
     """Start Kafka and Elasticsearch, and leave them running until `down`.
 
+    \b
     The first time this fetches 177 MB. What already runs is kept; what has died is started again.
+    A home that was started with --secure once stays so: certificates, passwords and API keys lie in its services
+    folder, and every verb and worker takes those of its role by itself.
 
     \b
     Example:
       searchloop up
+      searchloop --home secure up --secure
     """
-    services = app.local_services()
+    services = app.local_services(secure=secure)
     with progress() as report, at_hard_end(lambda: "what it started is being stopped by its guardian"):
         endpoints = services.up(report)
     if as_json:

@@ -99,6 +99,7 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
       searchloop run generator --run leser-shop-0 --worker 2
       searchloop run monitor --run leser-shop-0
     """
+    app = app.as_role(role)
     arm(app.tables(FailpointTable).failpoints)
     stop = Stop().on_signals()
     if supervised:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -21,6 +22,8 @@ from infra.monitoring.stalls import RunState
 from infra.monitoring.standing import run_states
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
+from infra.private_variables import for_role, piped
+from infra.rights import give_rights
 from infra.running.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
 from infra.running.topics import make_derived_topics
 from learner.batches import BatchSettings
@@ -144,14 +147,16 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
         return
     log = monitor_log(run_dir)
     log.parent.mkdir(parents=True, exist_ok=True)
+    give_rights(app, run)
 
     with log.open("ab") as output:
+        shown, secrets = piped(for_role(os.environ | app.worker_environment(), "monitor"))
         process = subprocess.Popen(
             [*worker_command(app.home.root), "monitor", "--run", run, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=os.environ | app.worker_environment(),
+            env=shown,
             start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
         )
 
@@ -160,6 +165,10 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
         return "its monitor was killed"
 
     try:
+        with contextlib.suppress(BrokenPipeError):  # It ended before it read; whoever waits for it reports why.
+            assert process.stdin is not None
+            process.stdin.write(secrets)
+            process.stdin.flush()
         with at_hard_end(kill):
             yield process
     finally:

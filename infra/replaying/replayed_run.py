@@ -15,6 +15,7 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.progress import Report
 from infra.replaying.recorded import Recorded, Window
+from infra.rights import give_rights
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.running.serving import policy_server
 from infra.running.stopping import stop_in_order
@@ -119,6 +120,7 @@ def publish_only_version(app: App, into: str, outbox: Outbox) -> None:
 @contextmanager
 def run_workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
     """Give running workers; at the end they stop in the order of the stream, the sink last."""
+    give_rights(app, run)
     settings = read_run_settings(app.home.run(run)).settings
     if "generator" not in roles:  # Nobody samples, so no server is needed for it.
         settings = msgspec.structs.replace(

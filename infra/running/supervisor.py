@@ -22,6 +22,7 @@ import psutil
 
 from infra.cli import ONE_THREAD, QUIET, main
 from infra.interrupts import at_hard_end, received
+from infra.private_variables import for_role
 from infra.running.living import SUPERVISED, write_workers
 from streams.delivery import Stop
 from streams.errors import SearchloopError
@@ -137,7 +138,9 @@ class Supervisor:
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()
         arguments = [*self._arguments, role, "--run", self._run_dir.name, "--supervised"]
-        process = _forks.Process(target=_work, args=(arguments, os.environ | self._environment, self.log_path(role)))
+        # Through the pipe of multiprocessing: what it holds of secrets never stands in a process's first environment.
+        environment = for_role(os.environ | self._environment, role)
+        process = _forks.Process(target=_work, args=(arguments, environment, self.log_path(role)))
         process.start()
         self._processes[role] = process
         living = {name: each.pid or 0 for name, each in self._processes.items() if each.exitcode is None}

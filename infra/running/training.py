@@ -15,6 +15,7 @@ from infra.context import App
 from infra.interrupts import interrupts
 from infra.monitoring.standing import what_it_waits_for
 from infra.progress import Report
+from infra.rights import give_rights
 from infra.running.requests import RequestFeed, RequestSequence
 from infra.running.serving import policy_server
 from infra.running.stopping import stop_in_order
@@ -63,6 +64,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     run_dir = app.home.run(run)
     began = time.monotonic()
     make_topics(app, run)
+    give_rights(app, run)
     producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
