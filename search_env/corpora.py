@@ -110,11 +110,11 @@ def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
     file = InputFile(path, "queries", error=CorpusError)
     line_of: dict[str, int] = {}
     queries: list[Query] = []
+    titled = 0
     cuts = Cuts()
     for number, record in json_objects(file):
         identifier = _identifier(record, file, number, line_of)
-        if "title" in record:
-            raise file.error("expected a query, got something with a 'title'. Is this the corpus?", number)
+        titled += "title" in record
         text = cuts.clean(
             _string(record, "text", file, number),
             characters_max=QUERY_CHARACTERS_MAX,
@@ -126,6 +126,8 @@ def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
         queries.append(Query(id=identifier, text=text, metadata=_metadata(record, file, number)))
     if not queries:
         raise file.error("expected at least one query, got an empty file. Check how the file was made.")
+    if titled == len(queries):
+        raise file.error("expected queries, got lines that all have a 'title'. Is this the corpus?")
     for line in cuts.told():
         tell(f"{path}: {line}")
     return queries
@@ -160,7 +162,8 @@ def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
         grade = read_grade(fields[-1])
         if grade is None:
             raise file.error(
-                f"expected an integer grade from -{GRADE_MAX} to {GRADE_MAX}, got '{fields[-1][:40]}'. Mend the line.",
+                f"expected an integer grade, got '{fields[-1][:40]}' (grades go from -{GRADE_MAX} to {GRADE_MAX}). "
+                "Mend the line.",
                 number,
             )
         of_query = qrels.setdefault(query_id, {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infra.traffic.limits import SEARCH_ROWS_MAX, UNREADABLE, clean_name, refused, require_kind
+from streams.errors import InputError
 from streams.events import Action, Feedback, Shown
 from streams.inputs.counts import Counted
 from streams.inputs.csv_rows import csv_rows
@@ -56,6 +57,32 @@ class _Row(NamedTuple):
     document_id: str
     clicked: bool
     line: int
+
+
+class SessionFile:
+    """A file of sessions that is read twice: through once, to see that it can be used, and again for what it holds."""
+
+    def __init__(self, path: Path, *, application: str, known: Collection[str] | None) -> None:
+        self._path = path
+        self._application = application
+        self._known = known
+        self._summary = SessionSummary()
+
+    def read_through(self) -> SessionSummary:
+        """Read the whole file, and return what it held. Raises InputError as `read_sessions` does."""
+        for _ in self._read(self._summary):
+            pass
+        return self._summary
+
+    def read_again(self) -> Iterator[Feedback]:
+        """Yield each session as feedback. Raises InputError at the end if the file was changed in the meantime."""
+        again = SessionSummary()
+        yield from self._read(again)
+        if again.as_dict() != self._summary.as_dict():
+            raise InputError(f"{self._path}: the file changed while it was read. Import it again when it is complete")
+
+    def _read(self, summary: SessionSummary) -> Iterator[Feedback]:
+        return read_sessions(self._path, summary, application=self._application, known=self._known)
 
 
 def read_sessions(

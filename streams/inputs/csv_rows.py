@@ -22,23 +22,19 @@ def csv_rows(file: InputFile, columns: Sequence[str], bad: Bad) -> Iterator[tupl
     expected = f"expected the columns {','.join(columns)}"
     if first is None:
         raise file.error(f"{expected}, got an empty file. Check how the file was made.")
-    if _fields(first[1]) != list(columns):
+    if _fields([first]) != list(columns):
         raise file.error(f"{expected}, got {first[1][:200]!r}. Is this a {file.what} file?", first[0])
-    for number, fields in _records(lines, bad):
-        if len(fields) == len(columns):
-            yield number, fields
-        else:
-            bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got {len(fields)}")
-
-
-def _records(lines: Iterator[tuple[int, str]], bad: Bad) -> Iterator[tuple[int, list[str]]]:
     waiting: list[tuple[int, str]] = []
     while True:
         number, line = waiting.pop(0) if waiting else next(lines, (0, ""))
         if not number:
             return
         if '"' not in line:
-            yield number, line.split(",")
+            fields = line.split(",")
+            if len(fields) == len(columns):
+                yield number, fields
+            else:
+                bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got {len(fields)}")
             continue
         taken, inside = [(number, line)], _ends_inside(line, inside=False)
         while inside and len(taken) < LINES_MAX:
@@ -47,11 +43,11 @@ def _records(lines: Iterator[tuple[int, str]], bad: Bad) -> Iterator[tuple[int, 
                 break
             taken.append(following)
             inside = _ends_inside(following[1], inside=True)
-        fields = None if inside else _fields("\n".join(text for _, text in taken))
-        if fields is not None:
-            yield number, fields
+        found = None if inside else _fields(taken)
+        if found is not None and len(found) == len(columns):
+            yield number, found
             continue
-        bad(number, "expected CSV, got a quote that is not closed")
+        bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got a quote that stands wrong")
         waiting = taken[1:] + waiting
 
 
@@ -72,9 +68,11 @@ def _ends_inside(line: str, *, inside: bool) -> bool:
     return inside
 
 
-def _fields(text: str) -> list[str] | None:
+def _fields(lines: Sequence[tuple[int, str]]) -> list[str] | None:
+    """Return the fields of one record, None if it is no CSV. Over several lines nothing may follow a closing quote."""
+    text = "\n".join(line for _, line in lines)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=len(lines) > 1))
     except csv.Error:
         return None
     return rows[0] if len(rows) == 1 else None

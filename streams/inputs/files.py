@@ -172,7 +172,7 @@ def _unpacked(raw: io.BufferedReader, first: bytes) -> Iterator[io.BufferedReade
     """Give a stream of what a file holds, unpacked by its first bytes."""
     if first.startswith(GZIP):
         with gzip.GzipFile(fileobj=raw, mode="rb") as unzipped:
-            yield io.BufferedReader(unzipped, _BUFFER_BYTES)  # type: ignore[arg-type]
+            yield io.BufferedReader(unzipped, _BUFFER_BYTES)
     elif first == ZSTD:
         import pyarrow as pa  # Its zstd is the one at hand: Python has its own from 3.14 on.
 
