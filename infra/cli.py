@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -164,7 +165,22 @@ def _status() -> int:
         log.info("the operating system refused", exc_info=True)
         click.echo(f"error: {explain_os_error(error)}", err=True)
         return 1
+    except Exception as error:  # The last net: what reads files and talks to services says more, and says it itself.
+        click.echo(f"error: {_explain_unexpected(error)}", err=True)
+        return 1
     return 0
+
+
+def _explain_unexpected(error: Exception) -> str:
+    """Return in one line what nobody expected, and where its trace is."""
+    said = redact(str(SearchloopError(f"{type(error).__name__}: {error}")))[:500]
+    try:
+        handle, name = tempfile.mkstemp(prefix="searchloop-error-", suffix=".log")
+        with os.fdopen(handle, "w", errors="backslashreplace") as file:
+            file.write(redact("".join(traceback.format_exception(error))))
+    except OSError:
+        return f"{said}. Nobody expected this: please report it"
+    return f"{said}. Nobody expected this: please report it, with {name}"
 
 
 def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -214,7 +214,7 @@ def load_documents(directory: Path) -> list[Document]:
     Raises IndexingError if it is not the corpus that the index was built from.
     """
     manifest = load_manifest(directory)
-    documents = list(load_corpus(directory / "documents.jsonl.gz"))
+    documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
     digest = hashlib.sha256()
     for document in documents:
         digest.update(_line(document))

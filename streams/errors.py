@@ -1,7 +1,7 @@
 """The one root of every error that searchloop raises on purpose.
 
 SearchloopError
-├── streams: SettingsError, EventError, DeliveryError
+├── streams: SettingsError (InputError), EventError, DeliveryError
 ├── search_env: CorpusError, RetrievalError, …
 ├── learner: PolicyError, CheckpointError, …
 ├── storage: LogError, EvaluationError, …
@@ -40,6 +40,10 @@ def explain_os_error(error: OSError) -> str:
 
 class SettingsError(SearchloopError, ValueError):
     """A setting is unknown, of the wrong type or out of range; the message names its path."""
+
+
+class InputError(SettingsError):
+    """A file that an option names is missing, damaged, or not of the kind that is read there."""
 
 
 class EventError(SearchloopError, ValueError):

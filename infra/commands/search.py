@@ -9,9 +9,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.results import warn
 from infra.context import App
 from infra.progress import progress
 from search_env.corpora import Query, load_corpus, load_queries, write_run
+from streams.inputs.files import names_a_file
+from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
+
+QUERY_SUFFIXES = (".jsonl", ".gz", ".zst", ".json", ".ndjson", ".tsv", ".csv", ".txt")
 
 
 @click.command()
@@ -42,7 +47,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
     app.home.index(name)
     check_name(name)
-    documents = list(load_corpus(corpus))  # Read before any service is started for it: it may be refused.
+    documents = list(load_corpus(corpus, tell=warn))  # Read before any service is started for it: it may be refused.
     with progress() as report, app.running_services(report) as running:
         summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:
@@ -171,9 +176,16 @@ def search(
 
 
 def queries_or_text(value: str) -> list[Query]:
-    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query."""
-    if Path(value).is_file() or value.endswith((".jsonl", ".gz", ".json", ".tsv", ".txt")):
-        return load_queries(value)
-    if not value.strip():
+    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query.
+
+    A text is cleaned and cut as a file's are. Raises BadParameter if nothing of it is left.
+    """
+    if names_a_file(value, QUERY_SUFFIXES):
+        return load_queries(value, tell=warn)
+    cuts = Cuts()
+    text = cuts.clean(value, characters_max=QUERY_CHARACTERS_MAX, what="query", where="--queries")
+    if not text:
         raise click.BadParameter("expected a file of queries or the text of one, got nothing", param_hint="--queries")
-    return [Query(id="query", text=value.strip())]
+    for line in cuts.told():
+        warn(line)
+    return [Query(id="query", text=text)]

@@ -71,4 +71,5 @@ def read_qrels(folder: Path, set_name: str) -> Qrels:
 
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
     """Return a run file as {query: {document: score}}."""
-    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in read_run(path).items()}
+    found = read_run(path, may_be_empty=True)  # A row may have found nothing.
+    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in found.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 from kafka import TopicPartition
@@ -30,13 +31,21 @@ from streams.clients import KafkaSettings, connect_producer
 from streams.delivery import Outbox, Stop, now_ms
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
+from streams.provisioning import Provisioned
 from streams.raw_log import RawLog
 from streams.replay import ReplayCount, copy
 from streams.topics import kind_of, topic_name
 
 
-def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
-    """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
+class NewTopics(NamedTuple):
+    """The settings with the number of partitions of a run's new topics, and which topics were made."""
+
+    kafka: KafkaSettings
+    made: Provisioned
+
+
+def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> NewTopics:
+    """Make the topics of `into`, with the recorded number of partitions.
 
     Raises SettingsError if `into` is the run itself or another that is there, or if its topics are somebody else's,
     DeliveryError if one of them does not fit.
@@ -48,8 +57,7 @@ def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[
     require_no_run(app.home, into, option="--into")
     count = max(source.partitions(kind) for kind in kinds)
     kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
-    make_new_topics(kafka, into, option="--into")
-    return kafka
+    return NewTopics(kafka, make_new_topics(kafka, into, option="--into"))
 
 
 @contextmanager

@@ -22,15 +22,17 @@ from infra.replaying.following import follow_updates
 from infra.replaying.recorded import Limits, Recorded, Window
 from infra.replaying.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
 from infra.run_settings import RunSettings, read_run_settings
+from infra.running.new_log import undone_if_it_fails
 from infra.running.supervisor import Supervisor
 from infra.settings import Settings
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
-from streams.codec import decode
+from streams.codec import decode, encode
 from streams.delivery import Received, Stop
 from streams.errors import DeliveryError, EventError
 from streams.events import Generation, Request
+from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text
 from streams.lag import stage_lags
 from streams.replay import ReplayCount, in_recorded_order, replay
 from streams.topics import BY_KIND, version_name
@@ -80,25 +82,27 @@ def copy_window(
 
     kinds: empty means every topic that has records there. speed: infinite copies topic after topic; any other keeps the
     recorded order and pauses over all topics.
-    Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing.
+    Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing or
+    damaged: the topics that were made for the copy are deleted then.
     """
     source = _recorded(app, selection)
     chosen = kinds or list(BY_KIND)
     windows = [window for kind in chosen for window in _windows(source, selection, kind, may_be_empty=not kinds)]
-    kafka = new_topics(app, source, selection.run, into, chosen)
-    if speed == math.inf:
-        return copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
-    total = sum(window.end - window.first for window in windows)
-    with outbox_to(app, kafka, into) as outbox:
-        return replay(
-            in_recorded_order([source.read(window) for window in windows]),
-            outbox,
-            into=into,
-            speed=speed,
-            keep_times=True,
-            stop=stop,
-            report=lambda count: report("records copied", count, total),
-        )
+    kafka, made = new_topics(app, source, selection.run, into, chosen)
+    with undone_if_it_fails(kafka, made):
+        if speed == math.inf:
+            return copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
+        total = sum(window.end - window.first for window in windows)
+        with outbox_to(app, kafka, into) as outbox:
+            return replay(
+                in_recorded_order([source.read(window) for window in windows]),
+                outbox,
+                into=into,
+                speed=speed,
+                keep_times=True,
+                stop=stop,
+                report=lambda count: report("records copied", count, total),
+            )
 
 
 def counterfactual(
@@ -133,7 +137,7 @@ def counterfactual(
             f"expected at least {settings.batch.groups} groups (batch.groups) to learn from in this window of "
             f"{selection.run}.generations, found {len(groups)}; widen it, or --set batch.groups={max(len(groups), 1)}"
         )
-    kafka = new_topics(app, source, selection.run, into, ["generations"])
+    kafka, _ = new_topics(app, source, selection.run, into, ["generations"])
     base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=batches)
     copy_at_once(kafka, source, windows, into=into, stop=stop, what="generations copied", report=report)
     with outbox_to(app, kafka, into) as outbox, run_workers(app, into, ["sink", "environment", "learner"]) as workers:
@@ -169,8 +173,8 @@ def load(
     """Send recorded requests to a run of their own at a chosen speed, with the policy frozen or learning.
 
     like: the run whose settings and policy answer. begin: the policy version that writes, or learns on. The requests
-    get the broker's time, so that latency can be read. Learning from them takes requests of split "train"; what came
-    from outside is "live", is answered, and trains nothing.
+    get the broker's time, so that latency can be read, and their queries are cleaned as those of a file are. Learning
+    from them takes requests of split "train"; what came from outside is "live", is answered, and trains nothing.
     Raises DeliveryError if it is to learn and none of them can train.
     """
     began = time.monotonic()
@@ -189,7 +193,7 @@ def load(
     total = sum(window.end - window.first for window in windows)
     # The last batch may be short: every request is to be answered.
     updates = math.ceil(_training_requests(source, windows, report) / batch_groups) if learning else 0
-    kafka = new_topics(app, source, selection.run, into, ["requests"])
+    kafka, _ = new_topics(app, source, selection.run, into, ["requests"])
     with outbox_to(app, kafka, into) as outbox:
         base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=updates or 1)
         if not learning:
@@ -202,7 +206,7 @@ def load(
                 report("requests sent", count, total)
 
             sent = replay(
-                in_recorded_order([source.read(window) for window in windows]),
+                map(clean_request, in_recorded_order([source.read(window) for window in windows])),
                 outbox,
                 into=into,
                 speed=speed,
@@ -277,6 +281,20 @@ def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
             if event is not None and event.request.split == "train":
                 found[event.group_id] = None
     return list(found)
+
+
+def clean_request(record: Received) -> Received:
+    """Return a recorded request with its query clean and cut, as a file's are: an older import may have left it raw."""
+    try:
+        event = decode(record.value)
+    except EventError:
+        return record  # It is buried where it is answered.
+    if not isinstance(event, Request):
+        return record
+    query = clean_text(event.query, characters_max=QUERY_CHARACTERS_MAX)
+    if query == event.query:
+        return record
+    return msgspec.structs.replace(record, value=encode(msgspec.structs.replace(event, query=query)))
 
 
 def _generation(record: Received) -> Generation | None:

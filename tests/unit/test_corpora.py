@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.cleaning import clean_metadata, clean_text
 from search_env.corpora import (
     CorpusError,
     Document,
@@ -27,6 +26,7 @@ from search_env.corpora import (
     write_queries,
     write_run,
 )
+from streams.inputs.text import clean_metadata, clean_text
 
 
 def corpus_file(path: Path, *lines: object) -> Path:
