@@ -16,6 +16,7 @@ from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
 from streams.group_ownership import require_own_group
 from streams.kafka_errors import asked
+from streams.producers import Producer
 from streams.provisioning import Provisioned, delete_made, provision
 from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
@@ -48,12 +49,12 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProducer:
-    """Return an idempotent producer that waits for every replica; records may be as large as the codec allows.
+    """Return an idempotent producer that waits for every replica in sync; records may be as large as the codec allows.
 
     Raises DeliveryError if no broker answers, as all that connect do.
     """
     return _client(
-        KafkaProducer,
+        Producer,
         settings,
         client_id,
         acks="all",
