@@ -17,6 +17,7 @@ from streams.doors import addresses, explain_silence, kafka_context, refused_log
 from streams.errors import DeliveryError, SettingsError
 from streams.group_ownership import require_own_group
 from streams.kafka_errors import asked
+from streams.producers import Producer
 from streams.provisioning import Provisioned, delete_made, provision
 from streams.secrets import GuardedSettings, SecretText, reveal
 from streams.tls import guard_plain
@@ -82,12 +83,12 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProducer:
-    """Return an idempotent producer that waits for every replica; records may be as large as the codec allows.
+    """Return an idempotent producer that waits for every replica in sync; records may be as large as the codec allows.
 
     Raises DeliveryError if no broker answers, as all that connect do.
     """
     return _client(
-        KafkaProducer,
+        Producer,
         settings,
         client_id,
         acks="all",

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from tests.faults.brokers import cut_off_leaders, kill_leaders
 from tests.faults.clocks import shift_clocks
 from tests.faults.damage import flip_checkpoints, flip_ledger
 from tests.faults.disks import fill_disks
@@ -71,6 +72,8 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         "elasticsearch": lambda world: kill_service(
             world, service="elasticsearch", name="kill -9 Elasticsearch", dose=doses.rare
         ),
+        "leaders": lambda world: kill_leaders(world, dose=doses.rare),
+        "network": lambda world: cut_off_leaders(world, dose=doses.rare),
     }
 
 
