@@ -208,15 +208,12 @@ def test_the_no_repeat_rule_counts_as_in_the_learner(plain: Run) -> None:
 
 
 def test_malformed_groups_have_a_reason_and_failed_ones_are_left_out(plain: Run) -> None:
-    good, other = plain.written(0)
+    good, _ = plain.written(0)
     first = good.generation.completions[0]
     short = with_completion(good, msgspec.structs.replace(first, logprobs=first.logprobs[1:]))
     assert "one log-probability per token" in plain.checker().check([short])[good.group_id]
     far = with_completion(good, msgspec.structs.replace(first, token_ids=(10**12, *first.token_ids[1:])))
     assert "expected token ids in" in plain.checker().check([far])[good.group_id]
-    wrong = msgspec.structs.replace(other.generation, tokenizer_sha256="0" * 64)
-    refused = plain.checker().check([msgspec.structs.replace(other, generation=wrong)])
-    assert "expected the tokenizer of its policy" in refused[other.group_id]
     failed = tuple(Outcome(status="failed", valid=False, error="down") for _ in good.outcomes)
     assert plain.checker().measure([msgspec.structs.replace(good, outcomes=failed)]) == {}
 
