@@ -123,7 +123,7 @@ class LoadedVersion:
 
         Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded. The
         tokenizer stays: it is the same in every version of a run. Its file is not, because it also records how the last
-        batch was padded or cut.
+        batch was padded and which tokens were declared special.
         """
         load_weights(self._policy, folder, reference)
         self.sampler.policy = reference

@@ -38,15 +38,20 @@ class Run:
             base = save_policy(policy, folder / "base").path
             assert base is not None
             policy = with_lora(load_policy(base), LoraSettings(rank=2))
-        self.versions = [self._save(policy, step) for step in range(3)]
+        self.versions: list[PolicyRef] = []
+        for step in range(3):
+            folder, version = self._save(policy, step)
+            self.versions.append(version)
+            policy = load_policy(folder)  # As a learner that is started again: its tokenizer's file is another one.
 
-    def _save(self, policy: Policy, step: int) -> PolicyRef:
+    def _save(self, policy: Policy, step: int) -> tuple[Path, PolicyRef]:
         generator = torch.Generator().manual_seed(step)
         with torch.no_grad():
             for parameter in (each for each in policy.model.parameters() if each.requires_grad):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         manifest = Manifest(policy=PolicyRef(lineage="1-aaaaaa", step=step, sha256=""), parent=None)
-        return write_policy_checkpoint(self.checkpoints, policy, manifest, None)[1].policy
+        folder, kept = write_policy_checkpoint(self.checkpoints, policy, manifest, None)
+        return folder, kept.policy
 
     def written(self, step: int, groups: int = 2, *, no_repeat: bool = True) -> list[Reward]:
         """Return groups as the generator of a version writes them, with made up rewards."""
