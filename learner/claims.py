@@ -23,7 +23,7 @@ from learner.groups import reward_group
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
 from learner.objectives import ObjectiveSettings
 from learner.packing import Group, GroupError, check_group, pack_groups
-from learner.policy import TOKENIZER, Policy, load_policy
+from learner.policy import Policy, load_policy
 from learner.sampling import completion_text
 from learner.versions import check_version, load_weights
 from streams.errors import SearchloopError
@@ -79,7 +79,6 @@ class ClaimChecker:
         self._device = device
         self._spare: Policy | None = None
         self._loaded: PolicyRef | None = None
-        self._tokenizer_sha256 = ""
 
     def check(self, rewards: Sequence[Reward], *, current: PolicyRef | None = None) -> dict[str, str]:
         """Return, by group id, why a group's claim is refused; of those that settings choose, all others hold.
@@ -153,11 +152,6 @@ class ClaimChecker:
 
     def _check_text(self, generation: Generation, spare: Policy) -> None:
         """Raise GroupError if a text, which was rewarded, is not that of its tokens, which would be trained."""
-        if generation.tokenizer_sha256 != self._tokenizer_sha256:
-            raise GroupError(
-                f"expected the tokenizer of its policy, with sha256 {self._tokenizer_sha256[:12]}…, got "
-                f"{generation.tokenizer_sha256[:12]!r}"
-            )
         vocabulary = vocabulary_size(spare.model)
         for index, completion in enumerate(generation.completions):
             if not completion.token_ids or not all(0 <= token < vocabulary for token in completion.token_ids):
@@ -175,14 +169,14 @@ class ClaimChecker:
         folder = self._folder(policy)
         if self._spare is not None:
             spare, self._loaded = self._spare, None  # If this fails, the weights may be half of one, half of another.
-            load_weights(spare, folder, policy, tokenizer_sha256=self._tokenizer_sha256)
+            load_weights(spare, folder, policy)
         else:
-            manifest = check_version(folder, policy)
+            check_version(folder, policy)
             with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter's first weights before it reads them.
                 spare = load_policy(folder)
             check_policy(spare.model)
             spare.model.to(self._device).requires_grad_(False)
-            self._spare, self._tokenizer_sha256 = spare, manifest.files.get(TOKENIZER, "")
+            self._spare = spare
         self._loaded = policy
         return spare
 

@@ -17,7 +17,7 @@ from learner.adapters import FOLDER, Adapters
 from learner.checkpoints import file_sha256
 from learner.policy import TOKENIZER, read_adapter, read_stop_ids, read_tokenizer
 from learner.sampling import SamplingError, completion_text
-from learner.versions import check_tokenizer, check_version
+from learner.versions import check_version
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
 from streams.events import Completion, PolicyRef, Sampling
 
@@ -214,11 +214,10 @@ class ServedVersion:
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
         """Load a newer version into the server and go on with it.
 
-        Raises CheckpointError if it is not the one that was announced, whole, or has another tokenizer, and what
-        `Adapters.use` raises; the version before stays in use.
+        Raises CheckpointError if it is not the one that was announced, whole, and what `Adapters.use` raises; the
+        version before stays in use.
         """
         check_version(folder, reference)
-        check_tokenizer(folder, reference, self.tokenizer_sha256)
         self._adapters.use(reference, folder)
         self._sampler.policy = reference
 

@@ -98,15 +98,6 @@ def check_version(folder: Path, reference: PolicyRef) -> Manifest:
     return manifest
 
 
-def check_tokenizer(folder: Path, reference: PolicyRef, expected: str) -> None:
-    """Raise CheckpointError unless the version in `folder` has the tokenizer with this sha256; OSError without one."""
-    if (found := file_sha256(folder / TOKENIZER)) != expected:
-        raise CheckpointError(
-            f"policy {version_name(reference)}: expected the tokenizer of the versions before it, with sha256 "
-            f"{expected[:12]}…, found {found[:12]}… in {folder / TOKENIZER}"
-        )
-
-
 def check_named(folder: Path, manifest: Manifest, reference: PolicyRef) -> None:
     """Raise CheckpointError unless the manifest is that of this lineage and step."""
     if (manifest.policy.lineage, manifest.policy.step) != (reference.lineage, reference.step):
@@ -149,17 +140,17 @@ class LoadedVersion:
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
         """Replace the weights by those in `folder`.
 
-        Raises CheckpointError if the file's sha256 is not the announced one, or if the version has another tokenizer:
-        the version before stays loaded.
+        Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded. The
+        tokenizer stays: it is the same in every version of a run. Its file is not, because it also records how the last
+        batch was padded and which tokens were declared special.
         """
-        load_weights(self._policy, folder, reference, tokenizer_sha256=self.tokenizer_sha256)
+        load_weights(self._policy, folder, reference)
         self.sampler.policy = reference
 
 
-def load_weights(policy: Policy, folder: Path, reference: PolicyRef, *, tokenizer_sha256: str) -> None:
+def load_weights(policy: Policy, folder: Path, reference: PolicyRef) -> None:
     """Replace a policy's weights by those of another version of it, after checking that they are the announced ones.
 
-    tokenizer_sha256: of the policy's own tokenizer.json; the version must have the same.
     Raises CheckpointError if not; the weights are then as they were.
     """
     adapter = (folder / ADAPTER).is_file()
@@ -171,7 +162,6 @@ def load_weights(policy: Policy, folder: Path, reference: PolicyRef, *, tokenize
                 f"policy {version_name(reference)}: expected weights with sha256 {reference.sha256[:12]}…, "
                 f"found {found[:12]}… in {weights}"
             )
-        check_tokenizer(folder, reference, tokenizer_sha256)
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"policy {version_name(reference)}: {error}") from error

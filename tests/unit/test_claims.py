@@ -38,15 +38,20 @@ class Run:
             base = save_policy(policy, folder / "base").path
             assert base is not None
             policy = with_lora(load_policy(base), LoraSettings(rank=2))
-        self.versions = [self._save(policy, step) for step in range(3)]
+        self.versions: list[PolicyRef] = []
+        for step in range(3):
+            folder, version = self._save(policy, step)
+            self.versions.append(version)
+            policy = load_policy(folder)  # As a learner that is started again: its tokenizer's file is another one.
 
-    def _save(self, policy: Policy, step: int) -> PolicyRef:
+    def _save(self, policy: Policy, step: int) -> tuple[Path, PolicyRef]:
         generator = torch.Generator().manual_seed(step)
         with torch.no_grad():
             for parameter in (each for each in policy.model.parameters() if each.requires_grad):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         manifest = Manifest(policy=PolicyRef(lineage="1-aaaaaa", step=step, sha256=""), parent=None)
-        return write_policy_checkpoint(self.checkpoints, policy, manifest, None)[1].policy
+        folder, kept = write_policy_checkpoint(self.checkpoints, policy, manifest, None)
+        return folder, kept.policy
 
     def written(self, step: int, groups: int = 2, *, no_repeat: bool = True) -> list[Reward]:
         """Return groups as the generator of a version writes them, with made up rewards."""
@@ -208,15 +213,12 @@ def test_the_no_repeat_rule_counts_as_in_the_learner(plain: Run) -> None:
 
 
 def test_malformed_groups_have_a_reason_and_failed_ones_are_left_out(plain: Run) -> None:
-    good, other = plain.written(0)
+    good, _ = plain.written(0)
     first = good.generation.completions[0]
     short = with_completion(good, msgspec.structs.replace(first, logprobs=first.logprobs[1:]))
     assert "one log-probability per token" in plain.checker().check([short])[good.group_id]
     far = with_completion(good, msgspec.structs.replace(first, token_ids=(10**12, *first.token_ids[1:])))
     assert "expected token ids in" in plain.checker().check([far])[good.group_id]
-    wrong = msgspec.structs.replace(other.generation, tokenizer_sha256="0" * 64)
-    refused = plain.checker().check([msgspec.structs.replace(other, generation=wrong)])
-    assert "expected the tokenizer of its policy" in refused[other.group_id]
     failed = tuple(Outcome(status="failed", valid=False, error="down") for _ in good.outcomes)
     assert plain.checker().measure([msgspec.structs.replace(good, outcomes=failed)]) == {}
 
