@@ -9,19 +9,20 @@ import msgspec
 from kafka import TopicPartition
 
 from infra.context import App
-from infra.home import read_settings_file
+from infra.home import SETTINGS_FILE, read_settings_file
+from infra.kept_checkpoints import read_head, read_kept
+from infra.running.living import living_workers
 from infra.services.errors import ServiceError
 from learner.batches import BatchSettings
-from learner.checkpoints import CURRENT, CheckpointError, load_current, read_manifest
+from storage.archive import ARCHIVE
 from storage.errors import StorageError
-from storage.log import open_log
-from storage.verification.account import Account, Finding, Partition
-from storage.verification.gradients import Head
-from storage.verification.verify import Topics, verify_log
+from storage.ledger import LEDGER
+from storage.verification.account import Account, Finding, Partition, one_line
+from storage.verification.opening import open_for_proof
+from storage.verification.verify import Circumstances, Topics, unreadable, verify_log
 from streams.clients import KafkaSettings, committed_offsets, connect_admin, existing_topics, partitions_of
 from streams.delivery import Received
-from streams.errors import DeliveryError
-from streams.events import PolicyRef
+from streams.errors import DeliveryError, SettingsError
 from streams.kafka_errors import told
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
@@ -33,10 +34,11 @@ class BatchTable(msgspec.Struct, frozen=True, kw_only=True):
     batch: BatchSettings
 
 
-class BatchRun(msgspec.Struct, frozen=True, kw_only=True):
+class RunTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What the proof needs of `RunSettings`."""
 
     settings: BatchTable
+    updates: int
 
 
 def run_names(app: App) -> list[str]:
@@ -50,17 +52,36 @@ def run_names(app: App) -> list[str]:
     return found
 
 
-def verify_run(app: App, name: str, *, rebuild: bool, offline: bool) -> Account:
-    """Prove the contract for one run.
+def verify_run(app: App, name: str, *, rebuild: bool, offline: bool, trusted: str | None = None) -> Account:
+    """Prove the contract for one run; whatever is damaged becomes a finding.
 
-    rebuild: also build the ledger anew from the log and compare. offline: leave Kafka out.
-    Raises DeliveryError or ServiceError if Kafka or the run's topics are not there, StorageError if the ledger is not.
+    rebuild: read every record, not only the newest. offline: leave Kafka out. trusted: a seal or a hash that was kept
+    elsewhere.
+    Raises DeliveryError or ServiceError if Kafka or the run's topics are not there, StorageError if there is no log.
     """
     folder = app.home.existing_run(name)
-    head, found = _head(folder)
-    with open_log(folder) as log:
-        topics = None if offline else run_topics(_kafka(app), name)
-        return verify_log(log, run=name, topics=topics, head=head, found=found, rebuild=rebuild)
+    working = name in {run for run, _, _ in living_workers(app.home.runs)}
+    topics = None if offline else run_topics(_kafka(app), name)
+    return prove(folder, run=name, topics=topics, working=working, rebuild=rebuild, trusted=trusted)
+
+
+def prove(
+    folder: Path, *, run: str, topics: Topics | None, working: bool, rebuild: bool, trusted: str | None = None
+) -> Account:
+    """Prove the contract for the run in a folder. topics: what Kafka says, None without it.
+
+    working: whether a worker of the run is alive.
+    Raises StorageError if there is no log.
+    """
+    if not _has_log(folder):
+        raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
+    known = _circumstances(folder, working=working)
+    log, found = open_for_proof(folder)
+    known = msgspec.structs.replace(known, found=(*known.found, *found))
+    if log is None:
+        return unreadable(run, kafka=topics is not None, known=known)
+    with log:
+        return verify_log(log, run=run, topics=topics, known=known, rebuild=rebuild, trusted=trusted)
 
 
 def run_topics(kafka: KafkaSettings, run: str) -> Topics:
@@ -87,8 +108,8 @@ def run_topics(kafka: KafkaSettings, run: str) -> Topics:
     def read(partition: Partition, first: int, end: int) -> Iterator[Received]:
         return read_range(kafka, TopicPartition(*partition), first, end, client_id=f"{run}-verify")
 
-    def held(partition: Partition, first: int, last: int) -> list[int]:
-        return [record.position.offset for record in read(partition, first, last + 1)]
+    def held(partition: Partition, first: int, last: int) -> Iterator[int]:
+        return (record.position.offset for record in read(partition, first, last + 1))
 
     ends = {(item.topic, item.partition): bounds for item, bounds in log_bounds(kafka, partitions).items()}
     return Topics(ends=ends, committed=committed, held=held, read=read)
@@ -107,39 +128,23 @@ def _kafka(app: App) -> KafkaSettings:
         raise DeliveryError(f"{error}; or leave the topics out with --offline") from error
 
 
-def _head(folder: Path) -> tuple[Head | None, list[Finding]]:
-    """Return what the newest whole checkpoint says, and a finding if it is not the one that CURRENT names."""
+def _circumstances(folder: Path, *, working: bool) -> Circumstances:
+    """Return what the run's folder says beside its log: settings and checkpoints."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
-        return None, []
-    named = (checkpoints / CURRENT).read_text(errors="replace").strip() if (checkpoints / CURRENT).exists() else ""
+        return Circumstances(head=None, kept=(), working=working)
+    terms, found = None, []
     try:
-        found, manifest = load_current(checkpoints)
-    except CheckpointError as error:
-        return None, [Finding(rule="checkpoints", where=str(checkpoints), what=str(error))]
-    staleness_max = read_settings_file(folder, BatchRun).settings.batch.staleness_max
-    head = Head(
-        policy=manifest.policy,
-        update=manifest.update,
-        positions=manifest.positions,
-        staleness_max=staleness_max,
-        origins=tuple(_origins(checkpoints)),
+        terms = read_settings_file(folder, RunTerms)
+    except (SettingsError, OSError) as error:
+        found.append(Finding(rule="everything can be read", where=str(folder / SETTINGS_FILE), what=one_line(error)))
+    kept = read_kept(checkpoints)
+    staleness_max = terms.settings.batch.staleness_max if terms else None
+    head, wrong = read_head(checkpoints, kept, staleness_max=staleness_max)
+    return Circumstances(
+        head=head, kept=kept, updates=terms.updates if terms else None, working=working, found=(*found, *wrong)
     )
-    if found.name == named:
-        return head, []
-    what = f"names {named!r}, which is missing or damaged; {found.name} is the newest one that is whole"
-    return head, [Finding(rule="checkpoints", where=str(checkpoints / CURRENT), what=what)]
-
-
-def _origins(checkpoints: Path) -> Iterator[PolicyRef]:
-    for folder in checkpoints.glob("*-*-*"):
-        try:
-            manifest = read_manifest(folder, verify=False)
-        except CheckpointError:
-            continue  # Of the one that counts, `load_current` has spoken.
-        if manifest.parent is None:
-            yield manifest.policy
 
 
 def _has_log(folder: Path) -> bool:
-    return (folder / "searchloop.duckdb").exists() or (folder / "archive").is_dir()
+    return (folder / LEDGER).exists() or (folder / ARCHIVE).is_dir()

@@ -240,17 +240,23 @@ def read_segment(path: Path) -> Iterator[Received]:
 def describe_segment(folder: Path, path: Path) -> Segment:
     """Return what the ledger's list says of a segment's file.
 
-    Raises StorageError for a file whose name is not a segment's.
+    Raises StorageError for a file whose name is not a segment's, or that is no Parquet.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise StorageError(f"{path}: expected a name like {0:020d}-{9:020d}.parquet")
+    try:
+        records = pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(
+            f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())})"
+        ) from error
     return Segment(
         topic=path.parts[-3],
         partition=int(path.parent.name),
         first_offset=int(match[1]),
         last_offset=int(match[2]),
-        records=pq.read_metadata(path).num_rows,
+        records=records,
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
         path=str(path.relative_to(folder)),

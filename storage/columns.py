@@ -84,7 +84,17 @@ def headers(lists: Sequence[tuple[tuple[str, bytes], ...]]) -> pa.Array:
     return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays([names, values], ["name", "value"]))
 
 
-def maps(entries: Sequence[Mapping[Any, Any]], kind: pa.MapType) -> pa.Array:
-    keys = pa.array(list(chain.from_iterable(entries)), kind.key_type)
-    values = pa.array([value for entry in entries for value in entry.values()], kind.item_type)
-    return pa.MapArray.from_arrays(bounds(entries), keys, values)
+def maps(entries: Sequence[Mapping[Any, Any] | None], kind: pa.MapType) -> pa.Array:
+    """Return one map a row; None gives NULL, which is not the empty map."""
+    said = [entry or {} for entry in entries]
+    keys = pa.array(list(chain.from_iterable(said)), kind.key_type)
+    values = pa.array([value for entry in said for value in entry.values()], kind.item_type)
+    missing = [entry is None for entry in entries]
+    starts = bounds(said) if not any(missing) else _starts(said, missing)
+    return pa.MapArray.from_arrays(starts, keys, values)
+
+
+def _starts(said: Sequence[Sized], missing: Sequence[bool]) -> pa.Array:
+    """Return where each row begins, and the end; NULL where the row itself is NULL."""
+    rows = bounds(said).to_pylist()
+    return pa.array([*(None if none else at for at, none in zip(rows, missing, strict=False)), rows[-1]], pa.int32())

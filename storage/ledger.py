@@ -55,7 +55,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 def build_batch(records: Sequence[Received]) -> Batch:
     """Decode the records and return their rows; one that cannot be decoded becomes a dead letter, never an error."""
     with _without_collector():
-        entries = [read_entry(record) for record in records]
+        return build_entries([read_entry(record) for record in records])
+
+
+def build_entries(entries: Sequence[Entry]) -> Batch:
+    """Return the rows of records that were decoded already; an event that fits into no column becomes a dead letter."""
+    with _without_collector():
         try:
             tables = build_tables(entries)
         except (pa.ArrowException, OverflowError, UnicodeError):
@@ -65,7 +70,7 @@ def build_batch(records: Sequence[Received]) -> Batch:
         tables=tables,
         extents=_extents(entries),
         letters=[dead_letter(entry) for entry in entries if entry.event is None],
-        bytes=sum(len(record.value or b"") + 1 for record in records),
+        bytes=sum(len(entry.record.value or b"") + 1 for entry in entries),
     )
 
 

@@ -8,8 +8,9 @@ closed segments: the same code, the same rows, only without the newest records (
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,15 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from storage.archive import ARCHIVE, archive_holes, describe_segment, find_segments, list_segment, read_archive
+from storage.archive import (
+    ARCHIVE,
+    archive_holes,
+    describe_segment,
+    find_segments,
+    list_segment,
+    read_archive,
+    read_segment,
+)
 from storage.errors import StorageError
 from storage.ledger import LEDGER, OFFLINE, Partition, build_batch, explain, held, is_held, read_positions, store_batch
 from storage.schema import migrate, pending
@@ -29,6 +38,8 @@ from streams.events import Event, Position
 
 RECORDS_AT_ONCE = 512
 SWITCH_SECONDS_MAX = 10.0  # For two renames, on a busy machine.
+BUILD_MEMORY = "512MiB"  # Of a ledger that is built anew to be read; the rest lies on the disk.
+RAW_AT_ONCE = 64  # A record may have 8 MB.
 
 E = TypeVar("E", bound=Event)
 
@@ -39,10 +50,19 @@ class Log:
     live: False if the ledger's own file was read; True if a sink holds it, and this is what the archive has so far.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, archive: Path, *, live: bool) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        archive: Path,
+        *,
+        live: bool,
+        scratch: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        """scratch: where the ledger was built that `connection` reads; it goes when the log is closed."""
         self.connection = connection
         self.archive = archive
         self.live = live
+        self._scratch = scratch
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries.
@@ -65,7 +85,7 @@ class Log:
         for record in read_archive(self.archive, partition):
             read[record.position.topic, record.position.partition] = record.position.offset + 1
             yield record
-        for record in _raw_records(self.connection, partition):
+        for record in raw_records(self.connection, partition):
             if record.position.offset >= read.get((record.position.topic, record.position.partition), 0):
                 yield record
 
@@ -82,6 +102,8 @@ class Log:
     def close(self) -> None:
         """Let go of the file."""
         self.connection.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def __enter__(self) -> Log:
         return self
@@ -114,7 +136,51 @@ def open_log(folder: Path) -> Log:
                 raise StorageError(explain(path, error)) from error
         else:
             return Log(connection, archive, live=False)
-    return Log(_from_archive(archive), archive, live=True)
+    return log_from_archive(folder)
+
+
+def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], None] | None = None) -> Log:
+    """Build a ledger from the archive's closed segments alone, in a file that goes when the log is closed, and open it.
+
+    damaged: is called with each segment that cannot be read, whose records are then missing.
+    Raises StorageError for such a segment if there is nobody to call.
+    """
+    archive = folder / ARCHIVE
+    scratch = tempfile.TemporaryDirectory(prefix="searchloop-log-", ignore_cleanup_errors=True)
+    try:
+        connection = duckdb.connect(str(Path(scratch.name) / LEDGER), config={**OFFLINE, "memory_limit": BUILD_MEMORY})
+        try:
+            migrate(connection)
+            records = read_archive(archive) if damaged is None else _readable(archive, damaged)
+            _store(connection, records)
+            connection.execute("DELETE FROM records")
+            for segment in find_segments(archive):
+                try:
+                    list_segment(connection, describe_segment(archive, segment))
+                except StorageError:
+                    if damaged is None:
+                        raise
+        except BaseException:
+            connection.close()
+            raise
+    except BaseException:
+        scratch.cleanup()
+        raise
+    return Log(connection, archive, live=True, scratch=scratch)
+
+
+def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> Iterator[Received]:
+    """Yield what can be read of an archive, in the order of the log within each partition."""
+    read: dict[Partition, int] = {}
+    for path in find_segments(archive):
+        try:
+            for record in read_segment(path):
+                at = (record.position.topic, record.position.partition)
+                if record.position.offset >= read.get(at, 0):
+                    read[at] = record.position.offset + 1
+                    yield record
+        except StorageError as error:
+            damaged(path, error)
 
 
 def _finish_rebuild(path: Path) -> None:
@@ -183,7 +249,7 @@ def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Recei
         return
     try:
         with duckdb.connect(str(path), read_only=True, config=dict(OFFLINE)) as connection:
-            for record in _raw_records(connection):
+            for record in raw_records(connection):
                 if record.position.offset >= stored.get((record.position.topic, record.position.partition), 0):
                     yield record
     except duckdb.Error:
@@ -199,16 +265,6 @@ def _bring_up_to_date(path: Path) -> None:
         connection.close()
 
 
-def _from_archive(archive: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(":memory:", config=dict(OFFLINE))
-    migrate(connection)
-    _store(connection, read_archive(archive))
-    connection.execute("DELETE FROM records")
-    for segment in find_segments(archive):
-        list_segment(connection, describe_segment(archive, segment))
-    return connection
-
-
 def _store(connection: duckdb.DuckDBPyConnection, records: Iterator[Received]) -> int:
     count = 0
     while some := list(islice(records, RECORDS_AT_ONCE)):
@@ -217,18 +273,20 @@ def _store(connection: duckdb.DuckDBPyConnection, records: Iterator[Received]) -
     return count
 
 
-def _raw_records(connection: duckdb.DuckDBPyConnection, partition: tuple[str, int] | None = None) -> Iterator[Received]:
+def raw_records(connection: duckdb.DuckDBPyConnection, partition: tuple[str, int] | None = None) -> Iterator[Received]:
     """Yield the records that a ledger holds raw, in the order of the log within each partition."""
     only = "WHERE topic = ? AND partition = ?" if partition else ""
     columns = "topic, partition, record_offset, record_time_ms, key, value, headers"
-    rows = connection.execute(
-        f"SELECT {columns} FROM records {only} ORDER BY topic, partition, record_offset", list(partition or ())
-    ).fetchall()
-    for topic, number, offset, time_ms, key, value, headers in rows:
-        yield Received(
-            position=Position(topic=topic, partition=number, offset=offset),
-            timestamp_ms=time_ms,
-            key=key,
-            value=value,
-            headers=tuple((header["name"], header["value"]) for header in headers),
+    with connection.cursor() as cursor:  # Of its own: the caller may ask something else between two records.
+        rows = cursor.execute(
+            f"SELECT {columns} FROM records {only} ORDER BY topic, partition, record_offset", list(partition or ())
         )
+        while some := rows.fetchmany(RAW_AT_ONCE):
+            for topic, number, offset, time_ms, key, value, headers in some:
+                yield Received(
+                    position=Position(topic=topic, partition=number, offset=offset),
+                    timestamp_ms=time_ms,
+                    key=key,
+                    value=value,
+                    headers=tuple((header["name"], header["value"]) for header in headers),
+                )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from math import fsum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -38,6 +38,7 @@ from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows
 Built = tuple[str, Columns]
+T = TypeVar("T")
 
 UNDECODABLE = "undecodable"
 
@@ -256,7 +257,7 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
         "requests_consumed": maps([e.requests_consumed for e in events], POSITIONS),
         "made_at_ms": integers(e.made_at_ms for e in events),
         "manifest_sha256": strings(_said(e.manifest_sha256) for e in events),
-        "requests_admitted": maps([e.requests_admitted or {} for e in events], POSITIONS),
+        "requests_admitted": maps([_said(e.requests_admitted) for e in events], POSITIONS),
     }
 
 
@@ -293,8 +294,8 @@ def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
     }
 
 
-def _said(value: str | msgspec.UnsetType) -> str | None:
-    return None if value is msgspec.UNSET else value
+def _said(value: T | msgspec.UnsetType) -> T | None:
+    return None if isinstance(value, msgspec.UnsetType) else value
 
 
 def _source(events: Sequence[Generation | Reward | DeadLetter]) -> Columns:

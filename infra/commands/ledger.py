@@ -19,21 +19,29 @@ if TYPE_CHECKING:
     from storage.lineage import GroupTaught, VersionMade
 
 FINDINGS_SHOWN = 20
+BROKEN, UNFINISHED = 1, 3  # Exit statuses; 2 is a wrong command line.
 ANCESTORS_SHOWN = 5
 
 
 @click.command()
 @click.option("--run", "name", help="The run's name; every run without.")
-@click.option("--rebuild", is_flag=True, help="Also build the DuckDB file anew from the log and compare their hashes.")
+@click.option("--rebuild", is_flag=True, help="Read every record, not only the newest, and compare all rows with them.")
 @click.option("--offline", is_flag=True, help="Without Kafka: from the DuckDB file, the archive and the checkpoints.")
+@click.option("--trusted", metavar="VALUE", help="A seal that verify printed earlier; it must be in the run's past.")
 @click.option("--json", "as_json", is_flag=True, help="The accounts as one JSON array on standard output.")
 @click.pass_obj
-def verify(app: App, name: str | None, rebuild: bool, offline: bool, as_json: bool) -> None:
-    """Prove that nothing was lost and nothing counted twice; exit with 1 if anything does not add up.
+def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: str | None, as_json: bool) -> None:
+    """Prove that nothing was lost and nothing counted twice.
+
+    \b
+    Exit status: 0 verified, 1 something does not add up, 3 sound so far but
+    unfinished (it waits for workers, and none is alive).
 
     \b
     Per partition of each topic: end - gaps = rows + dead letters. Per stage: everything taken has ended, every
     candidate with exactly one outcome. Along the checkpoints that survived: at most one gradient from each candidate.
+    The verdict names what this way of looking cannot see. Keep the seal that it prints somewhere else: with
+    --trusted it shows later that no copy of the run's past was rewritten.
     While a sink is at work, the archive's closed segments are checked: the newest minute is not among them.
 
     \b
@@ -43,15 +51,18 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, as_json: bo
     """
     from infra.verification import run_names, verify_run
 
+    if trusted is not None and name is None:
+        raise click.UsageError("--trusted is one run's: name it with --run")
     names = [name] if name else run_names(app)
-    accounts = [verify_run(app, each, rebuild=rebuild, offline=offline) for each in names]
+    accounts = [verify_run(app, each, rebuild=rebuild, offline=offline, trusted=trusted) for each in names]
     if as_json:
         click.echo(msgspec.json.encode(accounts).decode())
     else:
         for account in accounts:
             print_account(account, Console(soft_wrap=True))
-    if not all(account.sound for account in accounts):
-        sys.exit(1)
+    verdicts = {account.verdict for account in accounts}
+    if verdicts - {"sound"}:
+        sys.exit(BROKEN if "broken" in verdicts else UNFINISHED)
 
 
 @click.command()
@@ -129,30 +140,48 @@ def print_account(account: Account, console: Console) -> None:
     console.print(table)
     for stage in account.stages:
         fates = " + ".join(f"{count:,} {fate}" for fate, count in stage.fates.items())
+        ahead = f"{stage.not_asked:,} not asked for yet; " if stage.not_asked else ""
         console.print(
-            f"{stage.stage:<12} {stage.taken:,} {stage.unit} = {fates}; {stage.waiting:,} waiting; "
+            f"{stage.stage:<12} {stage.taken:,} {stage.unit} = {fates}; {stage.waiting:,} waiting; {ahead}"
             f"residual {stage.residual:,}",
             highlight=False,
         )
     console.print(
         f"gradients    at most {account.uses_max} from a candidate along the surviving lineage", highlight=False
     )
+    for claim, count in account.unchecked.items():
+        console.print(
+            f"unproved     {count:,} groups {claim}: on the learner's word, with its reasons", highlight=False
+        )
     for name, said in account.tables.items():
         console.print(f"rebuilt      {name:<18} {said}", highlight=False)
+    if account.trusted is not None and account.trusted.version is not None:
+        said = f"{account.trusted.version} is in the chain, {account.trusted.later:,} updates ago"
+        console.print(f"trusted      {said}", highlight=False)
     for finding in account.findings[:FINDINGS_SHOWN]:
-        console.print(Text(printable(f"{finding.rule}: {finding.where}: {finding.what}"), style="red"))
+        style = "red" if finding.severity == "broken" else "yellow"
+        console.print(Text(printable(f"{finding.rule}: {finding.where}: {finding.what}"), style=style))
     if len(account.findings) > FINDINGS_SHOWN:
         console.print(f"… and {len(account.findings) - FINDINGS_SHOWN} more: see --json")
+    for sentence in account.unseen:
+        console.print(Text(printable(f"not seen: {sentence}"), style="dim"))
+    if account.seal is not None:
+        console.print(f"seal: {account.seal} (keep it elsewhere, for --trusted)", highlight=False)
     console.print(verdict(account))
 
 
 def verdict(account: Account) -> str:
-    """Return one line: what was proved, or that it was not."""
-    if not account.sound:
-        return f"[red]run {account.run}: {len(account.findings)} findings, the log and the ledger do not agree[/red]"
-    candidates = next(stage for stage in account.stages if stage.unit == "candidates")
+    """Return one line: what was proved and in which mode, or that it was not."""
+    if account.verdict == "broken":
+        count = sum(finding.severity == "broken" for finding in account.findings)
+        noun = "finding" if count == 1 else "findings"
+        return f"[red]run {account.run} ({account.mode}): {count} {noun}: log, ledger and checkpoints disagree[/red]"
     records = sum(row.rows + row.dead_letters for row in account.partitions)
-    return (
-        f"verified: {records:,} records and {candidates.taken:,} candidates, none lost, none twice; "
-        f"at most {account.uses_max} gradient from each"
+    candidates = sum(stage.taken for stage in account.stages if stage.unit == "candidates")
+    counted = (
+        f"{records:,} records and {candidates:,} candidates, none lost, none twice; "
+        f"at most {account.uses_max} gradient from each ({account.mode})"
     )
+    if account.verdict == "unfinished":
+        return f"[yellow]sound so far, unfinished: {counted}[/yellow]"
+    return f"verified: {counted}"

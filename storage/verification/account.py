@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
+from storage.verification.rules import RULES
+
 Partition = tuple[str, int]  # topic, partition
+Severity = Literal["broken", "unfinished"]
+Verdict = Literal["sound", "unfinished", "broken"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that breaks the contract: which rule, where, and what was found."""
+    """Something that does not hold: which rule (of `rules.RULES`), where, and what was found.
+
+    severity: "broken" for what the contract excludes. "unfinished" for what is still owed although nobody is at work:
+    going on with the run mends it.
+    """
 
     rule: str
     where: str
     what: str
+    severity: Severity = "broken"
+
+    def __post_init__(self) -> None:
+        """Hold every finding to a rule that the documentation explains."""
+        assert self.rule in RULES, self.rule
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +56,7 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     """What went into a stage below its checked end, and what became of it: taken - ended = residual.
 
     unit: what is counted. fates: each terminal fate with its count. waiting: beyond the checked end, not due yet.
+    not_asked: requests that lie ready, but that the learner has not granted: nobody may answer them yet.
     """
 
     stage: str
@@ -50,30 +65,61 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     fates: dict[str, int]
     waiting: int
     residual: int
+    not_asked: int = 0
+
+
+class Trust(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a value that the user kept elsewhere.
+
+    version: the version that it names, None if it is not in the chain. later: how many updates were made since.
+    """
+
+    value: str
+    version: str | None
+    later: int
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """A run's whole account.
 
+    verdict: "broken" if the contract does not hold, "unfinished" if it holds so far and something is still owed.
+    mode: what was looked at: kafka or offline, rebuild, live. unseen: what this mode cannot see.
     live: a sink held the ledger, so the archive's closed segments were checked instead. kafka: whether topics were
-    compared too. policy: the version that CURRENT names, None before the first. uses_max: the most gradients that any
-    candidate gave along its lineage. tables: each table's content hash if the ledger was built anew and compared.
+    compared too. policy: the version that CURRENT names, None before the first. seal: one value to keep elsewhere, None
+    while the chain of hashes is not recorded. manifest_sha256: of the newest checkpoint. trusted: see `Trust`.
+    uses_max: the most gradients that any candidate gave along its lineage. unchecked: claims of the learner that the
+    log can neither prove nor refute, by what they say. tables: each table's content hash if the ledger was built anew
+    and compared.
     """
 
     run: str
+    verdict: Verdict
+    mode: str
     live: bool
     kafka: bool
     policy: str | None
+    seal: str | None
+    manifest_sha256: str | None
+    trusted: Trust | None
     partitions: tuple[PartitionRow, ...]
     stages: tuple[StageRow, ...]
     uses_max: int
+    unchecked: dict[str, int]
     tables: dict[str, str]
+    unseen: tuple[str, ...]
     findings: tuple[Finding, ...]
 
     @property
     def sound(self) -> bool:
-        """Return whether nothing was found that breaks the contract."""
-        return not self.findings
+        """Return whether nothing was found that breaks the contract, and nothing is still owed."""
+        return self.verdict == "sound"
+
+
+def verdict_of(findings: Sequence[Finding]) -> Verdict:
+    """Return the one word that findings come to."""
+    if any(finding.severity == "broken" for finding in findings):
+        return "broken"
+    return "unfinished" if findings else "sound"
 
 
 def place(topic: str, partition: int, offset: object) -> str:
@@ -81,17 +127,26 @@ def place(topic: str, partition: int, offset: object) -> str:
     return f"{topic}[{partition}]@{offset}"
 
 
-def spans(offsets: Iterable[int]) -> list[tuple[int, int]]:
-    """Return rising offsets as closed ranges: [3, 4, 5, 9] gives [(3, 5), (9, 9)]."""
-    found: list[tuple[int, int]] = []
+def spans(offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield rising offsets as closed ranges: 3, 4, 5, 9 gives (3, 5), (9, 9)."""
+    first = last = None
     for offset in offsets:
-        if found and offset == found[-1][1] + 1:
-            found[-1] = (found[-1][0], offset)
-        else:
-            found.append((offset, offset))
-    return found
+        if last is None or first is None:
+            first = offset
+        elif offset != last + 1:
+            yield first, last
+            first = offset
+        last = offset
+    if first is not None and last is not None:
+        yield first, last
 
 
 def span_text(first: int, last: int) -> str:
     """Return a closed range of offsets for a person to read: "7" or "7-12"."""
     return str(first) if first == last else f"{first}-{last}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line of bounded length."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 400 else f"{said[:400]}…"

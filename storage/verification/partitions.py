@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
-
-from storage.archive import file_sha256
 from storage.log import Log
 from storage.verification.account import Finding, Partition, PartitionRow, place, span_text, spans
+from storage.verification.asking import SHOWN, each, shortened
 
-Offsets = npt.NDArray[np.int64]
-Held = Callable[[Partition, int, int], list[int]]
+Held = Callable[[Partition, int, int], Iterable[int]]
 """Called with (partition, first, last): the offsets in this closed range at which Kafka holds a record."""
 
 # Each record gives exactly one row in exactly one of these.
@@ -22,6 +16,12 @@ TABLES = ("requests", "generations", "rewards", "updates", "policy_versions", "f
 # The sink's own dead letters stand at the place of the record that it could not decode.
 OWN_LETTER = (
     "stage = 'sink' AND source_topic = topic AND source_partition = partition AND source_offset = record_offset"
+)
+RULES = (
+    ("one row a record", "kept AND entries = 0", "the record is kept, but has no row in the ledger's tables"),
+    ("one row a record", "entries > 1", "the record has more than one row in the ledger's tables"),
+    ("bytes are kept", "NOT kept", "the record's row is there, its bytes are not (nor archived)"),
+    ("offsets", "entries > 0 AND record_offset >= next_offset", "stored beyond the ledger's own position"),
 )
 
 
@@ -31,153 +31,153 @@ def partition_rows(
     """Return the account of every partition, and what does not add up.
 
     ends: what Kafka holds of each partition, (start, end); None without Kafka, and then held is not called.
+    The temporary table `segment_offsets` must be there (`segments.archived_offsets`).
     """
-    stored = {
+    _register(log)
+    findings = [finding for rule in RULES for finding in _islands(log, *rule)]
+    holes, lost = _holes(log, ends, held)
+    findings += lost
+    counted = {
         (row["topic"], row["partition"]): row
-        for row in log.rows("SELECT * FROM sink_offsets ORDER BY topic, partition")
-    }
-    archived, findings = _archived(log)
-    raw = _offsets(log, "SELECT topic, partition, record_offset FROM records")
-    rows = _offsets(
-        log,
-        " UNION ALL ".join(
-            f"SELECT topic, partition, record_offset FROM {name}"
-            + (f" WHERE NOT coalesce({OWN_LETTER}, false)" if name == "dead_letters" else "")
-            for name in TABLES
-        ),
-    )
-    letters = _offsets(log, f"SELECT topic, partition, record_offset FROM dead_letters WHERE {OWN_LETTER}")
-    account = []
-    for partition in sorted({*stored, *(ends or {}), *rows, *letters}):
-        row, found = _account(
-            partition,
-            known=np.union1d(archived.get(partition, NONE), raw.get(partition, NONE)),
-            archived=archived.get(partition, NONE),
-            rows=rows.get(partition, NONE),
-            letters=letters.get(partition, NONE),
-            said=int(stored[partition]["records"]) if partition in stored else 0,
-            next_offset=int(stored[partition]["next_offset"]) if partition in stored else 0,
-            ends=ends.get(partition) if ends is not None else None,
-            held=held if ends is not None else None,
+        for row in each(
+            log,
+            """
+            SELECT topic, partition, any_value(next_offset) AS next_offset, any_value(said) AS said,
+                count(*) FILTER (kept) AS kept, count(*) FILTER (archived) AS archived,
+                coalesce(sum(entries - letters), 0)::BIGINT AS rows, coalesce(sum(letters), 0)::BIGINT AS letters
+            FROM offsets GROUP BY topic, partition
+            UNION ALL BY NAME
+            SELECT topic, partition, next_offset, records AS said, 0 AS kept, 0 AS archived, 0 AS rows, 0 AS letters
+            FROM sink_offsets ANTI JOIN offsets USING (topic, partition)
+            """,
         )
-        account.append(row)
-        findings += found
+    }
+    account = []
+    for partition in sorted({*counted, *(ends or {})}):
+        row = counted.get(partition, {})
+        start, end = (ends or {}).get(partition, (None, None))
+        next_offset, kept, said = row.get("next_offset", 0), row.get("kept", 0), row.get("said", 0)
+        if kept != said:
+            what = f"the ledger counted {said} records, {kept} are kept"
+            findings.append(Finding(rule="offsets", where=f"{partition[0]}[{partition[1]}]", what=what))
+        if end is not None and end < next_offset:
+            what = (
+                f"Kafka's log ends here, but the ledger has stored up to {next_offset}: the topic was made anew, or "
+                "the broker lost what it had acknowledged"
+            )
+            findings.append(Finding(rule="offsets", where=place(*partition, end), what=what))
+        account.append(
+            PartitionRow(
+                topic=partition[0],
+                partition=partition[1],
+                start=start,
+                end=end,
+                next_offset=next_offset,
+                behind=max((end or 0) - next_offset, 0),
+                gaps=holes.get(partition, 0),
+                rows=row.get("rows", 0),
+                dead_letters=row.get("letters", 0),
+                archived=row.get("archived", 0),
+                residual=next_offset - holes.get(partition, 0) - row.get("rows", 0) - row.get("letters", 0),
+            )
+        )
     return account, findings
 
 
-NONE: Offsets = np.empty(0, dtype=np.int64)
-
-
-def _account(
-    partition: Partition,
-    *,
-    known: Offsets,
-    archived: Offsets,
-    rows: Offsets,
-    letters: Offsets,
-    said: int,
-    next_offset: int,
-    ends: tuple[int, int] | None,
-    held: Held | None,
-) -> tuple[PartitionRow, list[Finding]]:
-    findings: list[Finding] = []
-
-    def find(rule: str, offsets: Offsets, what: str) -> None:
-        findings.extend(
-            Finding(rule=rule, where=place(*partition, span_text(first, last)), what=what)
-            for first, last in spans(offsets.tolist())
-        )
-
-    entries, times = np.unique(np.concatenate([rows, letters]), return_counts=True)
-    find("one row a record", np.setdiff1d(known, entries), "the record is kept, but has no row in the ledger's tables")
-    find("one row a record", entries[times > 1], "the record has more than one row in the ledger's tables")
-    find("bytes are kept", np.setdiff1d(entries, known), "the record's row is there, its bytes are not (nor archived)")
-    find("offsets", entries[entries >= next_offset], f"stored beyond the ledger's own position, {next_offset}")
-    missing = np.setdiff1d(np.arange(next_offset), np.union1d(known, entries))
-    start, end = ends if ends is not None else (None, None)
-    gaps = 0
-    for first, last in spans(missing.tolist()):
-        lost, why = _lost(partition, first, last, start, held)
-        gaps += last - first + 1 - len(lost)
-        find("nothing lost", np.array(lost, dtype=np.int64), why)
-    if len(known) != said:
-        findings.append(
-            Finding(
-                rule="offsets",
-                where=f"{partition[0]}[{partition[1]}]",
-                what=f"the ledger counted {said} records, {len(known)} are kept",
-            )
-        )
-    if end is not None and end < next_offset:
-        findings.append(
-            Finding(
-                rule="offsets",
-                where=place(*partition, end),
-                what=f"Kafka's log ends here, but the ledger has stored up to {next_offset}: the topic was made anew, "
-                "or the broker lost what it had acknowledged",
-            )
-        )
-    row = PartitionRow(
-        topic=partition[0],
-        partition=partition[1],
-        start=start,
-        end=end,
-        next_offset=next_offset,
-        behind=max((end or 0) - next_offset, 0),
-        gaps=gaps,
-        rows=len(rows),
-        dead_letters=len(letters),
-        archived=len(archived),
-        residual=next_offset - gaps - len(rows) - len(letters),
+def _register(log: Log) -> None:
+    """Make the temporary table `offsets`: one row an offset of which anything is kept or stored."""
+    entries = " UNION ALL ".join(
+        f"SELECT topic, partition, record_offset, false AS kept, false AS archived, 1 AS entries, "
+        f"{f'coalesce({OWN_LETTER}, false)' if name == 'dead_letters' else 'false'} AS letter FROM {name}"
+        for name in TABLES
     )
-    return row, findings
+    log.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE offsets AS
+        SELECT a.*, coalesce(s.next_offset, 0) AS next_offset, coalesce(s.records, 0) AS said FROM (
+            SELECT topic, partition, record_offset, bool_or(kept) AS kept, bool_or(archived) AS archived,
+                sum(entries)::INTEGER AS entries, count(*) FILTER (letter)::INTEGER AS letters
+            FROM (
+                SELECT topic, partition, record_offset, true AS kept, false AS archived, 0 AS entries, false AS letter
+                FROM records
+                UNION ALL SELECT topic, partition, record_offset, true, true, 0, false FROM segment_offsets
+                UNION ALL {entries}
+            ) GROUP BY ALL
+        ) a LEFT JOIN sink_offsets s USING (topic, partition)
+        """
+    )
 
 
-def _lost(partition: Partition, first: int, last: int, start: int | None, held: Held | None) -> tuple[list[int], str]:
-    """Return the offsets of a hole that had a record, as far as can be known, and what to say of them.
+def _islands(log: Log, rule: str, condition: str, what: str) -> list[Finding]:
+    """Return a finding for each run of neighbouring offsets for which the condition holds."""
+    findings: list[Finding] = []
+    more = 0
+    for row in each(
+        log,
+        f"""
+        SELECT topic, partition, min(record_offset) AS first, max(record_offset) AS last FROM (
+            SELECT topic, partition, record_offset,
+                record_offset - row_number() OVER (PARTITION BY topic, partition ORDER BY record_offset) AS island
+            FROM offsets WHERE {condition}
+        ) GROUP BY topic, partition, island ORDER BY ALL
+        """,
+    ):
+        if len(findings) < SHOWN:
+            where = place(row["topic"], row["partition"], span_text(row["first"], row["last"]))
+            findings.append(Finding(rule=rule, where=where, what=what))
+        else:
+            more += 1
+    return shortened(rule, findings, more)
+
+
+def _holes(
+    log: Log, ends: Mapping[Partition, tuple[int, int]] | None, held: Held | None
+) -> tuple[dict[Partition, int], list[Finding]]:
+    """Return how many offsets below each partition's position Kafka never used, and a finding for what is lost."""
+    gaps: dict[Partition, int] = {}
+    findings: list[Finding] = []
+    more = 0
+    for row in each(
+        log,
+        """
+        SELECT topic, partition, previous + 1 AS first, least(record_offset, next_offset) - 1 AS last FROM (
+            SELECT topic, partition, record_offset, next_offset,
+                lag(record_offset, 1, -1) OVER (PARTITION BY topic, partition ORDER BY record_offset) AS previous
+            FROM offsets
+            UNION ALL
+            SELECT s.topic, s.partition, s.next_offset, s.next_offset, coalesce(max(o.record_offset), -1)
+            FROM sink_offsets s LEFT JOIN offsets o USING (topic, partition) GROUP BY ALL
+        ) WHERE previous + 1 < least(record_offset, next_offset) ORDER BY ALL
+        """,
+    ):
+        partition, first, last = (row["topic"], row["partition"]), row["first"], row["last"]
+        start = ends.get(partition, (0, 0))[0] if ends is not None else None
+        lost = 0
+        for low, high, why in _lost(partition, first, last, start, held):
+            lost += high - low + 1
+            if len(findings) < SHOWN:
+                where = place(*partition, span_text(low, high))
+                findings.append(Finding(rule="nothing lost", where=where, what=why))
+            else:
+                more += 1
+        gaps[partition] = gaps.get(partition, 0) + last - first + 1 - lost
+    return gaps, shortened("nothing lost", findings, more)
+
+
+def _lost(
+    partition: Partition, first: int, last: int, start: int | None, held: Held | None
+) -> Iterator[tuple[int, int, str]]:
+    """Yield what of a hole had a record, as far as can be known, in closed ranges, and what to say of it.
 
     Kafka leaves offsets out (a transaction's marker takes one). So a hole is a gap if Kafka holds nothing there; what
     has fallen out of its retention, or cannot be asked, is taken for lost.
     """
-    everything = list(range(first, last + 1))
     if held is None or start is None:
-        return everything, "neither in the ledger nor in the archive; without Kafka nobody knows what stood there"
-    if last < start:
-        return everything, f"neither in the ledger nor in the archive, and Kafka's log begins only at {start}"
-    lost = [*range(first, min(start, last + 1)), *held(partition, max(first, start), last)]
-    return lost, "Kafka holds a record here; it is neither in the ledger nor in the archive"
-
-
-def _offsets(log: Log, sql: str) -> dict[Partition, Offsets]:
-    """Return each partition's offsets, rising; an offset that comes twice stays twice."""
-    grouped = log.rows(
-        "SELECT topic, partition, array_agg(record_offset ORDER BY record_offset) AS offsets "
-        f"FROM ({sql}) GROUP BY topic, partition"
-    )
-    return {(row["topic"], row["partition"]): np.array(row["offsets"], dtype=np.int64) for row in grouped}
-
-
-def _archived(log: Log) -> tuple[dict[Partition, Offsets], list[Finding]]:
-    """Return the offsets that the listed segments hold, each file checked against its hash."""
-    found: dict[Partition, list[Offsets]] = {}
-    findings = []
-    for segment in log.rows("SELECT * FROM archive_segments ORDER BY topic, partition, first_offset"):
-        partition = (segment["topic"], segment["partition"])
-        where = place(*partition, span_text(segment["first_offset"], segment["last_offset"]))
-        path = log.archive / segment["path"]
-        if (wrong := _segment_error(path, segment["sha256"])) is not None:
-            findings.append(Finding(rule="archive", where=where, what=wrong))
-            continue
-        offsets = pq.read_table(path, columns=["record_offset"]).column(0).to_numpy()
-        found.setdefault(partition, []).append(offsets)
-    return {partition: np.unique(np.concatenate(parts)) for partition, parts in found.items()}, findings
-
-
-def _segment_error(path: Path, sha256: str) -> str | None:
-    try:
-        said = file_sha256(path)
-    except OSError:
-        return f"the segment {path} is missing: restore it from a copy"
-    return (
-        None if said == sha256 else f"the segment {path} has changed: expected sha256 {sha256[:12]}…, got {said[:12]}…"
-    )
+        yield first, last, "neither in the ledger nor in the archive; without Kafka nobody knows what stood there"
+        return
+    if first < start:
+        why = f"neither in the ledger nor in the archive, and Kafka's log begins only at {start}"
+        yield first, min(last, start - 1), why
+    if last >= start:
+        for low, high in spans(held(partition, max(first, start), last)):
+            yield low, high, "Kafka holds a record here; it is neither in the ledger nor in the archive"

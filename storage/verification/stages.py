@@ -11,33 +11,20 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from storage.log import Log
-from storage.verification.account import Finding, Partition, StageRow, place
-
-SHOWN = 50  # Findings of one rule; the last one says how many more there are.
+from storage.verification.account import Finding, Partition, StageRow
+from storage.verification.asking import ask
 
 
 def stage_rows(log: Log, committed: Mapping[Partition, int]) -> tuple[list[StageRow], list[Finding]]:
     """Return what became of requests and of candidates, and what does not add up.
 
     committed: next offset per input partition of generator and environment, as their consumer groups say; empty without
-    Kafka.
+    Kafka. Needs the temporary table `taken` (`gradients`).
     """
     _register_ends(log, committed)
     requests, unanswered = _requests(log)
     candidates, unjudged = _candidates(log)
     return [requests, candidates], [*unanswered, *unjudged, *_outcomes(log), *_order(log)]
-
-
-def ask(log: Log, rule: str, what: str, sql: str, parameters: tuple[object, ...] = ()) -> list[Finding]:
-    """Return a finding for each row of a query with topic, partition, record_offset and what `what` formats."""
-    rows = log.rows(sql, parameters)
-    findings = [
-        Finding(rule=rule, where=place(row["topic"], row["partition"], row["record_offset"]), what=what.format(**row))
-        for row in rows[:SHOWN]
-    ]
-    if len(rows) > SHOWN:
-        findings.append(Finding(rule=rule, where="…", what=f"and {len(rows) - SHOWN} more like these"))
-    return findings
 
 
 def _register_ends(log: Log, committed: Mapping[Partition, int]) -> None:
@@ -66,6 +53,14 @@ def _register_ends(log: Log, committed: Mapping[Partition, int]) -> None:
         ) GROUP BY topic, partition
         """
     )
+    # Requests lie ready before the learner grants them; nobody may answer those yet. None of an older searchloop.
+    log.connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE granted AS
+        SELECT entry.key AS partition, max(entry.value) AS next_offset
+        FROM (SELECT unnest(map_entries(requests_admitted)) AS entry FROM policy_versions) GROUP BY ALL
+        """
+    )
 
 
 LETTER = """EXISTS (
@@ -81,9 +76,10 @@ def _requests(log: Log) -> tuple[StageRow, list[Finding]]:
             CASE WHEN EXISTS (FROM first_generations g WHERE g.source_topic = r.topic
                     AND g.source_partition = r.partition AND g.source_offset = r.record_offset) THEN 'answered'
                 WHEN {LETTER.format("r", "generator")} THEN 'dead letter'
-                WHEN r.record_offset >= coalesce(e.next_offset, 0) THEN 'waiting'
-                ELSE 'lost' END AS fate
-        FROM requests r LEFT JOIN checked_ends e USING (topic, partition)
+                WHEN r.record_offset < coalesce(e.next_offset, 0) THEN 'lost'
+                WHEN r.record_offset >= coalesce(w.next_offset, 0) AND EXISTS (FROM granted) THEN 'not asked'
+                ELSE 'waiting' END AS fate
+        FROM requests r LEFT JOIN checked_ends e USING (topic, partition) LEFT JOIN granted w USING (partition)
         WHERE r.topic LIKE '%.requests'
         """
     )
@@ -112,8 +108,12 @@ def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
         FROM first_generations g
         JOIN (SELECT topic, partition, record_offset, unnest(range(candidates)) AS candidate FROM generations) c
             USING (topic, partition, record_offset)
-        LEFT JOIN (SELECT run, group_id, candidate, outcome FROM candidate_outcomes) a
-            ON a.run = g.run AND a.group_id = g.group_id AND a.candidate = c.candidate
+        LEFT JOIN (
+            SELECT run, group_id, candidate, CASE WHEN t.old THEN 'expired' ELSE status END AS outcome
+            FROM first_outcomes LEFT JOIN (
+                SELECT group_id, bool_and(fate = 'expired') AS old FROM taken GROUP BY group_id
+            ) t USING (group_id)
+        ) a ON a.run = g.run AND a.group_id = g.group_id AND a.candidate = c.candidate
         LEFT JOIN checked_ends e ON e.topic = g.topic AND e.partition = g.partition
         """
     )
@@ -193,9 +193,15 @@ def _order(log: Log) -> list[Finding]:
 
 
 def _row(stage: str, unit: str, fates: dict[str, int], terminal: tuple[str, ...]) -> StageRow:
-    waiting = fates.get("waiting", 0)
+    waiting, not_asked = fates.get("waiting", 0), fates.get("not asked", 0)
     ended = {fate: fates.get(fate, 0) for fate in terminal}
-    taken = sum(fates.values()) - waiting
+    taken = sum(fates.values()) - waiting - not_asked
     return StageRow(
-        stage=stage, unit=unit, taken=taken, fates=ended, waiting=waiting, residual=taken - sum(ended.values())
+        stage=stage,
+        unit=unit,
+        taken=taken,
+        fates=ended,
+        waiting=waiting,
+        residual=taken - sum(ended.values()),
+        not_asked=not_asked,
     )

@@ -1,25 +1,50 @@
-"""The whole proof for one run: offsets, stages, gradients and, where asked for, the ledger built anew."""
+"""The whole proof, put together from its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import duckdb
 import msgspec
+import pyarrow as pa
 
+from storage.errors import StorageError
 from storage.log import Log
-from storage.verification.account import Account, Finding, Partition
-from storage.verification.gradients import Head, gradient_row
+from storage.verification.account import (
+    Account,
+    Finding,
+    Partition,
+    PartitionRow,
+    StageRow,
+    Trust,
+    one_line,
+    verdict_of,
+)
+from storage.verification.asking import bounded
+from storage.verification.chain import Chain, Head, find_chain
+from storage.verification.checkpoints import Kept, checkpoint_findings
+from storage.verification.embedded import embedded_findings
+from storage.verification.ending import ending_findings
+from storage.verification.gradients import gradient_row
+from storage.verification.identities import foreign_generations, identity_findings
+from storage.verification.metrics import metric_findings
+from storage.verification.modes import mode_of, unseen_by
 from storage.verification.partitions import Held, partition_rows
-from storage.verification.rebuilt import Read, rebuilt_tables
+from storage.verification.reading import Read, Reading, read_log
+from storage.verification.seal import seals, trust
+from storage.verification.segments import archived_offsets
 from storage.verification.stages import stage_rows
 from streams.topics import version_name
+
+T = TypeVar("T")
 
 
 class Topics(msgspec.Struct, frozen=True, kw_only=True):
     """What Kafka says of a run.
 
     ends: (start, end) of each partition. committed: next offset per input partition of generator and environment.
-    held and read look into the log; see `partitions.Held` and `rebuilt.Read`.
+    held and read look into the log; see `partitions.Held` and `reading.Read`.
     """
 
     ends: Mapping[Partition, tuple[int, int]]
@@ -28,29 +53,172 @@ class Topics(msgspec.Struct, frozen=True, kw_only=True):
     read: Read
 
 
-def verify_log(
-    log: Log, *, run: str, topics: Topics | None, head: Head | None, found: list[Finding], rebuild: bool
-) -> Account:
-    """Return the account of a run.
+class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run beside its log.
 
-    topics: None leaves Kafka out. head: what the newest checkpoint says, None if there is none. found: what is wrong
-    already, in what was read before. rebuild: also build the ledger anew and compare; it takes as long as reading the
-    whole log.
+    head: what the newest checkpoint says, None if there is none. kept: every checkpoint; None if nobody looked.
+    updates: how many the run was to make, None if not known. working: whether a worker of it is alive.
+    found: what is wrong already, in what was read before.
     """
-    partitions, residuals = partition_rows(log, topics.ends if topics else None, topics.held if topics else None)
-    stages, lost = stage_rows(log, topics.committed if topics else {})
-    learner, uses_max, gradients = gradient_row(log, run, head)
-    tables, differences = (
-        rebuilt_tables(log, topics.ends if topics else None, topics.read if topics else None) if rebuild else ({}, [])
-    )
+
+    head: Head | None
+    kept: Sequence[Kept] | None = None
+    updates: int | None = None
+    working: bool = False
+    found: Sequence[Finding] = ()
+
+
+def verify_log(
+    log: Log, *, run: str, topics: Topics | None, known: Circumstances, rebuild: bool, trusted: str | None = None
+) -> Account:
+    """Return the account of a run. Never raises for what is damaged: that is a finding.
+
+    topics: None leaves Kafka out. rebuild: read every record, not only the newest; it takes as long as reading the
+    whole log. trusted: a seal or a hash that the user kept elsewhere, which must be in the chain.
+    Raises DeliveryError if Kafka goes away meanwhile.
+    """
+    proof = _Proof(log, run, topics, known, rebuild=rebuild, trusted=trusted)
+    with bounded(log):
+        return proof.account()
+
+
+def unreadable(run: str, *, kafka: bool, known: Circumstances) -> Account:
+    """Return the account of a run of whose log nothing can be read."""
+    found = tuple(known.found)
     return Account(
         run=run,
-        live=log.live,
-        kafka=topics is not None,
-        policy=version_name(head.policy) if head else None,
-        partitions=tuple(partitions),
-        stages=(*stages, learner),
-        uses_max=uses_max,
-        tables=tables,
-        findings=(*found, *residuals, *lost, *gradients, *differences),
+        verdict=verdict_of(found),
+        mode="nothing could be read",
+        live=False,
+        kafka=kafka,
+        policy=version_name(known.head.policy) if known.head else None,
+        seal=None,
+        manifest_sha256=None,
+        trusted=None,
+        partitions=(),
+        stages=(),
+        uses_max=0,
+        unchecked={},
+        tables={},
+        unseen=("everything: neither the ledger nor the archive could be read",),
+        findings=found,
     )
+
+
+class _Proof:
+    """Runs the parts one after another; one that cannot read what it needs leaves a finding and what it gives empty."""
+
+    def __init__(
+        self, log: Log, run: str, topics: Topics | None, known: Circumstances, *, rebuild: bool, trusted: str | None
+    ) -> None:
+        self._log, self._run, self._topics, self._known = log, run, topics, known
+        self._rebuild, self._trusted = rebuild, trusted
+        self._findings = list(known.found)
+        self._failed = False
+
+    def account(self) -> Account:
+        """Go through all parts, in an order in which each finds the tables that it asks."""
+        log, topics, head, kept = self._log, self._topics, self._known.head, self._known.kept
+        ends = topics.ends if topics else None
+        self._add("the archive", lambda: archived_offsets(log))
+        rows: list[PartitionRow] = []
+        partitions = self._part("the offsets", lambda: partition_rows(log, ends, topics.held if topics else None), rows)
+        read = self._read("the records", self._reading, Reading(tables={}, unread=0))
+        none = Chain(links=(), origin=None, announced={})
+        chain = self._part("the updates", lambda: find_chain(log, head), none)
+        gradients = self._read("the gradients", lambda: gradient_row(log, chain, head), None)
+        self._findings += gradients[3] if gradients else []
+        empty: list[StageRow] = []
+        stages = self._part("the stages", lambda: stage_rows(log, topics.committed if topics else {}), empty)
+        stages = [*stages, *([gradients[0]] if gradients else [])]
+        self._add("the names", lambda: identity_findings(log))
+        self._add("what records hold of others", lambda: embedded_findings(log))
+        self._add("the metrics", lambda: metric_findings(log))
+        if kept is not None:
+            self._add("the checkpoints", lambda: checkpoint_findings(log, kept, chain))
+        working = self._known.working or log.live
+        step = head.policy.step if head else 0
+        if kept is not None:
+            self._add(
+                "the end",
+                lambda: ending_findings(
+                    log,
+                    partitions,
+                    stages,
+                    run=self._run,
+                    working=working,
+                    step=step,
+                    updates=self._known.updates,
+                ),
+            )
+        trusted = self._trust(chain)
+        foreign = self._read("the names", lambda: foreign_generations(log), 0)
+        return Account(
+            run=self._run,
+            verdict=verdict_of(self._findings),
+            mode=mode_of(kafka=topics is not None, rebuild=self._rebuild, live=working),
+            live=log.live,
+            kafka=topics is not None,
+            policy=version_name(head.policy) if head else None,
+            seal=next(iter(seals(chain)), None) if chain.recorded else None,
+            manifest_sha256=self._manifest_sha256(),
+            trusted=trusted,
+            partitions=tuple(partitions),
+            stages=tuple(stages),
+            uses_max=gradients[1] if gradients else 0,
+            unchecked=gradients[2] if gradients else {},
+            tables=read.tables,
+            unseen=unseen_by(
+                kafka=topics is not None,
+                live=log.live,
+                unread=read.unread,
+                recorded=chain.recorded,
+                trusted=trusted,
+                foreign=foreign,
+                retained=ends is None or all(start == 0 for start, _ in ends.values()),
+            ),
+            findings=tuple(self._findings),
+        )
+
+    def _reading(self) -> Reading:
+        topics = self._topics
+        return read_log(
+            self._log,
+            topics.ends if topics else None,
+            topics.read if topics else None,
+            rebuild=self._rebuild,
+            findings=self._findings,
+        )
+
+    def _trust(self, chain: Chain) -> Trust | None:
+        if self._trusted is None:
+            return None
+        said, found = trust(chain, self._known.kept or (), self._trusted)
+        self._findings += found
+        return said
+
+    def _manifest_sha256(self) -> str | None:
+        head = self._known.head
+        name = version_name(head.policy) if head else None
+        return next((each.manifest_sha256 for each in self._known.kept or () if each.name == name), None)
+
+    def _read(self, what: str, work: Callable[[], T], otherwise: T) -> T:
+        """Return what the work gives, or `otherwise`, with a finding, if it cannot read what it needs."""
+        try:
+            return work()
+        except (StorageError, duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
+            rule, where = "everything can be read", f"run {self._run}: {what}"
+            # What an earlier part could not make, a later one need not say that it misses.
+            if not (isinstance(error, StorageError | duckdb.CatalogException) and self._failed):
+                self._findings.append(Finding(rule=rule, where=where, what=one_line(error)))
+            self._failed = True
+            return otherwise
+
+    def _part(self, what: str, work: Callable[[], tuple[T, list[Finding]]], otherwise: T) -> T:
+        nothing: list[Finding] = []
+        given, found = self._read(what, work, (otherwise, nothing))
+        self._findings += found
+        return given
+
+    def _add(self, what: str, work: Callable[[], list[Finding]]) -> None:
+        self._findings += self._read(what, work, [])

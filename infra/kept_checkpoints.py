@@ -1,0 +1,119 @@
+"""A run's checkpoints as they lie on the disk, read for the proof: nothing in them is trusted, nothing raises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest, file_sha256
+from learner.policy import PolicyError, weights_sha256
+from storage.verification.account import Finding, one_line
+from storage.verification.chain import Head
+from storage.verification.checkpoints import Kept, Told
+
+NAME_BYTES_MAX = 256
+OWN = frozenset({MANIFEST, MANIFEST_SHA256})
+
+
+def read_kept(checkpoints: Path) -> list[Kept]:
+    """Return every checkpoint in the folder, oldest first; one that is deleted meanwhile is left out."""
+    folders = [path for path in checkpoints.glob("*-*-*") if path.is_dir() and not path.name.startswith(".")]
+    found = [_read(folder) for folder in sorted(folders, key=_written_ns)]
+    return [each for each in found if each is not None]
+
+
+def read_head(
+    checkpoints: Path, kept: Sequence[Kept], *, staleness_max: int | None
+) -> tuple[Head | None, list[Finding]]:
+    """Return what the newest whole checkpoint says, and a finding if it is not the one that CURRENT names.
+
+    As `learner.checkpoints.load_current` chooses it: the one that CURRENT names, or else the newest one that is whole.
+    """
+    named = _first_bytes(checkpoints / CURRENT).strip()
+    whole = [each for each in kept if each.told is not None and not each.damage]
+    found = next((each for each in whole if each.name == named), whole[-1] if whole else None)
+    where = str(checkpoints / CURRENT)
+    if found is None or found.told is None:
+        what = "expected a checkpoint, found none that is whole"
+        return None, [Finding(rule="checkpoints", where=str(checkpoints), what=what)]
+    head = Head(
+        policy=found.told.policy,
+        update=found.told.update,
+        positions=found.told.positions,
+        staleness_max=staleness_max,
+        origins=tuple(each.told.policy for each in kept if each.told is not None and each.told.parent is None),
+    )
+    if found.name == named:
+        return head, []
+    what = f"names {named!r}, which is missing or damaged; {found.name} is the newest one that is whole"
+    return head, [Finding(rule="checkpoints", where=where, what=what)]
+
+
+def _read(folder: Path) -> Kept | None:
+    """Return one checkpoint; None if its folder is gone."""
+    damage: list[str] = []
+    content, manifest = b"", None
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        damage.append(f"{MANIFEST}: {one_line(error)}")
+    sha256 = hashlib.sha256(content).hexdigest() if content else None
+    if sha256 is not None and _first_bytes(folder / MANIFEST_SHA256).strip() != sha256:
+        damage.append(f"{MANIFEST} is not what {MANIFEST_SHA256} says")
+    if manifest is not None:
+        damage += _wrong_files(folder, manifest.files)
+    weights = None
+    try:
+        weights = weights_sha256(folder)
+    except (PolicyError, OSError) as error:
+        damage.append(one_line(error))
+    if not folder.is_dir():
+        return None  # The learner has just deleted it.
+    told = None
+    if manifest is not None:
+        told = Told(
+            policy=manifest.policy,
+            parent=manifest.parent,
+            update=manifest.update,
+            positions=manifest.positions,
+            requests_consumed=manifest.requests_consumed,
+            recent_groups=manifest.recent_groups,
+        )
+    return Kept(name=folder.name, damage=tuple(damage), manifest_sha256=sha256, told=told, weights_sha256=weights)
+
+
+def _wrong_files(folder: Path, listed: dict[str, str]) -> list[str]:
+    wrong = []
+    for name, expected in listed.items():
+        try:
+            if Path(name).name != name:
+                raise ValueError("expected a file's name, got a path")
+            found = file_sha256(folder / name)
+        except (OSError, ValueError) as error:
+            wrong.append(f"{name!r}: {one_line(error)}")
+            continue
+        if found != expected:
+            wrong.append(f"{name} should have sha256 {expected[:12]}…, has {found[:12]}…")
+    there = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
+    wrong += [f"{name!r} is not listed in {MANIFEST}" for name in sorted(there - OWN - set(listed))]
+    return wrong
+
+
+def _first_bytes(path: Path) -> str:
+    """Return what a file begins with, as text: more than a name may have; "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(NAME_BYTES_MAX).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _written_ns(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,74 @@
+"""Questions to the ledger whose answers are findings, in memory that does not grow with the log."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from storage.errors import StorageError
+from storage.log import Log
+from storage.verification.account import Finding, Severity, one_line, place
+
+SHOWN = 50  # Findings of one rule in one place; a last one says how many more there are.
+MEMORY_MIB = 512
+ROWS_AT_ONCE = 1024
+
+
+@contextmanager
+def bounded(log: Log) -> Iterator[None]:
+    """Let DuckDB hold so much in memory and put the rest into a folder of its own, which goes at the end.
+
+    By default it would take most of the machine's memory, and spill beside the user's ledger.
+    """
+    with tempfile.TemporaryDirectory(prefix="searchloop-verify-", ignore_cleanup_errors=True) as folder:
+        log.connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
+        log.connection.execute(f"SET temp_directory = '{folder}'")
+        yield
+
+
+def each(log: Log, sql: str, parameters: tuple[object, ...] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a query as dictionaries, a few at a time; ask nothing else of the log meanwhile.
+
+    Raises StorageError if DuckDB refuses the query or cannot read the file.
+    """
+    try:
+        result = log.connection.execute(sql, list(parameters))
+        names = [column[0] for column in result.description or ()]
+        while some := result.fetchmany(ROWS_AT_ONCE):
+            for row in some:
+                yield dict(zip(names, row, strict=True))
+    except duckdb.Error as error:
+        raise StorageError(f"ledger: {one_line(error)}") from error
+
+
+def ask(
+    log: Log,
+    rule: str,
+    what: str,
+    sql: str,
+    parameters: tuple[object, ...] = (),
+    *,
+    severity: Severity = "broken",
+) -> list[Finding]:
+    """Return a finding for each row of a query with topic, partition, record_offset and what `what` formats."""
+    findings: list[Finding] = []
+    more = 0
+    for row in each(log, sql, parameters):
+        if len(findings) < SHOWN:
+            where = place(row["topic"], row["partition"], row["record_offset"])
+            findings.append(Finding(rule=rule, where=where, what=what.format(**row), severity=severity))
+        else:
+            more += 1
+    return shortened(rule, findings, more, severity=severity)
+
+
+def shortened(rule: str, findings: list[Finding], more: int, *, severity: Severity = "broken") -> list[Finding]:
+    """Return the findings, and one that says how many more there are."""
+    if not more:
+        return findings
+    last = Finding(rule=rule, where="…", what=f"and {more:,} more like these", severity=severity)
+    return [*findings, last]

@@ -1,0 +1,68 @@
+"""The end: what is still owed is no breach while somebody is at work, and a finding once nobody is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.log import Log
+from storage.verification.account import Finding, PartitionRow, StageRow, place
+
+
+def ending_findings(
+    log: Log,
+    partitions: Sequence[PartitionRow],
+    stages: Sequence[StageRow],
+    *,
+    run: str,
+    working: bool,
+    step: int,
+    updates: int | None,
+) -> list[Finding]:
+    """Return what nobody will bring to its end unless the run goes on.
+
+    working: a worker of the run is alive, or a sink holds the ledger. step: updates that the newest policy has had.
+    updates: how many the run was to make; None if that is not known, as where nobody learns.
+
+    A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be on their way.
+    """
+    if working:
+        return []
+    findings = [
+        Finding(
+            rule="everything is stored",
+            where=place(row.topic, row.partition, row.next_offset),
+            what=f"Kafka holds {row.behind:,} records that the ledger has not stored, and no sink is at work; let it "
+            f"catch up: searchloop run sink --run {run}, or go on with the run",
+            severity="unfinished",
+        )
+        for row in partitions
+        if row.behind
+    ]
+    learns = _learns(log)
+    if learns and updates is not None and step >= updates:
+        return findings
+    waiting = {stage.unit: stage.waiting for stage in stages if stage.waiting and (learns or stage.unit != "groups")}
+    if not waiting and not (learns and updates is not None):
+        return findings
+    owed = ", ".join(f"{count:,} {unit}" for unit, count in waiting.items())
+    so_far = f"{step:,} of {updates:,} updates made" if learns and updates is not None else ""
+    what = "; ".join(part for part in (so_far, owed and f"waiting: {owed}") if part)
+    return [
+        *findings,
+        Finding(
+            rule="the run has ended",
+            where=f"run {run}",
+            what=f"{what}; no worker is alive: the run was stopped early or it stalled. Go on with it: the command "
+            "that started it, with the same --run",
+            severity="unfinished",
+        ),
+    ]
+
+
+def _learns(log: Log) -> bool:
+    """Return whether a learner was at work: it grants requests, and it makes updates."""
+    (row,) = log.rows(
+        "SELECT (SELECT count(*) FROM updates) + "
+        "(SELECT count(*) FROM policy_versions WHERE requests_admitted IS NOT NULL) AS n"
+    )
+    return bool(row["n"])

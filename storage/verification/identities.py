@@ -1,0 +1,165 @@
+"""Names: ids are computed from places, sources are in the log, and every version that is named was announced."""
+
+from __future__ import annotations
+
+from storage.log import Log
+from storage.verification.account import Finding
+from storage.verification.asking import ask
+from streams.ids import NAMESPACE
+
+# The run whose topic it is: topics are named `<run>.<kind>`.
+OF_THIS_RUN = "g.source_topic = regexp_replace(g.topic, '[.]generations$', '.requests')"
+
+# uuid5, RFC 9562: sha1 of namespace and name, its version and variant bits set; as `streams.ids.group_id` has it.
+GROUP_ID = f"""
+    (WITH h AS (SELECT sha1(unhex('{NAMESPACE.hex}') || encode(
+        {{run}} || '/' || g.source_topic || '/' || g.source_partition || '/' || g.source_offset)) AS x)
+    SELECT x[1:8] || '-' || x[9:12] || '-5' || x[14:16] || '-'
+        || substr('89ab', (strpos('0123456789abcdef', x[17]) - 1) % 4 + 1, 1) || x[18:20] || '-' || x[21:32] FROM h)
+"""
+
+
+def identity_findings(log: Log) -> list[Finding]:
+    """Return what is wrong with the names in generations, rewards and updates. Needs the table `digests`."""
+    return [*_group_ids(log), *_sources(log), *_versions(log), *_names(log)]
+
+
+def foreign_generations(log: Log) -> int:
+    """Return how many generations answer requests of another run's log: a replay copied them."""
+    (row,) = log.rows(f"SELECT count(*) AS n FROM generations g WHERE NOT {OF_THIS_RUN}")
+    return int(row["n"])
+
+
+def _group_ids(log: Log) -> list[Finding]:
+    """Compute the ids again. A request may name another run than its topic's, where it was replayed as load."""
+    rule = "ids are functions of the log"
+    return [
+        *ask(
+            log,
+            rule,
+            "group {group_id} is not the id that its request's place, {source_topic}[{source_partition}]"
+            "@{source_offset}, gives",
+            f"""
+            WITH runs AS (
+                SELECT DISTINCT asked_by AS run FROM digests WHERE asked_by IS NOT NULL
+                UNION SELECT DISTINCT run FROM generations
+                UNION SELECT DISTINCT regexp_replace(source_topic, '[.][^.]*$', '') FROM generations
+            )
+            SELECT g.topic, g.partition, g.record_offset, g.group_id, g.source_topic, g.source_partition,
+                g.source_offset
+            FROM generations g LEFT JOIN runs r ON g.group_id = {GROUP_ID.format(run="r.run")}
+            WHERE r.run IS NULL ORDER BY g.topic, g.partition, g.record_offset
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "the request at {source_topic}[{source_partition}]@{source_offset} has {n} groups: {names}",
+            "SELECT topic, partition, max(record_offset) AS record_offset, source_topic, source_partition, "
+            "source_offset, count(DISTINCT group_id) AS n, string_agg(DISTINCT group_id, ', ') AS names "
+            "FROM generations GROUP BY topic, partition, source_topic, source_partition, source_offset HAVING n > 1 "
+            "ORDER BY ALL",
+        ),
+    ]
+
+
+def _sources(log: Log) -> list[Finding]:
+    """Check that requests which were answered are there; of a log that is read live, the newest may be still to come.
+
+    What Kafka never gave to the sink cannot have been answered, and what the sink could not decode neither.
+    """
+    missing = f"""
+        SELECT g.topic, g.partition, g.record_offset, g.source_topic, g.source_partition, g.source_offset
+        FROM generations g
+        ANTI JOIN requests r ON r.topic = g.source_topic AND r.partition = g.source_partition
+            AND r.record_offset = g.source_offset
+        LEFT JOIN sink_offsets o ON o.topic = g.source_topic AND o.partition = g.source_partition
+        WHERE {OF_THIS_RUN} AND {{which}} ORDER BY g.topic, g.partition, g.record_offset
+    """
+    what = "answers {source_topic}[{source_partition}]@{source_offset}, a request that the ledger does not have"
+    rule = "sources are in the log"
+    findings = ask(
+        log, rule, what, missing.format(which="g.source_offset < coalesce(o.next_offset, 0) OR o.topic IS NULL")
+    )
+    if log.live:
+        return findings
+    beyond = missing.format(which="g.source_offset >= o.next_offset")
+    return [
+        *findings,
+        *ask(log, rule, f"{what}: it lies beyond what the sink has stored", beyond, severity="unfinished"),
+    ]
+
+
+def _versions(log: Log) -> list[Finding]:
+    """Check that every version was announced; in a log that is read live, the newest may be still to come."""
+    newest = "(SELECT coalesce(max(step), -1) FROM policy_versions WHERE status = 'published')"
+    limit = f"AND {{0}}.step <= {newest}" if log.live else ""
+    announced = (
+        "ANTI JOIN (SELECT DISTINCT lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published') p "
+        "USING (lineage, step, weights_sha256)"
+    )
+    rule = "versions are announced"
+    return [
+        *ask(
+            log,
+            rule,
+            "{n} groups up to here say that {lineage}-{step:06d} with weights {sha} wrote them, which nobody announced",
+            f"""
+            SELECT g.topic, g.partition, max(g.record_offset) AS record_offset, lineage, step,
+                coalesce(weights_sha256[1:12], '') AS sha, count(*) AS n
+            FROM generations g {announced} WHERE {OF_THIS_RUN} {limit.format("g")}
+            GROUP BY g.topic, g.partition, lineage, step, weights_sha256 ORDER BY ALL
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "update {lineage}-{step:06d} gave a version with weights {sha} that was never announced",
+            f"""
+            SELECT u.topic, u.partition, u.record_offset, lineage, step, weights_sha256[1:12] AS sha
+            FROM updates u {announced} WHERE u.topic LIKE '%.updates' {limit.format("u")}
+            AND u.record_offset < (SELECT max(record_offset) FROM updates WHERE topic = u.topic)
+            ORDER BY u.topic, u.partition, u.record_offset
+            """,
+        ),
+        # Of the newest one alone the announcement may be missing: its learner was killed between the two records.
+        *ask(
+            log,
+            rule,
+            "update {lineage}-{step:06d} gave a version that is not announced yet; going on with the run does it",
+            f"""
+            SELECT u.topic, u.partition, u.record_offset, lineage, step FROM updates u {announced}
+            WHERE u.topic LIKE '%.updates' {limit.format("u")}
+            AND u.record_offset = (SELECT max(record_offset) FROM updates WHERE topic = u.topic)
+            """,
+            severity="unfinished",
+        ),
+    ]
+
+
+def _names(log: Log) -> list[Finding]:
+    rule = "one name, one version"
+    return [
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} stands for {n} different updates: a repeated announcement repeats its bytes",
+            """
+            SELECT topic, partition, max(record_offset) AS record_offset, lineage, step,
+                count(DISTINCT coalesce(d.sha256, u.record_sha256)) AS n
+            FROM updates u LEFT JOIN digests d USING (topic, partition, record_offset)
+            WHERE topic LIKE '%.updates' GROUP BY topic, partition, lineage, step HAVING n > 1 ORDER BY ALL
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} was announced with {weights} sets of weights and {manifests} manifests",
+            """
+            SELECT topic, partition, max(record_offset) AS record_offset, lineage, step,
+                count(DISTINCT weights_sha256) AS weights, count(DISTINCT manifest_sha256) AS manifests
+            FROM policy_versions GROUP BY topic, partition, lineage, step HAVING weights > 1 OR manifests > 1
+            ORDER BY ALL
+            """,
+        ),
+    ]

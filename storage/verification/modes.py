@@ -1,0 +1,53 @@
+"""What a verdict was reached by, and what this way of looking cannot see: both are part of it."""
+
+from __future__ import annotations
+
+from storage.verification.account import Trust
+from storage.verification.reading import NEWEST_RECORDS
+
+
+def mode_of(*, kafka: bool, rebuild: bool, live: bool) -> str:
+    """Return the name of a mode, such as "kafka, rebuild"."""
+    parts = ["kafka" if kafka else "offline", *(["rebuild"] if rebuild else []), *(["live"] if live else [])]
+    return ", ".join(parts)
+
+
+def unseen_by(
+    *,
+    kafka: bool,
+    live: bool,
+    unread: int,
+    recorded: bool,
+    trusted: Trust | None,
+    foreign: int,
+    retained: bool,
+) -> tuple[str, ...]:
+    """Return what was not looked at, each in one sentence.
+
+    unread: records whose bytes were not read. recorded: whether the chain of hashes is. foreign: generations of another
+    run's log. retained: whether Kafka still holds everything from the first record on.
+    """
+    said = []
+    if live:
+        said.append("a sink is at work: whatever is not in a closed segment of the archive yet")
+    if not kafka:
+        said.append("Kafka: whether its bytes are these, and whether it holds more (leave out --offline)")
+    elif not retained:
+        said.append("Kafka: records that have fallen out of its retention; the archive's copies count")
+    if unread:
+        said.append(
+            f"rows against bytes for the {unread:,} records before the newest {NEWEST_RECORDS:,} of each partition "
+            "(--rebuild reads all)"
+        )
+    if foreign:
+        said.append(f"the requests of {foreign:,} generations: they lie in another run's log, which was replayed")
+    if not recorded:
+        said.append("a rewritten past: updates were written by an older searchloop, which did not record the chain")
+    elif trusted is None:
+        said.append(
+            "a run whose every copy was rewritten alike, from its beginning or back to an earlier end: keep the seal "
+            "elsewhere and give it to --trusted"
+        )
+    elif trusted.version is not None and trusted.later:
+        said.append(f"a rewriting of the {trusted.later:,} updates after the value that you trust: keep the new seal")
+    return tuple(said)

@@ -1,0 +1,220 @@
+"""The records' bytes, read once more: rows built anew from them must be the ledger's, and Kafka's copy must be ours.
+
+Only sums of hashes and a few hashes a record are kept, so memory does not grow with the log. By default the newest
+records of each partition are read, and every update and policy version; with `--rebuild` all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from storage.contents import BUCKET_RECORDS, LEFT_OUT, bucket_hashes, digest_text, table_hashes
+from storage.entries import Entry, read_entry
+from storage.ledger import OFFLINE, build_entries, store_batch
+from storage.log import RECORDS_AT_ONCE, Log
+from storage.schema import migrate
+from storage.verification.account import Finding, Partition, place, span_text
+from storage.verification.asking import SHOWN, ask, shortened
+from storage.verification.digests import Digests
+from storage.verification.segments import kept_records
+from streams.delivery import Received
+from streams.topics import kind_of
+
+Read = Callable[[Partition, int, int], Iterator[Received]]
+"""Called with (partition, first, end): Kafka's records from `first` up to, and without, `end`."""
+
+NEWEST_RECORDS = 8 * BUCKET_RECORDS  # Read of each partition by default: 3,500 records take a second.
+ALL_OF = frozenset({"updates", "policy-versions"})  # Few, and everything stands on them.
+Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, partition, bucket → rows, low, high
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read. tables: each table's hash, if all of it was. unread: how many records were not."""
+
+    tables: dict[str, str]
+    unread: int
+
+
+def read_log(
+    log: Log,
+    ends: Mapping[Partition, tuple[int, int]] | None,
+    read: Read | None,
+    *,
+    rebuild: bool,
+    findings: list[Finding],
+) -> Reading:
+    """Read records, hold them against the ledger's rows and against Kafka, and make the temporary table `digests`.
+
+    ends, read: what Kafka holds, and how to get at it; None without Kafka. findings: takes what is wrong.
+    """
+    digests = Digests(log.connection)
+    anew: Sums = {}
+    floors: dict[Partition, int] = {}
+    with duckdb.connect(":memory:", config=dict(OFFLINE)) as scratch:
+        migrate(scratch)
+        names = sorted(name for name in table_hashes(scratch) if name != "sink_offsets")
+        for row in log.rows("SELECT topic, partition, next_offset FROM sink_offsets ORDER BY topic, partition"):
+            partition = (row["topic"], row["partition"])
+            floors[partition] = first = _floor(partition, row["next_offset"], rebuild=rebuild)
+            records = _truth(log, partition, first, row["next_offset"], ends, read, findings)
+            while some := [read_entry(record) for record in islice(records, RECORDS_AT_ONCE)]:
+                _add(scratch, some, names, anew)
+                digests.add(some)
+        digests.close(findings)
+        wrong, totals = _differences(log, anew, floors, names)
+        findings += wrong
+        if rebuild:
+            totals["sink_offsets"] = table_hashes(scratch)["sink_offsets"]
+            live = table_hashes(log.connection)
+            if totals["sink_offsets"] != live.get("sink_offsets"):
+                findings.append(_difference("sink_offsets", live.get("sink_offsets"), totals["sink_offsets"], ()))
+    findings += _record_hashes(log)
+    return Reading(tables=totals if rebuild else {}, unread=sum(floors.values()))
+
+
+def _floor(partition: Partition, next_offset: int, *, rebuild: bool) -> int:
+    """Return the offset from which a partition is read: the beginning of a bucket."""
+    if rebuild or kind_of(partition[0]) in ALL_OF:
+        return 0
+    return max(next_offset - NEWEST_RECORDS, 0) // BUCKET_RECORDS * BUCKET_RECORDS
+
+
+def _truth(
+    log: Log,
+    partition: Partition,
+    first: int,
+    next_offset: int,
+    ends: Mapping[Partition, tuple[int, int]] | None,
+    read: Read | None,
+    findings: list[Finding],
+) -> Iterator[Received]:
+    """Yield a partition's records from `first` on: Kafka's where it still holds them, the kept ones below.
+
+    Each of Kafka's is compared with its kept copy.
+    """
+    kept = kept_records(log, partition, first, findings)
+    start, end = ends.get(partition, (next_offset, next_offset)) if ends is not None else (next_offset, next_offset)
+    low, high = max(start, first), min(end, next_offset)
+    theirs = read(partition, low, high) if read is not None and low < high else iter(())
+    wrong: list[Finding] = []
+    more = 0
+    for ours, other in _side_by_side(kept, theirs):
+        record = other or ours
+        assert record is not None
+        said = _compared(ours, other, low, high)
+        if said and len(wrong) < SHOWN:
+            where = place(*partition, record.position.offset)
+            wrong.append(Finding(rule="bytes are kept", where=where, what=said))
+        elif said:
+            more += 1
+        yield record
+    findings += shortened("bytes are kept", wrong, more)
+
+
+def _side_by_side(
+    kept: Iterator[Received], theirs: Iterator[Received]
+) -> Iterator[tuple[Received | None, Received | None]]:
+    """Yield our record and Kafka's of each offset; None where one side has none."""
+    ours, other = next(kept, None), next(theirs, None)
+    while ours is not None or other is not None:
+        if other is None or (ours is not None and ours.position.offset < other.position.offset):
+            yield ours, None
+            ours = next(kept, None)
+        elif ours is None or other.position.offset < ours.position.offset:
+            yield None, other
+            other = next(theirs, None)
+        else:
+            yield ours, other
+            ours, other = next(kept, None), next(theirs, None)
+
+
+def _compared(ours: Received | None, theirs: Received | None, low: int, high: int) -> str:
+    """Return what is wrong with one offset, "" if nothing is; low, high: what Kafka was asked for."""
+    if ours is None:
+        return "the kept copy of this record is missing"
+    if theirs is None:
+        return "Kafka has no such record" if low <= ours.position.offset < high else ""
+    names = [
+        field.name
+        for field in msgspec.structs.fields(Received)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    return f"the kept copy of this record differs from Kafka's in its {', '.join(names)}" if names else ""
+
+
+def _add(scratch: duckdb.DuckDBPyConnection, entries: list[Entry], names: Iterable[str], sums: Sums) -> None:
+    """Build the rows of some records in an empty ledger, add up their hashes, and empty it again."""
+    batch = build_entries(entries)
+    tables = {name: rows for name, rows in batch.tables.items() if name not in LEFT_OUT}
+    store_batch(scratch, msgspec.structs.replace(batch, tables=tables))
+    for name in tables:
+        for at, (count, low, high) in bucket_hashes(scratch, name):
+            before = sums.get((name, *at), (0, 0, 0))
+            sums[name, *at] = (before[0] + count, before[1] + low, before[2] + high)
+        scratch.execute(f'TRUNCATE "{name}"')
+
+
+def _differences(
+    log: Log, anew: Sums, floors: Mapping[Partition, int], names: Iterable[str]
+) -> tuple[list[Finding], dict[str, str]]:
+    """Return a finding for each table whose rows are not those of the bytes, and the hash that these give."""
+    log.connection.register(
+        "read_floors",
+        pa.table(
+            {
+                "topic": pa.array([topic for topic, _ in floors], pa.string()),
+                "partition": pa.array([partition for _, partition in floors], pa.int32()),
+                "first": pa.array(list(floors.values()), pa.int64()),
+            }
+        ),
+    )
+    findings: list[Finding] = []
+    totals: dict[str, str] = {}
+    known = {row["table_name"] for row in log.rows("SELECT table_name FROM duckdb_tables() WHERE NOT temporary")}
+    read = (
+        "coalesce(t.record_offset >= (SELECT any_value(f.first) FROM read_floors f "
+        "WHERE f.topic = t.topic AND f.partition = t.partition), true)"
+    )
+    for name in names:
+        ours = {at[1:]: sums for at, sums in anew.items() if at[0] == name}
+        total, live, different = [0, 0, 0], [0, 0, 0], []
+        for sums in ours.values():
+            total = [a + b for a, b in zip(total, sums, strict=True)]
+        for at, sums in bucket_hashes(log.connection, name, only=read) if name in known else ():
+            live = [a + b for a, b in zip(live, sums, strict=True)]
+            if ours.pop(at, None) != sums:
+                different.append(at)
+        different = sorted({*different, *ours})
+        totals[name] = digest_text(*total)
+        if different:
+            findings.append(_difference(name, digest_text(*live), totals[name], different))
+    return findings, totals
+
+
+def _difference(name: str, live: str | None, anew: str, buckets: Iterable[tuple[str, int, int]]) -> Finding:
+    places = [
+        place(topic, partition, span_text(bucket * BUCKET_RECORDS, (bucket + 1) * BUCKET_RECORDS - 1))
+        for topic, partition, bucket in buckets
+    ]
+    where = f": rows of {', '.join(places[:4])}{' …' if len(places) > 4 else ''} differ" if places else ""
+    return Finding(
+        rule="rebuilt from the log",
+        where=f"table {name}",
+        what=f"the ledger holds {live or 'nothing'}; the log gives {anew}{where}",
+    )
+
+
+def _record_hashes(log: Log) -> list[Finding]:
+    """Check the column that a ledger of an older searchloop lacks in its old rows."""
+    return ask(
+        log,
+        "rebuilt from the log",
+        "the row names record hash {record_sha256}, the record has {sha256}",
+        "SELECT u.topic, u.partition, u.record_offset, u.record_sha256, d.sha256 FROM updates u "
+        "JOIN digests d USING (topic, partition, record_offset) WHERE u.record_sha256 <> d.sha256 ORDER BY ALL",
+    )
