@@ -93,7 +93,8 @@ class VllmClient:
             ) from error
         if self.url.startswith("https"):
             self._context = client_context(cafile=settings.ca_certs, table="vllm", ca_setting="ca_certs")
-        elif settings.api_key:
+        self._opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=self._context))
+        if settings.api_key and self._context is None:
             guard_plain(
                 "vllm",
                 what="a key",
@@ -177,9 +178,7 @@ class VllmClient:
         data = None if body is None else json.dumps(body).encode()
         try:
             request = urllib.request.Request(self.url + path, method=method, data=data, headers=headers)
-            with urllib.request.urlopen(
-                request, timeout=self._settings.timeout_seconds, context=self._context
-            ) as answer:
+            with self._opener.open(request, timeout=self._settings.timeout_seconds) as answer:
                 content = answer.read()
         except urllib.error.HTTPError as error:
             reason = _reason(error)
@@ -203,6 +202,13 @@ class VllmClient:
             return json.loads(content)
         except ValueError:
             return content.decode(errors="replace")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: the key would go along to wherever it points."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Return no request, so that the redirect itself is the answer."""
 
 
 class _BusyError(Exception):

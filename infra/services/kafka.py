@@ -145,13 +145,11 @@ class LocalKafka:
         meta = self.data / "meta.properties"
         if self._security is None:
             if self.users.exists() and meta.exists():
-                raise ProvisionError(f"{self.directory} has users, and security is gone. Name another --home")
+                raise ProvisionError(
+                    f"the Kafka of {self.directory} has users, whose passwords, in {self.directory.parent}/security, "
+                    "are gone. Put that folder back, or name another --home"
+                )
             self._provision_open(jdk, progress)
-        elif meta.exists() and not self.users.exists():
-            raise ProvisionError(
-                f"the Kafka of {self.directory} holds topics that were made without users. Name another --home for "
-                "`up --secure`"
-            )
         elif not meta.exists():
             progress("formatting Kafka's storage, with users", 0, 0)
             self.data.mkdir(parents=True, exist_ok=True)

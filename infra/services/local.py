@@ -132,6 +132,7 @@ class LocalServices:
             if role not in self.local_roles() and (answer := self.external_answer(role)).health == SILENT:
                 raise ServiceError(answer.reason)
         with self._home_lock(progress):
+            self._require_lockable()
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
             kept = {process.pid for process in keep}
             for process in keep:
@@ -299,6 +300,19 @@ class LocalServices:
                 kafka, _ = with_credentials(secure_kafka(security, kafka), ElasticsearchSettings(), role=OPERATOR)
             return kafka_health(kafka, PROBE_SECONDS)
         return elasticsearch_health(self._engine_as_superuser(process.port), PROBE_SECONDS)
+
+    def _require_lockable(self) -> None:
+        """Raise ServiceError if security is wanted where services were made, or run, without: nothing is changed."""
+        if not self.settings.local.secure or self._security_folder.exists:
+            return
+        formatted = service_directory(KAFKA, self.home) / "data" / "meta.properties"
+        if KAFKA in self.local_roles() and formatted.exists():
+            raise ServiceError(
+                f"the Kafka of {self.home} was made without users, which stay out of a storage that is there. Name "
+                "another --home for `up --secure`"
+            )
+        if self._alive():
+            raise ServiceError(f"the services of {self.home} run without security. Run: searchloop down")
 
     def _security(self, *, wanted: bool = False) -> SecurityFolder | None:
         """Return the security of this home if it has one, or is to get one."""

@@ -65,7 +65,7 @@ def main() -> None:
                 saved.path,
                 reference,
                 url=url,
-                settings=settings.vllm,
+                settings=msgspec.structs.replace(settings.vllm, api_key=server.key(), allow_insecure=True),
                 directory=Path(home),
                 staleness_max=settings.batch.staleness_max,
             )

@@ -28,7 +28,7 @@ from infra.indexing import index_corpus
 from infra.rights import give_rights
 from infra.services.errors import ServiceError
 from infra.services.local import Endpoints
-from infra.services.security import SecurityFolder
+from infra.services.security import SecurityFolder, write_private
 from infra.settings import TrainSettings
 from search_env.demo_catalogue import DemoSettings, demo_catalogue
 from search_env.intents import IntentSettings
@@ -384,6 +384,23 @@ def test_a_loop_runs_with_users_by_role_and_with_one_user_and_leaves_no_secret_a
     status, said, found = train(other, variables, secrets, "--verbose", "train", *options, "--updates", "2")
     assert (status, found) == (0, set()), said
     assert not [name for name, secret in secrets.items() if secret in said]
+
+    # A key that only reads is enough to search; it comes from a file here.
+    key = tmp_path / "key"
+    write_private(key, secrets["elasticsearch/environment"])
+    for name in ("SEARCHLOOP_ELASTICSEARCH__URL", "SEARCHLOOP_KAFKA__SASL_PASSWORD"):
+        variables.pop(name)
+    password = tmp_path / "password"
+    write_private(password, secrets["kafka/operator"])
+    variables |= {
+        "SEARCHLOOP_ELASTICSEARCH__URL": connections.elasticsearch.url,
+        "SEARCHLOOP_ELASTICSEARCH__API_KEY_FILE": str(key),
+        "SEARCHLOOP_KAFKA__SASL_PASSWORD_FILE": str(password),
+    }
+    trec = str(tmp_path / "helped.run")
+    asked = ["--queries", "running shoes", "--policy", "latest", "--run", unique_name, "--run-file", trec]
+    status, said, found = train(other, variables, secrets, "search", "--index", unique_name, *asked)
+    assert (status, found) == (0, set()), said
     assert in_files(other.root, secrets, but=Path("/nowhere")) == []
 
 
