@@ -143,7 +143,7 @@ def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], No
     archive = folder / ARCHIVE
     scratch = tempfile.TemporaryDirectory(prefix="searchloop-log-", ignore_cleanup_errors=True)
     try:
-        connection = duckdb.connect(str(Path(scratch.name) / LEDGER), config=OFFLINE | {"memory_limit": BUILD_MEMORY})
+        connection = duckdb.connect(str(Path(scratch.name) / LEDGER), config={**OFFLINE, "memory_limit": BUILD_MEMORY})
         try:
             migrate(connection)
             records = read_archive(archive) if damaged is None else _readable(archive, damaged)

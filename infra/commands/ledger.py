@@ -150,7 +150,9 @@ def print_account(account: Account, console: Console) -> None:
         f"gradients    at most {account.uses_max} from a candidate along the surviving lineage", highlight=False
     )
     for claim, count in account.unchecked.items():
-        console.print(f"unproved     {count:,} groups {claim}: on the learner's word, with its reasons", highlight=False)
+        console.print(
+            f"unproved     {count:,} groups {claim}: on the learner's word, with its reasons", highlight=False
+        )
     for name, said in account.tables.items():
         console.print(f"rebuilt      {name:<18} {said}", highlight=False)
     if account.trusted is not None and account.trusted.version is not None:
