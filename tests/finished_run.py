@@ -156,8 +156,8 @@ def write_run(folder: Path, *, changed: Change = lambda outcome, number: outcome
 def store(folder: Path, records: list[Received]) -> None:
     """Let a sink write ledger and archive."""
     with Sink(folder / LEDGER, AT_ONCE) as sink:
-        for first in range(0, len(records), 11):
-            sink.write(records[first : first + 11])
+        for first in range(0, len(records), 40):
+            sink.write(records[first : first + 40])
 
 
 def _split(updates: int) -> list[list[int]]:

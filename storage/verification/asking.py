@@ -15,6 +15,7 @@ from storage.verification.account import Finding, Severity, one_line, place
 
 SHOWN = 50  # Findings of one rule in one place; a last one says how many more there are.
 MEMORY_MIB = 512
+THREADS = 1  # A second one costs more than it gives for small logs, and needs memory of its own for large ones.
 ROWS_AT_ONCE = 1024
 
 
@@ -26,6 +27,7 @@ def bounded(log: Log) -> Iterator[None]:
     """
     with tempfile.TemporaryDirectory(prefix="searchloop-verify-", ignore_cleanup_errors=True) as folder:
         log.connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
+        log.connection.execute(f"SET threads = {THREADS}")
         log.connection.execute(f"SET temp_directory = '{folder}'")
         yield
 

@@ -8,14 +8,12 @@ import duckdb
 import pyarrow as pa
 
 from storage.entries import Entry
-from storage.verification.account import Finding, place
-from storage.verification.asking import SHOWN, shortened
 from streams.codec import content_sha256, encode
 from streams.errors import EventError
 from streams.events import Event, Generation, Request, Reward, Update
 from streams.ids import group_id
 
-Row = tuple[str, int, int, str, str, str | None, str | None]
+Row = tuple[str, int, int, str, str, str | None, str | None, str | None]
 TYPES = {
     "topic": pa.string(),
     "partition": pa.int32(),
@@ -24,6 +22,7 @@ TYPES = {
     "event_sha256": pa.string(),
     "inner_sha256": pa.string(),
     "asked_by": pa.string(),
+    "wrong_id": pa.string(),
 }
 
 
@@ -32,20 +31,19 @@ class Digests:
 
     sha256: of the record's bytes. event_sha256: of the event as we write it, which a record that another version of
     searchloop wrote need not equal. inner_sha256: likewise of the request that a generation holds, and of the
-    generation that a reward holds. asked_by: the run that a generation's request names.
+    generation that a reward holds. asked_by: the run that a generation's request names. wrong_id: what is wrong with
+    the ids in it, NULL if nothing is.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        self._wrong: list[Finding] = []
-        self._more = 0
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE digests (topic VARCHAR, partition INTEGER, record_offset BIGINT, "
-            "sha256 VARCHAR, event_sha256 VARCHAR, inner_sha256 VARCHAR, asked_by VARCHAR)"
+            "sha256 VARCHAR, event_sha256 VARCHAR, inner_sha256 VARCHAR, asked_by VARCHAR, wrong_id VARCHAR)"
         )
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Take the hashes of some records, and look at the ids that they carry."""
+        """Take the hashes of some records."""
         rows = [_row(entry) for entry in entries if isinstance(entry.event, Request | Generation | Reward | Update)]
         columns = list(zip(*rows, strict=True))
         if columns:
@@ -53,17 +51,6 @@ class Digests:
                 {name: pa.array(list(of), kind) for (name, kind), of in zip(TYPES.items(), columns, strict=True)}
             )
             self._connection.execute("INSERT INTO digests SELECT * FROM arriving")
-        for entry in entries:
-            if (said := _wrong_id(entry.event)) and len(self._wrong) < SHOWN:
-                at = entry.record.position
-                where = place(at.topic, at.partition, at.offset)
-                self._wrong.append(Finding(rule="ids are functions of the log", where=where, what=said))
-            elif said:
-                self._more += 1
-
-    def close(self, findings: list[Finding]) -> None:
-        """Add what was found to the findings."""
-        findings += shortened("ids are functions of the log", self._wrong, self._more)
 
 
 def _row(entry: Entry) -> Row:
@@ -84,6 +71,7 @@ def _row(entry: Entry) -> Row:
         _sha256(event) or sha256,
         None if inner is None else _sha256(inner),
         asked_by,
+        _wrong_id(event),
     )
 
 
@@ -95,12 +83,12 @@ def _sha256(event: Event) -> str | None:
         return None
 
 
-def _wrong_id(event: Event | None) -> str:
-    """Return what is wrong with the ids in an event, "" if nothing is."""
+def _wrong_id(event: Event) -> str | None:
+    """Return what is wrong with the ids in an event, None if nothing is."""
     if isinstance(event, Reward) and event.group_id != event.generation.group_id:
         return f"the reward is of group {event.group_id}, its generation of {event.generation.group_id}"
     if isinstance(event, Generation):
         expected = group_id(event.request.run, event.source)
         if expected != event.group_id:
             return f"expected group {expected}, which the request's place gives, got {event.group_id}"
-    return ""
+    return None

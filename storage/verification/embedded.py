@@ -10,12 +10,17 @@ from storage.verification.account import Finding
 from storage.verification.asking import ask
 
 RULE = "embedded is what was written"
+REWARDS = "(FROM rewards ANTI JOIN refused_rewards USING (topic, partition, record_offset))"
+GENERATIONS = "(FROM generations ANTI JOIN refused_generations USING (topic, partition, record_offset))"
 REWARDED = "g.topic = r.source_topic AND g.partition = r.source_partition AND g.record_offset = r.source_offset"
 ASKED = "q.topic = g.source_topic AND q.partition = g.source_partition AND q.record_offset = g.source_offset"
 
 
 def embedded_findings(log: Log) -> list[Finding]:
-    """Return where a record holds something else than its source. Needs the table `digests`."""
+    """Return where a record holds something else than its source; what a worker refused is left out.
+
+    Needs the tables `digests`, `refused_rewards` and `refused_generations`.
+    """
     return [*_by_rows(log), *_by_bytes(log)]
 
 
@@ -34,7 +39,7 @@ def _by_rows(log: Log) -> list[Finding]:
             f"""
             SELECT g.topic, g.partition, g.record_offset, g.group_id, g.request_id AS ours, g.split, g.source_topic,
                 g.source_partition, g.source_offset, q.request_id AS theirs
-            FROM generations g JOIN requests q ON {ASKED}
+            FROM {GENERATIONS} g JOIN requests q ON {ASKED}
             WHERE {_differing("g", "q", (*request, "index"))} ORDER BY g.topic, g.partition, g.record_offset
             """,
         ),
@@ -46,7 +51,7 @@ def _by_rows(log: Log) -> list[Finding]:
             f"""
             SELECT r.topic, r.partition, r.record_offset, r.group_id, r.source_topic, r.source_partition,
                 r.source_offset
-            FROM rewards r JOIN generations g ON {REWARDED}
+            FROM {REWARDS} r JOIN generations g ON {REWARDED}
             WHERE {_differing("r", "g", (*request, "lineage", "step", "weights_sha256"))}
             ORDER BY r.topic, r.partition, r.record_offset
             """,
@@ -55,9 +60,9 @@ def _by_rows(log: Log) -> list[Finding]:
             log,
             RULE,
             "candidate {group_id}:{candidate} was rewarded for another text than the policy wrote",
-            """
+            f"""
             SELECT o.topic, o.partition, o.record_offset, o.group_id, o.candidate
-            FROM outcomes o JOIN rewards r USING (topic, partition, record_offset)
+            FROM outcomes o JOIN {REWARDS} r USING (topic, partition, record_offset)
             JOIN candidates c ON c.topic = r.source_topic AND c.partition = r.source_partition
                 AND c.record_offset = r.source_offset AND c.candidate = o.candidate
             WHERE o.text IS DISTINCT FROM c.text ORDER BY o.topic, o.partition, o.record_offset, o.candidate
@@ -69,7 +74,7 @@ def _by_rows(log: Log) -> list[Finding]:
             "the reward of group {group_id} has {n} outcomes for {candidates} candidates",
             f"""
             SELECT r.topic, r.partition, r.record_offset, r.group_id, g.candidates, count(o.candidate) AS n
-            FROM rewards r JOIN generations g ON {REWARDED}
+            FROM {REWARDS} r JOIN generations g ON {REWARDED}
             LEFT JOIN outcomes o ON o.topic = r.topic AND o.partition = r.partition
                 AND o.record_offset = r.record_offset
             WHERE r.topic LIKE '%.rewards'
@@ -91,7 +96,7 @@ def _by_bytes(log: Log) -> list[Finding]:
             f"""
             SELECT g.topic, g.partition, g.record_offset, g.group_id, g.source_topic, g.source_partition,
                 g.source_offset
-            FROM generations g JOIN digests d USING (topic, partition, record_offset) JOIN digests q ON {ASKED}
+            FROM {GENERATIONS} g JOIN digests d USING (topic, partition, record_offset) JOIN digests q ON {ASKED}
             WHERE d.inner_sha256 IS DISTINCT FROM q.event_sha256 ORDER BY g.topic, g.partition, g.record_offset
             """,
         ),
@@ -103,7 +108,7 @@ def _by_bytes(log: Log) -> list[Finding]:
             f"""
             SELECT r.topic, r.partition, r.record_offset, r.group_id, r.source_topic, r.source_partition,
                 r.source_offset
-            FROM rewards r JOIN digests d USING (topic, partition, record_offset) JOIN digests g ON {REWARDED}
+            FROM {REWARDS} r JOIN digests d USING (topic, partition, record_offset) JOIN digests g ON {REWARDED}
             WHERE d.inner_sha256 IS DISTINCT FROM g.event_sha256 ORDER BY r.topic, r.partition, r.record_offset
             """,
         ),
@@ -115,7 +120,7 @@ def _by_bytes(log: Log) -> list[Finding]:
             f"""
             SELECT r.topic, r.partition, r.record_offset, r.group_id, r.content_sha256, r.source_topic,
                 r.source_partition, r.source_offset, g.sha256
-            FROM rewards r JOIN digests g ON {REWARDED}
+            FROM {REWARDS} r JOIN digests g ON {REWARDED}
             WHERE g.sha256 <> r.content_sha256 ORDER BY r.topic, r.partition, r.record_offset
             """,
         ),

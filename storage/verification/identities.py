@@ -10,6 +10,8 @@ from streams.ids import NAMESPACE
 # The run whose topic it is: topics are named `<run>.<kind>`.
 OF_THIS_RUN = "g.source_topic = regexp_replace(g.topic, '[.]generations$', '.requests')"
 
+COUNTING = "(FROM generations ANTI JOIN refused_generations USING (topic, partition, record_offset))"
+
 # uuid5, RFC 9562: sha1 of namespace and name, its version and variant bits set; as `streams.ids.group_id` has it.
 GROUP_ID = f"""
     (WITH h AS (SELECT sha1(unhex('{NAMESPACE.hex}') || encode(
@@ -20,7 +22,10 @@ GROUP_ID = f"""
 
 
 def identity_findings(log: Log) -> list[Finding]:
-    """Return what is wrong with the names in generations, rewards and updates. Needs the table `digests`."""
+    """Return what is wrong with the names in generations, rewards and updates.
+
+    What a worker refused is left out. Needs the tables `digests` and `refused_generations`.
+    """
     return [*_group_ids(log), *_sources(log), *_versions(log), *_names(log)]
 
 
@@ -47,7 +52,7 @@ def _group_ids(log: Log) -> list[Finding]:
             )
             SELECT g.topic, g.partition, g.record_offset, g.group_id, g.source_topic, g.source_partition,
                 g.source_offset
-            FROM generations g LEFT JOIN runs r ON g.group_id = {GROUP_ID.format(run="r.run")}
+            FROM {COUNTING} g LEFT JOIN runs r ON g.group_id = {GROUP_ID.format(run="r.run")}
             WHERE r.run IS NULL ORDER BY g.topic, g.partition, g.record_offset
             """,
         ),
@@ -57,8 +62,16 @@ def _group_ids(log: Log) -> list[Finding]:
             "the request at {source_topic}[{source_partition}]@{source_offset} has {n} groups: {names}",
             "SELECT topic, partition, max(record_offset) AS record_offset, source_topic, source_partition, "
             "source_offset, count(DISTINCT group_id) AS n, string_agg(DISTINCT group_id, ', ') AS names "
-            "FROM generations GROUP BY topic, partition, source_topic, source_partition, source_offset HAVING n > 1 "
-            "ORDER BY ALL",
+            f"FROM {COUNTING} g GROUP BY topic, partition, source_topic, source_partition, source_offset "
+            "HAVING n > 1 ORDER BY ALL",
+        ),
+        *ask(
+            log,
+            rule,
+            "{wrong_id}",
+            "SELECT d.* FROM digests d ANTI JOIN refused_generations USING (topic, partition, record_offset) "
+            "ANTI JOIN refused_rewards USING (topic, partition, record_offset) WHERE wrong_id IS NOT NULL "
+            "ORDER BY topic, partition, record_offset",
         ),
     ]
 
@@ -70,7 +83,7 @@ def _sources(log: Log) -> list[Finding]:
     """
     missing = f"""
         SELECT g.topic, g.partition, g.record_offset, g.source_topic, g.source_partition, g.source_offset
-        FROM generations g
+        FROM {COUNTING} g
         ANTI JOIN requests r ON r.topic = g.source_topic AND r.partition = g.source_partition
             AND r.record_offset = g.source_offset
         LEFT JOIN sink_offsets o ON o.topic = g.source_topic AND o.partition = g.source_partition
@@ -107,7 +120,7 @@ def _versions(log: Log) -> list[Finding]:
             f"""
             SELECT g.topic, g.partition, max(g.record_offset) AS record_offset, lineage, step,
                 coalesce(weights_sha256[1:12], '') AS sha, count(*) AS n
-            FROM generations g {announced} WHERE {OF_THIS_RUN} {limit.format("g")}
+            FROM {COUNTING} g {announced} WHERE {OF_THIS_RUN} {limit.format("g")}
             GROUP BY g.topic, g.partition, lineage, step, weights_sha256 ORDER BY ALL
             """,
         ),

@@ -29,6 +29,7 @@ Read = Callable[[Partition, int, int], Iterator[Received]]
 """Called with (partition, first, end): Kafka's records from `first` up to, and without, `end`."""
 
 NEWEST_RECORDS = 8 * BUCKET_RECORDS  # Read of each partition by default: 3,500 records take a second.
+SCRATCH_MEMORY = "512MiB"  # Of the ledger in which rows are built; it is emptied after each batch.
 ALL_OF = frozenset({"updates", "policy-versions"})  # Few, and everything stands on them.
 Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, partition, bucket → rows, low, high
 
@@ -55,7 +56,7 @@ def read_log(
     digests = Digests(log.connection)
     anew: Sums = {}
     floors: dict[Partition, int] = {}
-    with duckdb.connect(":memory:", config=dict(OFFLINE)) as scratch:
+    with duckdb.connect(":memory:", config={**OFFLINE, "threads": 1, "memory_limit": SCRATCH_MEMORY}) as scratch:
         migrate(scratch)
         names = sorted(name for name in table_hashes(scratch) if name != "sink_offsets")
         for row in log.rows("SELECT topic, partition, next_offset FROM sink_offsets ORDER BY topic, partition"):
@@ -65,7 +66,6 @@ def read_log(
             while some := [read_entry(record) for record in islice(records, RECORDS_AT_ONCE)]:
                 _add(scratch, some, names, anew)
                 digests.add(some)
-        digests.close(findings)
         wrong, totals = _differences(log, anew, floors, names)
         findings += wrong
         if rebuild:

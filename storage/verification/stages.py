@@ -19,7 +19,7 @@ def stage_rows(log: Log, committed: Mapping[Partition, int]) -> tuple[list[Stage
     """Return what became of requests and of candidates, and what does not add up.
 
     committed: next offset per input partition of generator and environment, as their consumer groups say; empty without
-    Kafka. Needs the temporary table `taken` (`gradients`).
+    Kafka. Needs the temporary tables of `gradients`.
     """
     _register_ends(log, committed)
     requests, unanswered = _requests(log)
@@ -104,6 +104,7 @@ def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
             CASE WHEN a.outcome IN ('scored', 'failed', 'expired') THEN a.outcome
                 WHEN {LETTER.format("g", "environment")} THEN 'dead letter'
                 WHEN g.record_offset >= coalesce(e.next_offset, 0) THEN 'waiting'
+                WHEN EXISTS (FROM refused_rewards f WHERE f.group_id = g.group_id) THEN 'refused'
                 ELSE 'lost' END AS fate
         FROM first_generations g
         JOIN (SELECT topic, partition, record_offset, unnest(range(candidates)) AS candidate FROM generations) c
@@ -126,7 +127,7 @@ def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
         "candidate {group_id}:{candidate} was asked for and has no outcome",
         "FROM checked_candidates WHERE fate = 'lost' ORDER BY topic, partition, record_offset, candidate",
     )
-    return _row("environment", "candidates", fates, ("scored", "failed", "expired", "dead letter")), lost
+    return _row("environment", "candidates", fates, ("scored", "failed", "expired", "refused", "dead letter")), lost
 
 
 def _outcomes(log: Log) -> list[Finding]:
@@ -137,14 +138,15 @@ def _outcomes(log: Log) -> list[Finding]:
             "one outcome a candidate",
             "candidate {group_id}:{candidate} has {n} outcomes in one reward",
             "SELECT topic, partition, record_offset, group_id, candidate, count(*) AS n FROM outcomes "
-            "GROUP BY ALL HAVING n > 1 ORDER BY ALL",
+            "ANTI JOIN refused_rewards USING (topic, partition, record_offset) GROUP BY ALL HAVING n > 1 ORDER BY ALL",
         ),
         *ask(
             log,
             "terminal outcomes",
             "candidate {group_id}:{candidate} is {status!r} with reward {reward}",
-            "FROM outcomes WHERE NOT ((status = 'scored' AND reward IS NOT NULL AND isfinite(reward)) "
-            "OR (status = 'failed' AND reward IS NULL)) ORDER BY topic, partition, record_offset, candidate",
+            "FROM outcomes ANTI JOIN refused_rewards USING (topic, partition, record_offset) WHERE NOT ("
+            "(status = 'scored' AND reward IS NOT NULL AND isfinite(reward)) OR (status = 'failed' AND reward IS NULL)) "
+            "ORDER BY topic, partition, record_offset, candidate",
         ),
         *ask(
             log,
@@ -153,7 +155,7 @@ def _outcomes(log: Log) -> list[Finding]:
             "ledger has no generation of this group",
             # Not what the sink has not reached yet, nor what it could not decode.
             """
-            SELECT r.* FROM rewards r
+            SELECT r.* FROM rewards r ANTI JOIN refused_rewards USING (topic, partition, record_offset)
             JOIN sink_offsets o ON o.topic = r.source_topic AND o.partition = r.source_partition
             WHERE r.topic LIKE '%.rewards' AND r.source_offset < o.next_offset
             AND NOT EXISTS (FROM generations g WHERE g.topic = r.source_topic AND g.partition = r.source_partition

@@ -16,8 +16,8 @@ from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import Sink
 from storage.verification.account import Account
-from storage.verification.gradients import Head
-from storage.verification.verify import Topics, verify_log
+from storage.verification.chain import Head
+from storage.verification.verify import Circumstances, Topics, verify_log
 from streams.delivery import Received
 from streams.topics import topic_name
 from tests.fake_log import FakeLog, Killed
@@ -62,7 +62,7 @@ def proved(folder: Path, log: FakeLog, records: list[Received]) -> Account:
     newest = log.chain[-1]
     head = Head(policy=newest.policy, update=newest, positions=newest.positions, staleness_max=BATCH.staleness_max)
     with open_log(folder) as opened:
-        return verify_log(opened, run=RUN, topics=topics, head=head, found=[], rebuild=True)
+        return verify_log(opened, run=RUN, topics=topics, known=Circumstances(head=head), rebuild=True)
 
 
 def records_of(log: FakeLog) -> list[Received]:

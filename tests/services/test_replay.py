@@ -27,7 +27,7 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import open_log, rebuild_ledger
 from storage.sink import Sink, SinkSettings
-from storage.verification.verify import verify_log
+from storage.verification.verify import Circumstances, verify_log
 from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox, Received, Stop
 from streams.errors import DeliveryError, SettingsError
@@ -234,7 +234,7 @@ def test_past_retention_the_ledger_is_rebuilt_and_proved_from_the_archive(
             assert rebuild_ledger(folder) == len(recorded)
         with open_log(folder) as log:
             topics = run_topics(app.connections.kafka, unique_name)
-            account = verify_log(log, run=unique_name, topics=topics, head=None, found=[], rebuild=True)
+            account = verify_log(log, run=unique_name, topics=topics, known=Circumstances(head=None), rebuild=True)
         assert {finding.rule for finding in account.findings} <= {"lineage", "rewards answer generations"}
         assert all(row.residual == 0 and row.gaps == 0 for row in account.partitions)
         assert {row.start for row in account.partitions if row.topic.endswith("requests")} == {8}
