@@ -105,7 +105,7 @@ def run_generator(
                 fetched = _fetch(consumer, versions, batch, delivery, records_max=wanted)
                 since = time.monotonic() if fetched or not waiting else since
                 waiting += fetched
-            else:
+            elif consumer.assignment():  # Before it has joined its group there is no membership to keep alive.
                 with paused(consumer) as keep_alive:
                     keep_alive()
             lingered = time.monotonic() - since > generation.linger_seconds

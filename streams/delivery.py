@@ -41,7 +41,6 @@ E = TypeVar("E")
 # the answer takes longer than `poll_timeout_seconds`, a worker did so for ever. So one without partitions takes its
 # time.
 JOIN_SECONDS = 5.0
-REJOIN_MS = 100
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -275,9 +274,9 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
 
     def keep_alive() -> None:
         # A poll without any time begins to join a group that is shared out anew, and never ends it: the other members
-        # would wait for this one until `kafka.poll_interval_seconds_max`.
-        joining = consumer.group_metadata().state == MemberState.REBALANCING
-        for partition, records in _poll(consumer, REJOIN_MS if joining else 0, None).items():
+        # would wait for this one until `kafka.poll_interval_seconds_max`, and a group of one would have no member.
+        stable = consumer.group_metadata().state == MemberState.STABLE
+        for partition, records in _poll(consumer, 0 if stable else int(JOIN_SECONDS * 1000), None).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())
 
