@@ -21,11 +21,12 @@ from types import FrameType
 from streams.delivery import Stop
 from streams.working import work_goes_on
 
-LIMIT_SECONDS = 4.0
+LIMIT_SECONDS = 3.5
 SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # A progress bar hides it.
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _at_hard_end: list[Callable[[], str]] = []
 _received: list[int] = []
+_armed = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
@@ -38,6 +39,7 @@ def end_on_signals(*, limit_seconds: float = LIMIT_SECONDS) -> None:
     Call it once, in the main thread. The kernel's signal wakes a thread of ours, so it also works while the main thread
     is in native code.
     """
+    _armed.set()
     for number in NUMBERS:
         signal.signal(number, _raise)
     ours, pythons = socket.socketpair()
@@ -47,7 +49,7 @@ def end_on_signals(*, limit_seconds: float = LIMIT_SECONDS) -> None:
     def watch(_kept: socket.socket = pythons) -> None:
         while (number := ours.recv(1)[0]) not in NUMBERS:
             pass
-        _received.append(number)
+        _note(number)
         time.sleep(limit_seconds)
         _end_hard(number, limit_seconds)
 
@@ -66,7 +68,7 @@ def received() -> bool:
 
 @contextmanager
 def at_hard_end(act: Callable[[], str]) -> Iterator[None]:
-    """Call `act` if the process has to be ended the hard way within the block; it returns what it says of it."""
+    """Call `act` if the process has to be ended the hard way within the block; it returns what to say of it, or nothing."""
     _at_hard_end.append(act)
     try:
         yield
@@ -77,7 +79,12 @@ def at_hard_end(act: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def interrupts(stop: Stop) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM raise the flag instead of an exception; whoever works looks at it between two steps."""
-    before = {number: signal.signal(number, stop.set) for number in NUMBERS}
+
+    def flag(number: int, _: FrameType | None) -> None:
+        _note(number)
+        stop.set()
+
+    before = {number: signal.signal(number, flag) for number in NUMBERS}
     try:
         yield
     finally:
@@ -93,7 +100,13 @@ def leave(status: int) -> None:
     sys.exit(status)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
+def _note(number: int) -> None:
+    if _armed.is_set():  # Else this process goes on after the verb: in a test, or as somebody's library.
+        _received.append(number)
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    _note(number)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
@@ -106,7 +119,7 @@ def _end_hard(number: int, limit_seconds: float) -> None:
     with contextlib.suppress(OSError):
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)
-        os.write(2, ("; ".join(said) + "\n").encode())
+        os.write(2, ("; ".join(filter(None, said)) + "\n").encode())
     os._exit(128 + number)
 
 

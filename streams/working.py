@@ -26,7 +26,7 @@ from streams.errors import DeliveryError
 E = TypeVar("E")
 THREAD = "searchloop-work"
 KEEP_ALIVE_SECONDS = 1.0
-GRACE_SECONDS = 3.0  # A worker is given less than 5 s between the signal and its end.
+GRACE_SECONDS = 2.0  # A process is given less than 5 s between the signal and its end.
 REBALANCE_SECONDS = 60.0
 REBALANCE_LOOK_SECONDS = 0.1
 _busy = threading.Event()

@@ -13,6 +13,7 @@ from rich.table import Table
 from infra.commands.judged import read_judged
 from infra.commands.results import show_result
 from infra.context import App, FailpointTable
+from infra.interrupts import interrupts
 from infra.progress import progress
 from infra.running.living import registered
 from infra.running.supervisor import stop_with_parent
@@ -101,12 +102,12 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     """
     app = app.as_role(role)
     arm(app.tables(FailpointTable).failpoints)
-    stop = Stop().on_signals()
+    stop = Stop()
     if supervised:
-        stop_with_parent(stop, sys.stdin.fileno())
+        stop_with_parent(stop.on_signals(), sys.stdin.fileno())
         _work(app, role, run_name, worker, stop)
         return
-    with registered(app.home.run(run_name), role, worker):
+    with interrupts(stop), registered(app.home.run(run_name), role, worker):
         _work(app, role, run_name, worker, stop)
     if stop():
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from infra.interrupts import at_hard_end
 from infra.monitoring.stalls import WorkerFacts
 from streams.whole_file import write_file
 
@@ -38,10 +39,16 @@ def registered(run_dir: Path, role: str, worker: int) -> Iterator[None]:
     name = f"workers-{role}-{worker}.json"
     if run_dir.is_dir():  # A run that is not there is refused by whoever opens it.
         write_workers(run_dir, [(role, os.getpid())], name=name)
-    try:
-        yield
-    finally:
+
+    def forget() -> str:
         (run_dir / name).unlink(missing_ok=True)
+        return ""
+
+    try:
+        with at_hard_end(forget):
+            yield
+    finally:
+        forget()
 
 
 def living_workers(runs: Path) -> list[tuple[str, str, int]]:

@@ -21,6 +21,7 @@ from tests.faults.engine import FAULTS, engine_down, engine_harmed
 from tests.faults.freezes import freeze_workers
 from tests.faults.kills import kill_workers
 from tests.faults.late import repeat_events
+from tests.faults.patience import outlast_patience
 from tests.faults.results import Journal, Row, markdown, table
 from tests.faults.services import kill_service
 from tests.faults.world import World, open_world
@@ -66,6 +67,7 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         "kills": lambda world: kill_workers(world, dose=doses.kills),
         **outages,
         **harms,
+        "patience": lambda world: outlast_patience(world, dose=doses.rare),
         "clocks": shift_clocks,
         "freezes": lambda world: freeze_workers(world, dose=doses.rare, seconds=doses.seconds),
         "kafka": lambda world: kill_service(world, service="kafka", name="kill -9 broker", dose=doses.rare),
