@@ -30,6 +30,9 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
+# By the package of an error: whose it is. Such a one is about a service more often than about us.
+SERVICES = {"kafka": "Kafka", "elastic_transport": "Elasticsearch", "elasticsearch": "Elasticsearch"}
+
 # Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
 VERBS = {
     "up": ("services", "Start Kafka and Elasticsearch."),
@@ -172,15 +175,18 @@ def _status() -> int:
 
 
 def _explain_unexpected(error: Exception) -> str:
-    """Return in one line what nobody expected, and where its trace is."""
-    said = redact(str(SearchloopError(f"{type(error).__name__}: {error}")))[:500]
+    """Return in one line what nobody caught, what to do, and where its trace is."""
+    service = SERVICES.get(type(error).__module__.partition(".")[0])
+    said = str(SearchloopError(f"{service + ': ' if service else ''}{type(error).__name__}: {error}"))
+    said = redact(said)[:500]
+    remedy = "Look with: searchloop status" if service else "Nobody expected this: please report it"
     try:
         handle, name = tempfile.mkstemp(prefix="searchloop-error-", suffix=".log")
         with os.fdopen(handle, "w", errors="backslashreplace") as file:
             file.write(redact("".join(traceback.format_exception(error))))
     except OSError:
-        return f"{said}. Nobody expected this: please report it"
-    return f"{said}. Nobody expected this: please report it, with {name}"
+        return f"{said}. {remedy}"
+    return f"{said}. {remedy}; the trace is in {name}"
 
 
 def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

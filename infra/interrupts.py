@@ -68,7 +68,7 @@ def received() -> bool:
 
 @contextmanager
 def at_hard_end(act: Callable[[], str]) -> Iterator[None]:
-    """Call `act` if the process has to be ended the hard way within the block; it returns what to say of it, or nothing."""
+    """Call `act` if the process has to be ended the hard way within the block; it returns what to say of it, or ""."""
     _at_hard_end.append(act)
     try:
         yield

@@ -9,6 +9,7 @@ at the same offset and covers it. So readers may meet a record twice, byte-equal
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -170,9 +171,13 @@ def read_window(folder: Path, partition: tuple[str, int], first: int, end: int, 
 
 
 def first_archived_at(folder: Path, partition: tuple[str, int], moment_ms: int) -> int | None:
-    """Return the offset of the first archived record that is not older than this moment, None if there is none."""
+    """Return the offset of the first archived record that is not older than this moment, None if there is none.
+
+    Raises StorageError if a segment is damaged.
+    """
     for path in find_segments(folder, partition):
-        rows = pq.read_table(path, columns=["record_offset", "record_time_ms"]).to_pylist()
+        with _whole(path):
+            rows = pq.read_table(path, columns=["record_offset", "record_time_ms"]).to_pylist()
         for row in rows:
             if row["record_time_ms"] >= moment_ms:
                 return int(row["record_offset"])
@@ -219,17 +224,23 @@ def read_segment(path: Path) -> Iterator[Received]:
 
     Raises StorageError if the file is damaged: each page carries a checksum.
     """
+    with _whole(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for rows in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            for row in rows.to_pylist():
+                yield Received(
+                    position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
+                    timestamp_ms=row["record_time_ms"],
+                    key=row["key"],
+                    value=row["value"],
+                    headers=tuple((header["name"], header["value"]) for header in row["headers"]),
+                )
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raise StorageError for whatever Arrow says of a segment that is damaged."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for rows in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for row in rows.to_pylist():
-                    yield Received(
-                        position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
-                        timestamp_ms=row["record_time_ms"],
-                        key=row["key"],
-                        value=row["value"],
-                        headers=tuple((header["name"], header["value"]) for header in row["headers"]),
-                    )
+        yield
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())}); "
@@ -240,17 +251,13 @@ def read_segment(path: Path) -> Iterator[Received]:
 def describe_segment(folder: Path, path: Path) -> Segment:
     """Return what the ledger's list says of a segment's file.
 
-    Raises StorageError for a file whose name is not a segment's, or that is no Parquet.
+    Raises StorageError for a file whose name is not a segment's, or that is damaged.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise StorageError(f"{path}: expected a name like {0:020d}-{9:020d}.parquet")
-    try:
+    with _whole(path):
         records = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(
-            f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())})"
-        ) from error
     return Segment(
         topic=path.parts[-3],
         partition=int(path.parent.name),

@@ -35,9 +35,17 @@ def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
 
 
 def set_names(folder: Path) -> list[str]:
-    """Return the names of the sets that something was ranked for, in the order in which the task gave them."""
+    """Return the names of the sets that something was ranked for, in the order in which the task gave them.
+
+    Raises EvaluationError if the file that lists them is damaged.
+    """
     path = folder / SETS_FILE
-    return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.is_file() else []
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.is_file() else []
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(
+            f"{path}: expected a list of names in JSON, got: {error}. Rank into another folder"
+        ) from error
 
 
 def set_folder(folder: Path, name: str) -> Path:

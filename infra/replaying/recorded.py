@@ -157,9 +157,9 @@ class Recorded:
         partition = TopicPartition(*place)
         admin = connect_admin(self._kafka)
         try:
+            what = f"{place[0]}[{place[1]}]: could not ask which offset a moment is"
             wanted = {partition: limit.moment_ms}
-            found = asked("could not ask which offset a time means", lambda: admin.list_partition_offsets(wanted))
-            offset = int(found[partition].offset)
+            offset = int(asked(what, lambda: admin.list_partition_offsets(wanted))[partition].offset)
         finally:
             admin.close()
         return high if offset < 0 else offset

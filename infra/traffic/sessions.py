@@ -155,9 +155,10 @@ def _rows(file: InputFile, summary: SessionSummary) -> Iterator[_Row]:
         summary.rows_read += 1
         summary.left_out.add(UNREADABLE, number, said)
 
+    ranks: dict[str, int | None] = {str(rank): rank for rank in range(1000)}  # Nearly all there are.
     for number, (session, query, rank0, document, clicked) in csv_rows(file, COLUMNS, unreadable):
         summary.rows_read += 1
-        rank = read_rank(rank0)
+        rank = ranks[rank0] if rank0 in ranks else read_rank(rank0)
         if rank is None:
             raise file.error(
                 f"expected rank0 to be a whole number from 0 to {RANK_MAX} (rank0 counts from 0), got {rank0[:40]!r}. "

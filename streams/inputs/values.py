@@ -25,11 +25,14 @@ def read_id(value: object) -> str | None:
 
     A whole number is an id, as UBI allows. An id is never changed: other files name the same one.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if -(10**18) < value < 10**18 else None
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        return None
-    return value if len(value.encode()) <= ID_BYTES_MAX else None
+    if isinstance(value, str):
+        if not value.isprintable() or not value or value.isspace():
+            return None
+        # A character has at most four bytes: most ids need not be encoded to be measured.
+        return value if len(value) * 4 <= ID_BYTES_MAX or len(value.encode()) <= ID_BYTES_MAX else None
+    if isinstance(value, int) and not isinstance(value, bool) and -(10**18) < value < 10**18:
+        return str(value)
+    return None
 
 
 def join_ids(*parts: str) -> str:

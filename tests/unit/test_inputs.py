@@ -215,7 +215,10 @@ def test_an_error_that_nobody_expected_is_one_line_and_a_file_with_its_trace(tmp
     )
     (trace,) = tmp_path.glob("searchloop-error-*.log")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: RecursionError: too deep. Nobody expected this: please report it, with {trace}\n"
+    assert (
+        done.stderr
+        == f"error: RecursionError: too deep. Nobody expected this: please report it; the trace is in {trace}\n"
+    )
     assert "Traceback" in trace.read_text() and "in fail" in trace.read_text()
 
 
