@@ -20,7 +20,7 @@ from tests.pages import commands_in
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTEXT = click.Context(cli)
-PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md")
+PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/VERIFY.md")
 
 
 def command_of(name: str) -> click.Command:
