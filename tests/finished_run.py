@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from streams.codec import content_sha256, encode
 from streams.delivery import Received
 from streams.events import (
     DeadLetter,
-    Generation,
+    Event,
     Outcome,
     PolicyRef,
     PolicyVersion,
@@ -99,34 +99,46 @@ class _Writer:
     def end(self, kind: str) -> int:
         return self._ends.get(kind, 0)
 
-    def add(self, kind: str, event: Request | Generation | Reward | Update | PolicyVersion | DeadLetter) -> int:
+    def add(self, kind: str, event: Event) -> int:
         offset = self.end(kind)
         self.records.append(record(event, offset))
         self._ends[kind] = offset + 1
         return offset
 
 
-def write_run(folder: Path, *, changed: Change = lambda outcome, number: outcome, updates: int = UPDATES) -> FakeTopics:
+def write_run(
+    folder: Path,
+    *,
+    changed: Change = lambda outcome, number: outcome,
+    updates: int = UPDATES,
+    chained: bool = True,
+    extra: Sequence[tuple[str, Event]] = (),
+) -> FakeTopics:
     """Write the run into a folder and return its topics.
 
     changed: gives another outcome for the one of a group's number: the whole run is then made to fit.
     updates: how many it makes; a run that was to make more looks the same up to there.
+    chained: False leaves out what an older searchloop did not record. extra: what somebody added in the end, each with
+    its topic's kind.
     """
     writer = _Writer()
     checkpoints = folder / "checkpoints"
     kinds = _split(UPDATES)
     parent_update, parent_manifest = "", _checkpoint(checkpoints, Manifest(policy=policy(0), parent=None))
     admitted = {0: max(kinds[0]) + 1}
-    writer.add("policy-versions", _version(0, {}, admitted, parent_manifest))
+    writer.add("policy-versions", _version(0, {}, admitted, parent_manifest, chained=chained))
     consumed: dict[int, int] = {}
     recent: tuple[str, ...] = ()
     for step, numbers in enumerate(kinds[:updates], start=1):
         rewards = _answer(writer, numbers, step - 1, changed)
         admitted = {0: max(kinds[step]) + 1 if step < UPDATES else max(numbers) + 1}
         update = _update(step, rewards, {0: writer.end("rewards")}, {0: max(numbers) + 1})
-        update = msgspec.structs.replace(
-            update, parent_update_sha256=parent_update, parent_manifest_sha256=parent_manifest
-        )
+        if chained:
+            update = msgspec.structs.replace(
+                update, parent_update_sha256=parent_update, parent_manifest_sha256=parent_manifest
+            )
+        else:
+            update = _as_older(update)
         parent_update, consumed = content_sha256(encode(update)), update.requests_consumed
         recent = (*recent, *(each.group_id for each in rewards))
         manifest = Manifest(
@@ -141,10 +153,12 @@ def write_run(folder: Path, *, changed: Change = lambda outcome, number: outcome
         parent_manifest = _checkpoint(checkpoints, manifest)
         for _ in range(2 if step == KILLED_AT else 1):
             writer.add("updates", update)
-            writer.add("policy-versions", _version(step, consumed, admitted, parent_manifest))
+            writer.add("policy-versions", _version(step, consumed, admitted, parent_manifest, chained=chained))
         _prune(checkpoints, step, writer)
     for number in range(max(kinds[updates - 1]) + 1, max(kinds[updates - 1]) + 1 + READY):
         writer.add("requests", _request(number))
+    for kind, event in extra:
+        writer.add(kind, event)
     writer.records.append(raw_record("rewards", writer.end("rewards"), b"{not json"))
     (folder / "settings.json").write_text(
         json.dumps({"updates": updates, "settings": {"batch": {"groups": BATCH, "staleness_max": 0}}})
@@ -245,19 +259,27 @@ def _update(step: int, rewards: list[Reward], positions: dict[int, int], consume
 
 
 def _version(
-    step: int, consumed: dict[int, int], admitted: dict[int, int], manifest_sha256: str, status: str = "published"
+    step: int, consumed: dict[int, int], admitted: dict[int, int], manifest_sha256: str, *, chained: bool
 ) -> PolicyVersion:
-    return PolicyVersion(
+    event = PolicyVersion(
         run=RUN,
         policy=policy(step),
         parent=policy(step - 1) if step else None,
         path=f"checkpoints/{version_name(policy(step))}",
-        status=status,
         requests_consumed=consumed,
         requests_admitted=admitted,
         manifest_sha256=manifest_sha256,
         made_at_ms=1_700_000_004_000 + step,
     )
+    if chained:
+        return event
+    return msgspec.structs.replace(event, requests_admitted=msgspec.UNSET, manifest_sha256=msgspec.UNSET)
+
+
+def _as_older(update: Update) -> Update:
+    """Return the update as an older searchloop wrote it: groups that could not be used counted as failed."""
+    failed = (*update.failed, *(update.rejected or ()), *(update.disputed or ()))
+    return msgspec.structs.replace(update, failed=failed, rejected=msgspec.UNSET, disputed=msgspec.UNSET)
 
 
 def _checkpoint(checkpoints: Path, manifest: Manifest) -> str:

@@ -144,8 +144,8 @@ def _outcomes(log: Log) -> list[Finding]:
             log,
             "terminal outcomes",
             "candidate {group_id}:{candidate} is {status!r} with reward {reward}",
-            "FROM outcomes ANTI JOIN refused_rewards USING (topic, partition, record_offset) WHERE NOT ("
-            "(status = 'scored' AND reward IS NOT NULL AND isfinite(reward)) "
+            "FROM outcomes ANTI JOIN refused_rewards USING (topic, partition, record_offset) "
+            "WHERE NOT ((status = 'scored' AND reward IS NOT NULL AND isfinite(reward)) "
             "OR (status = 'failed' AND reward IS NULL)) "
             "ORDER BY topic, partition, record_offset, candidate",
         ),
