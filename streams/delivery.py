@@ -273,10 +273,7 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
     """
 
     def keep_alive() -> None:
-        # A poll without any time begins to join a group that is shared out anew, and never ends it: the other members
-        # would wait for this one until `kafka.poll_interval_seconds_max`, and a group of one would have no member.
-        stable = consumer.group_metadata().state == MemberState.STABLE
-        for partition, records in _poll(consumer, 0 if stable else int(JOIN_SECONDS * 1000), None).items():
+        for partition, records in _poll(consumer, _joining_ms(consumer), None).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())
 
@@ -332,6 +329,19 @@ def _poll(consumer: KafkaConsumer, timeout_ms: int, records_max: int | None) -> 
     except NoOffsetForPartitionError:
         consumer.begin_where_nothing_is_committed()
         return {}
+
+
+def _joining_ms(consumer: KafkaConsumer) -> int:
+    """Return how long a poll must last that brings no records: long enough to join the group anew, if it has to.
+
+    A poll without any time begins to join a group that is shared out anew, or whose topic has got another partition, and
+    never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of one
+    would have no member. That the topic has changed only kafka-python's private coordinator tells.
+    """
+    coordinator = getattr(consumer, "_coordinator", None)
+    must_join = coordinator is not None and coordinator.need_rejoin()
+    settled = consumer.group_metadata().state == MemberState.STABLE and not must_join
+    return 0 if settled else int(JOIN_SECONDS * 1000)
 
 
 def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
