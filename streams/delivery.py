@@ -334,9 +334,9 @@ def _poll(consumer: KafkaConsumer, timeout_ms: int, records_max: int | None) -> 
 def _joining_ms(consumer: KafkaConsumer) -> int:
     """Return how long a poll must last that brings no records: long enough to join the group anew, if it has to.
 
-    A poll without any time begins to join a group that is shared out anew, or whose topic has got another partition, and
-    never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of one
-    would have no member. That the topic has changed only kafka-python's private coordinator tells.
+    A poll without any time begins to join a group that is shared out anew, or whose topic has got another partition,
+    and never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of
+    one would have no member. That the topic has changed only kafka-python's private coordinator tells.
     """
     coordinator = getattr(consumer, "_coordinator", None)
     must_join = coordinator is not None and coordinator.need_rejoin()
