@@ -49,8 +49,8 @@ class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
     prefixed: bool = False
 
 
-# The learner looks at how far the requests and the generations have come, and the generator at what lies before it:
-# nobody is ahead of what the staleness limit allows.
+# The learner grants requests: it looks at how far requests and generations have come, and reads what it announced in an
+# earlier life. The environment reads rewards only where Kafka has forgotten its offsets.
 RIGHTS: dict[str, Rights] = {
     "generator": Rights(
         reads=("requests", "policy-versions", "updates"),
@@ -59,12 +59,12 @@ RIGHTS: dict[str, Rights] = {
         joins_groups=("generator",),
     ),
     "environment": Rights(
-        reads=("generations",),
+        reads=("generations", "rewards"),
         writes=("rewards", "dead-letters"),
         joins_groups=("environment",),
     ),
     "learner": Rights(
-        reads=("rewards", "requests", "generations"),
+        reads=("rewards", "requests", "generations", "policy-versions"),
         writes=("updates", "policy-versions", "dead-letters"),
         describes_groups=("generator", "environment"),
     ),

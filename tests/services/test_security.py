@@ -19,8 +19,10 @@ import msgspec
 import psutil
 import pytest
 from elasticsearch import ApiError
+from kafka import TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import AuthorizationError, KafkaError
+from kafka.structs import OffsetAndMetadata
 
 from infra.context import App
 from infra.home import Home
@@ -41,7 +43,6 @@ from streams.clients import (
     connect_admin,
     create_topics,
     partitions_of,
-    seed_offsets,
 )
 from streams.doors import kafka_context
 from streams.errors import DeliveryError
@@ -140,9 +141,17 @@ def test_no_worker_makes_or_removes_a_topic_or_gives_itself_a_right(home: Home, 
         admin.close()
 
 
+def commit_the_beginning(settings: KafkaSettings, topic: str, *, group: str) -> None:
+    admin = connect_admin(settings)
+    try:
+        admin.alter_group_offsets(group, {TopicPartition(topic, 0): OffsetAndMetadata(0, "", -1)})
+    finally:
+        admin.close()
+
+
 def test_a_worker_commits_to_its_own_group_alone_and_the_learner_looks_at_both(home: Home, run: str) -> None:
     for role, kind in (("generator", "requests"), ("environment", "generations")):
-        seed_offsets(as_role(home, role).connections.kafka, [topic_name(run, kind)], group=f"{run}.{role}")
+        commit_the_beginning(as_role(home, role).connections.kafka, topic_name(run, kind), group=f"{run}.{role}")
     learner = as_role(home, "learner").connections.kafka
     admin = connect_admin(learner)
     try:
@@ -152,7 +161,7 @@ def test_a_worker_commits_to_its_own_group_alone_and_the_learner_looks_at_both(h
     finally:
         admin.close()
     with pytest.raises((DeliveryError, KafkaError)):
-        seed_offsets(learner, [topic_name(run, "rewards")], group=f"{run}.environment-2")
+        commit_the_beginning(learner, topic_name(run, "rewards"), group=f"{run}.environment-2")
 
 
 def test_the_brokers_inner_port_takes_nobody_without_the_brokers_certificate(home: Home) -> None:
