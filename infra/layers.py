@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,10 +144,11 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
     for field in msgspec.structs.fields(kind):
         value = layer.get(field.name)
         where = f"{path}.{field.name}" if path else field.name
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+        table = _table_in(field.type)
+        if table is not None:
             if isinstance(value, dict):
-                read[field.name] = _read_lists(field.type, value, source, where)
-        elif isinstance(value, str) and isinstance(msgspec.inspect.type_info(field.type), _LISTS):
+                read[field.name] = _read_lists(table, value, source, where)
+        elif isinstance(value, str) and _is_list(msgspec.inspect.type_info(field.type)):
             try:
                 read[field.name] = json.loads(value) if value.startswith("[") else value
             except (ValueError, RecursionError) as error:
@@ -154,6 +156,21 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
                     f"{where}: expected a list in JSON, got {value!r} ({error}), in {source}"
                 ) from error
     return read
+
+
+def _is_list(kind: msgspec.inspect.Type) -> bool:
+    """Return whether a setting of this type is a list, with limits or a description about it, or absent."""
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(_is_list(each) for each in kind.types)
+    return isinstance(kind, _LISTS)
+
+
+def _table_in(kind: Any) -> type[msgspec.Struct] | None:
+    """Return the table that a setting of this type is, also one that may be absent; None if it is none."""
+    choices = typing.get_args(kind) or (kind,)
+    return next((each for each in choices if isinstance(each, type) and issubclass(each, msgspec.Struct)), None)
 
 
 def _one_way_to_give(path: str, layer: dict[str, Any], below: dict[str, Any], source: str) -> None:

@@ -295,6 +295,9 @@ def test_a_list_in_the_environment_that_is_no_json_names_the_setting() -> None:
     layer = environment_layer({"SEARCHLOOP_POLICY__LORA__TARGETS": "[q_proj"})
     with pytest.raises(SettingsError, match=r"policy\.lora\.targets: expected a list in JSON, got '\[q_proj' \("):
         combine(Settings, [("the environment", layer)])
+    layer = environment_layer({"SEARCHLOOP_POLICY__LORA__TARGETS": '["q_proj"]'})
+    lora = combine(Settings, [("the environment", layer)]).policy.lora
+    assert lora is not None and list(lora.targets) == ["q_proj"]
 
 
 @pytest.mark.parametrize("place", ["home/indexes/shop", "corpus.jsonl/out.run"])
