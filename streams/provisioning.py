@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from streams.whole_file import whole_file
 
 WITNESS = "topics.json"
 LATEST = -1  # Kafka's own name for a partition's end, as ListOffsets takes it.
+SHOWN_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
@@ -92,8 +94,8 @@ def provision(
         if missing := _missing(plans, found):
             faster = _make(admin, missing)
             # If another process was faster with one of them, whose that is must be looked at, too.
-            found = _usable(admin, plans, run=run, own=own, folder=folder)
-            made = {plan.name: found[plan.name].topic_id for plan in missing if plan.name in found and not faster}
+            found = _shown(admin, plans, run=run, own=own, folder=folder)
+            made = {} if faster else {plan.name: found[plan.name].topic_id for plan in missing}
         if folder is not None:
             ids = own | {name: topic.topic_id for name, topic in found.items()}
             if witness is None or ids != witness.topics:
@@ -187,6 +189,25 @@ def _usable(
             "name"
         )
     return found
+
+
+def _shown(
+    admin: KafkaAdminClient, plans: Sequence[TopicPlan], *, run: str, own: dict[str, str], folder: Path | None
+) -> dict[str, FoundTopic]:
+    """Return all topics as soon as they exist: a broker may learn of them later than the one that made them.
+
+    One whose id is not written down now would be taken for somebody else's later. Raises DeliveryError after
+    `SHOWN_SECONDS`.
+    """
+    deadline = time.monotonic() + SHOWN_SECONDS
+    while True:
+        found = _usable(admin, plans, run=run, own=own, folder=folder)
+        absent = _missing(plans, found)
+        if not absent:
+            return found
+        if time.monotonic() > deadline:
+            raise DeliveryError(f"the cluster does not show the topic {absent[0].name}, which it has made; try again")
+        time.sleep(0.1)
 
 
 def _missing(plans: Sequence[TopicPlan], found: dict[str, FoundTopic]) -> list[TopicPlan]:

@@ -61,13 +61,17 @@ def require_no_run(home: Home, into: str, *, option: str) -> None:
 
 
 def is_known(home: Home, run: str) -> bool:
-    """Return whether a run has stored or learned something, so that records in its topics must be its own."""
+    """Return whether a run has stored or learned something, so that records in its topics must be its own.
+
+    A run that begins with another's policy has made steps, and none of them is its own.
+    """
     folder = home.run(run)
     if (folder / LEDGER).exists():
         return True
     if not (folder / "checkpoints").is_dir():
         return False
     try:
-        return load_current(folder / "checkpoints")[1].policy.step > 0
+        update = load_current(folder / "checkpoints")[1].update
     except CheckpointError:
         return False
+    return update is not None and update.run == run

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from kafka import codec
 
 from streams.topic_plans import (
+    COMPRESSION,
     FoundTopic,
     TopicPlan,
     can_read,
@@ -117,3 +120,9 @@ def test_only_what_this_python_can_read_is_readable(monkeypatch: pytest.MonkeyPa
     for has in (False, True):
         monkeypatch.setattr(codec, "has_zstd", lambda has=has: has)
         assert can_read("zstd") is has
+
+
+def test_every_setting_of_a_topic_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "infra" / "DURABILITY.md").read_text()
+    settings = {name for plan in (*PLANS.values(), WINDOWS) for name in plan.required()} | set(COMPRESSION)
+    assert {name for name in settings if f"`{name}`" not in page} == set()
