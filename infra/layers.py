@@ -21,6 +21,9 @@ from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths,
 T = TypeVar("T", bound=msgspec.Struct)
 
 PREFIX = "SEARCHLOOP_"
+# The lists among the settings, checked by every verb, also one that reads none of their tables. A test holds this to
+# the tree.
+LIST_SETTINGS = ("policy.lora.targets", "vllm_server.arguments")
 _LISTS = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.TupleType)
 NOT_SETTINGS = frozenset({"SEARCHLOOP_HOME", "SEARCHLOOP_CONFIG", "SEARCHLOOP_CACHE"})
 
@@ -43,7 +46,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings among environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
 
     Values stay the texts that they are; `combine`, which knows each setting's type, reads a list from JSON.
-    Raises SettingsError for a variable that names a table and a setting at once.
+    Raises SettingsError for a list that is no JSON, and for a variable that names a table and a setting at once.
     """
     layer: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
@@ -56,6 +59,11 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise SettingsError(f"{name}: expected a key of a table, but {part!r} is set to a value beside it")
             table = inner
+        if ".".join([*tables, key]) in LIST_SETTINGS and value.startswith("["):
+            try:
+                json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise SettingsError(f"{name}: expected a list in JSON, got {value!r} ({error})") from error
         table[key] = value
     return layer
 
@@ -146,7 +154,7 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             if isinstance(value, dict):
                 read[field.name] = _read_lists(field.type, value, source, where)
-        elif isinstance(value, str) and isinstance(msgspec.inspect.type_info(field.type), _LISTS):
+        elif isinstance(value, str) and is_list(field.type):
             try:
                 read[field.name] = json.loads(value) if value.startswith("[") else value
             except (ValueError, RecursionError) as error:
@@ -154,6 +162,14 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
                     f"{where}: expected a list in JSON, got {value!r} ({error}), in {source}"
                 ) from error
     return read
+
+
+def is_list(hint: Any) -> bool:
+    """Return whether a setting of this type is a list."""
+    info = msgspec.inspect.type_info(hint)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return isinstance(info, _LISTS)
 
 
 def _one_way_to_give(path: str, layer: dict[str, Any], below: dict[str, Any], source: str) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import msgspec
+
 from infra.layers import combine, read_toml
 from infra.recipes import recipe_path
 from infra.services.policy_server import PolicyServer
