@@ -22,6 +22,9 @@ from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths,
 T = TypeVar("T", bound=msgspec.Struct)
 
 PREFIX = "SEARCHLOOP_"
+# The lists among the settings, checked by every verb, also one that reads none of their tables. A test holds this to
+# the tree.
+LIST_SETTINGS = ("policy.lora.targets", "vllm_server.arguments")
 _LISTS = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.TupleType)
 NOT_SETTINGS = frozenset({"SEARCHLOOP_HOME", "SEARCHLOOP_CONFIG", "SEARCHLOOP_CACHE"})
 
@@ -44,7 +47,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings among environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
 
     Values stay the texts that they are; `combine`, which knows each setting's type, reads a list from JSON.
-    Raises SettingsError for a variable that names a table and a setting at once.
+    Raises SettingsError for a list that is no JSON, and for a variable that names a table and a setting at once.
     """
     layer: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
@@ -57,6 +60,11 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise SettingsError(f"{name}: expected a key of a table, but {part!r} is set to a value beside it")
             table = inner
+        if ".".join([*tables, key]) in LIST_SETTINGS and value.startswith("["):
+            try:
+                json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise SettingsError(f"{name}: expected a list in JSON, got {value!r} ({error})") from error
         table[key] = value
     return layer
 
@@ -148,7 +156,7 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
         if table is not None:
             if isinstance(value, dict):
                 read[field.name] = _read_lists(table, value, source, where)
-        elif isinstance(value, str) and _is_list(msgspec.inspect.type_info(field.type)):
+        elif isinstance(value, str) and is_list(field.type):
             try:
                 read[field.name] = json.loads(value) if value.startswith("[") else value
             except (ValueError, RecursionError) as error:
@@ -158,12 +166,16 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
     return read
 
 
-def _is_list(kind: msgspec.inspect.Type) -> bool:
+def is_list(hint: Any) -> bool:
     """Return whether a setting of this type is a list, with limits or a description about it, or absent."""
+    return _lists(msgspec.inspect.type_info(hint))
+
+
+def _lists(kind: msgspec.inspect.Type) -> bool:
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
-        return any(_is_list(each) for each in kind.types)
+        return any(_lists(each) for each in kind.types)
     return isinstance(kind, _LISTS)
 
 

@@ -130,7 +130,8 @@ class LocalServices:
         """
         for role in ROLES:
             if role not in self.local_roles() and (answer := self.external_answer(role)).health == SILENT:
-                raise ServiceError(answer.reason)
+                where = self._external_address(role)
+                raise ServiceError(f"{role} at {where} does not answer, or does not let us in: {answer.reason}")
         with self._home_lock(progress):
             self._require_lockable()
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]

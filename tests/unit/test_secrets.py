@@ -17,7 +17,7 @@ import pytest
 from infra.cli import RedactingFormatter
 from infra.context import App, ConnectionTables, VllmTables
 from infra.home import Home
-from infra.layers import assignments_layer, combine, environment_layer, read_toml
+from infra.layers import LIST_SETTINGS, assignments_layer, combine, environment_layer, known_keys, read_toml
 from infra.private_variables import FROM_PIPE, for_role, is_private, piped, public, take_private
 from infra.run_settings import RunSettings, write_run_settings
 from infra.secret_files import warn_if_open
@@ -238,11 +238,20 @@ def test_no_secret_may_be_set_on_a_command_line() -> None:
 
 
 def test_lists_are_read_from_variables_and_texts_are_not() -> None:
-    layer = environment_layer({"SEARCHLOOP_VLLM_SERVER__ARGUMENTS": '["--x", "2"]', "SEARCHLOOP_POLICY__BASE": "[a]"})
+    layer = environment_layer(
+        {
+            "SEARCHLOOP_VLLM_SERVER__ARGUMENTS": '["--x", "2"]',
+            "SEARCHLOOP_POLICY__LORA__TARGETS": '["q_proj"]',
+            "SEARCHLOOP_POLICY__BASE": "[a]",
+        }
+    )
     settings = combine(Settings, [("the environment", layer)])
     assert (settings.vllm_server.arguments, settings.policy.base) == (("--x", "2"), "[a]")
+    assert settings.policy.lora.targets == ("q_proj",)
     with pytest.raises(SettingsError, match=r"vllm_server\.arguments: expected a list in JSON, got '\[1,'"):
-        combine(Settings, [("e", environment_layer({"SEARCHLOOP_VLLM_SERVER__ARGUMENTS": "[1,"}))])
+        combine(Settings, [("a file", {"vllm_server": {"arguments": "[1,"}})])
+    lists = [path for path, default in known_keys(Settings).items() if isinstance(default, tuple | list)]
+    assert sorted(lists) == sorted(LIST_SETTINGS)
 
 
 def given_everywhere() -> dict[str, str]:
