@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, Stop, poll
 from streams.lag import end_offsets, records_behind
 from streams.stalls import StallWatch
@@ -43,6 +43,7 @@ def run_sink(
             stalls = StallWatch(delivery.stall_seconds, log, where=f"sink of run {run}")
             writer.waiting = lambda: stalls.waiting_for(f"the disk, to store records in {database}")
             while not stop():
+                follow_partitions(lingering, topics, {})
                 records = poll(lingering, delivery, records_max=sink.batch_records_max)
                 if records:
                     writer.submit(records)
@@ -51,7 +52,7 @@ def run_sink(
                 stalls.progress()
             writer.flush()
         stored = writer.positions()
-        positions = {item: stored.get((item.topic, item.partition)) for item in positions}
+        positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
         with closing(connect(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
