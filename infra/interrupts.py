@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
+
 from streams.delivery import Stop
 from streams.working import work_goes_on
 
@@ -94,6 +96,7 @@ def interrupts(stop: Stop) -> Iterator[None]:
 
 def leave(status: int) -> None:
     """End this process; at once if some work goes on that was given up, as no interpreter's end should meet it."""
+    _end_fork_server()
     if work_goes_on():
         _flush()
         os._exit(status)
@@ -115,12 +118,24 @@ def _end_hard(number: int, limit_seconds: float) -> None:
     for act in reversed(_at_hard_end):
         with contextlib.suppress(Exception):
             said.append(act())
+    with contextlib.suppress(Exception):
+        _end_fork_server()
     _flush()
     with contextlib.suppress(OSError):
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)
         os.write(2, ("; ".join(filter(None, said)) + "\n").encode())
     os._exit(128 + number)
+
+
+def _end_fork_server() -> None:
+    """Kill the process that workers are forked from: it would end by itself, but take seconds to forget its imports."""
+    if "multiprocessing.forkserver" not in sys.modules:
+        return
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("multiprocessing.forkserver" in argument for argument in child.cmdline()):
+                child.kill()
 
 
 def _flush() -> None:

@@ -67,7 +67,7 @@ class Verb:
             time.sleep(0.05)
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def end(self, number: signal.Signals) -> None:
         """Send the signal, and check everything that is promised of the end."""
@@ -82,7 +82,7 @@ class Verb:
         assert last == "stopped" or last.startswith(CUT_OFF), last
         assert "Traceback" not in self.said()
         _, alive = psutil.wait_procs(children, timeout=2)
-        assert not alive, alive
+        assert not alive, [each.cmdline() for each in alive]
 
     def kill(self) -> None:
         self._process.kill()
