@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, Stop, poll
 from streams.lag import end_offsets, records_behind
 from streams.topics import TOPICS, topic_name
@@ -40,6 +40,7 @@ def run_sink(
         connect = partial(connect_consumer, kafka, client_id=f"{run}-{member}", records_max=sink.batch_records_max)
         with closing(connect(positions, linger_seconds=sink.linger_seconds)) as lingering:
             while not stop():
+                follow_partitions(lingering, topics, {})
                 records = poll(lingering, delivery, records_max=sink.batch_records_max)
                 if records:
                     writer.submit(records)
@@ -47,7 +48,7 @@ def run_sink(
                     writer.write(records)  # Waits for what is on its way, and lets an idle run's segment close.
             writer.flush()
         stored = writer.positions()
-        positions = {item: stored.get((item.topic, item.partition)) for item in positions}
+        positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
         with closing(connect(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
