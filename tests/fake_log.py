@@ -11,9 +11,9 @@ from collections.abc import Callable
 import msgspec
 
 from learner.batches import Batch, BatchAssembler, BatchSettings
-from streams.codec import content_sha256, decode
+from streams.codec import content_sha256, decode, encode
 from streams.delivery import Received
-from streams.events import Generation, PolicyRef, Position, Reward, Update
+from streams.events import Generation, PolicyRef, PolicyVersion, Position, Reward, Update
 from streams.topics import topic_name
 from tests.stored_events import RUN, generation, policy, record, request, reward
 
@@ -51,8 +51,9 @@ class FakeLog:
         """Answer the next requests, each with a group."""
         first = self.committed["requests"]
         for source in self.of("requests")[first : first + count]:
-            made = generation(source.position.offset, step=len(self.chain), retry=self.lives)
-            self._produce("generations", made)
+            made = generation(source.position.offset, retry=self.lives)
+            written_by = self.chain[-1].policy if self.chain else policy(0)
+            self._produce("generations", msgspec.structs.replace(made, policy=written_by))
         self._commit("requests", count)
 
     def score(self, count: int) -> None:
@@ -94,17 +95,26 @@ class FakeLog:
             failed=batch.failed,
             positions=batch.positions,
             requests_consumed=batch.requests_consumed,
+            rejected={},
+            disputed={},
+            parent_update_sha256=content_sha256(encode(self.chain[-1])) if self.chain else "",
+            parent_manifest_sha256=_manifest_sha256(parent),
         )
         self.chain = [*self.chain, made]  # The checkpoint: from here on it is durable, announced or not.
         self._checkpoint, self._recent = batch, self._assembler.recent_groups
         self._die()
         self._produce("updates", made)
+        self._produce("policy-versions", _version(made.policy, parent))
 
     def _resume(self) -> BatchAssembler:
         positions = self._checkpoint.positions if self._checkpoint else {}
         self._read = positions.get(0, 0)
-        if self.chain and self.chain[-1].policy not in self._announced():
+        # Said again, as the real one does: it may have died between its checkpoint and the announcement.
+        if self.chain and (self.chain[-1].policy not in self._announced() or not self._versions_end_with_head()):
             self.of("updates").append(record(self.chain[-1], len(self.of("updates"))))
+            self._say(_version(self.chain[-1].policy, self.chain[-1].parent))
+        elif not self.of("policy-versions"):
+            self._say(_version(policy(0), None))
         return BatchAssembler(
             self._settings,
             positions=positions,
@@ -112,11 +122,18 @@ class FakeLog:
             recent_groups=self._recent,
         )
 
+    def _say(self, event: PolicyVersion) -> None:
+        self.of("policy-versions").append(record(event, len(self.of("policy-versions"))))
+
+    def _versions_end_with_head(self) -> bool:
+        said = [decode(item.value) for item in self.of("policy-versions")]
+        return any(isinstance(event, PolicyVersion) and event.policy == self.chain[-1].policy for event in said)
+
     def _announced(self) -> set[PolicyRef]:
         events = [decode(item.value) for item in self.of("updates")]
         return {event.policy for event in events if isinstance(event, Update)}
 
-    def _produce(self, kind: str, event: Generation | Reward | Update) -> None:
+    def _produce(self, kind: str, event: Generation | Reward | Update | PolicyVersion) -> None:
         self.of(kind).append(record(event, len(self.of(kind))))
         self._die()
 
@@ -136,3 +153,19 @@ class FakeLog:
     def place(self, kind: str) -> Position:
         """Return where the next record of a topic will lie."""
         return Position(topic=topic_name(RUN, kind), partition=0, offset=len(self.of(kind)))
+
+
+def _version(made: PolicyRef, parent: PolicyRef | None) -> PolicyVersion:
+    return PolicyVersion(
+        run=RUN,
+        policy=made,
+        parent=parent,
+        path=f"checkpoints/{made.step}",
+        requests_admitted={},
+        manifest_sha256=_manifest_sha256(made),
+    )
+
+
+def _manifest_sha256(made: PolicyRef) -> str:
+    """Return what stands in for the hash of a version's manifest."""
+    return content_sha256(repr(made).encode())
