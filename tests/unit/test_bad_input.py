@@ -19,14 +19,12 @@ import msgspec
 import pytest
 
 from infra.cli import main
-from infra.layers import combine, environment_layer
 from infra.run_settings import RunSettings, write_run_settings
 from infra.settings import Settings
 from learner.checkpoints import Manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import TinySettings, build_tiny
 from search_env.index import IndexVersion
-from streams.errors import SettingsError
 from streams.events import PolicyRef
 
 GOOD_LINE = '{"_id":"d1","title":"red mug","text":"mug","metadata":{}}\n'
@@ -291,13 +289,13 @@ def test_a_name_of_nothing_is_answered_with_the_option(
     assert re.fullmatch(f"error: {complaint}", ended.error), ended.error
 
 
-def test_a_list_in_the_environment_that_is_no_json_names_the_setting() -> None:
-    layer = environment_layer({"SEARCHLOOP_POLICY__LORA__TARGETS": "[q_proj"})
-    with pytest.raises(SettingsError, match=r"policy\.lora\.targets: expected a list in JSON, got '\[q_proj' \("):
-        combine(Settings, [("the environment", layer)])
-    layer = environment_layer({"SEARCHLOOP_POLICY__LORA__TARGETS": '["q_proj"]'})
-    lora = combine(Settings, [("the environment", layer)]).policy.lora
-    assert lora is not None and list(lora.targets) == ["q_proj"]
+def test_a_list_in_the_environment_that_is_no_json_names_the_variable(
+    searchloop: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCHLOOP_POLICY__LORA__TARGETS", "[q_proj")
+    ended = searchloop("up")
+    assert ended.status == 1
+    assert ended.error.startswith("error: SEARCHLOOP_POLICY__LORA__TARGETS: expected a list in JSON, got '[q_proj' (")
 
 
 @pytest.mark.parametrize("place", ["home/indexes/shop", "corpus.jsonl/out.run"])
