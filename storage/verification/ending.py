@@ -38,6 +38,8 @@ def ending_findings(
         for row in partitions
         if row.behind
     ]
+    if not _was_begun(log):
+        return findings  # Imported traffic: requests lie ready for whoever replays them.
     learns = _learns(log)
     if learns and updates is not None and step >= updates:
         return findings
@@ -57,6 +59,12 @@ def ending_findings(
             severity="unfinished",
         ),
     ]
+
+
+def _was_begun(log: Log) -> bool:
+    """Return whether anybody was ever at work: a version was announced, or a request answered."""
+    (row,) = log.rows("SELECT (SELECT count(*) FROM policy_versions) + (SELECT count(*) FROM generations) AS n")
+    return bool(row["n"])
 
 
 def _learns(log: Log) -> bool:

@@ -87,7 +87,7 @@ def _sources(log: Log) -> list[Finding]:
         ANTI JOIN requests r ON r.topic = g.source_topic AND r.partition = g.source_partition
             AND r.record_offset = g.source_offset
         LEFT JOIN sink_offsets o ON o.topic = g.source_topic AND o.partition = g.source_partition
-        WHERE {OF_THIS_RUN} AND {{which}} ORDER BY g.topic, g.partition, g.record_offset
+        WHERE {OF_THIS_RUN} AND ({{which}}) ORDER BY g.topic, g.partition, g.record_offset
     """
     what = "answers {source_topic}[{source_partition}]@{source_offset}, a request that the ledger does not have"
     rule = "sources are in the log"
