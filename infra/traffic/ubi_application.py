@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from sys import intern
 from typing import Any, NamedTuple
 
 import msgspec
@@ -298,14 +299,16 @@ def _event(row: Row, query_id: str, number: int) -> _Event | None:
     document_id = read_id(named)
     if document_id is None and named not in (None, ""):
         return None
+    session = _visitor(row.get("session_id")) or _visitor(attributes.get("session_id"))
+    # The same few texts stand in millions of events: each is kept once.
     return _Event(
-        query_id=query_id,
-        kind=kind,
-        document_id=document_id or "",
+        query_id=intern(query_id),
+        kind=intern(kind),
+        document_id=intern(document_id or ""),
         ordinal=ordinal,
         at_ms=at_ms,
-        client=_visitor(row.get("client_id")),
-        session=_visitor(row.get("session_id")) or _visitor(attributes.get("session_id")),
+        client=intern(_visitor(row.get("client_id"))),
+        session=intern(session),
         line=number,
     )
 
