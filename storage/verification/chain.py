@@ -36,7 +36,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """One update of the chain, as its record says. topic: None for one that its learner had no time to announce.
 
-    sha256: of its record. parent_update_sha256, parent_manifest_sha256: None in a record of an older searchloop.
+    sha256: of its record. event_sha256: of the event in it as we write it: the same, unless another version wrote it.
+    parent_update_sha256, parent_manifest_sha256: None in a record of an older searchloop.
     """
 
     topic: str | None
@@ -47,6 +48,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[int, int]
     requests_consumed: dict[int, int]
     sha256: str | None
+    event_sha256: str | None
     parent_update_sha256: str | None
     parent_manifest_sha256: str | None
 
@@ -144,7 +146,8 @@ def _hashes(chain: Chain, *, live: bool) -> list[Finding]:
             older = link
             continue
         expected = older.sha256 if older is not None else ""
-        if expected is not None and link.parent_update_sha256 != expected and not (older is None and not chain.origin):
+        hashes = {older.sha256, older.event_sha256} - {None} if older is not None else {""}
+        if hashes and link.parent_update_sha256 not in hashes and not (older is None and not chain.origin):
             what = (
                 f"{version_name(link.policy)} names the update before it as {_short(link.parent_update_sha256)}, which "
                 f"has {_short(expected)}"
@@ -179,7 +182,7 @@ def _only_growing(chain: Chain) -> list[Finding]:
 UPDATES = """
     SELECT u.topic, u.partition, u.record_offset, lineage, step, weights_sha256, parent_lineage, parent_step,
         parent_sha256, positions, requests_consumed, parent_update_sha256, parent_manifest_sha256,
-        coalesce(d.sha256, u.record_sha256) AS sha256
+        coalesce(d.sha256, u.record_sha256) AS sha256, d.event_sha256
     FROM updates u LEFT JOIN digests d USING (topic, partition, record_offset)
     WHERE u.topic LIKE '%.updates' ORDER BY u.record_offset DESC
 """
@@ -195,6 +198,7 @@ def _link(row: dict[str, Any]) -> Link:
         positions=row["positions"] or {},
         requests_consumed=row["requests_consumed"] or {},
         sha256=row["sha256"],
+        event_sha256=row["event_sha256"],
         parent_update_sha256=row["parent_update_sha256"],
         parent_manifest_sha256=row["parent_manifest_sha256"],
     )
@@ -210,6 +214,7 @@ def _unannounced(update: Update) -> Link:
         positions=update.positions,
         requests_consumed=update.requests_consumed,
         sha256=content_sha256(encode(update)),
+        event_sha256=content_sha256(encode(update)),
         parent_update_sha256=_said(update.parent_update_sha256),
         parent_manifest_sha256=_said(update.parent_manifest_sha256),
     )

@@ -46,7 +46,7 @@ def checkpoint_findings(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Fi
         PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"]): row["sha256"]
         for row in each(
             log,
-            "SELECT lineage, step, weights_sha256, any_value(coalesce(d.sha256, u.record_sha256)) AS sha256 "
+            "SELECT lineage, step, weights_sha256, any_value(d.event_sha256) AS sha256 "
             "FROM updates u LEFT JOIN digests d USING (topic, partition, record_offset) WHERE u.topic LIKE '%.updates' "
             "GROUP BY ALL",
         )

@@ -159,7 +159,7 @@ def _names(log: Log) -> list[Finding]:
             "{lineage}-{step:06d} stands for {n} different updates: a repeated announcement repeats its bytes",
             """
             SELECT topic, partition, max(record_offset) AS record_offset, lineage, step,
-                count(DISTINCT coalesce(d.sha256, u.record_sha256)) AS n
+                count(DISTINCT d.event_sha256) AS n
             FROM updates u LEFT JOIN digests d USING (topic, partition, record_offset)
             WHERE topic LIKE '%.updates' GROUP BY topic, partition, lineage, step HAVING n > 1 ORDER BY ALL
             """,

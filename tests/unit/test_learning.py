@@ -17,6 +17,7 @@ from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
 from learner.objectives import ObjectiveSettings
 from learner.policy import TinySettings, build_tiny
 from learner.updates import UpdateSettings
+from streams.codec import content_sha256, encode
 from streams.events import PolicyRef, Update
 from tests.small_disk import on_small_disk
 from tests.trl_oracle import random_group, reward_event
@@ -90,6 +91,15 @@ def test_the_warmed_up_policy_outlives_pruning_and_is_found_from_any_lineage(che
     assert manifest.origin is not None and (manifest.origin.lineage, manifest.origin.step) == ("1-first", 0)
     assert manifest.policy.lineage.startswith("4-")
     resumed(checkpoints)
+
+
+def test_an_update_is_announced_again_byte_for_byte_and_the_next_one_names_its_hash(checkpoints: Path) -> None:
+    (first,) = learned(resumed(checkpoints), checkpoints, [1])
+    again = resumed(checkpoints)
+    assert again.manifest.update is not None
+    assert encode(again.manifest.update) == encode(first)
+    (second,) = learned(again, checkpoints, [2])
+    assert second.parent_update_sha256 == content_sha256(encode(first))
 
 
 FULL = """
