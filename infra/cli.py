@@ -6,12 +6,17 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 import click
 
 from infra.home import Home
+from infra.interrupts import end_on_signals, exit_status, leave
 from streams.errors import SearchloopError, explain_os_error
+from streams.secrets import redact
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +30,15 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
+# By the package of an error: whose it is. Such a one is about a service more often than about us.
+SERVICES = {"kafka": "Kafka", "elastic_transport": "Elasticsearch", "elasticsearch": "Elasticsearch"}
+
 # Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
 VERBS = {
     "up": ("services", "Start Kafka and Elasticsearch."),
     "down": ("services", "Stop them."),
     "status": ("services", "Show every process with pid, port and health."),
+    "acls": ("acls", "Print the rights that a run's roles need on a Kafka of one's own."),
     "doctor": ("services", "Say what is there, what is missing, and what to do."),
     "index": ("search", "Load a corpus, and make training queries from it."),
     "relevance": ("train", "Train the relevance model that rewards are made of."),
@@ -107,37 +116,82 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
     for name, value in (ONE_THREAD | QUIET).items():
         os.environ.setdefault(name, value)
     from infra.context import App
+    from infra.private_variables import take_private
 
+    private = take_private(os.environ)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[to_stderr],
     )
     for name in ("kafka", "elastic_transport"):  # They warn of every retry; what comes of it is told by our own error.
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
-    context.obj = App(Home(home.absolute()), config=config)
+    context.obj = App(Home(home.absolute()), config=config, private=private)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Lines, tracebacks included, without the secrets of this process."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line as it may be kept."""
+        return redact(super().format(record))
 
 
 def main() -> None:
-    """Run the command; an error that a person can mend is one line and exit status 1, Ctrl-C is 130."""
+    """Run the command; an error that a person can mend is one line and exit status 1.
+
+    Ctrl-C and SIGTERM end it within seconds, with one line and the status 130 or 143.
+    """
+    sys.excepthook = _show_without_secrets
+    if "--supervised" not in sys.argv:  # Whoever supervises a worker has more patience with it, and ends it.
+        end_on_signals()
+    leave(_status())
+
+
+def _status() -> int:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
-        sys.exit(130)
+        return exit_status()
     except SearchloopError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except BrokenPipeError:  # Whoever read our output, as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except OSError as error:
         log.info("the operating system refused", exc_info=True)
         click.echo(f"error: {explain_os_error(error)}", err=True)
-        sys.exit(1)
+        return 1
+    except Exception as error:  # The last net: what reads files and talks to services says more, and says it itself.
+        click.echo(f"error: {_explain_unexpected(error)}", err=True)
+        return 1
+    return 0
+
+
+def _explain_unexpected(error: Exception) -> str:
+    """Return in one line what nobody caught, what to do, and where its trace is."""
+    service = SERVICES.get(type(error).__module__.partition(".")[0])
+    said = str(SearchloopError(f"{service + ': ' if service else ''}{type(error).__name__}: {error}"))
+    said = redact(said)[:500]
+    remedy = "Look with: searchloop status" if service else "Nobody expected this: please report it"
+    try:
+        handle, name = tempfile.mkstemp(prefix="searchloop-error-", suffix=".log")
+        with os.fdopen(handle, "w", errors="backslashreplace") as file:
+            file.write(redact("".join(traceback.format_exception(error))))
+    except OSError:
+        return f"{said}. {remedy}"
+    return f"{said}. {remedy}; the trace is in {name}"
+
+
+def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody has caught, an error of ours in the code, without the secrets that it may repeat."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Nothing is read before it is asked for, so that `status` and `--help` need not l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +15,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from infra.home import Home
-from infra.layers import combine, environment_layer, read_toml
+from infra.installation import installation_id
+from infra.interrupts import at_hard_end
+from infra.layers import PREFIX, combine, environment_layer, read_toml, revealed_builtins
 from infra.progress import Report
 from infra.services.errors import ServiceError
-from infra.services.local import Endpoints, LocalServices
+from infra.services.health import ask_elasticsearch
+from infra.services.local import PROBE_SECONDS, Endpoints, LocalServices
 from infra.services.policy_server import PolicyServer
+from infra.services.roles import secured, with_credentials
 from infra.services.settings import LocalSettings, ServiceSettings
 from infra.services.vllm import VllmServerSettings
 from learner.vllm import VllmSettings
 from search_env.engine import ElasticsearchSettings, connect
+from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 from streams.failpoints import FailpointSettings
+from streams.secrets import reveal
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -33,6 +39,19 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# What of the services' doors a worker is told: everything but who it is.
+KAFKA_DOOR = (
+    "bootstrap",
+    "security_protocol",
+    "sasl_mechanism",
+    "credentials",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "allow_insecure",
+)
+ENGINE_DOOR = ("url", "credentials", "ca_certs", "allow_insecure")
 
 
 class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,10 +86,17 @@ class App:
         recipe: Path | None = None,
         settings: Settings | None = None,
         endpoints: Endpoints | None = None,
+        private: Mapping[str, str] | None = None,
+        role: str = OPERATOR,
     ) -> None:
-        """settings: instead of files and variables. endpoints: of services that run, instead of their settings."""
+        """settings: instead of files and variables. endpoints: of services that run, instead of their settings.
+
+        private: variables that were taken out of the environment. role: as whom the services are asked.
+        """
         self.home = home
         self.config = config
+        self.role = role
+        self._private = dict(private or {})
         self._recipe = recipe
         self._given = settings
         self._endpoints = endpoints
@@ -84,8 +110,14 @@ class App:
         tables = self.tables(ConnectionTables)
         kafka, elasticsearch = tables.kafka, tables.elasticsearch
         if self._endpoints is not None:
-            kafka = msgspec.structs.replace(kafka, bootstrap=self._endpoints.kafka)
-            elasticsearch = msgspec.structs.replace(elasticsearch, url=self._endpoints.elasticsearch)
+            kafka, elasticsearch = secured(
+                self.home.root.absolute(),
+                kafka,
+                elasticsearch,
+                bootstrap=self._endpoints.kafka,
+                url=self._endpoints.elasticsearch,
+            )
+        kafka, elasticsearch = with_credentials(kafka, elasticsearch, role=self.role)
         return ServiceSettings(kafka=kafka, elasticsearch=elasticsearch, local=tables.services)
 
     @cached_property
@@ -112,11 +144,15 @@ class App:
 
     def at(self, endpoints: Endpoints) -> App:
         """Return this app with the addresses of services that run."""
-        return App(self.home, config=self.config, recipe=self._recipe, settings=self._given, endpoints=endpoints)
+        return self._copy(recipe=self._recipe, settings=self._given, endpoints=endpoints)
+
+    def as_role(self, role: str) -> App:
+        """Return this app with the credentials of a worker, and with its patience for services that are down."""
+        return self._copy(recipe=self._recipe, settings=self._given, endpoints=self._endpoints, role=role)
 
     def with_recipe(self, recipe: Path) -> App:
         """Return this app with a recipe under the user's own file and variables."""
-        return App(self.home, config=self.config, recipe=recipe, endpoints=self._endpoints)
+        return self._copy(recipe=recipe, endpoints=self._endpoints)
 
     def with_changes(self, source: str, changes: dict[str, Any]) -> App:
         """Return this app with a layer over all others; `source` names it in errors.
@@ -125,7 +161,7 @@ class App:
         """
         from infra.settings import Settings
 
-        below = self._layers() if self._given is None else [("the settings", msgspec.to_builtins(self._given))]
+        below = self._layers() if self._given is None else [("the settings", revealed_builtins(self._given))]
         return self.with_settings(combine(Settings, [*below, (source, changes)]))
 
     def with_settings(self, settings: Settings) -> App:
@@ -134,11 +170,18 @@ class App:
         settings = msgspec.structs.replace(
             settings, kafka=kafka, elasticsearch=elasticsearch, services=self.connections.local
         )
-        return App(self.home, config=self.config, settings=settings)
+        return self._copy(settings=settings)
 
-    def local_services(self, *, attached: bool = False) -> LocalServices:
-        """Return the services of this home, local or external as the settings say; nothing is started."""
-        return LocalServices(self.home.root, self.connections, attached=attached)
+    def local_services(self, *, attached: bool = False, secure: bool = False) -> LocalServices:
+        """Return the services of this home, local or external as the settings say; nothing is started.
+
+        secure: with security, whatever the settings say.
+        """
+        connections = self.connections
+        if secure:
+            local = msgspec.structs.replace(connections.local, secure=True)
+            connections = msgspec.structs.replace(connections, local=local)
+        return LocalServices(self.home.root, connections, attached=attached)
 
     def policy_server(self) -> PolicyServer:
         """Return the vLLM of this home; nothing is started."""
@@ -154,26 +197,64 @@ class App:
             endpoints = self.local_services().endpoints()
         except ServiceError:
             services = self.local_services(attached=True)
-            try:
-                yield self.at(services.up(report))
-            finally:
-                services.stop_started(report)
+            with at_hard_end(lambda: "what it started of Kafka and Elasticsearch is being stopped by their guardian"):
+                try:
+                    yield self.at(services.up(report))
+                finally:
+                    services.stop_started(report)
         else:
             yield self.at(endpoints)
 
     def worker_environment(self) -> dict[str, str]:
-        """Return the variables by which a worker process finds the same services and the same settings file."""
+        """Return the variables by which a worker process finds the same services and the same settings file.
+
+        The secrets among them are for `private_variables.for_role` and a pipe, never for a child's first environment.
+        """
+        kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
+        given: dict[str, dict[str, Any]] = {
+            "KAFKA": {name: getattr(kafka, name) for name in KAFKA_DOOR},
+            "ELASTICSEARCH": {name: getattr(elasticsearch, name) for name in ENGINE_DOOR},
+        }
+        given["KAFKA"]["ssl_key_password"] = reveal(kafka.ssl_key_password)
+        if not kafka.credentials:
+            given["KAFKA"] |= {"sasl_username": kafka.sasl_username, "sasl_password": reveal(kafka.sasl_password)}
+        if not elasticsearch.credentials:
+            given["ELASTICSEARCH"] |= {
+                "api_key": reveal(elasticsearch.api_key),
+                "username": elasticsearch.username,
+                "password": reveal(elasticsearch.password),
+            }
         variables = {
-            "SEARCHLOOP_KAFKA__BOOTSTRAP": self.connections.kafka.bootstrap,
-            "SEARCHLOOP_ELASTICSEARCH__URL": self.connections.elasticsearch.url,
+            f"{PREFIX}{table}__{name.upper()}": str(value).lower() if isinstance(value, bool) else value
+            for table, settings in given.items()
+            for name, value in settings.items()
+            if value
         }
         return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
 
+    @cached_property
+    def installation(self) -> str:
+        """Return the id of this home, which its indexes carry on whichever cluster.
+
+        Raises SettingsError if the file that holds it is damaged.
+        """
+        return installation_id(self.home.root)
+
     def engine(self) -> Elasticsearch:
-        """Return a client of the search engine."""
+        """Return a client of the search engine.
+
+        Raises ServiceError, within seconds, if address, key, certificate or protocol are wrong. What may pass, such as
+        an engine that is down, is left to the client's own patience.
+        """
+        answer = ask_elasticsearch(self.connections.elasticsearch, PROBE_SECONDS)
+        if answer.lasting:
+            raise ServiceError(answer.reason)
         return connect(self.connections.elasticsearch)
 
     def _layers(self) -> list[tuple[str, dict[str, Any]]]:
         files = [path for path in (self._recipe, self.config) if path is not None]
         layers = [(str(path), read_toml(path)) for path in files]
-        return [*layers, ("the environment (SEARCHLOOP_…)", environment_layer(os.environ))]
+        return [*layers, ("the environment (SEARCHLOOP_…)", environment_layer(os.environ | self._private))]
+
+    def _copy(self, *, role: str = "", **changes: Any) -> App:
+        return App(self.home, config=self.config, private=self._private, role=role or self.role, **changes)

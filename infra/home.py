@@ -63,7 +63,7 @@ class Home(msgspec.Struct, frozen=True):
         """
         folder = self.run(name)
         if not folder.is_dir():
-            known = sorted(path.name for path in self.runs.glob("*") if path.is_dir())
+            known = sorted(path.name for path in self.runs.glob("*") if path.is_dir() and RUN_NAME.fullmatch(path.name))
             raise SettingsError(
                 f"run: expected one of {', '.join(known) or '(there are none yet)'} under {self.runs}, got {name!r}; "
                 "name another --run, or train first"
@@ -79,7 +79,7 @@ def read_settings_file(run_dir: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=kind)
     except FileNotFoundError as error:
-        known = sorted(path.parent.name for path in run_dir.parent.glob(f"*/{SETTINGS_FILE}"))
+        known = sorted(path.parent.name for path in run_dir.parent.glob(f"[!.]*/{SETTINGS_FILE}"))
         raise SettingsError(
             f"--run: expected one of {', '.join(known) or 'no runs yet'}, got {run_dir.name!r}. Run: searchloop train"
         ) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -11,14 +12,17 @@ from infra.context import App
 from infra.progress import Report
 from search_env.attributes import unread_attributes
 from search_env.corpora import CorpusError, Document
-from search_env.index import IndexVersion, build_index
+from search_env.index import IndexVersion, adopt_versions, build_index, claim_name
 from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from search_env.rights import INDEX_PRIVILEGES, require_rights
+from streams.whole_file import whole_folder
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What was made: the index version, and how many queries of each split; kind says what those were made from.
 
-    unread: what of the documents' attributes was passed over for its form, in one line; "" for nothing.
+    unread: what of the documents' attributes was passed over for its form, in one line; "" for nothing. adopted: older
+    versions that carried no mark and were taken over.
     """
 
     name: str
@@ -28,30 +32,45 @@ class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
     queries: dict[str, int]
     kind: str
     unread: str = ""
+    adopted: tuple[str, ...] = ()
 
 
-def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: Report) -> IndexSummary:
+def index_corpus(
+    app: App, *, name: str, documents: Iterable[Document], report: Report, adopt: bool = False
+) -> IndexSummary:
     """Load documents into a new version of an index, and make training and held-out queries from them.
 
     Queries come from attributes (with judgments, by structure) or, without attributes, from the documents' own words.
     They are made first: what is broken off before the documents are in leaves the index and its queries as they were.
+    adopt: take over versions that a searchloop without marks has made.
+    Raises IndexingError, before anything is made, if the name is somebody else's on this cluster.
     """
     directory = app.home.index(name)
+    with closing(app.engine()) as client:  # Before anything is made: the key may be one that only reads.
+        require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
     loaded = list(documents)
+    adopted: list[str] = []
+    with contextlib.closing(app.engine()) as client:
+        if adopt:
+            adopted = adopt_versions(client, name, installation=app.installation)
+        claim_name(client, name, installation=app.installation)
     report("making queries", 0, 0)
     intents, kind = _queries(loaded, app.settings.intents, report)
-    aside, place = directory / "intents.writing", directory / "intents"
-    shutil.rmtree(aside, ignore_errors=True)  # Of one that was killed.
     client = app.engine()
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        write_intents(aside, intents)
-        version: IndexVersion = build_index(client, name, loaded, report, directory=directory, total=len(loaded))
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
+        with whole_folder(directory / "intents", replace=True) as aside:
+            write_intents(aside, intents)
+            version: IndexVersion = build_index(
+                client,
+                name,
+                loaded,
+                report,
+                installation=app.installation,
+                directory=directory,
+                total=len(loaded),
+            )
     finally:
         client.close()
-        shutil.rmtree(aside, ignore_errors=True)
     return IndexSummary(
         name=version.name,
         alias=version.alias,
@@ -60,6 +79,7 @@ def index_corpus(app: App, *, name: str, documents: Iterable[Document], report: 
         queries={split: len(queries) for split, queries in intents.queries.items()},
         kind=kind,
         unread=_unread(loaded),
+        adopted=tuple(adopted),
     )
 
 

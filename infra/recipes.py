@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from streams.errors import SettingsError
+from streams.names import is_name
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -20,7 +21,7 @@ def recipe_path(name: str) -> Path:
             raise SettingsError(f"--recipe: expected a TOML file, found none at {own}")
         return own
     path = RECIPES / f"{name}.toml"
-    if not path.is_file():
+    if not is_name(name) or not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise SettingsError(f"--recipe: expected one of {known}, or a path to a TOML file, got {name!r}")
     return path

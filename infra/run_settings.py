@@ -8,10 +8,15 @@ import msgspec
 
 from infra.home import SETTINGS_FILE, read_settings_file
 from infra.settings import Settings
+from streams.whole_file import write_file
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run was started with; index is the alias, index_version what it pointed to then."""
+    """What a run was started with.
+
+    index: the alias; index_version: what it pointed to then. origin: the run whose requests or generations were copied
+    into this one's topics, "" if none was.
+    """
 
     run: str
     recipe: str
@@ -20,6 +25,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     updates: int
     settings: Settings
+    origin: str = ""
 
 
 def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
@@ -30,13 +36,12 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
             partitions=settings.settings.kafka.partitions, replication=settings.settings.kafka.replication
         ),
         elasticsearch=type(settings.settings.elasticsearch)(),
-        vllm=msgspec.structs.replace(settings.settings.vllm, url="", api_key="", home=""),
+        vllm=msgspec.structs.replace(
+            settings.settings.vllm, url="", api_key="", api_key_file="", ca_certs="", home="", allow_insecure=False
+        ),
     )
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(settings, settings=public)))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    aside = run_dir / f".{SETTINGS_FILE}"
-    aside.write_bytes(content)
-    aside.rename(run_dir / SETTINGS_FILE)
+    write_file(run_dir / SETTINGS_FILE, content)
 
 
 def read_run_settings(run_dir: Path) -> RunSettings:

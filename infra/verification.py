@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.home import SETTINGS_FILE, read_settings_file
 from infra.kept_checkpoints import read_head, read_kept
-from infra.running.supervisor import living_workers
+from infra.running.living import living_workers
 from infra.services.errors import ServiceError
 from learner.batches import BatchSettings
 from storage.archive import ARCHIVE
@@ -23,6 +23,7 @@ from storage.verification.verify import Circumstances, Topics, unreadable, verif
 from streams.clients import KafkaSettings, committed_offsets, connect_admin, existing_topics, partitions_of
 from streams.delivery import Received
 from streams.errors import DeliveryError, SettingsError
+from streams.kafka_errors import told
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
 
@@ -98,8 +99,9 @@ def run_topics(kafka: KafkaSettings, run: str) -> Topics:
     admin = connect_admin(kafka)
     try:
         for stage in ("generator", "environment"):
-            for item, offset in committed_offsets(admin, f"{run}.{stage}").items():
-                committed[item.topic, item.partition] = offset
+            with told(f"could not ask how far the {stage} of run {run!r} is"):
+                found = committed_offsets(admin, f"{run}.{stage}")
+            committed |= {(item.topic, item.partition): offset for item, offset in found.items()}
     finally:
         admin.close()
 

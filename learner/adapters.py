@@ -19,7 +19,9 @@ from learner.checkpoints import CheckpointError, file_sha256
 from learner.policy import ADAPTER
 from learner.vllm import VllmClient
 from streams.events import PolicyRef
+from streams.names import is_version_name
 from streams.topics import version_name
+from streams.whole_file import whole_folder
 
 FOLDER = "adapters"
 ADAPTER_FILES = (ADAPTER, "adapter_config.json")
@@ -27,7 +29,12 @@ PREFIX = "policy-v"
 
 
 def adapter_name(policy: PolicyRef) -> str:
-    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights."""
+    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights.
+
+    Raises CheckpointError for a version of which no folder can have the name.
+    """
+    if not is_version_name(version_name(policy)):
+        raise CheckpointError(f"policy {version_name(policy)!r}: expected a name like 1-ab12cd-000007")
     return PREFIX + version_name(policy)
 
 
@@ -55,7 +62,8 @@ class Adapters:
         name = adapter_name(policy)
         lease = self._acquire(name)
         try:
-            self._link(name, policy, checkpoint)
+            if self._link(name, policy, checkpoint):
+                self._client.unload_adapter(name)  # The server may have loaded what was there before.
             self._client.load_adapter(name, f"{self._seen_as}/{name}")
         except BaseException:
             lease.close()
@@ -75,32 +83,37 @@ class Adapters:
             self._lease.close()
             self._lease = None
 
-    def _link(self, name: str, policy: PolicyRef, checkpoint: Path) -> None:
-        """Put the adapter's two files into a folder of their own, whole or not at all."""
+    def _link(self, name: str, policy: PolicyRef, checkpoint: Path) -> bool:
+        """Put the adapter's two files into a folder of their own, whole or not at all.
+
+        A folder that is there already, of another generator or of an earlier life, is used if it holds what the
+        checkpoint does, and exchanged otherwise; return whether it was exchanged.
+        """
         target = self._directory / name
-        if target.is_dir():
-            return
-        aside = self._directory / f".{name}.{os.getpid()}"
         try:
-            if (found := file_sha256(checkpoint / ADAPTER)) != policy.sha256:
-                raise CheckpointError(
-                    f"policy {version_name(policy)}: expected weights with sha256 {policy.sha256[:12]}…, "
-                    f"found {found[:12]}… in {checkpoint / ADAPTER}"
-                )
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            for file in ADAPTER_FILES:
-                try:
-                    os.link(checkpoint / file, aside / file)
-                except OSError:  # Another file system, or one without links.
-                    shutil.copyfile(checkpoint / file, aside / file)
-            aside.rename(target)
+            wanted = {file: file_sha256(checkpoint / file) for file in ADAPTER_FILES}
         except OSError as error:
-            if target.is_dir():  # Another generator was faster.
-                return
             raise CheckpointError(f"policy {version_name(policy)}: {error}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        if (found := wanted[ADAPTER]) != policy.sha256:
+            raise CheckpointError(
+                f"policy {version_name(policy)}: expected weights with sha256 {policy.sha256[:12]}…, "
+                f"found {found[:12]}… in {checkpoint / ADAPTER}"
+            )
+        if _holds(target, wanted):
+            return False
+        try:
+            with whole_folder(target, replace=True) as aside:
+                exchanged = target.exists()
+                for file in ADAPTER_FILES:
+                    try:
+                        os.link(checkpoint / file, aside / file)
+                    except OSError:  # Another file system, or one without links.
+                        shutil.copyfile(checkpoint / file, aside / file)
+        except OSError as error:
+            if _holds(target, wanted):  # Another generator was faster.
+                return False
+            raise CheckpointError(f"policy {version_name(policy)}: {error}") from error
+        return exchanged
 
     def _prune(self) -> None:
         """Unload and delete what is older than the newest `kept` and held by nobody."""
@@ -129,6 +142,14 @@ class Adapters:
 
     def _lease_file(self, name: str) -> Path:
         return self._directory / f"{name}.lease"
+
+
+def _holds(folder: Path, wanted: dict[str, str]) -> bool:
+    """Return whether a folder holds exactly these files, by their sha256."""
+    try:
+        return {path.name: file_sha256(path) for path in folder.iterdir()} == wanted
+    except OSError:
+        return False
 
 
 def superseded(names: list[str], kept: int) -> list[str]:

@@ -69,12 +69,17 @@ class Admission:
             default=None,
         )
 
-    def end(self, partition: int, below: int) -> None:
-        """Note that every request of a partition below this offset is over.
+    def arrive(self, partition: int, offset: int) -> None:
+        """Note that the reward of a request has come.
 
-        One partition's rewards come in the order of its requests. So the reward of a later request says that those
-        before it, which have none, never will.
+        One partition's rewards come in the order of its requests. So it also says that those before it, which have
+        none, never will. One that was never granted says nothing: its reward is not of our making.
         """
+        if offset < self._granted.get(partition, 0):
+            self.end(partition, offset + 1)
+
+    def end(self, partition: int, below: int) -> None:
+        """Note that every request of a partition below this offset is over."""
         self._over[partition] = max(self._over.get(partition, 0), below)
         self._granted[partition] = max(self._granted.get(partition, 0), self._over[partition])
 

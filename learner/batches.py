@@ -75,6 +75,7 @@ class BatchAssembler:
         self._positions = dict(positions)
         self._requests_consumed = dict(requests_consumed)
         self._consumed_before = dict(requests_consumed)
+        self._taken = dict(requests_consumed)
         self._low_water = dict(low_water or {})
         self._admission = admission or Admission(used=requests_consumed)
         self._remembered_max = max(settings.remembered_groups, settings.groups_ahead_max + settings.groups)
@@ -90,7 +91,7 @@ class BatchAssembler:
         records = self._waiting.setdefault(position.partition, deque())
         if reward is not None:
             source = reward.generation.source
-            self._admission.end(source.partition, source.offset + 1)
+            self._admission.arrive(source.partition, source.offset)
             if reward.group_id in self._recent or reward.generation.request.split != "train":
                 reward = None
             else:
@@ -125,10 +126,11 @@ class BatchAssembler:
     @property
     def requests_consumed(self) -> dict[int, int]:
         """Return per partition the offset below which every request is over, and no group of one waits."""
-        consumed = self._admission.over
+        over, taken = self._admission.over, self._taken
+        consumed = {each: max(over.get(each, 0), taken.get(each, 0)) for each in {*over, *taken}}
         for reward in self._waiting_groups():
             source = reward.generation.source
-            consumed[source.partition] = min(consumed[source.partition], source.offset)
+            consumed[source.partition] = min(consumed.get(source.partition, 0), source.offset)
         before = self._requests_consumed
         return {each: max(before.get(each, 0), consumed.get(each, 0)) for each in sorted({*before, *consumed})}
 
@@ -141,6 +143,8 @@ class BatchAssembler:
             reward = self._next()
             if reward is None:
                 break
+            source = reward.generation.source
+            self._taken[source.partition] = max(self._taken.get(source.partition, 0), source.offset + 1)
             if sum(outcome.status == "scored" for outcome in reward.outcomes) < 2:
                 failed.append(reward.group_id)
             elif self._is_old(reward) or step - reward.generation.policy.step > self._settings.staleness_max:

@@ -20,7 +20,9 @@ import msgspec
 from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
+from streams.names import is_name, is_version_name
 from streams.topics import version_name
+from streams.whole_file import write_file
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ MANIFEST_SHA256 = "manifest.sha256"
 CURRENT = "CURRENT"
 OPTIMIZER = "optimizer.safetensors"
 NAME_BYTES_MAX = 256
+LOADED = frozenset({".json", ".safetensors", ".bin", ".pt", ".model", ".jinja", ".py"})
 
 
 class CheckpointError(SearchloopError, RuntimeError):
@@ -107,7 +110,7 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
     """
     current = root / CURRENT
     named = _first_bytes(current).strip()
-    candidates = ([root / named] if named and not {"/", "\0"} & set(named) else []) + sorted(
+    candidates = ([root / named] if is_version_name(named) else []) + sorted(
         (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
         key=_written_ns,
         reverse=True,
@@ -129,11 +132,12 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
 def read_manifest(folder: Path, *, verify: bool) -> Manifest:
     """Return a checkpoint's manifest, if asked after checking every file against its sha256.
 
-    Raises CheckpointError if a file is missing or has changed.
+    Raises CheckpointError if a file is missing or has changed, or if one that a loader may read came from elsewhere.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
+        _check_names(folder, manifest)
         if verify:
             if hashlib.sha256(content).hexdigest() != (folder / MANIFEST_SHA256).read_text(errors="replace").strip():
                 raise CheckpointError(f"checkpoint {folder.name}: {MANIFEST} is not what {MANIFEST_SHA256} says")
@@ -142,9 +146,32 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
                     raise CheckpointError(
                         f"checkpoint {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"
                     )
+            if stranger := _stranger(folder, manifest):
+                raise CheckpointError(
+                    f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may "
+                    "read; take it out of that folder"
+                )
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
     return manifest
+
+
+def _stranger(folder: Path, manifest: Manifest) -> str:
+    """Return the name of a file that the manifest does not list and that transformers might read, "" for none."""
+    known = {MANIFEST, MANIFEST_SHA256, *manifest.files}
+    names = {path.name for path in folder.iterdir() if path.suffix in LOADED and not path.name.startswith(".")}
+    return min(names - known, default="")
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError for a manifest that names a version or a file by what is no name: it would be a path."""
+    strange = [name for name in manifest.files if not is_name(name)]
+    if not is_version_name(version_name(manifest.policy)):
+        strange.append(version_name(manifest.policy))
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {folder.name}: expected plain names in its manifest, got {strange[0][:NAME_BYTES_MAX]!r}"
+        )
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
@@ -212,11 +239,7 @@ def _written_ns(folder: Path) -> int:
 
 
 def _write_current(root: Path, name: str) -> None:
-    aside = root / f".{CURRENT}.part"
-    aside.write_text(name + "\n")
-    _sync(aside)
-    aside.rename(root / CURRENT)
-    _sync(root)
+    write_file(root / CURRENT, f"{name}\n".encode())
 
 
 def _sync(path: Path) -> None:

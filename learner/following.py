@@ -10,7 +10,7 @@ from kafka import TopicPartition
 from learner.batches import BatchSettings
 from learner.checkpoints import CheckpointError
 from learner.policy import PolicyError
-from learner.versions import LoadedVersion, OpenVersion, Version
+from learner.versions import LoadedVersion, OpenVersion, Version, well_named
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.errors import TransientError
@@ -59,7 +59,7 @@ class VersionFollower:
         """Read what was announced since the last call, load the newest version, and return whether it changed."""
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = decode_or_bury(records, PolicyVersion, outbox)
-        published = [event for _, event in announced if event.status == "published"]
+        published = [event for event in well_named(announced, outbox) if event.status == "published"]
         if published:
             self._wanted = published[-1]
         if self._wanted is None:

@@ -6,7 +6,6 @@ requests, their places in the log, the policy and the run's seed, and on nothing
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import msgspec
 
 from learner.sampling import Sampler
 from streams.events import Generation, Position, Request, Sampling
-from streams.ids import group_id, group_seed
+from streams.ids import group_id, group_seed, prompt_sha256
 
 Encode = Callable[[Any, Request], list[int]]
 """A task's prompt: the token ids, in this tokenizer, of what the policy is shown for a request."""
@@ -85,8 +84,3 @@ def generate_groups(
         )
         for (position, request), group, ids, texts in zip(requests, groups, prompt_ids, completions, strict=True)
     ]
-
-
-def prompt_sha256(token_ids: Sequence[int]) -> str:
-    """Return the hash by which a prompt is known: that of its token ids as text, joined by spaces."""
-    return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()

@@ -10,11 +10,15 @@ from kafka import TopicPartition
 from learner.admission import Admission
 from learner.batches import Batch, BatchAssembler, BatchSettings
 from learner.checkpoints import Manifest
+from learner.claims import is_chosen
+from learner.learning import LearnerSettings
 from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
-from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
-from streams.events import PolicyVersion, Reward
+from streams.delivery import DeliverySettings, Outbox, Received, decode_or_bury, poll
+from streams.events import PolicyRef, PolicyVersion, Position, Reward
 from streams.flow import RunFlow
-from streams.ranges import read_events
+from streams.ranges import RecordReader, read_events
+from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
+from streams.resending import place_text
 from streams.topics import topic_name
 
 QUIET_SECONDS = 2.0  # With no reward for this long, ask whether the ones that are owed will ever come.
@@ -29,12 +33,23 @@ class Intake:
         kafka: KafkaSettings,
         delivery: DeliverySettings,
         batch: BatchSettings,
+        learner: LearnerSettings,
         manifest: Manifest,
         outbox: Outbox,
         *,
+        versions: set[PolicyRef],
+        origin: str,
         member: str,
     ) -> None:
-        """manifest: where reading and learning go on. outbox: takes what is no reward."""
+        """manifest: where reading and learning go on. outbox: takes what may not teach.
+
+        versions: those that a fresh group may have been written by; the learner adds what it makes. origin: see
+        `streams.refusals.KnownRun`.
+        """
+        self.versions = versions
+        self._run = run
+        self._origin = origin
+        self._learner = learner
         self._topic = topic_name(run, "rewards")
         self._delivery = delivery
         self._batch = batch
@@ -55,6 +70,7 @@ class Intake:
             item: manifest.positions.get(item.partition) for item in partitions_of(kafka, [self._topic])
         }
         self._flow = RunFlow(kafka, run)
+        self._sources = RecordReader(kafka, client_id=f"{member}-sources")
         self._consumer = connect_consumer(kafka, start, client_id=member, records_max=delivery.records_max)
         self._last_reward = self._asked = time.monotonic()
 
@@ -65,6 +81,7 @@ class Intake:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._consumer.close()
+        self._sources.close()
         self._flow.__exit__()
 
     @property
@@ -83,11 +100,27 @@ class Intake:
             return True
         return self._assembler.dry and time.monotonic() - self._last_reward > self._batch.wait_seconds
 
-    def read(self) -> bool:
-        """Take the next rewards, and return whether any came; what is none lies among the dead letters after that."""
+    @property
+    def waits_for(self) -> str:
+        """Return what the next batch waits for; "" if nobody asks for anything."""
+        owed, waiting = self._admission.owed, self._assembler.waiting
+        if not owed:
+            return ""
+        return f"the rewards of {owed} requests that may be answered; {waiting} of {self._batch.groups} groups are here"
+
+    def read(self, *, step: int) -> bool:
+        """Take the next rewards, and return whether any came; what may not teach lies among the dead letters then.
+
+        step: how many the policy has made.
+        """
         follow_partitions(self._consumer, [self._topic], {})
         records = poll(self._consumer, self._delivery)
-        good = {record.position: reward for record, reward in decode_or_bury(records, Reward, self._outbox)}
+        good: dict[Position, Reward] = {}
+        for record, reward in decode_or_bury(records, Reward, self._outbox):
+            if reason := self._refusal(record, reward, step):
+                self._outbox.bury(record, reason)
+            else:
+                good[record.position] = reward
         self._outbox.flush()
         for record in records:
             self._assembler.add(record.position, good.get(record.position))
@@ -115,3 +148,29 @@ class Intake:
             ahead = min(ahead, steps_left * self._batch.groups)
         room = ahead - self._assembler.waiting
         return room > self._admission.owed and self._admission.grant(self._flow.published(), groups_max=room)
+
+    def _refusal(self, record: Received, reward: Reward, step: int) -> str:
+        """Return why a reward may not teach, "" if nothing speaks against it; other splits never do, and are let by."""
+        if reward.generation.request.split != "train":
+            return ""
+        known = KnownRun(
+            run=self._run,
+            step=step,
+            staleness_max=self._batch.staleness_max,
+            origin=self._origin,
+            versions={(each.lineage, each.step): each.sha256 for each in self.versions},
+            limits=self._learner.limits,
+        )
+        if reason := refusal(reward, known):
+            return reason
+        if record.position.partition != reward.source.partition:
+            return (
+                f"expected a reward in its generation's partition, {reward.source.partition}, got it in "
+                f"{record.position.partition}"
+            )
+        if content_agrees(reward) and not is_chosen(reward.group_id, self._learner.claims.share):
+            return ""
+        found = self._sources.read(reward.source)
+        if found is None:
+            return f"expected a record at {place_text(reward.source)}, which it answers, found none"
+        return unlike_source(reward, found.value)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +21,9 @@ import msgspec
 from learner.selecting import Selector
 from learner.tokenizer import END, STOPS, build_tokenizer, opener_ids, selector_of
 from streams.errors import SearchloopError
+from streams.whole_file import whole_folder
 
-ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+ADAPTER, WEIGHTS, TOKENIZER = "adapter_model.safetensors", "model.safetensors", "tokenizer.json"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -362,12 +361,8 @@ def unpack_smollm2(directory: Path) -> Policy:
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Beside the folder first, then one rename: a second process never sees half a model.
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}")
-    save_policy(Policy(model=model, tokenizer=tokenizer), partial)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with whole_folder(directory, replace=True) as aside:  # A second process never sees half a model.
+        save_policy(Policy(model=model, tokenizer=tokenizer), aside)
     return load_policy(directory)
 
 

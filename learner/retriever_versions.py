@@ -7,8 +7,6 @@ aside, synced and renamed; the same content gives the same name, so writing it t
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,8 @@ from safetensors.torch import save_file
 from learner.checkpoints import MANIFEST, CheckpointError, file_sha256
 from learner.retriever import RetrieverError, StaticRetriever
 from streams.errors import FULL
+from streams.names import is_name
+from streams.whole_file import folder_aside, put_folder
 
 TENSORS = "retriever.safetensors"
 
@@ -44,27 +44,15 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
 
     Raises CheckpointError if it cannot be written; nothing of it is left then.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    aside = root / f".retriever.{os.getpid()}.part"
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in retriever.tensors().items()}, aside / TENSORS)
-        sha256 = file_sha256(aside / TENSORS)
-        named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
-        (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
-        for path in (*aside.iterdir(), aside):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        target = root / named.name
-        if target.exists():  # The same weights: at most who made them differs.
-            shutil.rmtree(target)
-        aside.rename(target)
+        with folder_aside(root, "retriever") as aside:
+            save_file({name: tensor.contiguous() for name, tensor in retriever.tensors().items()}, aside / TENSORS)
+            sha256 = file_sha256(aside / TENSORS)
+            named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
+            (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
+            # If one is there, it has the same weights: at most who made them differs.
+            put_folder(aside, root / named.name, replace=True)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
             f"a retriever version could not be written to {root}: {reason}. Free some room"
@@ -80,6 +68,8 @@ def read_retriever_manifest(folder: Path) -> RetrieverManifest:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=RetrieverManifest)
         for name, expected in manifest.files.items():
+            if not is_name(name):
+                raise CheckpointError(f"retriever {folder.name}: expected names of files in its manifest, got {name!r}")
             if (found := file_sha256(folder / name)) != expected:
                 raise CheckpointError(
                     f"retriever {folder.name}: {name} should have sha256 {expected[:12]}…, has {found[:12]}…"

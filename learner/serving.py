@@ -15,8 +15,9 @@ from typing import Any
 
 from learner.adapters import FOLDER, Adapters
 from learner.checkpoints import file_sha256
-from learner.policy import read_adapter, read_stop_ids, read_tokenizer
+from learner.policy import TOKENIZER, read_adapter, read_stop_ids, read_tokenizer
 from learner.sampling import SamplingError, completion_text
+from learner.versions import check_version
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
 from streams.events import Completion, PolicyRef, Sampling
 
@@ -180,11 +181,14 @@ class ServedVersion:
     ) -> None:
         """directory: the run's folder, in which the adapters are put; seen_as: its path on the server's machine.
 
-        Raises PolicyError if the version is no LoRA adapter, and what `Adapters.use` raises.
+        Raises PolicyError if the version is no LoRA adapter, CheckpointError if it is not the one that was announced,
+        whole, and what `Adapters.use` raises.
         """
-        read_adapter(folder)  # New versions reach vLLM as adapters alone.
+        if folder.is_dir():
+            read_adapter(folder)  # New versions reach vLLM as adapters alone.
+        check_version(folder, reference)
         self.tokenizer = read_tokenizer(folder)
-        self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
+        self.tokenizer_sha256 = file_sha256(folder / TOKENIZER)
         client = VllmClient(url, settings)
         self._adapters = Adapters(
             client,
@@ -208,7 +212,12 @@ class ServedVersion:
         return self._sampler
 
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
-        """Load a newer version into the server and go on with it; raises what `Adapters.use` raises."""
+        """Load a newer version into the server and go on with it.
+
+        Raises CheckpointError if it is not the one that was announced, whole, and what `Adapters.use` raises; the
+        version before stays in use.
+        """
+        check_version(folder, reference)
         self._adapters.use(reference, folder)
         self._sampler.policy = reference
 

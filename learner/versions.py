@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
-from learner.policy import ADAPTER, WEIGHTS, Policy, PolicyError, load_policy
+from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
-from streams.events import PolicyRef
+from streams.delivery import Outbox, Received
+from streams.errors import EventError
+from streams.events import PolicyRef, PolicyVersion
+from streams.names import version_folder
 from streams.topics import version_name
 
 
@@ -34,6 +38,22 @@ class Version(Protocol):
 
 OpenVersion = Callable[[Path, PolicyRef], Version]
 """Called with a checkpoint's folder and its policy: opens the first version that a generator writes with."""
+
+
+def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outbox) -> list[PolicyVersion]:
+    """Return the announcements whose path names a checkpoint of the run; every other one becomes a dead letter.
+
+    Such a path would be joined to the run's folder, and could lead anywhere.
+    """
+    good = []
+    for record, event in announced:
+        try:
+            version_folder(event.path, event.policy)
+        except EventError as error:
+            outbox.bury(record, str(error))
+        else:
+            good.append(event)
+    return good
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
@@ -58,14 +78,48 @@ def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
         raise CheckpointError(f"{error}. Use another of the versions kept: {names}") from error
 
 
+def check_version(folder: Path, reference: PolicyRef) -> Manifest:
+    """Return a version's manifest after checking that `folder` is that version, whole: weights, tokenizer, settings.
+
+    Raises CheckpointError if it is another one, or if a file is missing, has changed or came from elsewhere.
+    """
+    manifest = read_manifest(folder, verify=True)
+    check_named(folder, manifest, reference)
+    weights = folder / (ADAPTER if ADAPTER in manifest.files else WEIGHTS)
+    try:
+        found = weights_sha256(folder)
+    except (OSError, PolicyError) as error:
+        raise CheckpointError(f"policy {version_name(reference)}: {error}") from error
+    if found != reference.sha256:
+        raise CheckpointError(
+            f"policy {version_name(reference)}: expected weights with sha256 {reference.sha256[:12]}…, found "
+            f"{found[:12]}… in {weights}"
+        )
+    return manifest
+
+
+def check_named(folder: Path, manifest: Manifest, reference: PolicyRef) -> None:
+    """Raise CheckpointError unless the manifest is that of this lineage and step."""
+    if (manifest.policy.lineage, manifest.policy.step) != (reference.lineage, reference.step):
+        raise CheckpointError(
+            f"policy {version_name(reference)}: expected its checkpoint in {folder}, found that of "
+            f"{version_name(manifest.policy)}"
+        )
+
+
 class LoadedVersion:
     """A policy in memory that follows the newest version: the model is built once, the weights are replaced."""
 
     def __init__(self, folder: Path, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
+        """folder: the version's checkpoint.
+
+        Raises CheckpointError if it is not the version that was announced, whole; PolicyError if it cannot be read.
+        """
+        check_version(folder, reference)
         self._policy = load_policy(folder)
         self._settings = settings or SamplerSettings()
         self.tokenizer = self._policy.tokenizer
-        self.tokenizer_sha256 = file_sha256(folder / "tokenizer.json")
+        self.tokenizer_sha256 = file_sha256(folder / TOKENIZER)
         self._sampler = TransformersSampler(self._policy, reference, self._settings)
 
     @property
@@ -86,21 +140,32 @@ class LoadedVersion:
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
         """Replace the weights by those in `folder`.
 
-        Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded.
+        Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded. The
+        tokenizer stays: it is the same in every version of a run. Its file is not, because it also records how the last
+        batch was padded and which tokens were declared special.
         """
-        adapter = (folder / ADAPTER).is_file()
-        weights = folder / (ADAPTER if adapter else WEIGHTS)
-        try:
-            if (found := file_sha256(weights)) != reference.sha256:
-                raise CheckpointError(
-                    f"policy {version_name(reference)}: expected weights with sha256 {reference.sha256[:12]}…, "
-                    f"found {found[:12]}… in {weights}"
-                )
-            tensors = load_file(weights)
-        except OSError as error:
-            raise CheckpointError(f"policy {version_name(reference)}: {error}") from error
-        _assign(self._policy, tensors, adapter=adapter)
+        load_weights(self._policy, folder, reference)
         self.sampler.policy = reference
+
+
+def load_weights(policy: Policy, folder: Path, reference: PolicyRef) -> None:
+    """Replace a policy's weights by those of another version of it, after checking that they are the announced ones.
+
+    Raises CheckpointError if not; the weights are then as they were.
+    """
+    adapter = (folder / ADAPTER).is_file()
+    weights = folder / (ADAPTER if adapter else WEIGHTS)
+    try:
+        check_named(folder, read_manifest(folder, verify=False), reference)
+        if (found := file_sha256(weights)) != reference.sha256:
+            raise CheckpointError(
+                f"policy {version_name(reference)}: expected weights with sha256 {reference.sha256[:12]}…, "
+                f"found {found[:12]}… in {weights}"
+            )
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"policy {version_name(reference)}: {error}") from error
+    _assign(policy, tensors, adapter=adapter)
 
 
 def _assign(policy: Policy, tensors: dict[str, torch.Tensor], *, adapter: bool) -> None:

@@ -11,14 +11,18 @@ import http.client
 import json
 import logging
 import random
+import ssl
 import time
 import urllib.error
 import urllib.request
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from streams.errors import SearchloopError, TransientError
+from streams.secrets import GuardedSettings, SecretText, reveal
+from streams.tls import client_context, explain_tls, guard_plain
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 BACK_OFF_FIRST_SECONDS, BACK_OFF_SECONDS_MAX = 0.2, 5.0
@@ -33,11 +37,13 @@ class UnknownModelError(VllmError):
     """The server has no adapter of this name (any more): it was started anew, or somebody unloaded it."""
 
 
-class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where vLLM is and how we talk to it, if `generation.backend` is `vllm`.
 
     url: of a server of one's own; empty: `train` starts one on this machine (table `vllm_server`).
-    api_key: what a server that was started with --api-key asks for.
+    api_key: what a server that was started with --api-key asks for: a secret, which may stand in a file that
+    api_key_file points at. One that `train` starts gets a key of its own. ca_certs: the authority's PEM file for https.
+    allow_insecure: send the key beyond this machine by plain http.
     home: the path by which that server sees our `--home` (a shared folder); empty: the same path. It loads adapters
     from there.
     requests_in_flight: groups asked for at once by one generator; the server batches them.
@@ -48,12 +54,23 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     url: str = ""
-    api_key: str = ""
+    api_key: SecretText = ""
+    api_key_file: str = ""
+    ca_certs: str = ""
+    allow_insecure: bool = False
     home: str = ""
     requests_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 300.0
     retry_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
     checked_prompts: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+
+    def __post_init__(self) -> None:
+        """Hide the key; raises ValueError for credentials in the URL, and for a key that no header can hold."""
+        super().__post_init__()
+        if "@" in self.url:
+            raise ValueError("url: expected http(s)://host:port without credentials; a key belongs in api_key")
+        if not self.api_key.isascii():
+            raise ValueError("api_key: expected ASCII, got other characters")
 
     def __repr__(self) -> str:
         """Say everything but the key."""
@@ -64,8 +81,27 @@ class VllmClient:
     """Speaks HTTP with one server; safe to use from several threads."""
 
     def __init__(self, url: str, settings: VllmSettings) -> None:
+        """Nothing is sent yet. Raises SettingsError if the key would travel in the open."""
         self.url = url.rstrip("/")
         self._settings = settings
+        self._context: ssl.SSLContext | None = None
+        try:
+            self._host = urlsplit(self.url).hostname or ""
+        except ValueError as error:
+            raise VllmError(
+                f"vllm.url: expected an address like http://host:8000, got {self.url!r} ({error})"
+            ) from error
+        if self.url.startswith("https"):
+            self._context = client_context(cafile=settings.ca_certs, table="vllm", ca_setting="ca_certs")
+        self._opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=self._context))
+        if settings.api_key and self._context is None:
+            guard_plain(
+                "vllm",
+                what="a key",
+                hosts=[self._host],
+                instead="Set vllm.url to https://…",
+                allowed=settings.allow_insecure,
+            )
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a completion request.
@@ -138,11 +174,11 @@ class VllmClient:
     def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json"}
         if self._settings.api_key:
-            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+            headers["Authorization"] = f"Bearer {reveal(self._settings.api_key)}"
         data = None if body is None else json.dumps(body).encode()
         try:
             request = urllib.request.Request(self.url + path, method=method, data=data, headers=headers)
-            with urllib.request.urlopen(request, timeout=self._settings.timeout_seconds) as answer:
+            with self._opener.open(request, timeout=self._settings.timeout_seconds) as answer:
                 content = answer.read()
         except urllib.error.HTTPError as error:
             reason = _reason(error)
@@ -154,6 +190,9 @@ class VllmClient:
             hint = " Check vllm.api_key." if error.code in (401, 403) else ""
             raise kind(f"vLLM at {self.url}{path} answers {error.code}: {reason}.{hint}") from error
         except (OSError, http.client.HTTPException) as error:
+            tls = explain_tls(error, host=self._host, cafile=self._settings.ca_certs, ca_setting="vllm.ca_certs")
+            if tls:
+                raise VllmError(f"vLLM at {self.url}: {tls}") from error
             raise _BusyError(f"does not answer ({type(error).__name__}: {getattr(error, 'reason', error)})") from error
         except ValueError as error:
             raise VllmError(
@@ -163,6 +202,13 @@ class VllmClient:
             return json.loads(content)
         except ValueError:
             return content.decode(errors="replace")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: the key would go along to wherever it points."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Return no request, so that the redirect itself is the answer."""
 
 
 class _BusyError(Exception):

@@ -24,6 +24,7 @@ from learner.policy import Policy, save_policy
 from learner.sampling import TransformersSampler
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Sampling
+from streams.whole_file import write_file
 
 Pair = tuple[str, str]
 Progress = Callable[[str, int, int], None]
@@ -160,7 +161,7 @@ def warm_up(
         epochs=tuple(epochs),
     )
     saved = save_policy(Policy(model=model.eval(), tokenizer=policy.tokenizer), out_dir)
-    (out_dir / "warmup.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    write_file(out_dir / "warmup.json", msgspec.json.format(msgspec.json.encode(report)))
     return saved, report
 
 

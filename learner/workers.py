@@ -10,7 +10,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from typing import Any
 from kafka import KafkaConsumer
 
 from learner.batches import BatchSettings
-from learner.checkpoints import load_current, prune_checkpoints, remove_unfinished
+from learner.checkpoints import (
+    CheckpointError,
+    load_current,
+    prune_checkpoints,
+    read_manifest,
+    remove_unfinished,
+)
 from learner.following import VersionFollower
 from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.intake import Intake
@@ -30,7 +36,6 @@ from streams.delivery import (
     Outbox,
     Received,
     Stop,
-    commit,
     decode_or_bury,
     known_position,
     now_ms,
@@ -39,9 +44,11 @@ from streams.delivery import (
     with_retries,
 )
 from streams.errors import DeliveryError, TransientError
-from streams.events import Generation, PolicyVersion, Request
+from streams.events import Generation, PolicyRef, PolicyVersion, Request
 from streams.ranges import read_events
+from streams.stalls import StallWatch
 from streams.topics import topic_name, version_name
+from streams.working import Working, commit_owned, still_owned
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
 log = logging.getLogger(__name__)
@@ -81,6 +88,8 @@ def run_generator(
     waiting: list[Received] = []
     since = time.monotonic()
     wanted = 0
+    stalls = StallWatch(delivery.stall_seconds, log, where=f"generator of run {run}")
+    work = Working(consumer, stop, waiting=lambda: stalls.waiting_for(f"the policy, to answer {len(waiting)} requests"))
     try:
         while not stop():
             # With nothing allowed to be written, the only news to wait for is a newer version; with none at all, a wait
@@ -88,11 +97,15 @@ def run_generator(
             no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
             versions.follow(outbox, wait_seconds=0.0 if wanted > 0 and versions.loaded is not None else no_version)
             wanted = min(chunk - len(waiting), _room(consumer, versions, batch))
+            if versions.loaded is None:
+                stalls.waiting_for("a policy version that can be loaded")
+            elif not waiting:
+                stalls.progress()  # No request that may be answered is no stall: what it waits for stands in `status`.
             if wanted > 0 and versions.loaded is not None:
                 fetched = _fetch(consumer, versions, batch, delivery, records_max=wanted)
                 since = time.monotonic() if fetched or not waiting else since
                 waiting += fetched
-            else:
+            elif consumer.assignment():  # Before it has joined its group there is no membership to keep alive.
                 with paused(consumer) as keep_alive:
                     keep_alive()
             lingered = time.monotonic() - since > generation.linger_seconds
@@ -109,15 +122,21 @@ def run_generator(
                     seed=seed,
                     made_at_ms=now_ms(),
                 )
-                groups = with_retries(write, partial(_give_up, requests, outbox), consumer, stop, delivery)
+                groups = with_retries(
+                    partial(work, write), partial(_give_up, requests, outbox), consumer, stop, delivery
+                )
                 if groups is None:
                     break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
+                kept = still_owned(consumer, waiting)
+                places = {record.position for record in kept}
                 for group in groups:
-                    outbox.send(group, partition=group.source.partition)
+                    if group.source in places:
+                        outbox.send(group, partition=group.source.partition)
                 outbox.flush()
-                commit(consumer, waiting)
+                commit_owned(consumer, kept)
                 waiting = []
     finally:
+        work.close()
         producer.close()
         consumer.close()
 
@@ -134,10 +153,12 @@ def run_learner(
     updates_max: int,
     member: str,
     stop: Stop,
+    origin: str = "",
 ) -> None:
     """Turn rewards into policy versions, going on from the newest checkpoint, until told to stop.
 
     updates_max: after this many steps since the warm-up it learns no more, and waits to be stopped; 0 means no limit.
+    origin: the run whose requests or generations were copied into this one's topics, "" if none was.
     Raises DeliveryError if another learner holds this run: two of them would train every group twice.
     """
     checkpoints = run_dir / "checkpoints"
@@ -148,7 +169,19 @@ def run_learner(
         producer = connect_producer(kafka, client_id=f"{run}-{member}")
         outbox = Outbox(producer, run, stage="learner", settings=delivery)
         try:
-            with Intake(run, kafka, delivery, batch, manifest, outbox, member=f"{run}-{member}") as intake:
+            stalls = StallWatch(delivery.stall_seconds, log, where=f"learner of run {run}")
+            with Intake(
+                run,
+                kafka,
+                delivery,
+                batch,
+                learner,
+                manifest,
+                outbox,
+                versions=_kept_versions(checkpoints),
+                origin=origin,
+                member=f"{run}-{member}",
+            ) as intake:
                 intake.grant(_steps_left(state, updates_max))
                 # Said again on purpose: the last life may have ended between the checkpoint and its announcement.
                 _announce(outbox, state, folder, intake, update=True)
@@ -158,10 +191,18 @@ def run_learner(
                         stop.wait(delivery.poll_timeout_seconds)
                         continue
                     if not intake.ready():
-                        if not intake.read() and intake.grant(steps_left):
+                        if intake.read(step=state.step):
+                            stalls.progress()
+                        elif intake.grant(steps_left):
                             _announce(outbox, state, folder, intake, update=False)
+                        if intake.waits_for:
+                            stalls.waiting_for(intake.waits_for)
+                        else:
+                            stalls.progress()
                         continue
                     folder = state.learn(intake.take(step=state.step), checkpoints)
+                    stalls.progress()
+                    intake.versions.add(state.manifest.policy)
                     intake.grant(_steps_left(state, updates_max))
                     _announce(outbox, state, folder, intake, update=True)
                     for retired in prune_checkpoints(
@@ -179,6 +220,15 @@ def run_learner(
                         )
         finally:
             producer.close()
+
+
+def _kept_versions(checkpoints: Path) -> set[PolicyRef]:
+    """Return the versions whose checkpoints are there: those that a fresh group may have been written by."""
+    found = set()
+    for folder in checkpoints.glob("*-*-*"):
+        with suppress(CheckpointError):
+            found.add(read_manifest(folder, verify=False).policy)
+    return found
 
 
 def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:

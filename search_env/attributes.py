@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
-from search_env.corpora import Document, Query, json_kind
+from search_env.corpora import Document, Query
+from streams.inputs.json_rows import json_kind
 
 PHRASE_CHARACTERS_MAX = 60
 PHRASE_WORDS_MAX = 7

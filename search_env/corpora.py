@@ -1,38 +1,44 @@
 """Documents, queries, judgments and runs, read from and written to the field's own file formats.
 
-Corpora and queries are BEIR-style JSON lines (plain or gzip): `_id`, `title`, `text`, `metadata`. Judgments are TREC
-qrels (four columns) or BEIR's three-column TSV with a header. Rankings are TREC runs (six columns).
-Every error names the file, the line, what was expected, what came, and what to do.
+Corpora and queries are BEIR-style JSON lines: `_id`, `title`, `text`, `metadata`. Judgments are TREC qrels (four
+columns) or BEIR's three-column TSV with a header. Rankings are TREC runs (six columns). How files, texts and numbers
+are read is said once, in `streams.inputs`. Every error names the file, the line, what was expected, what came, and what
+to do.
 """
 
 from __future__ import annotations
 
 import gzip
-import math
-import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from search_env.cleaning import clean_metadata, clean_text
-from streams.errors import FULL, SearchloopError
+from streams.errors import FULL, InputError
+from streams.inputs.counts import Tell, tell_log
+from streams.inputs.files import InputFile
+from streams.inputs.json_rows import json_kind, json_objects
+from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts, clean_metadata
+from streams.inputs.values import GRADE_MAX, ID_BYTES_MAX, RANK_MAX, read_grade, read_id, read_rank, read_score
 from streams.whole_file import whole_file
 
-LINE_BYTES_MAX = 4 * 1024 * 1024
-ID_BYTES_MAX = 512  # Elasticsearch's own limit for `_id`.
 TITLE_CHARACTERS_MAX = 1_000
 TEXT_CHARACTERS_MAX = 50_000
-QUERY_CHARACTERS_MAX = 512
 METADATA_CHARACTERS_MAX = 4_000
 
+# What stands in the first line of three-column judgments: BEIR's header, and the same said in other words. Nothing else
+# is taken for a header, since a first judgment would be lost with it.
+HEADER = (
+    frozenset({"query-id", "query", "qid", "topic"}),
+    frozenset({"corpus-id", "document-id", "doc-id", "docid", "document", "doc"}),
+    frozenset({"score", "grade", "relevance", "rel", "label", "rating"}),
+)
+
 Qrels = dict[str, dict[str, int]]
-_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
-class CorpusError(SearchloopError, ValueError):
+class CorpusError(InputError):
     """A corpus, query, judgment or run file is missing, damaged or in another format."""
 
 
@@ -69,86 +75,111 @@ class UnknownIds(NamedTuple):
     examples: tuple[str, ...]
 
 
-def load_corpus(path: str | Path) -> Iterator[Document]:
-    """Yield the documents of a BEIR-style JSONL(.gz) file, one at a time.
+def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) -> Iterator[Document]:
+    """Yield the documents of a BEIR-style JSONL file, one at a time.
 
+    tell: is told at the end, in a line each, what of the texts was cut. kept: it is a file that we wrote, whose texts
+    are left as they stand.
     Raises CorpusError for a missing or damaged file, malformed JSON, a wrong type, a duplicate id, or no document.
     """
+    file = InputFile(path, "corpus", error=CorpusError)
     line_of: dict[str, int] = {}
-    for number, record in _json_lines(path, "corpus"):
-        identifier = _identifier(record, path, number, line_of)
-        title = _string(record, "title", path, number)
-        text = _string(record, "text", path, number)
-        metadata = record.get("metadata")
-        if metadata is None:
-            metadata = {}
-        if not isinstance(metadata, dict):
-            raise CorpusError(
-                f"{path}, line {number}: expected 'metadata' to be an object, got {json_kind(metadata)}. Mend the line."
-            )
-        yield Document(
-            id=identifier,
-            title=clean_text(title, characters_max=TITLE_CHARACTERS_MAX),
-            text=clean_text(text, characters_max=TEXT_CHARACTERS_MAX),
-            metadata=clean_metadata(metadata, characters_max=METADATA_CHARACTERS_MAX),
-        )
+    cuts = Cuts()
+    for number, record in json_objects(file):
+        identifier = _identifier(record, file, number, line_of)
+        title = _string(record, "title", file, number)
+        text = _string(record, "text", file, number)
+        metadata = _metadata(record, file, number)
+        where = f"document '{identifier}'"
+        if not kept:
+            title = cuts.clean(title, characters_max=TITLE_CHARACTERS_MAX, what="title", where=where)
+            text = cuts.clean(text, characters_max=TEXT_CHARACTERS_MAX, what="text", where=where)
+            metadata = clean_metadata(metadata, characters_max=METADATA_CHARACTERS_MAX, cuts=cuts, where=where)
+        yield Document(id=identifier, title=title, text=text, metadata=metadata)
     if not line_of:
-        raise CorpusError(f"{path}: expected at least one document, got an empty corpus. Check how the file was made.")
+        raise file.error("expected at least one document, got an empty corpus. Check how the file was made.")
+    for line in cuts.told():
+        tell(f"{path}: {line}")
 
 
-def load_queries(path: str | Path) -> list[Query]:
-    """Return the queries of a JSONL(.gz) file; each has an `_id` and a `text` that is not blank.
+def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
+    """Return the queries of a JSONL file; each has an `_id` and a `text` that is not blank.
 
-    Raises CorpusError as `load_corpus` does, and for a query without text.
+    tell: as in `load_corpus`. Raises CorpusError as `load_corpus` does, for a query without text, and for documents.
     """
+    file = InputFile(path, "queries", error=CorpusError)
     line_of: dict[str, int] = {}
     queries: list[Query] = []
-    for number, record in _json_lines(path, "queries"):
-        identifier = _identifier(record, path, number, line_of)
-        text = clean_text(_string(record, "text", path, number), characters_max=QUERY_CHARACTERS_MAX)
+    titled = 0
+    cuts = Cuts()
+    for number, record in json_objects(file):
+        identifier = _identifier(record, file, number, line_of)
+        titled += "title" in record
+        text = cuts.clean(
+            _string(record, "text", file, number),
+            characters_max=QUERY_CHARACTERS_MAX,
+            what="query",
+            where=f"query '{identifier}'",
+        )
         if not text:
-            raise CorpusError(
-                f"{path}, line {number}: query '{identifier}' has no text. Give it a 'text', or leave the line out."
-            )
-        metadata = record.get("metadata")
-        queries.append(Query(id=identifier, text=text, metadata=metadata if isinstance(metadata, dict) else {}))
+            raise file.error(f"query '{identifier}' has no text. Give it a 'text', or leave the line out.", number)
+        queries.append(Query(id=identifier, text=text, metadata=_metadata(record, file, number)))
     if not queries:
-        raise CorpusError(f"{path}: expected at least one query, got an empty file. Check how the file was made.")
+        raise file.error("expected at least one query, got an empty file. Check how the file was made.")
+    if titled == len(queries):
+        raise file.error("expected queries, got lines that all have a 'title'. Is this the corpus?")
+    for line in cuts.told():
+        tell(f"{path}: {line}")
     return queries
 
 
-def load_qrels(path: str | Path) -> Qrels:
+def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
     """Return the grades of a qrels file, `{query id: {document id: grade}}`.
 
     Reads TREC (`query iteration document grade`, any white space) and BEIR (`query-id corpus-id score` with a header).
-    Raises CorpusError for a wrong number of columns, a grade that is no integer, or one pair with two grades.
+    tell: is told how many judgments stand there twice, with the same grade.
+    Raises CorpusError for a wrong number of columns, a grade that is no integer or out of range, an id that cannot be
+    one, or one pair with two grades.
     """
+    file = InputFile(path, "qrels", error=CorpusError)
     qrels: Qrels = {}
-    columns = 0
-    for number, line in _lines(path, "qrels"):
+    columns = repeated = 0
+    for number, line in file.lines():
         fields = line.split()
         if not columns:
             columns = len(fields)
-            if columns == 3 and not _is_integer(fields[2]):
-                continue  # BEIR's header.
             if columns not in (3, 4):
-                raise CorpusError(
-                    f"{path}, line {number}: expected 4 columns (TREC: query, iteration, document, grade) or 3 "
-                    f"(BEIR: query-id, corpus-id, score), got {columns}. Check that this is a qrels file."
+                raise file.error(
+                    "expected 4 columns (TREC: query, iteration, document, grade) or 3 (BEIR: query-id, corpus-id, "
+                    f"score), got {columns}. Check that this is a qrels file.",
+                    number,
                 )
+            if columns == 3 and _is_header(fields):
+                continue
         if len(fields) != columns:
-            raise CorpusError(f"{path}, line {number}: expected {columns} columns, got {len(fields)}. Mend the line.")
-        query_id, document_id, grade = fields[0], fields[-2], fields[-1]
-        if not _is_integer(grade):
-            raise CorpusError(f"{path}, line {number}: expected an integer grade, got '{grade[:40]}'. Mend the line.")
-        known = qrels.setdefault(query_id, {}).setdefault(document_id, int(grade))
-        if known != int(grade):
-            raise CorpusError(
-                f"{path}, line {number}: document '{document_id}' of query '{query_id}' has grade {grade} here and "
-                f"{known} before. Keep one of them."
+            raise file.error(f"expected {columns} columns, got {len(fields)}. Mend the line.", number)
+        query_id, document_id = _visible(fields[0], file, number), _visible(fields[-2], file, number)
+        grade = read_grade(fields[-1])
+        if grade is None:
+            raise file.error(
+                f"expected an integer grade, got '{fields[-1][:40]}' (grades go from -{GRADE_MAX} to {GRADE_MAX}). "
+                "Mend the line.",
+                number,
+            )
+        of_query = qrels.setdefault(query_id, {})
+        if document_id in of_query:
+            repeated += 1
+        known = of_query.setdefault(document_id, grade)
+        if known != grade:
+            raise file.error(
+                f"document '{document_id}' of query '{query_id}' has grade {grade} here and {known} before. Keep one "
+                "of them.",
+                number,
             )
     if not qrels:
-        raise CorpusError(f"{path}: expected at least one judgment, got an empty file. Check how the file was made.")
+        raise file.error("expected at least one judgment, got an empty file. Check how the file was made.")
+    if repeated:
+        tell(f"{path}: {repeated:,} judgments repeat an earlier one, with the same grade; each counts once")
     return qrels
 
 
@@ -215,31 +246,37 @@ def write_run(path: str | Path, run: Mapping[str, Ranking], *, tag: str) -> None
     write_whole(path, "".join(rows))
 
 
-def read_run(path: str | Path) -> dict[str, Ranking]:
+def read_run(path: str | Path, *, may_be_empty: bool = False) -> dict[str, Ranking]:
     """Return a TREC run's rankings, ordered by score, ties by document id; the rank column is not trusted.
 
-    Raises CorpusError for a wrong number of columns, a score that is no finite number, or a document listed twice.
+    may_be_empty: a run that found nothing at all is one, too.
+    Raises CorpusError for a wrong number of columns, a score that is no finite number, a rank that is no whole number,
+    an id that cannot be one, or a document listed twice.
     """
+    file = InputFile(path, "run", error=CorpusError)
     scores: dict[str, dict[str, float]] = {}
-    for number, line in _lines(path, "run"):
+    for number, line in file.lines():
         fields = line.split()
         if len(fields) != 6:
-            raise CorpusError(
-                f"{path}, line {number}: expected 6 columns (query, Q0, document, rank, score, tag), got "
-                f"{len(fields)}. Check that this is a TREC run."
+            raise file.error(
+                f"expected 6 columns (query, Q0, document, rank, score, tag), got {len(fields)}. Check that this is a "
+                "TREC run.",
+                number,
             )
-        try:
-            score = float(fields[4])
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise CorpusError(f"{path}, line {number}: expected a finite score, got '{fields[4][:40]}'. Mend the line.")
-        of_query = scores.setdefault(fields[0], {})
-        if fields[2] in of_query:
-            raise CorpusError(
-                f"{path}, line {number}: document '{fields[2]}' is listed twice for query '{fields[0]}'. Keep one."
+        query_id, document_id = _visible(fields[0], file, number), _visible(fields[2], file, number)
+        if read_rank(fields[3]) is None:
+            raise file.error(
+                f"expected a whole rank from 0 to {RANK_MAX}, got '{fields[3][:40]}'. Mend the line.", number
             )
-        of_query[fields[2]] = score
+        score = read_score(fields[4])
+        if score is None:
+            raise file.error(f"expected a finite score, got '{fields[4][:40]}'. Mend the line.", number)
+        of_query = scores.setdefault(query_id, {})
+        if document_id in of_query:
+            raise file.error(f"document '{document_id}' is listed twice for query '{query_id}'. Keep one.", number)
+        of_query[document_id] = score
+    if not scores and not may_be_empty:
+        raise file.error("expected at least one ranked document, got an empty file. Check how the file was made.")
     return {query_id: rank_by_score(list(of.keys()), list(of.values())) for query_id, of in scores.items()}
 
 
@@ -269,91 +306,49 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
         raise CorpusError(f"{target}: cannot be written ({reason}). Make room, or choose another place.") from error
 
 
-def _lines(path: str | Path, what: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) of a UTF-8 text file, gzip or not, without blank lines."""
-    file = Path(path)
-    try:
-        with file.open("rb") as probe:
-            zipped = probe.read(2) == b"\x1f\x8b"
-        if file.suffix == ".gz" and not zipped and file.stat().st_size:
-            raise CorpusError(
-                f"{file}: expected gzip (the name ends in .gz), got something else. Rename or re-pack it."
-            )
-        with gzip.open(file, "rb") if zipped else file.open("rb") as stream:
-            number = 0
-            while raw := stream.readline(LINE_BYTES_MAX + 1):
-                number += 1
-                if len(raw) > LINE_BYTES_MAX:
-                    raise CorpusError(
-                        f"{file}, line {number}: expected at most {LINE_BYTES_MAX} bytes, got a longer line. Is this a "
-                        f"{what} file with one record a line?"
-                    )
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise CorpusError(
-                        f"{file}, line {number}: expected UTF-8 text, got byte 0x{raw[error.start]:02x} at column "
-                        f"{error.start + 1}. Convert the file to UTF-8."
-                    ) from error
-                if line:
-                    yield number, line
-    except FileNotFoundError:
-        raise CorpusError(f"{file}: no such {what} file. Check the path (now in {Path.cwd()}).") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise CorpusError(f"{file}: cannot read this {what} file: {error.strerror}. Give a readable file.") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{file}: damaged gzip ({error}). Copy or download the {what} file again.") from error
-
-
-def _json_lines(path: str | Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    decoder = msgspec.json.Decoder()
-    for number, line in _lines(path, what):
-        try:
-            record = decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise CorpusError(
-                f"{path}, line {number}: expected one JSON object, got malformed JSON: {error}"
-            ) from error
-        if not isinstance(record, dict):
-            raise CorpusError(
-                f"{path}, line {number}: expected one JSON object, got {json_kind(record)}. Mend the line."
-            )
-        yield number, record
-
-
-def _identifier(record: dict[str, Any], path: str | Path, number: int, line_of: dict[str, int]) -> str:
+def _identifier(record: dict[str, Any], file: InputFile, number: int, line_of: dict[str, int]) -> str:
     value = record.get("_id")
     if not isinstance(value, str):
-        raise CorpusError(
-            f"{path}, line {number}: expected '_id' to be a string, got {json_kind(value)}. Mend the line."
-        )
-    if not value or not value.isprintable() or any(c.isspace() for c in value) or len(value.encode()) > ID_BYTES_MAX:
-        raise CorpusError(
-            f"{path}, line {number}: expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (run files "
-            f"separate by them), got {value[:60]!r}. Rename it."
+        raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Mend the line.", number)
+    if read_id(value) is None or any(character.isspace() for character in value):
+        raise file.error(
+            f"expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (run files separate by them), got "
+            f"{value[:60]!r}. Rename it.",
+            number,
         )
     if value in line_of:
-        raise CorpusError(f"{path}, line {number}: id '{value}' was used before, in line {line_of[value]}. Keep one.")
+        raise file.error(f"id '{value}' was used before, in line {line_of[value]}. Keep one.", number)
     line_of[value] = number
     return value
 
 
-def _string(record: dict[str, Any], field: str, path: str | Path, number: int) -> str:
+def _string(record: dict[str, Any], field: str, file: InputFile, number: int) -> str:
     value = record.get(field)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise CorpusError(
-            f"{path}, line {number}: expected '{field}' to be a string, got {json_kind(value)}. Mend the line."
-        )
+        raise file.error(f"expected '{field}' to be a string, got {json_kind(value)}. Mend the line.", number)
     return value
 
 
-def _is_integer(text: str) -> bool:
-    return _INTEGER.fullmatch(text) is not None
+def _metadata(record: dict[str, Any], file: InputFile, number: int) -> dict[str, Any]:
+    value = record.get("metadata")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise file.error(f"expected 'metadata' to be an object, got {json_kind(value)}. Mend the line.", number)
+    return value
 
 
-def json_kind(value: Any) -> str:
-    """Return what JSON calls a value, with its article, for a message."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "nothing"}
-    return names.get(type(value), "a number")
+def _visible(identifier: str, file: InputFile, number: int) -> str:
+    """Return a column that is an id. Raises the file's error if it holds hidden characters or is too long."""
+    if read_id(identifier) is None:
+        raise file.error(
+            f"expected ids of 1 to {ID_BYTES_MAX} visible bytes, got {identifier[:60]!r}. Mend the line.", number
+        )
+    return identifier
+
+
+def _is_header(fields: Sequence[str]) -> bool:
+    """Return whether the three columns are named, and no judgment."""
+    return all(name.lower().replace("_", "-") in known for name, known in zip(fields, HEADER, strict=True))

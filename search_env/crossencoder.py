@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ import numpy.typing as npt
 from search_env.corpora import write_whole
 from search_env.embeddings import Progress
 from streams.errors import SearchloopError
+from streams.names import is_name
+from streams.whole_file import folder_aside, put_folder
 
 Floats = npt.NDArray[np.float64]
 CALIBRATION_FILE, CURRENT_FILE = "calibration.json", "CURRENT"
@@ -195,30 +196,35 @@ def save_cross_encoder(
 
     current: it is what is read with where no version is named.
     """
-    aside = root / ".writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    cross_encoder._model.save_pretrained(str(aside))
-    digest = hashlib.sha256((aside / "model.safetensors").read_bytes())
-    digest.update(msgspec.json.encode([calibration.scale, calibration.shift]))
-    named = msgspec.structs.replace(calibration, version=digest.hexdigest()[:12])
-    (aside / CALIBRATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
-    target = root / named.version
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    with folder_aside(root, "cross-encoder") as aside:
+        cross_encoder._model.save_pretrained(str(aside))
+        digest = hashlib.sha256((aside / "model.safetensors").read_bytes())
+        digest.update(msgspec.json.encode([calibration.scale, calibration.shift]))
+        named = msgspec.structs.replace(calibration, version=digest.hexdigest()[:12])
+        (aside / CALIBRATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
+        put_folder(aside, root / named.version, replace=True)
     if current:
         write_whole(root / CURRENT_FILE, f"{named.version}\n")
     return named
 
 
 def current_version(root: Path) -> str:
-    """Return the version that is read with where none is named. Raises CrossEncoderError if there is none."""
+    """Return the version that is read with where none is named.
+
+    Raises CrossEncoderError if there is none, or if what stands there is no version's name.
+    """
     try:
-        return (root / CURRENT_FILE).read_text().strip()
+        version = (root / CURRENT_FILE).read_text(errors="replace").strip()
     except OSError as error:
         raise CrossEncoderError(
             f"no cross-encoder at {root} ({error}). Run: searchloop train --recipe relsum"
         ) from error
+    if not is_name(version):
+        raise CrossEncoderError(
+            f"{root / CURRENT_FILE}: expected a version's name, got {version[:80]!r}. Delete it, and `searchloop train "
+            "--recipe relsum` makes one"
+        )
+    return version
 
 
 def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncoder:
@@ -230,7 +236,7 @@ def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncod
     from transformers import logging
 
     logging.disable_progress_bar()
-    if settings.version and not (root / settings.version).is_dir():
+    if settings.version and not (is_name(settings.version) and (root / settings.version).is_dir()):
         known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{CALIBRATION_FILE}"))) or "none"
         raise CrossEncoderError(
             f"cross_encoder.version: expected one of {known} below {root}, got {settings.version!r}"

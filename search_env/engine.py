@@ -3,33 +3,65 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from elastic_transport import JsonSerializer
 from elasticsearch import Elasticsearch
 
 from streams.errors import SettingsError
+from streams.secrets import GuardedSettings, SecretText, reveal, split_credentials
+from streams.tls import client_context, guard_plain
 
 
-class ElasticsearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Elasticsearch is and how to be let in.
+class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Elasticsearch is and how to be let in (infra/SECURITY.md).
 
-    url: "https://host:port"; empty means the local service that `searchloop up` starts.
-    api_key: as Elasticsearch gave it, base64; read-only rights are enough for everything but `searchloop index`.
+    url: "https://host:port"; empty means the local service that `searchloop up` starts. Credentials in it are taken out
+    of it, and become username and password.
+    api_key: as Elasticsearch gave it, base64; read-only rights are enough for everything that makes no index.
+    password, api_key: secrets; each may stand in a file of its own, which NAME_file points at.
+    credentials: a folder with a file ROLE.toml (api_key) for each of the roles operator and environment, the only two
+    that ask Elasticsearch; empty: one key for both.
     ca_certs: path of the certificate authority's PEM file; certificates are always verified.
+    allow_insecure: send a key or password beyond this machine by plain http.
     retries_max: how often a request that was refused (429, 502, 503, 504) or cut off is sent again, after a pause that
     grows from backoff_first_seconds to backoff_seconds_max with full jitter. The client's own default is three
     retries without any pause, which is an attack on an engine that asked for one.
     """
 
     url: str = ""
-    api_key: str = ""
+    api_key: SecretText = ""
+    api_key_file: str = ""
+    username: str = ""
+    password: SecretText = ""
+    password_file: str = ""
+    credentials: str = ""
     ca_certs: str = ""
+    allow_insecure: bool = False
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     retries_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 4
     backoff_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
     backoff_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+
+    def __post_init__(self) -> None:
+        """Hide the secrets, those of the URL too; raises ValueError for two ways to be let in at once."""
+        try:
+            url, username, password = split_credentials(self.url)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from None
+        if username:
+            if self.username or self.password or self.password_file:
+                raise ValueError("url: expected credentials in the URL or in username and password, got both")
+            msgspec.structs.force_setattr(self, "url", url)
+            msgspec.structs.force_setattr(self, "username", username)
+            msgspec.structs.force_setattr(self, "password", password)
+        super().__post_init__()
+        if self.api_key and (self.username or self.password):
+            raise ValueError("api_key: expected an API key, or a user name and password, got both")
+        if not self.api_key.isascii():
+            raise ValueError("api_key: expected base64, as Elasticsearch gave it, got other characters")
 
     def __repr__(self) -> str:
         return f"ElasticsearchSettings(url={self.url!r}, ca_certs={self.ca_certs!r}, …)"
@@ -52,15 +84,24 @@ class FastJson(JsonSerializer):  # type: ignore[misc]
 def connect(settings: ElasticsearchSettings) -> Elasticsearch:
     """Return a client; nothing is sent yet.
 
-    Raises SettingsError if there is no URL.
+    Raises SettingsError if the URL is none, a file cannot be read, or a secret would travel in the open.
     """
-    if not settings.url:
-        raise SettingsError("elasticsearch.url: expected http(s)://host:port, got nothing. Run: searchloop up")
+    host = engine_host(settings)
     options: dict[str, Any] = {}
     if settings.api_key:
-        options["api_key"] = settings.api_key
-    if settings.ca_certs:
-        options["ca_certs"] = settings.ca_certs
+        options["api_key"] = reveal(settings.api_key)
+    if settings.username:
+        options["basic_auth"] = (settings.username, reveal(settings.password))
+    if settings.url.startswith("https"):
+        options["ssl_context"] = client_context(cafile=settings.ca_certs, table="elasticsearch", ca_setting="ca_certs")
+    elif options:
+        guard_plain(
+            "elasticsearch",
+            what="an API key" if settings.api_key else "a password",
+            hosts=[host],
+            instead="Set elasticsearch.url to https://…",
+            allowed=settings.allow_insecure,
+        )
     return Elasticsearch(
         settings.url,
         serializers={FastJson.mimetype: FastJson()},
@@ -74,3 +115,19 @@ def connect(settings: ElasticsearchSettings) -> Elasticsearch:
         retry_backoff_cap=settings.backoff_seconds_max,
         **options,
     )
+
+
+def engine_host(settings: ElasticsearchSettings) -> str:
+    """Return the host of the URL.
+
+    Raises SettingsError if the URL is empty, or is none.
+    """
+    if not settings.url:
+        raise SettingsError("elasticsearch.url: expected http(s)://host:port, got nothing. Run: searchloop up")
+    try:
+        parts = urlsplit(settings.url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port:
+            return parts.hostname
+    except ValueError:
+        pass
+    raise SettingsError(f"elasticsearch.url: expected http(s)://host:port, got {settings.url!r}")

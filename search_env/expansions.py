@@ -15,8 +15,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from search_env.analysis import surface_tokens
-from search_env.cleaning import clean_text
 from streams.events import Context
+from streams.inputs.text import clean_text
 from streams.pointers import read_pointers
 
 _FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)

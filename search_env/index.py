@@ -2,17 +2,20 @@
 
 An index version is written once and never changed: `NAME-<n>` is filled, refreshed, merged to one segment and made
 read-only, and only then does the alias `NAME` point to it. Whatever fails before that leaves the old version serving.
+What is ours is marked, and nothing else is ever touched (`search_env.ownership`).
 The documents that went in are kept in the home directory, because features, contexts and intents read whole documents,
 and a search never fetches any.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,11 @@ from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, helpers
 
 from search_env.corpora import Document, load_corpus, write_whole
-from streams.errors import SearchloopError, explain_os_error
+from search_env.index_changes import create_marked, delete_superseded, discard, switch_alias
+from search_env.ownership import IndexingError as IndexingError
+from search_env.ownership import Place, Seen, adopt, claim, meta
+from streams.errors import explain_os_error
+from streams.whole_file import put_file
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is (0: unknown)
 
@@ -47,10 +54,6 @@ MAPPING: dict[str, Any] = {
 SIMILARITY: dict[str, Any] = {"default": {"type": "BM25", "k1": 1.2, "b": 0.75}}
 
 
-class IndexingError(SearchloopError, RuntimeError):
-    """An index could not be built, found or read."""
-
-
 class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
     """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines.
 
@@ -72,12 +75,43 @@ class Summaries(NamedTuple):
     by_document: Mapping[str, str]
 
 
+def check_name(name: str) -> None:
+    """Raise IndexingError for a name that no index of ours can have."""
+    if not _NAME.fullmatch(name) or _VERSIONED.fullmatch(name):
+        raise IndexingError(
+            f"expected an index name of lower-case letters, digits, '_', '.' and '-' that does not end in -<number> "
+            f"(versions are named so), got '{name}'. Choose another with --name."
+        )
+
+
+def claim_name(client: Elasticsearch, name: str, *, installation: str) -> list[Seen]:
+    """Return the versions of an index that this installation has made, after seeing that the name is free or ours.
+
+    Raises IndexingError if somebody else has an index, an alias, a data stream or a template of that name, or if
+    Elasticsearch refuses or does not answer. Nothing is changed, whatever comes of it.
+    """
+    check_name(name)
+    with _told(name):
+        return claim(client, _place(name, installation), partial(_is_version, name))
+
+
+def adopt_versions(client: Elasticsearch, name: str, *, installation: str) -> list[str]:
+    """Mark the versions of an index that a searchloop without marks has made as ours, and return their names.
+
+    Raises IndexingError, with nothing changed, if anything else has that name.
+    """
+    check_name(name)
+    with _told(name):
+        return adopt(client, _place(name, installation), partial(_is_version, name), MAPPING["properties"])
+
+
 def build_index(
     client: Elasticsearch,
     name: str,
     documents: Iterable[Document],
     progress: Progress | None = None,
     *,
+    installation: str,
     directory: Path | None = None,
     total: int = 0,
     replicas: int = 0,
@@ -86,66 +120,57 @@ def build_index(
 ) -> IndexVersion:
     """Load documents into a new version of an index, and switch the alias to it when all of them are in.
 
+    installation: the id of the home that it belongs to; only versions with this id are replaced.
     directory: where `documents.jsonl.gz` and `manifest.json` are kept (home/indexes/NAME); None keeps no files.
     total: how many documents to expect, for the progress bar; 0 if unknown. summaries: stored in fields of their own.
     keep: older versions that are not deleted when the alias has moved.
-    Raises IndexingError if Elasticsearch refuses or the disk is full, and lets CorpusError of `documents` through;
-    either way the alias still points where it did, and the half-filled index is gone.
+    Raises IndexingError if the name is somebody else's (nothing is made then), if Elasticsearch refuses or the disk is
+    full, and lets CorpusError of `documents` through; the alias still points where it did, and the half-filled index
+    is gone.
     """
     report = progress or (lambda what, done, of: None)
-    _check_name(name)
-    try:
-        number = 1 + max([*_versions(client, name).values(), _saved_number(directory)])
-        version = f"{name}-{number}"
-        _refuse_plain_index(client, name)
-        client.indices.create(
-            index=version,
-            mappings=MAPPING,
-            settings={
-                "number_of_shards": 1,
-                "number_of_replicas": replicas,
-                "refresh_interval": "-1",
-                "similarity": SIMILARITY,
-            },
-        )
+    place = _place(name, installation)
+    number = 1 + max(
+        [
+            *(_number(each.name) for each in claim_name(client, name, installation=installation)),
+            _saved_number(directory),
+        ]
+    )
+    with _told(name, directory):
+        new, through = _create(client, place, f"{name}-{number}", replicas=replicas)
         saved = _SavedDocuments(directory)
         try:
-            _load(client, version, saved.keep(documents), summaries, report, total)
+            _load(client, through, saved.keep(documents), summaries, report, total)
             report("merging the index", 0, 0)
-            client.indices.refresh(index=version)
-            client.options(request_timeout=600).indices.forcemerge(index=version, max_num_segments=1)
-            client.indices.refresh(index=version)
-            client.indices.put_settings(index=version, settings={"index.blocks.write": True})
-            counted = int(client.count(index=version)["count"])
+            client.indices.refresh(index=through)
+            client.options(request_timeout=600).indices.forcemerge(index=through, max_num_segments=1)
+            client.indices.refresh(index=through)
+            client.indices.put_settings(index=through, settings={"index.blocks.write": True})
+            counted = int(client.count(index=through)["count"])
             if counted != saved.count:
-                raise IndexingError(f"index '{version}': expected {saved.count} documents after loading, got {counted}")
-            made = IndexVersion(
-                name=version,
+                raise IndexingError(
+                    f"index '{new.name}': expected {saved.count} documents after loading, got {counted}"
+                )
+            version = IndexVersion(
+                name=new.name,
                 alias=name,
                 documents=saved.count,
                 sha256=saved.sha256.hexdigest(),
                 made_at_ms=time.time_ns() // 1_000_000,
                 summaries=summaries.policy if summaries else "",
             )
-            _switch_alias(client, name, version)
+            older = [each for each in claim(client, place, partial(_is_version, name)) if each.name != new.name]
+            switch_alias(client, place, new, through, older)
         except BaseException:  # Ctrl-C too: a half-filled index must not stay, whatever stopped us.
             saved.discard()
-            client.options(ignore_status=404).indices.delete(index=version)
+            discard(client, new, place)
             raise
-        saved.accept(made)
-        for old in _versions(client, name):
-            if old != version and old not in keep:
-                client.options(ignore_status=404).indices.delete(index=old)
-    except (ApiError, helpers.BulkIndexError) as error:
-        raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
-    except TransportError as error:
-        raise IndexingError(
-            f"index '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
-        ) from error
-    except OSError as error:
-        raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
-    report("index ready", made.documents, made.documents)
-    return made
+        saved.accept(version)
+        for each in older:
+            if each.name not in keep:
+                delete_superseded(client, each, place)
+    report("index ready", version.documents, version.documents)
+    return version
 
 
 def current_version(client: Elasticsearch, name: str) -> str:
@@ -189,7 +214,7 @@ def load_documents(directory: Path) -> list[Document]:
     Raises IndexingError if it is not the corpus that the index was built from.
     """
     manifest = load_manifest(directory)
-    documents = list(load_corpus(directory / "documents.jsonl.gz"))
+    documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
     digest = hashlib.sha256()
     for document in documents:
         digest.update(_line(document))
@@ -248,7 +273,7 @@ class _SavedDocuments:
     def accept(self, version: IndexVersion) -> None:
         """Put documents and manifest in place."""
         if self.directory is not None and self.aside is not None:
-            self.aside.replace(self.directory / "documents.jsonl.gz")
+            put_file(self.aside, self.directory / "documents.jsonl.gz")
             write_whole(self.directory / "manifest.json", msgspec.json.format(msgspec.json.encode(version)) + b"\n")
 
     def discard(self) -> None:
@@ -287,6 +312,7 @@ def _load(
     for _ in helpers.streaming_bulk(
         client,
         actions,
+        require_alias=True,  # An index that is gone must not be made anew by the first document.
         chunk_size=BULK_DOCUMENTS,
         max_chunk_bytes=BULK_BYTES,
         max_retries=6,  # of documents that were answered with 429, after 0.5, 1, 2 … seconds
@@ -305,41 +331,44 @@ def _summary_fields(document_id: str, summaries: Summaries | None) -> dict[str, 
     return {"summary": summaries.by_document.get(document_id, ""), "summary_policy": summaries.policy}
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name) or _VERSIONED.fullmatch(name):
+def _place(name: str, installation: str) -> Place:
+    return Place(installation=installation, alias=name, kind="documents")
+
+
+def _is_version(name: str, index: str) -> bool:
+    match = _VERSIONED.fullmatch(index)
+    return match is not None and match.group(1) == name
+
+
+def _number(index: str) -> int:
+    match = _VERSIONED.fullmatch(index)
+    return int(match.group(2)) if match else 0
+
+
+@contextlib.contextmanager
+def _told(name: str, directory: Path | None = None) -> Iterator[None]:
+    """Turn what Elasticsearch or the disk says into one line."""
+    try:
+        yield
+    except (ApiError, helpers.BulkIndexError) as error:
+        raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
+    except TransportError as error:
         raise IndexingError(
-            f"expected an index name of lower-case letters, digits, '_', '.' and '-' that does not end in -<number> "
-            f"(versions are named so), got '{name}'. Choose another with --name."
-        )
+            f"index '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+        ) from error
+    except OSError as error:
+        raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
 
 
-def _versions(client: Elasticsearch, name: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for index in client.indices.get(index=f"{name}-*", features="aliases").body:
-        match = _VERSIONED.fullmatch(index)
-        if match and match.group(1) == name:
-            found[index] = int(match.group(2))
-    return found
+def _create(client: Elasticsearch, place: Place, index: str, *, replicas: int) -> tuple[Seen, str]:
+    """Make an empty index with our mark; return it, and the alias to write through."""
+    mappings = MAPPING | {"_meta": meta(place.mark(index))}
+    settings = {"number_of_replicas": replicas, "similarity": SIMILARITY}
+    return create_marked(client, place, index, mappings=mappings, settings=settings)
 
 
 def _saved_number(directory: Path | None) -> int:
     """The number of the last version that left files here: a name that was used once never means another corpus."""
     if directory is None or not (directory / "manifest.json").exists():
         return 0
-    match = _VERSIONED.fullmatch(load_manifest(directory).name)
-    return int(match.group(2)) if match else 0
-
-
-def _refuse_plain_index(client: Elasticsearch, name: str) -> None:
-    if client.indices.exists(index=name) and not client.indices.exists_alias(name=name):
-        raise IndexingError(
-            f"'{name}' is an index of this cluster, and no alias of ours. Choose another name with --name; "
-            f"searchloop never touches an index that it did not make."
-        )
-
-
-def _switch_alias(client: Elasticsearch, alias: str, version: str) -> None:
-    actions: list[dict[str, Any]] = [{"add": {"index": version, "alias": alias}}]
-    if client.indices.exists_alias(name=alias):
-        actions.insert(0, {"remove": {"index": "*", "alias": alias}})
-    client.indices.update_aliases(actions=actions)
+    return _number(load_manifest(directory).name)

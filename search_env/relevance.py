@@ -23,6 +23,7 @@ from search_env.catalogue import Catalogue
 from search_env.embeddings import Embedder
 from search_env.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from streams.errors import SearchloopError
+from streams.whole_file import write_file
 
 if TYPE_CHECKING:
     import lightgbm  # Takes all of scikit-learn with it, two seconds: only where trees are read or grown.
@@ -227,9 +228,8 @@ class NoisyRelevance:
 
 def save_gbdt(directory: Path, booster: lightgbm.Booster, manifest: RelevanceManifest) -> None:
     """Write `model.txt` (LightGBM's own text format, no pickle) and `manifest.json`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.txt").write_text(model_text(booster))
-    (directory / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    write_file(directory / "model.txt", model_text(booster).encode())
+    write_file(directory / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
 def load_gbdt(

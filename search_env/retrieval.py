@@ -28,6 +28,7 @@ from elasticsearch import ApiError, Elasticsearch
 from search_env.analysis import analyze
 from search_env.corpora import Ranking, rank_by_score
 from search_env.index import explain
+from search_env.rights import NO_RIGHT, NOT_LET_IN, login_refused
 from streams.errors import SearchloopError, TransientError
 
 Mode = Literal["weighted", "union", "fusion"]
@@ -302,6 +303,11 @@ class Retriever:
             ).body
         except ApiError as error:
             message = f"search on '{self.index}' failed: {explain(error)}"
+            if (
+                error.meta.status in NOT_LET_IN
+            ):  # A key that was revoked may be given back: nothing is scored meanwhile.
+                told = login_refused() if error.meta.status == 401 else NO_RIGHT
+                raise EngineUnavailable(f"search on '{self.index}' failed: {told}") from error
             if error.meta.status in _RETRY_STATUS:
                 raise EngineUnavailable(message) from error
             if error.meta.status == 404:

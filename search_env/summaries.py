@@ -14,9 +14,9 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from search_env.cleaning import clean_text
 from search_env.expansions import Rejected
 from streams.events import Product
+from streams.inputs.text import clean_text
 from streams.pointers import read_pointers
 
 Count = Callable[[str], int]

@@ -8,7 +8,8 @@ in this process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,8 @@ from elasticsearch import ApiError, Elasticsearch, helpers
 from search_env.corpora import Ranking
 from search_env.dense import Floats
 from search_env.index import IndexingError, explain
+from search_env.index_changes import create_marked, delete_superseded, discard, is_filled, switch_alias
+from search_env.ownership import WHOLE, Place, Seen, claim, is_unmarked, look, meta
 
 BATCH_SEARCHES = 64
 
@@ -44,61 +47,47 @@ def build_vector_index(
     ids: Sequence[str],
     vectors: Floats,
     settings: VectorSettings,
+    *,
+    installation: str,
 ) -> str:
     """Load vectors [n, E] into the index `alias-version`, point the alias to it, and return its name.
 
-    An index of that name that holds as many vectors is taken as it is: a version's vectors never change. Older versions
-    behind the alias are deleted. Raises IndexingError if Elasticsearch refuses or does not answer; the alias still
-    points where it did then, and the half-filled index is gone.
+    installation: the id of the home that it belongs to. An index of that name and home that holds as many vectors is
+    taken as it is: a version's vectors never change. Older versions of this home behind the alias are deleted. One that
+    a searchloop without marks has made is read as it is, and neither it nor its alias is changed.
+    Raises IndexingError if the alias or the name is somebody else's (nothing is made then), or if Elasticsearch refuses
+    or does not answer; the alias still points where it did then, and the half-filled index is gone.
     """
     name = f"{alias}-{version}".lower()
-    options: dict[str, Any] = {"type": "flat"}
-    if settings.search != "flat":
-        options = {"type": "hnsw", "m": settings.links, "ef_construction": settings.build_candidates}
-    mapping: dict[str, Any] = {
-        "dynamic": "strict",
-        "properties": {
-            "id": {"type": "keyword"},
-            "vector": {
-                "type": "dense_vector",
-                "dims": int(vectors.shape[1]),
-                "index": True,
-                "similarity": "dot_product",
-                "index_options": options,
-            },
-        },
-    }
-    try:
-        if not (client.indices.exists(index=name) and int(client.count(index=name)["count"]) == len(ids)):
-            client.options(ignore_status=404).indices.delete(index=name)
-            client.indices.create(
-                index=name,
-                mappings=mapping,
-                settings={"number_of_shards": 1, "number_of_replicas": 0, "refresh_interval": "-1"},
+    place = _place(alias, installation)
+    properties = _properties(int(vectors.shape[1]), settings)
+    with _told(name):
+        there = look(client, name, mappings=WHOLE)
+        if there is not None and is_unmarked(there, properties) and _count(client, name) == len(ids):
+            return name
+        ours = {each.name: each for each in claim(client, place, name.__eq__, new=name)}
+        older = [each for each in ours.values() if each.name != name and alias in each.aliases]
+        if (same := ours.get(name)) is not None and _is_whole(client, same, len(ids)):
+            if older or alias not in same.aliases:
+                switch_alias(client, place, same, "", older)
+        else:
+            if same is not None and not delete_superseded(client, same, place):
+                raise IndexingError(f"vectors '{name}': the index is unfinished and in use. Delete it yourself")
+            new, through = create_marked(
+                client,
+                place,
+                name,
+                mappings={"dynamic": "strict", "properties": properties, "_meta": meta(place.mark(name))},
+                settings={"number_of_replicas": 0},
             )
             try:
-                rows = (
-                    {"_index": name, "_id": key, "id": key, "vector": vector.tolist()}
-                    for key, vector in zip(ids, vectors, strict=True)
-                )
-                helpers.bulk(client.options(request_timeout=300), rows, chunk_size=500)
-                client.indices.refresh(index=name)
-                client.indices.put_settings(index=name, settings={"index.blocks.write": True})
+                _load(client, through, ids, vectors)
+                switch_alias(client, place, new, through, older)
             except BaseException:  # Ctrl-C too: a half-filled index must not stay.
-                client.options(ignore_status=404).indices.delete(index=name)
+                discard(client, new, place)
                 raise
-        behind = client.options(ignore_status=404).indices.get_alias(name=alias)
-        old = sorted(set(behind.body) - {name}) if behind.meta.status == 200 else []
-        actions: list[dict[str, Any]] = [{"remove": {"index": each, "alias": alias}} for each in old]
-        client.indices.update_aliases(actions=[*actions, {"add": {"index": name, "alias": alias}}])
-        for each in old:
-            client.options(ignore_status=404).indices.delete(index=each)
-    except (ApiError, helpers.BulkIndexError) as error:
-        raise IndexingError(f"vectors '{name}': Elasticsearch refused: {explain(error)}") from error
-    except TransportError as error:
-        raise IndexingError(
-            f"vectors '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
-        ) from error
+        for each in older:
+            delete_superseded(client, each, place)
     return name
 
 
@@ -138,6 +127,58 @@ def search_in_memory(ids: Sequence[str], vectors: Floats, queries: Floats, *, si
         best = np.argsort(-scores, kind="stable")[:size]
         rankings.append(Ranking([names[place] for place in best.tolist()], scores[best].tolist()))
     return rankings
+
+
+def _place(alias: str, installation: str) -> Place:
+    return Place(installation=installation, alias=alias, kind="vectors")
+
+
+def _properties(dims: int, settings: VectorSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {"type": "flat"}
+    if settings.search != "flat":
+        options = {"type": "hnsw", "m": settings.links, "ef_construction": settings.build_candidates}
+    return {
+        "id": {"type": "keyword"},
+        "vector": {
+            "type": "dense_vector",
+            "dims": dims,
+            "index": True,
+            "similarity": "dot_product",
+            "index_options": options,
+        },
+    }
+
+
+def _count(client: Elasticsearch, index: str) -> int:
+    return int(client.count(index=index)["count"])
+
+
+def _is_whole(client: Elasticsearch, index: Seen, count: int) -> bool:
+    """Return whether an index of ours was finished: it is written to under no name any more, and holds all vectors."""
+    return not is_filled(index) and _count(client, index.name) == count
+
+
+def _load(client: Elasticsearch, through: str, ids: Sequence[str], vectors: Floats) -> None:
+    rows = (
+        {"_index": through, "_id": key, "id": key, "vector": vector.tolist()}
+        for key, vector in zip(ids, vectors, strict=True)
+    )
+    helpers.bulk(client.options(request_timeout=300), rows, chunk_size=500, require_alias=True)
+    client.indices.refresh(index=through)
+    client.indices.put_settings(index=through, settings={"index.blocks.write": True})
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what Elasticsearch says into one line."""
+    try:
+        yield
+    except (ApiError, helpers.BulkIndexError) as error:
+        raise IndexingError(f"vectors '{name}': Elasticsearch refused: {explain(error)}") from error
+    except TransportError as error:
+        raise IndexingError(
+            f"vectors '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+        ) from error
 
 
 def _body(query: Floats, *, size: int, settings: VectorSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from search_env.controls import Environment
+from search_env.controls import Environment, Inputs
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.codec import content_sha256
 from streams.delivery import (
@@ -14,14 +14,16 @@ from streams.delivery import (
     Outbox,
     Received,
     Stop,
-    commit,
     decode_or_bury,
     poll,
     with_retries,
 )
 from streams.errors import TransientError
 from streams.events import Generation, Reward
+from streams.ranges import answered_generations
+from streams.stalls import StallWatch
 from streams.topics import topic_name
+from streams.working import Working, commit_owned, still_owned
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def run_environment(
     """Score every generation, in input order per partition, until told to stop.
 
     A search engine that is down is waited for with the partitions paused; past the limit the groups end as `failed` and
-    lie among the dead letters. It is never a reward of 0.
+    lie among the dead letters. It is never a reward of 0. However long the scoring takes, the worker stays a member of
+    its group, and commits what it has scored once.
     """
     producer = connect_producer(kafka, client_id=f"{run}-{member}")
     outbox = Outbox(producer, run, stage="environment", settings=delivery)
@@ -48,29 +51,37 @@ def run_environment(
         group=f"{run}.environment",
         member=f"{run}-{member}",
         records_max=delivery.records_max,
+        begin=partial(answered_generations, kafka, run),
     )
+    stalls = StallWatch(delivery.stall_seconds, log, where=f"environment of run {run}")
+    groups = 0
+    work = Working(consumer, stop, waiting=lambda: stalls.waiting_for(f"the scores of {groups} groups"))
     try:
         while not stop():
             records = poll(consumer, delivery)
+            stalls.progress()  # No generation to score is no stall: what it waits for stands in `status`.
             if not records:
                 continue
             good = decode_or_bury(records, Generation, outbox)
             inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]
+            groups = len(good)
 
-            rewards = with_retries(
-                partial(environment.score_many, inputs),
-                partial(_give_up, environment, good, outbox),
-                consumer,
-                stop,
-                delivery,
-            )
+            def score(inputs: Inputs = inputs) -> list[Reward] | None:
+                stalls.waiting_for(f"the search engine, to score {len(inputs)} groups")
+                return work(partial(environment.score_many, inputs))
+
+            rewards = with_retries(score, partial(_give_up, environment, good, outbox), consumer, stop, delivery)
             if rewards is None:
                 break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
+            kept = still_owned(consumer, records)
+            places = {record.position for record in kept}
             for reward in rewards:
-                outbox.send(reward, partition=reward.source.partition)
+                if reward.source in places:
+                    outbox.send(reward, partition=reward.source.partition)
             outbox.flush()
-            commit(consumer, records)
+            commit_owned(consumer, kept)
     finally:
+        work.close()
         producer.close()
         consumer.close()
 

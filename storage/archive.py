@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,8 @@ from storage.errors import StorageError
 from streams.delivery import Received
 from streams.events import Position
 from streams.failpoints import failpoint
+from streams.names import is_topic_name
+from streams.whole_file import remove_unfinished, whole_file
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -74,7 +75,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Segment]:
     """Move every record that the ledger still holds raw into closed segments, and return these.
 
-    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot: in both cases no record is lost.
+    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot, StorageError for a topic that Kafka
+    would not take: no record is lost then.
     """
     open_parts = connection.execute(
         "SELECT topic, partition, min(record_offset), max(record_offset), count(*) "
@@ -84,6 +86,8 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
         return []
     closed = []
     for topic, partition, first, last, count in open_parts:
+        if not is_topic_name(topic):  # It becomes a folder, and a ledger may have been written by anybody.
+            raise StorageError(f"ledger: expected records of Kafka topics, got the topic {topic[:200]!r}; rebuild it")
         path = Path(topic) / str(partition) / f"{first:020d}-{last:020d}.parquet"
         size, sha256 = _write(connection, folder / path, topic, partition)
         closed.append(
@@ -167,9 +171,13 @@ def read_window(folder: Path, partition: tuple[str, int], first: int, end: int, 
 
 
 def first_archived_at(folder: Path, partition: tuple[str, int], moment_ms: int) -> int | None:
-    """Return the offset of the first archived record that is not older than this moment, None if there is none."""
+    """Return the offset of the first archived record that is not older than this moment, None if there is none.
+
+    Raises StorageError if a segment is damaged.
+    """
     for path in find_segments(folder, partition):
-        rows = pq.read_table(path, columns=["record_offset", "record_time_ms"]).to_pylist()
+        with _whole(path):
+            rows = pq.read_table(path, columns=["record_offset", "record_time_ms"]).to_pylist()
         for row in rows:
             if row["record_time_ms"] >= moment_ms:
                 return int(row["record_offset"])
@@ -216,17 +224,23 @@ def read_segment(path: Path) -> Iterator[Received]:
 
     Raises StorageError if the file is damaged: each page carries a checksum.
     """
+    with _whole(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for rows in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            for row in rows.to_pylist():
+                yield Received(
+                    position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
+                    timestamp_ms=row["record_time_ms"],
+                    key=row["key"],
+                    value=row["value"],
+                    headers=tuple((header["name"], header["value"]) for header in row["headers"]),
+                )
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raise StorageError for whatever Arrow says of a segment that is damaged."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for rows in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for row in rows.to_pylist():
-                    yield Received(
-                        position=Position(topic=row["topic"], partition=row["partition"], offset=row["record_offset"]),
-                        timestamp_ms=row["record_time_ms"],
-                        key=row["key"],
-                        value=row["value"],
-                        headers=tuple((header["name"], header["value"]) for header in row["headers"]),
-                    )
+        yield
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())}); "
@@ -237,17 +251,13 @@ def read_segment(path: Path) -> Iterator[Received]:
 def describe_segment(folder: Path, path: Path) -> Segment:
     """Return what the ledger's list says of a segment's file.
 
-    Raises StorageError for a file whose name is not a segment's, or that is no Parquet.
+    Raises StorageError for a file whose name is not a segment's, or that is damaged.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise StorageError(f"{path}: expected a name like {0:020d}-{9:020d}.parquet")
-    try:
+    with _whole(path):
         records = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(
-            f"{path}: expected a whole segment of the archive, got a damaged file ({' '.join(str(error).split())})"
-        ) from error
     return Segment(
         topic=path.parts[-3],
         partition=int(path.parent.name),
@@ -262,30 +272,21 @@ def describe_segment(folder: Path, path: Path) -> Segment:
 
 def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partition: int) -> tuple[int, str]:
     """Write one partition's open records, whole or not at all; return the file's size and hash."""
-    made = [folder for folder in (path.parent.parent, path.parent) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        _sync_folder(folder.parent)
-    aside = path.with_name(path.name + ".writing")
-    try:
+    with whole_file(path) as aside:
         rows = connection.sql(
             "SELECT * FROM records WHERE topic = ? AND partition = ? ORDER BY record_offset", params=[topic, partition]
         ).to_arrow_reader(ROWS_AT_ONCE)
         # Closed in any case: an error's traceback keeps the reader, and the reader the database; DuckDB 2.0 waits for
         # ever to open a file anew of which this process has not let go.
-        with rows, aside.open("wb") as file:
-            with pq.ParquetWriter(file, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                for batch in rows:
-                    writer.write_batch(batch.cast(SEGMENT_SCHEMA))
-            file.flush()
-            os.fsync(file.fileno())
+        with (
+            rows,
+            pq.ParquetWriter(aside, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for batch in rows:
+                writer.write_batch(batch.cast(SEGMENT_SCHEMA))
         size, sha256 = aside.stat().st_size, file_sha256(aside)
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    # A killed sink's next segment ends at another offset: what it left has another name, and the sink is alone here.
+    remove_unfinished(path.parent)
     return size, sha256
 
 
@@ -293,12 +294,3 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

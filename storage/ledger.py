@@ -18,6 +18,7 @@ from storage.entries import Entry, dead_letter, read_entry
 from storage.errors import StorageError
 from storage.rows import Tables, build_tables, sound
 from storage.schema import migrate
+from storage.switching import finish
 from streams.delivery import Received
 from streams.events import DeadLetter
 from streams.failpoints import failpoint
@@ -136,7 +137,8 @@ def open_ledger(
 def held(path: Path) -> Iterator[None]:
     """Keep every other sink out while this lasts: DuckDB's lock stops other processes, this one our own threads too.
 
-    Raises StorageError if another sink has the file.
+    A new ledger that a killed rebuild has left is put into its place first.
+    Raises StorageError if another sink has the file, or if the new ledger cannot be put into its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("a+") as lock:
@@ -151,6 +153,10 @@ def held(path: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
+        try:
+            finish(path)
+        except OSError as error:
+            raise StorageError(explain(path, error)) from error
         yield
 
 

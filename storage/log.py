@@ -7,7 +7,9 @@ closed segments: the same code, the same rows, only without the newest records (
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,12 +30,14 @@ from storage.archive import (
 from storage.errors import StorageError
 from storage.ledger import LEDGER, OFFLINE, Partition, build_batch, explain, held, is_held, read_positions, store_batch
 from storage.schema import migrate, pending
+from storage.switching import choose, is_chosen
 from streams.codec import decode
 from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import Event, Position
 
 RECORDS_AT_ONCE = 512
+SWITCH_SECONDS_MAX = 10.0  # For two renames, on a busy machine.
 BUILD_MEMORY = "512MiB"  # Of a ledger that is built anew to be read; the rest lies on the disk.
 RAW_AT_ONCE = 64  # A record may have 8 MB.
 
@@ -116,6 +120,7 @@ def open_log(folder: Path) -> Log:
     Raises StorageError if there is none, or if it cannot be read.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
+    _finish_rebuild(path)
     if not path.exists() and not find_segments(archive):
         raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
     if path.exists():
@@ -178,13 +183,23 @@ def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> I
             damaged(path, error)
 
 
+def _finish_rebuild(path: Path) -> None:
+    """Wait until a ledger that was built anew is in its place; if its rebuild was killed, put it there."""
+    deadline = time.monotonic() + SWITCH_SECONDS_MAX
+    while is_chosen(path) and time.monotonic() < deadline:
+        with contextlib.suppress(StorageError), held(path):
+            return
+        time.sleep(0.05)
+
+
 def rebuild_ledger(folder: Path, *, gaps: bool = False) -> int:
     """Write the run's ledger anew from its archive, in place of a lost or damaged one; return the number of records.
 
     The old file is kept beside it, named `.damaged`; what it alone still holds is taken over if it can be read. The
-    rest comes from Kafka: the sink goes on from the offsets that the new ledger holds.
+    rest comes from Kafka: the sink goes on from the offsets that the new ledger holds. Whenever it is killed, the old
+    ledger stands or the new one does; see `storage.switching`.
     gaps: take offsets that no segment holds for ones at which Kafka never had a record.
-    Raises StorageError if a sink holds the ledger, or if a segment is damaged or missing.
+    Raises StorageError if a sink holds the ledger, if a segment is damaged or missing, or if the disk is full.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
     if not gaps and (holes := archive_holes(archive)):
@@ -194,27 +209,38 @@ def rebuild_ledger(folder: Path, *, gaps: bool = False) -> int:
             f"{archive}: no segment holds {topic}[{partition}]@{first}-{last}{more}. Restore the missing segment from "
             "a copy; if Kafka never had a record there, say so with --gaps"
         )
-    aside = folder / f"{LEDGER}.rebuilding"
-    for left in folder.glob(aside.name + "*"):
-        left.unlink()
+    made = folder / f"{LEDGER}.rebuilding"
     with held(path):
-        connection = duckdb.connect(str(aside), config=dict(OFFLINE))
+        _remove_made(made)
         try:
-            migrate(connection)
-            count = _store(connection, read_archive(archive))
-            connection.execute("DELETE FROM records")
-            for segment in find_segments(archive):
-                list_segment(connection, describe_segment(archive, segment))
-            count += _store(connection, _not_archived(path, read_positions(connection)))
-            connection.execute("CHECKPOINT")
+            count = _build(made, archive, path)
+            choose(made, path)
+        except (duckdb.Error, OSError) as error:
+            raise StorageError(explain(path, error)) from error
         finally:
-            connection.close()
-        for suffix in ("", ".wal"):
-            old = path.with_name(path.name + suffix)
-            if old.exists():
-                old.replace(path.with_name(f"{path.name}.damaged{suffix}"))
-        aside.replace(path)
+            _remove_made(made)
     return count
+
+
+def _build(made: Path, archive: Path, old: Path) -> int:
+    """Write a ledger from the archive and from what the old one alone holds; return the number of records."""
+    connection = duckdb.connect(str(made), config=dict(OFFLINE))
+    try:
+        migrate(connection)
+        count = _store(connection, read_archive(archive))
+        connection.execute("DELETE FROM records")
+        for segment in find_segments(archive):
+            list_segment(connection, describe_segment(archive, segment))
+        count += _store(connection, _not_archived(old, read_positions(connection)))
+        connection.execute("CHECKPOINT")
+    finally:
+        connection.close()
+    return count
+
+
+def _remove_made(made: Path) -> None:
+    for left in (made, made.with_name(f"{made.name}.wal")):
+        left.unlink(missing_ok=True)
 
 
 def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Received]:

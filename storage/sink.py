@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, TypeVar
@@ -31,6 +31,7 @@ from streams.delivery import Received
 from streams.events import DeadLetter
 
 T = TypeVar("T")
+LOOK_SECONDS = 1.0  # How often a sink that waits for its disk says so to whoever asked it.
 
 # DuckDB asks for the GIL some 40 times in a transaction. With Python's own 5 ms, every time it would wait that long for
 # the thread that decodes the next batch: a transaction of 70 ms took 240 ms, and two threads gained nothing.
@@ -72,6 +73,7 @@ class Sink:
     path: the DuckDB file; it and its folder are made where they do not exist, and the folder `archive` beside it.
     dead_letters: called with the letters of records that could not be decoded, before their batch is stored; it must
     return only after they are safe. The ledger keeps them in any case.
+    waiting: is called again and again while a call waits for the disk.
     Raises StorageError if another sink holds the file, if it is damaged, or if it is newer than this program.
     """
 
@@ -85,6 +87,7 @@ class Sink:
         self.path = Path(path)
         self.archive = self.path.parent / ARCHIVE
         self.settings = settings or SinkSettings()
+        self.waiting: Callable[[], object] = lambda: None
         self._dead_letters = dead_letters
         self._broken: StorageError | None = None
         self._pending: deque[Future[None]] = deque()
@@ -189,6 +192,8 @@ class Sink:
     def _settle(self, pending_max: int = 0) -> None:
         """Wait until no more than so many batches are on their way; raise what went wrong."""
         while len(self._pending) > pending_max or (self._pending and self._pending[0].done()):
+            while not wait([self._pending[0]], timeout=LOOK_SECONDS).done:
+                self.waiting()
             self._pending.popleft().result()
         if self._broken:
             raise self._broken

@@ -12,6 +12,7 @@ from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, Stop, poll
 from streams.lag import end_offsets, records_behind
+from streams.stalls import StallWatch
 from streams.topics import TOPICS, topic_name
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def run_sink(
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
         connect = partial(connect_consumer, kafka, client_id=f"{run}-{member}", records_max=sink.batch_records_max)
         with closing(connect(positions, linger_seconds=sink.linger_seconds)) as lingering:
+            stalls = StallWatch(delivery.stall_seconds, log, where=f"sink of run {run}")
+            writer.waiting = lambda: stalls.waiting_for(f"the disk, to store records in {database}")
             while not stop():
                 follow_partitions(lingering, topics, {})
                 records = poll(lingering, delivery, records_max=sink.batch_records_max)
@@ -46,6 +49,7 @@ def run_sink(
                     writer.submit(records)
                 else:
                     writer.write(records)  # Waits for what is on its way, and lets an idle run's segment close.
+                stalls.progress()
             writer.flush()
         stored = writer.positions()
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}

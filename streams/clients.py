@@ -2,57 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
-from streams.errors import DeliveryError
-from streams.events import DeadLetter
-from streams.topics import DERIVED, TOPICS, topic_name
+from streams.doors import addresses, explain_silence, kafka_context, refused_login
+from streams.errors import DeliveryError, SettingsError
+from streams.group_ownership import require_own_group
+from streams.kafka_errors import asked
+from streams.producers import Producer
+from streams.provisioning import Provisioned, delete_made, provision
+from streams.secrets import GuardedSettings, SecretText, reveal
+from streams.tls import guard_plain
+from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
 EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
 COORDINATOR_SECONDS = 30.0
 METADATA_SECONDS = 10  # How soon a client notices that a topic has got another partition; the default is 5 minutes.
-# Kafka refuses records from more than an hour ahead by default: a worker with a wrong clock could write nothing.
-ANY_TIME = str(2**63 - 1)
+ATTEMPT_SECONDS = 3.0  # Of waiting for a broker, after which we look why there is none.
 
 
-class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Kafka is and how to be let in.
+log = logging.getLogger(__name__)
+
+
+class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Kafka is and how to be let in (infra/SECURITY.md).
 
     bootstrap: "host:port[,host:port]"; empty means the local service that `searchloop up` starts.
+    sasl_password, ssl_key_password: secrets; each may stand in a file of its own, which NAME_file points at.
+    credentials: a folder with a file ROLE.toml for each role (sasl_username, sasl_password), for users with rights by
+    role; empty: one user for all.
+    ssl_cafile: the authorities that are trusted, PEM; empty: the system's. Certificates are always verified.
+    ssl_certfile, ssl_keyfile: a client certificate and its key, PEM.
+    allow_insecure: send a password beyond this machine without TLS. Never with PLAIN over a network.
+    connect_seconds: how long a client waits for a broker that does not listen. What waiting does not mend, such as a
+    wrong password or certificate, is told at once.
     session_timeout_seconds: after this long without a heartbeat a worker's partitions go to another; a restarted worker
     of the same name takes its own partitions back at once (static membership).
+    poll_interval_seconds_max: a worker that does not poll for so long leaves its group, and what it was doing is done
+    again by whoever takes over. Long work polls meanwhile (`streams.working`), so this only ends a worker that hangs.
     """
 
     bootstrap: str = ""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
     sasl_username: str = ""
-    sasl_password: str = ""
+    sasl_password: SecretText = ""
+    sasl_password_file: str = ""
+    credentials: str = ""
     ssl_cafile: str = ""
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
+    ssl_key_password: SecretText = ""
+    ssl_key_password_file: str = ""
+    allow_insecure: bool = False
+    connect_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     partitions: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     replication: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
     session_timeout_seconds: Annotated[float, msgspec.Meta(ge=6, le=300)] = 10.0
+    poll_interval_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 300.0
+
+    def __post_init__(self) -> None:
+        """Hide the secrets; raises ValueError for credentials where no client looks for them."""
+        super().__post_init__()
+        if "@" in self.bootstrap:
+            raise ValueError(
+                "bootstrap: expected host:port[,host:port] alone; user name and password belong in sasl_username and "
+                "sasl_password"
+            )
 
     def __repr__(self) -> str:
         return f"KafkaSettings(bootstrap={self.bootstrap!r}, security_protocol={self.security_protocol!r}, …)"
 
 
 def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProducer:
-    """Return an idempotent producer that waits for every replica; records may be as large as the codec allows.
+    """Return an idempotent producer that waits for every replica in sync; records may be as large as the codec allows.
 
     Raises DeliveryError if no broker answers, as all that connect do.
     """
     return _client(
-        KafkaProducer,
+        Producer,
         settings,
         client_id,
         acks="all",
@@ -94,7 +130,13 @@ def connect_group_consumer(
     Offsets are committed by hand. begin: where to begin in each partition of which the group has committed nothing, the
     log's very first offset where it says nothing. An offset that has fallen out of retention, that one too, raises in
     `poll`, and is never silently skipped.
+    Raises DeliveryError if the group is somebody else's.
     """
+    admin = connect_admin(settings)
+    try:
+        require_own_group(admin, group, [topic], committed_offsets(admin, group))
+    finally:
+        admin.close()
     consumer = _client(
         GroupConsumer,
         settings,
@@ -104,6 +146,7 @@ def connect_group_consumer(
         group_instance_id=member,
         session_timeout_ms=int(settings.session_timeout_seconds * 1000),
         heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
+        max_poll_interval_ms=int(settings.poll_interval_seconds_max * 1000),
     )
     consumer.begin = begin
     consumer.subscribe([topic])
@@ -144,6 +187,11 @@ def partitions_of(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicP
     admin = connect_admin(settings)
     try:
         found = {item["name"]: item for item in admin.describe_topics(wanted)}
+    except AuthorizationError as error:
+        raise DeliveryError(
+            f"topics {', '.join(wanted)}: Kafka hides them from the user {settings.sasl_username or 'anonymous'!r} "
+            f"({error}). It needs the rights that this prints: searchloop acls --run {wanted[0].partition('.')[0]}"
+        ) from error
     except KafkaError as error:
         raise DeliveryError(f"topics {', '.join(wanted)}: {error}. Run: searchloop train, which makes them") from error
     finally:
@@ -159,68 +207,61 @@ def existing_topics(settings: KafkaSettings, topics: Iterable[str]) -> list[str]
     """Return those of these topics that exist: a run that an older searchloop made may lack some."""
     admin = connect_admin(settings)
     try:
-        known = set(admin.list_topics())
+        known = set(asked("could not list the cluster's topics", admin.list_topics))
     finally:
         admin.close()
     return [name for name in topics if name in known]
 
 
-def create_topics(settings: KafkaSettings, run: str, *, retention_ms: int | None = None) -> list[str]:
+def create_topics(
+    settings: KafkaSettings,
+    run: str,
+    *,
+    retention_ms: int | None = None,
+    folder: Path | None = None,
+    known: bool = False,
+) -> list[str]:
     """Create the run's topics where they do not exist yet, and return the names of all of them.
 
     retention_ms: instead of each topic's own. A replay needs -1: its records keep their old times, by which Kafka would
-    delete them at once.
+    delete them at once. folder, known: as `streams.provisioning.provision` takes them, which says whose a topic is.
+    Raises TakenError (a DeliveryError) if a topic is not this run's, DeliveryError if one does not fit.
     """
-    return _create(
-        settings,
-        {
-            topic_name(run, topic.kind): _new_topic(
-                settings,
-                partitions=settings.partitions if topic.partitioned else 1,
-                bytes_max=LETTER_BYTES_MAX if topic.event is DeadLetter else RECORD_BYTES_MAX,
-                configs={"retention.ms": str(topic.retention_ms if retention_ms is None else retention_ms)},
-            )
-            for topic in TOPICS
-        },
+    plans = plan_topics(
+        run, partitions=settings.partitions, replication=settings.replication, retention_ms=retention_ms
     )
+    return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
 
 
-def create_derived_topics(settings: KafkaSettings, run: str) -> list[str]:
-    """Create the topics that hold what was derived from the run's log, where they do not exist yet."""
-    compacted = {"cleanup.policy": "compact"}
-    return _create(
-        settings,
-        {topic_name(run, topic.kind): _new_topic(settings, partitions=1, configs=compacted) for topic in DERIVED},
-    )
+def create_derived_topics(
+    settings: KafkaSettings, run: str, *, folder: Path | None = None, known: bool = False
+) -> list[str]:
+    """Create the topics that hold what was derived from the run's log, where they do not exist yet.
+
+    Raises as `create_topics` does.
+    """
+    plans = plan_derived_topics(run, replication=settings.replication)
+    return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
 
 
-def _new_topic(
-    settings: KafkaSettings, *, partitions: int, configs: dict[str, str], bytes_max: int = RECORD_BYTES_MAX
-) -> dict[str, Any]:
-    return {
-        "num_partitions": partitions,
-        "replication_factor": settings.replication,
-        "configs": configs
-        | {
-            "max.message.bytes": str(bytes_max + 64 * 1024),
-            "message.timestamp.after.max.ms": ANY_TIME,
-        },
-    }
-
-
-def _create(settings: KafkaSettings, wanted: dict[str, dict[str, Any]]) -> list[str]:
+def provisioned(
+    settings: KafkaSettings, plans: Sequence[TopicPlan], *, run: str, folder: Path | None = None, known: bool = False
+) -> Provisioned:
+    """Make what is missing of these topics, as `streams.provisioning.provision` does."""
     admin = connect_admin(settings)
     try:
-        missing = {name: options for name, options in wanted.items() if name not in set(admin.list_topics())}
-        if missing:
-            admin.create_topics(missing, wait_for_metadata=True)
-    except TopicAlreadyExistsError:
-        pass  # Another process of the same run was faster.
-    except KafkaError as error:
-        raise DeliveryError(f"could not create the topics {', '.join(wanted)}: {error}") from error
+        return provision(admin, plans, run=run, folder=folder, known=known)
     finally:
         admin.close()
-    return list(wanted)
+
+
+def delete_made_topics(settings: KafkaSettings, made: Provisioned) -> None:
+    """Delete the topics that `provisioned` has made, and no other: what a first step that failed leaves behind."""
+    admin = connect_admin(settings)
+    try:
+        delete_made(admin, made.made)
+    finally:
+        admin.close()
 
 
 def connect_admin(settings: KafkaSettings) -> KafkaAdminClient:
@@ -261,12 +302,29 @@ def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str], begin: Map
 
 
 def _client(kind: Callable[..., Any], settings: KafkaSettings, client_id: str, **options: Any) -> Any:
-    try:
-        return kind(**connection_options(settings, client_id), **options)
-    except KafkaError as error:
-        raise DeliveryError(
-            f"no Kafka broker answers at {settings.bootstrap!r} ({error}). Run: searchloop up, or set kafka.bootstrap"
-        ) from error
+    """Return a client of this kind that has met a broker.
+
+    A broker that does not listen, or does not answer yet, is waited for; raises DeliveryError when that is over, or at
+    once for what waiting does not mend: a wrong address, password, certificate or protocol.
+    """
+    deadline = time.monotonic() + settings.connect_seconds
+    while True:
+        options["bootstrap_timeout_ms"] = int(1000 * max(min(ATTEMPT_SECONDS, deadline - time.monotonic()), 0.5))
+        try:
+            return kind(**connection_options(settings, client_id), **options)
+        except SaslAuthenticationFailedError as error:
+            raise DeliveryError(refused_login(settings)) from error
+        except KafkaError as error:
+            problem = explain_silence(settings)
+            late = time.monotonic() >= deadline
+            if problem is not None and (problem.lasting or late):
+                raise DeliveryError(problem.text) from error
+            if late:
+                raise DeliveryError(
+                    f"no Kafka broker answers at {settings.bootstrap!r} ({error}). Run: searchloop up, or set "
+                    "kafka.bootstrap"
+                ) from error
+            log.info("%s", problem.text if problem else error)
 
 
 def _fetching(records_max: int) -> dict[str, Any]:
@@ -283,7 +341,11 @@ def _fetching(records_max: int) -> dict[str, Any]:
 
 
 def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Return what every client of kafka-python is built with: the address, and how to be let in."""
+    """Return what every client of kafka-python is built with: the address, and how to be let in.
+
+    Raises SettingsError for no address, a file that cannot be read, or a password that would travel in the open.
+    """
+    brokers = addresses(settings.bootstrap)
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap.split(","),
         "client_id": client_id,
@@ -292,15 +354,24 @@ def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any
         "metadata_max_age_ms": METADATA_SECONDS * 1000,
     }
     if settings.security_protocol.startswith("SASL"):
+        if not settings.sasl_username or not settings.sasl_password:
+            raise SettingsError(
+                f"kafka.sasl_username, kafka.sasl_password: expected both with {settings.security_protocol}, got "
+                f"{'no password' if settings.sasl_username else 'no user name'}"
+            )
         options |= {
             "sasl_mechanism": settings.sasl_mechanism or "PLAIN",
             "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password,
+            "sasl_plain_password": reveal(settings.sasl_password),
         }
-    if settings.security_protocol.endswith("SSL"):
-        options |= {
-            "ssl_cafile": settings.ssl_cafile or None,
-            "ssl_certfile": settings.ssl_certfile or None,
-            "ssl_keyfile": settings.ssl_keyfile or None,
-        }
+    if settings.security_protocol == "SASL_PLAINTEXT":
+        guard_plain(
+            "kafka",
+            what=f"a password by {settings.sasl_mechanism or 'PLAIN'}",
+            hosts=[host for host, _ in brokers],
+            instead="Set kafka.security_protocol = 'SASL_SSL'",
+            allowed=settings.allow_insecure,
+        )
+    if (context := kafka_context(settings)) is not None:
+        options["ssl_context"] = context
     return options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import signal
 import threading
@@ -24,7 +25,7 @@ from kafka.errors import (
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState, OffsetAndMetadata
 
 from streams.clients import METADATA_SECONDS
 from streams.codec import decode, encode
@@ -47,6 +48,9 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     records_max: records a poll may bring, and so the records a worker ever holds.
     retry_seconds_max: how long one poll's records are tried again before they end as `failed` and as dead letters.
+    stall_seconds: a run or a worker that has something to do and gets on with nothing for so long is stalled: a line in
+    its log, a state in `status` and `watch`, an alert. Twice what the slowest single step here takes by default, which
+    is the wait of `batch.wait_seconds` for a batch that does not fill.
     """
 
     records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
@@ -55,6 +59,7 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     retry_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
     retry_pause_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     retry_seconds_max: Annotated[float, msgspec.Meta(ge=0)] = 900.0
+    stall_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +144,8 @@ class Outbox:
                 )
                 break
             except ValueError as error:  # A partition that this client does not know, though it may have been added.
+                if "Unrecognized partition" not in str(error):
+                    raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
                 if time.monotonic() > deadline:
                     raise DeliveryError(
                         f"{self._stage}: expected a partition {partition} of {topic!r}, where the records to answer "
@@ -238,10 +245,7 @@ def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
     except FencedInstanceIdError as error:
         raise _fenced(consumer) from error
     except CommitFailedError as error:
-        raise DeliveryError(
-            f"group {consumer.config['group_id']!r} went on without this worker, which was silent for longer than "
-            "kafka.session_timeout_seconds; it stops, and what it had not committed is done again"
-        ) from error
+        raise DeliveryError(_left_behind(consumer)) from error
     failpoint(f"{stage}.after-commit")
 
 
@@ -269,7 +273,7 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
     """
 
     def keep_alive() -> None:
-        for partition, records in _poll(consumer, 0, None).items():
+        for partition, records in _poll(consumer, _joining_ms(consumer), None).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())
 
@@ -327,6 +331,19 @@ def _poll(consumer: KafkaConsumer, timeout_ms: int, records_max: int | None) -> 
         return {}
 
 
+def _joining_ms(consumer: KafkaConsumer) -> int:
+    """Return how long a poll must last that brings no records: long enough to join the group anew, if it has to.
+
+    A poll without any time begins to join a group that is shared out anew, or whose topic has got another partition,
+    and never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of
+    one would have no member. That the topic has changed only kafka-python's private coordinator tells.
+    """
+    coordinator = getattr(consumer, "_coordinator", None)
+    must_join = coordinator is not None and coordinator.need_rejoin()
+    settled = consumer.group_metadata().state == MemberState.STABLE and not must_join
+    return 0 if settled else int(JOIN_SECONDS * 1000)
+
+
 def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
     """Return the offset that is read next in a partition; None before the first poll has settled it."""
     try:
@@ -350,6 +367,26 @@ def _fenced(consumer: KafkaConsumer) -> DeliveryError:
     return DeliveryError(
         f"another worker named {name!r} has joined {group!r}; this one stops. Give a further worker a name of its own: "
         "searchloop run … --worker 2"
+    )
+
+
+def _left_behind(consumer: KafkaConsumer) -> str:
+    """Return why a commit came too late: nobody polled for too long, or the broker heard nothing for too long."""
+    group, config = consumer.config["group_id"], consumer.config
+    polled, heard = config["max_poll_interval_ms"] / 1000, config["session_timeout_ms"] / 1000
+    # kafka-python 3.0 leaves the group by itself after too long without a poll, and the error is the same. Only this
+    # private clock tells the two apart.
+    heartbeat = getattr(getattr(consumer, "_coordinator", None), "heartbeat", None)
+    if time.monotonic() - getattr(heartbeat, "last_poll", math.inf) > polled:
+        why = f"did not poll for {polled:g} s (kafka.poll_interval_seconds_max): its work between two polls took longer"
+    else:
+        why = (
+            f"was not heard by the broker for {heard:g} s (kafka.session_timeout_seconds): the process was frozen or "
+            "starved, or the network was gone"
+        )
+    return (
+        f"group {group!r} went on without this worker, which {why}. It stops, and what it had not committed is done "
+        "again. If it happens again, raise that setting"
     )
 
 

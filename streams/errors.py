@@ -1,7 +1,7 @@
 """The one root of every error that searchloop raises on purpose.
 
 SearchloopError
-├── streams: SettingsError, EventError, DeliveryError
+├── streams: SettingsError (InputError), EventError, DeliveryError
 ├── search_env: CorpusError, RetrievalError, …
 ├── learner: PolicyError, CheckpointError, …
 ├── storage: LogError, EvaluationError, …
@@ -16,6 +16,8 @@ from __future__ import annotations
 import errno
 import re
 
+from streams.secrets import redact
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -24,8 +26,8 @@ class SearchloopError(Exception):
     """Something went wrong that a person can understand and mend, said in one line whatever a message repeats."""
 
     def __str__(self) -> str:
-        """Return the message without line breaks and control characters: what came may be anybody's bytes."""
-        return _CONTROL.sub(" ", super().__str__())
+        """Return the message without line breaks, control characters and secrets: what came may be anybody's bytes."""
+        return redact(_CONTROL.sub(" ", super().__str__()))
 
 
 def explain_os_error(error: OSError) -> str:
@@ -38,6 +40,10 @@ def explain_os_error(error: OSError) -> str:
 
 class SettingsError(SearchloopError, ValueError):
     """A setting is unknown, of the wrong type or out of range; the message names its path."""
+
+
+class InputError(SettingsError):
+    """A file that an option names is missing, damaged, or not of the kind that is read there."""
 
 
 class EventError(SearchloopError, ValueError):

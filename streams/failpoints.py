@@ -33,6 +33,20 @@ NAMES = (
     "sink.before-listing",
 )
 
+# In whatever writes a file or a folder aside: when it is synced, and when it is in place. In a rebuild of the ledger:
+# when the new one is whole under a name of its own, when it has been chosen, when the write-ahead log of the old one is
+# gone, and when the new one is in place. The loop does not reach the last ones.
+WRITING_NAMES = (
+    "file.before-rename",
+    "file.after-rename",
+    "folder.before-rename",
+    "folder.after-rename",
+    "rebuild.before-choice",
+    "rebuild.after-choice",
+    "rebuild.before-replace",
+    "rebuild.after-replace",
+)
+
 
 class FailpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where workers kill themselves, for fault tests; nowhere by default."""
@@ -67,9 +81,9 @@ def arm(settings: FailpointSettings) -> None:
     _folder.mkdir(parents=True, exist_ok=True)
     for text in settings.kill.split(","):
         name, _, times = text.strip().partition(":")
-        if name not in NAMES or not (times or "1").isdecimal():
+        if name not in NAMES + WRITING_NAMES or not (times or "1").isdecimal():
             raise SettingsError(
-                f"failpoints.kill: expected some of {', '.join(NAMES)}, each with a count, got {text!r}"
+                f"failpoints.kill: expected some of {', '.join(NAMES + WRITING_NAMES)}, each with a count, got {text!r}"
             )
         if not (_folder / name).exists():
             _armed[name] = int(times or "1")

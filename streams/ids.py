@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
+from collections.abc import Sequence
 
 from streams.events import Position
 
@@ -26,3 +28,8 @@ def candidate_id(group: str, index: int) -> str:
 def group_seed(group: str, seed: int) -> int:
     """Return the 63-bit seed that a group's candidates are drawn from: of the run's seed and the group's id alone."""
     return uuid.uuid5(NAMESPACE, f"{seed}/{group}").int >> 65
+
+
+def prompt_sha256(token_ids: Sequence[int]) -> str:
+    """Return the hash by which a prompt is known: that of its token ids as text, joined by spaces."""
+    return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()

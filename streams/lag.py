@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from streams.clients import KafkaSettings, committed_offsets, connect_admin, partitions_of
 from streams.events import Reward
+from streams.kafka_errors import asked, told
 from streams.topics import topic_name
 
 LATEST = -1  # Kafka's own name for a partition's end, as ListOffsets takes it.
@@ -23,10 +24,14 @@ class StageLag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Return the offset after the last record of each partition."""
+    """Return the offset after the last record of each partition.
+
+    Raises DeliveryError if the cluster does not say.
+    """
     admin = connect_admin(settings)
     try:
-        found = admin.list_partition_offsets(dict.fromkeys(partitions, LATEST))
+        wanted = dict.fromkeys(partitions, LATEST)
+        found = asked("could not ask where the topics end", lambda: admin.list_partition_offsets(wanted))
         return {item: int(found[item].offset) for item in partitions}
     finally:
         admin.close()
@@ -40,7 +45,8 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
         ends = end_offsets(settings, partitions_of(settings, [topic]))
         admin = connect_admin(settings)
         try:
-            committed = committed_offsets(admin, f"{run}.{stage}")
+            with told(f"could not ask how far the {stage} of run {run!r} is"):
+                committed = committed_offsets(admin, f"{run}.{stage}")
         finally:
             admin.close()
         behind = sum(end - committed.get(item, 0) for item, end in ends.items())
@@ -49,8 +55,12 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
 
 
 def records_behind(consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> int:
-    """Return how many records lie between this consumer's positions and the given end offsets."""
-    return sum(max(end - consumer.position(item), 0) for item, end in ends.items())
+    """Return how many records lie between this consumer's positions and the given end offsets.
+
+    Raises DeliveryError if the broker does not say where the consumer is.
+    """
+    with told("could not ask for a consumer's position"):
+        return sum(max(end - consumer.position(item), 0) for item, end in ends.items())
 
 
 def policy_lags(rewards: Iterable[Reward], *, step: int) -> list[int]:

@@ -1,11 +1,12 @@
 """Dead letters sent again: their original bytes, key and headers, back to where they came from, once.
 
-A resent record carries its old place in a header, so the log itself says what has been sent again already.
+A resent record carries its old place in a header, so the log itself says what has been sent again already. What a
+letter says of its place may be anybody's, so it goes to topics and partitions of its own run or nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from kafka import TopicPartition
@@ -16,7 +17,9 @@ from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import DeadLetter, Generation, Position
 from streams.ranges import log_bounds, read_range
+from streams.topics import BY_KIND, topic_name
 
+PLACE_CHARACTERS_MAX = 200  # Of a topic's name as an error shows it; Kafka's own limit is 249.
 RESENT = "searchloop-resent"  # The header's name; its value is the place of the record that was given up.
 
 
@@ -65,6 +68,26 @@ def prepare_resending(letter: DeadLetter) -> Resent:
         after=letter.source.offset,
         asked_again=False,
     )
+
+
+def topics_of(run: str) -> list[str]:
+    """Return the topics to which a run's letters may go back."""
+    return [topic_name(run, kind) for kind in BY_KIND]
+
+
+def reason_to_refuse(resent: Resent, run: str, partitions: Collection[TopicPartition]) -> str:
+    """Return why a letter must not be sent again in this run, or "" if it may be.
+
+    partitions: those that exist of the run's topics.
+    """
+    allowed = [topic_name(run, "requests")] if resent.asked_again else topics_of(run)
+    if resent.topic not in allowed:
+        what = "its request would go to" if resent.asked_again else "it came from"
+        wanted = f"the topic {allowed[0]!r}" if resent.asked_again else f"a topic of run {run!r}"
+        return f"expected {wanted}, and {what} {resent.topic[:PLACE_CHARACTERS_MAX]!r}"
+    if TopicPartition(resent.topic, resent.partition) not in partitions:
+        return f"{resent.topic!r} has no partition {resent.partition}"
+    return ""
 
 
 def resend(resent: Sequence[Resent], outbox: Outbox) -> None:

@@ -1,27 +1,248 @@
-"""Files that a reader sees whole or not at all: written aside, then renamed into place."""
+"""Files and folders that a reader sees whole or not at all, also after the machine has lost its power.
+
+Content is written aside, beside its place, under a name that no other writer has. Then it is synced to the disk,
+renamed into place, and the folder that holds the name is synced. Without the first sync a power cut can leave the name
+with nothing behind it; without the second it can take the rename back.
+
+A writer holds a lock (flock) on what it writes aside, which ends with its process. So what a killed writer left can be
+told from what somebody is writing now: the next writer of the same place removes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from streams.failpoints import failpoint
+
+SUFFIX = "writing"
+_ASIDE = re.compile(r"\.?(?P<place>.+)\.[0-9a-f]{8}\.writing")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; what stands there when the block ends becomes `path` in one rename.
 
-    Each writer has a name of its own: two runs that begin at once on one index write the same caches, and the later
-    rename holds. A block that raises leaves nothing, and `path` as it was; only a killed process leaves what it had,
-    as `NAME.….writing`. Makes the folders above. Raises OSError as the operating system does.
+    Two runs that begin at once on one index write the same caches: each has a name of its own, and the later rename
+    holds. If the block raises, `path` stays as it was and nothing is left. A killed process leaves `NAME.….writing`,
+    which the next writer of `path` removes. Makes the folders above. Raises OSError as the operating system does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
+    _make_folder(path.parent)
+    _remove_abandoned(path.parent, path.name)
+    with _aside(path, _make_file) as aside:
+        yield aside
+        put_file(aside, path)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write these bytes as the whole of a file, as `whole_file` does. Raises OSError."""
+    with whole_file(path) as aside:
+        aside.write_bytes(content)
+
+
+def put_file(aside: Path, path: Path) -> None:
+    """Make a finished file `path`, in place of what is there: synced first, in one rename. Raises OSError."""
+    sync(aside)
+    failpoint("file.before-rename")
+    aside.replace(path)
+    failpoint("file.after-rename")
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; with what the block puts into it, it becomes `path` in one rename.
+
+    replace: a folder that is there is exchanged for the new one; without, it is an error (FileExistsError).
+    All else is as in `whole_file`; what a killed process leaves is called `.NAME.….writing`.
+    """
+    with folder_aside(path.parent, path.name) as aside:
+        if not replace and path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        yield aside
+        put_folder(aside, path, replace=replace)
+
+
+@contextlib.contextmanager
+def folder_aside(root: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder below `root` for content whose place is known only later; see `put_folder`.
+
+    name: of whatever is written; two writers of one name do not meet. What is not put into place when the block ends
+    is removed, and so is what a killed writer of this name left.
+    """
+    _make_folder(root)
+    _remove_abandoned(root, name)
+    with _aside(root / f".{name}", Path.mkdir) as aside:
+        yield aside
+
+
+def put_folder(aside: Path, path: Path, *, replace: bool = False) -> None:
+    """Make a finished folder `path`: every file in it synced first, then in one rename.
+
+    replace: if a folder is there, the two change places in one step, and the old one is removed.
+    Raises FileExistsError if a folder is there and may not be replaced, OSError as the operating system does.
+    """
+    _sync_tree(aside)
+    failpoint("folder.before-rename")
+    if replace and path.exists():
+        _exchange(aside, path)
+        sync(path.parent)
+        shutil.rmtree(aside)
+    else:
+        try:
+            aside.rename(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            raise
+        sync(path.parent)
+    failpoint("folder.after-rename")
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove what killed writers left in a folder that is ours alone, whatever its place, and return it.
+
+    What somebody is writing now stays. Not for a folder of the user's: there `whole_file` removes what was to become
+    the same file, and nothing else.
+    """
+    return _remove_abandoned(folder, None)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or a folder's list of names, is on the disk. Raises OSError."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return  # One may write into a folder that one may not read.
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _aside(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new file or folder under a name of our own, locked; at the end it is removed if it is still there."""
+    aside, lock = _make_locked(place, make)
     try:
         yield aside
-        aside.replace(path)
-    except BaseException:
+    finally:
+        os.close(lock)
+        _remove(aside)
+
+
+def _make_locked(place: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        aside = place.with_name(f"{place.name}.{secrets.token_hex(4)}.{SUFFIX}")
+        make(aside)
+        try:
+            lock = os.open(aside, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # Another writer took it for an abandoned one, before our lock was on it.
+        with contextlib.suppress(OSError):  # A file system without locks: then nothing there counts as abandoned.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if _still_named(aside, lock):
+            return aside, lock
+        os.close(lock)
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _still_named(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_abandoned(folder: Path, place: str | None) -> list[Path]:
+    """Remove what nobody writes any more of this place, None for any, and return it."""
+    removed: list[Path] = []
+    try:
+        found = [path for path in folder.iterdir() if path.name.endswith(f".{SUFFIX}")]
+    except OSError:
+        return removed
+    for path in found:
+        match = _ASIDE.fullmatch(path.name)
+        if match is None or place not in (None, match["place"]):
+            continue
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+                removed.append(path)
+            finally:
+                os.close(lock)
+    return removed
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible: its name says what it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each name durable. Raises OSError."""
+    made = []
+    while not folder.exists():
+        made.append(folder)
+        folder = folder.parent
+    for each in reversed(made):
+        each.mkdir(exist_ok=True)
+        sync(each.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for above, _, files in os.walk(folder):
+        for name in files:
+            if not (path := Path(above, name)).is_symlink():
+                sync(path)
+        sync(Path(above))
+
+
+def _exchange(aside: Path, path: Path) -> None:
+    """Let two folders change their names in one step; `aside` is then the old one.
+
+    Where the kernel or the file system cannot (renameat2 is Linux's own), the old folder steps aside first: for that
+    moment there is none.
+    """
+    if (renameat2 := _renameat2()) is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(aside), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
+            return
+        if (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(number, os.strerror(number), str(path))
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{SUFFIX}")
+    path.rename(old)
+    aside.rename(path)
+    old.rename(aside)
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    found: Callable[..., int] = function
+    return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -23,8 +23,11 @@ from storage.log import open_log
 from storage.report_text import printable
 from streams.delivery import DeliverySettings, Outbox, now_ms
 from streams.events import DeadLetter, Position
-from streams.resending import place_text, places_resent, prepare_resending, resend
+from streams.resending import Resent, place_text, places_resent, prepare_resending, reason_to_refuse, resend, topics_of
 from streams.topics import topic_name
+
+if TYPE_CHECKING:
+    from streams.clients import KafkaSettings
 
 ERROR_SHOWN = 90
 VALUE_SHOWN = 4000
@@ -160,7 +163,8 @@ def resend_letters(
 
     \b
     A group that ended as failed ends only once: its request is sent instead, and makes a new group. A record that two
-    workers gave up on is sent once; one that was sent already is left out.
+    workers gave up on is sent once; one that was sent already is left out. A letter that names a topic of another run,
+    or a partition that does not exist, is refused, and the exit status is 1.
 
     \b
     Example:
@@ -174,6 +178,8 @@ def resend_letters(
     by_place = {letter.source: letter for letter in sorted(letters, key=lambda letter: letter.stage == "environment")}
     outgoing = [prepare_resending(letter) for letter in by_place.values()]
     kafka = app.at(app.local_services().endpoints()).connections.kafka
+    refused = _refused(kafka, name, outgoing)
+    outgoing = [each for each in outgoing if place_text(each.letter.source) not in refused]
     done = set() if again or not outgoing else places_resent(kafka, outgoing, client_id=f"{name}-resend")
     fresh = [each for each in outgoing if place_text(each.letter.source) not in done]
     if not dry_run and fresh:
@@ -188,8 +194,24 @@ def resend_letters(
     for each in fresh:
         how = "asked again, as a new request" if each.asked_again else f"to {each.topic}[{each.partition}]"
         click.echo(f"{place_text(each.letter.source)}: {how}")
+    for place, why in refused.items():
+        click.echo(f"{printable(place)}: refused: {printable(why)}", err=True)
     verb = "would be sent" if dry_run else "sent"
-    click.echo(f"{len(fresh)} {verb}, {len(outgoing) - len(fresh)} were sent again before")
+    told = f"{len(fresh)} {verb}, {len(outgoing) - len(fresh)} were sent again before"
+    click.echo(told + (f", {len(refused)} refused" if refused else ""))
+    if refused:
+        click.get_current_context().exit(1)
+
+
+def _refused(kafka: KafkaSettings, run: str, outgoing: Sequence[Resent]) -> dict[str, str]:
+    """Return why each of these that may not be sent in this run may not, by place."""
+    if not outgoing:
+        return {}
+    from streams.clients import existing_topics, partitions_of
+
+    partitions = frozenset(partitions_of(kafka, existing_topics(kafka, topics_of(run))))
+    reasons = {place_text(each.letter.source): reason_to_refuse(each, run, partitions) for each in outgoing}
+    return {place: why for place, why in reasons.items() if why}
 
 
 def _find(

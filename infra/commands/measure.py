@@ -104,7 +104,7 @@ def measure(
                 task=task,
             )
             if into is not None:
-                keep_rankings(into, row or f"{run or kept.recipe}.{policy}", found[name])
+                keep_rankings(into, row or f"{run or Path(kept.recipe).stem}.{policy}", found[name])
         measured = measure_rankings(found, baseline=baseline, settings=settings, report=report)
     if as_json:
         value = [msgspec.to_builtins(item) for item in measured]

@@ -13,6 +13,7 @@ import msgspec
 from infra.commands.results import show_result
 from infra.commands.traffic import import_sessions, import_ubi
 from infra.context import App
+from infra.interrupts import interrupts
 from infra.progress import progress
 from infra.replaying.recorded import Limits
 from infra.times import moment_ms
@@ -99,8 +100,8 @@ def copy_topics(
     from infra.replaying.replays import copy_window
 
     times = parse_speed(speed)
-    stop = Stop().on_signals()
-    with progress() as report, app.running_services(report) as running:
+    stop = Stop()
+    with progress() as report, app.running_services(report) as running, interrupts(stop):
         count = copy_window(
             running,
             selection,
@@ -110,6 +111,8 @@ def copy_topics(
             stop=stop,
             report=report,
         )
+    if stop():
+        raise KeyboardInterrupt
     show_result(count, f"copied {selection.run} into {into}", as_json=as_json)
 
 
@@ -173,7 +176,8 @@ def counterfactual(
     """
     from infra.replaying.replays import counterfactual as score_anew
 
-    with progress() as report, app.running_services(report) as running:
+    stop = Stop()
+    with progress() as report, app.running_services(report) as running, interrupts(stop):
         result = score_anew(
             running,
             selection,
@@ -181,6 +185,7 @@ def counterfactual(
             assignments=assignments,
             begin=policy,
             report=report,
+            stop=stop,
         )
     show_result(result, f"{selection.run} as {into}", as_json=as_json)
 
@@ -191,7 +196,12 @@ def counterfactual(
 @changed_settings
 @click.option("--like", help="The run whose settings and policy answer; the recorded one without.")
 @click.option("--policy", default="latest", show_default=True, help="The version that answers; it must be kept.")
-@click.option("--frozen/--learning", default=True, show_default=True, help="Whether the policy stays as it is.")
+@click.option(
+    "--frozen/--learning",
+    default=True,
+    show_default=True,
+    help="Whether the policy stays as it is, or learns from requests of split train.",
+)
 @click.option("--speed", default="recorded", show_default=True, help="recorded, max, or times as fast: x4.")
 @json_summary
 @click.pass_obj
@@ -215,8 +225,8 @@ def load(
     from infra.replaying.replays import load as send
 
     times = parse_speed(speed)
-    stop = Stop().on_signals()
-    with progress() as report, app.running_services(report) as running:
+    stop = Stop()
+    with progress() as report, app.running_services(report) as running, interrupts(stop):
         result = send(
             running,
             selection,

@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 
+def warn(text: str) -> None:
+    """Tell on standard error what a reader changed or left out."""
+    click.echo(f"warning: {text}", err=True)
+
+
 def show_result(result: msgspec.Struct, title: str, *, as_json: bool) -> None:
     """Print the fields of a result, one a row."""
     if as_json:

@@ -9,38 +9,54 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.results import warn
 from infra.context import App
 from infra.progress import progress
 from search_env.corpora import Query, load_corpus, load_queries, write_run
+from streams.inputs.files import names_a_file
+from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
+
+QUERY_SUFFIXES = (".jsonl", ".gz", ".zst", ".json", ".ndjson", ".tsv", ".csv", ".txt")
 
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option("--name", default="catalogue", show_default=True, help="The index's name (its alias in Elasticsearch).")
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take over the versions NAME-<number> that a searchloop without marks has made, and replace them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
 @click.pass_obj
-def index(app: App, corpus: Path, name: str, as_json: bool) -> None:
+def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None:
     """Load a corpus into Elasticsearch, and make training queries from it.
 
     \b
     CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there are any, metadata.attributes: an
     object whose values are texts, numbers, true or false, or lists of those.
     A new version is built beside the old one, and the alias moves when it is complete.
+    Only indexes that this home has made are ever replaced: if anybody else's has the name, nothing is done.
 
     \b
     Example:
       searchloop index catalogue.jsonl.gz --name shop
     """
     from infra.indexing import index_corpus
+    from search_env.index import check_name
 
-    documents = list(load_corpus(corpus))  # Read before any service is started for it: it may be refused.
+    app.home.index(name)
+    check_name(name)
+    documents = list(load_corpus(corpus, tell=warn))  # Read before any service is started for it: it may be refused.
     with progress() as report, app.running_services(report) as running:
-        summary = index_corpus(running, name=name, documents=documents, report=report)
+        summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
     counts = ", ".join(f"{count} {split}" for split, count in summary.queries.items() if count)
     click.echo(f"{summary.name}: {summary.documents} documents; queries from {summary.kind}: {counts}")
+    if summary.adopted:
+        click.echo(f"taken over: {', '.join(summary.adopted)}")
     if summary.unread:
         click.echo(f"warning: {summary.unread}", err=True)
 
@@ -160,9 +176,16 @@ def search(
 
 
 def queries_or_text(value: str) -> list[Query]:
-    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query."""
-    if Path(value).is_file() or value.endswith((".jsonl", ".gz", ".json", ".tsv", ".txt")):
-        return load_queries(value)
-    if not value.strip():
+    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query.
+
+    A text is cleaned and cut as a file's are. Raises BadParameter if nothing of it is left.
+    """
+    if names_a_file(value, QUERY_SUFFIXES):
+        return load_queries(value, tell=warn)
+    cuts = Cuts()
+    text = cuts.clean(value, characters_max=QUERY_CHARACTERS_MAX, what="query", where="--queries")
+    if not text:
         raise click.BadParameter("expected a file of queries or the text of one, got nothing", param_hint="--queries")
-    return [Query(id="query", text=value.strip())]
+    for line in cuts.told():
+        warn(line)
+    return [Query(id="query", text=text)]

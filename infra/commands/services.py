@@ -9,35 +9,47 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from infra.context import App, VllmTables
+from infra.interrupts import at_hard_end
+from infra.monitoring.stalls import RunState
+from infra.monitoring.standing import known_runs, run_states
 from infra.progress import progress
-from infra.running.supervisor import living_workers
+from infra.running.living import known_workers
 from infra.services.doctor import FAIL, OK, Finding, doctor_findings
 from infra.services.errors import ProvisionError
 from infra.services.local import ServiceStatus
 from infra.services.vllm import vllm_python
 from learner.vllm import VllmClient, VllmError
+from streams.clients import KafkaSettings
 from streams.errors import TransientError
 
 PROBE_SECONDS = 5.0
+HEALTH = {"alive": "ok", "stopped": "stopped"}
+STYLES = {"stalled": "red", "unknown": "yellow", "stopped": "yellow"}
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
+@click.option("--secure", is_flag=True, help="With TLS, and a user with rights of its own for each role.")
 @click.pass_obj
-def up(app: App, as_json: bool) -> None:
+def up(app: App, as_json: bool, secure: bool) -> None:
     """Start Kafka and Elasticsearch, and leave them running until `down`.
 
+    \b
     The first time this fetches 177 MB. What already runs is kept; what has died is started again.
+    A home that was started with --secure once stays so: certificates, passwords and API keys lie in its services
+    folder, and every verb and worker takes those of its role by itself.
 
     \b
     Example:
       searchloop up
+      searchloop --home secure up --secure
     """
-    services = app.local_services()
-    with progress() as report:
+    services = app.local_services(secure=secure)
+    with progress() as report, at_hard_end(lambda: "what it started is being stopped by its guardian"):
         endpoints = services.up(report)
     if as_json:
         click.echo(msgspec.json.encode(endpoints))
@@ -63,11 +75,34 @@ def down(app: App) -> None:
         click.echo("nothing was running")
 
 
+class WorkerStatus(ServiceStatus, frozen=True, kw_only=True):
+    """A worker's row. health: "ok", or "stopped" where a signal stopped it (SIGSTOP)."""
+
+    run: str
+
+
+class RunStatus(ServiceStatus, frozen=True, kw_only=True):
+    """A run's row: its role is "run", its health the run's state.
+
+    health: "running", "idle", "finished", "stalled", "stopped" (no worker lives) or "unknown" (Kafka does not tell).
+    waiting_for: what a stalled run waits for, for `seconds` by now; else empty. says: one line for people.
+    """
+
+    run: str
+    waiting_for: str
+    seconds: float
+    says: str
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects with role, pid, port and health.")
 @click.pass_obj
 def status(app: App, as_json: bool) -> None:
-    """Show every process: services and workers, with pid, port and health.
+    """Show every process, with pid, port and health, and every run: running, idle, finished, stalled or stopped.
+
+    \b
+    A run is stalled when something waits and the stage that should take it has not moved for delivery.stall_seconds.
+    The table leaves out finished runs without workers; --json gives all.
 
     \b
     Example:
@@ -77,18 +112,60 @@ def status(app: App, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(rows))
         return
-    table = Table("role", "pid", "port", "health", box=None, header_style="bold")
+    console = Console(soft_wrap=True)
+    table = Table("role", "pid", "port", "health", "run", box=None, header_style="bold")
     for row in rows:
-        table.add_row(row.role, str(row.pid or "-"), str(row.port or "-"), row.health)
-    Console().print(table)
+        if not isinstance(row, RunStatus):
+            run = row.run if isinstance(row, WorkerStatus) else ""
+            table.add_row(row.role, str(row.pid or "-"), str(row.port or "-"), row.health, run)
+    console.print(table)
+    runs = [row for row in rows if isinstance(row, RunStatus)]
+    at_work = {row.run for row in rows if isinstance(row, WorkerStatus)}
+    shown = [row for row in runs if row.health != "finished" or row.run in at_work]
+    for row in shown:
+        console.print(Text(f"run {row.run}: {row.health}: {row.says}", style=STYLES.get(row.health, "")))
+    if len(runs) > len(shown):
+        console.print(f"{len(runs) - len(shown)} finished runs: see --json")
 
 
 def status_rows(app: App) -> list[ServiceStatus]:
-    """Return the services' rows, then one for each living worker of any run."""
+    """Return the services' rows, then one for each living worker of any run, then one for each run."""
     workers = [
-        ServiceStatus(role=role, pid=pid, port=None, health="ok") for _, role, pid in living_workers(app.home.runs)
+        WorkerStatus(role=worker.role, pid=worker.pid, port=None, health=HEALTH[worker.state], run=folder.name)
+        for folder in sorted(app.home.runs.glob("*"))
+        for worker in known_workers(folder)
+        if worker.state != "dead"
     ]
-    return app.local_services().status([*app.policy_server().status(), *workers])
+    rows = app.local_services().status([*app.policy_server().status(), *workers])
+    return [*rows, *_run_rows(app, kafka_answers=any(row.role == "kafka" and row.health == "ok" for row in rows))]
+
+
+def _run_rows(app: App, *, kafka_answers: bool) -> list[RunStatus]:
+    runs = known_runs(app.home)
+    if not kafka_answers:
+        states = [RunState(run=run, state="unknown", says="Kafka does not answer; see the row above") for run in runs]
+    else:
+        states = run_states(app.home, _kafka(app), runs)
+    return [
+        RunStatus(
+            role="run",
+            pid=None,
+            port=None,
+            health=each.state,
+            run=each.run,
+            waiting_for=each.waiting_for,
+            seconds=each.seconds,
+            says=each.says,
+        )
+        for each in states
+    ]
+
+
+def _kafka(app: App) -> KafkaSettings:
+    """Return how to reach Kafka, whether or not Elasticsearch runs."""
+    kafka = app.connections.kafka
+    port = next((row.port for row in app.local_services().status() if row.role == "kafka"), None)
+    return kafka if kafka.bootstrap else msgspec.structs.replace(kafka, bootstrap=f"127.0.0.1:{port}")
 
 
 @click.command()

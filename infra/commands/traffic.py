@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from infra.commands.results import show_result
+from infra.commands.results import show_result, warn
 from infra.context import App
 from infra.progress import progress
 
 
 @click.command(name="import-ubi")
-@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or gzip.")
-@click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or gzip.")
+@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or packed.")
+@click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or packed.")
 @click.option("--application", help="Of this application alone.")
 @click.option("--into", required=True, help="The new run's name.")
 @click.option("--index", help="Also make a request of each search, with this index's context.")
@@ -27,7 +27,8 @@ def import_ubi(
 
     \b
     Each application is read by itself. A position with more clicks than impressions is left out, and counted; so is
-    whatever cannot be read. Actions without an impression are kept, and counted as orphans.
+    whatever cannot be read. Actions without an impression are kept, and counted as orphans. A time without a zone is
+    UTC. Both files are read before anything is made; if the import fails, nothing of it stays.
 
     \b
     Example:
@@ -62,23 +63,27 @@ def import_sessions(
     """Read ranked click sessions (CSV) as feedback, and with --index as requests.
 
     \b
-    Columns: session_id,query,rank0,doc_id,clicked; rank0 counts from 0, and a session's rows stand together.
+    Columns: session_id,query,rank0,doc_id,clicked; rank0 counts from 0, and a session's rows stand together. A row that
+    cannot be used is left out, and counted. The file is read through once before anything is made; if the import
+    fails, nothing of it stays.
 
     \b
     Example:
       searchloop replay import-sessions sessions.csv.gz --corpus corpus.jsonl.gz --into clicks
     """
     from infra.traffic.importing import import_feedback
-    from infra.traffic.sessions import SessionSummary, read_sessions
+    from infra.traffic.sessions import SessionFile
     from search_env.corpora import load_corpus
 
-    known = {document.id for document in load_corpus(corpus)} if corpus else None
-    summary = SessionSummary()
+    known = {document.id for document in load_corpus(corpus, tell=warn)} if corpus else None
+    sessions = SessionFile(file, application=application, known=known)
+    summary = sessions.read_through()
     with progress() as report, app.running_services(report) as running:
-        feedback = read_sessions(file, summary, application=application, known=known)
-        count = import_feedback(running, feedback, into=into, index=index, report=report)
+        count = import_feedback(running, sessions.read_again(), into=into, index=index, report=report)
     found = {"run": into, "searches": count, **summary.as_dict()}
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    click.echo(", ".join(f"{name} {value}" for name, value in found.items()))
+    click.echo(", ".join(f"{name} {value}" for name, value in found.items() if not isinstance(value, dict)))
+    if summary.left_out.total:
+        warn(f"{file}: {summary.left_out.total:,} rows were left out: {summary.left_out.told()}")

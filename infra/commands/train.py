@@ -13,7 +13,9 @@ from rich.table import Table
 from infra.commands.judged import read_judged
 from infra.commands.results import show_result
 from infra.context import App, FailpointTable
+from infra.interrupts import interrupts
 from infra.progress import progress
+from infra.running.living import registered
 from infra.running.supervisor import stop_with_parent
 from streams.delivery import Stop
 from streams.failpoints import arm
@@ -98,23 +100,33 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
       searchloop run generator --run leser-shop-0 --worker 2
       searchloop run monitor --run leser-shop-0
     """
+    app = app.as_role(role)
     arm(app.tables(FailpointTable).failpoints)
-    stop = Stop().on_signals()
+    stop = Stop()
     if supervised:
-        stop_with_parent(stop, sys.stdin.fileno())
+        stop_with_parent(stop.on_signals(), sys.stdin.fileno())
+        _work(app, role, run_name, worker, stop)
+        return
+    with interrupts(stop), registered(app.home.run(run_name), role, worker):
+        _work(app, role, run_name, worker, stop)
+    if stop():
+        raise KeyboardInterrupt
+
+
+def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
+    app = app.at(app.local_services().endpoints())
     if role == "sink":
         from infra.running.sinks import run_sink_worker
 
-        run_sink_worker(app.at(app.local_services().endpoints()), run=run_name, worker=worker, stop=stop)
-        return
-    if role == "monitor":
+        run_sink_worker(app, run=run_name, worker=worker, stop=stop)
+    elif role == "monitor":
         from infra.monitoring.agents import run_monitor_worker
 
-        run_monitor_worker(app.at(app.local_services().endpoints()), run=run_name, stop=stop)
-        return
-    from infra.running.workers import run_worker
+        run_monitor_worker(app, run=run_name, stop=stop)
+    else:
+        from infra.running.workers import run_worker
 
-    run_worker(app.at(app.local_services().endpoints()), role=role, run=run_name, worker=worker, stop=stop)
+        run_worker(app, role=role, run=run_name, worker=worker, stop=stop)
 
 
 @click.command()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VERSIONS_SHOWN = 12
 REFRESH_SECONDS = 1.0
+STATE_STYLES = {"stalled": "red", "unknown": "yellow", "stopped": "yellow"}
 
 
 @click.command()
@@ -32,7 +33,8 @@ REFRESH_SECONDS = 1.0
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
 @click.pass_obj
 def watch(app: App, name: str, once: bool, as_json: bool) -> None:
-    """Show a run while it learns: reward, spread, validity and staleness by policy version, lags, dead letters, alerts.
+    """Show a run while it learns: its state, reward, spread, validity and staleness by policy version, lags, dead
+    letters, alerts.
 
     \b
     It reads what a monitor publishes, and starts one for as long as it looks if none is at work. Nothing of the run
@@ -98,7 +100,8 @@ def render(view: View) -> RenderableType:
     counts = Text(
         f"policy lag {lag}; records to read: " + ", ".join(f"{item.stage} {item.records:,}" for item in view.lags)
     )
-    return Group(head, counts, _versions(view), _dead(view), *_alerts(view))
+    stands = Text(f"{view.state.state}: {printable(view.state.says)}", STATE_STYLES.get(view.state.state, ""))
+    return Group(head, stands, counts, _versions(view), _dead(view), *_alerts(view))
 
 
 def _versions(view: View) -> Table:

@@ -22,6 +22,7 @@ from search_env.dense import RememberedVectors, StaticEncoder
 from search_env.embeddings import model_directory
 from search_env.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
 from streams.errors import SettingsError
+from streams.names import is_name
 
 
 def retrievers_of(app: App, index: str) -> Path:
@@ -45,16 +46,19 @@ def open_encoder(app: App, index: str, name: str) -> StaticEncoder:
 
     Raises SettingsError if there is none of that name, CheckpointError if it is damaged.
     """
+    folder = _folder_of(app, index, name or first_retriever(app, index).name)
+    manifest = read_retriever_manifest(folder)
+    return StaticEncoder(folder, model_directory(), tokens_max=manifest.tokens_max)
+
+
+def _folder_of(app: App, index: str, name: str) -> Path:
     root = retrievers_of(app, index)
-    if not name:
-        name = first_retriever(app, index).name
-    if not (root / name).is_dir():
+    if not is_name(name) or not (root / name).is_dir():
         known = ", ".join(sorted(path.name for path in root.glob("r*-*"))) or "none"
         raise SettingsError(
             f"retriever: expected one of {known} of index {index!r}, got {name!r}. One of another index: --retriever-of"
         )
-    manifest = read_retriever_manifest(root / name)
-    return StaticEncoder(root / name, model_directory(), tokens_max=manifest.tokens_max)
+    return root / name
 
 
 def adapt_to_texts(
@@ -67,7 +71,7 @@ def adapt_to_texts(
         for query in queries:
             relevant.setdefault(query, []).append(document)
     root = retrievers_of(app, index)
-    retriever, before = load_retriever(root / parent, model_directory())
+    retriever, before = load_retriever(_folder_of(app, index, parent), model_directory())
     settings = app.settings.retriever
     losses = adapt_retriever(
         retriever, queries=answered.queries, relevant=relevant, texts=texts, settings=settings, seed=seed
@@ -110,7 +114,7 @@ def dense_search(
     else:
         version = f"{encoder.name}-{texts_sha256(dict(texts))[:8]}-{_kind(settings)}"
         with contextlib.closing(app.engine()) as client:
-            name = build_vector_index(client, alias, version, ids, documents, settings)
+            name = build_vector_index(client, alias, version, ids, documents, settings, installation=app.installation)
             rankings = search_vectors(client, name, asked, size=top, settings=settings)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
 

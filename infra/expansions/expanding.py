@@ -120,7 +120,7 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
     """
     if run is not None:
         return read_run_settings(app.home.run(run))
-    found = sorted(app.home.runs.glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = sorted(app.home.runs.glob(f"[!.]*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         kept = read_run_settings(path.parent)
         if kept.index == index:

@@ -17,6 +17,7 @@ import msgspec
 from infra.layers import read_toml
 from storage.evaluation.tables import RETRIEVAL_GAIN
 from streams.errors import SettingsError
+from streams.names import is_name
 
 PLANS = Path(__file__).parents[1] / "plans"
 WAYS = Literal["updates", "preferences", "turns"]
@@ -100,7 +101,7 @@ def plan_path(name: str) -> Path:
     Raises SettingsError if there is neither, naming ours.
     """
     path = Path(name) if name.endswith(".toml") else PLANS / f"{name}.toml"
-    if not path.is_file():
+    if not path.is_file() or not (name.endswith(".toml") or is_name(name)):
         known = ", ".join(sorted(file.stem for file in PLANS.glob("*.toml")))
         raise SettingsError(f"experiment: expected one of {known}, or a path to a TOML file, got {name!r}")
     return path

@@ -10,6 +10,7 @@ import msgspec
 from infra.tasks.task import Ranked
 from search_env.corpora import Qrels, load_qrels, rank_by_score, read_run, write_qrels, write_run, write_whole
 from storage.errors import EvaluationError
+from streams.names import is_name
 
 SETS_FILE = "sets.json"
 QRELS_FILE = "qrels.tsv"
@@ -34,19 +35,41 @@ def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
 
 
 def set_names(folder: Path) -> list[str]:
-    """Return the names of the sets that something was ranked for, in the order in which the task gave them."""
+    """Return the names of the sets that something was ranked for, in the order in which the task gave them.
+
+    Raises EvaluationError if the file that lists them is damaged.
+    """
     path = folder / SETS_FILE
-    return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.is_file() else []
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.is_file() else []
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(
+            f"{path}: expected a list of names in JSON, got: {error}. Rank into another folder"
+        ) from error
 
 
 def set_folder(folder: Path, name: str) -> Path:
-    """Return where a set's judgments and rankings lie."""
-    return folder / name.replace(" ", "-")
+    """Return where a set's judgments and rankings lie.
+
+    Raises EvaluationError for a set whose name no folder can have.
+    """
+    return folder / _named("set", name.replace(" ", "-"))
 
 
 def row_file(folder: Path, set_name: str, row: str) -> Path:
-    """Return the run file of a row on a set."""
-    return set_folder(folder, set_name) / f"{row}.run"
+    """Return the run file of a row on a set.
+
+    Raises EvaluationError for a row whose name no file can have.
+    """
+    return set_folder(folder, set_name) / f"{_named('row', row)}.run"
+
+
+def _named(what: str, name: str) -> str:
+    if not is_name(name):
+        raise EvaluationError(
+            f"{what}: expected a name of letters, digits, '_', '.', '+' and '-', got {name!r}; choose another (--row)"
+        )
+    return name
 
 
 def read_qrels(folder: Path, set_name: str) -> Qrels:
@@ -56,4 +79,5 @@ def read_qrels(folder: Path, set_name: str) -> Qrels:
 
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
     """Return a run file as {query: {document: score}}."""
-    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in read_run(path).items()}
+    found = read_run(path, may_be_empty=True)  # A row may have found nothing.
+    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in found.items()}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import ssl
 import uuid
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -29,12 +28,15 @@ from infra.home import read_settings_file
 from infra.monitoring.lock import only_monitor
 from infra.monitoring.reading import Reading
 from infra.monitoring.windows import EXPECTED, MonitorSettings, Windows
-from streams.clients import KafkaSettings, create_derived_topics, partitions_of
+from infra.running.topics import make_derived_topics
+from streams.clients import KafkaSettings, partitions_of
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode
 from streams.delivery import Stop, now_ms
+from streams.doors import kafka_context
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, VersionWindow, WindowEvent
 from streams.ranges import log_bounds
+from streams.secrets import reveal
 from streams.topics import kind_of, topic_name
 
 SESSION_SECONDS = 8.0
@@ -76,7 +78,7 @@ def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
     settings = read_settings_file(run_dir, MonitorRun).settings.monitor
     kafka = app.connections.kafka
     with only_monitor(run_dir):
-        create_derived_topics(kafka, run)
+        make_derived_topics(app, run)
         asyncio.run(_serve(run, kafka, settings, stop, datadir=run_dir / FOLDER))
 
 
@@ -151,15 +153,11 @@ def _lost_groups(published: bytes | None, event: WindowEvent) -> bool:
 
 def credentials(kafka: KafkaSettings) -> Any:
     """Return faust's form of how to be let in, None for a broker that asks for nothing."""
-    context = None
-    if kafka.security_protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
-        if kafka.ssl_certfile:
-            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile or None)
+    context = kafka_context(kafka)
     if kafka.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(
             username=kafka.sasl_username,
-            password=kafka.sasl_password,
+            password=reveal(kafka.sasl_password),
             mechanism=kafka.sasl_mechanism or "PLAIN",
             ssl_context=context,
         )

@@ -7,6 +7,9 @@ from typing import Protocol
 
 import msgspec
 
+from infra.monitoring.stalls import RunState
+from streams.stalls import stall_text
+
 DEAD_GROUPS_SHARE = 0.6
 DEAD_GROUPS_UPDATES = 20
 NO_OP_SHARE = 0.5
@@ -53,15 +56,25 @@ class Line(Protocol):
     def staleness_p95(self) -> int | None: ...
 
 
-def alerts(lines: Sequence[Line], *, dead_letters: int, staleness_max: int) -> tuple[Alert, ...]:
-    """Return what a run's policy versions, oldest first, warn of.
+def alerts(
+    lines: Sequence[Line], *, dead_letters: int, staleness_max: int, state: RunState | None = None
+) -> tuple[Alert, ...]:
+    """Return what a run's policy versions, oldest first, and how it stands warn of.
 
     dead_letters: of the whole run. staleness_max: the run's limit; the rule about its nearness begins at 2, as any
     step behind would break it before.
     """
+    stall = _stall(state)
     found = [rule(lines) for rule in (_dead_groups, _low_advantage, _no_op, _stuffing, _format, _failed)]
     found += [_staleness(lines, staleness_max), _expired(lines), _dead_letters(lines, dead_letters)]
-    return tuple(alert for alert in found if alert is not None)
+    return tuple(alert for alert in [stall, *found] if alert is not None)
+
+
+def _stall(state: RunState | None) -> Alert | None:
+    """A stalled run changes no window, so no other rule would ever notice."""
+    if state is None or state.state != "stalled":
+        return None
+    return Alert(name="stall", what=stall_text(state.seconds, state.waiting_for))
 
 
 def _dead_groups(lines: Sequence[Line]) -> Alert | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from infra.monitoring.alerts import Alert, alerts
+from infra.monitoring.stalls import RunState
 from streams.events import MonitorState, StageWindow, VersionWindow, WindowEvent
 from streams.lag import StageLag
 
@@ -42,6 +43,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     updates_done, updates_wanted: optimizer steps since the warm-up, and how many the run was started for. policy_lag:
     steps between the newest policy and the one that wrote the newest groups. lags: records that a stage has not read.
+    state: how the run stands: running, idle, finished, stalled (and what it waits for), stopped or unknown.
     """
 
     run: str
@@ -57,6 +59,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     windows_open: int
     windows_closed: int
     lags: tuple[StageLag, ...]
+    state: RunState
     alerts: tuple[Alert, ...]
 
 
@@ -67,6 +70,7 @@ def build_view(
     updates_wanted: int,
     staleness_max: int,
     lags: Sequence[StageLag] = (),
+    standing: RunState | None = None,
 ) -> View:
     """Return the view of a run from its windows, each given once, and its monitor's state."""
     given = list(events)
@@ -94,7 +98,8 @@ def build_view(
         windows_open=len(closed) - sum(closed),
         windows_closed=sum(closed),
         lags=tuple(lags),
-        alerts=alerts(lines, dead_letters=letters.total(), staleness_max=staleness_max),
+        state=standing or RunState(run=run, state="unknown", says="nobody has looked"),
+        alerts=alerts(lines, dead_letters=letters.total(), staleness_max=staleness_max, state=standing),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -15,12 +16,18 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.home import read_settings_file
+from infra.interrupts import at_hard_end, received
 from infra.monitoring.lock import monitor_is_running
+from infra.monitoring.stalls import RunState
+from infra.monitoring.standing import run_states
 from infra.monitoring.view import View, build_view
 from infra.monitoring.windows import EXPECTED
-from infra.running.supervisor import STOP_SECONDS, worker_command
+from infra.private_variables import for_role, piped
+from infra.rights import give_rights
+from infra.running.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
+from infra.running.topics import make_derived_topics
 from learner.batches import BatchSettings
-from streams.clients import connect_consumer, create_derived_topics, partitions_of
+from streams.clients import connect_consumer, partitions_of
 from streams.codec import decode_window
 from streams.delivery import DeliverySettings, Stop, poll
 from streams.errors import DeliveryError, EventError
@@ -55,7 +62,7 @@ class Watcher:
         self._kept = read_settings_file(app.home.run(run), WatchedRun)
         self._kafka = app.connections.kafka
         self._inputs = partitions_of(self._kafka, [topic_name(run, kind) for kind in EXPECTED])
-        create_derived_topics(self._kafka, run)
+        make_derived_topics(app, run)
         self._consumer = connect_consumer(
             self._kafka,
             {TopicPartition(topic_name(run, "windows"), 0): None},
@@ -65,6 +72,8 @@ class Watcher:
         self._events: dict[bytes, WindowEvent] = {}
         self._lags_known: tuple[StageLag, ...] = ()
         self._lags_at = -math.inf
+        self._home = app.home
+        self._state_known: RunState | None = None
 
     def close(self) -> None:
         """Leave the topic."""
@@ -87,6 +96,7 @@ class Watcher:
             updates_wanted=self._kept.updates,
             staleness_max=self._kept.settings.batch.staleness_max,
             lags=self._lags(),
+            standing=self._state_known,
         )
 
     def events(self) -> list[WindowEvent]:
@@ -113,6 +123,7 @@ class Watcher:
     def _lags(self) -> tuple[StageLag, ...]:
         if time.monotonic() - self._lags_at > LAGS_SECONDS:
             self._lags_known, self._lags_at = self._look_at_lags(), time.monotonic()
+            (self._state_known,) = run_states(self._home, self._kafka, [self._run])
         return self._lags_known
 
     def _look_at_lags(self) -> tuple[StageLag, ...]:
@@ -136,22 +147,34 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
         return
     log = monitor_log(run_dir)
     log.parent.mkdir(parents=True, exist_ok=True)
+    give_rights(app, run)
 
     with log.open("ab") as output:
+        shown, secrets = piped(for_role(os.environ | app.worker_environment(), "monitor"))
         process = subprocess.Popen(
             [*worker_command(app.home.root), "monitor", "--run", run, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=os.environ | app.worker_environment(),
+            env=shown,
             start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
         )
+
+    def kill() -> str:
+        process.kill()
+        return "its monitor was killed"
+
     try:
-        yield process
+        with contextlib.suppress(BrokenPipeError):  # It ended before it read; whoever waits for it reports why.
+            assert process.stdin is not None
+            process.stdin.write(secrets)
+            process.stdin.flush()
+        with at_hard_end(kill):
+            yield process
     finally:
         process.terminate()
         try:
-            process.wait(timeout=STOP_SECONDS)
+            process.wait(timeout=HURRIED_SECONDS if received() else STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -12,6 +12,7 @@ from storage.archive import ARCHIVE, archived_bounds, archived_partitions, first
 from streams.clients import KafkaSettings, connect_admin, partitions_of
 from streams.delivery import Received
 from streams.errors import DeliveryError
+from streams.kafka_errors import asked
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import RawRecord, body_of
@@ -156,7 +157,9 @@ class Recorded:
         partition = TopicPartition(*place)
         admin = connect_admin(self._kafka)
         try:
-            offset = int(admin.list_partition_offsets({partition: limit.moment_ms})[partition].offset)
+            what = f"{place[0]}[{place[1]}]: could not ask which offset a moment is"
+            wanted = {partition: limit.moment_ms}
+            offset = int(asked(what, lambda: admin.list_partition_offsets(wanted))[partition].offset)
         finally:
             admin.close()
         return high if offset < 0 else offset

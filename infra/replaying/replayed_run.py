@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 from kafka import TopicPartition
@@ -15,50 +16,48 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.progress import Report
 from infra.replaying.recorded import Recorded, Window
+from infra.rights import give_rights
 from infra.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.running.serving import policy_server
 from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
+from infra.running.topics import make_new_topics, require_no_run
 from infra.services.artefacts import silent
 from infra.settings import Settings
 from infra.tasks.task import load_task
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
-from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.clients import KafkaSettings, connect_producer
 from streams.delivery import Outbox, Stop, now_ms
-from streams.errors import DeliveryError, SettingsError
+from streams.errors import SettingsError
 from streams.events import PolicyVersion
-from streams.ranges import log_bounds
+from streams.provisioning import Provisioned
 from streams.raw_log import RawLog
 from streams.replay import ReplayCount, copy
 from streams.topics import kind_of, topic_name
 
-FOREVER = -1
+
+class NewTopics(NamedTuple):
+    """The settings with the number of partitions of a run's new topics, and which topics were made."""
+
+    kafka: KafkaSettings
+    made: Provisioned
 
 
-def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> KafkaSettings:
-    """Make the topics of `into`, with the recorded number of partitions, and return the settings that have it.
+def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> NewTopics:
+    """Make the topics of `into`, with the recorded number of partitions.
 
-    Raises SettingsError if `into` is the run itself or another that is there, DeliveryError if its topics hold records.
+    Raises SettingsError if `into` is the run itself or another that is there, or if its topics are somebody else's,
+    DeliveryError if one of them does not fit.
     """
-    if app.home.run(into).exists() and into != run:
-        raise SettingsError(f"--into: expected a new run, {app.home.run(into)} exists; choose another name")
     if into == run:
         raise SettingsError(
             f"--into: expected the name of another run, got {into!r}; a replay never writes to its source"
         )
+    require_no_run(app.home, into, option="--into")
     count = max(source.partitions(kind) for kind in kinds)
     kafka = msgspec.structs.replace(app.connections.kafka, partitions=count)
-    names = create_topics(kafka, into, retention_ms=FOREVER)
-    partitions = partitions_of(kafka, names)
-    held = {item.topic for item, (start, end) in log_bounds(kafka, partitions).items() if end > start}
-    if held:
-        raise DeliveryError(
-            f"--into: expected empty topics, {', '.join(sorted(held))} hold records; choose another name"
-        )
-    if len([item for item in partitions if item.topic == topic_name(into, kinds[0])]) < count:
-        raise DeliveryError(f"--into: {into}'s topics have fewer than {count} partitions; choose another name")
-    return kafka
+    return NewTopics(kafka, make_new_topics(kafka, into, option="--into"))
 
 
 @contextmanager
@@ -98,7 +97,9 @@ def copy_at_once(
         )
 
 
-def new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin: str, updates: int) -> int:
+def new_run(
+    app: App, kept: RunSettings, settings: Settings, *, into: str, origin: str, begin: str, updates: int
+) -> int:
     """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded / "checkpoints", begin)
@@ -107,7 +108,9 @@ def new_run(app: App, kept: RunSettings, settings: Settings, *, into: str, begin
         if (recorded / name).exists():
             shutil.copy2(recorded / name, folder / name)
     base = manifest.policy.step
-    write_run_settings(folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings))
+    write_run_settings(
+        folder, msgspec.structs.replace(kept, run=into, updates=base + updates, settings=settings, origin=origin)
+    )
     return base
 
 
@@ -125,6 +128,7 @@ def publish_only_version(app: App, into: str, outbox: Outbox) -> None:
 @contextmanager
 def run_workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
     """Give running workers; at the end they stop in the order of the stream, the sink last."""
+    give_rights(app, run)
     settings = read_run_settings(app.home.run(run)).settings
     if "generator" not in roles:  # Nobody samples, so no server is needed for it.
         settings = msgspec.structs.replace(

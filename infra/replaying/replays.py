@@ -6,33 +6,36 @@ works on it; the recorded run is only read.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from kafka import TopicPartition
 
 from infra.context import App
 from infra.layers import assignments_layer, combine
 from infra.progress import Report
+from infra.replaying.following import follow_updates
 from infra.replaying.recorded import Limits, Recorded, Window
 from infra.replaying.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
 from infra.run_settings import RunSettings, read_run_settings
+from infra.running.new_log import undone_if_it_fails
 from infra.running.supervisor import Supervisor
 from infra.settings import Settings
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
-from streams.clients import KafkaSettings, connect_consumer
-from streams.codec import decode
-from streams.delivery import Outbox, Received, Stop, decode_or_bury, poll
+from streams.codec import decode, encode
+from streams.delivery import Received, Stop
 from streams.errors import DeliveryError, EventError
-from streams.events import Generation, Update
+from streams.events import Generation, Request
+from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text
 from streams.lag import stage_lags
 from streams.replay import ReplayCount, in_recorded_order, replay
-from streams.topics import BY_KIND, topic_name, version_name
+from streams.topics import BY_KIND, version_name
 
 # A frozen policy makes no update, so nothing is ever used up: the generator may go on without a learner.
 UNBOUNDED = {"groups": 4096, "staleness_max": 64}
@@ -79,39 +82,52 @@ def copy_window(
 
     kinds: empty means every topic that has records there. speed: infinite copies topic after topic; any other keeps the
     recorded order and pauses over all topics.
-    Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing.
+    Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing or
+    damaged: the topics that were made for the copy are deleted then.
     """
     source = _recorded(app, selection)
     chosen = kinds or list(BY_KIND)
     windows = [window for kind in chosen for window in _windows(source, selection, kind, may_be_empty=not kinds)]
-    kafka = new_topics(app, source, selection.run, into, chosen)
-    if speed == math.inf:
-        return copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
-    total = sum(window.end - window.first for window in windows)
-    with outbox_to(app, kafka, into) as outbox:
-        return replay(
-            in_recorded_order([source.read(window) for window in windows]),
-            outbox,
-            into=into,
-            speed=speed,
-            keep_times=True,
-            stop=stop,
-            report=lambda count: report("records copied", count, total),
-        )
+    kafka, made = new_topics(app, source, selection.run, into, chosen)
+    with undone_if_it_fails(kafka, made):
+        if speed == math.inf:
+            return copy_at_once(kafka, source, windows, into=into, stop=stop, what="records copied", report=report)
+        total = sum(window.end - window.first for window in windows)
+        with outbox_to(app, kafka, into) as outbox:
+            return replay(
+                in_recorded_order([source.read(window) for window in windows]),
+                outbox,
+                into=into,
+                speed=speed,
+                keep_times=True,
+                stop=stop,
+                report=lambda count: report("records copied", count, total),
+            )
 
 
 def counterfactual(
-    app: App, selection: Selection, *, into: str, assignments: Sequence[str], begin: str, report: Report
+    app: App,
+    selection: Selection,
+    *,
+    into: str,
+    assignments: Sequence[str],
+    begin: str,
+    report: Report,
+    stop: Stop | None = None,
 ) -> Counterfactual:
     """Score and learn from recorded generations anew, under other settings; nothing is generated.
 
     assignments: `table.key=value` on top of the recorded run's settings. begin: the policy version to learn from.
     Batches are cut anew, every `batch.groups` groups of the window; what is left over at its end is not learned from.
-    Raises DeliveryError for a window with less than one batch.
+    Raises DeliveryError for a window with less than one batch, KeyboardInterrupt if asked to stop.
     """
     began = time.monotonic()
+    stop = stop or Stop()
     kept = read_run_settings(app.home.existing_run(selection.run))
     settings = _settings(app, kept, assignments)
+    # The versions that wrote the groups are the recorded run's: this run cannot hold the groups against them.
+    claims = msgspec.structs.replace(settings.learner.claims, share=0.0)
+    settings = msgspec.structs.replace(settings, learner=msgspec.structs.replace(settings.learner, claims=claims))
     source = _recorded(app, selection)
     windows = _windows(source, selection, "generations")
     groups = _training_groups(source, windows)
@@ -121,11 +137,13 @@ def counterfactual(
             f"expected at least {settings.batch.groups} groups (batch.groups) to learn from in this window of "
             f"{selection.run}.generations, found {len(groups)}; widen it, or --set batch.groups={max(len(groups), 1)}"
         )
-    kafka = new_topics(app, source, selection.run, into, ["generations"])
-    base = new_run(app, kept, settings, into=into, begin=begin, updates=batches)
-    copy_at_once(kafka, source, windows, into=into, stop=Stop(), what="generations copied", report=report)
+    kafka, _ = new_topics(app, source, selection.run, into, ["generations"])
+    base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=batches)
+    copy_at_once(kafka, source, windows, into=into, stop=stop, what="generations copied", report=report)
     with outbox_to(app, kafka, into) as outbox, run_workers(app, into, ["sink", "environment", "learner"]) as workers:
-        _follow_updates(app, into, outbox, workers, base=base, updates=batches, report=report)
+        follow_updates(app, into, outbox, workers, base=base, limit=batches, stop=stop, report=report)
+    if stop():
+        raise KeyboardInterrupt
     _, manifest = load_current(app.home.run(into) / "checkpoints")
     recorded = _mean_reward(app.home.run(selection.run), groups)
     return Counterfactual(
@@ -155,7 +173,9 @@ def load(
     """Send recorded requests to a run of their own at a chosen speed, with the policy frozen or learning.
 
     like: the run whose settings and policy answer. begin: the policy version that writes, or learns on. The requests
-    get the broker's time, so that latency can be read.
+    get the broker's time, so that latency can be read, and their queries are cleaned as those of a file are. Learning
+    from them takes requests of split "train"; what came from outside is "live", is answered, and trains nothing.
+    Raises DeliveryError if it is to learn and none of them can train.
     """
     began = time.monotonic()
     kept = read_run_settings(app.home.existing_run(like))
@@ -171,10 +191,11 @@ def load(
     source = _recorded(app, selection)
     windows = _windows(source, selection, "requests")
     total = sum(window.end - window.first for window in windows)
-    updates = total // batch_groups if learning else 0
-    kafka = new_topics(app, source, selection.run, into, ["requests"])
+    # The last batch may be short: every request is to be answered.
+    updates = math.ceil(_training_requests(source, windows, report) / batch_groups) if learning else 0
+    kafka, _ = new_topics(app, source, selection.run, into, ["requests"])
     with outbox_to(app, kafka, into) as outbox:
-        base = new_run(app, kept, settings, into=into, begin=begin, updates=updates or 1)
+        base = new_run(app, kept, settings, into=into, origin=selection.run, begin=begin, updates=updates or 1)
         if not learning:
             publish_only_version(app, into, outbox)
         roles = ["sink", "environment", "generator", *(["learner"] if learning else [])]
@@ -185,7 +206,7 @@ def load(
                 report("requests sent", count, total)
 
             sent = replay(
-                in_recorded_order([source.read(window) for window in windows]),
+                map(clean_request, in_recorded_order([source.read(window) for window in windows])),
                 outbox,
                 into=into,
                 speed=speed,
@@ -194,7 +215,7 @@ def load(
                 report=sending,
             )
             if learning and not stop():
-                _follow_updates(app, into, outbox, workers, base=base, updates=updates, report=report)
+                follow_updates(app, into, outbox, workers, base=base, limit=updates, stop=stop, report=report)
             elif not learning:
                 _await_answers(app, into, sent.records, workers, stop, report)
     if stop():
@@ -219,29 +240,36 @@ def _settings(app: App, kept: RunSettings, assignments: Sequence[str]) -> Settin
     )
 
 
-def _follow_updates(
-    app: App, run: str, outbox: Outbox, workers: Supervisor, *, base: int, updates: int, report: Report
-) -> None:
-    partition = TopicPartition(topic_name(run, "updates"), 0)
-    kafka: KafkaSettings = app.connections.kafka
-    consumer = connect_consumer(kafka, {partition: None}, client_id=f"{run}-replay", records_max=500)
-    try:
-        step = base
-        while step < base + updates:
-            workers.check()
-            for _, update in decode_or_bury(poll(consumer, app.settings.delivery), Update, outbox):
-                step = max(step, update.policy.step)
-                report("updates", step - base, updates)
-    finally:
-        consumer.close()
-
-
 def _await_answers(app: App, run: str, sent: int, workers: Supervisor, stop: Stop, report: Report) -> None:
     """Wait until generator and environment have committed everything that was sent."""
     while not stop() and (behind := sum(stage.records for stage in stage_lags(app.connections.kafka, run))):
         workers.check()
         report("groups rewarded", max(sent - behind, 0), sent)
         stop.wait(0.5)
+
+
+def _training_requests(source: Recorded, windows: Sequence[Window], report: Report) -> int:
+    """Return how many requests in these windows may train, and say so where others are among them.
+
+    Raises DeliveryError if none may.
+    """
+    splits: Counter[str] = Counter()
+    for window in windows:
+        for record in source.read(window):
+            with contextlib.suppress(EventError):
+                event = decode(record.value)
+                if isinstance(event, Request):
+                    splits[event.split] += 1
+    found = ", ".join(f"{count} of split {split!r}" for split, count in sorted(splits.items())) or "none"
+    if not splits["train"]:
+        raise DeliveryError(
+            f"--learning: expected requests of split 'train', found {found}. "
+            "Imported traffic is 'live', which is answered and never trains: leave out --learning to ask it of a "
+            "frozen policy, or choose a window of a run's own requests"
+        )
+    if splits["train"] < splits.total():
+        report(f"requests: {found}; only those of 'train' teach", 0, 0)
+    return splits["train"]
 
 
 def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
@@ -253,6 +281,20 @@ def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
             if event is not None and event.request.split == "train":
                 found[event.group_id] = None
     return list(found)
+
+
+def clean_request(record: Received) -> Received:
+    """Return a recorded request with its query clean and cut, as a file's are: an older import may have left it raw."""
+    try:
+        event = decode(record.value)
+    except EventError:
+        return record  # It is buried where it is answered.
+    if not isinstance(event, Request):
+        return record
+    query = clean_text(event.query, characters_max=QUERY_CHARACTERS_MAX)
+    if query == event.query:
+        return record
+    return msgspec.structs.replace(record, value=encode(msgspec.structs.replace(event, query=query)))
 
 
 def _generation(record: Received) -> Generation | None:

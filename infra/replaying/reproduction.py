@@ -56,8 +56,11 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
         if manifest.policy.step > 0 and kept.settings.learner.objective.kl_weight > 0:
             copy_checkpoint(*find_version(folder / "checkpoints", "0"), Path(scratch))
         start = copy_checkpoint(source, manifest, Path(scratch))
+        # What was rejected then is not in the recorded batches; the versions to hold groups against are not here.
+        claims = msgspec.structs.replace(kept.settings.learner.claims, share=0.0)
+        settings = msgspec.structs.replace(kept.settings.learner, claims=claims)
         state = Learner.resume(
-            start, manifest, run=run, settings=kept.settings.learner, no_repeat=kept.settings.generation.no_repeat
+            start, manifest, run=run, settings=settings, no_repeat=kept.settings.generation.no_repeat
         )
         chain = _surviving(log, manifest.policy.step, updates_max)
         different = None

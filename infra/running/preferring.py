@@ -17,6 +17,7 @@ from learner.versions import find_version
 from storage.log import open_log
 from streams.errors import SettingsError
 from streams.events import Reward
+from streams.whole_file import whole_folder
 
 
 def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
@@ -34,13 +35,11 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
     folder, _ = find_version(source / "checkpoints", "0")
     with open_log(source) as log:
         pairs = preferences((event for _, event in log.events(Reward)), settings)
-    aside = target.with_name(f".{target.name}.preferring")
-    shutil.rmtree(aside, ignore_errors=True)
-    policy = prefer(load_policy(folder), pairs, settings, aside / "preferred", report)
-    for name in load_task(kept.settings.train.task).carried:
-        if (source / name).exists():
-            shutil.copy2(source / name, aside / name)
-    write_first_checkpoint(aside / "checkpoints", policy)
-    write_run_settings(aside, msgspec.structs.replace(kept, run=into, updates=0))
-    aside.rename(target)
+    with whole_folder(target) as aside:
+        policy = prefer(load_policy(folder), pairs, settings, aside / "preferred", report)
+        for name in load_task(kept.settings.train.task).carried:
+            if (source / name).exists():
+                shutil.copy2(source / name, aside / name)
+        write_first_checkpoint(aside / "checkpoints", policy)
+        write_run_settings(aside, msgspec.structs.replace(kept, run=into, updates=0))
     return len(pairs)

@@ -1,20 +1,28 @@
 """Which request comes next: a task's requests in a shuffled order, epoch after epoch, the same for the same seed.
 
-The n-th request is a function of n, so a run that is started again goes on where the requests topic ends.
+The n-th request is a function of n, and which were published is a function of the requests topic. So a run that is
+started again publishes what is missing there and goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from streams.clients import KafkaSettings, partitions_of
-from streams.delivery import Outbox, now_ms
+from streams.codec import decode
+from streams.delivery import Outbox, Received, now_ms
+from streams.errors import EventError
 from streams.events import Request
-from streams.lag import end_offsets
+from streams.ranges import log_bounds, read_range
+from streams.resending import RESENT
 from streams.topics import topic_name
+
+NUMBERS_AT_ONCE = 1024  # Sent before the broker must have acknowledged all of them.
+DIGITS_MAX = 15
 
 
 class RequestSequence:
@@ -35,25 +43,120 @@ class RequestSequence:
             self._epoch = epoch
             self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._asked))
         asked = self._asked[int(self._order[place])]
-        return msgspec.structs.replace(asked, request_id=f"{self._run}-{number:08d}", run=self._run)
+        return msgspec.structs.replace(asked, request_id=request_id(self._run, number), run=self._run)
+
+
+class Published(NamedTuple):
+    """Which requests of a sequence lie in the log: all below `end`, but for `missing`."""
+
+    end: int
+    missing: tuple[int, ...]
+
+
+Read = Callable[[int, int, int], Iterable[Received]]
+"""Called with a partition, an offset, and the one after the last: gives the records between, in order."""
 
 
 class RequestFeed:
-    """Writes a sequence to the requests topic, from where the topic ends, and never far ahead of the learner."""
+    """Writes a sequence to the requests topic, from where the topic ends, and never far ahead of the learner.
+
+    The log alone says what was published: one partition may have what another one lacks, if the process was killed or
+    the broker took one batch and refused another. Request n goes to partition n modulo their number.
+    """
 
     def __init__(self, sequence: RequestSequence, kafka: KafkaSettings, outbox: Outbox, run: str) -> None:
         self._sequence = sequence
+        self._kafka = kafka
         self._outbox = outbox
-        partitions = partitions_of(kafka, [topic_name(run, "requests")])
-        self._partitions = len(partitions)
-        self.published = sum(end_offsets(kafka, partitions).values())
+        self._run = run
+        self._partitions = partitions_of(kafka, [topic_name(run, "requests")])
+        self._published: Published | None = self._read_published()
 
     def publish_until(self, number: int) -> None:
-        """Publish all requests below this number that are not published yet; return when Kafka has them."""
-        if number <= self.published:
-            return
-        for index in range(self.published, number):
-            stamped = msgspec.structs.replace(self._sequence[index], made_at_ms=now_ms())
-            self._outbox.send(stamped, partition=index % self._partitions)
+        """Publish all requests below this number that are not published yet; return when Kafka has them.
+
+        Raises DeliveryError if Kafka does not take one; the next call looks up what it took.
+        """
+        published = self._published or self._read_published()
+        self._published = None
+        self._publish(published.missing)
+        for start in range(published.end, number, NUMBERS_AT_ONCE):
+            self._publish(range(start, min(start + NUMBERS_AT_ONCE, number)))
+        self._published = Published(max(published.end, number), ())
+
+    def _publish(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            stamped = msgspec.structs.replace(self._sequence[number], made_at_ms=now_ms())
+            self._outbox.send(stamped, partition=number % len(self._partitions))
         self._outbox.flush()
-        self.published = number
+
+    def _read_published(self) -> Published:
+        items = {item.partition: item for item in self._partitions}
+        bounds = {item.partition: held for item, held in log_bounds(self._kafka, self._partitions).items()}
+
+        def read(partition: int, first: int, end: int) -> Iterable[Received]:
+            return read_range(self._kafka, items[partition], first, end, client_id=f"{self._run}-requests")
+
+        return find_published(bounds, read, run=self._run)
+
+
+def find_published(
+    bounds: Mapping[int, tuple[int, int]], read: Read, *, run: str, at_once: int = NUMBERS_AT_ONCE
+) -> Published:
+    """Return which of a run's requests lie in the log, from as little of its end as tells it.
+
+    bounds: first offset, and the one after the last, of each partition. at_once: so many numbers are sent before all of
+    them are acknowledged; what is missing is thus among the last so many.
+    Records of others, damaged ones and dead letters that were sent again count for nothing. Where retention has deleted
+    what would tell, a request counts as published: one that is left out costs less than one that trains twice.
+    """
+    written = sum(end for _, end in bounds.values())
+    firsts = {partition: end for partition, (_, end) in bounds.items()}
+    seen: dict[int, set[int]] = {partition: set() for partition in bounds}
+    width = at_once // max(len(bounds), 1) + 64
+    while True:
+        newest = max((number for numbers in seen.values() for number in numbers), default=-1)
+        unread = [
+            partition
+            for partition, (start, _) in bounds.items()
+            if firsts[partition] > start and min(seen[partition], default=newest + 1) > newest - at_once
+        ]
+        if not unread:
+            break
+        for partition in unread:
+            end = firsts[partition]
+            firsts[partition] = max(end - width, bounds[partition][0])
+            numbers = (request_number(record, run) for record in read(partition, firsts[partition], end))
+            # Each number up to the newest but the last `at_once` has a record: a larger one is somebody's invention.
+            seen[partition].update(number for number in numbers if number is not None and number < written + at_once)
+        width *= 2
+    deleted = {partition for partition, (start, _) in bounds.items() if start > 0 and firsts[partition] == start}
+    if any(not seen[partition] for partition in deleted):
+        # Which number the last of them had, only the offsets tell, and not exactly.
+        guesses = [(end - 1) * len(bounds) + place + 1 for place, (_, end) in enumerate(bounds.values()) if end]
+        return Published(max(newest + 1, written, *guesses), ())
+    oldest = max((min(seen[partition]) for partition in deleted), default=-1)
+    known = set().union(*seen.values())
+    low = max(newest + 1 - at_once, oldest, 0)
+    return Published(newest + 1, tuple(number for number in range(low, newest) if number not in known))
+
+
+def request_number(record: Received, run: str) -> int | None:
+    """Return the number of the run's request that this record is; None for anything else."""
+    if any(name == RESENT for name, _ in record.headers):
+        return None
+    try:
+        event = decode(record.value)
+    except EventError:
+        return None
+    if not isinstance(event, Request) or event.run != run:
+        return None
+    digits = event.request_id.removeprefix(f"{run}-")
+    if len(digits) > DIGITS_MAX or not digits.isascii() or not digits.isdecimal():
+        return None
+    return int(digits) if event.request_id == request_id(run, int(digits)) else None
+
+
+def request_id(run: str, number: int) -> str:
+    """Return what the run's request of this number is called."""
+    return f"{run}-{number:08d}"

@@ -18,6 +18,7 @@ from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.corpora import Query
 from streams.topics import version_name
+from streams.whole_file import whole_folder
 
 
 def check_trainable(settings: Settings) -> None:
@@ -73,10 +74,8 @@ def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> Non
     Raises CheckpointError if the source has no checkpoint 0.
     """
     first, manifest = find_version(source / "checkpoints", "0")
-    aside = target.with_name(f".{target.name}.copying")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(first, aside / "checkpoints" / first.name)
-    (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
-    for name in carried:
-        shutil.copy2(source / name, aside / name)
-    aside.rename(target)
+    with whole_folder(target) as aside:
+        shutil.copytree(first, aside / "checkpoints" / first.name)
+        (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
+        for name in carried:
+            shutil.copy2(source / name, aside / name)

@@ -6,7 +6,7 @@ LoRA adapters alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from learner.versions import LoadedVersion, OpenVersion
 from learner.vllm import VllmClient
 from streams.errors import SettingsError
 from streams.events import Request
+from streams.secrets import reveal
+from streams.whole_file import write_file
 
 AGREEMENT_FILE = "agreement.json"
 
@@ -85,13 +87,21 @@ def policy_server(
         yield Serving()
         return
     told = app.tables(VllmTables).vllm
+    insecure = told.allow_insecure or settings.vllm.allow_insecure
     vllm = msgspec.structs.replace(
         settings.vllm,
         url=told.url or settings.vllm.url,
         api_key=told.api_key or settings.vllm.api_key,
         home=told.home or settings.vllm.home,
+        ca_certs=told.ca_certs or settings.vllm.ca_certs,
+        allow_insecure=insecure,
     )
-    variables = {"SEARCHLOOP_VLLM__API_KEY": vllm.api_key, "SEARCHLOOP_VLLM__HOME": vllm.home}
+    variables = {
+        "SEARCHLOOP_VLLM__API_KEY": reveal(vllm.api_key),
+        "SEARCHLOOP_VLLM__HOME": vllm.home,
+        "SEARCHLOOP_VLLM__CA_CERTS": vllm.ca_certs,
+        "SEARCHLOOP_VLLM__ALLOW_INSECURE": "true" if insecure else "",
+    }
     variables = {name: value for name, value in variables.items() if value}
     if vllm.url:
         VllmClient(vllm.url, vllm).models()
@@ -105,7 +115,7 @@ def policy_server(
     model = VllmModel(folder=str(adapter.base.resolve()), rank=adapter.r, adapters_max=settings.batch.staleness_max + 2)
     try:
         url = server.start(model, report)
-        ours = Serving(url, variables | {"SEARCHLOOP_VLLM__URL": url}, server)
+        ours = Serving(url, variables | own_door(server) | {"SEARCHLOOP_VLLM__URL": url}, server)
         check_logprobs(app, run, settings, ours, shown, report)
         yield ours
     finally:
@@ -122,21 +132,38 @@ def version_opener(app: App, kept: RunSettings) -> OpenVersion:
     if settings.generation.backend != "vllm":
         return LoadedVersion
     told = app.tables(VllmTables).vllm
-    return open_served(app, kept.run, settings, url=told.url or app.policy_server().url(), told_home=told.home)
+    door: dict[str, str] = {}
+    if not told.url:
+        server = app.policy_server()
+        door = own_door(server) | {"SEARCHLOOP_VLLM__URL": server.url()}
+    return open_served(app, kept.run, settings, url=told.url or door["SEARCHLOOP_VLLM__URL"], door=door)
 
 
-def open_served(app: App, run: str, settings: Settings, *, url: str, told_home: str) -> partial[Any]:
+def own_door(server: PolicyServer) -> dict[str, str]:
+    """Return the variables by which a client is let in to a server of ours, which listens on this machine alone."""
+    return {"SEARCHLOOP_VLLM__API_KEY": reveal(server.key()), "SEARCHLOOP_VLLM__ALLOW_INSECURE": "true"}
+
+
+def open_served(app: App, run: str, settings: Settings, *, url: str, door: Mapping[str, str]) -> partial[Any]:
     """Return what opens a version of this run at the server of this address.
 
-    told_home: the path of our home on the server's machine; empty: the same.
+    door: variables by which it is reached, on top of our own: the key, and the path of our home on its machine.
     """
     from learner.serving import ServedVersion
 
     told = app.tables(VllmTables).vllm
+    told_home = door.get("SEARCHLOOP_VLLM__HOME", told.home)
     return partial(
         ServedVersion,
         url=url,
-        settings=msgspec.structs.replace(settings.vllm, api_key=told.api_key or settings.vllm.api_key),
+        settings=msgspec.structs.replace(
+            settings.vllm,
+            api_key=door.get("SEARCHLOOP_VLLM__API_KEY") or told.api_key or settings.vllm.api_key,
+            ca_certs=told.ca_certs or settings.vllm.ca_certs,
+            allow_insecure="SEARCHLOOP_VLLM__ALLOW_INSECURE" in door
+            or told.allow_insecure
+            or settings.vllm.allow_insecure,
+        ),
         directory=app.home.run(run),
         seen_as=str(Path(told_home) / "runs" / run) if told_home else "",
         staleness_max=settings.batch.staleness_max,
@@ -161,8 +188,8 @@ def check_logprobs(
     report("comparing vllm's log-probabilities with the learner's", 0, 0)
     encode_prompt = load_task(settings.train.task).encoder(settings)
     folder, manifest = load_current(app.home.run(run) / "checkpoints")
-    home = serving.environment.get("SEARCHLOOP_VLLM__HOME", "")
-    version = open_served(app, run, settings, url=serving.url, told_home=home)(folder, manifest.policy)
+    opened = open_served(app, run, settings, url=serving.url, door=serving.environment)
+    version = opened(folder, manifest.policy)
     try:
         policy = load_policy(folder)
         policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,5 +202,5 @@ def check_logprobs(
         )
     finally:
         version.close()
-    (app.home.run(run) / AGREEMENT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(agreement)))
+    write_file(app.home.run(run) / AGREEMENT_FILE, msgspec.json.format(msgspec.json.encode(agreement)))
     require_agreement(agreement, difference_max=settings.learner.update.logprob_difference_max)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.context import App
+from infra.interrupts import received
 from infra.running.sinks import run_sink_worker
 from infra.running.supervisor import Supervisor
 from streams.delivery import Stop
@@ -14,11 +15,15 @@ def stop_in_order(app: App, workers: Supervisor, *, run: str, roles: Sequence[st
     """Stop the last of the roles first; a sink that did not end by itself is followed by one in this process.
 
     Until then whoever dies is restarted, but from here on nobody is: what a dead sink had not written yet would stay
-    out of the ledger until the run goes on, and `verify` would say so.
+    out of the ledger until the run goes on, and `verify` would say so. After Ctrl-C there are only seconds: all but the
+    sink stop at once, and a sink that is cut short is made up for when the run goes on.
     """
-    for role in reversed(roles):
-        ended_well = workers.stop([role])
-        if role == "sink" and not ended_well:
+    first = [role for role in reversed(roles) if role != "sink"]
+    for group in [first] if received() else [[role] for role in first]:
+        workers.stop(group)
+    if "sink" in roles:
+        ended_well = workers.stop(["sink"])
+        if not ended_well and not received():
             stop = Stop()
             stop.set()
             run_sink_worker(app, run=run, worker=0, stop=stop)

@@ -8,9 +8,9 @@ only the supervisor holds; when the supervisor is killed the pipe closes, and th
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +21,9 @@ from types import TracebackType
 import psutil
 
 from infra.cli import ONE_THREAD, QUIET, main
+from infra.interrupts import at_hard_end, received
+from infra.private_variables import for_role
+from infra.running.living import SUPERVISED, write_workers
 from streams.delivery import Stop
 from streams.errors import SearchloopError
 
@@ -28,6 +31,7 @@ from streams.errors import SearchloopError
 ERRORS_MAX = 3
 HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
+HURRIED_SECONDS = 1.5  # After Ctrl-C: all of us has to end within `infra.interrupts.LIMIT_SECONDS`.
 FORK_SERVER_DIED = 255  # Then multiprocessing gives this for each of its forks, whether it lives or not.
 
 _forks = multiprocessing.get_context("forkserver")
@@ -56,8 +60,10 @@ class Supervisor:
         self._errors = dict.fromkeys(roles, 0)
         self._started = dict.fromkeys(roles, 0.0)
         self.restarts = 0
+        self._guard = contextlib.ExitStack()
 
     def __enter__(self) -> Supervisor:
+        self._guard.enter_context(at_hard_end(self._kill))
         (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
         for role in self._roles:
             self._start(role)
@@ -67,7 +73,8 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(self._roles)
-        (self._run_dir / "workers.json").unlink(missing_ok=True)
+        self._guard.close()
+        (self._run_dir / SUPERVISED).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Restart whichever worker has died.
@@ -95,16 +102,22 @@ class Supervisor:
             self._start(role)
 
     def stop(self, roles: list[str]) -> bool:
-        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself."""
+        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself.
+
+        After Ctrl-C they get `HURRIED_SECONDS`: a kill costs them nothing but what they were doing.
+        """
         stopping = [self._processes.pop(role) for role in roles if role in self._processes]
         for process in stopping:
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + (HURRIED_SECONDS if received() else STOP_SECONDS)
         for process in stopping:
             process.join(timeout=max(deadline - time.monotonic(), 0.1))
             if process.exitcode is None:
                 process.kill()
                 process.join()
+                # `join` returns when the process has closed its end of a pipe; its locks may go a moment later.
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                    psutil.Process(process.pid).wait(STOP_SECONDS)
         return all(process.exitcode == 0 for process in stopping)
 
     def pids(self) -> dict[str, int]:
@@ -115,20 +128,23 @@ class Supervisor:
         """Return where a worker's output goes."""
         return self._run_dir / "logs" / f"{role}.log"
 
+    def _kill(self) -> str:
+        """Kill what runs, from another thread, as the last act of this process."""
+        for process in list(self._processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGKILL)
+        return "its workers were killed; the same command goes on where they stopped"
+
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()
         arguments = [*self._arguments, role, "--run", self._run_dir.name, "--supervised"]
-        process = _forks.Process(target=_work, args=(arguments, os.environ | self._environment, self.log_path(role)))
+        # Through the pipe of multiprocessing: what it holds of secrets never stands in a process's first environment.
+        environment = for_role(os.environ | self._environment, role)
+        process = _forks.Process(target=_work, args=(arguments, environment, self.log_path(role)))
         process.start()
         self._processes[role] = process
-        rows = [
-            {"role": name, "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
-            for name, process in self._processes.items()
-            if process.exitcode is None
-        ]
-        aside = self._run_dir / ".workers.json"
-        aside.write_text(json.dumps(rows))
-        aside.rename(self._run_dir / "workers.json")
+        living = {name: each.pid or 0 for name, each in self._processes.items() if each.exitcode is None}
+        write_workers(self._run_dir, living.items())
 
     def _last_words(self, role: str) -> str:
         lines = self.log_path(role).read_text(errors="replace").strip().splitlines()
@@ -172,17 +188,3 @@ def stop_with_parent(stop: Stop, pipe: int) -> None:
         stop.set()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def living_workers(runs: Path) -> list[tuple[str, str, int]]:
-    """Return (run, role, pid) of every worker that is alive, from the files that supervisors keep."""
-    rows = []
-    for file in sorted(runs.glob("*/workers.json")):
-        for row in json.loads(file.read_text()):
-            try:
-                alive = abs(psutil.Process(row["pid"]).create_time() - row["started"]) < 1.0
-            except psutil.NoSuchProcess:
-                alive = False
-            if alive:
-                rows.append((file.parent.name, row["role"], row["pid"]))
-    return rows

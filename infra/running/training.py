@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,22 +13,26 @@ from kafka import TopicPartition
 
 from infra.context import App
 from infra.interrupts import interrupts
+from infra.monitoring.standing import what_it_waits_for
 from infra.progress import Report
+from infra.rights import give_rights
 from infra.running.requests import RequestFeed, RequestSequence
 from infra.running.serving import policy_server
 from infra.running.stopping import stop_in_order
 from infra.running.supervisor import Supervisor, worker_arguments
+from infra.running.topics import make_topics
 from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
-from storage.ledger import LEDGER
-from streams.clients import connect_consumer, connect_producer, create_topics
+from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
 from streams.delivery import Outbox, Received, Stop, poll
-from streams.errors import EventError, SettingsError
+from streams.errors import EventError
 from streams.events import PolicyVersion, Update
+from streams.stalls import StallWatch
 from streams.topics import topic_name, version_name
 
 ROLES = ["sink", "environment", "generator", "learner"]
+log = logging.getLogger(__name__)
 BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the generator never waits for one.
 
 
@@ -58,7 +63,8 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
     began = time.monotonic()
-    create_topics(settings.kafka, run)
+    make_topics(app, run)
+    give_rights(app, run)
     producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
@@ -74,13 +80,8 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     made: dict[int, Update] = {}
     shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
+    stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
     try:
-        if step == 0 and not (run_dir / LEDGER).exists() and consumer.end_offsets([announced])[announced]:
-            # Its updates would be taken for ours, and an untaught policy for a taught one.
-            raise SettingsError(
-                f"run {run!r}: expected topics without records for a new run, got updates of another one of that name, "
-                "whose folder is gone. Choose another --run NAME"
-            )
         with (
             policy_server(app, run, settings, report, shown) as serving,
             interrupts(stop),
@@ -100,6 +101,9 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                         made[event.policy.step] = event
                         step = max(step, event.policy.step)
                         report(_headline(event), min(step, updates), updates)
+                    stalls.progress()
+                if stalls.due:
+                    stalls.waiting_for(what_it_waits_for(app, run))
             stop_in_order(app, workers, run=run, roles=ROLES)
             restarts = workers.restarts
     finally:

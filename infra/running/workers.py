@@ -55,6 +55,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             learner=settings.learner,
             generation=settings.generation,
             updates_max=kept.updates,
+            origin=kept.origin,
             member=member,
             stop=stop,
         )

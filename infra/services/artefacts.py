@@ -27,6 +27,7 @@ from jgo.config import GlobalSettings
 from jgo.maven import MavenContext, PythonResolver
 
 from infra.services.errors import ProvisionError
+from streams.whole_file import put_file
 
 LOCK_FILE = Path(__file__).with_name("artefacts.lock.json")
 DOWNLOADS_AT_ONCE = 4
@@ -197,7 +198,7 @@ def _fetch(cache: Path, staging: Path, artefact: Artefact, advance: Callable[[in
             f"expected {artefact.bytes}). The repository or mirror answers with another file: check it, then run again"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged.replace(target)
+    put_file(staged, target)
 
 
 def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None]) -> None:

@@ -227,4 +227,5 @@ def _services(services: LocalServices) -> Iterator[Finding]:
             yield Finding(name=row.role, level=WARN, found=f"{row.health}, {whose}", advice="`searchloop up` mends it")
         else:
             advice = "Check its address, credentials and certificates in the settings kafka.* and elasticsearch.*"
-            yield Finding(name=row.role, level=FAIL, found=f"{row.health}, {whose}", advice=advice)
+            reason = services.external_answer(row.role).reason
+            yield Finding(name=row.role, level=FAIL, found=f"{row.health}, {whose}: {reason}", advice=advice)

@@ -15,6 +15,8 @@ from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lo
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
 from infra.services.processes import Account, can_enter, java_environment
+from infra.services.security import ENGINE, SecurityFolder
+from streams.whole_file import put_folder
 
 ROLE = "elasticsearch"
 PLUGIN_SOURCE = Path(__file__).with_name("plugin") / "EnglishAnalysisPlugin.java"
@@ -22,6 +24,7 @@ PLUGIN_RELEASE = 21  # the oldest JDK that runs this Elasticsearch
 # Left out of the unpacked copy: tracing, and the security that a loopback server without accounts does not use.
 # Together they are 90 MB and half of the start-up time.
 MODULES_LEFT_OUT = ("apm", "x-pack-core", "x-pack-security")
+SECURE_MODULES_LEFT_OUT = ("apm",)
 
 # The thorough compiler's thresholds, twenty times the default: code that only starts the server stays with the fast
 # compiler, code that searches still gets there. Processor time on two contended cores with the defaults → with these →
@@ -65,8 +68,20 @@ rootLogger.appenderRef.rolling.ref = rolling
 class LocalElasticsearch:
     """Unpacks, writes the files and gives the command line of one local Elasticsearch; starts nothing by itself."""
 
-    def __init__(self, directory: Path, *, cache: Path, distribution: Artefact, account: Account | None) -> None:
-        """directory: data, logs and settings; the account must be able to enter it (see `open_directory`)."""
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: Path,
+        distribution: Artefact,
+        account: Account | None,
+        security: SecurityFolder | None = None,
+    ) -> None:
+        """directory: data, logs and settings; the account must be able to enter it (see `open_directory`).
+
+        security: with TLS, users and API keys.
+        """
+        self._security = security
         self.directory = directory
         self.data = directory / "data"
         self.logs = directory / "logs"
@@ -77,6 +92,8 @@ class LocalElasticsearch:
         self._distribution = distribution
         identity = hashlib.sha256(distribution.sha256.encode() + PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]
         self.installation = open_directory(cache, account) / f"elasticsearch-{distribution.version}-{identity}"
+        if security is not None:
+            self.installation = self.installation.with_name(f"{self.installation.name}-secure")
 
     def provision(self, *, jdk: Jdk, progress: Progress = silent) -> None:
         """Unpack the distribution and compile the plugin, once per version of either; whole or not at all."""
@@ -90,11 +107,12 @@ class LocalElasticsearch:
             aside = self.installation.with_name(f".{self.installation.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
             try:
-                root = _unpack(artefact_path(self._cache, self._distribution), aside)
+                left_out = SECURE_MODULES_LEFT_OUT if self._security else MODULES_LEFT_OUT
+                root = _unpack(artefact_path(self._cache, self._distribution), aside, left_out)
                 progress("compiling the analysis plugin", 0, 0)
                 install_plugin(root, version=self._distribution.version, jdk=jdk)
                 _open_for_reading(root)
-                root.rename(self.installation)
+                put_folder(root, self.installation)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
@@ -106,11 +124,30 @@ class LocalElasticsearch:
             if self.account is not None:
                 os.chown(folder, self.account.uid, self.account.gid)
         (self.configuration / "log4j2.properties").write_text(LOG4J)
+        if self._security is not None:
+            # A copy, which the server's account may read; nobody else may.
+            store = self.configuration / f"{ENGINE}.p12"
+            aside = store.with_suffix(".aside")
+            aside.unlink(missing_ok=True)
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(self._security.store(ENGINE).read_bytes())
+            if self.account is not None:
+                os.chown(aside, self.account.uid, self.account.gid)
+            aside.replace(store)
 
     def node_settings(self, *, port: int, transport_port: int, processors: int) -> dict[str, str]:
         """Return what elasticsearch.yml would say."""
         disk = "cluster.routing.allocation.disk.watermark"
-        return {
+        doors: dict[str, str] = {}
+        if self._security is not None:
+            doors = {
+                "xpack.security.enabled": "true",
+                "xpack.security.autoconfiguration.enabled": "false",
+                "xpack.security.enrollment.enabled": "false",
+                "xpack.security.http.ssl.enabled": "true",
+                "xpack.security.http.ssl.keystore.path": f"{ENGINE}.p12",
+            }
+        return doors | {
             "cluster.name": "searchloop",
             "node.name": "searchloop",
             "discovery.type": "single-node",
@@ -188,9 +225,10 @@ class LocalElasticsearch:
     def server_arguments(self, settings: dict[str, str]) -> bytes:
         """Return what the server reads from its standard input before it starts.
 
-        org.elasticsearch.bootstrap.ServerArgs in the stream format of 9.5: daemonize, quiet, no pid file, an empty
-        key store (format 7, no password), the node settings, and the folders of settings and logs. Daemonized, it
-        closes its standard streams when it is ready, and does not watch for the end of its parent: our guardian does.
+        org.elasticsearch.bootstrap.ServerArgs in the stream format of 9.5: daemonize, quiet, no pid file, a key store
+        (format 7, no password) that is empty or holds the two passwords of security, the node settings, and the folders
+        of settings and logs. Daemonized, it closes its standard streams when it is ready, and does not watch for the
+        end of its parent: our guardian does.
         """
 
         def string(text: str) -> bytes:
@@ -199,7 +237,14 @@ class LocalElasticsearch:
             return _variable_int(len(units)) + b"".join(_code_unit(unit) for unit in units)
 
         flags = bytes([True, False, False])
-        key_store = string("org.elasticsearch.common.settings.KeyStoreWrapper") + struct.pack(">i", 7) + bytes(4)
+        key_store = string("org.elasticsearch.common.settings.KeyStoreWrapper") + struct.pack(">i", 7) + bytes(2)
+        kept = self._passwords()
+        key_store += _variable_int(len(kept))
+        for name, password in kept.items():
+            # KeyStoreWrapper.Entry: the value, and its SHA-256.
+            value, digest = password.encode(), hashlib.sha256(password.encode()).digest()
+            key_store += string(name) + _variable_int(len(value)) + value + _variable_int(len(digest)) + digest
+        key_store += bytes(1)
         pairs = b"".join(string(name) + bytes(1) + string(value) for name, value in sorted(settings.items()))
         return (
             flags
@@ -209,6 +254,14 @@ class LocalElasticsearch:
             + string(str(self.configuration))
             + string(str(self.logs))
         )
+
+    def _passwords(self) -> dict[str, str]:
+        if self._security is None:
+            return {}
+        return {
+            "bootstrap.password": self._security.engine_password.read_text().strip(),
+            "xpack.security.http.ssl.keystore.secure_password": self._security.store_password(),
+        }
 
 
 def open_directory(directory: Path, account: Account | None) -> Path:
@@ -258,12 +311,12 @@ def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:
     )
 
 
-def _unpack(archive: Path, target: Path) -> Path:
+def _unpack(archive: Path, target: Path, modules_left_out: tuple[str, ...]) -> Path:
     """Unpack the distribution without the modules that we leave out; return its root."""
     with zipfile.ZipFile(archive) as distribution:
         names = distribution.namelist()
         root = names[0].split("/")[0]
-        left_out = tuple(f"{root}/modules/{module}/" for module in MODULES_LEFT_OUT)
+        left_out = tuple(f"{root}/modules/{module}/" for module in modules_left_out)
         distribution.extractall(target, [name for name in names if not name.startswith(left_out)])
     return target / root
 

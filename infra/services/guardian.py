@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.private_variables import public
 from infra.services.processes import stop_processes, tagged_processes
 
 RELEASE = b"release\n"
@@ -38,7 +39,7 @@ class Guardian:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",  # it may outlive a parent's folder, and must not hold it
-            env={**os.environ, "PYTHONPATH": search_path},
+            env={**public(os.environ), "PYTHONPATH": search_path},
             start_new_session=True,  # Ctrl-C in the terminal is for the parent, who decides
         )
 

@@ -7,13 +7,19 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import tomllib
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
 from infra.services.processes import java_environment
+from infra.services.security import BROKER, MECHANISM, SecurityFolder, superusers, write_private
+from streams.acls import ROLES
+from streams.secrets import Secret, redact, reveal
+from streams.whole_file import write_file
 
 ROLE = "kafka"
 NODE_ID = 1
@@ -35,7 +41,7 @@ node.id={node_id}
 controller.quorum.voters={node_id}@127.0.0.1:{controller_port}
 listeners=BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 advertised.listeners=BROKER://127.0.0.1:{port}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map={protocols}
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 log.dirs=data
@@ -70,6 +76,28 @@ metadata.max.idle.interval.ms=10000
 broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=1000
 """
+OPEN_PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT"
+SECURE_PROTOCOLS = "BROKER:SASL_SSL,CONTROLLER:SSL"
+# The controller's port takes the broker alone, which proves itself by its certificate; clients have names and
+# passwords, and what no rule allows is refused.
+SECURE_PROPERTIES = """\
+config.providers=file
+config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
+sasl.enabled.mechanisms={mechanism}
+sasl.mechanism.inter.broker.protocol={mechanism}
+listener.name.broker.scram-sha-512.sasl.jaas.config=\
+org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.controller.ssl.client.auth=required
+ssl.keystore.type=PKCS12
+ssl.keystore.location=../security/{store}
+ssl.keystore.password=${{file:../security/stores.properties:password}}
+ssl.key.password=${{file:../security/stores.properties:password}}
+ssl.truststore.type=PEM
+ssl.truststore.location=../security/ca.pem
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users={superusers}
+allow.everyone.if.no.acl.found=false
+"""
 
 LOG4J = """\
 status = error
@@ -92,9 +120,13 @@ rootLogger.appenderRef.file.ref = file
 class LocalKafka:
     """Writes the files and gives the command line of one local Kafka; starts and stops nothing by itself."""
 
-    def __init__(self, directory: Path, *, cache: Path, jars: tuple[Artefact, ...]) -> None:
-        """directory: data, logs and settings."""
+    def __init__(
+        self, directory: Path, *, cache: Path, jars: tuple[Artefact, ...], security: SecurityFolder | None = None
+    ) -> None:
+        """directory: data, logs and settings. security: with TLS and users, whose folder lies beside the directory."""
         self.directory = directory
+        self.users = directory / "users.formatted"
+        self._security = security
         self.data = directory / "data"
         self.logs = directory / "logs"
         self.properties = directory / "server.properties"
@@ -110,23 +142,44 @@ class LocalKafka:
         The tool is a JVM of 2.5 s; what it writes differs between two storages in the ids of meta.properties alone.
         Raises ProvisionError with the tool's words if it fails.
         """
+        meta = self.data / "meta.properties"
+        if self._security is None:
+            if self.users.exists() and meta.exists():
+                raise ProvisionError(
+                    f"the Kafka of {self.directory} has users, whose passwords, in {self.directory.parent}/security, "
+                    "are gone. Put that folder back, or name another --home"
+                )
+            self._provision_open(jdk, progress)
+        elif not meta.exists():
+            progress("formatting Kafka's storage, with users", 0, 0)
+            self.data.mkdir(parents=True, exist_ok=True)
+            self._format(jdk, self.data / BOOTSTRAP, users=scram_users(self._security))
+            self.users.touch()
+
+    def _provision_open(self, jdk: Jdk, progress: Progress) -> None:
         if self._bootstrap.exists():
             return
-        with cache_lock(self._cache, progress), tempfile.TemporaryDirectory() as scratch:
+        with cache_lock(self._cache, progress):
             progress("formatting Kafka's storage", 0, 0)
+            self._bootstrap.parent.mkdir(exist_ok=True)
+            self._format(jdk, self._bootstrap)
+
+    def _format(self, jdk: Jdk, target: Path, users: Sequence[str] = ()) -> None:
+        """Have the tool format a storage, and keep its first snapshot, which holds the users too."""
+        with tempfile.TemporaryDirectory() as scratch:
             trial = Path(scratch)
             properties = trial / "server.properties"
             properties.write_text(_properties(port=9092, controller_port=9093))
-            command = [jdk.java, *FAST_COMPILER, "-cp", self._class_path, "kafka.tools.StorageTool", "format"]
-            command += [f"--cluster-id={_uuid()}", f"--config={properties.name}"]
-            formatted = subprocess.run(command, cwd=trial, capture_output=True, text=True, check=False)
+            # In a file, main class and all: a command line can be read by every user, and here it holds passwords.
+            arguments = [*FAST_COMPILER, "-cp", self._class_path, "kafka.tools.StorageTool", "format"]
+            arguments += [f"--cluster-id={_uuid()}", f"--config={properties.name}"]
+            arguments += [part for user in users for part in ("--add-scram", user)]
+            write_private(trial / "arguments", "\n".join(f'"{part}"' for part in arguments))
+            formatted = subprocess.run([jdk.java, "@arguments"], cwd=trial, capture_output=True, text=True, check=False)
             if formatted.returncode:
                 reason = " ".join((formatted.stderr or formatted.stdout).strip().splitlines()[-1:])
-                raise ProvisionError(f"Kafka's storage could not be formatted with {jdk.java}: {reason}")
-            self._bootstrap.parent.mkdir(exist_ok=True)
-            aside = self._bootstrap.with_suffix(".aside")
-            shutil.copyfile(trial / "data" / BOOTSTRAP, aside)
-            aside.replace(self._bootstrap)
+                raise ProvisionError(f"Kafka's storage could not be formatted with {jdk.java}: {redact(reason)}")
+            write_file(target, (trial / "data" / BOOTSTRAP).read_bytes())
 
     def prepare(self, *, port: int, controller_port: int) -> None:
         """Write the settings for these ports, and a new storage where there is none.
@@ -134,15 +187,17 @@ class LocalKafka:
         Topics and the cluster id live in the storage, so a later start on other ports keeps them.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.properties.write_text(_properties(port=port, controller_port=controller_port))
+        self.properties.write_text(
+            _properties(port=port, controller_port=controller_port, secure=self._security is not None)
+        )
         self.log4j.write_text(LOG4J)
         meta = self.data / "meta.properties"
         if not meta.exists():
             self.data.mkdir(exist_ok=True)
-            shutil.copyfile(self._bootstrap, self.data / BOOTSTRAP)
-            aside = meta.with_suffix(".aside")
-            aside.write_text(f"version=1\nnode.id={NODE_ID}\ncluster.id={_uuid()}\ndirectory.id={_uuid()}\n")
-            aside.replace(meta)  # last and whole: with it the storage counts as formatted
+            if self._security is None:
+                shutil.copyfile(self._bootstrap, self.data / BOOTSTRAP)
+            identity = f"version=1\nnode.id={NODE_ID}\ncluster.id={_uuid()}\ndirectory.id={_uuid()}\n"
+            write_file(meta, identity.encode())  # last and whole: with it the storage counts as formatted
 
     def command(self, *, jdk: Jdk, heap_megabytes: int, tags: list[str]) -> list[str]:
         """Return the command line of the broker; it must run in its directory."""
@@ -165,14 +220,28 @@ class LocalKafka:
         return [jdk.java, *options, "-cp", self._class_path]
 
 
-def _properties(*, port: int, controller_port: int) -> str:
-    return PROPERTIES.format(
+def scram_users(security: SecurityFolder) -> list[str]:
+    """Return every role's user as the tool takes it."""
+    users = []
+    for role in ROLES:
+        kept = tomllib.loads((security.kafka / f"{role}.toml").read_text())
+        password = Secret(kept["sasl_password"])
+        users.append(f"{MECHANISM}=[name={kept['sasl_username']},password={reveal(password)}]")
+    return users
+
+
+def _properties(*, port: int, controller_port: int, secure: bool = False) -> str:
+    properties = PROPERTIES.format(
         node_id=NODE_ID,
         port=port,
         controller_port=controller_port,
         message_bytes_max=MESSAGE_BYTES_MAX,
         fetch_bytes_max=4 * MESSAGE_BYTES_MAX,
+        protocols=SECURE_PROTOCOLS if secure else OPEN_PROTOCOLS,
     )
+    if not secure:
+        return properties
+    return properties + SECURE_PROPERTIES.format(mechanism=MECHANISM, store=f"{BROKER}.p12", superusers=superusers())
 
 
 def _uuid() -> str:

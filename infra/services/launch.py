@@ -18,6 +18,7 @@ from infra.services.jdks import find_jdks, jdk_for_elasticsearch, jdk_for_kafka
 from infra.services.kafka import ROLE as KAFKA
 from infra.services.kafka import LocalKafka
 from infra.services.processes import ServiceProcess, describe, free_ports, port_is_free, service_account, tags
+from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings
 
 PROCESSORS_MAX = 2  # for Elasticsearch's thread pools; the rest of the machine is for the learner
@@ -43,8 +44,16 @@ def log_file(role: str, home: Path) -> Path:
 class Launcher:
     """Provisions first, for all services, and then starts them: what is missing is found before anything runs."""
 
-    def __init__(self, home: Path, settings: LocalSettings, session: str, progress: Progress) -> None:
-        """session: a name for this start, which the processes wear beside home and role."""
+    def __init__(
+        self,
+        home: Path,
+        settings: LocalSettings,
+        session: str,
+        progress: Progress,
+        security: SecurityFolder | None = None,
+    ) -> None:
+        """session: a name for this start, which the processes wear beside home and role. security: switched on."""
+        self._security = security
         self._home = home
         self._session = session
         self._settings = settings
@@ -70,6 +79,9 @@ class Launcher:
             self._kafka_jdk = jdk_for_kafka(jdks)
         artefacts = {KAFKA: self._lock.kafka, ELASTICSEARCH: self._lock.elasticsearch}
         provision_artefacts(self._cache, tuple(a for role in roles for a in artefacts[role]), self._progress)
+        if self._security is not None and not self._security.exists:
+            self._progress("making certificates and passwords", 0, 0)
+            self._security.make(self._kafka_jdk if KAFKA in roles else self._elasticsearch_jdk)
         if ELASTICSEARCH in roles:
             self._elasticsearch().provision(jdk=self._elasticsearch_jdk, progress=self._progress)
         if KAFKA in roles:
@@ -84,7 +96,9 @@ class Launcher:
         return self._start_kafka(last_port) if role == KAFKA else self._start_elasticsearch(last_port)
 
     def _kafka(self) -> LocalKafka:
-        return LocalKafka(service_directory(KAFKA, self._home), cache=self._cache, jars=self._lock.kafka)
+        return LocalKafka(
+            service_directory(KAFKA, self._home), cache=self._cache, jars=self._lock.kafka, security=self._security
+        )
 
     def _elasticsearch(self) -> LocalElasticsearch:
         return LocalElasticsearch(
@@ -92,6 +106,7 @@ class Launcher:
             cache=self._cache,
             distribution=self._lock.elasticsearch[0],
             account=self._account,
+            security=self._security,
         )
 
     def _start_kafka(self, last_port: int) -> ServiceProcess:

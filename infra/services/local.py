@@ -15,9 +15,19 @@ import msgspec
 
 from infra.services.artefacts import Progress, silent
 from infra.services.elasticsearch import ROLE as ELASTICSEARCH
+from infra.services.engine_keys import make_engine_keys
 from infra.services.errors import ServiceError
 from infra.services.guardian import Guardian
-from infra.services.health import OK, RED, SILENT, elasticsearch_health, kafka_health
+from infra.services.health import (
+    OK,
+    RED,
+    SILENT,
+    Answer,
+    ask_elasticsearch,
+    ask_kafka,
+    elasticsearch_health,
+    kafka_health,
+)
 from infra.services.kafka import ROLE as KAFKA
 from infra.services.launch import Launcher, log_file, service_directory, why_it_ended
 from infra.services.processes import (
@@ -28,9 +38,13 @@ from infra.services.processes import (
     tagged_processes,
     this_process,
 )
+from infra.services.roles import secure_kafka, with_credentials
+from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine import ElasticsearchSettings
+from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
+from streams.whole_file import write_file
 
 ROLES = (KAFKA, ELASTICSEARCH)
 POLL_SECONDS = 0.1
@@ -84,6 +98,7 @@ class LocalServices:
         self.settings = settings or ServiceSettings()
         self.attached = attached
         self.directory = self.home / "services"
+        self._security_folder = SecurityFolder(self.home)
         self._guardian: Guardian | None = None
         self._started: list[ServiceProcess] = []
 
@@ -104,7 +119,7 @@ class LocalServices:
             raise ServiceError(f"{' and '.join(absent)} of {self.home} is not running. Run: searchloop up")
         return Endpoints(
             kafka=self.settings.kafka.bootstrap or f"127.0.0.1:{running[KAFKA]}",
-            elasticsearch=self.settings.elasticsearch.url or f"http://127.0.0.1:{running[ELASTICSEARCH]}",
+            elasticsearch=self.settings.elasticsearch.url or self._engine_url(running[ELASTICSEARCH]),
         )
 
     def up(self, progress: Progress = silent) -> Endpoints:
@@ -114,9 +129,11 @@ class LocalServices:
         Raises ServiceError, or ProvisionError, which is one.
         """
         for role in ROLES:
-            if role not in self.local_roles() and self._external_health(role) == SILENT:
-                raise ServiceError(f"{role} at {self._external_address(role)} does not answer, or does not let us in")
+            if role not in self.local_roles() and (answer := self.external_answer(role)).health == SILENT:
+                where = self._external_address(role)
+                raise ServiceError(f"{role} at {where} does not answer, or does not let us in: {answer.reason}")
         with self._home_lock(progress):
+            self._require_lockable()
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
             kept = {process.pid for process in keep}
             for process in keep:
@@ -168,9 +185,8 @@ class LocalServices:
             if role not in self.local_roles():
                 _, _, port = self._external_address(role).rpartition(":")
                 number = int(port) if port.isdigit() else None
-                rows.append(
-                    ServiceStatus(role=role, pid=None, port=number, health=self._external_health(role) or "down")
-                )
+                health = self.external_answer(role).health or "down"
+                rows.append(ServiceStatus(role=role, pid=None, port=number, health=health))
             elif role in alive:
                 process = alive[role]
                 young = time.time() - process.started < STARTING_SECONDS
@@ -187,10 +203,11 @@ class LocalServices:
     def _external_address(self, role: str) -> str:
         return self.settings.kafka.bootstrap if role == KAFKA else self.settings.elasticsearch.url
 
-    def _external_health(self, role: str) -> str:
+    def external_answer(self, role: str) -> Answer:
+        """Return what a cluster of the user's own says, and why if it does not let us in."""
         if role == KAFKA:
-            return kafka_health(self.settings.kafka, PROBE_SECONDS)
-        return elasticsearch_health(self.settings.elasticsearch, PROBE_SECONDS)
+            return ask_kafka(self.settings.kafka, PROBE_SECONDS)
+        return ask_elasticsearch(self.settings.elasticsearch, PROBE_SECONDS)
 
     def _alive(self) -> list[ServiceProcess]:
         return [process for process in self._read_state().processes if is_alive(process, self.home)]
@@ -199,7 +216,7 @@ class LocalServices:
         """Provision, start and await the roles; on failure end them again."""
         local, remembered = self.settings.local, self._read_state().ports
         session = uuid.uuid4().hex
-        launcher = Launcher(self.home, local, session, progress)
+        launcher = Launcher(self.home, local, session, progress, self._security(wanted=local.secure))
         launcher.provision(roles)
         # The guardian also watches over a detached start: killed half-way, it leaves nothing half-started.
         guardian = Guardian(self.home, roles, session, local.stop_seconds)
@@ -212,6 +229,7 @@ class LocalServices:
                 started.append(process)
                 self._write_state(State(processes=(*keep, *started), ports=ports))
             self._await(started, progress)
+            self._make_engine_keys(started)
         except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays
             stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
             guardian.finish()  # a child that Ctrl-C cut off from us on its way into the world is found by its tags
@@ -277,10 +295,45 @@ class LocalServices:
         return False
 
     def _health(self, process: ServiceProcess) -> str:
-        address = f"127.0.0.1:{process.port}"
         if process.role == KAFKA:
-            return kafka_health(KafkaSettings(bootstrap=address), PROBE_SECONDS)
-        return elasticsearch_health(ElasticsearchSettings(url=f"http://{address}"), PROBE_SECONDS)
+            kafka = KafkaSettings(bootstrap=f"127.0.0.1:{process.port}")
+            if (security := self._security()) is not None:
+                kafka, _ = with_credentials(secure_kafka(security, kafka), ElasticsearchSettings(), role=OPERATOR)
+            return kafka_health(kafka, PROBE_SECONDS)
+        return elasticsearch_health(self._engine_as_superuser(process.port), PROBE_SECONDS)
+
+    def _require_lockable(self) -> None:
+        """Raise ServiceError if security is wanted where services were made, or run, without: nothing is changed."""
+        if not self.settings.local.secure or self._security_folder.exists:
+            return
+        formatted = service_directory(KAFKA, self.home) / "data" / "meta.properties"
+        if KAFKA in self.local_roles() and formatted.exists():
+            raise ServiceError(
+                f"the Kafka of {self.home} was made without users, which stay out of a storage that is there. Name "
+                "another --home for `up --secure`"
+            )
+        if self._alive():
+            raise ServiceError(f"the services of {self.home} run without security. Run: searchloop down")
+
+    def _security(self, *, wanted: bool = False) -> SecurityFolder | None:
+        """Return the security of this home if it has one, or is to get one."""
+        return self._security_folder if wanted or self._security_folder.exists else None
+
+    def _engine_url(self, port: int) -> str:
+        return f"{'http' if self._security() is None else 'https'}://127.0.0.1:{port}"
+
+    def _engine_as_superuser(self, port: int) -> ElasticsearchSettings:
+        engine = ElasticsearchSettings(url=self._engine_url(port))
+        if (security := self._security()) is None:
+            return engine
+        password = security.engine_password.read_text().strip()
+        return msgspec.structs.replace(engine, username="elastic", password=password, ca_certs=str(security.authority))
+
+    def _make_engine_keys(self, started: Sequence[ServiceProcess]) -> None:
+        """Give the roles that ask Elasticsearch their API keys, once, with the rights that each of them needs."""
+        for process in started:
+            if process.role == ELASTICSEARCH and (security := self._security()) is not None:
+                make_engine_keys(security, self._engine_as_superuser(process.port))
 
     @property
     def _state_file(self) -> Path:
@@ -294,9 +347,7 @@ class LocalServices:
             return State()
 
     def _write_state(self, state: State) -> None:
-        aside = self._state_file.with_suffix(".aside")
-        aside.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
-        aside.replace(self._state_file)
+        write_file(self._state_file, msgspec.json.format(msgspec.json.encode(state)))
 
     @contextlib.contextmanager
     def _home_lock(self, progress: Progress) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import time
 import urllib.request
@@ -25,6 +26,7 @@ from infra.services.guardian import Guardian
 from infra.services.launch import choose_ports, log_file, require_port, require_room, spawn
 from infra.services.local import ServiceStatus
 from infra.services.processes import ServiceProcess, is_alive, stop_processes, tagged_processes, tags, this_process
+from infra.services.security import write_private
 from infra.services.vllm import (
     ROLE,
     VllmModel,
@@ -34,6 +36,8 @@ from infra.services.vllm import (
     vllm_environment,
     vllm_python,
 )
+from streams.secrets import Secret, reveal
+from streams.whole_file import write_file
 
 POLL_SECONDS = 0.2
 PROBE_SECONDS = 5.0
@@ -67,6 +71,13 @@ class PolicyServer:
                 "vllm.url"
             )
         return f"http://127.0.0.1:{served.process.port}"
+
+    def key(self) -> Secret:
+        """Return what the server asks its clients for; '' where it never ran here."""
+        try:
+            return Secret(self._key_file.read_text().strip())
+        except FileNotFoundError:
+            return Secret("")
 
     def start(self, model: VllmModel, progress: Progress = silent) -> str:
         """Start a server for this model and return its address when it answers; one that serves it already is used.
@@ -133,9 +144,10 @@ class PolicyServer:
             self._guardian.release()
         self._guardian = Guardian(self.home, [ROLE], session, STOP_SECONDS)
         try:
-            process = spawn(
-                ROLE, command, self.directory, port, session, environment=vllm_environment(settings, self.directory)
-            )
+            # By a variable, which its own user alone can read; vLLM takes it from there or from the command line only.
+            write_private(self._key_file, secrets.token_urlsafe(24))
+            variables = vllm_environment(settings, self.directory, api_key=reveal(self.key()))
+            process = spawn(ROLE, command, self.directory, port, session, environment=variables)
             self._started = Served(process=msgspec.structs.replace(process, keeper=this_process()), model=model)
             self._write_state(self._started)
             self._await(self._started, progress)
@@ -183,6 +195,10 @@ class PolicyServer:
         return served if served is not None and is_alive(served.process, self.home) else None
 
     @property
+    def _key_file(self) -> Path:
+        return self.directory / "api.key"
+
+    @property
     def _log(self) -> Path:
         return log_file(ROLE, self.home).with_name("console.log")
 
@@ -202,9 +218,7 @@ class PolicyServer:
             return None
 
     def _write_state(self, served: Served) -> None:
-        aside = self.directory / "state.aside"
-        aside.write_bytes(msgspec.json.format(msgspec.json.encode(served)))
-        aside.replace(self.directory / "state.json")
+        write_file(self.directory / "state.json", msgspec.json.format(msgspec.json.encode(served)))
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -24,6 +24,8 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     quick_start: compile Elasticsearch's code by the fast compiler alone. A start takes 8 s of processor time instead of
     10, and indexing 20,000 products 7 instead of 10; but a search stays at 12 ms where it would get to 6 after 3,000
     searches. For tests.
+    secure: TLS, and a user with rights of its own for each role, as `searchloop up --secure` gives; a home that was
+    started so once stays so.
     start_seconds: how long a service may take until it answers. A start takes about 10 s on two idle cores.
     stop_seconds: how long a service may take to end by itself before it is killed.
     """
@@ -35,6 +37,7 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kafka_heap_megabytes: HeapMegabytes = 512
     elasticsearch_heap_megabytes: HeapMegabytes = 512
     quick_start: bool = False
+    secure: bool = False
     start_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 180.0
     stop_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
 

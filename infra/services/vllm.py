@@ -60,6 +60,11 @@ class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     start_seconds: Annotated[float, msgspec.Meta(gt=0, le=7200)] = 400.0
     arguments: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a key among the arguments: a command line is everybody's to read."""
+        if any(argument.startswith("--api-key") for argument in self.arguments):
+            raise ValueError("arguments: expected no --api-key; our server gets a key of its own, by a variable")
+
 
 class VllmModel(msgspec.Struct, frozen=True, kw_only=True):
     """What a server is to serve: the base model's folder, the largest adapter rank, and how many adapters at once."""

@@ -13,7 +13,7 @@ from infra.run_settings import RunSettings
 from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import policy_summaries
 from learner.versions import find_version
-from search_env.index import IndexVersion, Summaries, build_index
+from search_env.index import IndexVersion, Summaries, build_index, claim_name
 from streams.topics import version_name
 
 
@@ -28,6 +28,8 @@ def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report
 
     The documents are those of the index as it is. Versions that a run was begun on stay, whatever the alias says.
     """
+    with contextlib.closing(app.engine()) as client:  # Asked before hours of writing; `build_index` asks again.
+        claim_name(client, run.index, installation=app.installation)
     world = SummaryWorld(app.with_settings(run.settings), run.index, report)
     documents = [document.id for document in world.documents]
     written = policy_summaries(app, world, run, documents, policy=policy, report=report)
@@ -38,6 +40,7 @@ def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report
             run.index,
             world.documents,
             report,
+            installation=app.installation,
             directory=app.home.index(run.index),
             total=len(documents),
             summaries=Summaries(policy=version_name(manifest.policy), by_document=written),

@@ -1,6 +1,7 @@
 """Feedback from outside onto a run's topics, with a request for each search where an index gives it a context.
 
-The records carry the times of the traffic, so that it can be replayed at the speed at which it came.
+The records carry the times of the traffic, so that it can be replayed at the speed at which it came. The caller has
+read the input through once before anything is made here; if the import fails, what it made is gone again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from kafka import TopicPartition
 from infra.context import App
 from infra.expansions.bench import Bench, open_bench
 from infra.progress import Report
+from infra.running.new_log import new_log
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
-from streams.clients import connect_producer, create_topics, existing_topics, partitions_of
+from streams.clients import connect_producer, partitions_of
 from streams.codec import encode
 from streams.delivery import Outbox, now_ms
-from streams.errors import DeliveryError
 from streams.events import Context, Feedback, Request
 from streams.ranges import log_bounds, read_range
 from streams.topics import BY_EVENT, TOPICS, topic_name
 
-FOREVER = -1
 AT_ONCE = 1000
 
 
@@ -32,38 +32,45 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
     """Write every search to the feedback topic of the run `into`, then into its ledger; return how many there were.
 
     index: also write each to the requests topic, as a live request: it may be answered, and never trains.
-    Raises DeliveryError if the run's topics hold records already.
+    Raises SettingsError if the run is there, or if its topics are somebody else's, DeliveryError if one does not fit.
     """
     kafka = app.connections.kafka
-    names = [topic_name(into, topic.kind) for topic in TOPICS]
-    if found := existing_topics(kafka, names):
-        raise DeliveryError(f"--into: expected a new run, Kafka has {found[0]} already; choose another name")
-    create_topics(kafka, into, retention_ms=FOREVER)
+    with _requests(app, index, into, report) as requests, new_log(app.home, kafka, into, option="--into"):
+        count = _write(app, feedback, requests, into=into, report=report)
+        _store(app, into)
+    return count
+
+
+def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into: str, report: Report) -> int:
+    """Write every search, and its request if there is one; return how many searches there were."""
+    kafka = app.connections.kafka
     partitions = len(partitions_of(kafka, [topic_name(into, "feedback")]))
     producer = connect_producer(kafka, client_id=f"{into}-import")
     outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
-    count = 0
+    count = last_ms = 0
     searches = iter(feedback)
     try:
-        with _requests(app, index, into, report) as requests:
-            while some := list(islice(searches, AT_ONCE)):
-                events: list[Feedback | Request] = [*some, *requests(some)]
-                for event in events:
+        while some := list(islice(searches, AT_ONCE)):
+            asked: list[Request | None] = [*requests(some)] or [None] * len(some)
+            for search, request in zip(some, asked, strict=True):
+                # A search without a time comes when the one before it came: a pause of years would end every replay.
+                last_ms = search.at_ms or last_ms
+                for event in (search, request):
+                    if event is None:
+                        continue
                     topic = BY_EVENT[type(event)]
-                    at_ms = event.at_ms if isinstance(event, Feedback) else event.made_at_ms
                     outbox.forward(
                         topic=topic_name(into, topic.kind),
                         partition=count % partitions,
                         key=topic.key(event).encode(),
                         value=encode(event),
-                        timestamp_ms=at_ms or now_ms(),
+                        timestamp_ms=last_ms or now_ms(),
                     )
-                    count += isinstance(event, Feedback)
-                outbox.flush()
-                report("searches imported", count, 0)
+                count += 1
+            outbox.flush()
+            report("searches imported", count, 0)
     finally:
         producer.close()
-    _store(app, into)
     return count
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import msgspec
+
 from infra.layers import combine, read_toml
 from infra.recipes import recipe_path
 from infra.services.policy_server import PolicyServer
@@ -65,7 +67,7 @@ def main() -> None:
                 saved.path,
                 reference,
                 url=url,
-                settings=settings.vllm,
+                settings=msgspec.structs.replace(settings.vllm, api_key=server.key(), allow_insecure=True),
                 directory=Path(home),
                 staleness_max=settings.batch.staleness_max,
             )

@@ -76,7 +76,7 @@ def main() -> None:
     with elasticsearch() as url:
         client = connect(ElasticsearchSettings(url=url))
         name = f"bench-{uuid.uuid4().hex[:8]}"
-        version = build_index(client, name, documents)
+        version = build_index(client, name, documents, installation="test")
         retriever = Retriever(client, version.name, RetrievalSettings())
         seconds: dict[str, list[float]] = {"raw": [], "environment": []}
         processor: dict[str, list[float]] = {"raw": [], "environment": []}

@@ -32,9 +32,8 @@ def main() -> None:
         taken = len(outcomes.trained) + len(outcomes.expired) + len(outcomes.failed)
         stood = outcomes.updates < UPDATES and outcomes.unanswered > 0
         rows.setdefault(len(stream.shares), []).append((taken, len(outcomes.expired), beyond, stood))
-    print(
-        f"{'partitions':>10} {'streams':>8} {'groups':>8} {'expired':>8} {'worst':>7} {'too old':>8} {'stood still':>12}"
-    )
+    names = ("partitions", "streams", "groups", "expired", "worst", "too old", "stood still")
+    print("".join(f"{name:>12}" for name in names))
     for partitions in sorted(rows):
         found = rows[partitions]
         groups, expired = sum(row[0] for row in found), sum(row[1] for row in found)
@@ -48,10 +47,8 @@ def main() -> None:
             "too_old": sum(row[2] for row in found),
             "stood_still": sum(row[3] for row in found),
         }
-        print(
-            f"{partitions:>10} {len(found):>8} {groups:>8} {expired:>8} {worst:>7.2%} {figures['too_old']:>8} "
-            f"{figures['stood_still']:>12}"
-        )
+        cells = (partitions, len(found), groups, expired, f"{worst:.2%}", figures["too_old"], figures["stood_still"])
+        print("".join(f"{cell:>12}" for cell in cells))
         print(json.dumps(figures))
 
 

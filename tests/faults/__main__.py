@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from tests.faults.brokers import cut_off_leaders, kill_leaders
 from tests.faults.clocks import shift_clocks
 from tests.faults.damage import flip_checkpoints, flip_ledger
 from tests.faults.disks import fill_disks
@@ -20,6 +21,7 @@ from tests.faults.engine import FAULTS, engine_down, engine_harmed
 from tests.faults.freezes import freeze_workers
 from tests.faults.kills import kill_workers
 from tests.faults.late import repeat_events
+from tests.faults.patience import outlast_patience
 from tests.faults.results import Journal, Row, markdown, table
 from tests.faults.services import kill_service
 from tests.faults.world import World, open_world
@@ -65,12 +67,15 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         "kills": lambda world: kill_workers(world, dose=doses.kills),
         **outages,
         **harms,
+        "patience": lambda world: outlast_patience(world, dose=doses.rare),
         "clocks": shift_clocks,
         "freezes": lambda world: freeze_workers(world, dose=doses.rare, seconds=doses.seconds),
         "kafka": lambda world: kill_service(world, service="kafka", name="kill -9 broker", dose=doses.rare),
         "elasticsearch": lambda world: kill_service(
             world, service="elasticsearch", name="kill -9 Elasticsearch", dose=doses.rare
         ),
+        "leaders": lambda world: kill_leaders(world, dose=doses.rare),
+        "network": lambda world: cut_off_leaders(world, dose=doses.rare),
     }
 
 

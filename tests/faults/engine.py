@@ -17,7 +17,7 @@ import psutil
 from infra.context import App
 from infra.run_settings import read_run_settings
 from infra.running.environments import open_environment
-from infra.running.supervisor import living_workers
+from infra.running.living import living_workers
 from infra.services.local import Endpoints
 from storage.log import open_log
 from streams.codec import content_sha256, encode

@@ -13,7 +13,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from infra.context import App
-from infra.running.supervisor import living_workers
+from infra.running.living import living_workers
 from learner.checkpoints import CURRENT
 from streams.clients import connect_consumer
 from streams.topics import topic_name

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import pyarrow as pa
 from crc32c import crc32c
 
 from infra.home import SETTINGS_FILE
@@ -42,8 +43,8 @@ from storage.ledger import LEDGER, build_batch
 from storage.sink import Sink
 from streams.codec import decode, encode
 from streams.delivery import Received
-from streams.errors import DeliveryError, EventError, SearchloopError, SettingsError
-from streams.events import DeadLetter, Position
+from streams.errors import DeliveryError, EventError, InputError, SearchloopError, SettingsError
+from streams.events import DeadLetter, Feedback, Position
 from streams.record_batches import BatchBuilder, body_of, read_records
 from streams.resending import prepare_resending
 from tests.stored_events import policy, small_run
@@ -183,19 +184,47 @@ def toml_settings(folder: Path) -> Decode:
 def ubi_queries(folder: Path) -> Decode:
     """Import UBI whose queries are this."""
     (folder / "events").write_bytes(UBI_EVENTS)
-    return file_of_events(folder / "queries", lambda: read_ubi(folder / "queries", folder / "events")[0])
+    return file_of_events(folder / "queries", lambda: ubi_that_adds_up(folder))
 
 
 def ubi_events(folder: Path) -> Decode:
     """Import UBI whose events are this."""
     (folder / "queries").write_bytes(UBI_QUERIES)
-    return file_of_events(folder / "events", lambda: read_ubi(folder / "queries", folder / "events")[0])
+    return file_of_events(folder / "events", lambda: ubi_that_adds_up(folder))
 
 
 def sessions(folder: Path) -> Decode:
     """Import click sessions."""
     path = folder / "sessions"
-    return file_of_events(path, lambda: read_sessions(path, SessionSummary(), application="a", known={"d1"}))
+
+    def read() -> list[Feedback]:
+        summary = SessionSummary()
+        found = list(read_sessions(path, summary, application="a", known={"d1"}))
+        assert summary.rows_read == summary.rows + summary.left_out.total
+        assert (summary.sessions, summary.rows) == (len(found), sum(len(each.shown) for each in found))
+        assert all(shown.rank >= 1 for each in found for shown in each.shown)
+        return found
+
+    return file_of_events(path, read)
+
+
+def ubi_that_adds_up(folder: Path) -> list[Feedback]:
+    """Read the UBI files of a folder; every row must be counted once, and every number lie in its range."""
+    found, summaries = read_ubi(folder / "queries", folder / "events")
+    for each in summaries:
+        assert each.query_rows == each.searches - each.searches_of_events + (
+            each.repeated + each.queries_without_id + each.queries_without_text + each.queries_unreadable
+        )
+        assert each.event_rows == each.shown + each.shown_again + each.actions + (
+            each.without_query + each.other + each.rejected + each.unreadable + each.beyond
+        )
+    assert len(found) == len({each.feedback_id for each in found}) == sum(each.searches for each in summaries)
+    for each in found:
+        assert each.query and each.query.isprintable() and len(each.query) <= 512
+        assert each.query_id.strip() and each.at_ms >= 0
+        assert all(shown.rank >= 1 for shown in each.shown)
+        assert all(action.kind and (action.rank is None or action.rank >= 1) for action in each.actions)
+    return found
 
 
 def corpus(folder: Path) -> Decode:
@@ -269,13 +298,18 @@ def file_of_events(path: Path, load: Callable[[], Iterable[msgspec.Struct]]) -> 
 
     def read(value: bytes | None) -> str:
         path.write_bytes(value or b"")
-        return refused(lambda: [encode(event) for event in load()], SettingsError)  # type: ignore[arg-type]
+        return refused(lambda: [encode(event) for event in load()], InputError)  # type: ignore[arg-type]
 
     return read
 
 
 def _lines(*rows: object) -> bytes:
     return b"\n".join(msgspec.json.encode(row) for row in rows)
+
+
+def zstd(data: bytes) -> bytes:
+    """Return bytes packed by zstd."""
+    return bytes(pa.Codec("zstd").compress(data))
 
 
 def _segments() -> tuple[bytes, ...]:
@@ -312,6 +346,9 @@ UBI_EVENTS = _lines(
     )
 )
 SESSIONS = b"session_id,query,rank0,doc_id,clicked\n1,red shoe,0,d1,1\n1,red shoe,1,d2,0\n2,blue,0,d3,0\n"
+SESSIONS_QUOTED = (
+    b'\xef\xbb\xbfsession_id,query,rank0,doc_id,clicked\r\n1,"red ""shoe""\n, x",0,d1,1\r\n2,5" tv,0,d2,0\r\n'
+)
 CORPUS = _lines(
     {"_id": "d1", "title": "Red shoe", "text": "a shoe", "metadata": {"attributes": {"colour": "red"}, "brand": "b"}},
     {"_id": "d2", "title": "Blue shoe", "text": "", "metadata": {}},
@@ -340,10 +377,10 @@ DECODERS: dict[str, Decoder] = {
     "checkpoint CURRENT": Decoder((b"1-abcdef-000001\n",), current),
     "run settings": Decoder((SETTINGS,), run_settings),
     "TOML settings": Decoder((TOML,), toml_settings),
-    "UBI queries": Decoder((UBI_QUERIES, gzip.compress(UBI_QUERIES)), ubi_queries),
+    "UBI queries": Decoder((UBI_QUERIES, gzip.compress(UBI_QUERIES), zstd(UBI_QUERIES)), ubi_queries),
     "UBI events": Decoder((UBI_EVENTS, gzip.compress(UBI_EVENTS)), ubi_events),
-    "sessions": Decoder((SESSIONS, gzip.compress(SESSIONS)), sessions),
-    "corpus": Decoder((CORPUS, gzip.compress(CORPUS)), corpus),
+    "sessions": Decoder((SESSIONS, SESSIONS_QUOTED, gzip.compress(SESSIONS), zstd(SESSIONS)), sessions),
+    "corpus": Decoder((CORPUS, gzip.compress(CORPUS), zstd(CORPUS)), corpus),
     "queries": Decoder((QUERIES, gzip.compress(QUERIES)), queries),
     "qrels": Decoder((b"q1 0 d1 1\nq1 0 d2 0\n", b"query-id\tcorpus-id\tscore\nq1\td1\t2\n"), qrels),
     "run file": Decoder((b"q1 Q0 d1 1 2.5 tag\nq1 Q0 d2 2 1.25 tag\n",), run_file),

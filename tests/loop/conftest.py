@@ -12,6 +12,7 @@ from infra.context import App
 from infra.expansions.preparation import prepare
 from infra.home import Home
 from infra.indexing import index_corpus
+from infra.installation import INSTALLATION_FILE
 from infra.run_settings import RunSettings, write_run_settings
 from infra.running.training import stream
 from infra.services.local import Endpoints
@@ -50,6 +51,8 @@ def quiet(what: str, done: int, total: int) -> None:
 def small_world(local_services: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> App:
     """Give an app whose index `small` is there and whose run `first` has a warmed-up policy; runs are copies of it."""
     home = Home(tmp_path_factory.mktemp("home"))
+    # Of all sessions the same: on services that stay up, `small` is there already, and only its own home replaces it.
+    (home.root / INSTALLATION_FILE).write_text("7e57" * 8)
     app = App(home, settings=SMALL).at(local_services)
     index_corpus(app, name="small", documents=demo_catalogue(SMALL.demo), report=quiet)
     prepare(app, NewRun(run="first", index="small"), quiet)

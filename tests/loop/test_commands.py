@@ -18,7 +18,7 @@ from infra.context import App
 from infra.decoding import decode_requests
 from infra.expansions import expanding
 from infra.home import SETTINGS_FILE
-from infra.running.supervisor import living_workers
+from infra.running.living import living_workers
 from infra.running.training import stream
 from infra.services.local import Endpoints
 from infra.tasks.task import Prepared

@@ -28,12 +28,6 @@ Make = Callable[..., Prepared]
 AHEAD = msgspec.structs.replace(SMALL, batch=BatchSettings(groups=4, staleness_max=1))
 
 
-def on_partitions(app: App, count: int) -> App:
-    """Return the app with so many partitions for new runs."""
-    kafka = msgspec.structs.replace(app.settings.kafka, partitions=count)
-    return app.with_settings(msgspec.structs.replace(app.settings, kafka=kafka))
-
-
 @contextmanager
 def outbox_to(app: App, run: str) -> Iterator[Outbox]:
     producer = connect_producer(app.settings.kafka, client_id="test")
@@ -56,15 +50,15 @@ def taken_groups(app: App, run: str) -> list[str]:
 def test_records_that_no_reward_follows_never_stop_the_loop(small_world: App, new_run: Make) -> None:
     """There are several times as many of them as the staleness limit lets the generator be ahead."""
     prepared = new_run(AHEAD, updates=3)
-    app = on_partitions(small_world.with_settings(AHEAD), 2)
+    app = small_world.with_settings(AHEAD)
     run, topic = prepared.run, topic_name(prepared.run, "requests")
-    create_topics(app.settings.kafka, run)
+    create_topics(msgspec.structs.replace(app.settings.kafka, partitions=2), run, folder=app.home.run(run))
     with outbox_to(app, run) as outbox:
         for partition in (0, 1):
             for number in range(20):
                 outbox.forward(topic=topic, partition=partition, key=None, value=b'{"event":"request/1"')
                 outbox.send(asked(prepared, number, split="dev"), partition=partition)
-            outbox.forward(topic=topic, partition=partition, key=None, value=None)
+            outbox.forward(topic=topic, partition=partition, key=b"key", value=None)
         outbox.flush()
     summary = stream(app, prepared, updates=3, seed=0, report=quiet)
     assert summary.updates == 3

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from infra.commands.replay import replay
 from infra.context import App
 from infra.replaying.recorded import Limits
-from infra.replaying.replays import Selection, counterfactual, load
+from infra.replaying.replays import Load, Selection, counterfactual, load
 from infra.replaying.reproduction import reproduce
 from infra.tasks.task import Prepared
 from infra.traffic.importing import import_feedback
@@ -22,9 +22,10 @@ from infra.verification import verify_run
 from learner.checkpoints import load_current
 from storage.errors import StorageError
 from storage.log import open_log
-from streams.delivery import Stop
+from streams.clients import connect_producer, create_topics
+from streams.delivery import Outbox, Stop
 from streams.errors import DeliveryError, SettingsError
-from streams.events import Feedback
+from streams.events import Feedback, Request
 from streams.topics import version_name
 from tests.loop.conftest import SMALL, UPDATES, quiet
 from tests.pages import commands_in
@@ -161,6 +162,56 @@ def test_recorded_requests_teach_a_policy_that_learns_on_as_fast_as_it_can(strea
         (row,) = log.rows("SELECT count(DISTINCT step) AS versions, count(*) AS n FROM first_generations")
     assert row == {"versions": UPDATES, "n": GROUPS}
     assert verify_run(app, "learned", rebuild=True, offline=False).findings == ()
+
+
+def test_a_learning_load_answers_all_learns_from_what_may_train_and_ends_by_itself(
+    streamed: tuple[App, Prepared], unique_name: str
+) -> None:
+    app, prepared = streamed
+    kafka = app.connections.kafka
+    create_topics(kafka, unique_name)
+    app.home.run(unique_name).mkdir()
+    splits = ["train", "live", "live", "train", "live", "train", "train", "live", "live", "train"]
+    producer = connect_producer(kafka, client_id="test")
+    outbox = Outbox(producer, unique_name, stage="test", settings=app.settings.delivery)
+    for number, split in enumerate(splits):
+        asked = prepared.asked[number]
+        outbox.send(
+            Request(
+                request_id=f"{number}",
+                run=unique_name,
+                query_id=asked.query_id,
+                query=asked.query,
+                index=prepared.index,
+                split=split,
+            )
+        )
+    outbox.flush()
+    producer.close()
+
+    def learn(selection: Selection, into: str) -> Load:
+        return load(
+            app,
+            selection,
+            into=into,
+            assignments=["batch.wait_seconds=1"],
+            begin="0",
+            like="streamed",
+            learning=True,
+            speed=math.inf,
+            stop=Stop(),
+            report=quiet,
+        )
+
+    result = learn(Selection(run=unique_name), f"{unique_name}-learned")
+    assert (result.requests, result.rewards) == (len(splits), len(splits))
+    _, manifest = load_current(app.home.run(f"{unique_name}-learned") / "checkpoints")
+    # Five may train and four make a batch: the last one stands alone in a short batch.
+    assert manifest.policy.step == 2
+    live = Selection(run=unique_name, begin=Limits(offset=1), end=Limits(offset=3))
+    with pytest.raises(DeliveryError, match="expected requests of split 'train', found 2 of split 'live'"):
+        learn(live, f"{unique_name}-live")
+    assert not app.home.run(f"{unique_name}-live").exists()
 
 
 def test_the_worked_examples_work(streamed: tuple[App, Prepared]) -> None:

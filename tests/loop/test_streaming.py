@@ -24,8 +24,9 @@ from infra.context import App
 from infra.loop import run_loop
 from infra.run_settings import read_run_settings
 from infra.running.environments import open_environment
+from infra.running.living import living_workers
 from infra.running.requests import RequestSequence
-from infra.running.supervisor import Supervisor, living_workers, worker_arguments
+from infra.running.supervisor import Supervisor, worker_arguments
 from infra.running.training import stream
 from infra.running.workers import run_worker
 from infra.settings import Settings

@@ -183,7 +183,9 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     world = SummaryWorld(app, "small", quiet)
     queries = list(world.lists("test").queries[:5])
     with contextlib.closing(app.engine()) as client:
-        begun = build_index(client, "shelf", world.documents, directory=home.index("shelf"))
+        begun = build_index(
+            client, "shelf", world.documents, directory=home.index("shelf"), installation=app.installation
+        )
     kept = msgspec.structs.replace(read_run_settings(home.run("summaries")), index="shelf", index_version=begun.name)
     asked = {"index": "shelf", "policy": "none", "run": None, "top": 20, "report": quiet}
     before = search_queries(app, queries, **asked)  # type: ignore[arg-type]

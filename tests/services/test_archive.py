@@ -215,7 +215,7 @@ def test_a_sink_that_dies_while_archiving_loses_and_doubles_nothing(
     sink.write(records[:20])
     with monkeypatch.context() as patch:
         if moment == "before the rename":
-            patch.setattr(storage.archive.os, "fsync", die)
+            patch.setattr("streams.whole_file.os.fsync", die)
         else:
             patch.setattr(storage.archive, "list_segment", die)
         with pytest.raises(Dead):

@@ -19,13 +19,13 @@ from infra.settings import Settings
 from infra.times import moment_ms
 from storage.ledger import LEDGER
 from storage.sink import Sink
-from streams.clients import KafkaSettings, connect_producer, create_topics
+from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
 from streams.codec import encode
 from streams.delivery import DeliverySettings, Outbox, Received
 from streams.errors import SettingsError
-from streams.events import DeadLetter, Position
+from streams.events import DeadLetter, Generation, Position
 from streams.ranges import log_bounds, read_range
-from streams.resending import RESENT
+from streams.resending import RESENT, topics_of
 from streams.topics import topic_name
 from tests.services.test_sink import QUICK
 from tests.stored_events import generation, request
@@ -46,11 +46,17 @@ def letter(run: str, kind: str, offset: int, value: bytes | None, *, stage: str,
     )
 
 
+def asked_at(run: str, kind: str, partition: int = 0) -> Generation:
+    """A group that says its request lies in this topic."""
+    source = Position(topic=topic_name(run, kind), partition=partition, offset=2)
+    return msgspec.structs.replace(generation(2), source=source)
+
+
 def letters_of(run: str) -> list[DeadLetter]:
     return [
         letter(run, "requests", 0, b"{bad\x1b[31m", stage="generator", error="not an event: bad JSON"),
         letter(run, "requests", 1, None, stage="generator", error="expected an event, got an empty record"),
-        letter(run, "generations", 4, encode(generation(2)), stage="environment", error="Elasticsearch is down"),
+        letter(run, "generations", 4, encode(asked_at(run, "requests")), stage="environment", error="down"),
     ]
 
 
@@ -165,9 +171,7 @@ def test_letters_are_sent_again_as_they_were_and_only_once(app: App, unique_name
 def test_a_group_that_has_failed_is_asked_again_as_a_new_request(
     app: App, unique_name: str, sent: KafkaSettings
 ) -> None:
-    # The generation names the run that it was made in; its request goes back there.
-    create_topics(sent, "test")
-    target = TopicPartition("test.requests", 0)
+    target = TopicPartition(topic_name(unique_name, "requests"), 0)
     (before,) = log_bounds(sent, [target]).values()
     result = call(app, "resend", "--run", unique_name, "--stage", "environment")
     assert "asked again, as a new request" in result.stdout
@@ -175,6 +179,51 @@ def test_a_group_that_has_failed_is_asked_again_as_a_new_request(
     assert after[1] == before[1] + 1
     (record,) = read_range(sent, target, before[1], after[1], client_id="test")
     assert record.value == encode(request(2)) and record.key == b"request-2"
+
+
+def test_a_letter_writes_to_no_topic_of_another_run_and_to_no_partition_that_is_not_there(
+    app: App, unique_name: str, sent: KafkaSettings
+) -> None:
+    other = f"{unique_name}-other"
+    create_topics(sent, other)
+    elsewhere = generation(3)  # Of the run "test": its request would be asked again there.
+    mine = letter(unique_name, "requests", 0, b"{bad", stage="generator", error="bad")
+    forged = [
+        letter(other, "requests", 0, b"{bad", stage="generator", error="bad"),
+        letter(unique_name, "generations", 4, encode(elsewhere), stage="environment", error="down"),
+        letter(unique_name, "generations", 3, encode(asked_at(unique_name, "rewards")), stage="environment", error="d"),
+        letter(
+            unique_name, "generations", 2, encode(asked_at(unique_name, "requests", 7)), stage="environment", error="d"
+        ),
+        *(
+            msgspec.structs.replace(mine, source=Position(topic=topic, partition=partition, offset=0))
+            for topic, partition in (
+                ("__consumer_offsets", 0),
+                (f"{unique_name}.wishes", 0),
+                (f"{unique_name}.requests.requests", 0),
+                (f"{other}.{unique_name}.requests", 0),
+                (topic_name(unique_name, "requests"), 1),
+                (topic_name(unique_name, "requests"), -1),
+            )
+        ),
+    ]
+    folder = app.home.run(unique_name)
+    (folder / LEDGER).unlink()
+    with Sink(folder / LEDGER, QUICK) as sink:
+        sink.write(recorded(unique_name, [mine, *forged], now_ms=HOUR_MS * 100))
+    topics = [*topics_of(unique_name), *topics_of(other)]
+    bounds = {item: end for item, (_, end) in log_bounds(sent, partitions_of(sent, topics)).items()}
+    for dry_run in (["--dry-run"], []):
+        result = call(app, "resend", "--run", unique_name, "--error", "d", *dry_run)
+        assert result.exit_code == 1
+        assert result.stderr.count(": refused: ") == len(forged)
+        assert f"expected a topic of run '{unique_name}', and it came from '{other}.requests'" in result.stderr
+        assert "and its request would go to 'test.requests'" in result.stderr
+        assert f"'{unique_name}.requests' has no partition 1" in result.stderr
+        assert result.stdout.splitlines()[-1].endswith(f", 0 were sent again before, {len(forged)} refused")
+    after = {item: end for item, (_, end) in log_bounds(sent, partitions_of(sent, topics)).items()}
+    bounds[TopicPartition(topic_name(unique_name, "requests"), 0)] += 1  # The one letter of the run's own.
+    assert after == bounds
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from kafka import TopicPartition
 from kafka.errors import CommitFailedError
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 from streams.clients import (
     KafkaSettings,
@@ -212,6 +212,9 @@ class FakeRebalancedConsumer:
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.sought[partition] = offset
+
+    def group_metadata(self) -> ConsumerGroupMetadata:
+        return ConsumerGroupMetadata(state=MemberState.STABLE)
 
     def poll(self, timeout_ms: int) -> dict[TopicPartition, list[SimpleNamespace]]:
         new = TopicPartition("t", 1)

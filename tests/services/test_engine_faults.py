@@ -31,7 +31,7 @@ QUICK = RetrievalSettings(batch_searches=7, item_retries=2, item_pause_seconds=0
 @pytest.fixture(scope="module")
 def index(local_services: object) -> Iterator[str]:
     client = connect(ElasticsearchSettings(url=local_services.elasticsearch))  # type: ignore[attr-defined]
-    version = build_index(client, "test-engine-faults", products())
+    version = build_index(client, "test-engine-faults", products(), installation="test")
     yield version.name
     client.indices.delete(index=version.name)
     client.close()

@@ -96,7 +96,7 @@ def answer(*expansions: str) -> str:
 @pytest.fixture(scope="module")
 def retriever(local_services: object) -> Iterator[Retriever]:
     client = connect(ElasticsearchSettings(url=local_services.elasticsearch))  # type: ignore[attr-defined]
-    version = build_index(client, "test-environment", products())
+    version = build_index(client, "test-environment", products(), installation="test")
     made = Retriever(client, version.name, RetrievalSettings())
     yield made
     made.close()

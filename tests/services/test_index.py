@@ -69,7 +69,7 @@ def products(count: int = 300, seed: int = 1) -> list[Document]:
 
 
 def test_our_analyzer_makes_the_same_terms_as_the_engine(client: Elasticsearch, index: str) -> None:
-    version = build_index(client, index, products(5)).name
+    version = build_index(client, index, products(5), installation="test").name
     texts = [*WORDS, "The Red-Hot CHILLI (2-pack), 3.5mm/1.2m", 'Intel® Core™2 Duo 4GB 43.2 cm (17") 1440 x 900']
     for text in texts:
         tokens = client.indices.analyze(index=version, field="contents", text=text)["tokens"]
@@ -78,7 +78,7 @@ def test_our_analyzer_makes_the_same_terms_as_the_engine(client: Elasticsearch, 
 
 def test_search_scores_equal_our_own_bm25(client: Elasticsearch, index: str) -> None:
     documents = products()
-    version = build_index(client, index, documents)
+    version = build_index(client, index, documents, installation="test")
     catalogue = Catalogue(documents)
     retriever = Retriever(client, version.name, RetrievalSettings())
     for query in ("wireless mouse", "running shoes for cats", "batteries 3.5", "electricity electricity sing"):
@@ -96,13 +96,13 @@ def test_search_scores_equal_our_own_bm25(client: Elasticsearch, index: str) -> 
 def test_ties_are_broken_by_id_also_where_the_list_is_cut(client: Elasticsearch, index: str) -> None:
     documents = [Document(id=f"d{number:03d}", title="same words", text="") for number in range(50)]
     random.Random(3).shuffle(documents)
-    version = build_index(client, index, documents)
+    version = build_index(client, index, documents, installation="test")
     retriever = Retriever(client, version.name, RetrievalSettings())
     assert retriever.search_many(["words"], size=7)[0].ids == [f"d{number:03d}" for number in range(7)]
 
 
 def test_the_weighted_query_adds_up_the_scores_of_its_parts(client: Elasticsearch, index: str) -> None:
-    version = build_index(client, index, products())
+    version = build_index(client, index, products(), installation="test")
     settings = RetrievalSettings(mode="weighted", weight=0.5, rank_discount=1.0, whole_boost=0.0)
     retriever = Retriever(client, version.name, settings)
     parts = [dict(zip(*retriever.search_many([text], size=300)[0], strict=True)) for text in ("wireless", "sky", "day")]
@@ -116,7 +116,7 @@ def test_the_weighted_query_adds_up_the_scores_of_its_parts(client: Elasticsearc
     "query", ['")) OR *:* --', "AND OR NOT", "a" * 5000, '{"match_all": {}}', "\u0000\u202e", "title:red~2^9", "/re.*/"]
 )
 def test_hostile_queries_are_just_words(client: Elasticsearch, index: str, query: str) -> None:
-    version = build_index(client, index, products(20))
+    version = build_index(client, index, products(20), installation="test")
     retriever = Retriever(client, version.name, RetrievalSettings())
     raw, expanded = retriever.search_many([query, ExpandedQuery("mouse", (query,))], size=20)
     assert len(raw.ids) <= 20
@@ -125,8 +125,10 @@ def test_hostile_queries_are_just_words(client: Elasticsearch, index: str, query
 
 def test_a_new_version_takes_the_alias_and_the_old_one_goes(client: Elasticsearch, index: str, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    first = build_index(client, index, products(10), lambda *step: seen.append(step), directory=tmp_path, total=10)
-    second = build_index(client, index, products(20, seed=2), directory=tmp_path)
+    first = build_index(
+        client, index, products(10), lambda *step: seen.append(step), directory=tmp_path, total=10, installation="test"
+    )
+    second = build_index(client, index, products(20, seed=2), directory=tmp_path, installation="test")
     assert (first.name, second.name) == (f"{index}-1", f"{index}-2")
     assert current_version(client, index) == second.name
     assert list(client.indices.get(index=f"{index}-*").body) == [second.name]
@@ -138,17 +140,17 @@ def test_a_new_version_takes_the_alias_and_the_old_one_goes(client: Elasticsearc
 
 
 def test_a_failed_load_leaves_the_old_version_serving(client: Elasticsearch, index: str, tmp_path: Path) -> None:
-    first = build_index(client, index, products(10), directory=tmp_path)
+    first = build_index(client, index, products(10), directory=tmp_path, installation="test")
 
     def broken() -> Iterator[Document]:
         yield from products(5)
         raise CorpusError("line 6: broken")
 
     with pytest.raises(CorpusError, match="line 6"):
-        build_index(client, index, broken(), directory=tmp_path)
+        build_index(client, index, broken(), directory=tmp_path, installation="test")
     twice = [Document(id="same", title="a", text=""), Document(id="same", title="b", text="")]
     with pytest.raises(IndexingError, match=r"document 'same'.*version conflict"):
-        build_index(client, index, twice, directory=tmp_path)
+        build_index(client, index, twice, directory=tmp_path, installation="test")
     assert current_version(client, index) == first.name
     assert list(client.indices.get(index=f"{index}-*").body) == [first.name]
     assert load_manifest(tmp_path) == first
@@ -157,15 +159,15 @@ def test_a_failed_load_leaves_the_old_version_serving(client: Elasticsearch, ind
 
 
 def test_versions_keep_growing_after_the_index_was_lost(client: Elasticsearch, index: str, tmp_path: Path) -> None:
-    first = build_index(client, index, products(5), directory=tmp_path)
+    first = build_index(client, index, products(5), directory=tmp_path, installation="test")
     client.indices.delete(index=first.name)
-    assert build_index(client, index, products(5), directory=tmp_path).name == f"{index}-2"
+    assert build_index(client, index, products(5), directory=tmp_path, installation="test").name == f"{index}-2"
 
 
 def test_a_changed_corpus_file_is_noticed(client: Elasticsearch, index: str, tmp_path: Path) -> None:
-    build_index(client, index, products(5), directory=tmp_path)
+    build_index(client, index, products(5), directory=tmp_path, installation="test")
     other = tmp_path / "other"
-    build_index(client, index, products(6), directory=other)
+    build_index(client, index, products(6), directory=other, installation="test")
     (tmp_path / "documents.jsonl.gz").write_bytes((other / "documents.jsonl.gz").read_bytes())
     with pytest.raises(IndexingError, match="expected the corpus"):
         load_documents(tmp_path)
@@ -175,7 +177,7 @@ def test_an_index_of_somebody_else_is_never_touched(client: Elasticsearch, uniqu
     client.indices.create(index=unique_name)
     try:
         with pytest.raises(IndexingError, match="never touches an index that it did not make"):
-            build_index(client, unique_name, products(3))
+            build_index(client, unique_name, products(3), installation="test")
     finally:
         client.indices.delete(index=unique_name)
 
@@ -183,11 +185,11 @@ def test_an_index_of_somebody_else_is_never_touched(client: Elasticsearch, uniqu
 @pytest.mark.parametrize("name", ["Upper", "a b", "icecat-2", "", "../x"])
 def test_bad_names_are_refused(client: Elasticsearch, name: str) -> None:
     with pytest.raises(IndexingError, match="expected an index name"):
-        build_index(client, name, products(1))
+        build_index(client, name, products(1), installation="test")
 
 
 def test_a_missing_index_names_those_there_are(client: Elasticsearch, index: str) -> None:
-    build_index(client, index, products(3))
+    build_index(client, index, products(3), installation="test")
     with pytest.raises(IndexingError, match=rf"no index 'nowhere' \(there are: .*{index}.*searchloop index"):
         current_version(client, "nowhere")
     with pytest.raises(RetrievalError, match=r"searchloop index|no such index"):
@@ -198,7 +200,7 @@ def test_feedback_baselines_find_more_than_the_query(client: Elasticsearch, inde
     documents = [Document(id=f"a{n}", title="printer", text="toner" if n < 4 else "paper tray") for n in range(8)] + [
         Document(id=f"b{n}", title="toner cartridge", text="black") for n in range(4)
     ]
-    version = build_index(client, index, documents)
+    version = build_index(client, index, documents, installation="test")
     retriever = Retriever(client, version.name, RetrievalSettings())
     feedback = FeedbackTerms(Catalogue(documents))
     raw = retriever.search_many(["printer"], size=20)[0]
@@ -215,9 +217,11 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
 ) -> None:
     titles = {"a": "lamp", "b": "lamp", "c": "red chair"}
     documents = [Document(id=name, title=title, text="", metadata={}) for name, title in titles.items()]
-    first = build_index(client, index, documents, directory=tmp_path)
+    first = build_index(client, index, documents, directory=tmp_path, installation="test")
     written = Summaries(policy="1-abc-000005", by_document={"a": "red, brass"})
-    second = build_index(client, index, documents, directory=tmp_path, summaries=written, keep={first.name})
+    second = build_index(
+        client, index, documents, directory=tmp_path, summaries=written, keep={first.name}, installation="test"
+    )
     assert (first.summaries, second.summaries) == ("", "1-abc-000005")
     assert load_manifest(tmp_path) == second
     assert current_version(client, index) == second.name
@@ -234,5 +238,5 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
             assert retriever.search_many(["red"], size=9)[0].ids == ["c"]
     with pytest.raises(IndexingError, match="document 'x' was found, and cannot be read"):
         shown_documents(client, second.name, ["x"])
-    third = build_index(client, index, documents, directory=tmp_path)
+    third = build_index(client, index, documents, directory=tmp_path, installation="test")
     assert sorted(client.indices.get(index=f"{index}-*").body) == [third.name]

@@ -57,10 +57,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_version(
     variables, home = environment(local_services), tmp_path / "home"
     index = [*command(home, "index"), str(small), "--name", unique_name]
     subprocess.run(index, env=variables, check=True, capture_output=True)
-    home.rename(tmp_path / "other")  # The versions go on counting from what Elasticsearch holds.
-    home.mkdir()
     index[index.index(str(small))] = str(corpus)
-    ended = subprocess.run(on_small_disk(home, 2, index), env=variables, capture_output=True, text=True, check=False)
+    # The disk under the home's indexes seems empty: the versions go on counting from what Elasticsearch holds.
+    ended = subprocess.run(
+        on_small_disk(home / "indexes", 2, index), env=variables, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         f"error: index '{unique_name}': its documents in {home}/indexes/{unique_name}: the disk is full. Free some "

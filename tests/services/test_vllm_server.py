@@ -115,12 +115,17 @@ def world(vllm_environment: None, tmp_path_factory: pytest.TempPathFactory) -> I
         PolicyServer(home, SETTINGS).stop()
 
 
+def door(home: Path) -> VllmSettings:
+    """Return what lets us in: the key that the server was started with."""
+    return VllmSettings(api_key=PolicyServer(home, SETTINGS).key(), allow_insecure=True)
+
+
 def served(world: World, number: int, run: str) -> ServedVersion:
     return ServedVersion(
         world.folders[number],
         world.versions[number],
         url=world.url,
-        settings=VllmSettings(),
+        settings=door(world.home),
         directory=world.home / "runs" / run,
         staleness_max=0,
     )
@@ -217,7 +222,7 @@ def test_adapters_applied_by_one_product_each_are_vllms_own(world: World) -> Non
 
 
 def test_a_version_loaded_while_it_runs_writes_otherwise_and_an_old_one_goes(world: World) -> None:
-    client = VllmClient(world.url, VllmSettings())
+    client = VllmClient(world.url, door(world.home))
     version = served(world, 0, "versions")
     before = version.sampler.sample(PROMPTS, HOT, SEEDS)
     assert version.sampler.sample(PROMPTS, HOT, SEEDS) == before  # The same seeds, the same company.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.cleaning import clean_metadata, clean_text
 from search_env.corpora import (
     CorpusError,
     Document,
@@ -27,6 +27,7 @@ from search_env.corpora import (
     write_queries,
     write_run,
 )
+from streams.inputs.text import clean_metadata, clean_text
 
 
 def corpus_file(path: Path, *lines: object) -> Path:
@@ -131,6 +132,16 @@ def test_trec_and_beir_qrels_read_the_same(tmp_path: Path) -> None:
         ("q1 0 d1 1.5\n", "line 1: expected an integer grade, got '1.5'"),
         ("q1 0 d1 1\nq1 0 d1 2\n", "line 2: document 'd1' of query 'q1' has grade 2 here and 1 before"),
         ("query-id\tcorpus-id\tscore\n", "expected at least one judgment"),
+        ("q1\td1\t0.5\nq1\td2\t1\n", "line 1: expected an integer grade, got '0.5'"),
+        ("q1\td1\trelevant\nq1\td2\t1\n", "line 1: expected an integer grade, got 'relevant'"),
+        ("q1\td1\tscore\nq1\td2\t1\n", "line 1: expected an integer grade, got 'score'"),
+        ("query-id\tcorpus-id\tscore\nquery-id\tcorpus-id\tscore\n", "line 2: expected an integer grade"),
+        ("q1 0 d1 1001\n", "line 1: expected an integer grade, got '1001'"),
+        (f"q1 0 d1 {'9' * 5000}\n", "line 1: expected an integer grade"),
+        ("q1 0 d1 \uff11\n", "line 1: expected an integer grade"),
+        ("q1 0 d\u200b 1\n", "line 1: expected ids of 1 to 512 visible bytes"),
+        ("q1 Q0 d1 1 2.5 tag\n", "line 1: expected 4 columns"),
+        ('{"_id": "q1", "text": "mug"}\n', "line 1: expected an integer grade"),
     ],
 )
 def test_a_bad_qrels_line_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -161,6 +172,12 @@ def test_a_run_comes_back_and_ties_are_broken_by_id(tmp_path: Path) -> None:
         ("q1 Q0 d1 1 2.0\n", "line 1: expected 6 columns"),
         ("q1 Q0 d1 1 nan bm25\n", "line 1: expected a finite score, got 'nan'"),
         ("q1 Q0 d1 1 2 t\nq1 Q0 d1 2 1 t\n", "line 2: document 'd1' is listed twice for query 'q1'"),
+        ("q1 Q0 d1 1 1e999 t\n", "line 1: expected a finite score, got '1e999'"),
+        ("q1 Q0 d1 1 1_0 t\n", "line 1: expected a finite score, got '1_0'"),
+        ("q1 Q0 d1 1.5 2 t\n", "line 1: expected a whole rank from 0 to 1000000, got '1.5'"),
+        ("q1 Q0 d1 -1 2 t\n", "line 1: expected a whole rank"),
+        ("q1 0 d1 1\n", "line 1: expected 6 columns"),
+        ("", "expected at least one ranked document, got an empty file"),
     ],
 )
 def test_a_bad_run_line_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -210,3 +227,54 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before_and_no_rest(tmp_pat
         write_run(tmp_path / "file" / "below", {}, tag="t")
     assert (tmp_path / "file").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
+def test_a_header_said_in_other_words_is_one(tmp_path: Path) -> None:
+    for header in ("query_id\tcorpus_id\tscore", "Query-ID Doc-ID Relevance", "qid docid rel"):
+        (tmp_path / "qrels").write_text(f"{header}\nq1\td1\t2\n")
+        assert load_qrels(tmp_path / "qrels") == {"q1": {"d1": 2}}
+
+
+def test_a_repeated_judgment_counts_once_and_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "qrels").write_text("q1 0 d1 1\nq1 0 d1 1\n")
+    assert load_qrels(tmp_path / "qrels", tell=told.append) == {"q1": {"d1": 1}}
+    assert told == [f"{tmp_path / 'qrels'}: 1 judgments repeat an earlier one, with the same grade; each counts once"]
+
+
+def test_what_is_cut_of_a_corpus_is_told_with_the_first_document(tmp_path: Path) -> None:
+    told: list[str] = []
+    lines = [
+        {"_id": "b1", "title": "t" * 1_001, "text": "w " * 30_000},
+        {"_id": "b2", "text": "w" * 50_000},
+        {"_id": "b3", "text": "w" * 50_001, "metadata": {"note": "n" * 4_001}},
+    ]
+    documents = list(load_corpus(corpus_file(tmp_path / "c", *lines), tell=told.append))
+    assert [len(each.text) for each in documents] == [49_999, 50_000, 50_000]
+    assert told == [
+        f"{tmp_path / 'c'}: 1 title was cut at 1,000 characters (the first: document 'b1')",
+        f"{tmp_path / 'c'}: 2 texts were cut at 50,000 characters (the first: document 'b1')",
+        f"{tmp_path / 'c'}: 1 metadata text was cut at 4,000 characters (the first: document 'b3')",
+    ]
+
+
+def test_composed_and_decomposed_words_are_the_same(tmp_path: Path) -> None:
+    forms = {unicodedata.normalize(form, "caf\u00e9 \u1100\u1161 \u0b95\u0bcb") for form in ("NFC", "NFD")}
+    assert len(forms) == 2
+    corpus = corpus_file(tmp_path / "c", *({"_id": str(n), "title": form} for n, form in enumerate(forms)))
+    asked = corpus_file(tmp_path / "q", *({"_id": str(n), "text": form} for n, form in enumerate(forms)))
+    words = {each.title for each in load_corpus(corpus)} | {each.text for each in load_queries(asked)}
+    assert words == {unicodedata.normalize("NFC", next(iter(forms)))}
+    assert clean_text("e\u200b\u0301", characters_max=9) == "\u00e9"
+
+
+def test_a_kept_corpus_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = corpus_file(tmp_path / "c", {"_id": "1", "title": "cafe\u0301", "text": "w" * 60_000})
+    (document,) = load_corpus(path, kept=True)
+    assert (document.title, len(document.text)) == ("cafe\u0301", 60_000)
+
+
+def test_a_corpus_given_as_queries_is_refused(tmp_path: Path) -> None:
+    path = corpus_file(tmp_path / "c", {"_id": "d1", "title": "Red mug", "text": "a mug"})
+    with pytest.raises(CorpusError, match=r"expected queries, got lines that all have a 'title'"):
+        load_queries(path)

@@ -14,13 +14,15 @@ from infra.recipes import RECIPES, recipe_path
 from infra.reference import settings_reference
 from infra.settings import Settings
 from storage.evaluation.measures import MEASURES
+from streams.acls import RIGHTS
+from streams.secrets import secret_paths
 from streams.topics import DERIVED, TOPICS
 from tests.pages import commands_in
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTEXT = click.Context(cli)
-PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/VERIFY.md")
+PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/SECURITY.md", "infra/VERIFY.md")
 
 
 def command_of(name: str) -> click.Command:
@@ -64,6 +66,17 @@ def test_every_setting_is_in_the_reference() -> None:
         table, _, key = path.rpartition(".")
         assert f"## [{table}]" in reference
         assert f"| `{key}` |" in reference
+
+
+def test_every_secret_and_every_role_is_on_the_page_of_security() -> None:
+    page = (ROOT / "infra" / "SECURITY.md").read_text()
+    for path in secret_paths(Settings):
+        assert f"| `{path}` | `{path}_file` |" in page
+    for role, rights in RIGHTS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {role} |"))
+        if role not in ("sink", "monitor"):  # They read everything.
+            assert row.split(" | ")[1].split(", ") == list(rights.reads)
+            assert row.split(" | ")[2].split(", ") == list(rights.writes)
 
 
 @pytest.mark.parametrize("topic", [topic.kind for topic in (*TOPICS, *DERIVED)])

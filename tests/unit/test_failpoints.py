@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streams.errors import SettingsError
-from streams.failpoints import NAMES, FailpointSettings, arm, failpoint
+from streams.failpoints import NAMES, WRITING_NAMES, FailpointSettings, arm, failpoint
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -37,7 +37,7 @@ def test_unarmed_nothing_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     died: list[tuple[int, int]] = []
     monkeypatch.setattr("streams.failpoints.os.kill", lambda pid, number: died.append((pid, number)))
     arm(FailpointSettings())
-    for name in NAMES:
+    for name in NAMES + WRITING_NAMES:
         failpoint(name)
     assert died == []
     arm(FailpointSettings(kill=NAMES[0], folder=str(tmp_path)))
@@ -65,4 +65,4 @@ def test_every_name_stands_somewhere_in_the_code() -> None:
     expanded = {
         name.replace(part, stage) for name in placed for part in ("{stage}", "{self._stage}") for stage in stages
     }
-    assert set(NAMES) <= expanded
+    assert set(NAMES + WRITING_NAMES) <= expanded

@@ -274,3 +274,14 @@ def test_free_ports_are_different_and_none_that_an_outgoing_connection_could_be_
     ports = free_ports(20)
     assert len(set(ports)) == 20
     assert all(1024 < port < lowest and port_is_free(port) for port in ports)
+
+
+def test_a_home_that_was_made_without_users_is_not_locked_later_and_nothing_is_changed(tmp_path: Path) -> None:
+    data = tmp_path / "services" / "kafka" / "data"
+    data.mkdir(parents=True)
+    (data / "meta.properties").write_text("version=1\n")
+    services = LocalServices(tmp_path, LocalSettings(secure=True))
+    with pytest.raises(ServiceError, match="was made without users"):
+        services.up()
+    assert not (tmp_path / "services" / "security").exists()
+    assert (data / "meta.properties").read_text() == "version=1\n"

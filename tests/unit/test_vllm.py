@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,8 +20,9 @@ from infra.services.errors import ProvisionError
 from infra.services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
 from infra.settings import Settings
 from learner.adapters import Adapters, adapter_name, superseded
-from learner.checkpoints import CheckpointError, file_sha256
+from learner.checkpoints import CheckpointError, Manifest, file_sha256
 from learner.generation import GenerationSettings
+from learner.learning import write_policy_checkpoint
 from learner.policy import (
     LoraSettings,
     Policy,
@@ -56,10 +58,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def checkpoint(base: Policy, folder: Path, step: int, lineage: str = "1-aaaaaa") -> PolicyRef:
-    """Write a version as the learner does: an adapter with its tokenizer."""
+    """Write a version as the learner does, an adapter with its tokenizer, but into a folder of this name."""
     assert base.path is not None
-    policy = save_policy(with_lora(load_policy(base.path), LoraSettings(rank=2)), folder)
-    return PolicyRef(lineage=lineage, step=step, sha256=policy.sha256)
+    policy = with_lora(load_policy(base.path), LoraSettings(rank=2))
+    manifest = Manifest(policy=PolicyRef(lineage=lineage, step=step, sha256=""), parent=None)
+    written, kept = write_policy_checkpoint(folder.parent / f"{folder.name}.all", policy, manifest, None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    written.rename(folder)
+    return kept.policy
 
 
 def served(
@@ -255,6 +262,61 @@ def test_weights_that_are_not_the_announced_ones_leave_the_version_before_in_use
     assert version.sampler.policy.step == 0
     assert version.sampler.sample([[5]], HOT, [1])
     assert file_sha256(folder / "adapter_model.safetensors") == reference.sha256
+
+
+def flip_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.unlink()  # The checkpoint's file and the adapter's are one file with two names: leave the other one alone.
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"])
+def test_a_first_version_of_which_a_file_has_changed_is_never_sampled_from(
+    server: FakeVllm, base: Policy, tmp_path: Path, file: str
+) -> None:
+    folder = tmp_path / "checkpoints" / "0"
+    reference = checkpoint(base, folder, 0)
+    flip_byte(folder / file)
+    with pytest.raises((CheckpointError, PolicyError)):
+        ServedVersion(folder, reference, url=server.url, settings=QUICK, directory=tmp_path, staleness_max=0)
+    assert server.adapters == {}
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "tokenizer.json"])
+def test_a_newer_version_of_which_a_file_has_changed_leaves_the_version_before_in_use(
+    server: FakeVllm, base: Policy, tmp_path: Path, file: str
+) -> None:
+    version = served(base, tmp_path, server.url)
+    reference = checkpoint(base, tmp_path / "checkpoints" / "1", 1)
+    flip_byte(tmp_path / "checkpoints" / "1" / file)
+    with pytest.raises(CheckpointError, match="should have sha256"):
+        version.refresh(tmp_path / "checkpoints" / "1", reference)
+    assert version.sampler.policy.step == 0 and list(server.adapters) == ["policy-v1-aaaaaa-000000"]
+
+
+@pytest.mark.parametrize("damage", ["other weights", "other settings", "a file too few", "a file too many"])
+def test_an_adapters_folder_that_holds_something_else_is_exchanged_and_loaded_anew(
+    server: FakeVllm, base: Policy, tmp_path: Path, damage: str
+) -> None:
+    reference = checkpoint(base, tmp_path / "checkpoint", 0)
+    place = tmp_path / "adapters" / adapter_name(reference)
+    client = VllmClient(server.url, QUICK)
+    Adapters(client, tmp_path / "adapters", kept=2).use(reference, tmp_path / "checkpoint")
+    if damage == "a file too few":
+        (place / "adapter_config.json").unlink()
+    elif damage == "a file too many":
+        (place / "new_embeddings.safetensors").write_text("not ours")
+    else:
+        flip_byte(place / ("adapter_model.safetensors" if damage == "other weights" else "adapter_config.json"))
+    asked = len(server.requests)
+    Adapters(client, tmp_path / "adapters", kept=2).use(reference, tmp_path / "checkpoint")
+    assert {path.name: file_sha256(path) for path in place.iterdir()} == {
+        name: file_sha256(tmp_path / "checkpoint" / name)
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    }
+    assert [path for path, _ in server.requests[asked:]] == ["/v1/unload_lora_adapter", "/v1/load_lora_adapter"]
+    assert [path.name for path in (tmp_path / "adapters").iterdir() if path.is_dir()] == [place.name]
 
 
 def test_a_policy_without_an_adapter_is_refused(server: FakeVllm, base: Policy, tmp_path: Path) -> None:

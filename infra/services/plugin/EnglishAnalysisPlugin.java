@@ -8,11 +8,14 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.function.Predicate;
+import java.util.regex.Pattern;
 import java.util.function.Supplier;
 import java.util.function.UnaryOperator;
 import org.apache.lucene.analysis.Analyzer;
 import org.apache.lucene.analysis.CharArraySet;
+import org.apache.lucene.analysis.FilteringTokenFilter;
 import org.apache.lucene.analysis.TokenStream;
+import org.apache.lucene.analysis.email.UAX29URLEmailTokenizer;
 import org.apache.lucene.analysis.en.EnglishAnalyzer;
 import org.apache.lucene.analysis.en.EnglishMinimalStemFilter;
 import org.apache.lucene.analysis.en.EnglishPossessiveFilter;
@@ -20,7 +23,9 @@ import org.apache.lucene.analysis.en.KStemFilter;
 import org.apache.lucene.analysis.en.PorterStemFilter;
 import org.apache.lucene.analysis.miscellaneous.ASCIIFoldingFilter;
 import org.apache.lucene.analysis.miscellaneous.SetKeywordMarkerFilter;
+import org.apache.lucene.analysis.pattern.PatternCaptureGroupTokenFilter;
 import org.apache.lucene.analysis.snowball.SnowballFilter;
+import org.apache.lucene.analysis.tokenattributes.CharTermAttribute;
 import org.elasticsearch.Build;
 import org.elasticsearch.client.internal.node.NodeClient;
 import org.elasticsearch.cluster.node.DiscoveryNodes;
@@ -32,6 +37,7 @@ import org.elasticsearch.index.analysis.Analysis;
 import org.elasticsearch.index.analysis.AnalyzerProvider;
 import org.elasticsearch.index.analysis.PreBuiltAnalyzerProviderFactory;
 import org.elasticsearch.index.analysis.PreConfiguredTokenFilter;
+import org.elasticsearch.index.analysis.PreConfiguredTokenizer;
 import org.elasticsearch.index.analysis.TokenFilterFactory;
 import org.elasticsearch.indices.analysis.AnalysisModule.AnalysisProvider;
 import org.elasticsearch.indices.analysis.PreBuiltCacheFactory.CachingStrategy;
@@ -48,7 +54,8 @@ import org.tartarus.snowball.ext.EnglishStemmer;
 
 /**
  * Gives the small Elasticsearch of the tests what a full one has by default and searchloop's mappings name: the analyzer
- * `english`, the common English token filters, and the answer to `GET /`.
+ * `english`, the common English token filters, and the answer to `GET /`. With security switched on, the index that holds
+ * users and API keys names three more parts, for the addresses of users: `uax_url_email`, `pattern_capture`, `unique`.
  *
  * The distribution for integration tests holds the Lucene classes, but not the module `analysis-common` that gives them
  * names, nor `rest-root`. Names, defaults and settings here are those of the full distribution, so one mapping serves both.
@@ -125,7 +132,38 @@ public final class EnglishAnalysisPlugin extends Plugin implements AnalysisPlugi
             }
             return factory(name, input -> new SetKeywordMarkerFilter(input, keywords), false);
         }));
+        filters.put("pattern_capture", AnalysisPlugin.requiresAnalysisSettings((index, environment, name, settings) -> {
+            Pattern[] patterns = settings.getAsList("patterns").stream().map(Pattern::compile).toArray(Pattern[]::new);
+            boolean keepOriginal = settings.getAsBoolean("preserve_original", true);
+            return factory(name, input -> new PatternCaptureGroupTokenFilter(input, keepOriginal, patterns), false);
+        }));
         return filters;
+    }
+
+    @Override
+    public List<PreConfiguredTokenizer> getPreConfiguredTokenizers() {
+        return List.of(PreConfiguredTokenizer.singleton("uax_url_email", UAX29URLEmailTokenizer::new));
+    }
+
+    /** Passes each term once, wherever it stands. */
+    private static final class Unique extends FilteringTokenFilter {
+        private final CharTermAttribute term = addAttribute(CharTermAttribute.class);
+        private final CharArraySet seen = new CharArraySet(8, false);
+
+        Unique(TokenStream input) {
+            super(input);
+        }
+
+        @Override
+        protected boolean accept() {
+            return seen.add(term.toString());
+        }
+
+        @Override
+        public void reset() throws IOException {
+            super.reset();
+            seen.clear();
+        }
     }
 
     @Override
@@ -134,6 +172,7 @@ public final class EnglishAnalysisPlugin extends Plugin implements AnalysisPlugi
         filters.add(PreConfiguredTokenFilter.singleton("porter_stem", false, PorterStemFilter::new));
         filters.add(PreConfiguredTokenFilter.singleton("kstem", false, KStemFilter::new));
         filters.add(PreConfiguredTokenFilter.singleton("stemmer", false, PorterStemFilter::new));
+        filters.add(PreConfiguredTokenFilter.singleton("unique", false, Unique::new));
         filters.add(PreConfiguredTokenFilter.singleton("asciifolding", true, ASCIIFoldingFilter::new));
         return filters;
     }

@@ -1,0 +1,39 @@
+"""API keys of the embedded Elasticsearch: one that may only read, and one that may make indexes."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from elastic_transport import TransportError
+from elasticsearch import ApiError
+
+from infra.services.errors import ServiceError
+from infra.services.security import SecurityFolder
+from search_env.engine import ElasticsearchSettings, connect
+from search_env.rights import INDEX_PRIVILEGES, READ_PRIVILEGES
+from streams.acls import OPERATOR
+
+KEYS: dict[str, dict[str, Any]] = {
+    "environment": {"cluster": [], "indices": [{"names": ["*"], "privileges": list(READ_PRIVILEGES)}]},
+    OPERATOR: {"cluster": ["monitor"], "indices": [{"names": ["*"], "privileges": list(INDEX_PRIVILEGES)}]},
+}
+
+
+def make_engine_keys(security: SecurityFolder, superuser: ElasticsearchSettings) -> None:
+    """Make the keys that this home lacks.
+
+    Raises ServiceError if Elasticsearch refuses.
+    """
+    absent = [role for role in KEYS if not (security.elasticsearch / f"{role}.toml").exists()]
+    if not absent:
+        return
+    with closing(connect(superuser)) as client:
+        for role in absent:
+            try:
+                made = client.security.create_api_key(
+                    name=f"searchloop-{role}", role_descriptors={f"searchloop-{role}": KEYS[role]}
+                )
+            except (ApiError, TransportError) as error:
+                raise ServiceError(f"Elasticsearch gives no API key for the role {role!r}: {error}") from error
+            security.keep_engine_key(role, made["encoded"])

@@ -1,0 +1,210 @@
+"""Do a group's log-probabilities come from the policy version that it names? Asked of the version's own weights.
+
+The update compares the groups that its very policy wrote, at no cost, since it forwards them anyway. In a streaming run
+most groups are a step or two older: for these the claimed version's checkpoint, which is kept while it may be used, is
+loaded into one spare model, and the groups are forwarded once more. A share of them may do.
+
+On a CPU the check takes no random number and changes no weights, so a run that is made again gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import torch
+
+from learner.checkpoints import CheckpointError
+from learner.groups import reward_group
+from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
+from learner.objectives import ObjectiveSettings
+from learner.packing import Group, GroupError, check_group, pack_groups
+from learner.policy import Policy, load_policy
+from learner.sampling import completion_text
+from learner.versions import check_version, load_weights
+from streams.errors import SearchloopError
+from streams.events import Generation, PolicyRef, Reward
+from streams.topics import version_name
+
+
+class ClaimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which groups are held against the version that they name, and how closely.
+
+    share: of the groups that another version than the newest wrote, chosen by their ids; 1 checks all, 0 none.
+    """
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="of the stale groups; 0: none")] = 0.1
+    logprob_difference_max: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, description="nats; as learner.update's (fp32 rounding is 1e-4, a bf16 sampler may reach 0.5)"
+        ),
+    ] = 0.1
+    groups_at_once: Annotated[int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once")] = 16
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found about one group.
+
+    difference: largest |difference| of a token's log-probability, nats; None if it could not be computed.
+    reason: why it could not, "" if it could.
+    """
+
+    difference: float | None = None
+    reason: str = ""
+
+
+class ClaimChecker:
+    """Recomputes groups under the versions that they claim, in a model of its own. Not for several threads."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        settings: ClaimSettings | None = None,
+        *,
+        no_repeat: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """checkpoints: the run's. no_repeat: the learner's own rule; a group says whether its sampler kept it.
+
+        Nothing is loaded before the first group is checked.
+        """
+        self._checkpoints = checkpoints
+        self._settings = settings or ClaimSettings()
+        self._no_repeat = no_repeat
+        self._device = device
+        self._spare: Policy | None = None
+        self._loaded: PolicyRef | None = None
+
+    def check(self, rewards: Sequence[Reward], *, current: PolicyRef | None = None) -> dict[str, str]:
+        """Return, by group id, why a group's claim is refused; of those that settings choose, all others hold.
+
+        current: the version whose groups the update itself compares; they are left out here.
+        A claim that cannot be checked is refused too: the checkpoint of a version that may still be used is kept.
+        """
+        chosen = [
+            reward
+            for reward in rewards
+            if reward.generation.policy != current and is_chosen(reward.group_id, self._settings.share)
+        ]
+        limit = self._settings.logprob_difference_max
+        refused = {}
+        for group_id, claim in self.measure(chosen).items():
+            if claim.reason:
+                refused[group_id] = claim.reason
+            elif claim.difference is not None and not claim.difference <= limit:
+                refused[group_id] = (
+                    f"expected log-probabilities within {limit} nats of those of the policy that it names, got "
+                    f"{claim.difference:.4g} off; if the sampler is less exact than that, raise logprob_difference_max"
+                )
+        return refused
+
+    def measure(self, rewards: Sequence[Reward]) -> dict[str, Claim]:
+        """Return what is found about each group, by its id; one with fewer than two scored candidates is left out."""
+        claimed: dict[PolicyRef, list[Reward]] = {}
+        for reward in rewards:
+            claimed.setdefault(reward.generation.policy, []).append(reward)
+        found: dict[str, Claim] = {}
+        # The loaded version first: its weights need not come from the disk again.
+        for policy, of_version in sorted(claimed.items(), key=lambda item: item[0] != self._loaded):
+            try:
+                spare = self._load(policy)
+            except SearchloopError as error:
+                reason = f"its policy {version_name(policy)[:80]!r} cannot be looked up: {error}"
+                found |= {reward.group_id: Claim(reason=reason) for reward in of_version}
+                continue
+            found |= self._measure(of_version, spare)
+        return found
+
+    def _measure(self, rewards: Sequence[Reward], spare: Policy) -> dict[str, Claim]:
+        found: dict[str, Claim] = {}
+        groups: dict[str, Group] = {}
+        for reward in rewards:
+            try:
+                self._check_text(reward.generation, spare)
+                group = self._group(reward, spare)
+            except GroupError as error:
+                found[reward.group_id] = Claim(reason=str(error))
+                continue
+            if group is not None:
+                groups[reward.group_id] = group
+        names = list(groups)
+        for start in range(0, len(names), self._settings.groups_at_once):
+            some = {name: groups[name] for name in names[start : start + self._settings.groups_at_once]}
+            found |= {name: Claim(difference=value) for name, value in differences(spare, some).items()}
+        return found
+
+    def _group(self, reward: Reward, spare: Policy) -> Group | None:
+        """Return the group as the learner would train on it. Raises GroupError where it would refuse it."""
+        group = reward_group(
+            reward,
+            objective=ObjectiveSettings(),  # Advantages play no part here.
+            opener_ids=spare.opener_ids if self._no_repeat else frozenset(),
+            selector=spare.selector,
+        )
+        if group is not None:
+            check_group(group, vocabulary=vocabulary_size(spare.model), positions_max=positions_max(spare.model))
+        return group
+
+    def _check_text(self, generation: Generation, spare: Policy) -> None:
+        """Raise GroupError if a text, which was rewarded, is not that of its tokens, which would be trained."""
+        vocabulary = vocabulary_size(spare.model)
+        for index, completion in enumerate(generation.completions):
+            if not completion.token_ids or not all(0 <= token < vocabulary for token in completion.token_ids):
+                raise GroupError(f"completion {index}: expected token ids in 0…{vocabulary - 1}, got others or none")
+            if completion_text(spare.tokenizer, completion.token_ids, spare.stop_ids) != completion.text:
+                raise GroupError(f"completion {index}: expected the text of its tokens, got another one")
+
+    def _load(self, policy: PolicyRef) -> Policy:
+        """Return the spare model with this version's weights. Raises CheckpointError or PolicyError if that cannot be.
+
+        The version's files are checked before they are used; see `learner.versions`.
+        """
+        if self._spare is not None and policy == self._loaded:
+            return self._spare
+        folder = self._folder(policy)
+        if self._spare is not None:
+            spare, self._loaded = self._spare, None  # If this fails, the weights may be half of one, half of another.
+            load_weights(spare, folder, policy)
+        else:
+            check_version(folder, policy)
+            with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter's first weights before it reads them.
+                spare = load_policy(folder)
+            check_policy(spare.model)
+            spare.model.to(self._device).requires_grad_(False)
+            self._spare = spare
+        self._loaded = policy
+        return spare
+
+    def _folder(self, policy: PolicyRef) -> Path:
+        name = version_name(policy)
+        if Path(name).name != name or "\0" in name or name.startswith("."):
+            raise CheckpointError(f"expected the name of a version, got {name[:80]!r}")
+        folder = self._checkpoints / name
+        if not folder.is_dir():
+            raise CheckpointError(f"no checkpoint of that name is kept in {self._checkpoints}")
+        return folder
+
+
+@torch.no_grad()
+def differences(policy: Policy, groups: dict[str, Group]) -> dict[str, float]:
+    """Return each group's largest |log π − log μ|, in nats, by its id; infinite where the policy gives no number.
+
+    groups: with the rules that its sampler kept; they must have passed `check_group`. μ is what the sampler logged.
+    """
+    device = next(policy.model.parameters()).device
+    packed = pack_groups(list(groups.values()), pad_id=policy.pad_id, device=device)
+    own, _ = completion_logprobs(policy.model, packed)  # [N, C]
+    rows = iter((own - packed.behaviour_logprobs).abs().amax(dim=1).tolist())  # [N]
+    largest = {name: max(next(rows) for _ in group.candidates) for name, group in groups.items()}
+    return {name: value if math.isfinite(value) else math.inf for name, value in largest.items()}
+
+
+def is_chosen(group_id: str, share: float) -> bool:
+    """Return whether a group is among this share of all groups: of its id alone, so that every replay agrees."""
+    number = int.from_bytes(hashlib.sha256(group_id.encode(errors="replace")).digest()[:8])
+    return number < share * 2**64

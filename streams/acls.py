@@ -1,0 +1,116 @@
+"""Who may do what in Kafka: one table, from which the embedded broker's rights and those of one's own cluster come.
+
+Each role is a user. Only the environment writes rewards, only the generator writes generations, only the learner writes
+updates and policy versions, only the monitor writes windows; each worker reads what it works on. The operator, who runs
+`train` and the other verbs, makes topics and writes requests and feedback: all that no worker may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from streams.topics import DERIVED, TOPICS, topic_name
+
+Operation = Literal["READ", "WRITE", "DESCRIBE", "ALL"]
+Resource = Literal["TOPIC", "GROUP", "CLUSTER", "TRANSACTIONAL_ID"]
+
+OPERATOR = "operator"
+WORKERS = ("generator", "environment", "learner", "sink", "monitor")
+ROLES = (*WORKERS, OPERATOR)
+_ALL_KINDS = tuple(topic.kind for topic in TOPICS)
+_DERIVED_KINDS = tuple(topic.kind for topic in DERIVED)
+
+
+class Rights(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker does, by kinds of topics and by the names of consumer groups after the run's.
+
+    READ and WRITE contain DESCRIBE; describes and describes_groups are what is only looked at.
+    group_families: beginnings of the names of groups that it makes itself.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    describes: tuple[str, ...] = ()
+    joins_groups: tuple[str, ...] = ()
+    describes_groups: tuple[str, ...] = ()
+    group_families: tuple[str, ...] = ()
+
+
+class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One right of one role; prefixed: the name is the beginning of names."""
+
+    role: str
+    resource: Resource
+    name: str
+    operation: Operation
+    prefixed: bool = False
+
+
+# The learner grants requests: it looks at how far requests and generations have come, and reads what it announced in an
+# earlier life. The environment reads rewards only where Kafka has forgotten its offsets.
+RIGHTS: dict[str, Rights] = {
+    "generator": Rights(
+        reads=("requests", "policy-versions", "updates"),
+        writes=("generations", "dead-letters"),
+        describes=("rewards",),
+        joins_groups=("generator",),
+    ),
+    "environment": Rights(
+        reads=("generations", "rewards"),
+        writes=("rewards", "dead-letters"),
+        joins_groups=("environment",),
+    ),
+    "learner": Rights(
+        reads=("rewards", "requests", "generations", "policy-versions"),
+        writes=("updates", "policy-versions", "dead-letters"),
+        describes_groups=("generator", "environment"),
+    ),
+    "sink": Rights(reads=_ALL_KINDS, writes=("dead-letters",)),
+    "monitor": Rights(
+        reads=(*_ALL_KINDS, *_DERIVED_KINDS),
+        writes=_DERIVED_KINDS,
+        describes_groups=("generator", "environment"),
+        group_families=("monitor.",),
+    ),
+}
+
+
+def acls_of(run: str, *, operator: bool = True) -> Iterator[Acl]:
+    """Yield every right that the roles need for one run.
+
+    operator: False leaves out the operator's own, who on an embedded broker may do everything.
+    Raises SettingsError if the run's name could not be a topic's name.
+    """
+    for role, rights in RIGHTS.items():
+        for operation, kinds in (("READ", rights.reads), ("WRITE", rights.writes), ("DESCRIBE", rights.describes)):
+            for kind in kinds:
+                yield Acl(role=role, resource="TOPIC", name=topic_name(run, kind), operation=operation)  # type: ignore[arg-type]
+        for operation, groups in (("READ", rights.joins_groups), ("DESCRIBE", rights.describes_groups)):
+            for group in groups:
+                yield Acl(role=role, resource="GROUP", name=f"{run}.{group}", operation=operation)  # type: ignore[arg-type]
+        for family in rights.group_families:
+            yield Acl(role=role, resource="GROUP", name=f"{run}.{family}", operation="READ", prefixed=True)
+    if operator:
+        yield Acl(role=OPERATOR, resource="TOPIC", name=f"{run}.", operation="ALL", prefixed=True)
+        yield Acl(role=OPERATOR, resource="GROUP", name=f"{run}.", operation="ALL", prefixed=True)
+        yield Acl(role=OPERATOR, resource="CLUSTER", name="kafka-cluster", operation="DESCRIBE")
+
+
+def allowed(role: str, kind: str, operation: str) -> bool:
+    """Return whether the table lets a role read or write topics of this kind."""
+    if role == OPERATOR:
+        return True
+    return kind in (RIGHTS[role].reads if operation == "READ" else RIGHTS[role].writes)
+
+
+def kafka_acls_command(acl: Acl, *, user: str, bootstrap: str) -> str:
+    """Return the line of Kafka's own tool that gives this right to a user."""
+    what = {"TOPIC": f"--topic '{acl.name}'", "GROUP": f"--group '{acl.name}'", "CLUSTER": "--cluster"}[acl.resource]
+    pattern = " --resource-pattern-type prefixed" if acl.prefixed else ""
+    return (
+        f"kafka-acls.sh --bootstrap-server {bootstrap} --command-config admin.properties --add "
+        f"--allow-principal 'User:{user}' --operation {acl.operation.capitalize()} {what}{pattern}"
+    )

@@ -1,0 +1,42 @@
+"""NDJSON: one JSON object a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from streams.inputs.files import Bad, InputFile
+
+
+def json_objects(file: InputFile, bad: Bad | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of every line.
+
+    bad: is told of a line that is no object, and the next one follows; None raises instead.
+    Raises the file's error as `InputFile.lines` does.
+    """
+    decoder = msgspec.json.Decoder()
+    for number, line in file.lines(bad):
+        try:
+            record = decoder.decode(line)
+        except (ValueError, RecursionError) as error:  # UnicodeError and msgspec's own are ValueErrors.
+            said = f"expected one JSON object, got malformed JSON: {error}"
+            if bad is None:
+                raise file.error(said, number) from error
+            bad(number, said)
+            continue
+        if isinstance(record, dict):
+            yield number, record
+            continue
+        mend = "Unpack it: jq -c '.[]' IN > OUT" if isinstance(record, list) else "Mend the line."
+        said = f"expected one JSON object, got {json_kind(record)}. {mend}"
+        if bad is None:
+            raise file.error(said, number)
+        bad(number, said)
+
+
+def json_kind(value: Any) -> str:
+    """Return what JSON calls a value, with its article, for a message."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "nothing"}
+    return names.get(type(value), "a number")

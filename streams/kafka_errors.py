@@ -1,0 +1,92 @@
+"""What a broker refuses, as one line of ours: kafka-python's own errors never reach whoever called.
+
+A question to the cluster is asked again while it elects a leader or a coordinator, which takes a few seconds after a
+broker has died, and longer where the cluster has just begun.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from kafka.errors import (
+    AuthorizationError,
+    InvalidReplicationFactorError,
+    InvalidTopicError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    NodeNotReadyError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    UnknownTopicOrPartitionError,
+    UnsupportedCodecError,
+)
+
+from streams.errors import DeliveryError
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 30.0
+PAUSE_SECONDS = 0.2
+
+# The first that fits is said. What to do stands here once, whoever was refused.
+REMEDIES: tuple[tuple[type[KafkaError] | tuple[type[KafkaError], ...], str], ...] = (
+    (AuthorizationError, "the principal of kafka.sasl_username may not do this; an administrator must allow it"),
+    (
+        (NotEnoughReplicasError, NotEnoughReplicasAfterAppendError),
+        "fewer replicas are in sync than the topic's min.insync.replicas asks for; start the brokers that are down",
+    ),
+    (
+        (MessageSizeTooLargeError, RecordListTooLargeError),
+        "the record is larger than the topic's max.message.bytes allows; raise that, or lower sampling.candidates",
+    ),
+    (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication asks for; lower that"),
+    (PolicyViolationError, "the cluster's own policy forbids these settings; an administrator must make the topics"),
+    (InvalidTopicError, "choose another --run NAME"),
+    (UnsupportedCodecError, "set compression.type of the topic to gzip or producer"),
+    (UnknownTopicOrPartitionError, "the topic does not exist; searchloop train makes it"),
+    (
+        (KafkaTimeoutError, KafkaConnectionError, NodeNotReadyError),
+        "no broker answered in time; look at it with: searchloop status",
+    ),
+)
+
+
+def explain_kafka_error(error: KafkaError) -> str:
+    """Return what the broker refused, and what to do where that is known."""
+    said = str(error)
+    for kinds, remedy in REMEDIES:
+        if isinstance(error, kinds):
+            return f"{said}: {remedy}"
+    return said
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn an error of kafka-python into a DeliveryError that begins with `what` was tried."""
+    try:
+        yield
+    except KafkaError as error:
+        raise DeliveryError(f"{what}: {explain_kafka_error(error)}") from error
+
+
+def asked(what: str, ask: Callable[[], T], *, patience_seconds: float = PATIENCE_SECONDS) -> T:
+    """Return the cluster's answer to a question that changes nothing; ask again while it cannot give one.
+
+    what: begins the message if it never does. patience_seconds: how long it may elect leaders and coordinators.
+    Raises DeliveryError.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        with told(what):
+            try:
+                return ask()
+            except KafkaError as error:
+                if not error.retriable or time.monotonic() > deadline:
+                    raise
+        time.sleep(PAUSE_SECONDS)

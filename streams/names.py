@@ -1,0 +1,53 @@
+"""Names that come from outside and become part of a path: accepted whole or refused, never mended.
+
+A path or a name in an event, a manifest, a letter or a settings file may be anybody's: absolute, with `..`, or with a
+NUL. Joined to a folder it would lead out of it. So whoever joins one asks here first.
+"""
+
+from __future__ import annotations
+
+import re
+
+from streams.errors import EventError
+from streams.topics import version_name
+
+CHECKPOINTS = "checkpoints"
+NAME_CHARACTERS_MAX = 200  # A file name may have 255 bytes; the rest is left for what is written beside it.
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_VERSION = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*-[0-9]{6,}")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text may be one file's or folder's name: no path, not hidden, of plain letters and digits."""
+    return len(text) <= NAME_CHARACTERS_MAX and _NAME.fullmatch(text) is not None
+
+
+def is_version_name(text: str) -> bool:
+    """Return whether a text is built like a policy version's name: `<lineage>-<step>`, the step of six digits or more.
+
+    A lineage is words of letters and digits with single '-' between them, such as `2-ab12cd`.
+    """
+    return len(text) <= NAME_CHARACTERS_MAX and _VERSION.fullmatch(text) is not None
+
+
+def is_topic_name(text: str) -> bool:
+    """Return whether Kafka would take a text as a topic's name, which then is also a folder's name."""
+    return _TOPIC.fullmatch(text) is not None and text not in (".", "..")
+
+
+def version_folder(path: str, policy: object) -> str:
+    """Return an announced path if it is exactly `checkpoints/<name of this policy version>`.
+
+    policy: has `lineage` and `step`, as `PolicyRef` does.
+    Raises EventError for every other path: absolute ones, ones with `..`, and those of another version.
+    """
+    name = version_name(policy)
+    if not is_version_name(name):
+        raise EventError(f"policy version: expected a name like 1-ab12cd-000007, got {name[:NAME_CHARACTERS_MAX]!r}")
+    if path != f"{CHECKPOINTS}/{name}":
+        raise EventError(
+            f"policy version {name}: expected the path '{CHECKPOINTS}/{name}', got {path[:NAME_CHARACTERS_MAX]!r}"
+        )
+    return path

@@ -1,0 +1,154 @@
+"""Long work between two polls, without leaving the consumer group: a thread works, and the consumer polls on.
+
+kafka-python's heartbeat leaves the group when two polls lie further apart than `kafka.poll_interval_seconds_max`. What
+was done by then could not be committed, and whoever took the partitions over began the same work anew, for ever. The
+consumer stays in the thread that made it; only the work moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, TypeVar
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import RebalanceInProgressError
+from kafka.structs import MemberState
+
+from streams.delivery import Received, Stop, commit, paused
+from streams.errors import DeliveryError
+
+E = TypeVar("E")
+THREAD = "searchloop-work"
+KEEP_ALIVE_SECONDS = 1.0
+GRACE_SECONDS = 2.0  # A process is given less than 5 s between the signal and its end.
+REBALANCE_SECONDS = 60.0
+REBALANCE_LOOK_SECONDS = 0.1
+_busy = threading.Event()
+log = logging.getLogger(__name__)
+
+
+class Working:
+    """Does one piece of work at a time in a thread of its own, and keeps a consumer's membership alive meanwhile."""
+
+    def __init__(
+        self,
+        consumer: KafkaConsumer,
+        stop: Stop,
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        """grace_seconds: how long work may go on after a stop was asked for. waiting: is called while it is awaited."""
+        self._consumer = consumer
+        self._stop = stop
+        self._grace_seconds = grace_seconds
+        self._waiting = waiting
+        interval = float(consumer.config["max_poll_interval_ms"]) / 1000
+        self._pause_seconds = min(KEEP_ALIVE_SECONDS, interval / 4)
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        # A daemon: work that was given up must not hold the process.
+        threading.Thread(target=self._serve, name=THREAD, daemon=True).start()
+
+    def __call__(self, act: Callable[[], E]) -> E | None:
+        """Return what `act` gives, or raise what it raises; None if it was given up because a stop was asked for.
+
+        What was given up goes on in its thread until the process ends, and nothing of it may be committed.
+        """
+        future: Future[E] = Future()
+        self._tasks.put((act, future))
+        if not _done(future, self._pause_seconds):
+            # Only work that takes longer pays for the pause: what was fetched ahead stays where it is.
+            with paused(self._consumer) as keep_alive:
+                asked_at: float | None = None
+                while not _done(future, self._pause_seconds):
+                    keep_alive()
+                    self._waiting()
+                    if self._stop():
+                        asked_at = asked_at or time.monotonic()
+                        if time.monotonic() - asked_at > self._grace_seconds:
+                            log.warning("asked to stop: unfinished work is given up, and will be done again")
+                            return None
+        return future.result()
+
+    def close(self) -> None:
+        """Let the thread end after what it is doing."""
+        self._tasks.put(None)
+
+    def _serve(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            act, future = task
+            _busy.set()
+            try:
+                future.set_result(act())
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                _busy.clear()
+
+
+def work_goes_on() -> bool:
+    """Return whether some thread of this process still works: it may be in native code, which no exit should meet."""
+    return _busy.is_set()
+
+
+def still_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> list[Received]:
+    """Return the records of partitions that are still ours: the others have a new owner, who does them again.
+
+    A rebalance that is under way is waited for.
+    Raises DeliveryError if it does not end within `REBALANCE_SECONDS`.
+    """
+    deadline = time.monotonic() + REBALANCE_SECONDS
+    if consumer.group_metadata().state != MemberState.STABLE:
+        with paused(consumer) as keep_alive:
+            while consumer.group_metadata().state != MemberState.STABLE:
+                _check(deadline, consumer)
+                keep_alive()
+    owned = consumer.assignment()
+    return [each for each in records if _partition(each) in owned]
+
+
+def commit_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
+    """Commit handled records of the partitions that are still ours, and go on behind them.
+
+    Kafka takes no commit during a rebalance, so it is waited for. It also puts the consumer back to the commit before,
+    so that it would read the same records again.
+    Raises DeliveryError as `commit` does, and if a rebalance does not end within `REBALANCE_SECONDS`.
+    """
+    deadline = time.monotonic() + REBALANCE_SECONDS
+    while True:
+        kept = still_owned(consumer, records)
+        try:
+            commit(consumer, kept)
+            break
+        except RebalanceInProgressError:
+            _check(deadline, consumer)
+            with paused(consumer) as keep_alive:
+                keep_alive()
+    ends = {_partition(each): each.position.offset + 1 for each in kept}
+    for item, end in ends.items():
+        if item in consumer.assignment() and (consumer.position(item) or 0) < end:
+            consumer.seek(item, end)
+
+
+def _check(deadline: float, consumer: KafkaConsumer) -> None:
+    if time.monotonic() > deadline:
+        raise DeliveryError(
+            f"group {consumer.config['group_id']!r} has not ended to share out its partitions for "
+            f"{REBALANCE_SECONDS:g} s; this worker stops, and what it had not committed is done again. Another member "
+            "may hang: see searchloop status"
+        )
+    time.sleep(REBALANCE_LOOK_SECONDS)  # Until the heartbeat has told of the rebalance, a poll does not join anew.
+
+
+def _partition(record: Received) -> TopicPartition:
+    return TopicPartition(record.position.topic, record.position.partition)
+
+
+def _done(future: Future[Any], seconds: float) -> bool:
+    return bool(wait_for([future], timeout=seconds).done)

@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM end a process within seconds, whatever its main thread is in."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Each says "ready", and would go on for minutes.
+WAITS = {
+    "asleep": "time.sleep(600)",
+    "in a library that swallows every exception": (
+        "while True:\n"
+        "    try: time.sleep(600)\n"
+        "    except BaseException: pass\n"
+    ),
+    "in native code": "hashlib.pbkdf2_hmac('sha256', b'p', b's', 2_000_000_000)",
+    "behind a flag that nobody looks at": (
+        "with interrupts(Stop()):\n"
+        "    while True: time.sleep(600)\n"
+    ),
+    "in a clean-up that takes long": (
+        "try: time.sleep(600)\n"
+        "finally: time.sleep(600)\n"
+    ),
+    "with work that was given up": (
+        "threading.Thread(target=native, daemon=True, name='work').start(); working._busy.set(); time.sleep(600)"
+    ),
+}  # fmt: skip
+PROGRAM = """
+import hashlib, threading, time
+from infra.interrupts import at_hard_end, end_on_signals, exit_status, interrupts, leave
+from streams import working
+from streams.delivery import Stop
+def native(): hashlib.pbkdf2_hmac('sha256', b'p', b's', 2_000_000_000)
+end_on_signals(limit_seconds=1.0)
+try:
+    with at_hard_end(lambda: "what remains is told"):
+        print("ready", flush=True)
+{body}
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+    leave(exit_status())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_process_ends_soon_after_the_signal_whatever_it_is_in(wait: str, number: signal.Signals) -> None:
+    body = "".join(f"        {line}\n" for line in WAITS[wait].splitlines())
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.2)  # Into the wait itself: there is nothing to see of it from outside.
+    began = time.monotonic()
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert time.monotonic() - began < 5
+    lines = (said + errors).strip().splitlines()
+    hard = "stopped: it had not ended 1 s after the signal, and was cut off; what remains is told"
+    assert lines in (["stopped"], [hard])
+    assert (lines == [hard]) == (wait not in ("asleep", "with work that was given up"))
