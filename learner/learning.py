@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -143,8 +144,7 @@ class Learner:
             requests_consumed=batch.requests_consumed,
             parent_update_sha256=content_sha256(encode(self.manifest.update)) if self.manifest.update else "",
             parent_manifest_sha256=self.manifest_sha256,
-            metrics=result.metrics
-            | {"staleness_max": max((current.step - r.generation.policy.step for r in batch.fresh), default=0.0)},
+            metrics=_metrics(result.metrics, [current.step - r.generation.policy.step for r in batch.fresh]),
             made_at_ms=now_ms(),
         )
         manifest = Manifest(
@@ -162,6 +162,12 @@ class Learner:
         self.manifest = read_manifest(folder, verify=False)
         self.manifest_sha256 = file_sha256(folder / MANIFEST)
         return folder
+
+
+def _metrics(measured: Mapping[str, float], lags: Sequence[int]) -> dict[str, float]:
+    """Return an update's metrics, all of them floats: a whole number would come back from JSON as another text, and the
+    update that is announced again after a resume would have another hash."""
+    return {name: float(value) for name, value in {**measured, "staleness_max": max(lags, default=0)}.items()}
 
 
 def write_first_checkpoint(checkpoints: Path, policy: Policy) -> Path:
