@@ -72,7 +72,14 @@ def files(tmp_path: Path, streamed: tuple[App, Prepared]) -> dict[str, str]:
     )
     clicks = tmp_path / "clicks.csv"
     clicks.write_text("session_id,query,rank0,doc_id,clicked\ns1,red mug,0,d1,1\n")
-    names = {"never": "never", "recipe": "plain.toml", "queries": "queries.jsonl", "corpus": "corpus.jsonl"}
+    (tmp_path / "ranking.run").write_text("q1 Q0 d1 1 1.0 test\n")
+    names = {
+        "ranking": "ranking.run",
+        "never": "never",
+        "recipe": "plain.toml",
+        "queries": "queries.jsonl",
+        "corpus": "corpus.jsonl",
+    }
     return {name: str(tmp_path / path) for name, path in (names | {"clicks": "clicks.csv", "out": "out"}).items()}
 
 
@@ -100,9 +107,8 @@ UNANSWERED = {
 # Each verb that works on files alone, or reads one before anything else, with a file that never comes. The run
 # `unread` has no settings yet, and the index `unread` no documents.
 UNWRITTEN = {
-    "dense": "dense --index unread --queries {never} {out}",
-    "score": "score {never} --index unread --queries {queries} --out {out}",
-    "evaluate": "evaluate {never} --qrels {never}",
+    "dense": "dense --index unread --queries {queries} {out}",
+    "score": "score {ranking} --index unread --queries {queries} --out {out}",
     "relevance": "relevance --index unread",
     "premise": "premise --recipe relsum --index unread",
     "summarize": "summarize --run unread",
@@ -113,9 +119,9 @@ UNWRITTEN = {
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "lineage": "lineage --run unread --policy 1",
     "replay reproduce": "replay reproduce --run unread",
-    "replay import-ubi": "replay import-ubi --queries {never} --events {never} --into ubi",
 }
-AT_ONCE = {"down"}
+# What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
+AT_ONCE = {"down", "acls", "evaluate"}
 
 
 def test_every_verb_that_waits_is_looked_at_here() -> None:
