@@ -339,6 +339,8 @@ def _joining_ms(consumer: KafkaConsumer) -> int:
     and never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of
     one would have no member. That the topic has changed only kafka-python's private coordinator tells.
     """
+    if consumer.config["group_id"] is None:
+        return 0
     coordinator = getattr(consumer, "_coordinator", None)
     must_join = coordinator is not None and coordinator.need_rejoin()
     settled = consumer.group_metadata().state == MemberState.STABLE and not must_join

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from kafka import TopicPartition
@@ -196,6 +197,8 @@ def test_a_transient_failure_is_tried_again_and_past_the_limit_given_up(
 class FakeRebalancedConsumer:
     """A consumer to which a poll brings another partition, together with its first records."""
 
+    config: ClassVar = {"group_id": "run.generator"}
+
     def __init__(self) -> None:
         self.held = {TopicPartition("t", 0)}
         self.stopped: set[TopicPartition] = set()
@@ -216,7 +219,7 @@ class FakeRebalancedConsumer:
     def group_metadata(self) -> ConsumerGroupMetadata:
         return ConsumerGroupMetadata(state=MemberState.STABLE)
 
-    def poll(self, timeout_ms: int) -> dict[TopicPartition, list[SimpleNamespace]]:
+    def poll(self, timeout_ms: int, max_records: int | None) -> dict[TopicPartition, list[SimpleNamespace]]:
         new = TopicPartition("t", 1)
         self.held.add(new)
         return {} if new in self.stopped else {new: [SimpleNamespace(offset=7), SimpleNamespace(offset=8)]}
