@@ -291,22 +291,25 @@ def test_a_key_that_only_reads_makes_no_index_and_that_is_told_before_anything_i
 
 
 def seen(process: psutil.Process, secrets: dict[str, str]) -> set[str]:
-    """Return which secrets stand on a command line of a process or its children, or in a child's environment."""
-    found = set()
+    """Return which secrets stand on a command line of a process or its children, or in a child's environment.
+
+    A child between fork and exec is still its parent to the kernel, and shows what the user gave that one.
+    """
     try:
+        own = process.cmdline()
         children = process.children(recursive=True)
-        shown = ["\n".join(process.cmdline())]
     except psutil.NoSuchProcess:
-        return found
+        return set()
+    shown = [(own, "\n".join(own))]
     for child in children:
-        try:
-            shown += ["\n".join(child.cmdline()), "\n".join(child.environ().values())]
-        except psutil.Error:
-            continue
-    for name, secret in secrets.items():
-        if any(secret in text for text in shown):
-            found.add(name)
-    return found
+        with contextlib.suppress(psutil.Error):
+            environment = "\n".join(child.environ().values())
+            command = child.cmdline()  # After the environment: what is no copy of ours now, may have been one then.
+            if command not in ([], own):
+                shown.append((command, "\n".join(command)))
+                if child.environ() and "\n".join(child.environ().values()) == environment:
+                    shown.append((command, environment))
+    return {f"{name} in {command}" for command, text in shown for name, secret in secrets.items() if secret in text}
 
 
 def train(home: Home, variables: dict[str, str], secrets: dict[str, str], *arguments: str) -> tuple[int, str, set[str]]:
