@@ -144,6 +144,7 @@ def test_no_worker_makes_or_removes_a_topic_or_gives_itself_a_right(home: Home, 
 def commit_the_beginning(settings: KafkaSettings, topic: str, *, group: str) -> None:
     admin = connect_admin(settings)
     try:
+        committed_offsets(admin, group)  # Waits for the coordinator, which a new cluster has only now.
         admin.alter_group_offsets(group, {TopicPartition(topic, 0): OffsetAndMetadata(0, "", -1)})
     finally:
         admin.close()
