@@ -14,7 +14,7 @@ import msgspec
 
 from streams.topics import DERIVED, TOPICS, topic_name
 
-Operation = Literal["READ", "WRITE", "DESCRIBE", "ALL"]
+Operation = Literal["READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS", "ALL"]
 Resource = Literal["TOPIC", "GROUP", "CLUSTER", "TRANSACTIONAL_ID"]
 
 OPERATOR = "operator"
@@ -28,12 +28,14 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker does, by kinds of topics and by the names of consumer groups after the run's.
 
     READ and WRITE contain DESCRIBE; describes and describes_groups are what is only looked at.
-    group_families: beginnings of the names of groups that it makes itself.
+    describes_configs: topics whose settings it holds against those that it needs. group_families: beginnings of the
+    names of groups that it makes itself.
     """
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     describes: tuple[str, ...] = ()
+    describes_configs: tuple[str, ...] = ()
     joins_groups: tuple[str, ...] = ()
     describes_groups: tuple[str, ...] = ()
     group_families: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ RIGHTS: dict[str, Rights] = {
     "monitor": Rights(
         reads=(*_ALL_KINDS, *_DERIVED_KINDS),
         writes=_DERIVED_KINDS,
+        describes_configs=_DERIVED_KINDS,
         describes_groups=("generator", "environment"),
         group_families=("monitor.",),
     ),
@@ -85,7 +88,12 @@ def acls_of(run: str, *, operator: bool = True) -> Iterator[Acl]:
     Raises SettingsError if the run's name could not be a topic's name.
     """
     for role, rights in RIGHTS.items():
-        for operation, kinds in (("READ", rights.reads), ("WRITE", rights.writes), ("DESCRIBE", rights.describes)):
+        for operation, kinds in (
+            ("READ", rights.reads),
+            ("WRITE", rights.writes),
+            ("DESCRIBE", rights.describes),
+            ("DESCRIBE_CONFIGS", rights.describes_configs),
+        ):
             for kind in kinds:
                 yield Acl(role=role, resource="TOPIC", name=topic_name(run, kind), operation=operation)  # type: ignore[arg-type]
         for operation, groups in (("READ", rights.joins_groups), ("DESCRIBE", rights.describes_groups)):
@@ -112,5 +120,5 @@ def kafka_acls_command(acl: Acl, *, user: str, bootstrap: str) -> str:
     pattern = " --resource-pattern-type prefixed" if acl.prefixed else ""
     return (
         f"kafka-acls.sh --bootstrap-server {bootstrap} --command-config admin.properties --add "
-        f"--allow-principal 'User:{user}' --operation {acl.operation.capitalize()} {what}{pattern}"
+        f"--allow-principal 'User:{user}' --operation {acl.operation.title().replace('_', '')} {what}{pattern}"
     )
