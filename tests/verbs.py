@@ -69,8 +69,8 @@ class Verb:
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def end(self, number: signal.Signals) -> None:
-        """Send the signal, and check everything that is promised of the end."""
+    def end(self, number: signal.Signals) -> float:
+        """Send the signal, check everything that is promised of the end, and return how many seconds it took."""
         children = psutil.Process(self.pid).children(recursive=True)
         began = time.monotonic()
         os.kill(self.pid, number)
@@ -83,6 +83,7 @@ class Verb:
         assert "Traceback" not in self.said()
         _, alive = psutil.wait_procs(children, timeout=2)
         assert not alive, [each.cmdline() for each in alive]
+        return seconds
 
     def kill(self) -> None:
         self._process.kill()

@@ -24,7 +24,7 @@ from infra.tasks.task import Prepared
 from streams.clients import create_topics
 from tests.commands import environment
 from tests.loop.conftest import SMALL
-from tests.verbs import Silence, Verb, blocked_in_open
+from tests.verbs import ENDED_SECONDS, Silence, Verb, blocked_in_open
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SEGMENT = "00000000000000000000-00000000000000000009.parquet"
@@ -136,7 +136,7 @@ def test_a_service_that_never_answers_holds_no_verb(
     variables = environment(nowhere, SMALL) | {"SEARCHLOOP_VLLM__URL": nowhere.elasticsearch}
     verb = started(app.home.root, *UNANSWERED[name].format(**files).split(), variables=variables)
     verb.await_(lambda: bool(silence.taken))
-    verb.end(SIGNALS[number % 2])
+    assert verb.end(SIGNALS[number % 2]) < ENDED_SECONDS
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(UNWRITTEN)), ids=UNWRITTEN)
@@ -154,7 +154,7 @@ def test_a_file_that_never_comes_holds_no_verb(
     variables = environment(local_services, SMALL)
     verb = started(home, *UNWRITTEN[name].format(**files).split(), variables=variables)
     verb.await_(lambda: blocked_in_open(verb.pid))
-    verb.end(SIGNALS[number % 2])
+    assert verb.end(SIGNALS[number % 2]) < ENDED_SECONDS
 
 
 @pytest.mark.parametrize("number", SIGNALS)
