@@ -58,6 +58,19 @@ def end_on_signals(*, limit_seconds: float = LIMIT_SECONDS) -> None:
     threading.Thread(target=watch, name="interrupts", daemon=True).start()
 
 
+def _forget_in_fork() -> None:
+    """Give a forked child the defaults back: it has the socket of its parent's thread, and would end the parent."""
+    if not _armed.is_set():
+        return
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _armed.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)
+
+
 def exit_status() -> int:
     """Return the status of a process that was told to stop: 128 and the signal's number, as a shell gives it."""
     return 128 + (_received[0] if _received else signal.SIGINT)

@@ -20,6 +20,7 @@ from infra.services.processes import tagged_processes
 from infra.services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
 from infra.services.vllm import vllm_environment as vllm_process_environment
 from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
+from learner.checkpoints import Manifest, save_checkpoint
 from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
 from learner.serving import ServedVersion
 from learner.vllm import VllmClient, VllmError, VllmSettings
@@ -84,9 +85,9 @@ def world(vllm_environment: None, tmp_path_factory: pytest.TempPathFactory) -> I
             for name, weight in policy.model.named_parameters():
                 if "lora_B" in name:  # Fresh adapters are 0 there, and change nothing.
                     weight.normal_(std=0.3 * step)
-        saved = save_policy(policy, home / "checkpoints" / str(step))
-        folders.append(home / "checkpoints" / str(step))
-        versions.append(PolicyRef(lineage="1-aaaaaa", step=step, sha256=saved.sha256))
+        folder, version = checkpoint(policy, home / "checkpoints", step)
+        folders.append(folder)
+        versions.append(version)
     model = VllmModel(folder=str(base.path), rank=4, adapters_max=2)
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(home), msgspec.json.encode(SETTINGS), msgspec.json.encode(model)],
@@ -113,6 +114,19 @@ def world(vllm_environment: None, tmp_path_factory: pytest.TempPathFactory) -> I
         parent.kill()
         parent.wait()
         PolicyServer(home, SETTINGS).stop()
+
+
+def checkpoint(policy: Policy, root: Path, step: int) -> tuple[Path, PolicyRef]:
+    """Write the policy as a learner would, and return its folder and what is announced of it."""
+    reference = PolicyRef(lineage="1-aaaaaa", step=step, sha256="")
+
+    def write_files(folder: Path) -> Manifest:
+        nonlocal reference
+        saved = save_policy(policy, folder)
+        reference = PolicyRef(lineage=reference.lineage, step=step, sha256=saved.sha256)
+        return Manifest(policy=reference, parent=None)
+
+    return save_checkpoint(root, reference, write_files), reference
 
 
 def door(home: Path) -> VllmSettings:

@@ -68,3 +68,23 @@ def test_a_process_ends_soon_after_the_signal_whatever_it_is_in(wait: str, numbe
     hard = "stopped: it had not ended 1 s after the signal, and was cut off; what remains is told"
     assert lines in (["stopped"], [hard])
     assert (lines == [hard]) == (wait not in ("asleep", "with work that was given up"))
+
+
+FORKS = """
+import os, signal, time
+from infra.interrupts import end_on_signals
+end_on_signals(limit_seconds=0.2)
+if (child := os.fork()) == 0:
+    print("ready", flush=True)
+    time.sleep(600)
+time.sleep(0.3)
+os.kill(child, signal.SIGTERM)
+_, status = os.waitpid(child, 0)
+time.sleep(1)
+print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+def test_a_signal_to_a_forked_child_ends_the_child_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"ready\n{-signal.SIGTERM}\n"), done.stderr
