@@ -243,8 +243,7 @@ def test_a_version_loaded_while_it_runs_writes_otherwise_and_an_old_one_goes(wor
     version.refresh(world.folders[1], world.versions[1])
     after = version.sampler.sample(PROMPTS, HOT, SEEDS)
     assert [[c.token_ids for c in group] for group in after] != [[c.token_ids for c in group] for group in before]
-    third = msgspec.structs.replace(world.versions[1], step=2)
-    version.refresh(world.folders[1], third)
+    version.refresh(*checkpoint(load_policy(world.folders[1]), world.home / "checkpoints", 2))
     assert sorted(name for name in client.models() if name.startswith("policy-v")) == [
         "policy-v1-aaaaaa-000001",
         "policy-v1-aaaaaa-000002",
