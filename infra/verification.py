@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,20 +26,29 @@ from streams.delivery import Received
 from streams.errors import DeliveryError, SettingsError
 from streams.kafka_errors import told
 from streams.ranges import log_bounds, read_range
+from streams.refusals import KnownRun, RewardLimits
 from streams.topics import TOPICS, topic_name
 
 
-class BatchTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The one table of a run's settings that the proof needs."""
+class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proof needs of `LearnerSettings`; an older run's settings lack it."""
+
+    limits: RewardLimits = RewardLimits()
+
+
+class TermTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of a run's settings that the proof needs."""
 
     batch: BatchSettings
+    learner: LearnerTable = LearnerTable()
 
 
 class RunTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What the proof needs of `RunSettings`."""
 
-    settings: BatchTable
+    settings: TermTables
     updates: int
+    origin: str = ""
 
 
 def run_names(app: App) -> list[str]:
@@ -75,7 +85,7 @@ def prove(
     """
     if not _has_log(folder):
         raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
-    known = _circumstances(folder, working=working)
+    known = _circumstances(folder, run, working=working)
     log, found = open_for_proof(folder)
     known = msgspec.structs.replace(known, found=(*known.found, *found))
     if log is None:
@@ -128,7 +138,7 @@ def _kafka(app: App) -> KafkaSettings:
         raise DeliveryError(f"{error}; or leave the topics out with --offline") from error
 
 
-def _circumstances(folder: Path, *, working: bool) -> Circumstances:
+def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:
     """Return what the run's folder says beside its log: settings and checkpoints."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
@@ -142,7 +152,23 @@ def _circumstances(folder: Path, *, working: bool) -> Circumstances:
     staleness_max = terms.settings.batch.staleness_max if terms else None
     head, wrong = read_head(checkpoints, kept, staleness_max=staleness_max)
     return Circumstances(
-        head=head, kept=kept, updates=terms.updates if terms else None, working=working, found=(*found, *wrong)
+        head=head,
+        kept=kept,
+        updates=terms.updates if terms else None,
+        terms=_known_run(run, terms) if terms else None,
+        working=working,
+        found=(*found, *wrong),
+    )
+
+
+def _known_run(run: str, terms: RunTerms) -> KnownRun:
+    """Return what the run refuses, whoever wrote it and whenever: of versions and age other rules speak."""
+    return KnownRun(
+        run=run,
+        step=sys.maxsize,
+        staleness_max=terms.settings.batch.staleness_max,
+        origin=terms.origin,
+        limits=terms.settings.learner.limits,
     )
 
 

@@ -35,6 +35,7 @@ from streams.events import (
     Reward,
     Update,
 )
+from streams.ids import prompt_sha256
 from streams.topics import TOPICS, topic_name, version_name
 from tests.stored_events import RUN, generation, raw_record, record, request, reward
 
@@ -206,7 +207,13 @@ def _answer(writer: _Writer, numbers: list[int], step: int, changed: Change) -> 
                 ),
             )
             continue
-        group = msgspec.structs.replace(generation(number), request=_request(number), policy=policy(step))
+        group = generation(number)
+        group = msgspec.structs.replace(
+            group,
+            request=_request(number),
+            policy=policy(step),
+            prompt_sha256=prompt_sha256(group.prompt_token_ids),
+        )
         at = writer.add("generations", group)
         made = reward(number, source_offset=at)
         outcomes = tuple(

@@ -12,8 +12,9 @@ from streams.codec import content_sha256, encode
 from streams.errors import EventError
 from streams.events import Event, Generation, Request, Reward, Update
 from streams.ids import group_id
+from streams.refusals import KnownRun, refusal
 
-Row = tuple[str, int, int, str, str, str | None, str | None, str | None]
+Row = tuple[str, int, int, str, str, str | None, str | None, str | None, str | None]
 TYPES = {
     "topic": pa.string(),
     "partition": pa.int32(),
@@ -23,6 +24,7 @@ TYPES = {
     "inner_sha256": pa.string(),
     "asked_by": pa.string(),
     "wrong_id": pa.string(),
+    "refusal": pa.string(),
 }
 
 
@@ -32,19 +34,26 @@ class Digests:
     sha256: of the record's bytes. event_sha256: of the event as we write it, which a record that another version of
     searchloop wrote need not equal. inner_sha256: likewise of the request that a generation holds, and of the
     generation that a reward holds. asked_by: the run that a generation's request names. wrong_id: what is wrong with
-    the ids in it, NULL if nothing is.
+    the ids in it, NULL if nothing is. refusal: why a reward of split train may not teach; NULL if nothing speaks
+    against it, or if the run's terms are not known.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, terms: KnownRun | None) -> None:
         self._connection = connection
+        self._terms = terms
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE digests (topic VARCHAR, partition INTEGER, record_offset BIGINT, "
-            "sha256 VARCHAR, event_sha256 VARCHAR, inner_sha256 VARCHAR, asked_by VARCHAR, wrong_id VARCHAR)"
+            "sha256 VARCHAR, event_sha256 VARCHAR, inner_sha256 VARCHAR, asked_by VARCHAR, wrong_id VARCHAR, "
+            "refusal VARCHAR)"
         )
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Take the hashes of some records."""
-        rows = [_row(entry) for entry in entries if isinstance(entry.event, Request | Generation | Reward | Update)]
+        rows = [
+            _row(entry, self._terms)
+            for entry in entries
+            if isinstance(entry.event, Request | Generation | Reward | Update)
+        ]
         columns = list(zip(*rows, strict=True))
         if columns:
             arriving = pa.table(  # noqa: F841  DuckDB finds it by its name.
@@ -53,15 +62,17 @@ class Digests:
             self._connection.execute("INSERT INTO digests SELECT * FROM arriving")
 
 
-def _row(entry: Entry) -> Row:
+def _row(entry: Entry, terms: KnownRun | None) -> Row:
     position, event = entry.record.position, entry.event
     assert event is not None
     inner: Event | None = None
-    asked_by = None
+    asked_by = refused = None
     if isinstance(event, Generation):
         inner, asked_by = event.request, event.request.run
     elif isinstance(event, Reward):
         inner = event.generation
+        if terms is not None and event.generation.request.split == "train":
+            refused = refusal(event, terms) or None
     sha256 = content_sha256(entry.record.value or b"")
     return (
         position.topic,
@@ -72,6 +83,7 @@ def _row(entry: Entry) -> Row:
         None if inner is None else _sha256(inner),
         asked_by,
         _wrong_id(event),
+        refused,
     )
 
 

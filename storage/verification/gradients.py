@@ -117,7 +117,17 @@ def _used_up(log: Log) -> list[Finding]:
             "up to {used_up} they were used up before",
             "SELECT t.*, r.request_partition, r.request_offset, used_up FROM taken t JOIN rewarded r USING (group_id) "
             "JOIN used_up u ON u.step = t.step AND u.partition = r.request_partition "
-            "WHERE t.fate = 'trained' AND t.chained AND r.request_offset < used_up ORDER BY t.record_offset, group_id",
+            "WHERE t.fate = 'trained' AND t.chained AND r.request_offset < used_up "
+            "AND NOT EXISTS (FROM resent s WHERE s.group_id = t.group_id) ORDER BY t.record_offset, group_id",
+        ),
+        *ask(
+            log,
+            "nothing that must be refused trains",
+            "version {version} counted group {group_id} as {fate}, which must be refused: {refusal}",
+            "SELECT t.*, d.refusal FROM taken t JOIN rewarded r USING (group_id) JOIN digests d ON d.topic = r.topic "
+            "AND d.partition = r.partition AND d.record_offset = r.record_offset WHERE t.chained "
+            "AND t.fate IN ('trained', 'flat', 'disputed') AND d.refusal IS NOT NULL "
+            "ORDER BY t.record_offset, group_id",
         ),
         *ask(
             log,

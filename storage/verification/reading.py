@@ -23,6 +23,7 @@ from storage.verification.asking import SHOWN, ask, shortened
 from storage.verification.digests import Digests
 from storage.verification.segments import kept_records
 from streams.delivery import Received
+from streams.refusals import KnownRun
 from streams.topics import kind_of
 
 Read = Callable[[Partition, int, int], Iterator[Received]]
@@ -47,13 +48,15 @@ def read_log(
     read: Read | None,
     *,
     rebuild: bool,
+    terms: KnownRun | None,
     findings: list[Finding],
 ) -> Reading:
     """Read records, hold them against the ledger's rows and against Kafka, and make the temporary table `digests`.
 
-    ends, read: what Kafka holds, and how to get at it; None without Kafka. findings: takes what is wrong.
+    ends, read: what Kafka holds, and how to get at it; None without Kafka. terms: what the run refuses, None if that is
+    not known. findings: takes what is wrong.
     """
-    digests = Digests(log.connection)
+    digests = Digests(log.connection, terms)
     anew: Sums = {}
     floors: dict[Partition, int] = {}
     with duckdb.connect(":memory:", config={**OFFLINE, "threads": 1, "memory_limit": SCRATCH_MEMORY}) as scratch:

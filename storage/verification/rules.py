@@ -71,7 +71,12 @@ RULES = {
         "than two scored candidates"
     ),
     "only train trains": Rule("no update takes a group of split dev, test or live"),
-    "used up is used up": Rule("no group trains whose request an earlier update of the chain had used up"),
+    "used up is used up": Rule(
+        "no group trains whose request an earlier update of the chain had used up, unless a dead letter was sent again"
+    ),
+    "nothing that must be refused trains": Rule(
+        "a group that trained is of this run, sound, within bounds and written by a version that was there", BYTES
+    ),
     "reasons are given": Rule("each rejected or disputed group has its reason"),
     "metrics follow from rewards": Rule(
         "an update's reward_mean, reward_std, validity and failed_share are those of its groups"

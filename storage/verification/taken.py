@@ -29,6 +29,16 @@ REFUSED_GENERATIONS = """
 """
 
 
+# A generation or reward that a worker gave up on and that was sent again comes after its request was given up.
+RESENT = """
+    CREATE OR REPLACE TEMP TABLE resent AS
+    SELECT g.group_id FROM generations g JOIN dead_letters d ON d.stage = 'environment' AND d.source_topic = g.topic
+        AND d.source_partition = g.partition AND d.source_offset = g.record_offset
+    UNION SELECT r.group_id FROM rewards r JOIN dead_letters d ON d.stage = 'learner' AND d.source_topic = r.topic
+        AND d.source_partition = r.partition AND d.source_offset = r.record_offset
+"""
+
+
 def register_taken(log: Log, chain: Chain, head: Head | None) -> None:
     """Make the temporary tables that the rules ask.
 
@@ -76,6 +86,7 @@ def register_taken(log: Log, chain: Chain, head: Head | None) -> None:
             ON g.topic = r.source_topic AND g.partition = r.source_partition AND g.record_offset = r.source_offset
         """
     )
+    log.connection.execute(RESENT)
     log.connection.execute(REFUSED_REWARDS)
     log.connection.execute(REFUSED_GENERATIONS)
     train = "FROM rewarded r {} JOIN positions p USING (partition) WHERE r.split = 'train'"

@@ -35,6 +35,7 @@ from storage.verification.reading import Read, Reading, read_log
 from storage.verification.seal import seals, trust
 from storage.verification.segments import archived_offsets
 from storage.verification.stages import stage_rows
+from streams.refusals import KnownRun
 from streams.topics import version_name
 
 T = TypeVar("T")
@@ -57,13 +58,15 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a run beside its log.
 
     head: what the newest checkpoint says, None if there is none. kept: every checkpoint; None if nobody looked.
-    updates: how many the run was to make, None if not known. working: whether a worker of it is alive.
+    updates: how many the run was to make, None if not known. terms: what it refuses, None if not known.
+    working: whether a worker of it is alive.
     found: what is wrong already, in what was read before.
     """
 
     head: Head | None
     kept: Sequence[Kept] | None = None
     updates: int | None = None
+    terms: KnownRun | None = None
     working: bool = False
     found: Sequence[Finding] = ()
 
@@ -187,6 +190,7 @@ class _Proof:
             topics.ends if topics else None,
             topics.read if topics else None,
             rebuild=self._rebuild,
+            terms=self._known.terms,
             findings=self._findings,
         )
 

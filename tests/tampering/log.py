@@ -39,6 +39,19 @@ LOG_TAMPERINGS = (
         log("a reward's components changed", "bytes are kept", Reward, outcome(lambda o: replace(o, components={}))),
         modes=KAFKA,
     ),
+    log(
+        "a reward beyond every bound",
+        "nothing that must be refused trains",
+        Reward,
+        outcome(lambda o: replace(o, reward=1e30)),
+        topics=True,
+    ),
+    log(
+        "a prompt that is not the one that was hashed",
+        "nothing that must be refused trains",
+        Reward,
+        lambda e: replace(e, generation=replace(e.generation, prompt_token_ids=(1, 2, 3))),
+    ),
     log("a metric of an older update changed", "chain of hashes", Update, at_step(2, metric(9.0)), topics=True),
     log(
         "a metric of the newest update changed",

@@ -1,0 +1,160 @@
+"""How long `verify` takes and what it holds in memory, for a log and for one ten times as large.
+
+The log has requests, generations and rewards of small groups, and an update for every sixteen of them, tied together as
+a learner ties them. Each proof runs in a process of its own, whose peak of resident memory is read in the end; one that
+proves an empty log shows what the imports take. Memory must not grow with the log: DuckDB has a limit and a folder to
+spill to, and Python holds a few hundred bytes an update.
+
+Run: python tests/benchmarks/verify.py [--records 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import msgspec
+
+from storage.ledger import LEDGER
+from storage.log import open_log
+from storage.sink import Sink
+from storage.verification.chain import Head
+from storage.verification.verify import Circumstances, verify_log
+from streams.codec import content_sha256, encode
+from streams.delivery import Received
+from streams.events import Completion, Generation, Outcome, Position, Request, Reward, Sampling, Update
+from streams.ids import group_id
+from streams.topics import topic_name
+from tests.stored_events import RUN, policy, record, version
+
+BATCH = 16
+GOAL_MIB = 700  # DuckDB's limit of 512 MiB, and what Python and Arrow hold at once.
+
+
+def group(number: int) -> tuple[Request, Generation, Reward]:
+    """Return one small group: a request, two candidates, and their rewards."""
+    source = Position(topic=topic_name(RUN, "requests"), partition=0, offset=number)
+    request = Request(
+        request_id=f"request-{number}", run=RUN, query_id=f"q{number % 97}", query="usb c cable", index="i-1"
+    )
+    texts = (f'["over ear {number % 99}"]', f'["headset {number % 89}"]')
+    generation = Generation(
+        group_id=group_id(RUN, source),
+        request=request,
+        source=source,
+        policy=policy(number // BATCH),
+        tokenizer_sha256="e" * 64,
+        prompt_sha256="d" * 64,
+        sampling=Sampling(candidates=2, temperature=0.9, tokens_max=32),
+        prompt_token_ids=(1, 2, 3, 4),
+        completions=tuple(
+            Completion(text=text, token_ids=(5, 6, 7), logprobs=(-0.5, -1.5, -0.1), finish="stop") for text in texts
+        ),
+    )
+    reward = Reward(
+        group_id=generation.group_id,
+        generation=generation,
+        source=Position(topic=topic_name(RUN, "generations"), partition=0, offset=number),
+        content_sha256=content_sha256(encode(generation)),
+        outcomes=tuple(Outcome(status="scored", valid=True, reward=value) for value in (0.25, number % 7 + 1.0)),
+        index="i-1",
+        relevance_model="gbdt-1",
+        reward_sha256="b" * 64,
+    )
+    return request, generation, reward
+
+
+def batches(updates: int) -> Iterator[list[Received]]:
+    """Yield the records of each update: those of its groups, then its own and its version's."""
+    parent = ""
+    for step in range(1, updates + 1):
+        numbers = range((step - 1) * BATCH, step * BATCH)
+        events = [group(number) for number in numbers]
+        update = Update(
+            run=RUN,
+            policy=policy(step),
+            parent=policy(step - 1),
+            trained=tuple(reward.group_id for _, _, reward in events),
+            positions={0: step * BATCH},
+            requests_consumed={0: step * BATCH},
+            rejected={},
+            disputed={},
+            parent_update_sha256=parent,
+            parent_manifest_sha256=f"{step - 1:064x}",
+        )
+        parent = content_sha256(encode(update))
+        announced = msgspec.structs.replace(version(step), manifest_sha256=f"{step:064x}")
+        yield [
+            *(record(event, number) for number, events in zip(numbers, events, strict=True) for event in events),
+            record(update, step - 1),
+            record(announced, step),
+        ]
+
+
+def write_log(folder: Path, records: int) -> int:
+    """Write a log of about so many records into a folder; return how many updates there are."""
+    updates = max(records // (3 * BATCH + 2), 1)
+    with Sink(folder / LEDGER) as sink:
+        sink.submit([record(msgspec.structs.replace(version(0), manifest_sha256=f"{0:064x}"), 0)])
+        for batch in batches(updates):
+            sink.submit(batch)
+        sink.flush()
+    return updates
+
+
+def prove(folder: Path, updates: int, *, rebuild: bool) -> None:
+    """Prove the log in this process, and print what it took as JSON."""
+    head = Head(policy=policy(updates), update=None, positions={0: updates * BATCH}, staleness_max=0)
+    began = time.monotonic()
+    with open_log(folder) as log:
+        account = verify_log(log, run=RUN, topics=None, known=Circumstances(head=head), rebuild=rebuild)
+    assert account.sound, account.findings[:3]
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": round(seconds, 1), "peak_mib": round(peak)}))
+
+
+def measured(folder: Path, updates: int, *, rebuild: bool) -> dict[str, float]:
+    """Prove the log in a process of its own."""
+    command = [sys.executable, __file__, "--prove", str(folder), "--updates", str(updates)]
+    done = subprocess.run([*command, *(["--rebuild"] if rebuild else [])], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Measure three sizes in both modes, and print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--records", type=int, default=100_000, help="records of the larger log")
+    parser.add_argument("--prove", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--updates", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--rebuild", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.prove is not None:
+        prove(arguments.prove, arguments.updates, rebuild=arguments.rebuild)
+        return
+    rows = []
+    print(f"{'records':>10} {'mode':>8} {'seconds':>8} {'peak MiB':>9}")
+    for records in (50, arguments.records // 10, arguments.records):
+        with tempfile.TemporaryDirectory(prefix="verify-bench-") as name:
+            updates = write_log(Path(name), records)
+            for rebuild in (False, True):
+                row = {"records": records, "mode": "rebuild" if rebuild else "default"}
+                row |= measured(Path(name), updates, rebuild=rebuild)
+                rows.append(row)
+                print(f"{records:>10,} {row['mode']:>8} {row['seconds']:>8} {row['peak_mib']:>9}", flush=True)
+    result = {"benchmark": "verify", "rows": rows, "goal_mib": GOAL_MIB, "load_average": round(os.getloadavg()[0], 1)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
