@@ -195,3 +195,22 @@ def test_with_one_broker_left_nothing_is_acknowledged_and_a_worker_says_why_and_
     cluster.wait_in_sync([TOPIC])
     traffic.wait_for_more()
     require_exactly_once(cluster, traffic)
+
+
+def test_a_leader_that_is_cut_off_from_its_followers_acknowledges_nothing_that_is_lost(
+    cluster: KafkaCluster, traffic: Traffic
+) -> None:
+    leader = cluster.leader(PARTITIONS[0])
+    if cluster.can_cut:
+        # Clients still reach it, and it goes on taking itself for the leader until the others have another one.
+        cluster.cut(leader)
+    else:
+        cluster.freeze(leader)
+    wait_until(lambda: cluster.leader(PARTITIONS[0]) != leader, "another leader")
+    traffic.wait_for_more()
+    if cluster.can_cut:
+        cluster.mend(leader)
+    else:
+        cluster.thaw(leader)
+    cluster.wait_in_sync([TOPIC])
+    require_exactly_once(cluster, traffic)
