@@ -20,7 +20,7 @@ from types import FrameType
 
 import psutil
 
-from streams.delivery import Stop
+from streams.stopping import Stop
 from streams.working import work_goes_on
 
 LIMIT_SECONDS = 3.5

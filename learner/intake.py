@@ -13,10 +13,11 @@ from learner.checkpoints import Manifest
 from learner.claims import is_chosen
 from learner.learning import LearnerSettings
 from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
-from streams.delivery import DeliverySettings, Outbox, Received, decode_or_bury, poll
+from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.events import PolicyRef, PolicyVersion, Position, Reward
 from streams.flow import RunFlow
 from streams.ranges import RecordReader, read_events
+from streams.records import Received
 from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
 from streams.resending import place_text
 from streams.topics import topic_name
@@ -113,11 +114,12 @@ class Intake:
 
         step: how many the policy has made.
         """
-        follow_partitions(self._consumer, [self._topic], {})
+        follow_partitions(self._consumer, [self._topic])
         records = poll(self._consumer, self._delivery)
+        known = self._known(step)
         good: dict[Position, Reward] = {}
         for record, reward in decode_or_bury(records, Reward, self._outbox):
-            if reason := self._refusal(record, reward, step):
+            if reason := self._refusal(record, reward, known):
                 self._outbox.bury(record, reason)
             else:
                 good[record.position] = reward
@@ -149,11 +151,8 @@ class Intake:
         room = ahead - self._assembler.waiting
         return room > self._admission.owed and self._admission.grant(self._flow.published(), groups_max=room)
 
-    def _refusal(self, record: Received, reward: Reward, step: int) -> str:
-        """Return why a reward may not teach, "" if nothing speaks against it; other splits never do, and are let by."""
-        if reward.generation.request.split != "train":
-            return ""
-        known = KnownRun(
+    def _known(self, step: int) -> KnownRun:
+        return KnownRun(
             run=self._run,
             step=step,
             staleness_max=self._batch.staleness_max,
@@ -161,6 +160,11 @@ class Intake:
             versions={(each.lineage, each.step): each.sha256 for each in self.versions},
             limits=self._learner.limits,
         )
+
+    def _refusal(self, record: Received, reward: Reward, known: KnownRun) -> str:
+        """Return why a reward may not teach, or "" if it may. Rewards of other splits pass: they never teach."""
+        if reward.generation.request.split != "train":
+            return ""
         if reason := refusal(reward, known):
             return reason
         if record.position.partition != reward.source.partition:

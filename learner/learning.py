@@ -32,8 +32,8 @@ from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
+from streams.clock import now_ms
 from streams.codec import content_sha256, encode
-from streams.delivery import now_ms
 from streams.events import PolicyRef, Update
 from streams.refusals import RewardLimits
 from streams.topics import version_name

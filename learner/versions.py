@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
-from streams.delivery import Outbox, Received
+from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import PolicyRef, PolicyVersion
 from streams.names import version_folder
+from streams.records import Received
 from streams.topics import version_name
 
 

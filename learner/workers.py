@@ -31,22 +31,14 @@ from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
 from learner.versions import LoadedVersion, OpenVersion
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
-from streams.delivery import (
-    DeliverySettings,
-    Outbox,
-    Received,
-    Stop,
-    decode_or_bury,
-    known_position,
-    now_ms,
-    paused,
-    poll,
-    with_retries,
-)
+from streams.clock import now_ms
+from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_position, paused, poll, with_retries
 from streams.errors import DeliveryError, TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Request
 from streams.ranges import read_events
+from streams.records import Received
 from streams.stalls import StallWatch
+from streams.stopping import Stop
 from streams.topics import topic_name, version_name
 from streams.working import Working, commit_owned, still_owned
 

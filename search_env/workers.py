@@ -9,19 +9,13 @@ from functools import partial
 from search_env.controls import Environment, Inputs
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.codec import content_sha256
-from streams.delivery import (
-    DeliverySettings,
-    Outbox,
-    Received,
-    Stop,
-    decode_or_bury,
-    poll,
-    with_retries,
-)
+from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll, with_retries
 from streams.errors import TransientError
 from streams.events import Generation, Reward
 from streams.ranges import answered_generations
+from streams.records import Received
 from streams.stalls import StallWatch
+from streams.stopping import Stop
 from streams.topics import topic_name
 from streams.working import Working, commit_owned, still_owned
 

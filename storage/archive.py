@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 from storage.columns import HEADERS
 from storage.errors import StorageError
-from streams.delivery import Received
 from streams.events import Position
 from streams.failpoints import failpoint
 from streams.names import is_topic_name
+from streams.records import Received
 from streams.whole_file import remove_unfinished, whole_file
 
 SEGMENT_SCHEMA = pa.schema(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from streams.delivery import Received
 from streams.events import Hit
+from streams.records import Received
 
 Columns = dict[str, pa.Array]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from streams.codec import decode
-from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import DeadLetter, Event
+from streams.records import Received
 
 
 class Entry(NamedTuple):

@@ -19,9 +19,9 @@ from storage.errors import StorageError
 from storage.rows import Tables, build_tables, sound
 from storage.schema import migrate
 from storage.switching import finish
-from streams.delivery import Received
 from streams.events import DeadLetter
 from streams.failpoints import failpoint
+from streams.records import Received
 
 LEDGER = "searchloop.duckdb"  # The file in a run's folder.
 

@@ -32,9 +32,9 @@ from storage.ledger import LEDGER, OFFLINE, Partition, build_batch, explain, hel
 from storage.schema import migrate, pending
 from storage.switching import choose, is_chosen
 from streams.codec import decode
-from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import Event, Position
+from streams.records import Received
 
 RECORDS_AT_ONCE = 512
 SWITCH_SECONDS_MAX = 10.0  # For two renames, on a busy machine.

@@ -32,8 +32,8 @@ from storage.columns import (
 )
 from storage.entries import Entry, dead_letter
 from streams.codec import content_sha256
-from streams.delivery import Received
 from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update, fates_of
+from streams.records import Received
 from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows

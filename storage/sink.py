@@ -27,8 +27,8 @@ import msgspec
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments
 from storage.errors import StorageError
 from storage.ledger import Batch, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
-from streams.delivery import Received
 from streams.events import DeadLetter
+from streams.records import Received
 
 T = TypeVar("T")
 LOOK_SECONDS = 1.0  # How often a sink that waits for its disk says so to whoever asked it.

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
-from streams.delivery import DeliverySettings, Stop, poll
+from streams.delivery import DeliverySettings, poll
 from streams.lag import end_offsets, records_behind
 from streams.stalls import StallWatch
+from streams.stopping import Stop
 from streams.topics import TOPICS, topic_name
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def run_sink(
             stalls = StallWatch(delivery.stall_seconds, log, where=f"sink of run {run}")
             writer.waiting = lambda: stalls.waiting_for(f"the disk, to store records in {database}")
             while not stop():
-                follow_partitions(lingering, topics, {})
+                follow_partitions(lingering, topics)
                 records = poll(lingering, delivery, records_max=sink.batch_records_max)
                 if records:
                     writer.submit(records)

@@ -286,18 +286,15 @@ def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartitio
             time.sleep(0.2)
 
 
-def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str], begin: Mapping[TopicPartition, int]) -> bool:
-    """Assign what these topics have got in partitions since they were assigned; return whether there was any.
-
-    begin: where to begin in each; 0 where it says nothing.
-    """
+def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str]) -> bool:
+    """Assign, from their start, the partitions that these topics got since then; return whether there were any."""
     assigned = consumer.assignment()
     known = {TopicPartition(name, each) for name in topics for each in consumer.partitions_for_topic(name)}
     if known <= assigned:
         return False
     consumer.assign(sorted(assigned | known))
     for item in sorted(known - assigned):
-        consumer.seek(item, begin.get(item, 0))
+        consumer.seek(item, 0)
     return True
 
 

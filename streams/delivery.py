@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
@@ -22,25 +19,26 @@ from kafka.errors import (
     CommitFailedError,
     FencedInstanceIdError,
     KafkaError,
+    KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
-from kafka.structs import MemberState, OffsetAndMetadata
+from kafka.structs import OffsetAndMetadata
 
 from streams.clients import METADATA_SECONDS
+from streams.clock import now_ms
 from streams.codec import decode, encode
 from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
 from streams.failpoints import failpoint
+from streams.kafka_errors import explain_kafka_error
+from streams.kafka_python import JOIN_SECONDS, joining_ms, poll_records, polled_at
+from streams.records import Received
+from streams.stopping import Stop
 from streams.topics import BY_EVENT, topic_name
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
-
-# A poll that ends before the group's coordinator has answered begins to look for it anew. On a starved machine, where
-# the answer takes longer than `poll_timeout_seconds`, a worker did so for ever. So one without partitions takes its
-# time.
-JOIN_SECONDS = 5.0
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,41 +58,6 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     retry_pause_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     retry_seconds_max: Annotated[float, msgspec.Meta(ge=0)] = 900.0
     stall_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
-
-
-class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """A record as it came: its place, its bytes, and nothing interpreted."""
-
-    position: Position
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-
-class Stop:
-    """A flag that SIGTERM and SIGINT raise, and that a worker looks at between two polls."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __call__(self) -> bool:
-        """Return whether it is time to stop."""
-        return self._event.is_set()
-
-    def set(self, *_: object) -> None:
-        """Ask the worker to stop after what it is doing now."""
-        self._event.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but wake at once when asked to stop; return whether that was asked."""
-        return self._event.wait(seconds)
-
-    def on_signals(self) -> Stop:
-        """Let SIGTERM and SIGINT raise the flag."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.set)
-        return self
 
 
 class Outbox:
@@ -154,7 +117,9 @@ class Outbox:
                     ) from error
                 time.sleep(METADATA_SECONDS / 10)
             except KafkaError as error:
-                raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
+                raise DeliveryError(
+                    f"{self._stage}: could not produce to {topic!r}: {explain_kafka_error(error)}"
+                ) from error
         self._pending.append(future)
 
     def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
@@ -191,10 +156,14 @@ class Outbox:
         for future in pending:
             try:
                 future.get(timeout=max(deadline - time.monotonic(), 0.001))
-            except KafkaError as error:
+            except KafkaTimeoutError as error:
                 raise DeliveryError(
                     f"{self._stage}: Kafka did not acknowledge a record within "
-                    f"{self._settings.ack_timeout_seconds:g} s: {error}"
+                    f"{self._settings.ack_timeout_seconds:g} s (delivery.ack_timeout_seconds): {error}"
+                ) from error
+            except KafkaError as error:
+                raise DeliveryError(
+                    f"{self._stage}: Kafka did not take a record: {explain_kafka_error(error)}"
                 ) from error
         if pending:
             failpoint(f"{self._stage}.after-produce")
@@ -218,7 +187,9 @@ def poll(
     if consumer.config["group_id"] is not None and not consumer.assignment():
         seconds = max(seconds, JOIN_SECONDS)
     try:
-        fetched = _poll(consumer, int(seconds * 1000), records_max or settings.records_max)
+        fetched = poll_records(
+            consumer, timeout_ms=int(seconds * 1000), records_max=records_max or settings.records_max
+        )
     except FencedInstanceIdError as error:
         raise _fenced(consumer) from error
     except OffsetOutOfRangeError as error:
@@ -226,6 +197,8 @@ def poll(
             f"the log no longer holds the offsets to read next ({error}): retention was shorter than the lag. "
             "Rebuild from the archive, or start a new run"
         ) from error
+    except KafkaError as error:
+        raise DeliveryError(f"{_reader(consumer)}: could not poll: {explain_kafka_error(error)}") from error
     return [_received(record) for records in fetched.values() for record in records]
 
 
@@ -246,6 +219,8 @@ def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
         raise _fenced(consumer) from error
     except CommitFailedError as error:
         raise DeliveryError(_left_behind(consumer)) from error
+    except KafkaError as error:
+        raise DeliveryError(f"{_reader(consumer)}: could not commit: {explain_kafka_error(error)}") from error
     failpoint(f"{stage}.after-commit")
 
 
@@ -273,7 +248,7 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
     """
 
     def keep_alive() -> None:
-        for partition, records in _poll(consumer, _joining_ms(consumer), None).items():
+        for partition, records in poll_records(consumer, timeout_ms=joining_ms(consumer)).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())
 
@@ -317,48 +292,6 @@ def with_retries(
             pause = min(pause * 2, settings.retry_pause_seconds_max)
 
 
-def now_ms() -> int:
-    """Return the wall clock in milliseconds since the epoch, the unit of every time in the log."""
-    return time.time_ns() // 1_000_000
-
-
-def _poll(consumer: KafkaConsumer, timeout_ms: int, records_max: int | None) -> dict[TopicPartition, list[Any]]:
-    """Poll, and say where to begin in a partition of which the group has committed nothing."""
-    _forget_read_fetch(consumer)
-    try:
-        return consumer.poll(timeout_ms=timeout_ms, max_records=records_max)  # type: ignore[no-any-return]
-    except NoOffsetForPartitionError:
-        consumer.begin_where_nothing_is_committed()
-        return {}
-
-
-def _joining_ms(consumer: KafkaConsumer) -> int:
-    """Return how long a poll must last that brings no records: long enough to join the group anew, if it has to.
-
-    A poll without any time begins to join a group that is shared out anew, or whose topic has got another partition,
-    and never ends it: the other members would wait for this one until `kafka.poll_interval_seconds_max`, and a group of
-    one would have no member. That the topic has changed only kafka-python's private coordinator tells.
-    """
-    if consumer.config["group_id"] is None:
-        return 0
-    coordinator = getattr(consumer, "_coordinator", None)
-    must_join = coordinator is not None and coordinator.need_rejoin()
-    settled = consumer.group_metadata().state == MemberState.STABLE and not must_join
-    return 0 if settled else int(JOIN_SECONDS * 1000)
-
-
-def _forget_read_fetch(consumer: KafkaConsumer) -> None:
-    """Let a partition that was paused while it had records at hand go on when it is resumed.
-
-    kafka-python 3.0.12 gives parked records back only if no fetch is in line, and leaves one in line that has been read
-    to its end. With the other partitions at their ends no further fetch comes, and the parked ones are never read: a
-    generator of two partitions stood still so. Private names, as there are no others; may go with a fixed version.
-    """
-    fetcher: Any = getattr(consumer, "_fetcher", None)
-    if getattr(fetcher, "_next_partition_records", None) is not None and not fetcher._next_partition_records:
-        fetcher._next_partition_records = None
-
-
 def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
     """Return the offset that is read next in a partition; None before the first poll has settled it."""
     try:
@@ -377,6 +310,11 @@ def _received(record: Any) -> Received:
     )
 
 
+def _reader(consumer: KafkaConsumer) -> str:
+    """Return whose consumer it is: the group, or the client of one that has none."""
+    return str(consumer.config["group_id"] or consumer.config["client_id"])
+
+
 def _fenced(consumer: KafkaConsumer) -> DeliveryError:
     name, group = consumer.config["group_instance_id"], consumer.config["group_id"]
     return DeliveryError(
@@ -389,10 +327,7 @@ def _left_behind(consumer: KafkaConsumer) -> str:
     """Return why a commit came too late: nobody polled for too long, or the broker heard nothing for too long."""
     group, config = consumer.config["group_id"], consumer.config
     polled, heard = config["max_poll_interval_ms"] / 1000, config["session_timeout_ms"] / 1000
-    # kafka-python 3.0 leaves the group by itself after too long without a poll, and the error is the same. Only this
-    # private clock tells the two apart.
-    heartbeat = getattr(getattr(consumer, "_coordinator", None), "heartbeat", None)
-    if time.monotonic() - getattr(heartbeat, "last_poll", math.inf) > polled:
+    if time.monotonic() - polled_at(consumer) > polled:
         why = f"did not poll for {polled:g} s (kafka.poll_interval_seconds_max): its work between two polls took longer"
     else:
         why = (

@@ -1,14 +1,13 @@
-"""How far behind a reader is: in records of a topic, and in policy versions."""
+"""How far behind a reader is: in records of a topic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from streams.clients import KafkaSettings, committed_offsets, connect_admin, partitions_of
-from streams.events import Reward
 from streams.kafka_errors import asked, told
 from streams.topics import topic_name
 
@@ -61,8 +60,3 @@ def records_behind(consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> 
     """
     with told("could not ask for a consumer's position"):
         return sum(max(end - consumer.position(item), 0) for item, end in ends.items())
-
-
-def policy_lags(rewards: Iterable[Reward], *, step: int) -> list[int]:
-    """Return each group's staleness: optimizer steps between the policy that wrote it and the policy now."""
-    return [step - reward.generation.policy.step for reward in rewards]

@@ -11,11 +11,12 @@ from kafka import KafkaConsumer, TopicPartition
 
 from streams.clients import EARLIEST, KafkaSettings, connect_admin, connect_consumer, partitions_of
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Received, poll
+from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, Reward
 from streams.kafka_errors import asked, told
 from streams.lag import LATEST
+from streams.records import Received
 from streams.topics import BY_EVENT, topic_name
 
 E = TypeVar("E")

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 from kafka import TopicPartition
 
-from streams.delivery import Outbox, Received, Stop
+from streams.delivery import Outbox
 from streams.errors import SettingsError
 from streams.raw_log import RawWriter
 from streams.record_batches import RawRecord, value_bytes
+from streams.records import Received
+from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
 FLUSH_RECORDS = 2000  # So many records may wait for their acknowledgement at once.

@@ -20,8 +20,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import RebalanceInProgressError
 from kafka.structs import MemberState
 
-from streams.delivery import Received, Stop, commit, paused
+from streams.delivery import commit, paused
 from streams.errors import DeliveryError
+from streams.records import Received
+from streams.stopping import Stop
 
 E = TypeVar("E")
 THREAD = "searchloop-work"

@@ -12,8 +12,8 @@ import msgspec
 
 from learner.batches import Batch, BatchAssembler, BatchSettings
 from streams.codec import content_sha256, decode, encode
-from streams.delivery import Received
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Reward, Update
+from streams.records import Received
 from streams.topics import topic_name
 from tests.stored_events import RUN, generation, policy, record, request, reward
 

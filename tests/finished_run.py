@@ -23,7 +23,6 @@ from storage.sink import Sink, SinkSettings
 from storage.verification.account import Partition
 from storage.verification.verify import Topics
 from streams.codec import content_sha256, encode
-from streams.delivery import Received
 from streams.events import (
     DeadLetter,
     Event,
@@ -36,6 +35,7 @@ from streams.events import (
     Update,
 )
 from streams.ids import prompt_sha256
+from streams.records import Received
 from streams.topics import TOPICS, topic_name, version_name
 from tests.stored_events import RUN, generation, raw_record, record, request, reward
 

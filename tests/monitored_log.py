@@ -14,8 +14,8 @@ import pytest
 
 from infra.context import App
 from infra.monitoring.watching import Watcher, monitored, wait_until_read
-from streams.delivery import Received
 from streams.events import DeadLetter, Outcome, Position, Reward, StageWindow, Update, VersionWindow, WindowEvent
+from streams.records import Received
 from streams.topics import topic_name
 from tests.stored_events import RUN, policy, raw_record, record, reward, update
 

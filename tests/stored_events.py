@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable
 
 from streams.codec import content_sha256, encode
-from streams.delivery import Received
 from streams.events import (
     Action,
     Completion,
@@ -26,6 +25,7 @@ from streams.events import (
     Update,
 )
 from streams.ids import group_id
+from streams.records import Received
 from streams.topics import BY_EVENT, topic_name
 
 RUN = "test"

@@ -17,8 +17,8 @@ from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest
 from storage.archive import ARCHIVE, SEGMENT_SCHEMA, file_sha256, find_segments
 from storage.ledger import LEDGER
 from streams.codec import content_sha256, decode, encode
-from streams.delivery import Received
 from streams.events import Event, Generation, Reward, Update
+from streams.records import Received
 from streams.topics import kind_of
 from tests.finished_run import FakeTopics, store
 

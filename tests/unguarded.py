@@ -29,7 +29,8 @@ import storage.archive
 import storage.ledger
 import streams.clients
 import streams.delivery
-from streams.delivery import Outbox, Received
+from streams.delivery import Outbox
+from streams.records import Received
 
 NO_HASH = "0" * 64
 

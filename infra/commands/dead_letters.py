@@ -21,7 +21,8 @@ from storage.dead_letters import LetterFilter, find_letters
 from storage.errors import StorageError
 from storage.log import open_log
 from storage.report_text import printable
-from streams.delivery import DeliverySettings, Outbox, now_ms
+from streams.clock import now_ms
+from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, Position
 from streams.resending import Resent, place_text, places_resent, prepare_resending, reason_to_refuse, resend, topics_of
 from streams.topics import topic_name

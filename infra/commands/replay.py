@@ -17,8 +17,9 @@ from infra.interrupts import interrupts
 from infra.progress import progress
 from infra.replaying.recorded import Limits
 from infra.times import moment_ms
-from streams.delivery import Stop, now_ms
+from streams.clock import now_ms
 from streams.replay import parse_speed
+from streams.stopping import Stop
 from streams.topics import BY_KIND
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from infra.interrupts import interrupts
 from infra.progress import progress
 from infra.running.living import registered
 from infra.running.supervisor import stop_with_parent
-from streams.delivery import Stop
 from streams.failpoints import arm
+from streams.stopping import Stop
 
 
 @click.command()

@@ -17,7 +17,7 @@ from infra.context import App
 from infra.interrupts import interrupts
 from infra.monitoring.view import VersionLine, View
 from storage.report_text import printable
-from streams.delivery import Stop
+from streams.stopping import Stop
 
 if TYPE_CHECKING:
     from infra.monitoring.watching import Watcher

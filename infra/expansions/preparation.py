@@ -27,9 +27,9 @@ from search_env.corpora import Qrels, Query, load_queries, write_whole
 from search_env.intents import load_intents
 from search_env.lessons import head_lessons
 from search_env.teachers import write_lessons
-from streams.delivery import Stop
 from streams.errors import SettingsError
 from streams.events import Context, Request
+from streams.stopping import Stop
 
 LESSONS_FILE = "lessons.jsonl"
 CONTEXTS_FILE = "contexts.jsonl"

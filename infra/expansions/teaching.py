@@ -19,9 +19,9 @@ from search_env.context import with_neighbours
 from search_env.corpora import Qrels, Query
 from search_env.lessons import PromptShape, catalogue_lessons, contexts_to_choose_from, copy_lessons
 from search_env.teachers import Lesson, Teacher, load_or_teach
-from streams.delivery import Stop
 from streams.events import Context
 from streams.pointers import is_selection
+from streams.stopping import Stop
 
 LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may call relevant.
 

@@ -30,13 +30,14 @@ from infra.monitoring.reading import Reading
 from infra.monitoring.windows import EXPECTED, MonitorSettings, Windows
 from infra.running.topics import make_derived_topics
 from streams.clients import KafkaSettings, partitions_of
+from streams.clock import now_ms
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode
-from streams.delivery import Stop, now_ms
 from streams.doors import kafka_context
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, VersionWindow, WindowEvent
 from streams.ranges import log_bounds
 from streams.secrets import reveal
+from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
 SESSION_SECONDS = 8.0

@@ -20,7 +20,8 @@ from infra.monitoring.stalls import RunFacts, RunState, StageFacts, WorkerFacts,
 from infra.running.living import known_workers, supervised_roles
 from learner.batches import BatchSettings
 from streams.clients import EARLIEST, KafkaSettings, connection_options
-from streams.delivery import DeliverySettings, now_ms
+from streams.clock import now_ms
+from streams.delivery import DeliverySettings
 from streams.errors import SettingsError
 from streams.lag import LATEST
 from streams.topics import TOPICS, topic_name

@@ -29,11 +29,12 @@ from infra.running.topics import make_derived_topics
 from learner.batches import BatchSettings
 from streams.clients import connect_consumer, partitions_of
 from streams.codec import decode_window
-from streams.delivery import DeliverySettings, Stop, poll
+from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError
 from streams.events import MonitorState, WindowEvent
 from streams.lag import StageLag, end_offsets, stage_lags
 from streams.ranges import log_bounds
+from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
 SILENCE_SECONDS_MAX = 120.0

@@ -14,12 +14,13 @@ from infra.run_settings import read_run_settings
 from infra.running.supervisor import Supervisor
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.codec import decode
-from streams.delivery import Outbox, Stop, decode_or_bury, poll
+from streams.delivery import Outbox, decode_or_bury, poll
 from streams.errors import EventError
 from streams.events import Reward, Update
 from streams.lag import end_offsets, stage_lags
 from streams.ranges import read_range
 from streams.stalls import StallWatch
+from streams.stopping import Stop
 from streams.topics import topic_name
 
 LOOK_SECONDS = 1.0

@@ -10,12 +10,12 @@ from kafka import TopicPartition
 
 from storage.archive import ARCHIVE, archived_bounds, archived_partitions, first_archived_at, read_window
 from streams.clients import KafkaSettings, connect_admin, partitions_of
-from streams.delivery import Received
 from streams.errors import DeliveryError
 from streams.kafka_errors import asked
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import RawRecord, body_of
+from streams.records import Received
 from streams.topics import topic_name
 
 

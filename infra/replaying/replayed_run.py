@@ -28,12 +28,14 @@ from infra.tasks.task import load_task
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
 from streams.clients import KafkaSettings, connect_producer
-from streams.delivery import Outbox, Stop, now_ms
+from streams.clock import now_ms
+from streams.delivery import Outbox
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
 from streams.provisioning import Provisioned
 from streams.raw_log import RawLog
 from streams.replay import ReplayCount, copy
+from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
 

@@ -29,12 +29,13 @@ from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
 from streams.codec import decode, encode
-from streams.delivery import Received, Stop
 from streams.errors import DeliveryError, EventError
 from streams.events import Generation, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text
 from streams.lag import stage_lags
+from streams.records import Received
 from streams.replay import ReplayCount, in_recorded_order, replay
+from streams.stopping import Stop
 from streams.topics import BY_KIND, version_name
 
 # A frozen policy makes no update, so nothing is ever used up: the generator may go on without a learner.

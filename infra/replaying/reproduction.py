@@ -22,9 +22,9 @@ from learner.versions import find_version
 from storage.errors import StorageError
 from storage.log import Log, open_log
 from streams.codec import decode
-from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import Reward, Update
+from streams.records import Received
 from streams.topics import topic_name, version_name
 
 

@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 
 from streams.clients import KafkaSettings, partitions_of
+from streams.clock import now_ms
 from streams.codec import decode
-from streams.delivery import Outbox, Received, now_ms
+from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import Request
 from streams.ranges import log_bounds, read_range
+from streams.records import Received
 from streams.resending import RESENT
 from streams.topics import topic_name
 

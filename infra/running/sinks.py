@@ -8,7 +8,8 @@ from infra.context import App
 from infra.home import read_settings_file
 from storage.sink import SinkSettings
 from storage.workers import run_sink
-from streams.delivery import DeliverySettings, Stop
+from streams.delivery import DeliverySettings
+from streams.stopping import Stop
 
 
 class SinkTables(msgspec.Struct, frozen=True, kw_only=True):

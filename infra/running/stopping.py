@@ -8,7 +8,7 @@ from infra.context import App
 from infra.interrupts import received
 from infra.running.sinks import run_sink_worker
 from infra.running.supervisor import Supervisor
-from streams.delivery import Stop
+from streams.stopping import Stop
 
 
 def stop_in_order(app: App, workers: Supervisor, *, run: str, roles: Sequence[str]) -> None:

@@ -24,8 +24,8 @@ from infra.cli import ONE_THREAD, QUIET, main
 from infra.interrupts import at_hard_end, received
 from infra.private_variables import for_role
 from infra.running.living import SUPERVISED, write_workers
-from streams.delivery import Stop
 from streams.errors import SearchloopError
+from streams.stopping import Stop
 
 # A worker that was killed is started again, always; one that ends with an error of its own is tried so often in a row.
 ERRORS_MAX = 3

@@ -25,10 +25,12 @@ from infra.tasks.task import Prepared
 from learner.checkpoints import load_current
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
-from streams.delivery import Outbox, Received, Stop, poll
+from streams.delivery import Outbox, poll
 from streams.errors import EventError
 from streams.events import PolicyVersion, Update
+from streams.records import Received
 from streams.stalls import StallWatch
+from streams.stopping import Stop
 from streams.topics import topic_name, version_name
 
 ROLES = ["sink", "environment", "generator", "learner"]

@@ -11,7 +11,7 @@ import msgspec
 from infra.context import App
 from infra.run_settings import read_run_settings
 from infra.tasks.task import load_task
-from streams.delivery import Stop
+from streams.stopping import Stop
 
 
 def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:

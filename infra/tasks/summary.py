@@ -46,10 +46,10 @@ from search_env.summaries import fit_values
 from search_env.summary_environment import SummaryEnvironment
 from search_env.summary_lessons import draw_values
 from search_env.wordpieces import wordpiece_count
-from streams.delivery import Stop
 from streams.errors import SettingsError
 from streams.events import Product
 from streams.pointers import is_selection
+from streams.stopping import Stop
 
 TAIL = "tail"
 TUNED = "tuned-"

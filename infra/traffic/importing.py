@@ -19,8 +19,9 @@ from infra.running.new_log import new_log
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_producer, partitions_of
+from streams.clock import now_ms
 from streams.codec import encode
-from streams.delivery import Outbox, now_ms
+from streams.delivery import Outbox
 from streams.events import Context, Feedback, Request
 from streams.ranges import log_bounds, read_range
 from streams.topics import BY_EVENT, TOPICS, topic_name

@@ -22,7 +22,7 @@ from storage.verification.account import Finding, Partition, place, span_text
 from storage.verification.asking import SHOWN, ask, shortened
 from storage.verification.digests import Digests
 from storage.verification.segments import kept_records
-from streams.delivery import Received
+from streams.records import Received
 from streams.refusals import KnownRun
 from streams.topics import kind_of
 

@@ -13,7 +13,7 @@ from storage.archive import file_sha256, read_segment
 from storage.errors import StorageError
 from storage.log import Log, raw_records
 from storage.verification.account import Finding, Partition, one_line, place, span_text
-from streams.delivery import Received
+from streams.records import Received
 
 UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 

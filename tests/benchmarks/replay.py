@@ -38,10 +38,12 @@ from infra.services.settings import LocalSettings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_admin, connect_consumer, connect_producer, create_topics
-from streams.delivery import DeliverySettings, Outbox, Received, Stop
+from streams.delivery import DeliverySettings, Outbox
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
+from streams.records import Received
 from streams.replay import copy
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.stored_events import reward
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from storage.ledger import build_batch, insert_rows, open_ledger
 from storage.rows import Tables
 from storage.sink import Sink, SinkSettings
-from streams.delivery import Received
+from streams.records import Received
 from tests.stored_events import record, reward
 
 GOAL = 0.8

@@ -31,9 +31,9 @@ from storage.sink import Sink
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, verify_log
 from streams.codec import content_sha256, encode
-from streams.delivery import Received
 from streams.events import Completion, Generation, Outcome, Position, Request, Reward, Sampling, Update
 from streams.ids import group_id
+from streams.records import Received
 from streams.topics import topic_name
 from tests.stored_events import RUN, policy, record, version
 

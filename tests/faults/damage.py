@@ -24,8 +24,8 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import open_log, rebuild_ledger
 from storage.sink import Sink, SinkSettings
-from streams.delivery import Received
 from streams.events import PolicyRef
+from streams.records import Received
 from tests.faults.results import Row
 from tests.stored_events import record, reward
 

@@ -17,7 +17,7 @@ from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import Sink
 from streams.codec import content_sha256
-from streams.delivery import Received
+from streams.records import Received
 from tests.faults.results import Row
 from tests.stored_events import generation, record, request, reward
 

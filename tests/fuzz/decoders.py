@@ -42,10 +42,10 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch
 from storage.sink import Sink
 from streams.codec import decode, encode
-from streams.delivery import Received
 from streams.errors import DeliveryError, EventError, InputError, SearchloopError, SettingsError
 from streams.events import DeadLetter, Feedback, Position
 from streams.record_batches import BatchBuilder, body_of, read_records
+from streams.records import Received
 from streams.resending import prepare_resending
 from tests.stored_events import policy, small_run
 

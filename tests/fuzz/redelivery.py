@@ -23,8 +23,8 @@ from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import Sink, SinkSettings
 from streams.codec import decode
-from streams.delivery import Received
 from streams.events import Reward
+from streams.records import Received
 from tests.stored_events import generation, record, request, reward
 
 # What comes again after its group was forgotten takes an expired group's place in a batch: here all are remembered.

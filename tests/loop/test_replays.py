@@ -23,9 +23,10 @@ from learner.checkpoints import load_current
 from storage.errors import StorageError
 from storage.log import open_log
 from streams.clients import connect_producer, create_topics
-from streams.delivery import Outbox, Stop
+from streams.delivery import Outbox
 from streams.errors import DeliveryError, SettingsError
 from streams.events import Feedback, Request
+from streams.stopping import Stop
 from streams.topics import version_name
 from tests.loop.conftest import SMALL, UPDATES, quiet
 from tests.pages import commands_in

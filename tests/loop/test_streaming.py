@@ -36,10 +36,11 @@ from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
 from streams.clients import connect_consumer, create_topics
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Stop, poll
+from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, SettingsError
 from streams.events import Event, Generation, PolicyVersion, Reward, Update
 from streams.lag import end_offsets
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.faults.progress import signal_role
 from tests.loop.conftest import SMALL, UPDATES, quiet

@@ -17,8 +17,8 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log, rebuild_ledger
 from storage.sink import Sink, SinkSettings
-from streams.delivery import Received
 from streams.events import Reward, Update
+from streams.records import Received
 from tests.services.test_sink import QUICK, ROOT, TABLES, contents
 from tests.stored_events import raw_record, record, reward, small_run
 

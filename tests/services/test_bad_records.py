@@ -21,12 +21,14 @@ from streams.clients import (
     create_topics,
 )
 from streams.codec import RECORD_BYTES_MAX, decode, encode
-from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, decode_or_bury, poll
+from streams.delivery import DeliverySettings, Outbox, commit, decode_or_bury, poll
 from streams.errors import EventError
 from streams.events import DeadLetter, Event, Request
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
+from streams.records import Received
 from streams.replay import copy
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.fuzz.decoders import EVENTS
 from tests.fuzz.inputs import MONSTERS, inputs

@@ -18,7 +18,7 @@ from storage.sink import Sink
 from storage.verification.account import Account
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, Topics, verify_log
-from streams.delivery import Received
+from streams.records import Received
 from streams.topics import topic_name
 from tests.fake_log import FakeLog, Killed
 from tests.fuzz import redelivery

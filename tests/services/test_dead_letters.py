@@ -21,10 +21,11 @@ from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
 from streams.codec import encode
-from streams.delivery import DeliverySettings, Outbox, Received
+from streams.delivery import DeliverySettings, Outbox
 from streams.errors import SettingsError
 from streams.events import DeadLetter, Generation, Position
 from streams.ranges import log_bounds, read_range
+from streams.records import Received
 from streams.resending import RESENT, topics_of
 from streams.topics import topic_name
 from tests.services.test_sink import QUICK
@@ -75,7 +76,7 @@ def recorded(run: str, letters: list[DeadLetter], *, now_ms: int) -> list[Receiv
 
 @pytest.fixture
 def app(tmp_path: Path, unique_name: str, local_services: Endpoints) -> App:
-    from streams.delivery import now_ms
+    from streams.clock import now_ms
 
     folder = tmp_path / "runs" / unique_name
     with Sink(folder / LEDGER, QUICK) as sink:

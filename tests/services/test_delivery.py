@@ -21,22 +21,14 @@ from streams.clients import (
     connect_producer,
     create_topics,
 )
+from streams.clock import now_ms
 from streams.codec import decode
-from streams.delivery import (
-    DeliverySettings,
-    Outbox,
-    Received,
-    Stop,
-    commit,
-    decode_or_bury,
-    now_ms,
-    paused,
-    poll,
-    with_retries,
-)
+from streams.delivery import DeliverySettings, Outbox, commit, decode_or_bury, paused, poll, with_retries
 from streams.errors import DeliveryError, TransientError
 from streams.events import DeadLetter, Request
 from streams.lag import end_offsets, stage_lags
+from streams.records import Received
+from streams.stopping import Stop
 from streams.topics import topic_name
 
 DELIVERY = DeliverySettings(retry_first_seconds=0.01, retry_pause_seconds_max=0.05, retry_seconds_max=0.2)

@@ -17,8 +17,9 @@ from search_env.retrieval import RetrievalSettings, Retriever
 from search_env.workers import run_environment
 from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Outbox, Stop, poll
+from streams.delivery import DeliverySettings, Outbox, poll
 from streams.events import DeadLetter, Generation, Position, Reward
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.fault_proxy import FaultProxy, Mode, fault_proxy
 from tests.services.test_environment import TeacupsAreMugs, answer, generation, inputs, products

@@ -24,9 +24,11 @@ from streams.clients import (
     create_topics,
 )
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Outbox, Received, Stop, commit, poll
+from streams.delivery import DeliverySettings, Outbox, commit, poll
 from streams.errors import DeliveryError
 from streams.events import Outcome, Reward
+from streams.records import Received
+from streams.stopping import Stop
 from streams.topics import topic_name
 from streams.working import Working
 from tests.stored_events import generation

@@ -21,10 +21,11 @@ from infra.settings import Settings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_admin, connect_consumer, connection_options, create_topics
-from streams.delivery import DeliverySettings, Received, poll
+from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError
 from streams.events import MonitorState, WindowEvent
 from streams.lag import end_offsets
+from streams.records import Received
 from streams.topics import kind_of, topic_name
 from tests.commands import command, environment, interrupt, start
 from tests.monitored_log import as_rows, expected_windows, messy_log, watched

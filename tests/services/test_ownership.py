@@ -24,13 +24,13 @@ from streams.clients import (
     provisioned,
 )
 from streams.codec import encode
-from streams.delivery import Stop
 from streams.errors import DeliveryError
 from streams.provisioning import WITNESS, TakenError, look, read_witness
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import body_of
 from streams.replay import copy
+from streams.stopping import Stop
 from streams.topic_plans import plan_topics
 from streams.topics import topic_name
 from tests.stored_events import reward

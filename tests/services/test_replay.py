@@ -29,13 +29,15 @@ from storage.log import open_log, rebuild_ledger
 from storage.sink import Sink, SinkSettings
 from storage.verification.verify import Circumstances, verify_log
 from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics
-from streams.delivery import DeliverySettings, Outbox, Received, Stop
+from streams.delivery import DeliverySettings, Outbox
 from streams.errors import DeliveryError, SettingsError
 from streams.events import Position
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import BatchBuilder, body_of
+from streams.records import Received
 from streams.replay import in_recorded_order, parse_speed, replay
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.stored_events import small_run
 

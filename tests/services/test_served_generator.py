@@ -22,9 +22,10 @@ from learner.vllm import VllmSettings
 from learner.workers import run_generator
 from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
 from streams.codec import decode
-from streams.delivery import DeliverySettings, Outbox, Stop
+from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, Generation, PolicyRef, PolicyVersion, Request
 from streams.ranges import log_bounds, read_range
+from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.fake_vllm import FakeVllm
 

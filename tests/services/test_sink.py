@@ -27,9 +27,9 @@ from storage.log import open_log
 from storage.schema import Migration, migrate, migrations
 from storage.sink import Sink, SinkSettings
 from streams.codec import decode, encode
-from streams.delivery import Received
 from streams.errors import EventError
 from streams.events import DeadLetter, PolicyRef, Position
+from streams.records import Received
 from tests.stored_events import (
     GROUP,
     feedback,

@@ -16,8 +16,8 @@ from storage.sink import Sink, SinkSettings
 from storage.verification.account import Account, spans
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, verify_log
-from streams.delivery import Received
 from streams.events import DeadLetter, PolicyRef
+from streams.records import Received
 from tests.finished_run import AT_ONCE, FakeTopics
 from tests.services.test_sink import QUICK
 from tests.stored_events import (

@@ -21,10 +21,10 @@ from infra.traffic.sessions import SessionSummary, read_sessions
 from infra.traffic.ubi import read_ubi
 from search_env.corpora import load_corpus, load_qrels, load_queries, read_run
 from streams.codec import decode, encode
-from streams.delivery import Received
 from streams.errors import InputError, SearchloopError
 from streams.events import Position, Request
 from streams.inputs.values import join_ids, read_id, read_rank
+from streams.records import Received
 
 UBI_QUERY = b'{"query_id": "q1", "user_query": "red mug", "timestamp": 1724081170914}\n'
 UBI_EVENT = b'{"query_id": "q1", "action_name": "click", "timestamp": 1724081170914}\n'

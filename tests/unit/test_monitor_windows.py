@@ -14,8 +14,8 @@ from infra.monitoring.agents import publish
 from infra.monitoring.groups import REWARD_MAX
 from infra.monitoring.windows import MonitorSettings, Windows
 from streams.codec import decode, decode_window, encode
-from streams.delivery import Received
 from streams.events import DeadLetter, MonitorState, Outcome, Position, Reward, StageWindow, VersionWindow, WindowEvent
+from streams.records import Received
 from tests.monitored_log import POISON, messy_log
 from tests.stored_events import RUN, hits, policy, raw_record, record, reward, update
 

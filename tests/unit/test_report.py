@@ -24,8 +24,8 @@ from storage.report import Report, read_report, to_json
 from storage.report_page import clean, render_page
 from storage.report_text import print_report
 from storage.sink import Sink
-from streams.delivery import Received
 from streams.errors import SearchloopError
+from streams.records import Received
 from tests.stored_events import generation, raw_record, record, reward, small_run, version
 
 VILE = '<script>alert("x")</script> & \x1b[31m [red]bold[/red] \u202egnirts \ud7ff'

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from infra.running.requests import Published, find_published, request_id, request_number
 from streams.codec import encode
-from streams.delivery import Received
 from streams.events import Position, Request
+from streams.records import Received
 from streams.resending import RESENT
 
 RUN = "mine"

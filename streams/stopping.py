@@ -1,0 +1,31 @@
+"""The flag that asks a worker to stop between two polls."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+class Stop:
+    """A flag that SIGTERM and SIGINT raise, and that a worker looks at between two polls."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        """Return whether it is time to stop."""
+        return self._event.is_set()
+
+    def set(self, *_: object) -> None:
+        """Ask the worker to stop after what it is doing now."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but wake at once when asked to stop; return whether that was asked."""
+        return self._event.wait(seconds)
+
+    def on_signals(self) -> Stop:
+        """Let SIGTERM and SIGINT raise the flag."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.set)
+        return self
