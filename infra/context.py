@@ -27,7 +27,7 @@ from infra.services.roles import secured, with_credentials
 from infra.services.settings import LocalSettings, ServiceSettings
 from infra.services.vllm import VllmServerSettings
 from learner.vllm import VllmSettings
-from search_env.engine import ElasticsearchSettings, connect
+from search_env.engine.client import ElasticsearchSettings, connect
 from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 from streams.failpoints import FailpointSettings

@@ -20,7 +20,7 @@ from infra.progress import Report, progress
 from infra.recipes import recipe_path
 from infra.running.runs import train_run
 from infra.verification import verify_run
-from search_env.corpora import (
+from search_env.catalogue.corpora import (
     Document,
     Qrels,
     Query,
@@ -31,8 +31,8 @@ from search_env.corpora import (
     write_run,
     write_whole,
 )
-from search_env.demo_catalogue import demo_catalogue
-from search_env.intents import load_intents
+from search_env.catalogue.generated import demo_catalogue
+from search_env.queries.intents import load_intents
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
 from storage.report import read_report

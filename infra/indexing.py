@@ -10,11 +10,11 @@ import msgspec
 
 from infra.context import App
 from infra.progress import Report
-from search_env.attributes import unread_attributes
-from search_env.corpora import CorpusError, Document
-from search_env.index import IndexVersion, adopt_versions, build_index, claim_name
-from search_env.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
-from search_env.rights import INDEX_PRIVILEGES, require_rights
+from search_env.catalogue.attributes import unread_attributes
+from search_env.catalogue.corpora import CorpusError, Document
+from search_env.engine.index import IndexVersion, adopt_versions, build_index, claim_name
+from search_env.engine.rights import INDEX_PRIVILEGES, require_rights
+from search_env.queries.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
 from streams.whole_file import whole_folder
 
 

@@ -1,7 +1,7 @@
 """The id of an installation: a file in the home, made once, by which what it made elsewhere is known as its own.
 
-Indexes on a cluster carry it (`search_env.ownership`). A home that is moved keeps its id. A copy of a home has the same
-one: of two homes that share an id, each takes the other's indexes for its own.
+Indexes on a cluster carry it (`search_env.engine.ownership`). A home that is moved keeps its id. A copy of a home has
+the same id, and each of the two takes the other's indexes for its own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from learner.checkpoints import load_current
 from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
 from learner.versions import LoadedVersion
-from search_env.controls import Environment
+from search_env.environments import Environment
 from streams.codec import content_sha256, encode
 from streams.events import Position, Request, Update
 from streams.topics import topic_name

@@ -7,13 +7,13 @@ from typing import Any
 
 from infra.context import App
 from infra.progress import Report
-from search_env.catalogue import Catalogue
-from search_env.corpora import CorpusError, Qrels, Query, Ranking, check_qrels, rank_by_score
-from search_env.embeddings import Embedder, embed_documents
-from search_env.index import load_documents, load_manifest
-from search_env.intents import load_intents
-from search_env.relevance import CosineRelevance, NoisyRelevance, RelevanceModel, load_gbdt, save_gbdt
-from search_env.training import train_gbdt
+from search_env.catalogue.corpora import CorpusError, Qrels, Query, Ranking, check_qrels, rank_by_score
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import load_documents, load_manifest
+from search_env.models.embeddings import Embedder, embed_documents
+from search_env.models.relevance import CosineRelevance, NoisyRelevance, RelevanceModel, load_gbdt, save_gbdt
+from search_env.models.relevance_training import train_gbdt
+from search_env.queries.intents import load_intents
 
 
 def train_relevance(

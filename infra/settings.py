@@ -22,27 +22,27 @@ from learner.prompts import PromptSettings
 from learner.retriever import RetrieverSettings
 from learner.vllm import VllmSettings
 from learner.warmup import WarmupSettings
-from search_env.context import ContextSettings
-from search_env.crossencoder import CrossEncoderSettings
-from search_env.demand import DemandSettings
-from search_env.demo_catalogue import DemoSettings
-from search_env.embeddings import EmbeddingSettings
-from search_env.engine import ElasticsearchSettings
-from search_env.environment import EnvironmentSettings
-from search_env.feedback_terms import FeedbackSettings
-from search_env.intents import IntentSettings
-from search_env.judged_lists import ListSettings
-from search_env.lessons import LessonSettings
-from search_env.nearest_terms import NearestTermsSettings
-from search_env.neighbours import NeighbourSettings
-from search_env.relevance import RelevanceSettings
-from search_env.resume_environment import ResumeEnvironmentSettings
-from search_env.retrieval import RetrievalSettings
-from search_env.summary_environment import SummaryEnvironmentSettings
-from search_env.summary_lessons import SummaryLessonSettings
-from search_env.teachers import TeacherSettings
-from search_env.training import GbdtSettings
-from search_env.vectors import VectorSettings
+from search_env.catalogue.demand import DemandSettings
+from search_env.catalogue.generated import DemoSettings
+from search_env.engine.client import ElasticsearchSettings
+from search_env.engine.searching import RetrievalSettings
+from search_env.engine.vectors import VectorSettings
+from search_env.leser.context import ContextSettings
+from search_env.leser.environment import LeserEnvironmentSettings
+from search_env.leser.feedback_terms import FeedbackSettings
+from search_env.leser.lessons import LessonSettings
+from search_env.leser.nearest_terms import NearestTermsSettings
+from search_env.leser.neighbours import NeighbourSettings
+from search_env.leser.teachers import TeacherSettings
+from search_env.models.crossencoder import CrossEncoderSettings
+from search_env.models.embeddings import EmbeddingSettings
+from search_env.models.relevance import RelevanceSettings
+from search_env.models.relevance_training import GbdtSettings
+from search_env.queries.intents import IntentSettings
+from search_env.queries.judged_lists import ListSettings
+from search_env.relsum.environment import RelsumEnvironmentSettings
+from search_env.relsum.lessons import SummaryLessonSettings
+from search_env.resume.environment import ResumeEnvironmentSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
@@ -113,11 +113,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     neighbours: NeighbourSettings = NeighbourSettings()
     lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
-    environment: EnvironmentSettings = EnvironmentSettings()
+    environment: LeserEnvironmentSettings = LeserEnvironmentSettings()
     demand: DemandSettings = DemandSettings()
     lists: ListSettings = ListSettings()
     cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
-    summary_environment: SummaryEnvironmentSettings = SummaryEnvironmentSettings()
+    summary_environment: RelsumEnvironmentSettings = RelsumEnvironmentSettings()
     summary_lessons: SummaryLessonSettings = SummaryLessonSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()

@@ -1,6 +1,6 @@
-"""The search environment: corpora, index, retrieval, relevance and the rewards that they give to generated text.
+"""The search environment: generated text in, rewards out.
 
-Reading order: `corpora` (files in) → `analysis` and `lexical` (terms) → `index` and `retrieval` (Elasticsearch) →
-`context` (what the policy is shown) → `expansions` (what it wrote) → `relevance` and `rewards` → `environment`, which
-puts them together. Nothing here knows Kafka; `environment` takes and returns the events of `streams.events`.
+Read the rooms in this order: `catalogue`, `queries`, `models`, `engine`, `summaries`, then a wing for each recipe
+(`leser`, `relsum`, `resume`). `environments` says what an environment is, and `workers` puts one onto Kafka. A room
+imports only rooms that stand before it in this list.
 """

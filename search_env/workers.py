@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from search_env.controls import Environment, Inputs
+from search_env.environments import Environment, Inputs
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.codec import content_sha256
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll, with_retries

@@ -21,13 +21,12 @@ from learner.generation import Encode
 from learner.learning import write_first_checkpoint
 from learner.policy import build_tiny
 from learner.product_prompts import encode_product_request
-from search_env.attributes import document_attributes
-from search_env.controls import Environment, Inputs
-from search_env.corpora import Document
-from search_env.expansions import Rejected
-from search_env.index import load_documents, load_manifest
-from search_env.summaries import ParsedSummary, SummarySettings, read_summary
-from streams.events import Generation, Outcome, Position, Product, Request, Reward
+from search_env.catalogue.attributes import document_attributes
+from search_env.catalogue.corpora import Document
+from search_env.engine.index import load_documents, load_manifest
+from search_env.environments import Environment, Inputs, Rejected, ScoringEnvironment
+from search_env.summaries.reading import ParsedSummary, SummarySettings, read_summary
+from streams.events import Generation, Outcome, Product, Request, Reward
 
 COST = 0.15  # What a value costs, so that the policy says no more than tells.
 
@@ -44,24 +43,21 @@ def distinction_reward(summary: ParsedSummary, product: Product, rarity: dict[st
     return sum(picked) / len(picked) - COST * len(picked) if picked else 0.0
 
 
-class DistinctionEnvironment:
+class DistinctionEnvironment(ScoringEnvironment):
     """Scores picks by how rare their values are in the catalogue."""
 
     def __init__(self, documents: Sequence[Document], index: str) -> None:
+        super().__init__(index=index, relevance_model="rarity", reward_sha256="distinction-1")
         holders = Counter(a.phrase for document in documents for a in document_attributes(document))
         self._rarity = {value: 1 - math.log(n) / math.log(max(len(documents), 2)) for value, n in holders.items()}
-        self._index = index
 
-    def score_many(self, generations: Inputs) -> list[Reward]:
+    def score_many(self, inputs: Inputs) -> list[Reward]:
         """Return one reward for each group, in order."""
-        return [
-            self._reward(each, [self._outcome(each[0], c.text) for c in each[0].completions]) for each in generations
-        ]
+        return [self.reward(each, [self._outcome(each[0], c.text) for c in each[0].completions]) for each in inputs]
 
-    def failed_many(self, generations: Inputs, *, error: str) -> list[Reward]:
-        """Return one reward for each group whose candidates are all `failed`."""
-        failed = Outcome(status="failed", valid=True, error=error)
-        return [self._reward(each, [failed] * len(each[0].completions)) for each in generations]
+    def readable(self, generation: Generation) -> list[bool]:
+        """Return True for each candidate: every text is read before it is scored."""
+        return [True] * len(generation.completions)
 
     def _outcome(self, generation: Generation, text: str) -> Outcome:
         product = generation.request.product
@@ -72,20 +68,6 @@ class DistinctionEnvironment:
             return Outcome(status="scored", valid=False, reward=0.0, error=read.reason)
         reward = distinction_reward(read, product, self._rarity)
         return Outcome(status="scored", valid=True, reward=reward, summary=read.text)
-
-    def _reward(self, inputs: tuple[Generation, Position, str], outcomes: list[Outcome]) -> Reward:
-        generation, source, digest = inputs
-        return Reward(
-            group_id=generation.group_id,
-            generation=generation,
-            source=source,
-            content_sha256=digest,
-            outcomes=tuple(outcomes),
-            index=self._index,
-            relevance_model="rarity",
-            reward_sha256="distinction-1",
-            made_at_ms=generation.made_at_ms,  # The same log gives the same rewards, byte for byte.
-        )
 
 
 class Distinction:

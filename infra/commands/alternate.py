@@ -43,7 +43,7 @@ def alternate(
     from infra.recipes import recipe_path
     from infra.turns.alternation import alternate as take_turns
     from infra.turns.partners import partner_of
-    from search_env.corpora import load_queries
+    from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
     partner = partner_of(app.settings.train.task)

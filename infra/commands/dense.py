@@ -56,7 +56,7 @@ def dense(
     from infra.recipes import recipe_path
     from infra.run_settings import read_run_settings
     from infra.tasks.resume import policy_texts
-    from search_env.corpora import load_queries, write_run
+    from search_env.catalogue.corpora import load_queries, write_run
 
     if (texts == "policy") != (run_name is not None):
         raise click.UsageError("--run belongs to --texts policy: give both, or neither")

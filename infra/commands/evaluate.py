@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from infra.progress import progress
-from search_env.corpora import load_qrels, read_run
+from search_env.catalogue.corpora import load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
 from storage.evaluation.measures import MEASURES

@@ -64,7 +64,7 @@ def experiment(
     from infra.experiments.tables import read_results
     from infra.recipes import recipe_path
     from infra.tasks.task import load_task
-    from search_env.corpora import write_whole
+    from search_env.catalogue.corpora import write_whole
 
     path = plan_path(plan_name)
     plan = read_plan(path, seeds=_seeds(seeds), arms=arms, baseline=baseline)

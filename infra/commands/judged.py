@@ -29,8 +29,8 @@ def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path 
     index_folder: of the index whose documents are judged: at least one judgment must be of its documents.
     Raises UsageError for one file without the other, CorpusError for files that are no queries or judgments.
     """
-    from search_env.corpora import check_qrels, load_qrels, load_queries
-    from search_env.index import load_documents
+    from search_env.catalogue.corpora import check_qrels, load_qrels, load_queries
+    from search_env.engine.index import load_documents
 
     if (queries is None) != (qrels is None):
         raise click.UsageError("--queries and --qrels belong together: give both, or neither")

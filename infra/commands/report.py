@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from infra.context import App
-from search_env.corpora import write_whole
+from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import rebuild_ledger
 from storage.report import read_report, to_json

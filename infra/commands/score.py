@@ -35,7 +35,7 @@ def score(app: App, run_files: tuple[Path, ...], index: str, queries: Path, out:
       searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance scores.run
     """
     from infra.relevance import score_rankings
-    from search_env.corpora import load_queries, read_run, write_run
+    from search_env.catalogue.corpora import load_queries, read_run, write_run
 
     asked = load_queries(queries)
     rankings = [read_run(file) for file in run_files]

@@ -12,7 +12,7 @@ from rich.table import Table
 from infra.commands.results import warn
 from infra.context import App
 from infra.progress import progress
-from search_env.corpora import Query, load_corpus, load_queries, write_run
+from search_env.catalogue.corpora import Query, load_corpus, load_queries, write_run
 from streams.inputs.files import names_a_file
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 
@@ -43,7 +43,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
       searchloop index catalogue.jsonl.gz --name shop
     """
     from infra.indexing import index_corpus
-    from search_env.index import check_name
+    from search_env.engine.index import check_name
 
     app.home.index(name)
     check_name(name)

@@ -73,7 +73,7 @@ def import_sessions(
     """
     from infra.traffic.importing import import_feedback
     from infra.traffic.sessions import SessionFile
-    from search_env.corpora import load_corpus
+    from search_env.catalogue.corpora import load_corpus
 
     known = {document.id for document in load_corpus(corpus, tell=warn)} if corpus else None
     sessions = SessionFile(file, application=application, known=known)

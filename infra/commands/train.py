@@ -58,7 +58,7 @@ def train(
     """
     from infra.recipes import recipe_path
     from infra.running.runs import train_run
-    from search_env.corpora import load_queries
+    from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
     # Before any service is started for it: what can be refused is refused at once.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from search_env.analysis import plain_words
-from search_env.corpora import Query, write_whole
-from search_env.intents import load_intents
+from search_env.catalogue.analysis import plain_words
+from search_env.catalogue.corpora import Query, write_whole
+from search_env.queries.intents import load_intents
 from streams.errors import SettingsError
 
 QUERIES_FILE = "answered.json"

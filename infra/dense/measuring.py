@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from infra.context import App
 from infra.dense.retrievers import dense_search, open_encoder
-from search_env.corpora import Qrels, Ranking
-from search_env.intents import load_intents
+from search_env.catalogue.corpora import Qrels, Ranking
+from search_env.queries.intents import load_intents
 
 CUTOFF = 10
 

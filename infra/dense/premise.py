@@ -18,8 +18,8 @@ from infra.dense.measuring import dev_reciprocal_rank
 from infra.dense.retrievers import adapt_to_texts, first_retriever, open_encoder
 from infra.dense.texts import document_texts, summarised_values, texts_without_policy
 from infra.progress import Report
-from search_env.index import load_manifest
-from search_env.resume_environment import ResumeEnvironment, embedded_text
+from search_env.engine.index import load_manifest
+from search_env.resume.environment import ResumeEnvironment, embedded_text
 from streams.events import Outcome, Product
 from streams.pointers import pointer
 

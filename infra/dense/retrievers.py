@@ -17,10 +17,10 @@ from learner.retriever_versions import (
     save_retriever,
     texts_sha256,
 )
-from search_env.corpora import Query, Ranking
-from search_env.dense import RememberedVectors, StaticEncoder
-from search_env.embeddings import model_directory
-from search_env.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
+from search_env.catalogue.corpora import Query, Ranking
+from search_env.engine.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
+from search_env.models.bi_encoder import RememberedVectors, StaticEncoder
+from search_env.models.embeddings import model_directory
 from streams.errors import SettingsError
 from streams.names import is_name
 

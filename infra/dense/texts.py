@@ -7,14 +7,14 @@ from pathlib import Path
 
 from infra.context import App
 from infra.dense.answered import Answered, answered_queries
-from search_env.corpora import Query
-from search_env.index import load_documents
-from search_env.intents import load_intents
-from search_env.product_values import ProductValues
-from search_env.products import asked_keys, description_of, lead, product_of, random_values
-from search_env.resume_environment import embedded_text
-from search_env.summaries import fit_values
-from search_env.wordpieces import wordpiece_count
+from search_env.catalogue.corpora import Query
+from search_env.engine.index import load_documents
+from search_env.models.wordpieces import wordpiece_count
+from search_env.queries.intents import load_intents
+from search_env.resume.environment import embedded_text
+from search_env.summaries.products import asked_keys, description_of, lead, product_of, random_values
+from search_env.summaries.reading import fit_values
+from search_env.summaries.values import ProductValues
 from streams.errors import SettingsError
 
 TEXTS = ("documents", "titles", "lead", "random", "key-prior")

@@ -10,14 +10,14 @@ from infra.context import App
 from infra.progress import Report
 from infra.relevance import open_relevance
 from learner.prompts import with_choices
-from search_env.catalogue import Catalogue
-from search_env.context import ContextBuilder, with_neighbours
-from search_env.embeddings import KeptEmbedder
-from search_env.index import IndexVersion, load_documents, load_manifest
-from search_env.neighbours import Neighbours
-from search_env.relevance import RelevanceModel
-from search_env.retrieval import Retriever
-from search_env.teachers import Lesson
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import IndexVersion, load_documents, load_manifest
+from search_env.engine.searching import Retriever
+from search_env.leser.context import ContextBuilder, with_neighbours
+from search_env.leser.neighbours import Neighbours
+from search_env.leser.teachers import Lesson
+from search_env.models.embeddings import KeptEmbedder
+from search_env.models.relevance import RelevanceModel
 from streams.events import Context
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from search_env.corpora import Query, write_whole
+from search_env.catalogue.corpora import Query, write_whole
 
 FOLDER = "expansions"
 

@@ -18,10 +18,10 @@ from infra.progress import Report
 from infra.run_settings import RunSettings, read_run_settings
 from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
-from search_env.corpora import Query
-from search_env.expansions import ParsedExpansions, choices_of, parse_expansions
-from search_env.index import load_manifest
-from search_env.teachers import Lesson, read_lessons
+from search_env.catalogue.corpora import Query
+from search_env.engine.index import load_manifest
+from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
+from search_env.leser.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
 from streams.events import Context, Generation, Request
 from streams.topics import version_name

@@ -21,12 +21,12 @@ from infra.tasks.task import NewRun, Prepared
 from learner.checkpoints import CURRENT
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
-from search_env.analysis import plain_words
-from search_env.attributes import raw_attributes
-from search_env.corpora import Qrels, Query, load_queries, write_whole
-from search_env.intents import load_intents
-from search_env.lessons import head_lessons
-from search_env.teachers import write_lessons
+from search_env.catalogue.analysis import plain_words
+from search_env.catalogue.attributes import raw_attributes
+from search_env.catalogue.corpora import Qrels, Query, load_queries, write_whole
+from search_env.leser.lessons import head_lessons
+from search_env.leser.teachers import write_lessons
+from search_env.queries.intents import load_intents
 from streams.errors import SettingsError
 from streams.events import Context, Request
 from streams.stopping import Stop

@@ -13,15 +13,15 @@ import msgspec
 
 from infra.context import App
 from infra.progress import Report
-from search_env.catalogue import Catalogue
-from search_env.corpora import Query, Ranking
-from search_env.crossencoder import CrossEncoderSettings, load_cross_encoder
-from search_env.embeddings import EmbeddingSettings
-from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
-from search_env.index import IndexingError, load_documents, load_manifest
-from search_env.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
-from search_env.reranking import rerank, shown_documents
-from search_env.retrieval import ExpandedQuery, RetrievalSettings, Retriever
+from search_env.catalogue.corpora import Query, Ranking
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import IndexingError, load_documents, load_manifest
+from search_env.engine.reranking import rerank, shown_documents
+from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Retriever
+from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
+from search_env.leser.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
+from search_env.models.crossencoder import CrossEncoderSettings, load_cross_encoder
+from search_env.models.embeddings import EmbeddingSettings
 
 Feedback = Literal["bo1", "rm3"]
 FEEDBACK: dict[str, Feedback] = {"bo1": "bo1", "rm3": "rm3"}

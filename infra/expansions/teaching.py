@@ -14,11 +14,11 @@ from learner.policy import Policy
 from learner.prompts import prompt_text, render_answer, with_choices
 from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
-from search_env.analysis import analyze
-from search_env.context import with_neighbours
-from search_env.corpora import Qrels, Query
-from search_env.lessons import PromptShape, catalogue_lessons, contexts_to_choose_from, copy_lessons
-from search_env.teachers import Lesson, Teacher, load_or_teach
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.leser.context import with_neighbours
+from search_env.leser.lessons import PromptShape, catalogue_lessons, contexts_to_choose_from, copy_lessons
+from search_env.leser.teachers import Lesson, Teacher, load_or_teach
 from streams.events import Context
 from streams.pointers import is_selection
 from streams.stopping import Stop

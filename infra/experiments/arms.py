@@ -22,7 +22,7 @@ from infra.layers import assignments_layer
 from infra.progress import Report
 from infra.run_settings import read_run_settings
 from infra.tasks.task import GIVEN, Judged, Task, load_task
-from search_env.corpora import write_whole
+from search_env.catalogue.corpora import write_whole
 from streams.errors import SettingsError
 
 PLAN_FILE = "plan.json"

@@ -21,7 +21,7 @@ from infra.turns.alternation import Alternation, alternate
 from infra.turns.partners import partner_of
 from learner.checkpoints import CheckpointError, load_current
 from learner.versions import find_version
-from search_env.corpora import Query
+from search_env.catalogue.corpora import Query
 
 Points = tuple[tuple[float, float], ...]
 

@@ -11,8 +11,8 @@ from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.tasks.task import TOP, Judged, Ranked, Task, load_task
-from search_env.corpora import Qrels
-from search_env.index import load_manifest
+from search_env.catalogue.corpora import Qrels
+from search_env.engine.index import load_manifest
 from storage.errors import EvaluationError
 from storage.evaluation.precision import pooled_recall_at_precision
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs

@@ -9,7 +9,7 @@ from infra.context import App
 from infra.progress import Report
 from infra.run_settings import RunSettings
 from infra.tasks.task import load_task
-from search_env.controls import Environment, ShuffledRewards
+from search_env.environments import Environment, ShuffledRewards
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from infra.tasks.task import NewRun, load_task
 from learner.checkpoints import CURRENT
 from learner.objectives import check_objective
 from learner.versions import find_version
-from search_env.corpora import Query
+from search_env.catalogue.corpora import Query
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 

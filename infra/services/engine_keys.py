@@ -10,8 +10,8 @@ from elasticsearch import ApiError
 
 from infra.services.errors import ServiceError
 from infra.services.security import SecurityFolder
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.rights import INDEX_PRIVILEGES, READ_PRIVILEGES
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.rights import INDEX_PRIVILEGES, READ_PRIVILEGES
 from streams.acls import OPERATOR
 
 KEYS: dict[str, dict[str, Any]] = {

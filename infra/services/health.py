@@ -11,8 +11,8 @@ from elasticsearch import ApiError
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, SaslAuthenticationFailedError
 
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.rights import explain_refusal
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.rights import explain_refusal
 from streams.clients import KafkaSettings, connection_options
 from streams.doors import explain_silence, refused_login
 from streams.errors import SettingsError

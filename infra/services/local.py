@@ -41,7 +41,7 @@ from infra.services.processes import (
 from infra.services.roles import secure_kafka, with_credentials
 from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings, ServiceSettings
-from search_env.engine import ElasticsearchSettings
+from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 from streams.whole_file import write_file

@@ -10,7 +10,7 @@ import msgspec
 
 from infra.secret_files import warn_if_open
 from infra.services.security import MECHANISM, SecurityFolder
-from search_env.engine import ElasticsearchSettings
+from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
 from streams.errors import SettingsError

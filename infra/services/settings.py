@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from search_env.engine import ElasticsearchSettings
+from search_env.engine.client import ElasticsearchSettings
 from streams.clients import KafkaSettings
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from infra.summaries.ranker import Writes
 from infra.summaries.world import SummaryWorld
-from search_env.attributes import query_keys
-from search_env.corpora import Qrels, Query
-from search_env.crossencoder import Reading
-from search_env.summaries import fit_text
-from search_env.wordpieces import wordpiece_count
+from search_env.catalogue.attributes import query_keys
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.models.crossencoder import Reading
+from search_env.models.wordpieces import wordpiece_count
+from search_env.summaries.reading import fit_text
 
 DESCRIBED = "description"
 Says = Callable[[SummaryWorld, Query, str], str]

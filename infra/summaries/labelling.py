@@ -14,9 +14,9 @@ import numpy as np
 
 from infra.settings import Settings
 from infra.summaries.world import SummaryWorld
-from search_env.corpora import write_whole
-from search_env.summary_environment import LabelledQuery
-from search_env.title_queries import TitleQueries
+from search_env.catalogue.corpora import write_whole
+from search_env.queries.title_queries import TitleQueries
+from search_env.relsum.environment import LabelledQuery
 from streams.errors import SettingsError
 
 PAIRS_FILE = "labelled-pairs.jsonl"

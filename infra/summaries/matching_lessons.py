@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search_env.analysis import surface_tokens
-from search_env.attributes import document_brand
-from search_env.crossencoder import product_text
-from search_env.crossencoder_training import LabelledPair
-from search_env.judged_lists import ListSettings
-from search_env.product_values import ProductValues
-from search_env.summaries import SEPARATOR
-from search_env.title_queries import TitleQueries
+from search_env.catalogue.analysis import surface_tokens
+from search_env.catalogue.attributes import document_brand
+from search_env.models.crossencoder import product_text
+from search_env.models.crossencoder_training import LabelledPair
+from search_env.queries.judged_lists import ListSettings
+from search_env.queries.title_queries import TitleQueries
+from search_env.summaries.reading import SEPARATOR
+from search_env.summaries.values import ProductValues
 from streams.events import Product
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from infra.summaries.arms import ARMS, DESCRIBED, written_by
 from infra.summaries.world import SummaryWorld
-from search_env.crossencoder import Calibration
-from search_env.crossencoder_training import area_under_curve
-from search_env.rewards.relsum import Kind, RelsumSettings, Scored, relsum_reward
+from search_env.models.crossencoder import Calibration
+from search_env.models.crossencoder_training import area_under_curve
+from search_env.relsum.reward import Kind, RelsumSettings, Scored, relsum_reward
 from storage.evaluation.measures import measure_run
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,7 +13,7 @@ from infra.run_settings import RunSettings
 from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import policy_summaries
 from learner.versions import find_version
-from search_env.index import IndexVersion, Summaries, build_index, claim_name
+from search_env.engine.index import IndexVersion, Summaries, build_index, claim_name
 from streams.topics import version_name
 
 

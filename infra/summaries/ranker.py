@@ -16,10 +16,10 @@ import numpy as np
 
 from infra.summaries.matching_lessons import MatchingLessons
 from infra.summaries.shelf import SummaryShelf
-from search_env.attributes import query_keys
-from search_env.corpora import Query, write_whole
-from search_env.crossencoder import CrossEncoder, save_cross_encoder
-from search_env.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
+from search_env.catalogue.attributes import query_keys
+from search_env.catalogue.corpora import Query, write_whole
+from search_env.models.crossencoder import CrossEncoder, save_cross_encoder
+from search_env.models.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
 
 T = TypeVar("T")
 NEGATIVES = 4  # Of a query's list.

@@ -13,15 +13,15 @@ import msgspec
 
 from infra.context import App
 from infra.progress import Report
-from search_env.corpora import Qrels, Query
-from search_env.crossencoder import product_text
-from search_env.demand import load_or_make_demand
-from search_env.index import load_documents
-from search_env.judged_lists import JudgedLists, load_lists, make_lists, write_lists
-from search_env.product_values import ProductValues
-from search_env.products import asked_keys
-from search_env.summaries import fit_values
-from search_env.wordpieces import wordpiece_count
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.catalogue.demand import load_or_make_demand
+from search_env.engine.index import load_documents
+from search_env.models.crossencoder import product_text
+from search_env.models.wordpieces import wordpiece_count
+from search_env.queries.judged_lists import JudgedLists, load_lists, make_lists, write_lists
+from search_env.summaries.products import asked_keys
+from search_env.summaries.reading import fit_values
+from search_env.summaries.values import ProductValues
 from streams.events import Product
 
 

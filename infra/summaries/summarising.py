@@ -14,9 +14,9 @@ from infra.progress import Report
 from infra.run_settings import RunSettings
 from learner.generation import Encode
 from learner.versions import LoadedVersion, find_version
-from search_env.corpora import write_whole
-from search_env.summaries import ParsedSummary, SummarySettings, read_summary
-from search_env.wordpieces import wordpiece_count
+from search_env.catalogue.corpora import write_whole
+from search_env.models.wordpieces import wordpiece_count
+from search_env.summaries.reading import ParsedSummary, SummarySettings, read_summary
 from streams.errors import SettingsError
 from streams.events import Generation, Product, Request
 from streams.topics import version_name
@@ -26,7 +26,7 @@ class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a policy version wrote about a document, as it is indexed.
 
     summary: "" where it wrote nothing that can be read (`valid` is false then): the title stands alone.
-    tokens, repeats: as in `search_env.summaries.ParsedSummary`.
+    tokens, repeats: as in `search_env.summaries.reading.ParsedSummary`.
     """
 
     document_id: str

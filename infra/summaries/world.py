@@ -9,7 +9,7 @@ import msgspec
 
 from infra.summaries.ranker import train_ranker
 from infra.summaries.shelf import SummaryShelf
-from search_env.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
+from search_env.models.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
 
 
 class SummaryWorld(SummaryShelf):

@@ -16,11 +16,11 @@ from infra.tasks.held_out import held_out_intents, ranked
 from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
 from learner.generation import Encode
 from learner.prompts import encode_request
-from search_env.catalogue import Catalogue
-from search_env.controls import Environment
-from search_env.environment import SearchEnvironment
-from search_env.index import load_documents
-from search_env.retrieval import Retriever
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import load_documents
+from search_env.engine.searching import Retriever
+from search_env.environments import Environment
+from search_env.leser.environment import LeserEnvironment
 
 
 class Expansion:
@@ -45,7 +45,7 @@ class Expansion:
         client = app.engine()
         retriever = Retriever(client, run.index_version, run.settings.retrieval)
         try:
-            yield SearchEnvironment(retriever, relevance, run.settings.environment)
+            yield LeserEnvironment(retriever, relevance, run.settings.environment)
         finally:
             retriever.close()
             client.close()

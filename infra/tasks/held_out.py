@@ -8,8 +8,8 @@ import msgspec
 
 from infra.context import App
 from infra.tasks.task import GIVEN, Judged, Ranked
-from search_env.corpora import Qrels, Query, Ranking
-from search_env.intents import load_intents
+from search_env.catalogue.corpora import Qrels, Query, Ranking
+from search_env.queries.intents import load_intents
 from streams.errors import SettingsError
 
 SPLITS = {"test_pair": "held-out value pairs", "test_value": "held-out values"}

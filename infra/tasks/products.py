@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from infra.context import App
 from infra.tasks.task import NewRun, Prepared
-from search_env.index import load_manifest
+from search_env.engine.index import load_manifest
 from streams.events import Product, Request
 
 

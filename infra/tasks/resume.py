@@ -28,9 +28,9 @@ from learner.generation import Encode
 from learner.learning import write_first_checkpoint
 from learner.policy import with_lora
 from learner.product_prompts import encode_product_request
-from search_env.controls import Environment
-from search_env.products import description_of
-from search_env.resume_environment import ResumeEnvironment
+from search_env.environments import Environment
+from search_env.resume.environment import ResumeEnvironment
+from search_env.summaries.products import description_of
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
 from streams.events import Generation

@@ -40,12 +40,12 @@ from learner.product_prompts import (
 )
 from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
-from search_env.controls import Environment
-from search_env.corpora import Query
-from search_env.summaries import fit_values
-from search_env.summary_environment import SummaryEnvironment
-from search_env.summary_lessons import draw_values
-from search_env.wordpieces import wordpiece_count
+from search_env.catalogue.corpora import Query
+from search_env.environments import Environment
+from search_env.models.wordpieces import wordpiece_count
+from search_env.relsum.environment import RelsumEnvironment
+from search_env.relsum.lessons import draw_values
+from search_env.summaries.reading import fit_values
 from streams.errors import SettingsError
 from streams.events import Product
 from streams.pointers import is_selection
@@ -101,7 +101,7 @@ class Summary:
         """Give what scores this run's groups; nothing has to be closed."""
         world = SummaryWorld(app, run.index, report)
         labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
-        yield SummaryEnvironment(
+        yield RelsumEnvironment(
             world.cross_encoder,
             usable(labelled, run.settings),
             run.settings.summary_environment,

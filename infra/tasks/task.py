@@ -17,8 +17,8 @@ import msgspec
 
 from infra.progress import Report
 from learner.generation import Encode
-from search_env.controls import Environment
-from search_env.corpora import Qrels, Query
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.environments import Environment
 from streams.errors import SettingsError
 from streams.events import Request
 

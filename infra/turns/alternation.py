@@ -25,7 +25,7 @@ from infra.running.runs import check_trainable, train_run
 from infra.settings import Settings
 from infra.tasks.task import NewRun
 from learner.checkpoints import copy_checkpoint, load_current
-from search_env.corpora import Query, write_whole
+from search_env.catalogue.corpora import Query, write_whole
 from streams.errors import SettingsError
 from streams.topics import version_name
 

@@ -18,8 +18,8 @@ from infra.summaries.shelf import cross_encoders_of
 from infra.summaries.world import SummaryWorld
 from infra.tasks.summary import left_out, policy_summaries
 from infra.tasks.task import NewRun
-from search_env.corpora import Query
-from search_env.crossencoder import current_version
+from search_env.catalogue.corpora import Query
+from search_env.models.crossencoder import current_version
 from storage.evaluation.measures import measure_run
 from streams.errors import SettingsError
 

@@ -16,9 +16,9 @@ from infra.tasks.resume import Resume, open_resume_environment, policy_texts
 from infra.tasks.task import NewRun
 from learner.checkpoints import load_current
 from learner.versions import LoadedVersion
-from search_env.corpora import Query
-from search_env.resume_environment import measured_deltas
-from search_env.rewards.resume import spread_scale
+from search_env.catalogue.corpora import Query
+from search_env.resume.environment import measured_deltas
+from search_env.resume.reward import spread_scale
 from streams.codec import content_sha256, encode
 
 

@@ -40,8 +40,8 @@ from infra.indexing import index_corpus
 from infra.progress import progress
 from infra.recipes import recipe_path
 from infra.running.runs import train_run
-from search_env.corpora import Document, load_corpus
-from search_env.demo_catalogue import demo_catalogue
+from search_env.catalogue.corpora import Document, load_corpus
+from search_env.catalogue.generated import demo_catalogue
 from tests.part_times import PARTS
 
 PART_TIMES = Path(__file__).resolve().parents[1] / "part_times.py"

@@ -31,7 +31,7 @@ from infra.settings import Settings
 from learner.policy import load_policy, save_policy, unpack_smollm2, with_lora
 from learner.sampling import Sampler, TransformersSampler
 from learner.serving import ServedVersion
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from streams.events import PolicyRef
 
 RECIPE = "leser-smollm2"

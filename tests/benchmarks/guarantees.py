@@ -46,8 +46,8 @@ from infra.run_settings import RunSettings, write_run_settings
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
 from infra.tasks.task import NewRun, Prepared
-from search_env.corpora import load_corpus
-from search_env.demo_catalogue import demo_catalogue
+from search_env.catalogue.corpora import load_corpus
+from search_env.catalogue.generated import demo_catalogue
 
 UNGUARDED = Path(__file__).resolve().parents[1] / "unguarded.py"
 GOAL = 0.03

@@ -32,7 +32,7 @@ from infra.settings import Settings
 from learner.policy import Policy, build_tiny
 from learner.sampling import TransformersSampler
 from learner.selecting import banned_pointers
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from streams.events import PolicyRef, Sampling
 
 

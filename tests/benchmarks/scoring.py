@@ -2,7 +2,7 @@
 
 The raw side posts the same bodies, in batches of the same size and with the same filter on the answer, over plain HTTP
 connections, as many at once as the environment keeps in flight, and decodes the JSON, no more. The environment side is
-`SearchEnvironment.score_many` on fresh groups: parsing, searches, features and trees, rewards, events. Runs alternate,
+`LeserEnvironment.score_many` on fresh groups: parsing, searches, features and trees, rewards, events. Runs alternate,
 and so does which side goes first, so that a busy machine and a warm engine serve both alike. Queries are attribute
 intents of the generated demo catalogue, or of a corpus given; expansions are words of the catalogue.
 
@@ -35,16 +35,16 @@ import numpy as np
 
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
-from search_env.catalogue import Catalogue
-from search_env.corpora import load_corpus
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.environment import EnvironmentSettings, SearchEnvironment
-from search_env.index import build_index
-from search_env.intents import IntentSettings, make_intents
-from search_env.relevance import GbdtRelevance
-from search_env.retrieval import ANSWER_FILTER, RetrievalSettings, Retriever, expanded_query, search_body
-from search_env.training import GbdtSettings, train_gbdt
+from search_env.catalogue.corpora import load_corpus
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import build_index
+from search_env.engine.searching import ANSWER_FILTER, RetrievalSettings, Retriever, expanded_query, search_body
+from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
+from search_env.models.relevance import GbdtRelevance
+from search_env.models.relevance_training import GbdtSettings, train_gbdt
+from search_env.queries.intents import IntentSettings, make_intents
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Sampling
 
 GOAL = 0.8
@@ -62,7 +62,7 @@ def main() -> None:
 
     documents = list(load_corpus(options.corpus) if options.corpus else demo_catalogue(DemoSettings()))
     catalogue = Catalogue(documents)
-    settings = EnvironmentSettings()
+    settings = LeserEnvironmentSettings()
     depth = max(settings.reward.relevance_depth, settings.reward.size_depth)
     intents = make_intents(documents, IntentSettings(queries=4_000))
     booster, manifest = train_gbdt(
@@ -91,12 +91,12 @@ def main() -> None:
                 ]
                 # A model that has seen none of these queries, so that its own memory does not help it.
                 relevance = GbdtRelevance(catalogue, booster, manifest)
-                environment = SearchEnvironment(retriever, relevance, settings)
+                environment = LeserEnvironment(retriever, relevance, settings)
 
                 def raw(bodies: list[dict[str, object]] = bodies) -> None:
                     raw_searches(url, version.name, bodies, retriever.settings)
 
-                def scored(environment: SearchEnvironment = environment, inputs: list[Input] = inputs) -> None:
+                def scored(environment: LeserEnvironment = environment, inputs: list[Input] = inputs) -> None:
                     rewards = environment.score_many(inputs)
                     if any(outcome.status != "scored" for reward in rewards for outcome in reward.outcomes):
                         raise SystemExit("scoring: expected every candidate scored; look at the engine's log")

@@ -27,7 +27,7 @@ from infra.tasks.task import NewRun, Prepared
 from infra.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
-from search_env.demo_catalogue import demo_catalogue
+from search_env.catalogue.generated import demo_catalogue
 from storage.archive import ArchiveSettings
 from storage.sink import SinkSettings
 from tests.faults.results import Row

@@ -35,8 +35,8 @@ from learner.checkpoints import (
     read_manifest,
     save_checkpoint,
 )
-from search_env.corpora import CorpusError, load_corpus, load_qrels, load_queries, read_run
-from search_env.expansions import ParsedExpansions, parse_expansions
+from search_env.catalogue.corpora import CorpusError, load_corpus, load_qrels, load_queries, read_run
+from search_env.leser.expansions import ParsedExpansions, parse_expansions
 from storage.archive import find_segments, read_segment
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch

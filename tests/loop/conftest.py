@@ -22,10 +22,10 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings
 from learner.warmup import WarmupSettings
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.intents import IntentSettings
-from search_env.lessons import LessonSettings
-from search_env.training import GbdtSettings
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.leser.lessons import LessonSettings
+from search_env.models.relevance_training import GbdtSettings
+from search_env.queries.intents import IntentSettings
 
 SMALL = Settings(
     demo=DemoSettings(products=500),

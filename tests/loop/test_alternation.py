@@ -30,7 +30,7 @@ from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
 from learner.versions import LoadedVersion
-from search_env.corpora import Document, Query, read_run, write_queries
+from search_env.catalogue.corpora import Document, Query, read_run, write_queries
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
 from streams.events import Request

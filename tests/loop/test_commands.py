@@ -25,7 +25,7 @@ from infra.tasks.task import Prepared
 from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import build_tiny
-from search_env.corpora import read_run
+from search_env.catalogue.corpora import read_run
 from streams.events import Generation, PolicyRef, Request
 from tests.commands import command, environment, interrupt, start
 from tests.loop.conftest import SMALL, quiet

@@ -29,14 +29,14 @@ from infra.turns.ranker import RankerPartner
 from infra.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings
-from search_env.corpora import rank_by_score
-from search_env.crossencoder import CrossEncoderSettings, Reading, current_version, load_cross_encoder
-from search_env.demand import DemandSettings
-from search_env.index import IndexingError, build_index, load_manifest
-from search_env.judged_lists import ListSettings
-from search_env.rewards.relsum import RelsumSettings
-from search_env.summaries import SummarySettings
-from search_env.summary_environment import SummaryEnvironmentSettings
+from search_env.catalogue.corpora import rank_by_score
+from search_env.catalogue.demand import DemandSettings
+from search_env.engine.index import IndexingError, build_index, load_manifest
+from search_env.models.crossencoder import CrossEncoderSettings, Reading, current_version, load_cross_encoder
+from search_env.queries.judged_lists import ListSettings
+from search_env.relsum.environment import RelsumEnvironmentSettings
+from search_env.relsum.reward import RelsumSettings
+from search_env.summaries.reading import SummarySettings
 from storage.evaluation.tables import EvaluationSettings
 from storage.ledger import LEDGER
 from streams.errors import SettingsError
@@ -52,7 +52,7 @@ def summary_settings() -> Settings:
         demand=DemandSettings(key_documents_min=5),
         lists=ListSettings(values_min=1, train=60, dev=30, test=30, candidates=8),
         cross_encoder=CrossEncoderSettings(layers=1, tokens_max=32, described_tokens_max=48, lessons=320),
-        summary_environment=SummaryEnvironmentSettings(
+        summary_environment=RelsumEnvironmentSettings(
             reward=RelsumSettings(kind="list_likelihood", queries_max=2),
             summary=SummarySettings(tokens_max=4),
             filter_delta=0.0,

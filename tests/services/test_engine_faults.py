@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 from kafka import TopicPartition
 
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.environment import EnvironmentSettings, SearchEnvironment
-from search_env.index import build_index
-from search_env.retrieval import RetrievalSettings, Retriever
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import build_index
+from search_env.engine.searching import RetrievalSettings, Retriever
+from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.workers import run_environment
 from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics
 from streams.codec import decode
@@ -44,11 +44,11 @@ def group(number: int) -> Generation:
 
 
 @contextmanager
-def environment(url: str, index: str) -> Iterator[SearchEnvironment]:
+def environment(url: str, index: str) -> Iterator[LeserEnvironment]:
     settings = ElasticsearchSettings(url=url, retries_max=1, backoff_first_seconds=0.01, timeout_seconds=5.0)
     client = connect(settings)
     retriever = Retriever(client, index, QUICK)
-    yield SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings())
+    yield LeserEnvironment(retriever, TeacupsAreMugs(), LeserEnvironmentSettings())
     retriever.close()
     client.close()
 

@@ -8,15 +8,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from search_env.catalogue import Catalogue
-from search_env.context import ContextBuilder, ContextSettings
-from search_env.corpora import Document
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.environment import EnvironmentSettings, SearchEnvironment
-from search_env.index import build_index
-from search_env.relevance import Floats, Pairs
-from search_env.retrieval import EngineUnavailable, RetrievalSettings, Retriever
-from search_env.rewards.leser import LeserSettings, Measured, leser_reward
+from search_env.catalogue.corpora import Document
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import build_index
+from search_env.engine.searching import EngineUnavailable, RetrievalSettings, Retriever
+from search_env.leser.context import ContextBuilder, ContextSettings
+from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
+from search_env.leser.reward import LeserSettings, Measured, leser_reward
+from search_env.models.relevance import Floats, Pairs
 from streams.codec import content_sha256, encode
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Reward, Sampling
 from tests.engine_fakes import fake_engine, hits, responses
@@ -105,11 +105,13 @@ def retriever(local_services: object) -> Iterator[Retriever]:
 
 
 @pytest.fixture
-def environment(retriever: Retriever) -> SearchEnvironment:
-    return SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings(reward=LeserSettings(relevance_depth=10)))
+def environment(retriever: Retriever) -> LeserEnvironment:
+    return LeserEnvironment(
+        retriever, TeacupsAreMugs(), LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=10))
+    )
 
 
-def test_a_good_expansion_earns_more_than_none_and_none_more_than_rubbish(environment: SearchEnvironment) -> None:
+def test_a_good_expansion_earns_more_than_none_and_none_more_than_rubbish(environment: LeserEnvironment) -> None:
     group = generation("red mug", answer("teacup"), answer(), answer("lamp", "chair"), "no list at all")
     (reward,) = environment.score_many(inputs(group))
     good, none, bad, invalid = reward.outcomes
@@ -134,7 +136,7 @@ ENDLESS = "<answer>[" + '"mug", ' * 5_000
     ids=["empty", "endless", "broken off", "control characters", "escaped control characters"],
 )
 def test_what_is_no_answer_is_worth_nothing_and_says_why(
-    environment: SearchEnvironment, text: str, complaint: str
+    environment: LeserEnvironment, text: str, complaint: str
 ) -> None:
     (reward,) = environment.score_many(inputs(generation("red mug", text, answer("teacup"))))
     bad, good = reward.outcomes
@@ -145,7 +147,7 @@ def test_what_is_no_answer_is_worth_nothing_and_says_why(
 
 @pytest.mark.parametrize("text", [answer("кружка", "マグ", "tazón"), answer("red mug"), answer("red", "mug")])
 def test_another_language_or_the_query_itself_earns_what_saying_nothing_earns(
-    environment: SearchEnvironment, text: str
+    environment: LeserEnvironment, text: str
 ) -> None:
     (reward,) = environment.score_many(inputs(generation("red mug", text, answer())))
     said, nothing = reward.outcomes
@@ -155,10 +157,10 @@ def test_another_language_or_the_query_itself_earns_what_saying_nothing_earns(
 
 
 def test_every_reward_can_be_worked_out_again_from_its_event(
-    environment: SearchEnvironment, retriever: Retriever
+    environment: LeserEnvironment, retriever: Retriever
 ) -> None:
-    settings = EnvironmentSettings(reward=LeserSettings(relevance_depth=10, size_depth=15), hits_logged=15)
-    small = SearchEnvironment(retriever, TeacupsAreMugs(), settings)
+    settings = LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=10, size_depth=15), hits_logged=15)
+    small = LeserEnvironment(retriever, TeacupsAreMugs(), settings)
     (reward,) = small.score_many(inputs(generation("red mug", answer("teacup", "kitchen"), answer("steel"))))
     relevance = TeacupsAreMugs()
     raw = [hit.document_id for hit in reward.raw_hits]
@@ -179,7 +181,7 @@ def test_every_reward_can_be_worked_out_again_from_its_event(
         assert outcome.components == pytest.approx(components)
 
 
-def test_the_event_carries_what_an_audit_asks_for(environment: SearchEnvironment, retriever: Retriever) -> None:
+def test_the_event_carries_what_an_audit_asks_for(environment: LeserEnvironment, retriever: Retriever) -> None:
     group = generation("red mug", answer("teacup"))
     ((_, source, digest),) = inputs(group)
     reward = environment.score(group, source, digest)
@@ -192,7 +194,9 @@ def test_the_event_carries_what_an_audit_asks_for(environment: SearchEnvironment
     assert second == {"query": "{expansion 2}", "boost": 0.707107}
     assert whole == {"query": "{query}", "operator": "and", "boost": 20.0}
     assert encode(reward) == encode(environment.score(group, source, digest))
-    other = SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings(reward=LeserSettings(size_weight=0.5)))
+    other = LeserEnvironment(
+        retriever, TeacupsAreMugs(), LeserEnvironmentSettings(reward=LeserSettings(size_weight=0.5))
+    )
     assert other.reward_sha256 != environment.reward_sha256
 
 
@@ -202,25 +206,25 @@ def test_many_groups_at_once_get_what_each_gets_alone(retriever: Retriever) -> N
         for number, (colour, kind) in enumerate((c, k) for c in COLOURS for k in [*KINDS, "mug"])
     ]
     few = Retriever(retriever.client, retriever.index, RetrievalSettings(batch_searches=7, in_flight=3))
-    together = SearchEnvironment(few, TeacupsAreMugs(), EnvironmentSettings(raw_queries_kept=2)).score_many(
+    together = LeserEnvironment(few, TeacupsAreMugs(), LeserEnvironmentSettings(raw_queries_kept=2)).score_many(
         inputs(*groups)
     )
     few.close()
 
     def alone(entry: tuple[Generation, Position, str]) -> Reward:
-        return SearchEnvironment(retriever, TeacupsAreMugs(), EnvironmentSettings()).score(*entry)
+        return LeserEnvironment(retriever, TeacupsAreMugs(), LeserEnvironmentSettings()).score(*entry)
 
     assert together == [alone(entry) for entry in inputs(*groups)]
 
 
-def test_no_groups_give_no_rewards(environment: SearchEnvironment) -> None:
+def test_no_groups_give_no_rewards(environment: LeserEnvironment) -> None:
     assert environment.score_many([]) == []
 
 
 def test_only_the_documents_that_count_are_scored(retriever: Retriever) -> None:
     relevance = TeacupsAreMugs()
-    settings = EnvironmentSettings(reward=LeserSettings(relevance_depth=5))
-    SearchEnvironment(retriever, relevance, settings).score_many(
+    settings = LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=5))
+    LeserEnvironment(retriever, relevance, settings).score_many(
         inputs(generation("red mug", answer("teacup"), answer()))
     )
     ((pair,),) = relevance.asked
@@ -239,8 +243,8 @@ def test_one_failed_search_fails_its_candidate_and_not_its_neighbours() -> None:
 
     with fake_engine(script) as engine:
         client = connect(ElasticsearchSettings(url=engine.url))
-        broken = SearchEnvironment(
-            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), EnvironmentSettings()
+        broken = LeserEnvironment(
+            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
         )
         group = generation("red mug", answer("teacup"), answer("cup"), "rubbish")
         (reward,) = broken.score_many(inputs(group))
@@ -261,7 +265,9 @@ def test_one_failed_search_fails_its_candidate_and_not_its_neighbours() -> None:
 def test_an_engine_that_is_down_decides_nothing_and_giving_up_is_failed() -> None:
     with fake_engine(lambda number, bodies: (503, b"{}")) as engine:
         client = connect(ElasticsearchSettings(url=engine.url, retries_max=0))
-        down = SearchEnvironment(Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), EnvironmentSettings())
+        down = LeserEnvironment(
+            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
+        )
         groups = inputs(generation("red mug", answer("teacup"), "rubbish"))
         with pytest.raises(EngineUnavailable):
             down.score_many(groups)

@@ -22,8 +22,8 @@ from infra.running.new_log import UNFINISHED
 from infra.services.local import Endpoints
 from infra.settings import Settings
 from infra.traffic.importing import import_feedback
-from search_env.corpora import read_run
-from search_env.engine import ElasticsearchSettings
+from search_env.catalogue.corpora import read_run
+from search_env.engine.client import ElasticsearchSettings
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
 from storage.errors import StorageError
 from storage.ledger import LEDGER

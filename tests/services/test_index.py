@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from elasticsearch import Elasticsearch
 
-from search_env.analysis import analyze
-from search_env.catalogue import Catalogue
-from search_env.corpora import CorpusError, Document
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
-from search_env.index import (
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import CorpusError, Document
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import (
     IndexingError,
     Summaries,
     build_index,
@@ -23,8 +22,9 @@ from search_env.index import (
     load_documents,
     load_manifest,
 )
-from search_env.reranking import Shown, shown_documents
-from search_env.retrieval import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
+from search_env.engine.reranking import Shown, shown_documents
+from search_env.engine.searching import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
+from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 
 WORD_LIST = """
     running runs ran shoes shoe wireless mouse batteries battery universe universal generous general hopping hoped

@@ -19,11 +19,11 @@ from infra.context import App
 from infra.home import Home
 from infra.services.local import Endpoints
 from infra.settings import Settings
-from search_env import index_changes
-from search_env.corpora import Document
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.index import MAPPING, SIMILARITY, IndexingError, adopt_versions, build_index, claim_name
-from search_env.ownership import Place, claim
+from search_env.catalogue.corpora import Document
+from search_env.engine import index_changes
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import MAPPING, SIMILARITY, IndexingError, adopt_versions, build_index, claim_name
+from search_env.engine.ownership import Place, claim
 from streams.errors import SettingsError
 from tests.commands import command, environment
 
@@ -317,7 +317,7 @@ def test_an_older_version_that_was_replaced_meanwhile_is_not_deleted(
         client.indices.delete(index=first)
         user_index(client, first)
 
-    monkeypatch.setattr("search_env.index.switch_alias", then_somebody_comes)
+    monkeypatch.setattr("search_env.engine.index.switch_alias", then_somebody_comes)
     build_index(client, name, DOCUMENTS, installation=MINE)
     assert client.get(index=first, id="mine")["found"]
     assert "replaced by one that is not ours" in caplog.text

@@ -30,7 +30,7 @@ from infra.services.local import Endpoints, LocalServices
 from infra.services.processes import service_account, tagged_processes
 from infra.services.settings import LocalSettings, ServiceSettings
 from infra.settings import Settings
-from search_env.engine import ElasticsearchSettings
+from search_env.engine.client import ElasticsearchSettings
 from streams.clients import KafkaSettings
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
-from search_env.controls import Inputs
+from search_env.environments import Inputs
 from search_env.workers import run_environment
 from streams.clients import (
     KafkaSettings,

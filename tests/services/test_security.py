@@ -32,10 +32,10 @@ from infra.services.errors import ServiceError
 from infra.services.local import Endpoints
 from infra.services.security import SecurityFolder, write_private
 from infra.settings import TrainSettings
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.intents import IntentSettings
-from search_env.rights import RightsError
-from search_env.training import GbdtSettings
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.engine.rights import RightsError
+from search_env.models.relevance_training import GbdtSettings
+from search_env.queries.intents import IntentSettings
 from streams.acls import ROLES, WORKERS, allowed
 from streams.clients import (
     KafkaSettings,

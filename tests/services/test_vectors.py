@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from elasticsearch import Elasticsearch
 
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.index import IndexingError
-from search_env.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.index import IndexingError
+from search_env.engine.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from infra.turns.partners import partner_of
 from infra.turns.retriever import RetrieverPartner
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
-from search_env.corpora import Ranking
+from search_env.catalogue.corpora import Ranking
 from streams.errors import SettingsError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search_env.attributes import (
+from search_env.catalogue.attributes import (
     Unread,
     document_attributes,
     document_brand,
@@ -15,7 +15,7 @@ from search_env.attributes import (
     unread_attributes,
     value_phrase,
 )
-from search_env.corpora import Document, Query
+from search_env.catalogue.corpora import Document, Query
 
 
 def product(**metadata: object) -> Document:

@@ -24,7 +24,7 @@ from infra.settings import Settings
 from learner.checkpoints import Manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import TinySettings, build_tiny
-from search_env.index import IndexVersion
+from search_env.engine.index import IndexVersion
 from streams.events import PolicyRef
 
 GOOD_LINE = '{"_id":"d1","title":"red mug","text":"mug","metadata":{}}\n'

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.corpora import (
+from search_env.catalogue.corpora import (
     CorpusError,
     Document,
     Query,

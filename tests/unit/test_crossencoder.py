@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from search_env.crossencoder import (
+from search_env.models.crossencoder import (
     CrossEncoderError,
     CrossEncoderSettings,
     Reading,
@@ -20,7 +20,7 @@ from search_env.crossencoder import (
     save_cross_encoder,
     sigmoid,
 )
-from search_env.crossencoder_training import (
+from search_env.models.crossencoder_training import (
     LabelledPair,
     area_under_curve,
     calibrate,

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from infra.expansions.cache import Expanded, ExpansionCache, head_queries
-from search_env.corpora import Query
+from search_env.catalogue.corpora import Query
 
 MUG = Expanded(
     query_id="1", query="steel mug", expansions=("camping", "cup"), valid=True, text="<v2><v1>", policy="1-a-000002"

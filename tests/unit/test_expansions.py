@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.expansions import ExpansionSettings, ParsedExpansions, Rejected, parse_expansions
+from search_env.environments import Rejected
+from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, parse_expansions
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from infra.settings import Settings
 from infra.tasks.task import GIVEN, Judged, Ranked, load_task
 from infra.turns.alternation import Alternation, Turn
 from learner.checkpoints import Manifest, save_checkpoint
-from search_env.corpora import Query, write_whole
-from search_env.index import IndexVersion
+from search_env.catalogue.corpora import Query, write_whole
+from search_env.engine.index import IndexVersion
 from streams.errors import SettingsError
 from streams.events import PolicyRef
 

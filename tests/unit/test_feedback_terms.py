@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_env.analysis import analyze
-from search_env.catalogue import Catalogue
-from search_env.corpora import Document
-from search_env.feedback_terms import FeedbackTerms, bo1_weights, feedback_counts, feedback_query
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import Document
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights, feedback_counts, feedback_query
 
 DOCUMENTS = [
     Document(id="a", title="toner", text="releases toner"),  # 3 terms

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from search_env.analysis import analyze
-from search_env.attributes import document_attributes
-from search_env.corpora import CorpusError, Document
-from search_env.intents import (
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.attributes import document_attributes
+from search_env.catalogue.corpora import CorpusError, Document
+from search_env.queries.intents import (
     SPLITS,
     IntentSet,
     IntentSettings,

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from search_env.attributes import document_attributes, document_brand
-from search_env.corpora import CorpusError, Document, Query
-from search_env.demand import DemandSettings, load_or_make_demand, make_demand
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.judged_lists import JudgedLists, ListSettings, lacks, load_lists, make_lists, write_lists
-from search_env.product_values import ProductValues, ValuesOrder
-from search_env.products import asked_keys
+from search_env.catalogue.attributes import document_attributes, document_brand
+from search_env.catalogue.corpora import CorpusError, Document, Query
+from search_env.catalogue.demand import DemandSettings, load_or_make_demand, make_demand
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.queries.judged_lists import JudgedLists, ListSettings, lacks, load_lists, make_lists, write_lists
+from search_env.summaries.products import asked_keys
+from search_env.summaries.values import ProductValues, ValuesOrder
 
 DEMAND = DemandSettings(key_documents_min=5)
 LISTS = ListSettings(values_min=1, train=60, dev=20, test=30, candidates=8)

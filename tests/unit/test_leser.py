@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.rewards.leser import LeserSettings, Measured, invalid_reward, leser_reward
+from search_env.leser.reward import LeserSettings, Measured, invalid_reward, leser_reward
 
 PAPER = LeserSettings(relevance_depth=4, rank_discount=False, relevance_floor=0.1, format_bonus=0.0)
 

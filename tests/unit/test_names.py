@@ -16,7 +16,7 @@ from infra.experiments.rankings import row_file, set_folder
 from infra.recipes import recipe_path
 from learner.adapters import adapter_name
 from learner.checkpoints import MANIFEST, MANIFEST_SHA256, CheckpointError, Manifest, load_current, read_manifest
-from search_env.crossencoder import (
+from search_env.models.crossencoder import (
     CURRENT_FILE,
     CrossEncoderError,
     CrossEncoderSettings,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from learner.prompts import PromptSettings, plain_text, render_answer, render_prompt, with_choices
 from learner.tokenizer import CLOSE, EMPTY, OPEN, SEPARATOR, TAGS, build_tokenizer
-from search_env.expansions import ParsedExpansions, parse_expansions
+from search_env.leser.expansions import ParsedExpansions, parse_expansions
 from streams.events import Context
 
 TEXTS = ["red patch cable", "blue toner cartridge 2 pcs", "yellow fiber optic cable"] * 3

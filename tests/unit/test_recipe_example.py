@@ -17,8 +17,8 @@ from learner.objectives import ObjectiveSettings
 from learner.policy import TinySettings, build_tiny
 from learner.product_prompts import ProductPromptSettings, encode_product_request
 from learner.updates import UpdateSettings
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.summaries import ParsedSummary
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.summaries.reading import ParsedSummary
 from streams.errors import SettingsError
 from streams.events import Product, Request
 from tests.recipe_example import COST, Distinction, DistinctionEnvironment, distinction_reward, product_of

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.rewards.leser import LeserSettings, Measured, leser_reward
-from search_env.rewards.relsum import RelsumSettings, Scored, relsum_reward
-from search_env.rewards.resume import ResumeSettings, resume_reward, unformatted_reward
+from search_env.leser.reward import LeserSettings, Measured, leser_reward
+from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
+from search_env.resume.reward import ResumeSettings, resume_reward, unformatted_reward
 from streams.codec import content_sha256, decode, encode
 from streams.events import Generation, Position, Reward
 from streams.ids import group_id, prompt_sha256

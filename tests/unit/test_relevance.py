@@ -12,12 +12,19 @@ import infra.relevance
 from infra.context import App
 from infra.home import Home
 from infra.relevance import score_rankings
-from search_env.catalogue import Catalogue
-from search_env.corpora import CorpusError, Document, Query, Ranking
-from search_env.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, KeptEmbedder, embed_documents
-from search_env.features import FEATURES, FeatureMaker
-from search_env.relevance import CosineRelevance, GbdtRelevance, NoisyRelevance, RelevanceError, load_gbdt, save_gbdt
-from search_env.training import GbdtSettings, train_gbdt
+from search_env.catalogue.corpora import CorpusError, Document, Query, Ranking
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.models.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, KeptEmbedder, embed_documents
+from search_env.models.features import FEATURES, FeatureMaker
+from search_env.models.relevance import (
+    CosineRelevance,
+    GbdtRelevance,
+    NoisyRelevance,
+    RelevanceError,
+    load_gbdt,
+    save_gbdt,
+)
+from search_env.models.relevance_training import GbdtSettings, train_gbdt
 
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "cyan"]
 KINDS = ["mug", "lamp", "chair", "table", "shelf"]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from infra.settings import Settings
 from infra.summaries.labelling import usable
-from search_env.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
-from search_env.rewards.relsum import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward
-from search_env.summary_environment import LabelledQuery, SummaryEnvironment, SummaryEnvironmentSettings
+from search_env.models.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
+from search_env.relsum.environment import LabelledQuery, RelsumEnvironment, RelsumEnvironmentSettings
+from search_env.relsum.reward import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward
 from streams.codec import encode
 from streams.events import Completion, Generation, PolicyRef, Position, Product, Request, Sampling
 
@@ -33,7 +33,7 @@ class FakeCrossEncoder(CrossEncoder):
         return [float(sum(word in text.split() for word in query.split())) for query, text in pairs]
 
 
-def environment(kind: str = "error", queries_max: int = 4) -> tuple[SummaryEnvironment, FakeCrossEncoder]:
+def environment(kind: str = "error", queries_max: int = 4) -> tuple[RelsumEnvironment, FakeCrossEncoder]:
     encoder = FakeCrossEncoder()
     queries = {
         "d": [
@@ -41,8 +41,8 @@ def environment(kind: str = "error", queries_max: int = 4) -> tuple[SummaryEnvir
             LabelledQuery(query_id="b", query="w", label=1, delta=0.5, others=(0.0,)),
         ]
     }
-    settings = SummaryEnvironmentSettings(reward=RelsumSettings(kind=kind, queries_max=queries_max))  # type: ignore[arg-type]
-    made = SummaryEnvironment(
+    settings = RelsumEnvironmentSettings(reward=RelsumSettings(kind=kind, queries_max=queries_max))  # type: ignore[arg-type]
+    made = RelsumEnvironment(
         encoder,
         queries,
         settings,
@@ -70,7 +70,7 @@ def generation(texts: list[str], product: Product | None = LAMP, group: str = "g
     )
 
 
-def score(made: SummaryEnvironment, event: Generation):  # type: ignore[no-untyped-def]
+def score(made: RelsumEnvironment, event: Generation):  # type: ignore[no-untyped-def]
     return made.score_many([(event, Position(topic="run.generations", partition=0, offset=0), "h")])[0]
 
 
@@ -152,7 +152,7 @@ def labelled(label: int, delta: float) -> LabelledQuery:
 
 def test_the_filter_keeps_pairs_that_the_description_moves_either_way() -> None:
     pairs = {"a": (labelled(1, 0.3), labelled(0, -0.3), labelled(1, 0.01)), "b": (labelled(1, -0.05),)}
-    settings = Settings(summary_environment=SummaryEnvironmentSettings(filter_delta=0.05))
+    settings = Settings(summary_environment=RelsumEnvironmentSettings(filter_delta=0.05))
     assert usable(pairs, settings) == {"a": pairs["a"][:2]}
-    by_rank = SummaryEnvironmentSettings(reward=RelsumSettings(kind="reciprocal_rank"), filter_delta=0.05)
+    by_rank = RelsumEnvironmentSettings(reward=RelsumSettings(kind="reciprocal_rank"), filter_delta=0.05)
     assert usable(pairs, Settings(summary_environment=by_rank)) == {"a": pairs["a"][:1]}

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from search_env.corpora import Ranking, rank_by_score
-from search_env.crossencoder import CrossEncoderError, Reading
-from search_env.reranking import Shown, rerank
+from search_env.catalogue.corpora import Ranking, rank_by_score
+from search_env.engine.reranking import Shown, rerank
+from search_env.models.crossencoder import CrossEncoderError, Reading
 
 SHOWN = {"a": Shown("lamp"), "b": Shown("lamp", "red, brass"), "c": Shown("lamp", "red"), "d": Shown("chair")}
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_env.corpora import Document
-from search_env.products import description_of, lead, product_of, random_values
-from search_env.resume_environment import (
+from search_env.catalogue.corpora import Document
+from search_env.resume.environment import (
     ResumeEnvironment,
     ResumeEnvironmentSettings,
     embedded_text,
     measured_deltas,
 )
-from search_env.rewards.resume import ResumeSettings
-from search_env.summaries import SummarySettings
+from search_env.resume.reward import ResumeSettings
+from search_env.summaries.products import description_of, lead, product_of, random_values
+from search_env.summaries.reading import SummarySettings
 from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Product, Request, Sampling
 
 PLACE = Position(topic="t", partition=0, offset=0)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from search_env.rewards.resume import (
+from search_env.resume.reward import (
     ResumeSettings,
     resume_reward,
     retrieval_reward,

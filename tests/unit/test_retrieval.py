@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from search_env.corpora import Ranking
-from search_env.engine import ElasticsearchSettings, connect
-from search_env.retrieval import (
+from search_env.catalogue.corpora import Ranking
+from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.searching import (
     EngineUnavailable,
     ExpandedQuery,
     Mode,

@@ -19,9 +19,9 @@ from learner.retriever_versions import (
     save_retriever,
     texts_sha256,
 )
-from search_env.dense import DenseError, RememberedVectors, StaticEncoder
-from search_env.embeddings import model_directory
-from search_env.vectors import search_in_memory
+from search_env.engine.vectors import search_in_memory
+from search_env.models.bi_encoder import DenseError, RememberedVectors, StaticEncoder
+from search_env.models.embeddings import model_directory
 
 SETTINGS = RetrieverSettings(steps=30, batch_pairs=4, learning_rate=1e-2, weight_learning_rate=5e-2, tokens_max=32)
 TEXTS = {

@@ -17,9 +17,9 @@ from infra.expansions.searching import search_queries
 from infra.home import Home
 from infra.services.local import Endpoints
 from infra.settings import Settings
-from search_env.corpora import Query
-from search_env.index import IndexingError, IndexVersion
-from search_env.nearest_terms import NearestTermsSettings
+from search_env.catalogue.corpora import Query
+from search_env.engine.index import IndexingError, IndexVersion
+from search_env.leser.nearest_terms import NearestTermsSettings
 from streams.errors import SettingsError
 from tests.engine_fakes import FakeEngine, fake_engine, hits, responses
 

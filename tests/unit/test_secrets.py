@@ -25,7 +25,7 @@ from infra.services.roles import with_credentials
 from infra.services.security import write_private
 from infra.settings import Settings
 from learner.vllm import VllmClient, VllmSettings
-from search_env.engine import ElasticsearchSettings, connect
+from search_env.engine.client import ElasticsearchSettings, connect
 from streams.clients import KafkaSettings, connection_options
 from streams.errors import SearchloopError, SettingsError
 from streams.secrets import HIDDEN, Secret, redact, reveal, secret_paths

@@ -39,7 +39,7 @@ from infra.services.processes import (
     tags,
 )
 from infra.services.settings import LocalSettings, ServiceSettings
-from search_env.engine import ElasticsearchSettings
+from search_env.engine.client import ElasticsearchSettings
 from streams.clients import KafkaSettings
 
 ALL_MODULES = ("java.base", *ELASTICSEARCH_MODULES)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.expansions import Rejected
-from search_env.summaries import ParsedSummary, SummarySettings, fit_text, fit_values, read_summary
-from search_env.wordpieces import wordpiece_count
+from search_env.environments import Rejected
+from search_env.models.wordpieces import wordpiece_count
+from search_env.summaries.reading import ParsedSummary, SummarySettings, fit_text, fit_values, read_summary
 from streams.events import Product
 
 LAMP = Product(

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from search_env.corpora import Document
-from search_env.product_values import ProductValues
-from search_env.summary_lessons import SummaryLessonSettings, draw_values
+from search_env.catalogue.corpora import Document
+from search_env.relsum.lessons import SummaryLessonSettings, draw_values
+from search_env.summaries.values import ProductValues
 
 COMMON, RARE = "colour", "voltage"
 

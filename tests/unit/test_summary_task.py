@@ -32,14 +32,14 @@ from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
 from learner.policy import PolicySettings, TinySettings
-from search_env.crossencoder import CrossEncoderSettings
-from search_env.demand import DemandSettings
-from search_env.demo_catalogue import DemoSettings, demo_catalogue
-from search_env.index import IndexVersion, _SavedDocuments
-from search_env.judged_lists import ListSettings
-from search_env.rewards.relsum import RelsumSettings
-from search_env.summaries import SummarySettings
-from search_env.summary_environment import SummaryEnvironmentSettings
+from search_env.catalogue.demand import DemandSettings
+from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.engine.index import IndexVersion, _SavedDocuments
+from search_env.models.crossencoder import CrossEncoderSettings
+from search_env.queries.judged_lists import ListSettings
+from search_env.relsum.environment import RelsumEnvironmentSettings
+from search_env.relsum.reward import RelsumSettings
+from search_env.summaries.reading import SummarySettings
 from storage.evaluation.tables import EvaluationSettings
 from streams.events import Update
 from streams.topics import version_name
@@ -50,7 +50,7 @@ SETTINGS = Settings(
     demand=DemandSettings(key_documents_min=5),
     lists=ListSettings(values_min=1, train=40, dev=20, test=15, candidates=6),
     cross_encoder=CrossEncoderSettings(layers=1, tokens_max=24, described_tokens_max=32, lessons=96, pairs_max=96),
-    summary_environment=SummaryEnvironmentSettings(
+    summary_environment=RelsumEnvironmentSettings(
         reward=RelsumSettings(kind="list_likelihood", queries_max=2),
         summary=SummarySettings(tokens_max=TOKENS),
         filter_delta=0.0,

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_env.catalogue import Catalogue
-from search_env.context import with_neighbours
-from search_env.corpora import Document, Query
-from search_env.lessons import PromptShape, catalogue_lessons, copy_lessons, head_lessons
-from search_env.neighbours import Neighbours, NeighbourSettings
-from search_env.retrieval import RetrievalSettings
-from search_env.teachers import Lesson, Teacher, TeacherError, TeacherSettings, load_or_teach, read_lessons
+from search_env.catalogue.corpora import Document, Query
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.searching import RetrievalSettings
+from search_env.leser.context import with_neighbours
+from search_env.leser.lessons import PromptShape, catalogue_lessons, copy_lessons, head_lessons
+from search_env.leser.neighbours import Neighbours, NeighbourSettings
+from search_env.leser.teachers import Lesson, Teacher, TeacherError, TeacherSettings, load_or_teach, read_lessons
 from streams.events import Context
 
 KINDS = {"laser": "toner cartridge", "inkjet": "ink bottle", "patch": "network cable", "fiber": "optic lead"}

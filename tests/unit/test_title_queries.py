@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_env.title_queries import TITLES_MIN, WORDS_MAX, TitleQueries
+from search_env.queries.title_queries import TITLES_MIN, WORDS_MAX, TitleQueries
 
 # "mouse" and "gaming" stand in five titles of sixty each, "usb" in sixty, "x1" in one.
 TITLES = [

@@ -13,7 +13,7 @@ from infra.traffic.limits import SEARCH_ROWS_MAX
 from infra.traffic.sessions import WITHOUT, SessionFile, SessionSummary, read_sessions
 from infra.traffic.ubi import read_ubi
 from infra.traffic.ubi_application import ApplicationSummary
-from search_env.corpora import load_queries
+from search_env.catalogue.corpora import load_queries
 from streams.errors import InputError, SettingsError
 from streams.events import Action, Feedback, Shown
 from streams.inputs.values import read_time_ms

@@ -1,0 +1,176 @@
+"""A loaded corpus as term matrices: what relevance features, feedback terms and contexts read from.
+
+Shapes: D documents, W terms, U distinct attribute values. All fields share one vocabulary, so that one query has one
+list of term numbers. A *value* is an attribute's phrase (the brand counts as one), whatever its key: "black" is asked
+for by its word, not by `product_colour`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from search_env.catalogue.analysis import STOP_WORDS, analyze, stem, surface_tokens
+from search_env.catalogue.attributes import document_attributes, document_brand, is_logistic
+from search_env.catalogue.corpora import Document
+from search_env.catalogue.lexical import TermMatrix, Vocabulary, term_matrix
+
+Integers = npt.NDArray[np.int64]
+
+
+class Ragged(NamedTuple):
+    """Rows of different length, one after the other: entry `e` belongs to row `row[e]` and lies at `entry[e]`."""
+
+    row: Integers
+    entry: Integers
+
+
+class Catalogue:
+    """The documents of one index and their matrices; each matrix is made at its first use."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        self.ids = [document.id for document in documents]
+        self.row_of = {document_id: row for row, document_id in enumerate(self.ids)}
+        self.vocabulary = Vocabulary()
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @cached_property
+    def contents(self) -> TermMatrix:
+        """[D, W] terms of title and text together, as the index's `contents`."""
+        return term_matrix((f"{d.title} {d.text}" for d in self.documents), self.vocabulary)
+
+    @cached_property
+    def title(self) -> TermMatrix:
+        """[D, W] terms of the title."""
+        _ = self.contents  # Sets the order of the vocabulary, so that it never depends on who asked first.
+        return term_matrix((d.title for d in self.documents), self.vocabulary)
+
+    @cached_property
+    def surface_forms(self) -> list[str]:
+        """[W] the word that most often stands in title or text for each term; "" for terms of attributes only.
+
+        A feedback term is searched by its word, which the index analyzes back to the term. The stem would not do:
+        "releases" is indexed as "releas", and "releas" would be searched as "relea".
+        """
+        counts: Counter[str] = Counter()
+        for document in self.documents:
+            counts.update(surface_tokens(f"{document.title} {document.text}"))
+        forms = [""] * len(self.contents.vocabulary.terms)
+        for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            if word not in STOP_WORDS:
+                number = self.vocabulary.number_of.get(stem(word))
+                if number is not None and not forms[number]:
+                    forms[number] = word
+        return forms
+
+    @cached_property
+    def value_phrases(self) -> list[str]:
+        """[U] phrases as first met, most other matrices' columns."""
+        return self._values[0]
+
+    @cached_property
+    def document_values(self) -> sparse.csr_matrix:
+        """[D, U] 1 where the document has the value, columns in the order of the document's attributes."""
+        return self._values[1]
+
+    @cached_property
+    def value_documents(self) -> sparse.csc_matrix:
+        """[D, U] the same by columns: which documents have a value."""
+        return self.document_values.tocsc()
+
+    @cached_property
+    def value_terms(self) -> list[tuple[int, ...]]:
+        """[U] the distinct term numbers of each phrase, ascending."""
+        self._after_fields()
+        number = self.vocabulary.number
+        return [tuple(sorted({number(term) for term in analyze(phrase)})) for phrase in self.value_phrases]
+
+    @cached_property
+    def values_by_term(self) -> dict[int, list[int]]:
+        """Each value under the one of its terms that the fewest values hold: enough to find every value of a query."""
+        holders: dict[int, int] = {}
+        for terms in self.value_terms:
+            for term in terms:
+                holders[term] = holders.get(term, 0) + 1
+        found: dict[int, list[int]] = {}
+        for value, terms in enumerate(self.value_terms):
+            if terms:
+                found.setdefault(min(terms, key=lambda term: (holders[term], term)), []).append(value)
+        return found
+
+    @cached_property
+    def attributes(self) -> TermMatrix:
+        """[D, W] terms of all attribute phrases and of their keys' names, logistics left out."""
+        self._after_fields()
+        number = self.vocabulary.number
+        known: dict[str, list[int]] = {}
+        indices: list[int] = []
+        indptr = [0]
+        for document in self.documents:
+            for attribute in document_attributes(document):
+                if is_logistic(attribute.key):
+                    continue
+                said = (
+                    attribute.phrase if attribute.phrase == attribute.name else f"{attribute.name} {attribute.phrase}"
+                )
+                terms = known.get(said)
+                if terms is None:
+                    terms = known[said] = [number(term) for term in analyze(said)]
+                indices.extend(terms)
+            indptr.append(len(indices))
+        counts = sparse.csr_matrix(
+            (np.ones(len(indices), dtype=np.float32), np.asarray(indices, dtype=np.int32), np.asarray(indptr)),
+            shape=(len(self.documents), len(self.vocabulary.terms)),
+        )
+        counts.sum_duplicates()
+        return TermMatrix(counts, self.vocabulary)
+
+    @cached_property
+    def _values(self) -> tuple[list[str], sparse.csr_matrix]:
+        number_of: dict[str, int] = {}
+        phrases: list[str] = []
+        indices: list[int] = []
+        indptr = [0]
+        for document in self.documents:
+            mine: dict[int, None] = {}
+            said = [a.phrase for a in document_attributes(document) if not is_logistic(a.key)]
+            for phrase in (document_brand(document), *said):
+                folded = phrase.lower()
+                if not folded:
+                    continue
+                value = number_of.get(folded)
+                if value is None:
+                    value = number_of[folded] = len(phrases)
+                    phrases.append(phrase)
+                mine[value] = None
+            indices.extend(mine)
+            indptr.append(len(indices))
+        matrix = sparse.csr_matrix(
+            (np.ones(len(indices), dtype=np.float32), np.asarray(indices, dtype=np.int32), np.asarray(indptr)),
+            shape=(len(self.documents), max(len(phrases), 1)),
+        )
+        return phrases, matrix
+
+    def _after_fields(self) -> None:
+        """Title and text come first into the vocabulary, so that term numbers never depend on who asked first."""
+        _ = self.title
+
+
+def gather_rows(indptr: npt.NDArray[np.int32], rows: Integers) -> Ragged:
+    """Return where the entries of some rows of a CSR matrix lie: [entries of all these rows], row by row."""
+    starts = indptr[rows].astype(np.int64)
+    lengths = indptr[rows + 1].astype(np.int64) - starts
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    row = np.repeat(np.arange(len(rows), dtype=np.int64), lengths)
+    entry = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return Ragged(row, entry)

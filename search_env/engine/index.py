@@ -1,0 +1,374 @@
+"""Indexes in Elasticsearch: one mapping for every server, versions behind an alias, and the loaded corpus beside it.
+
+An index version is written once and never changed: `NAME-<n>` is filled, refreshed, merged to one segment and made
+read-only, and only then does the alias `NAME` point to it. Whatever fails before that leaves the old version serving.
+What is ours is marked, and nothing else is ever touched (`search_env.engine.ownership`).
+The documents that went in are kept in the home directory, because features, contexts and intents read whole documents,
+and a search never fetches any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from elastic_transport import ConnectionError as EngineConnectionError
+from elastic_transport import ConnectionTimeout, TransportError
+from elasticsearch import ApiError, Elasticsearch, helpers
+
+from search_env.catalogue.corpora import Document, load_corpus, write_whole
+from search_env.engine.index_changes import create_marked, delete_superseded, discard, switch_alias
+from search_env.engine.ownership import IndexingError as IndexingError
+from search_env.engine.ownership import Place, Seen, adopt, claim, meta
+from streams.errors import explain_os_error
+from streams.whole_file import put_file
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is (0: unknown)
+
+BULK_DOCUMENTS = 1_000
+BULK_BYTES = 5 * 1024 * 1024
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+_ADDRESS = re.compile(r"HTTPS?Connection(?:Pool)?\(host='([^']*)', port=(\d+)\): ")
+_VERSIONED = re.compile(r"(.*)-([0-9]+)")
+
+MAPPING: dict[str, Any] = {
+    "dynamic": "strict",
+    "properties": {
+        "id": {"type": "keyword", "doc_values": True},
+        "title": {"type": "text", "analyzer": "english", "copy_to": "contents"},
+        "text": {"type": "text", "analyzer": "english", "copy_to": "contents"},
+        "contents": {"type": "text", "analyzer": "english"},
+        "summary": {"type": "text", "analyzer": "english"},  # Not in contents: it is read by a reranker, not matched.
+        "summary_policy": {"type": "keyword"},
+        "metadata": {"type": "object", "enabled": False},
+    },
+}
+SIMILARITY: dict[str, Any] = {"default": {"type": "BM25", "k1": 1.2, "b": 0.75}}
+
+
+class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines.
+
+    summaries: the policy version whose summaries stand beside the titles, "" where none do.
+    """
+
+    name: str
+    alias: str
+    documents: int
+    sha256: str
+    made_at_ms: int = 0
+    summaries: str = ""
+
+
+class Summaries(NamedTuple):
+    """Texts that are indexed beside the titles, by document id, and the policy version that wrote them."""
+
+    policy: str
+    by_document: Mapping[str, str]
+
+
+def check_name(name: str) -> None:
+    """Raise IndexingError for a name that no index of ours can have."""
+    if not _NAME.fullmatch(name) or _VERSIONED.fullmatch(name):
+        raise IndexingError(
+            f"expected an index name of lower-case letters, digits, '_', '.' and '-' that does not end in -<number> "
+            f"(versions are named so), got '{name}'. Choose another with --name."
+        )
+
+
+def claim_name(client: Elasticsearch, name: str, *, installation: str) -> list[Seen]:
+    """Return the versions of an index that this installation has made, after seeing that the name is free or ours.
+
+    Raises IndexingError if somebody else has an index, an alias, a data stream or a template of that name, or if
+    Elasticsearch refuses or does not answer. Nothing is changed, whatever comes of it.
+    """
+    check_name(name)
+    with _told(name):
+        return claim(client, _place(name, installation), partial(_is_version, name))
+
+
+def adopt_versions(client: Elasticsearch, name: str, *, installation: str) -> list[str]:
+    """Mark the versions of an index that a searchloop without marks has made as ours, and return their names.
+
+    Raises IndexingError, with nothing changed, if anything else has that name.
+    """
+    check_name(name)
+    with _told(name):
+        return adopt(client, _place(name, installation), partial(_is_version, name), MAPPING["properties"])
+
+
+def build_index(
+    client: Elasticsearch,
+    name: str,
+    documents: Iterable[Document],
+    progress: Progress | None = None,
+    *,
+    installation: str,
+    directory: Path | None = None,
+    total: int = 0,
+    replicas: int = 0,
+    summaries: Summaries | None = None,
+    keep: Collection[str] = (),
+) -> IndexVersion:
+    """Load documents into a new version of an index, and switch the alias to it when all of them are in.
+
+    installation: the id of the home that it belongs to; only versions with this id are replaced.
+    directory: where `documents.jsonl.gz` and `manifest.json` are kept (home/indexes/NAME); None keeps no files.
+    total: how many documents to expect, for the progress bar; 0 if unknown. summaries: stored in fields of their own.
+    keep: older versions that are not deleted when the alias has moved.
+    Raises IndexingError if the name is somebody else's (nothing is made then), if Elasticsearch refuses or the disk is
+    full, and lets CorpusError of `documents` through; the alias still points where it did, and the half-filled index
+    is gone.
+    """
+    report = progress or (lambda what, done, of: None)
+    place = _place(name, installation)
+    number = 1 + max(
+        [
+            *(_number(each.name) for each in claim_name(client, name, installation=installation)),
+            _saved_number(directory),
+        ]
+    )
+    with _told(name, directory):
+        new, through = _create(client, place, f"{name}-{number}", replicas=replicas)
+        saved = _SavedDocuments(directory)
+        try:
+            _load(client, through, saved.keep(documents), summaries, report, total)
+            report("merging the index", 0, 0)
+            client.indices.refresh(index=through)
+            client.options(request_timeout=600).indices.forcemerge(index=through, max_num_segments=1)
+            client.indices.refresh(index=through)
+            client.indices.put_settings(index=through, settings={"index.blocks.write": True})
+            counted = int(client.count(index=through)["count"])
+            if counted != saved.count:
+                raise IndexingError(
+                    f"index '{new.name}': expected {saved.count} documents after loading, got {counted}"
+                )
+            version = IndexVersion(
+                name=new.name,
+                alias=name,
+                documents=saved.count,
+                sha256=saved.sha256.hexdigest(),
+                made_at_ms=time.time_ns() // 1_000_000,
+                summaries=summaries.policy if summaries else "",
+            )
+            older = [each for each in claim(client, place, partial(_is_version, name)) if each.name != new.name]
+            switch_alias(client, place, new, through, older)
+        except BaseException:  # Ctrl-C too: a half-filled index must not stay, whatever stopped us.
+            saved.discard()
+            discard(client, new, place)
+            raise
+        saved.accept(version)
+        for each in older:
+            if each.name not in keep:
+                delete_superseded(client, each, place)
+    report("index ready", version.documents, version.documents)
+    return version
+
+
+def current_version(client: Elasticsearch, name: str) -> str:
+    """Return the versioned name behind an alias (a versioned name gives itself).
+
+    Raises IndexingError if there is no such index, naming those there are.
+    """
+    try:
+        behind = client.options(ignore_status=404).indices.get_alias(index=name)
+        if behind.meta.status == 200 and len(behind.body) == 1:
+            return str(next(iter(behind.body)))
+        known = sorted({alias for found in client.indices.get_alias().body.values() for alias in found["aliases"]})
+    except (ApiError, TransportError) as error:
+        raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
+    raise IndexingError(
+        f"no index '{name}' (there are: {', '.join(known) or 'none'}). Run: searchloop index CORPUS --name {name}"
+    )
+
+
+def load_manifest(directory: Path) -> IndexVersion:
+    """Return what `build_index` wrote about the corpus kept in this directory.
+
+    Raises IndexingError if there is none, or it cannot be read.
+    """
+    path = directory / "manifest.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=IndexVersion)
+    except FileNotFoundError:
+        raise IndexingError(
+            f"{path}: no such index here. Run: searchloop index CORPUS --name {directory.name}"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise IndexingError(
+            f"{path}: damaged ({error}). Run: searchloop index CORPUS --name {directory.name}"
+        ) from error
+
+
+def load_documents(directory: Path) -> list[Document]:
+    """Return the corpus kept in this directory, in the order it was loaded, checked against its manifest.
+
+    Raises IndexingError if it is not the corpus that the index was built from.
+    """
+    manifest = load_manifest(directory)
+    documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(_line(document))
+    if digest.hexdigest() != manifest.sha256:
+        raise IndexingError(
+            f"{directory / 'documents.jsonl.gz'}: expected the corpus {manifest.sha256[:12]} of its manifest, got "
+            f"{digest.hexdigest()[:12]}. Run: searchloop index CORPUS --name {directory.name}"
+        )
+    return documents
+
+
+def explain(error: Exception) -> str:
+    """Return an Elasticsearch error in one line: what kind, why, and how many more there were."""
+    if isinstance(error, helpers.BulkIndexError):
+        first: dict[str, Any] = next(iter(error.errors[0].values())) if error.errors else {}
+        reason = first.get("error", {})
+        text = reason.get("reason", reason) if isinstance(reason, dict) else reason
+        return f"document '{first.get('_id', '?')}': {text} ({len(error.errors)} documents failed in one batch)"
+    if isinstance(error, ApiError):
+        body = error.body if isinstance(error.body, dict) else {}
+        reason = body.get("error", {})
+        text = reason.get("reason", "") if isinstance(reason, dict) else str(reason)
+        return f"status {error.meta.status}, {error.message}{': ' + text if text else ''}"[:500]
+    # The transport's own text is "Connection error" or wraps itself, once for each retry; its cause says what happened.
+    happened = error.__cause__ if isinstance(error, (EngineConnectionError, ConnectionTimeout)) else error
+    text = _ADDRESS.sub(r"\1:\2: ", str(happened or error))
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+class _SavedDocuments:
+    """Writes documents aside while they are loaded, and puts them in place only with their manifest."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory
+        self.count = 0
+        self.sha256 = hashlib.sha256()
+        self.aside = directory / "documents.jsonl.gz.writing" if directory else None
+
+    def keep(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Pass documents on, counting, hashing and writing each."""
+        if self.aside is not None:
+            self.aside.parent.mkdir(parents=True, exist_ok=True)
+        stream = gzip.GzipFile(self.aside, "wb", compresslevel=3, mtime=0) if self.aside else None
+        try:
+            for document in documents:
+                line = _line(document)
+                self.sha256.update(line)
+                self.count += 1
+                if stream is not None:
+                    stream.write(line)
+                yield document
+        finally:
+            if stream is not None:
+                stream.close()
+
+    def accept(self, version: IndexVersion) -> None:
+        """Put documents and manifest in place."""
+        if self.directory is not None and self.aside is not None:
+            put_file(self.aside, self.directory / "documents.jsonl.gz")
+            write_whole(self.directory / "manifest.json", msgspec.json.format(msgspec.json.encode(version)) + b"\n")
+
+    def discard(self) -> None:
+        """Remove what was written aside."""
+        if self.aside is not None:
+            self.aside.unlink(missing_ok=True)
+
+
+def _line(document: Document) -> bytes:
+    record = {"_id": document.id, "title": document.title, "text": document.text, "metadata": document.metadata}
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _load(
+    client: Elasticsearch,
+    index: str,
+    documents: Iterator[Document],
+    summaries: Summaries | None,
+    report: Progress,
+    total: int,
+) -> None:
+    actions = (
+        {
+            "_op_type": "create",
+            "_index": index,
+            "_id": document.id,
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "metadata": document.metadata,
+            **_summary_fields(document.id, summaries),
+        }
+        for document in documents
+    )
+    done = 0
+    for _ in helpers.streaming_bulk(
+        client,
+        actions,
+        require_alias=True,  # An index that is gone must not be made anew by the first document.
+        chunk_size=BULK_DOCUMENTS,
+        max_chunk_bytes=BULK_BYTES,
+        max_retries=6,  # of documents that were answered with 429, after 0.5, 1, 2 … seconds
+        initial_backoff=0.5,
+        max_backoff=20,
+    ):
+        done += 1
+        if done % BULK_DOCUMENTS == 0:
+            report("indexing", done, total)
+    report("indexing", done, total)
+
+
+def _summary_fields(document_id: str, summaries: Summaries | None) -> dict[str, str]:
+    if summaries is None:
+        return {}
+    return {"summary": summaries.by_document.get(document_id, ""), "summary_policy": summaries.policy}
+
+
+def _place(name: str, installation: str) -> Place:
+    return Place(installation=installation, alias=name, kind="documents")
+
+
+def _is_version(name: str, index: str) -> bool:
+    match = _VERSIONED.fullmatch(index)
+    return match is not None and match.group(1) == name
+
+
+def _number(index: str) -> int:
+    match = _VERSIONED.fullmatch(index)
+    return int(match.group(2)) if match else 0
+
+
+@contextlib.contextmanager
+def _told(name: str, directory: Path | None = None) -> Iterator[None]:
+    """Turn what Elasticsearch or the disk says into one line."""
+    try:
+        yield
+    except (ApiError, helpers.BulkIndexError) as error:
+        raise IndexingError(f"index '{name}': Elasticsearch refused: {explain(error)}") from error
+    except TransportError as error:
+        raise IndexingError(
+            f"index '{name}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+        ) from error
+    except OSError as error:
+        raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
+
+
+def _create(client: Elasticsearch, place: Place, index: str, *, replicas: int) -> tuple[Seen, str]:
+    """Make an empty index with our mark; return it, and the alias to write through."""
+    mappings = MAPPING | {"_meta": meta(place.mark(index))}
+    settings = {"number_of_replicas": replicas, "similarity": SIMILARITY}
+    return create_marked(client, place, index, mappings=mappings, settings=settings)
+
+
+def _saved_number(directory: Path | None) -> int:
+    """The number of the last version that left files here: a name that was used once never means another corpus."""
+    if directory is None or not (directory / "manifest.json").exists():
+        return 0
+    return _number(load_manifest(directory).name)

@@ -1,0 +1,141 @@
+"""Every call that makes, moves or deletes an index of a cluster: all of them end here, and each looks first.
+
+What is made carries our mark. What is deleted is still the index that was seen, ours by its mark. An index that is
+being filled is written to through an alias that nobody else has: should somebody delete it meanwhile and make one of
+their own in its place, that one gets none of our documents and never our alias.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from elastic_transport import TransportError
+from elasticsearch import ApiError, Elasticsearch
+
+from search_env.engine.ownership import IndexingError, Place, Seen, look
+
+log = logging.getLogger(__name__)
+
+
+def create_marked(
+    client: Elasticsearch, place: Place, index: str, *, mappings: dict[str, Any], settings: dict[str, Any]
+) -> tuple[Seen, str]:
+    """Make an empty index of one shard; return it as it is on the cluster, and the alias to write through.
+
+    Raises IndexingError if a template of the cluster has put it behind other aliases.
+    """
+    through = f"{index}.{secrets.token_hex(6)}"
+    try:
+        client.indices.create(
+            index=index,
+            mappings=mappings,
+            aliases={through: {}},
+            settings={
+                "number_of_shards": 1,
+                "refresh_interval": "-1",
+                # A pipeline that a template gives to every index could send documents elsewhere.
+                "index.default_pipeline": "_none",
+                "index.final_pipeline": "_none",
+                **settings,
+            },
+        )
+    except ApiError:
+        # Made at the first try, whose answer was lost, and refused at the client's second.
+        now = look(client, index)
+        if now is None or through not in now.aliases:
+            raise
+    return _made(client, index, place, aliases=frozenset({through})), through
+
+
+def switch_alias(client: Elasticsearch, place: Place, new: Seen, through: str, older: Iterable[Seen]) -> None:
+    """Point a place's alias to its new index and to no older one of ours, in one step or not at all.
+
+    through: the alias by which the new index was written, "" for one that was finished before. It must still be there:
+    so the index is still the one that we made, and not somebody's that has its name by now.
+    """
+    actions: list[dict[str, Any]] = []
+    if through:
+        actions.append({"remove": {"index": new.name, "alias": through, "must_exist": True}})
+    actions += [{"remove": {"index": each.name, "alias": place.alias}} for each in older if place.alias in each.aliases]
+    actions.append({"add": {"index": new.name, "alias": place.alias}})
+    try:
+        client.indices.update_aliases(actions=actions)
+    except (ApiError, TransportError):
+        # The answer may have been lost: asked again by the client, the step that was taken cannot be taken again.
+        now = look(client, new.name)
+        if now is None or now.uuid != new.uuid or place.alias not in now.aliases:
+            raise
+
+
+def delete_ours(client: Elasticsearch, seen: Seen) -> bool:
+    """Delete an index if it is still the one that was seen, by uuid and by mark; return whether it is gone.
+
+    Elasticsearch takes no uuid with a deletion, so what is looked at and what is deleted are milliseconds apart.
+    """
+    now = look(client, seen.name)
+    if now is None:
+        return True
+    if now.uuid != seen.uuid or now.mark is None or now.mark != seen.mark:
+        log.warning("index '%s' has been replaced by one that is not ours; it stays", seen.name)
+        return False
+    client.options(ignore_status=404).indices.delete(index=seen.name)
+    return True
+
+
+def delete_superseded(client: Elasticsearch, seen: Seen, place: Place) -> bool:
+    """Delete a version of ours, unless somebody has put an alias of their own on it; return whether it is gone."""
+    now = look(client, seen.name)
+    kept = sorted(
+        alias
+        for alias in (now.aliases if now else ())
+        if alias != place.alias and not _is_for_writing(alias, seen.name)
+    )
+    if kept:
+        log.warning(
+            "index '%s' is kept: the alias '%s' still points to it, and is not ours. Delete the index when that alias "
+            "needs it no more",
+            seen.name,
+            "', '".join(kept),
+        )
+        return False
+    return delete_ours(client, seen)
+
+
+def discard(client: Elasticsearch, seen: Seen, place: Place) -> None:
+    """Delete an unfinished index of ours, but never one that the alias points to; say so if that cannot be done now."""
+    try:
+        now = look(client, seen.name)
+        if now is not None and place.alias not in now.aliases:
+            delete_ours(client, seen)
+    except (ApiError, TransportError) as error:
+        log.warning("the unfinished index '%s' could not be deleted (%s); the next indexing does it", seen.name, error)
+
+
+def _made(client: Elasticsearch, index: str, place: Place, *, aliases: frozenset[str]) -> Seen:
+    """Return an index that was made just now, after seeing that no template of the cluster has added aliases to it.
+
+    Raises IndexingError if one has, or if it is not ours; an index of ours is deleted again, still empty.
+    """
+    seen = look(client, index)
+    if seen is None or seen.mark != place.mark(index):
+        raise IndexingError(f"index '{index}' was replaced while it was made, and is not ours. Choose another name")
+    if seen.aliases != aliases:
+        delete_ours(client, seen)
+        more = ", ".join(sorted(seen.aliases - aliases)) or "none of ours"
+        raise IndexingError(
+            f"index '{index}': a template of this cluster puts it behind aliases ({more}), where it would change "
+            "somebody's searches. Choose another name"
+        )
+    return seen
+
+
+def is_filled(seen: Seen) -> bool:
+    """Return whether an index is still being filled: somebody writes to it, or was killed while doing so."""
+    return any(_is_for_writing(alias, seen.name) for alias in seen.aliases)
+
+
+def _is_for_writing(alias: str, index: str) -> bool:
+    return alias.startswith(f"{index}.")

@@ -1,0 +1,94 @@
+"""Reranking what was found: a cross-encoder reads query, title and summary of the first documents together.
+
+Summaries are written offline and indexed beside the titles (`build_index`), so a search pays for a short text and no
+generation. ReLSum (arXiv:2508.08404) deploys its summaries so. How both are weighed: `CrossEncoder.relevance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from elastic_transport import TransportError
+from elasticsearch import ApiError, Elasticsearch
+
+from search_env.catalogue.corpora import Ranking
+from search_env.engine.index import IndexingError, explain
+from search_env.models.crossencoder import CrossEncoderError, Reading
+
+FETCHED_AT_ONCE = 500
+
+Probabilities = Callable[[Sequence[Reading]], npt.NDArray[np.float64]]
+"""How probable it is that each product is relevant, as it is read for its query: in [0, 1]."""
+
+
+class Shown(NamedTuple):
+    """What an index shows of a document to a reranker; summary: "" where it has none."""
+
+    title: str
+    summary: str = ""
+
+
+def rerank(
+    queries: Sequence[str],
+    rankings: Sequence[Ranking],
+    shown: Mapping[str, Shown],
+    probabilities: Probabilities,
+    *,
+    depth: int,
+) -> list[Ranking]:
+    """Return each ranking with its first `depth` documents in the order of their probability, the others behind them.
+
+    shown: by document id, of all documents that are reranked. Scores are 1 + probability for the first, and
+    1 / (1 + rank) for the others, so that any reader of scores sees this order; ties by document id.
+    Raises CrossEncoderError if a probability is not in [0, 1].
+    """
+    readings = [
+        Reading(query, *shown[document])
+        for query, ranking in zip(queries, rankings, strict=True)
+        for document in ranking.ids[:depth]
+    ]
+    found = probabilities(readings) if readings else np.zeros(0)
+    if not ((found >= 0) & (found <= 1)).all():
+        raise CrossEncoderError("reranking: expected probabilities in [0, 1], got others; its weights are damaged")
+    reranked, at = [], 0
+    for ranking in rankings:
+        first, others = ranking.ids[:depth], ranking.ids[depth:]
+        scores = (1 + found[at : at + len(first)]).tolist()
+        at += len(first)
+        order = sorted(range(len(first)), key=lambda place: (-scores[place], first[place]))
+        reranked.append(
+            Ranking(
+                [*(first[place] for place in order), *others],
+                [*(scores[place] for place in order), *(1 / (1 + depth + rank) for rank in range(1, len(others) + 1))],
+            )
+        )
+    return reranked
+
+
+def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, Shown]:
+    """Return title and summary of these documents, as they stand in an index version.
+
+    Raises IndexingError if one is not there, or Elasticsearch does not answer.
+    """
+    wanted = list(dict.fromkeys(ids))
+    shown: dict[str, Shown] = {}
+    try:
+        for start in range(0, len(wanted), FETCHED_AT_ONCE):
+            answer = client.mget(
+                index=index, ids=wanted[start : start + FETCHED_AT_ONCE], source_includes=["title", "summary"]
+            )
+            for each in answer["docs"]:
+                if not each.get("found"):
+                    raise IndexingError(f"index '{index}': document '{each['_id']}' was found, and cannot be read")
+                source: dict[str, Any] = each["_source"]
+                shown[each["_id"]] = Shown(source["title"], source.get("summary", ""))
+    except ApiError as error:
+        raise IndexingError(f"index '{index}': Elasticsearch refused: {explain(error)}") from error
+    except TransportError as error:
+        raise IndexingError(
+            f"index '{index}': Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"
+        ) from error
+    return shown

@@ -1,0 +1,118 @@
+"""What an environment is: groups of generated texts in, one reward event for each group out.
+
+`Environment` is what the worker asks for. `ScoringEnvironment` is the skeleton that every recipe's environment stands
+on: it makes the reward events, so that a recipe decides about outcomes alone. `ShuffledRewards` is the control that
+must not gain.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from streams.events import Generation, Hit, Outcome, Position, Reward
+
+Input = tuple[Generation, Position, str]
+"""One group as it is scored: the generation, its place in the log, and the sha256 of its bytes."""
+
+Inputs = Sequence[Input]
+
+
+class Rejected(NamedTuple):
+    """Why a generated text could not be read, in one line."""
+
+    reason: str
+
+
+class Environment(Protocol):
+    """What the worker asks for: rewards for groups, or failures for groups that could not be scored."""
+
+    def score_many(self, inputs: Inputs) -> list[Reward]:
+        """Return one reward for each group, in order."""
+
+    def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
+        """Return one reward for each group whose candidates are all `failed`."""
+
+
+class ScoringEnvironment(ABC):
+    """An environment that names one index, one model and one formula in every reward that it gives."""
+
+    def __init__(self, *, index: str, relevance_model: str, reward_sha256: str) -> None:
+        """index: the version that was searched or read. relevance_model: the version of the model that scored.
+
+        reward_sha256: hash of everything else that a reward depends on: formula, caps and settings.
+        """
+        self.index = index
+        self.relevance_model = relevance_model
+        self.reward_sha256 = reward_sha256
+
+    @abstractmethod
+    def score_many(self, inputs: Inputs) -> list[Reward]:
+        """Return one reward for each group, in order."""
+
+    @abstractmethod
+    def readable(self, generation: Generation) -> Iterable[bool]:
+        """Return for each candidate whether its text can be read; a failed outcome says so too."""
+
+    def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
+        """Return one reward for each group whose candidates are all `failed`."""
+        return [self.reward(each, all_failed(self.readable(each[0]), error)) for each in inputs]
+
+    def reward(
+        self, inputs: Input, outcomes: Sequence[Outcome], *, raw_hits: tuple[Hit, ...] = (), search_body: str = ""
+    ) -> Reward:
+        """Return the event of one group. The same log gives the same event, byte for byte."""
+        generation, source, content_sha256 = inputs
+        return Reward(
+            group_id=generation.group_id,
+            generation=generation,
+            source=source,
+            content_sha256=content_sha256,
+            outcomes=tuple(outcomes),
+            index=self.index,
+            relevance_model=self.relevance_model,
+            reward_sha256=self.reward_sha256,
+            raw_hits=raw_hits,
+            search_body=search_body,
+            made_at_ms=generation.made_at_ms,  # No clock: a replay has to give the same bytes.
+        )
+
+
+class ShuffledRewards:
+    """Another environment, with each group's rewards permuted among its own scored candidates.
+
+    Means, spread and validity of the rewards stay, but a reward says nothing about its candidate. The permutation is
+    drawn from the group's id, so a replay draws the same one.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def score_many(self, inputs: Inputs) -> list[Reward]:
+        """Return the other environment's rewards, shuffled within each group."""
+        return [shuffled(reward) for reward in self._environment.score_many(inputs)]
+
+    def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
+        """Return the other environment's failures unchanged."""
+        return self._environment.failed_many(inputs, error=error)
+
+
+def all_failed(readable: Iterable[bool], error: str) -> tuple[Outcome, ...]:
+    """Return a failed outcome for each candidate, all for the same reason."""
+    return tuple(Outcome(status="failed", valid=valid, error=error) for valid in readable)
+
+
+def shuffled(reward: Reward) -> Reward:
+    """Return the group's reward with the numbers permuted among the scored candidates, and marked as a control."""
+    numbers = [outcome.reward for outcome in reward.outcomes if outcome.status == "scored"]
+    random.Random(reward.group_id).shuffle(numbers)
+    dealt = iter(numbers)
+    outcomes = tuple(
+        msgspec.structs.replace(outcome, reward=next(dealt)) if outcome.status == "scored" else outcome
+        for outcome in reward.outcomes
+    )
+    return msgspec.structs.replace(reward, outcomes=outcomes, reward_sha256=f"shuffled-{reward.reward_sha256}")

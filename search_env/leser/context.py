@@ -1,0 +1,140 @@
+"""What the policy is shown beside a query: words and attribute values of the documents that the query finds now.
+
+The raw query's top documents are filtered by their relevance score first, because the context of a wrong document is
+noise that the policy would learn to copy (the paper names it as a failure). Where nothing passes, the few best stay.
+`Context.neighbours` comes from `neighbours`, and `with_neighbours` puts it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.term_matrices import Catalogue, gather_rows
+from search_env.engine.searching import Retriever
+from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights
+from search_env.models.relevance import RelevanceModel
+from streams.events import Context
+
+BATCH_QUERIES = 256
+
+
+class ContextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a context is made.
+
+    documents: k, of the raw query's ranking. relevance_min: score that a document must have to speak; 0 switches the
+    filter off. documents_min: where fewer pass, this many of the best-scored speak nevertheless.
+    terms: Bo1 words. attributes: attribute values. holders_min: documents of the corpus that must have a word or value;
+    a model number that one product has cannot find another. value_characters_max: longer values are left out, not cut.
+    """
+
+    documents: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
+    relevance_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+    documents_min: Annotated[int, msgspec.Meta(ge=0, le=200)] = 3
+    terms: Annotated[int, msgspec.Meta(ge=0, le=100)] = 14
+    attributes: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5
+    holders_min: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
+    value_characters_max: Annotated[int, msgspec.Meta(ge=1, le=200)] = 32
+
+
+class ContextBuilder:
+    """Builds contexts against one index; the same query always gets the same context."""
+
+    def __init__(
+        self, catalogue: Catalogue, retriever: Retriever, relevance: RelevanceModel, settings: ContextSettings
+    ) -> None:
+        self.catalogue = catalogue
+        self.retriever = retriever
+        self.relevance = relevance
+        self.settings = settings
+        self.feedback = FeedbackTerms(catalogue)
+        self._value_counts = np.diff(catalogue.value_documents.indptr).astype(np.float64)
+
+    def build_contexts(self, queries: Sequence[str]) -> list[Context]:
+        """Return a context per query, in order; a query that finds nothing has an empty one.
+
+        Raises RetrievalError if a search failed: an empty context would be a wrong one.
+        """
+        contexts: list[Context] = []
+        for start in range(0, len(queries), BATCH_QUERIES):
+            batch = queries[start : start + BATCH_QUERIES]
+            rankings = self.retriever.search_many(list(batch), size=self.settings.documents)
+            scores = self.relevance.score_many([(q, r.ids) for q, r in zip(batch, rankings, strict=True)])
+            for query, ranking, relevance in zip(batch, rankings, scores, strict=True):
+                contexts.append(self._context(query, ranking.ids, relevance.tolist()))
+        return contexts
+
+    def _context(self, query: str, ids: list[str], relevance: list[float]) -> Context:
+        settings = self.settings
+        passed = [position for position, score in enumerate(relevance) if score >= settings.relevance_min]
+        if len(passed) < settings.documents_min:
+            best = sorted(range(len(ids)), key=lambda position: (-relevance[position], position))
+            passed = sorted(best[: settings.documents_min])
+        if not passed:
+            return Context()
+        chosen = [ids[position] for position in passed]
+        terms = self.feedback.terms(
+            "bo1",
+            chosen,
+            [relevance[position] for position in passed],
+            count=settings.terms,
+            without=query,
+            documents_min=settings.holders_min,
+            keep=_is_word,
+        )
+        return Context(
+            terms=tuple(term.word for term in terms),
+            attributes=self._attributes(query, chosen),
+            documents=len(chosen),
+        )
+
+    def _attributes(self, query: str, ids: Sequence[str]) -> tuple[str, ...]:
+        """Return the attribute values of these documents that weigh most by Bo1 and say something new."""
+        matrix = self.catalogue.document_values
+        rows = np.array([self.catalogue.row_of[document_id] for document_id in ids], dtype=np.int64)
+        entries = gather_rows(matrix.indptr, rows).entry
+        values, counts = np.unique(matrix.indices[entries], return_counts=True)
+        if not len(values):
+            return ()
+        common = self._value_counts[values] >= self.settings.holders_min
+        values, counts = values[common], counts[common]
+        weights = bo1_weights(counts.astype(np.float64), self._value_counts[values], len(self.catalogue))
+        asked = set(self.catalogue.vocabulary.known(analyze(query)))
+        said: list[str] = []
+        order = sorted(range(len(values)), key=lambda position: (-weights[position], int(values[position])))
+        for position in order:
+            value = int(values[position])
+            phrase = self.catalogue.value_phrases[value]
+            new = set(self.catalogue.value_terms[value]) - asked
+            if not new or len(phrase) > self.settings.value_characters_max:
+                continue
+            asked |= new
+            said.append(phrase)
+            if len(said) == self.settings.attributes:
+                break
+        return tuple(said)
+
+
+def with_neighbours(context: Context, words: Sequence[str]) -> Context:
+    """Return the context with neighbours' words beside its terms; words that both name come first, and stand once.
+
+    Two sources that know nothing of each other rarely agree by chance: on icecat's dev queries the first eight words
+    in this order were worth NDCG@10 .306 and R@100 .569, against .280 and .562 in the neighbours' own.
+    """
+    shown = set(context.terms)
+    agreed = [word for word in words if word in shown]
+    rest = [word for word in words if word not in shown]
+    return msgspec.structs.replace(
+        context,
+        terms=tuple(word for word in context.terms if word not in agreed),
+        neighbours=(*agreed, *rest),
+    )
+
+
+def _is_word(word: str) -> bool:
+    """Keep words; a bare number, or one letter, says nothing out of its place."""
+    return len(word) > 1 and not word.replace(".", "").replace(",", "").isdigit()

@@ -1,0 +1,251 @@
+"""The search environment: a group of generated texts in, a reward for each of them out.
+
+One round for many groups: every text is parsed, every distinct search is sent once (the raw query too, unless it is
+remembered), the relevance model scores all groups in one call, and the reward of each candidate is put together with
+everything that it was made of. A search that failed makes its candidate `failed`, never a reward of 0; an engine that
+is down raises, because the same groups may be scored later. Nothing here knows where groups come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from functools import lru_cache
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from search_env.catalogue.analysis import surface_tokens
+from search_env.catalogue.corpora import Ranking
+from search_env.engine.searching import (
+    ExpandedQuery,
+    PendingSearches,
+    RetrievalError,
+    Retriever,
+    expanded_query,
+    search_body,
+)
+from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment, all_failed
+from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
+from search_env.leser.reward import LeserSettings, Measured, invalid_reward, leser_reward
+from search_env.models.relevance import RelevanceModel
+from streams.events import Generation, Hit, Outcome, Position, Reward
+
+
+class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How groups are scored.
+
+    hits_logged: top hits that travel with every outcome, and of the raw query with every group.
+    raw_queries_kept: raw rankings in memory, about 10 kB each; the query not asked for longest goes first.
+    """
+
+    reward: LeserSettings = LeserSettings()
+    expansions: ExpansionSettings = ExpansionSettings()
+    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 10
+    raw_queries_kept: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class _Group(NamedTuple):
+    """One group, and what its texts were read as."""
+
+    inputs: Input
+    texts: list[ParsedExpansions | Rejected]
+
+
+class _Started(NamedTuple):
+    """Groups whose searches are under way."""
+
+    chunk: list[_Group]
+    wanted: list[ExpandedQuery]
+    pending: PendingSearches
+
+
+class LeserEnvironment(ScoringEnvironment):
+    """Scores groups against one index with one relevance model. Not thread-safe: the relevance model is not."""
+
+    def __init__(self, retriever: Retriever, relevance: RelevanceModel, settings: LeserEnvironmentSettings) -> None:
+        super().__init__(
+            index=retriever.index,
+            relevance_model=relevance.name,
+            reward_sha256=reward_sha256(settings, retriever),
+        )
+        self.retriever = retriever
+        self.relevance = relevance
+        self.settings = settings
+        self.depth = max(settings.reward.relevance_depth, settings.reward.size_depth, settings.hits_logged)
+        self.search_body = _template(retriever, self.depth)
+        self._raw: OrderedDict[str, Ranking] = OrderedDict()
+
+    def score(self, generation: Generation, source: Position, content_sha256: str) -> Reward:
+        """Return the rewards of one group."""
+        return self.score_many([(generation, source, content_sha256)])[0]
+
+    def score_many(self, inputs: Inputs) -> list[Reward]:
+        """Return the rewards of groups, in their order.
+
+        inputs: each group with its place in the log and the hash of its bytes.
+        Raises EngineUnavailable if the engine is down or overloaded; no group was decided then.
+        """
+        found: dict[ExpandedQuery, Ranking | RetrievalError] = {}
+        asked: set[ExpandedQuery] = set()
+        # Every chunk's searches are sent before the first answer is waited for: while the engine works on one chunk,
+        # the chunk before it is scored here.
+        started = [self._start(chunk, asked, found) for chunk in self._chunks(inputs)]
+        rewards = []
+        try:
+            for chunk, wanted, pending in started:
+                for search, answer in zip(wanted, pending.wait(), strict=True):
+                    found[search] = answer
+                    if not search.expansions and isinstance(answer, Ranking):
+                        self._raw[search.query] = answer
+                relevance = self._relevance(chunk, found)
+                for group, scores in zip(chunk, relevance, strict=True):
+                    query = group.inputs[0].request.query
+                    outcomes = tuple(self._outcome(query, text, found, scores) for text in group.texts)
+                    rewards.append(self._reward(group.inputs, outcomes, found[ExpandedQuery(query)]))
+        finally:
+            for each in started:
+                each.pending.cancel()
+        while len(self._raw) > self.settings.raw_queries_kept:
+            self._raw.popitem(last=False)
+        return rewards
+
+    def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
+        """Return one reward for each group whose candidates are all `failed`: no engine answered in time."""
+        return [
+            self.reward(each, all_failed(self.readable(each[0]), error), search_body=self.search_body)
+            for each in inputs
+        ]
+
+    def readable(self, generation: Generation) -> list[bool]:
+        """Return for each candidate whether it is a list of expansions within the caps."""
+        return [isinstance(text, ParsedExpansions) for text in self._parsed(generation)]
+
+    def _parsed(self, generation: Generation) -> list[ParsedExpansions | Rejected]:
+        choices = choices_of(generation.request.context)
+        return [parse_expansions(each.text, self.settings.expansions, choices) for each in generation.completions]
+
+    def _chunks(self, inputs: Inputs) -> list[list[_Group]]:
+        """Parse the groups and put them together so that a chunk fills about one batch of searches."""
+        chunks: list[list[_Group]] = []
+        searches = 0
+        for each in inputs:
+            group = _Group(each, self._parsed(each[0]))
+            needs = len(group.texts) + 1
+            if not chunks or searches + needs > self.retriever.settings.batch_searches:
+                chunks.append([])
+                searches = 0
+            chunks[-1].append(group)
+            searches += needs
+        return chunks
+
+    def _start(
+        self,
+        chunk: list[_Group],
+        asked: set[ExpandedQuery],
+        found: dict[ExpandedQuery, Ranking | RetrievalError],
+    ) -> _Started:
+        """Send each distinct search of a chunk that no chunk before it sent; raw queries come from memory if known."""
+        wanted: dict[ExpandedQuery, None] = {}
+        for group in chunk:
+            query = group.inputs[0].request.query
+            raw = ExpandedQuery(query)
+            remembered = self._raw.get(query)
+            if remembered is None:
+                wanted[raw] = None
+            else:
+                self._raw.move_to_end(query)
+                found[raw] = remembered
+            for text in group.texts:
+                if isinstance(text, ParsedExpansions) and text.expansions:
+                    wanted[ExpandedQuery(query, text.expansions)] = None
+        new = [search for search in wanted if search not in asked]
+        asked.update(new)
+        return _Started(chunk, new, self.retriever.start_many(new, size=self.depth))
+
+    def _relevance(
+        self, chunk: list[_Group], found: dict[ExpandedQuery, Ranking | RetrievalError]
+    ) -> list[dict[str, float]]:
+        """Return, per group, the relevance of every document that stands in the top-k of any of its rankings."""
+        depth = self.settings.reward.relevance_depth
+        pairs: list[tuple[str, list[str]]] = []
+        for group in chunk:
+            query = group.inputs[0].request.query
+            ids: dict[str, None] = {}
+            for search in (ExpandedQuery(query), *(ExpandedQuery(query, e) for e in _distinct(group.texts))):
+                ranking = found[search]
+                if isinstance(ranking, Ranking):
+                    ids.update(dict.fromkeys(ranking.ids[:depth]))
+            pairs.append((query, list(ids)))
+        scores = self.relevance.score_many(pairs)
+        return [dict(zip(ids, of.tolist(), strict=True)) for (_, ids), of in zip(pairs, scores, strict=True)]
+
+    def _outcome(
+        self,
+        query: str,
+        text: ParsedExpansions | Rejected,
+        found: dict[ExpandedQuery, Ranking | RetrievalError],
+        relevance: dict[str, float],
+    ) -> Outcome:
+        """Put one candidate's reward together."""
+        if isinstance(text, Rejected):
+            reward, components = invalid_reward()
+            return Outcome(status="scored", valid=False, reward=reward, components=components, error=text.reason)
+        raw, union = found[ExpandedQuery(query)], found[ExpandedQuery(query, text.expansions)]
+        if isinstance(raw, RetrievalError) or isinstance(union, RetrievalError):
+            error = str(raw) if isinstance(raw, RetrievalError) else str(union)
+            return Outcome(status="failed", valid=True, expansions=text.expansions, error=error)
+        settings = self.settings.reward
+        raw_ids = raw.ids[: settings.size_depth]
+        measured = Measured(
+            raw_relevance=[relevance[document_id] for document_id in raw.ids[: settings.relevance_depth]],
+            union_relevance=[relevance[document_id] for document_id in union.ids[: settings.relevance_depth]],
+            raw_size=len(raw_ids),
+            union_size=len(set(raw_ids).union(union.ids[: settings.size_depth])),
+            terms=sum(map(_term_count, text.expansions)),
+        )
+        reward, components = leser_reward(measured, settings)
+        return Outcome(
+            status="scored",
+            valid=True,
+            expansions=text.expansions,
+            reward=reward,
+            components=components,
+            hits=_hits(union, self.settings.hits_logged),
+        )
+
+    def _reward(self, inputs: Input, outcomes: tuple[Outcome, ...], raw: Ranking | RetrievalError) -> Reward:
+        hits = _hits(raw, self.settings.hits_logged) if isinstance(raw, Ranking) else ()
+        return self.reward(inputs, outcomes, raw_hits=hits, search_body=self.search_body)
+
+
+def reward_sha256(settings: LeserEnvironmentSettings, retriever: Retriever) -> str:
+    """Return the hash of everything but the models that a reward depends on: formula, caps and search settings."""
+    searched = msgspec.structs.asdict(retriever.settings)
+    shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
+    parts = [settings.reward, settings.expansions, shaping]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+@lru_cache(maxsize=50_000)
+def _term_count(expansion: str) -> int:
+    return len(surface_tokens(expansion))
+
+
+def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...], None]:
+    return dict.fromkeys(text.expansions for text in texts if isinstance(text, ParsedExpansions))
+
+
+def _template(retriever: Retriever, depth: int) -> str:
+    settings = retriever.settings
+    queries = expanded_query("{query}", ["{expansion 1}", "{expansion 2}"], settings)
+    return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
+
+
+def _hits(ranking: Ranking, kept: int) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(document_id=document_id, rank=rank, score=score)
+        for rank, (document_id, score) in enumerate(
+            zip(ranking.ids[:kept], ranking.scores[:kept], strict=True), start=1
+        )
+    )

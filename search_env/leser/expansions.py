@@ -1,0 +1,116 @@
+"""Reading what a policy wrote: a list of expansions, or the reason why it is none.
+
+The format is `<think>…</think><answer>["…", "…"]</answer>`; the think block may be missing, the list may be empty (no
+expansion), and nothing else may stand beside them. A selector's `<v3><v1>` points to words that its prompt showed, by
+their numbers from 1. Generated text is untrusted: it is capped in bytes, number and terms, and loses control,
+zero-width and bidirectional characters. Whatever the text, parsing never raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from search_env.catalogue.analysis import surface_tokens
+from search_env.environments import Rejected
+from streams.events import Context
+from streams.inputs.text import clean_text
+from streams.pointers import read_pointers
+
+_FORMAT = re.compile(r"\s*(?:<think>(?P<thought>.*?)</think>)?\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+_TAGS = re.compile(r"</?(?:think|answer)>")
+_decoder = msgspec.json.Decoder(list[str])
+
+
+class ExpansionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The caps on one answer; what exceeds a cap is invalid, so that a policy learns to keep to it.
+
+    bytes_max: of the whole text. expansions_max: of one list. terms_max: words of one expansion.
+    characters_max: of one expansion, which a word without spaces could otherwise fill.
+    """
+
+    bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536)] = 4_096
+    expansions_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 16
+    terms_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 6
+    characters_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 80
+
+
+class ParsedExpansions(NamedTuple):
+    """The expansions in their order, cleaned and without repetitions, and the thought before them ("" if none)."""
+
+    expansions: tuple[str, ...]
+    thought: str = ""
+
+
+def parse_expansions(
+    text: str,
+    settings: ExpansionSettings = ExpansionSettings(),  # noqa: B008
+    choices: Sequence[str] | None = None,
+) -> ParsedExpansions | Rejected:
+    """Return the expansions in a text, or why there are none; never raises.
+
+    choices: the words that a selector's pointers mean, in their order; None for a policy that writes text.
+    """
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > settings.bytes_max:
+        return Rejected(f"expected at most {settings.bytes_max} bytes, got {size}")
+    if choices is not None:
+        return _select(text, settings, choices)
+    found = _FORMAT.fullmatch(text)
+    if found is None:
+        return Rejected("expected <answer>[…]</answer>, with or without <think>…</think> before it, and nothing else")
+    answer = found.group("answer")
+    if _TAGS.search(answer) or _TAGS.search(found.group("thought") or ""):
+        return Rejected("expected each of <think> and <answer> at most once")
+    try:
+        items = _decoder.decode(answer)
+    except (msgspec.DecodeError, UnicodeError) as error:  # UnicodeError: a lone surrogate cannot become bytes.
+        return Rejected(f"expected a JSON list of strings between <answer> and </answer>: {error}"[:200])
+    expansions = _within_caps(items, settings)
+    if isinstance(expansions, Rejected):
+        return expansions
+    thought = clean_text(found.group("thought") or "", characters_max=settings.bytes_max)
+    return ParsedExpansions(expansions, thought)
+
+
+def choices_of(context: Context) -> tuple[str, ...] | None:
+    """Return what a selector may say in this context, None for a policy that writes text."""
+    return None if context.choices is msgspec.UNSET else context.choices
+
+
+def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> ParsedExpansions | Rejected:
+    """Return the words that a selector points to; what the caps leave out it was not to be shown."""
+    numbers = read_pointers(text)
+    if numbers is None:
+        return Rejected(
+            f"expected pointers to the {len(choices)} words of the prompt, <v1> and so on, and nothing else"
+        )
+    if strangers := [number for number in numbers if not 1 <= number <= len(choices)]:
+        return Rejected(f"expected pointers to one of {len(choices)} words, got <v{strangers[0]}>")
+    expansions = _within_caps([choices[number - 1] for number in numbers], settings)
+    return expansions if isinstance(expansions, Rejected) else ParsedExpansions(expansions)
+
+
+def _within_caps(items: Sequence[str], settings: ExpansionSettings) -> tuple[str, ...] | Rejected:
+    """Return the expansions cleaned and without repetitions, or which cap the first bad one exceeds."""
+    if len(items) > settings.expansions_max:
+        return Rejected(f"expected at most {settings.expansions_max} expansions, got {len(items)}")
+    expansions: dict[str, str] = {}
+    for number, item in enumerate(items, start=1):
+        if len(item) > 4 * settings.characters_max:
+            return Rejected(
+                f"expansion {number}: expected at most {settings.characters_max} characters, got {len(item)}"
+            )
+        expansion = clean_text(item, characters_max=4 * settings.characters_max)
+        terms = len(surface_tokens(expansion))
+        if len(expansion) > settings.characters_max:
+            return Rejected(
+                f"expansion {number}: expected at most {settings.characters_max} characters, got {len(expansion)}"
+            )
+        if not 1 <= terms <= settings.terms_max:
+            return Rejected(f"expansion {number}: expected 1 to {settings.terms_max} words, got {terms}")
+        expansions.setdefault(expansion.casefold(), expansion)
+    return tuple(expansions.values())

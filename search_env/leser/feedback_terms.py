@@ -1,0 +1,165 @@
+"""Feedback terms of the top documents: Bo1 and RM3, the baselines that every learned expansion has to beat.
+
+Both look at the first documents of the raw query as if they were relevant, and weigh the terms of `contents` there:
+
+- Bo1, Bose–Einstein 1 (Amati, PhD thesis, Glasgow 2003; as in Terrier): w(t) = tf_x · log2((1 + P) / P) + log2(1 + P),
+  with tf_x the term's count in those documents and P = F / N, its count in the corpus over the number of documents.
+- RM3 (Abdul-Jaleel et al., TREC 2004; relevance model 1 of Lavrenko and Croft, SIGIR 2001): P(t|R) = Σ_d P(t|d) P(d|q),
+  with P(t|d) = tf / |d| unsmoothed and P(d|q) the document's share of the scores, as in Anserini.
+
+Weights are scaled so that the best term has 1. The query and its terms are one search,
+`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`. We differ from the papers in that: BM25 instead of a language model (RM3)
+or of a DFR model (Bo1), and the query's own part keeps weight 1, so RM3's λ is 1 / (1 + weight) up to scale. `weight`
+is tuned for each method on `dev`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import Ranking
+from search_env.catalogue.lexical import TermMatrix
+from search_env.catalogue.term_matrices import Catalogue, gather_rows
+from search_env.engine.searching import Body, Retriever, search_body, whole_query
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+class FeedbackSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a feedback baseline searches.
+
+    documents, terms: how many are taken. weight: boost of the terms beside the query.
+    """
+
+    documents: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
+    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
+    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
+
+
+class WeightedTerm(NamedTuple):
+    """A word to search with, and its weight (the best has 1)."""
+
+    word: str
+    weight: float
+
+
+class Counts(NamedTuple):
+    """What the chosen documents say: distinct columns, how often each stands there, and its share of P(t|R)."""
+
+    columns: Integers
+    counts: Floats
+    model: Floats
+
+
+def feedback_counts(matrix: TermMatrix, rows: Sequence[int], scores: Sequence[float]) -> Counts:
+    """Count the terms of some documents; scores (positive) weigh the documents in the relevance model."""
+    chosen = np.asarray(rows, dtype=np.int64)
+    gathered = gather_rows(matrix.counts.indptr, chosen)
+    columns, place = np.unique(matrix.counts.indices[gathered.entry], return_inverse=True)
+    counts = np.asarray(matrix.counts.data[gathered.entry], dtype=np.float64)
+    share = np.asarray(scores, dtype=np.float64)
+    share = share / share.sum() if len(share) and share.sum() > 0 else np.full(len(chosen), 1.0 / max(len(chosen), 1))
+    lengths = np.maximum(matrix.lengths[chosen], 1.0)
+    model = counts * (share / lengths)[gathered.row]
+    return Counts(
+        columns.astype(np.int64),
+        np.bincount(place, weights=counts, minlength=len(columns)).astype(np.float64),
+        np.bincount(place, weights=model, minlength=len(columns)).astype(np.float64),
+    )
+
+
+def bo1_weights(counts: Floats, corpus_counts: Floats, documents: int) -> Floats:
+    """Return Bo1's weight of terms: counts in the feedback documents and in the corpus, N documents there."""
+    probability = corpus_counts / documents
+    return np.asarray(counts * np.log2((1 + probability) / probability) + np.log2(1 + probability))
+
+
+class FeedbackTerms:
+    """Feedback terms over one catalogue."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self._corpus_counts = np.asarray(catalogue.contents.counts.sum(axis=0), dtype=np.float64).ravel()
+
+    def terms(
+        self,
+        method: Literal["bo1", "rm3"],
+        ids: Sequence[str],
+        scores: Sequence[float],
+        *,
+        count: int,
+        without: str = "",
+        documents_min: int = 1,
+        keep: Callable[[str], bool] | None = None,
+    ) -> list[WeightedTerm]:
+        """Return the best feedback terms of some documents, best first, ties in the order of the words.
+
+        without: a query whose own terms are left out. documents_min: of the corpus, that must have a term. keep: which
+        words may come in at all.
+        """
+        rows = [self.catalogue.row_of[document_id] for document_id in ids if document_id in self.catalogue.row_of]
+        if not rows:
+            return []
+        found = feedback_counts(self.catalogue.contents, rows, scores[: len(rows)])
+        weights = found.model
+        if method == "bo1":
+            weights = bo1_weights(found.counts, self._corpus_counts[found.columns], len(self.catalogue))
+        left_out = set(self.catalogue.vocabulary.known(analyze(without)))
+        words = self.catalogue.surface_forms
+        weights = np.where(self.catalogue.contents.frequencies[found.columns] >= documents_min, weights, -1.0)
+        order = np.argsort(-weights, kind="stable")[: 4 * count + len(left_out) + 20]
+        candidates = [
+            WeightedTerm(words[column], float(weights[position]))
+            for position, column in zip(order.tolist(), found.columns[order].tolist(), strict=True)
+            if column not in left_out and words[column] and (keep is None or keep(words[column]))
+        ]
+        best = sorted(candidates, key=lambda term: (-term.weight, term.word))[:count]
+        return [WeightedTerm(term.word, term.weight / best[0].weight) for term in best if term.weight > 0]
+
+
+def feedback_query(
+    query: str, terms: Sequence[WeightedTerm], *, weight: float, whole_boost: float = 0.0
+) -> dict[str, Any]:
+    """Return the Elasticsearch query of a query and its weighted feedback terms, each a `match` of one word.
+
+    whole_boost: as in `RetrievalSettings`, so that no method that adds words has an advantage by it.
+    """
+    raw = {"match": {"contents": {"query": query}}}
+    if not terms or weight == 0:
+        return raw
+    should = [
+        {"match": {"contents": {"query": term.word, "boost": round(weight * term.weight, 6)}}}
+        for term in terms
+        if weight * term.weight >= 1e-6
+    ]
+    return {"bool": {"should": [raw, *should, *whole_query(query, whole_boost)]}}
+
+
+def search_with_feedback(
+    retriever: Retriever,
+    feedback: FeedbackTerms,
+    method: Literal["bo1", "rm3"],
+    queries: Sequence[str],
+    settings: FeedbackSettings,
+    *,
+    size: int,
+) -> list[Ranking]:
+    """Return the rankings of a feedback baseline: one round of raw searches, one of expanded ones.
+
+    Raises RetrievalError as `Retriever.search_many` does.
+    """
+    raw = retriever.search_many(list(queries), size=max(settings.documents, 1))
+    bodies: list[Body] = []
+    for query, ranking in zip(queries, raw, strict=True):
+        top = Ranking(ranking.ids[: settings.documents], ranking.scores[: settings.documents])
+        terms = feedback.terms(method, top.ids, top.scores, count=settings.terms)
+        asked = feedback_query(query, terms, weight=settings.weight, whole_boost=retriever.settings.whole_boost)
+        bodies.append(search_body(asked, size=size))
+    return retriever.search_bodies(bodies)

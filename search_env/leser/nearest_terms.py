@@ -1,0 +1,87 @@
+"""The catalogue's words nearest to a query by MiniLM's cosine: expansion without feedback, judgments or learning.
+
+A baseline that every learned expansion has to beat, and whose weakness is known: what is near in meaning need not stand
+in what is relevant. As with feedback terms the query and its words are one search,
+`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`, w(t) the cosine, scaled so that the best word has 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import Ranking
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.searching import Retriever, search_body
+from search_env.leser.feedback_terms import WeightedTerm, feedback_query
+from search_env.models.embeddings import EmbeddingSettings, KeptEmbedder, Progress
+
+
+class NearestTermsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the nearest words are chosen and searched.
+
+    terms: words of a query. weight: boost of the words beside the query. documents_min: of the catalogue, in which a
+    word must stand: fewer make it a model's number or a slip of the pen.
+    """
+
+    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 15
+    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
+    documents_min: Annotated[int, msgspec.Meta(ge=1)] = 3
+
+
+class NearestTerms:
+    """The nearest words of one catalogue; its words are embedded once, and kept in a file."""
+
+    def __init__(
+        self, catalogue: Catalogue, settings: NearestTermsSettings, embedding: EmbeddingSettings, *, directory: Path
+    ) -> None:
+        """directory: where the words' vectors are kept."""
+        words, frequencies = catalogue.surface_forms, catalogue.contents.frequencies.tolist()
+        self._settings = settings
+        # Of attributes' terms alone the contents have no column; they have no word either.
+        self._columns = [
+            column for column, held in enumerate(frequencies) if words[column] and held >= settings.documents_min
+        ]
+        self._words = [words[column] for column in self._columns]
+        self._catalogue = catalogue
+        self._embedder = KeptEmbedder(embedding, kept=self._words, directory=directory)
+
+    def terms(self, queries: Sequence[str], progress: Progress | None = None) -> list[list[WeightedTerm]]:
+        """Return each query's nearest words, best first; none of its own, and none with a cosine of 0 or less."""
+        if not self._words:
+            return [[] for _ in queries]
+        cosines = self._embedder.embed_queries(queries) @ self._embedder.embed(self._words, progress).T  # [Q, W]
+        place = {column: position for position, column in enumerate(self._columns)}
+        found = []
+        for query, row in zip(queries, cosines, strict=True):
+            for column in self._catalogue.vocabulary.known(analyze(query)):
+                if column in place:
+                    row[place[column]] = -1.0
+            order = np.argsort(-row, kind="stable")[: self._settings.terms]
+            best = float(row[order[0]])
+            found.append([WeightedTerm(self._words[at], float(row[at]) / best) for at in order if row[at] > 0])
+        return found
+
+
+def search_with_nearest_terms(
+    retriever: Retriever,
+    nearest: NearestTerms,
+    queries: Sequence[str],
+    settings: NearestTermsSettings,
+    *,
+    size: int,
+    progress: Progress | None = None,
+) -> list[Ranking]:
+    """Return the rankings of the baseline. Raises RetrievalError as `Retriever.search_many` does."""
+    whole = retriever.settings.whole_boost
+    return retriever.search_bodies(
+        [
+            search_body(feedback_query(query, terms, weight=settings.weight, whole_boost=whole), size=size)
+            for query, terms in zip(queries, nearest.terms(queries, progress), strict=True)
+        ]
+    )

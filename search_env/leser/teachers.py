@@ -1,0 +1,338 @@
+"""Teacher sets: for a training query, the few words whose measured reward is best.
+
+In two rounds. `teach`: candidates are the words that the policy is shown (feedback terms, attribute values) and, since
+a training query's relevant documents are known, the words of those documents. These lessons are what `neighbours` looks
+up. As answers they cannot be learned: 3,237 distinct words for 8,634 queries, dev loss 2.94 nats a token, and no list
+that ends. `choose`: the neighbours' words that the prompt shows, less those that do harm. These are the warm-up's
+answers. The two or three words that would be best of all (dev NDCG@10 .25 → .59) are a matter of chance: a policy that
+was taught to add them one by one was worth less than the neighbours' first words untouched. Taking away decides each
+word by itself, and greedy decoding then says the words that are more likely to help than not.
+
+`choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, and GRPO finds nothing to
+add to it (`infra/EXPERIMENTS.md`).
+
+The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once. At the weight
+that serves: which words are worth adding depends on how loudly they are said, and so on how many stand before them.
+
+The scores come from the catalogue's own matrices, which differ from Lucene's by the rounding of document lengths (above
+40 terms); `measure` says what a set is worth in the index itself. Cached by the hash of everything that they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import CorpusError, Query, write_whole
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.searching import RetrievalSettings, expansion_boosts
+from streams.events import Context
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+SHALLOW, DEEP = 10, 100
+DISCOUNTS = 1.0 / np.log2(np.arange(2, SHALLOW + 2))  # [10] nDCG's, Järvelin and Kekäläinen (2002)
+
+
+class TeacherError(CorpusError):
+    """Teacher sets cannot be made, or a cached file is damaged."""
+
+
+class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How sets are searched for.
+
+    words_max: of one set. gain_min: how much of the measure (nDCG@10 + recall@100, so 2 at most) a word must add.
+    choice_words_shown: words of the prompt that a choice begins with. choice_words_max: words that it may keep.
+    choice_gain_min: how much of the measure a kept word must be worth; below 0, a word may stay that does little harm.
+    relevant_words: candidates from the relevant documents. documents_min: documents that must hold a candidate; rarer
+    words name one product and teach nothing about the next query.
+    pool_documents: documents whose ranks are followed, by the best score that they could reach.
+    kept_candidates: after the first word, only this many of the best go on.
+    """
+
+    words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
+    choice_words_shown: Annotated[int, msgspec.Meta(ge=1, le=64)] = 14
+    choice_words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 14
+    choice_gain_min: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -0.02
+    gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
+    relevant_words: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 60
+    documents_min: Annotated[int, msgspec.Meta(ge=1)] = 5
+    pool_documents: Annotated[int, msgspec.Meta(ge=DEEP)] = 1_200
+    kept_candidates: Annotated[int, msgspec.Meta(ge=1)] = 24
+
+
+class Lesson(msgspec.Struct, frozen=True, kw_only=True):
+    """One query and the words that serve it best; none where nothing helps.
+
+    raw, taught: the measure of the query alone and with the words, as the search for the words saw it.
+    """
+
+    query_id: str
+    query: str
+    words: tuple[str, ...]
+    raw: float = 0.0
+    taught: float = 0.0
+
+
+class Teacher:
+    """Searches teacher sets over one catalogue."""
+
+    def __init__(self, catalogue: Catalogue, settings: TeacherSettings, searched: RetrievalSettings) -> None:
+        """searched: how expanded queries are served, in mode "weighted" (the others are taught as if they were)."""
+        self.catalogue = catalogue
+        self.settings = settings
+        self.searched = searched
+        self._words = catalogue.surface_forms
+
+    def teach(self, query: Query, context: Context, relevant: Integers) -> Lesson:
+        """Return the best set of words for one query, its relevant documents' words among the candidates.
+
+        relevant: [R] rows of the catalogue that are relevant. Without any, nothing can be measured: no words.
+        """
+        terms = self.catalogue.vocabulary.known(analyze(query.text))
+        candidates = self._candidates(terms, context, relevant)
+        return self._search(query, terms, candidates, relevant)
+
+    def choose(self, query: Query, context: Context, relevant: Integers) -> Lesson:
+        """Return the words of the context that are worth keeping, in the prompt's order.
+
+        All neighbours' words (the terms where there are none) are added to the query, and the word without which the
+        measure is best goes, one at a time, until every one that is left is worth `choice_gain_min` and there are no
+        more than `choice_words_max`. None are left where the query alone does as well.
+        """
+        settings = self.settings
+        terms = self.catalogue.vocabulary.known(analyze(query.text))
+        shown = self._shown((context.neighbours or context.terms)[: settings.choice_words_shown])
+        candidates = [term for term in shown if term not in set(terms) and len(self._words[term]) >= 2]
+        if not len(relevant) or not candidates:
+            return Lesson(query_id=query.id, query=query.text, words=())
+        base = self.catalogue.contents.bm25_scores(terms)  # [D]
+        pool, columns = self._pool(base, candidates, relevant)  # [P], [C, P]
+        measure = _Measure(np.searchsorted(pool, relevant))
+        raw = float(measure(base[pool][None])[0])
+        alone = base[pool] + self._whole(query.text, base)[pool]  # [P]
+        boosts = np.array(expansion_boosts(len(candidates), self.searched), dtype=np.float32)  # [C]
+        best = float(measure(alone[None] + boosts[None] @ columns)[0])
+        kept = list(range(len(candidates)))
+        while kept:
+            values = measure(alone[None] + _without_each(boosts[: len(kept)]) @ columns[kept])  # [C]
+            worst = int(values.argmax())
+            if len(kept) <= settings.choice_words_max and values[worst] <= best - settings.choice_gain_min:
+                break
+            best = float(values[worst])
+            kept.pop(worst)
+        if best <= raw:
+            return Lesson(query_id=query.id, query=query.text, words=(), raw=raw, taught=raw)
+        words = tuple(self._words[candidates[position]] for position in kept)
+        return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
+
+    def _search(
+        self,
+        query: Query,
+        terms: Sequence[int],
+        candidates: Sequence[int],
+        relevant: Integers,
+    ) -> Lesson:
+        """Put a set together, greedily."""
+        settings = self.settings
+        base = self.catalogue.contents.bm25_scores(terms)  # [D]
+        if not len(relevant) or not candidates:
+            return Lesson(query_id=query.id, query=query.text, words=())
+        pool, columns = self._pool(base, candidates, relevant)  # [P], [C, P]
+        measure = _Measure(np.searchsorted(pool, relevant))
+        raw = best = float(measure(base[pool][None])[0])
+        current = base[pool] + self._whole(query.text, base)[pool]
+        boosts = expansion_boosts(settings.words_max, self.searched)
+        chosen: list[int] = []
+        alive = np.arange(len(candidates))
+        while len(chosen) < settings.words_max and len(alive):
+            boost = np.float32(boosts[len(chosen)])
+            values = measure(current[None] + boost * columns[alive])
+            winner = int(values.argmax())
+            if values[winner] < best + settings.gain_min:
+                break
+            best = float(values[winner])
+            chosen.append(int(alive[winner]))
+            current = current + boost * columns[alive[winner]]
+            order = np.argsort(-values, kind="stable")[: settings.kept_candidates + 1]
+            alive = alive[order][alive[order] != chosen[-1]]
+        words = tuple(self._words[candidates[position]] for position in chosen)
+        return Lesson(query_id=query.id, query=query.text, words=words, raw=raw, taught=best)
+
+    def _candidates(self, terms: Sequence[int], context: Context, relevant: Integers) -> list[int]:
+        """Return term numbers: words of the relevant documents by count · idf, then those of the context."""
+        contents = self.catalogue.contents
+        found: dict[int, None] = {}
+        if len(relevant):
+            counts = np.asarray((contents.counts[relevant] > 0).sum(axis=0)).ravel()  # [W] relevant documents
+            held = np.flatnonzero(counts)
+            best = held[np.argsort(-counts[held] * contents.idf[held], kind="stable")]
+            found.update(dict.fromkeys(best[: self.settings.relevant_words].tolist()))
+            # A word that no relevant document holds can only push them down.
+            shown = self._shown((*context.terms, *context.attributes))
+            found.update(dict.fromkeys(term for term in shown if counts[term]))
+        asked = set(terms)
+        return [
+            term
+            for term in found
+            if term not in asked
+            and contents.frequencies[term] >= self.settings.documents_min
+            and len(self._words[term]) >= 2
+        ]
+
+    def _shown(self, words: Sequence[str]) -> list[int]:
+        """Return the distinct terms of these words that stand in any document, in order."""
+        known = dict.fromkeys(self.catalogue.vocabulary.known(analyze(" ".join(words))))
+        return [term for term in known if term < len(self.catalogue.contents.frequencies)]
+
+    def _whole(self, query: str, base: Floats) -> Floats:
+        """Return [D] what documents gain that hold every word of the query."""
+        words = dict.fromkeys(analyze(query))
+        terms = self.catalogue.vocabulary.known(list(words))
+        bm25 = self.catalogue.contents.bm25
+        held = np.zeros(len(base), dtype=np.int64)
+        for term in terms:
+            if term < bm25.shape[1]:  # The vocabulary has words of attributes too.
+                held[bm25.indices[bm25.indptr[term] : bm25.indptr[term + 1]]] += 1
+        return np.where(held == max(len(words), 1), np.float32(self.searched.whole_boost) * base, np.float32(0.0))
+
+    def _pool(self, base: Floats, candidates: Sequence[int], relevant: Integers) -> tuple[Integers, Floats]:
+        """Return the rows worth following, ascending, and what each candidate adds to their scores at boost 1."""
+        bm25 = self.catalogue.contents.bm25
+        bound = base.copy()
+        for term in candidates:
+            rows = slice(bm25.indptr[term], bm25.indptr[term + 1])
+            bound[bm25.indices[rows]] += self.searched.weight * bm25.data[rows]
+        pool = np.unique(np.concatenate([_best(bound, self.settings.pool_documents), _best(base, 150), relevant]))
+        place = np.full(len(base), -1, dtype=np.int64)
+        place[pool] = np.arange(len(pool))
+        columns = np.zeros((len(candidates), len(pool)), dtype=np.float32)
+        for position, term in enumerate(candidates):
+            rows = slice(bm25.indptr[term], bm25.indptr[term + 1])
+            at = place[bm25.indices[rows]]
+            columns[position, at[at >= 0]] = bm25.data[rows][at >= 0]
+        return pool, columns
+
+
+class _Measure:
+    """nDCG@10 plus recall@100 of many score vectors over the pool, [C, P] → [C], binary relevance.
+
+    The first is what a shopper sees, the second what the rest of an engine can still put in order.
+    """
+
+    def __init__(self, relevant: Integers) -> None:
+        """relevant: [R] positions in the pool."""
+        self.relevant = relevant
+        self.ideal = float(DISCOUNTS[: len(relevant)].sum())
+
+    def __call__(self, scores: Floats) -> npt.NDArray[np.float64]:
+        pool = scores.shape[1]
+        deep, shallow = max(pool - DEEP, 0), max(pool - SHALLOW, 0)
+        parted = np.partition(scores, (deep, shallow), axis=1)
+        leaders = -np.sort(-parted[:, shallow:], axis=1)  # [C, 10] best scores
+        mine = scores[:, self.relevant]  # [C, R]
+        recall = ((mine >= parted[:, deep, None]) & (mine > 0)).sum(axis=1) / len(self.relevant)
+        best = -np.sort(-mine, axis=1)[:, :SHALLOW]
+        gains = np.zeros(len(scores))
+        for row in range(len(scores)):
+            inside = best[row][best[row] >= max(leaders[row, -1], 1e-9)]
+            # Of several documents with one score, the relevant ones are taken to come first.
+            ranks = np.maximum(np.searchsorted(-leaders[row], -inside, side="left"), np.arange(len(inside)))
+            gains[row] = DISCOUNTS[np.unique(ranks[ranks < SHALLOW])].sum()
+        return np.asarray(gains / self.ideal + recall)
+
+
+class _Key(NamedTuple):
+    """What teacher sets depend on."""
+
+    index_version: str
+    settings: TeacherSettings
+    weight: float
+    rank_discount: float
+    whole_boost: float
+    choose: bool
+    queries: Sequence[tuple[str, str]]
+    contexts: Sequence[Context]
+
+
+def load_or_teach(
+    directory: Path,
+    teacher: Teacher,
+    queries: Sequence[Query],
+    contexts: Mapping[str, Context],
+    qrels: Mapping[str, Mapping[str, int]],
+    *,
+    index: str,
+    choose: bool = False,
+    progress: Progress | None = None,
+) -> list[Lesson]:
+    """Return a lesson per query, in order, from `directory` if it holds just these.
+
+    choose: only words that the contexts show (`Teacher.choose`), instead of `Teacher.teach`.
+
+    contexts, qrels: by query id; a missing entry is an empty one. index: the versioned name that the contexts are from.
+    """
+    key = _Key(
+        index_version=index,
+        settings=teacher.settings,
+        weight=teacher.searched.weight,
+        rank_discount=teacher.searched.rank_discount,
+        whole_boost=teacher.searched.whole_boost,
+        choose=choose,
+        queries=[(query.id, query.text) for query in queries],
+        contexts=[contexts.get(query.id, Context()) for query in queries],
+    )
+    digest = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:16]
+    path = directory / f"lessons-{digest}.jsonl"
+    if path.exists():
+        return read_lessons(path)
+    rows = teacher.catalogue.row_of
+    lessons = []
+    for position, query in enumerate(queries):
+        grades = qrels.get(query.id, {})
+        relevant = sorted(rows[document] for document, grade in grades.items() if grade > 0 and document in rows)
+        rows_relevant = np.array(relevant, dtype=np.int64)
+        lessons.append(
+            teacher.choose(query, key.contexts[position], rows_relevant)
+            if choose
+            else teacher.teach(query, key.contexts[position], rows_relevant)
+        )
+        if progress is not None and (position % 100 == 99 or position + 1 == len(queries)):
+            progress("teaching", position + 1, len(queries))
+    write_lessons(path, lessons)
+    return lessons
+
+
+def write_lessons(path: Path, lessons: Sequence[Lesson]) -> None:
+    """Write one JSON object a line, whole or not at all. Raises CorpusError if the file cannot be written."""
+    write_whole(path, msgspec.json.Encoder().encode_lines(lessons))
+
+
+def read_lessons(path: Path) -> list[Lesson]:
+    """Return the lessons of a file. Raises TeacherError naming the file if it is damaged."""
+    try:
+        return msgspec.json.Decoder(Lesson).decode_lines(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise TeacherError(f"{path}: damaged teacher sets ({error}). Delete the file; it is made again") from error
+
+
+def _without_each(boosts: Floats) -> Floats:
+    """Return [C, C]: in row r the boosts of what is left when word r goes, whose followers move up; 0 in its place."""
+    count = len(boosts)
+    places = np.arange(count)
+    moved = places[None] - (places[None] > places[:, None])  # [C, C] the rank of each word when word r is gone
+    return np.where(np.eye(count, dtype=bool), np.float32(0.0), boosts[moved])
+
+
+def _best(scores: Floats, count: int) -> Integers:
+    if len(scores) <= count:
+        return np.arange(len(scores), dtype=np.int64)
+    return np.argpartition(-scores, count)[:count].astype(np.int64)

@@ -1,0 +1,296 @@
+"""Attribute-intent queries: what a shopper wants is known, because the catalogue says which products have it.
+
+A query names two attribute values of one product, with or without its brand or type; relevant is every document whose
+*attributes* hold all of them (never the text), so that the judgments owe nothing to any retrieval model. One training
+set serves two held-out tests: `test_value` has queries with at least one value that no training query names, and
+`test_pair` has pairs of values that were never asked together, although each of them was. Splits are made by hash, so
+they stay the same when the catalogue grows.
+
+Where a catalogue has no attributes, `pseudo_queries` makes training queries from the documents' own words, with no
+judgments; relevance is then a model's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+
+from search_env.catalogue.analysis import STOP_WORDS, analyze, surface_tokens
+from search_env.catalogue.attributes import Attribute, document_attributes, document_brand, is_logistic
+from search_env.catalogue.corpora import (
+    CorpusError,
+    Document,
+    Qrels,
+    Query,
+    load_qrels,
+    load_queries,
+    write_qrels,
+    write_queries,
+)
+
+SPLITS = ("train", "dev", "test_pair", "test_value")
+TYPE_KEYS = ("product_type", "category", "type")
+MISSES_MAX = 1_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
+TRIES_PER_QUERY = 12
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How attribute-intent queries are made and split.
+
+    queries: how many to make, all splits together (fewer where the catalogue has no more).
+    relevant_min, relevant_max: documents that must match; one match cannot be learned from, thousands need no search.
+    value_documents_min: documents that hold a value; value_share_max: share of the catalogue that may hold it.
+    key_values_share_max: distinct values of a key per document that has it; above it the key is a measure or a name.
+    names_share: queries that say the attributes' names too. brand_share, type_share: queries with brand or type.
+    value_held_out: share of values for `test_value`; pair_held_out, dev_share: shares of pairs for `test_pair`, `dev`.
+    """
+
+    queries: Count = 24_000
+    relevant_min: Count = 3
+    relevant_max: Count = 200
+    value_documents_min: Count = 8
+    value_share_max: Share = 0.3
+    key_values_share_max: Share = 0.5
+    names_share: Share = 0.25
+    brand_share: Share = 0.25
+    type_share: Share = 0.15
+    value_held_out: Share = 0.08
+    pair_held_out: Share = 0.12
+    dev_share: Share = 0.05
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 7
+
+
+class IntentSet(NamedTuple):
+    """Queries and their judgments (grade 1) by split; judgments are empty for pseudo-queries."""
+
+    queries: dict[str, list[Query]]
+    qrels: dict[str, Qrels]
+
+
+class _Candidate(NamedTuple):
+    text: str
+    phrases: tuple[str, ...]  # every attribute value in it, lower-cased
+    pair: tuple[str, str]
+    relevant: tuple[int, ...]
+    keys: tuple[str, ...]
+
+
+def make_intents(documents: Sequence[Document], settings: IntentSettings) -> IntentSet:
+    """Make attribute-intent queries from a catalogue; the same catalogue, settings and seed always give the same.
+
+    A catalogue without attributes gives empty splits. Raises CorpusError if there are attributes, but no pair of
+    values with enough matching documents.
+    """
+    attributes, holders = _askable(documents, settings)
+    if not holders:
+        return IntentSet({split: [] for split in SPLITS}, {split: {} for split in SPLITS})
+    candidates = _candidates(documents, attributes, holders, settings)
+    if not candidates:
+        raise CorpusError(
+            f"no two attribute values are shared by {settings.relevant_min} to {settings.relevant_max} documents, so "
+            f"no intent queries can be made. Lower intents.relevant_min, or give queries of your own."
+        )
+    by_split: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
+    for candidate in candidates:
+        by_split[_split(candidate, settings)].append(candidate)
+    trained = {phrase for candidate in by_split["train"] for phrase in candidate.phrases}
+    for split in ("dev", "test_pair"):
+        by_split[split] = [c for c in by_split[split] if all(phrase in trained for phrase in c.phrases)]
+    queries: dict[str, list[Query]] = {}
+    qrels: dict[str, Qrels] = {}
+    for split in SPLITS:
+        queries[split], qrels[split] = [], {}
+        for candidate in by_split[split]:
+            query_id = "i" + _hash(candidate.text)[:12]
+            facets = [list(facet) for facet in zip(candidate.keys, candidate.phrases, strict=True)]
+            queries[split].append(Query(id=query_id, text=candidate.text, metadata={"attributes": facets}))
+            qrels[split][query_id] = {documents[position].id: 1 for position in candidate.relevant}
+    return IntentSet(queries, qrels)
+
+
+def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, terms: int = 4) -> IntentSet:
+    """Make training queries from documents: the `terms` words of highest tf·idf among a document's first 40, in order.
+
+    For catalogues without attributes and without queries. No judgments; splits `train` and `dev` (by hash) only.
+    """
+    first = [surface_tokens(f"{document.title} {document.text}")[:40] for document in documents]
+    frequency = Counter(term for tokens in first for term in set(map(_stem_of, tokens)))
+    generator = np.random.default_rng(settings.seed)
+    order = generator.permutation(len(documents))
+    queries: dict[str, list[Query]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    for position in order.tolist():
+        weight: dict[str, float] = {}
+        for token in first[position]:
+            count = frequency[_stem_of(token)]
+            if token not in STOP_WORDS and len(token) > 2 and not token.isdigit() and count >= 3:
+                weight[token] = weight.get(token, 0.0) + float(np.log(len(documents) / count))
+        best = set(sorted(weight, key=lambda token: (-weight[token], token))[:terms])
+        text = " ".join(dict.fromkeys(token for token in first[position] if token in best))
+        if len(best) < 2 or text in seen:
+            continue
+        seen.add(text)
+        split = "dev" if _fraction("dev", text) < settings.dev_share else "train"
+        queries[split].append(Query(id="p" + _hash(text)[:12], text=text))
+        if len(seen) >= settings.queries:
+            break
+    return IntentSet(queries, {split: {} for split in SPLITS})
+
+
+def write_intents(directory: str | Path, intents: IntentSet) -> None:
+    """Write `queries.<split>.jsonl` and `qrels.<split>.tsv` for every split that has some; older files of others go."""
+    folder = Path(directory)
+    for split in SPLITS:
+        queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
+        if intents.queries[split]:
+            write_queries(queries_file, intents.queries[split])
+        else:
+            queries_file.unlink(missing_ok=True)
+        if intents.qrels[split]:
+            write_qrels(qrels_file, intents.qrels[split])
+        else:
+            qrels_file.unlink(missing_ok=True)
+
+
+def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]:
+    """Return a split's queries and judgments; both empty if the split was not written (no such queries).
+
+    Raises CorpusError for an unknown split or a folder without intents.
+    """
+    folder = Path(directory)
+    if split not in SPLITS:
+        raise CorpusError(f"expected a split of {', '.join(SPLITS)}, got '{split}'.")
+    if not (folder / "queries.train.jsonl").exists():
+        raise CorpusError(f"{folder}: no intent queries there. Index the corpus again: searchloop index CORPUS")
+    queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
+    queries = load_queries(queries_file) if queries_file.exists() else []
+    return queries, load_qrels(qrels_file) if qrels_file.exists() else {}
+
+
+def _askable(
+    documents: Sequence[Document], settings: IntentSettings
+) -> tuple[list[list[Attribute]], dict[tuple[str, str], set[int]]]:
+    """Return each document's askable attributes, and which documents hold each (key, value)."""
+    everything = [document_attributes(document) for document in documents]
+    holders: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for position, attributes in enumerate(everything):
+        for attribute in attributes:
+            if not is_logistic(attribute.key):
+                holders[attribute.key, attribute.value].add(position)
+    key_documents: Counter[str] = Counter()
+    key_values: Counter[str] = Counter()
+    for (key, _), positions in holders.items():
+        key_documents[key] += len(positions)
+        key_values[key] += 1
+    share_max = settings.value_share_max * len(documents)
+    askable = {
+        facet: positions
+        for facet, positions in holders.items()
+        if settings.value_documents_min <= len(positions) <= max(share_max, settings.value_documents_min)
+        and key_values[facet[0]] <= settings.key_values_share_max * key_documents[facet[0]]
+    }
+    kept = [[a for a in attributes if (a.key, a.value) in askable] for attributes in everything]
+    return kept, askable
+
+
+def _candidates(
+    documents: Sequence[Document],
+    attributes: list[list[Attribute]],
+    holders: dict[tuple[str, str], set[int]],
+    settings: IntentSettings,
+) -> list[_Candidate]:
+    generator = np.random.default_rng(settings.seed)
+    brands: defaultdict[str, set[int]] = defaultdict(set)
+    for position, document in enumerate(documents):
+        brands[document_brand(document)].add(position)
+    anchors = [position for position, found in enumerate(attributes) if len(found) >= 2]
+    found: list[_Candidate] = []
+    seen: set[tuple[str, ...]] = set()
+    misses = 0
+    for _ in range(TRIES_PER_QUERY * settings.queries if anchors else 0):
+        misses += 1
+        if misses > MISSES_MAX:
+            break
+        anchor = anchors[int(generator.integers(len(anchors)))]
+        draws = generator.random(4)
+        mine = attributes[anchor]
+        # Rare values are asked more often than their share: a common colour says little about what is wanted.
+        # A number without a unit is the least natural thing to type.
+        weights = np.array(
+            [len(holders[a.key, a.value]) ** -0.5 * (0.3 if a.phrase[-1].isdigit() else 1.0) for a in mine]
+        )
+        first, second = generator.choice(len(mine), size=2, replace=False, p=weights / weights.sum()).tolist()
+        parts = [mine[first], mine[second]]
+        if _overlap(parts[0].phrase, parts[1].phrase):
+            continue
+        relevant = holders[parts[0].key, parts[0].value] & holders[parts[1].key, parts[1].value]
+        named = bool(draws[0] < settings.names_share)
+        said = [f"{a.name} {a.phrase}" if named and not _overlap(a.name, a.phrase) else a.phrase for a in parts]
+        if draws[1] < settings.brand_share:
+            brand = document_brand(documents[anchor])
+            if brand and not any(_overlap(brand, phrase) for phrase in said):
+                said.insert(0, brand)
+                relevant = relevant & brands[brand]
+        elif draws[1] < settings.brand_share + settings.type_share:
+            kind = next((a for key in TYPE_KEYS for a in mine if a.key == key and a not in parts), None)
+            if kind is not None and not any(_overlap(kind.phrase, phrase) for phrase in said):
+                parts.append(kind)
+                said.append(kind.phrase)
+                relevant = relevant & holders[kind.key, kind.value]
+        if not settings.relevant_min <= len(relevant) <= settings.relevant_max:
+            continue
+        text = " ".join(said).lower()
+        signature = tuple(sorted(set(analyze(text))))
+        if len(signature) < 2 or signature in seen:
+            continue
+        seen.add(signature)
+        misses = 0
+        phrases = tuple(a.phrase.lower() for a in parts)
+        pair = (min(phrases[:2]), max(phrases[:2]))
+        found.append(_Candidate(text, phrases, pair, tuple(sorted(relevant)), tuple(a.key for a in parts)))
+        if len(found) >= settings.queries:
+            break
+    return found
+
+
+def _split(candidate: _Candidate, settings: IntentSettings) -> str:
+    if any(_fraction("value", phrase) < settings.value_held_out for phrase in candidate.phrases):
+        return "test_value"
+    draw = _fraction("pair", "\t".join(candidate.pair))
+    if draw < settings.pair_held_out:
+        return "test_pair"
+    return "dev" if draw < settings.pair_held_out + settings.dev_share else "train"
+
+
+@lru_cache(maxsize=100_000)
+def _terms(text: str) -> frozenset[str]:
+    return frozenset(analyze(text))
+
+
+def _overlap(one: str, other: str) -> bool:
+    terms, others = _terms(one), _terms(other)
+    return not terms or not others or terms <= others or others <= terms
+
+
+def _stem_of(token: str) -> str:
+    terms = analyze(token)
+    return terms[0] if terms else token
+
+
+def _fraction(salt: str, text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    return int(_hash(f"{salt}\t{text}")[:13], 16) / 16**13
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,225 @@
+"""Judged lists: queries for attribute values that titles lack, each with the products that are ranked for it.
+
+A query names one or two values of a product, with or without its brand; a product of its list is relevant exactly if
+its attributes hold all of them. The others of the list are hard to tell from titles: most have the asked key with
+another value. Keys are drawn by demand among the keys that the product has; values and keys are shared by training and
+test, products are not: no product of a test list has taught a policy or a model anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.attributes import Attribute, document_attributes, document_brand
+from search_env.catalogue.corpora import (
+    CorpusError,
+    Document,
+    Qrels,
+    Query,
+    load_qrels,
+    load_queries,
+    write_qrels,
+    write_queries,
+)
+from search_env.catalogue.demand import Demand
+
+SPLITS = ("train", "dev", "test")
+TRIES_PER_QUERY = 40
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ListSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How lists are made.
+
+    values_min: askable values that the title lacks, for a product to be asked for. train, dev, test: queries of each
+    split at most. candidates: products of a list. relevant_max: relevant ones among them at most. value_share_max:
+    share of a key's holders that may have the asked value. second_value_share, brand_share: queries with two values,
+    with the brand. test_products: share of products that only test lists hold.
+    """
+
+    values_min: Count = 8
+    train: Count = 2_000
+    dev: Count = 300
+    test: Count = 600
+    candidates: Annotated[int, msgspec.Meta(ge=4, le=200)] = 16
+    relevant_max: Count = 3
+    value_share_max: Share = 0.5
+    second_value_share: Share = 0.3
+    brand_share: Share = 0.2
+    test_products: Share = 0.4
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 5
+
+
+class JudgedLists(NamedTuple):
+    """Queries of one split and their judgments: a grade, 0 or 1, for each product of a query's list."""
+
+    queries: list[Query]
+    qrels: Qrels
+
+
+class _Shop(NamedTuple):
+    """The products of one split. asked: per product, the values that can be asked for. holders: by key and value."""
+
+    rows: list[int]
+    asked: dict[int, list[Attribute]]
+    holders: dict[tuple[str, str], set[int]]
+    key_holders: dict[str, set[int]]
+
+
+def make_lists(documents: Sequence[Document], demand: Demand, settings: ListSettings) -> dict[str, JudgedLists]:
+    """Return the lists by split; the same catalogue, demand and settings always give the same.
+
+    A brand in a query is named, and judged too: a relevant product has it. Raises CorpusError if there are none.
+    """
+    held_out = [_fraction(document.id) < settings.test_products for document in documents]
+    made: dict[str, JudgedLists] = {}
+    seen: set[str] = set()
+    for number, split in enumerate(SPLITS):
+        rows = [row for row, held in enumerate(held_out) if held == (split == "test")]
+        shop = _open_shop(documents, rows, demand, settings)
+        random = np.random.default_rng([settings.seed, number])
+        made[split] = _draw(documents, shop, demand, settings, getattr(settings, split), seen, random)
+    if not made["train"].queries:
+        raise CorpusError(
+            f"no product has {settings.values_min} values that its title lacks and others share; lower lists.values_min"
+        )
+    return made
+
+
+def write_lists(folder: Path, lists: dict[str, JudgedLists]) -> None:
+    """Write `queries.<split>.jsonl` (a query's list stands in its metadata) and `qrels.<split>.tsv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, each in lists.items():
+        write_queries(folder / f"queries.{split}.jsonl", each.queries)
+        write_qrels(folder / f"qrels.{split}.tsv", each.qrels)
+
+
+def load_lists(folder: Path, split: str) -> JudgedLists:
+    """Return a split's lists.
+
+    Raises CorpusError if they were not made.
+    """
+    return JudgedLists(load_queries(folder / f"queries.{split}.jsonl"), load_qrels(folder / f"qrels.{split}.tsv"))
+
+
+def lacks(title: str, phrase: str) -> bool:
+    """Say whether a title leaves out at least one word of a value."""
+    return not set(analyze(phrase)) <= set(analyze(title))
+
+
+def _open_shop(documents: Sequence[Document], rows: list[int], demand: Demand, settings: ListSettings) -> _Shop:
+    holders: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    key_holders: defaultdict[str, set[int]] = defaultdict(set)
+    mine: dict[int, list[Attribute]] = {}
+    for row in rows:
+        mine[row] = [a for a in document_attributes(documents[row]) if a.key in demand.weights]
+        for attribute in mine[row]:
+            holders[attribute.key, attribute.value].add(row)
+            key_holders[attribute.key].add(row)
+    asked: dict[int, list[Attribute]] = {}
+    for row, attributes in mine.items():
+        absent = [a for a in attributes if lacks(documents[row].title, a.phrase)]
+        if len(absent) >= settings.values_min:
+            asked[row] = absent
+    return _Shop([row for row in rows if row in asked], asked, dict(holders), dict(key_holders))
+
+
+def _draw(
+    documents: Sequence[Document],
+    shop: _Shop,
+    demand: Demand,
+    settings: ListSettings,
+    count: int,
+    seen: set[str],
+    random: np.random.Generator,
+) -> JudgedLists:
+    queries: list[Query] = []
+    qrels: Qrels = {}
+    for _ in range(count * TRIES_PER_QUERY if shop.rows else 0):
+        if len(queries) >= count:
+            break
+        anchor = shop.rows[int(random.integers(len(shop.rows)))]
+        askable = [
+            a
+            for a in shop.asked[anchor]
+            if len(shop.holders[a.key, a.value]) <= settings.value_share_max * len(shop.key_holders[a.key])
+        ]
+        parts = _by_demand(askable, demand, 2 if random.random() < settings.second_value_share else 1, random)
+        if not parts:
+            continue
+        relevant = set.intersection(*(shop.holders[a.key, a.value] for a in parts))
+        words = [a.phrase for a in parts]
+        brand = document_brand(documents[anchor])
+        if random.random() < settings.brand_share and brand:
+            words.insert(0, brand)
+            relevant = {row for row in relevant if document_brand(documents[row]) == brand}
+        text = " ".join(words).lower()
+        if text in seen:
+            continue
+        chosen = _choose(documents, shop, anchor, parts, relevant, settings, random)
+        if chosen is None:
+            continue
+        seen.add(text)
+        query_id = "s" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        ids = [documents[row].id for row in chosen]
+        queries.append(Query(id=query_id, text=text, metadata={"keys": [a.key for a in parts], "candidates": ids}))
+        qrels[query_id] = {documents[row].id: int(row in relevant) for row in chosen}
+    return JudgedLists(queries, qrels)
+
+
+def _by_demand(
+    attributes: Sequence[Attribute], demand: Demand, count: int, random: np.random.Generator
+) -> list[Attribute]:
+    """Draw attributes of different keys by their keys' demand; none if there are not enough."""
+    first_of: dict[str, Attribute] = {}
+    for attribute in attributes:
+        first_of.setdefault(attribute.key, attribute)
+    keys = list(first_of)
+    if len(keys) < count:
+        return []
+    weights = np.array([demand.weights[key] for key in keys])
+    picked = random.choice(len(keys), size=count, replace=False, p=weights / weights.sum())
+    return [first_of[keys[place]] for place in picked.tolist()]
+
+
+def _choose(
+    documents: Sequence[Document],
+    shop: _Shop,
+    anchor: int,
+    parts: Sequence[Attribute],
+    relevant: set[int],
+    settings: ListSettings,
+    random: np.random.Generator,
+) -> list[int] | None:
+    """Return a list's products in mixed order, or None if there are too few others to rank."""
+
+    def mixed(rows: set[int]) -> list[int]:
+        ordered = sorted(rows)
+        return [ordered[place] for place in random.permutation(len(ordered)).tolist()]
+
+    hidden = {
+        row for row in relevant if row in shop.asked and any(lacks(documents[row].title, part.phrase) for part in parts)
+    }
+    good = [anchor, *(row for row in mixed(hidden) if row != anchor)][: settings.relevant_max]
+    others = set[int]().union(*(shop.key_holders[part.key] for part in parts)) & set(shop.asked) - relevant
+    near = {row for part in parts for row in shop.holders[part.key, part.value]} & others
+    bad = list(
+        dict.fromkeys([*mixed(near)[: settings.candidates // 3], *mixed(others), *mixed(set(shop.asked) - relevant)])
+    )
+    bad = bad[: settings.candidates - len(good)]
+    if len(bad) < settings.candidates // 2:
+        return None
+    return mixed({*good, *bad})
+
+
+def _fraction(identifier: str) -> float:
+    return int(hashlib.sha256(f"product\t{identifier}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,0 +1,35 @@
+"""What the warm-up of a summary policy teaches: a product's values, drawn by the query log without replacement."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from search_env.summaries.values import ProductValues
+from streams.events import Product
+
+
+class SummaryLessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the warm-up follows the query log.
+
+    prior: a value's weight is how often the log asks for its key ("counts"), or how often where a product has it
+    ("rates"). sharpness: values are drawn with weight^this; a policy that is taught the one best order is sure of it,
+    and its groups have no spread.
+    """
+
+    prior: Literal["counts", "rates"] = "rates"
+    sharpness: Annotated[float, msgspec.Meta(ge=0, le=20)] = 1.5
+
+
+def draw_values(
+    values: ProductValues, product: Product, settings: SummaryLessonSettings, random: np.random.Generator
+) -> list[int]:
+    """Return the numbers of all values that the product shows (from 1), in the order drawn (Gumbel's way)."""
+    weights = [
+        values.rate(key, value) if settings.prior == "rates" else values.counts.get(key, 0) + 0.5
+        for key, (_, value) in zip(values.keys(product.document_id), product.values, strict=False)
+    ]
+    worth = settings.sharpness * np.log(np.array(weights)) + random.gumbel(size=len(weights))
+    return [int(place) + 1 for place in np.argsort(-worth, kind="stable")]

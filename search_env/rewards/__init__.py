@@ -1,1 +1,0 @@
-"""Rewards, each on one page: a pure formula from measured numbers to one number, with every part named."""

@@ -1,0 +1,148 @@
+"""A product's values as summaries choose among them, the query log's counts, and the methods that learn nothing.
+
+Every arm of an experiment chooses among the same values of a product (those that its title lacks) and is fitted into
+the same budget, so that arms differ in what they choose and in nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from search_env.catalogue.attributes import Attribute, document_attributes, is_logistic
+from search_env.catalogue.corpora import Document
+from search_env.queries.judged_lists import lacks
+from search_env.summaries.products import product_of, said_values
+from streams.events import Product
+
+KeyCounts = Mapping[str, int]
+ValuesOrder = Literal["rates", "counts", "document"]
+# Products without a query that the mean rate counts as, so that a key of few products is not believed at once.
+PRIOR_HOLDERS = 50
+
+
+class ProductValues:
+    """The products of a catalogue with what their titles lack, and orders of it by a log's counts.
+
+    An order: numbers of a product's values, from 1, best first, by the method of the name.
+    """
+
+    def __init__(self, documents: Sequence[Document], counts: KeyCounts, *, order: ValuesOrder = "rates") -> None:
+        """counts: how often training queries ask for each key. order: of the values that are shown."""
+        self.counts = counts
+        self.order = order
+        self.documents = {document.id: document for document in documents}
+        self._holders = Counter(
+            phrase for document in documents for phrase in {a.phrase.lower() for a in document_attributes(document)}
+        )
+        self._key_holders = Counter(
+            key for document in documents for key in {a.key for a in document_attributes(document)}
+        )
+        self._pair_holders = Counter(
+            pair
+            for document in documents
+            for pair in {(a.key, a.phrase.lower()) for a in document_attributes(document)}
+        )
+        self._mean_rate = sum(self.counts.values()) / max(sum(self._key_holders.values()), 1)
+        self._shown: dict[str, tuple[Product, tuple[Attribute, ...]]] = {}
+
+    def product(self, document_id: str) -> Product:
+        """Return what can be said of a product: values that its title lacks, in the order that is shown."""
+        return self._product(document_id)[0]
+
+    def keys(self, document_id: str) -> tuple[str, ...]:
+        """Return the keys of the product's values, in their order."""
+        return tuple(each.key for each in self._product(document_id)[1])
+
+    def by_log(self, document_id: str) -> list[int]:
+        """Most asked for first: how often the query log names the value's key (ties in the document's order)."""
+        return self._numbers(document_id, self._by_log(self._beside(document_id)))
+
+    def by_log_per_word(self, document_id: str) -> list[int]:
+        """Most asked for by what it costs: the log's count of the key divided by the value's words."""
+        values, keys = self.product(document_id).values, self.keys(document_id)
+        worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
+        return sorted(self.by_log(document_id), key=lambda number: worth[number - 1])
+
+    def by_rate(self, document_id: str) -> list[int]:
+        """Most asked for among those who have it: the log's count of the key by the products that hold it.
+
+        A count says how often a key is asked for over all products, a rate how often of a product that has it. A value
+        that most holders of its key share comes last: it tells no product from another.
+        """
+        return self._numbers(document_id, self._by_rate(self._beside(document_id)))
+
+    def rate(self, key: str, value: str) -> float:
+        """Return how often the log asks for a key where a product has it, smoothed; of a common value a twentieth."""
+        holders = self._key_holders[key]
+        rate = (self.counts.get(key, 0) + PRIOR_HOLDERS * self._mean_rate) / (holders + PRIOR_HOLDERS)
+        return 0.05 * rate if self._pair_holders[key, value.lower()] > 0.5 * holders else rate
+
+    def by_rarity(self, document_id: str) -> list[int]:
+        """Rarest first: idf of the value among all documents."""
+        values = self.product(document_id).values
+        return sorted(
+            range(1, len(values) + 1), key=lambda number: (self._holders[values[number - 1][1].lower()], number)
+        )
+
+    def by_chance(self, document_id: str) -> list[int]:
+        """In an order that depends on nothing but the product's id."""
+
+        def draw(number: int) -> bytes:
+            return hashlib.sha256(f"{document_id}\t{number}".encode()).digest()
+
+        return sorted(range(1, len(self.product(document_id).values) + 1), key=draw)
+
+    def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
+        """The values of these keys first, then as the log has it: what a summary written for one query would say."""
+        mine = self.keys(document_id)
+        return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
+
+    def description(self, document_id: str) -> str:
+        """Return everything that the catalogue says beside the title: the text and all values with their names."""
+        document = self.documents[document_id]
+        said = [
+            a.phrase if a.phrase == a.name else f"{a.name} {a.phrase}"
+            for a in document_attributes(document)
+            if not is_logistic(a.key)
+        ]
+        text = "" if document.text == document.title else document.text
+        return ", ".join([*([text] if text else []), *said])
+
+    def expected_queries(self, document_id: str) -> str:
+        """Return likely queries about a product, Doc2Query's way: the log's share of each key, said as a query is.
+
+        Doc2Query (arXiv:1904.08375) generates queries with a model trained on a log. Queries here are values of keys
+        that the log asks for, so the best guesses are drawn from exactly these: two-value queries in the log's order.
+        """
+        values = self.product(document_id).values
+        spoken = [values[number - 1][1] for number in self.by_log(document_id)]
+        pairs = [f"{one} {other}" for one, other in zip(spoken[0::2], spoken[1::2], strict=False)]
+        return " ".join(pairs)
+
+    def _product(self, document_id: str) -> tuple[Product, tuple[Attribute, ...]]:
+        known = self._shown.get(document_id)
+        if known is None:
+            shown = self._beside(document_id)
+            if self.order != "document":
+                shown = self._by_rate(shown) if self.order == "rates" else self._by_log(shown)
+            known = self._shown[document_id] = (product_of(self.documents[document_id], shown), tuple(shown))
+        return known
+
+    def _beside(self, document_id: str) -> list[Attribute]:
+        """Return the values that a product's title lacks, in the document's order."""
+        document = self.documents[document_id]
+        return [each for each in said_values(document) if lacks(document.title, each.phrase)]
+
+    def _by_log(self, values: Sequence[Attribute]) -> list[Attribute]:
+        return sorted(values, key=lambda each: -self.counts.get(each.key, 0))
+
+    def _by_rate(self, values: Sequence[Attribute]) -> list[Attribute]:
+        return sorted(values, key=lambda each: -self.rate(each.key, each.phrase))
+
+    def _numbers(self, document_id: str, best: Sequence[Attribute]) -> list[int]:
+        """Return the numbers, as they are shown, of a product's values in another order."""
+        number_of = {each: number for number, each in enumerate(self._product(document_id)[1], start=1)}
+        return [number_of[each] for each in best]
