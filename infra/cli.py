@@ -13,22 +13,13 @@ from types import TracebackType
 
 import click
 
-from infra.home import Home
-from infra.interrupts import end_on_signals, exit_status, leave
+from infra.app.home import Home
+from infra.app.interrupts import end_on_signals, exit_status, leave
+from infra.app.libraries import set_library_variables
 from streams.errors import SearchloopError, explain_os_error
 from streams.secrets import redact
 
 log = logging.getLogger(__name__)
-
-# One thread for each process, unless the user says otherwise: on two cores five processes share the work already, and
-# two torch threads on a busy core were ten times slower than one. Set before anything imports torch.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
 
 # By the package of an error: whose it is. Such a one is about a service more often than about us.
 SERVICES = {"kafka": "Kafka", "elastic_transport": "Elasticsearch", "elasticsearch": "Elasticsearch"}
@@ -62,7 +53,7 @@ VERBS = {
     "lineage": ("ledger", "Show which events made a version, or which versions an event taught."),
     "dead-letters": ("dead_letters", "Read what was given up, and send it again."),
     "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
-    "demo": ("train", "The whole loop, from nothing to a report."),
+    "demo": ("demo", "The whole loop, from nothing to a report."),
 }
 
 
@@ -113,10 +104,9 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
       searchloop index catalogue.jsonl.gz --name shop
       searchloop train --recipe leser --index shop
     """
-    for name, value in (ONE_THREAD | QUIET).items():
-        os.environ.setdefault(name, value)
-    from infra.context import App
-    from infra.private_variables import take_private
+    set_library_variables()
+    from infra.app.app import App
+    from infra.services.private_variables import take_private
 
     private = take_private(os.environ)
     to_stderr = logging.StreamHandler(sys.stderr)

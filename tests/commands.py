@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from infra.layers import PREFIX, known_keys
+from infra.app.layers import known_keys
+from infra.app.settings import Settings
 from infra.services.local import Endpoints
-from infra.settings import Settings
+from infra.services.private_variables import PREFIX
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ import duckdb
 import msgspec
 import pytest
 
-from infra.context import App
+from infra.app.app import App
 from infra.monitoring.watching import Watcher, monitored, wait_until_read
 from streams.events import DeadLetter, Outcome, Position, Reward, StageWindow, Update, VersionWindow, WindowEvent
 from streams.records import Received

@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import infra.running.sinks
-import infra.running.workers
+import infra.runs.sinks
+import infra.runs.workers
 import learner.workers
 import search_env.workers
 

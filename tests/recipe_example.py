@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from infra.context import App
-from infra.progress import Report
-from infra.run_settings import RunSettings
-from infra.settings import Settings
-from infra.tasks.task import TOP, Judged, NewRun, Prepared, Ranked
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.app.settings import Settings
+from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, Ranked
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint

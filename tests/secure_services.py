@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.context import App
-from infra.home import Home
+from infra.app.app import App
+from infra.app.home import Home
 from infra.services.local import LocalServices
 from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings

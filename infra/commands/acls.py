@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
 from streams.acls import ROLES, acls_of, kafka_acls_command
 
 

@@ -10,11 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from infra.context import App
-from infra.progress import progress
+from infra.app.app import App
+from infra.app.progress import progress
 
 if TYPE_CHECKING:
-    from infra.turns.alternation import Alternation
+    from infra.runs.alternation import Alternation
 
 
 @click.command()
@@ -40,9 +40,9 @@ def alternate(
       searchloop alternate --recipe resume --index shop
       searchloop alternate --recipe relsum --index shop
     """
-    from infra.recipes import recipe_path
-    from infra.turns.alternation import alternate as take_turns
-    from infra.turns.partners import partner_of
+    from infra.recipes.files import recipe_path
+    from infra.runs.alternation import alternate as take_turns
+    from infra.runs.partners import partner_of
     from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))

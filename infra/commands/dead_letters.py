@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.context import App
-from infra.home import read_settings_file
-from infra.times import moment_ms
+from infra.app.app import App
+from infra.app.home import read_settings_file
+from infra.commands.times import moment_ms
 from storage.dead_letters import LetterFilter, find_letters
 from storage.errors import StorageError
 from storage.log import open_log

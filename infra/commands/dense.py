@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from infra.context import App
-from infra.progress import progress
+from infra.app.app import App
+from infra.app.progress import progress
 
 
 @click.command()
@@ -51,11 +51,11 @@ def dense(
       searchloop dense --index shop --texts policy --run resume-shop-0-t3 --retriever r3-… --queries test.jsonl it.run
       searchloop dense --index library --retriever r3-… --retriever-of shop --queries test.jsonl elsewhere.run
     """
-    from infra.dense.retrievers import adapt_to_texts, dense_search, first_retriever, open_encoder
-    from infra.dense.texts import texts_without_policy
-    from infra.recipes import recipe_path
-    from infra.run_settings import read_run_settings
-    from infra.tasks.resume import policy_texts
+    from infra.app.run_settings import read_run_settings
+    from infra.recipes.files import recipe_path
+    from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
+    from infra.recipes.resume.recipe import policy_texts
+    from infra.recipes.resume.texts import texts_without_policy
     from search_env.catalogue.corpora import load_queries, write_run
 
     if (texts == "policy") != (run_name is not None):

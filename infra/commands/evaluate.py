@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from infra.progress import progress
+from infra.app.progress import progress
 from search_env.catalogue.corpora import load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infra.app.app import App
+from infra.app.progress import progress
 from infra.commands.judged import judged_options, read_judged
-from infra.context import App
-from infra.progress import progress
 
 if TYPE_CHECKING:
     from infra.experiments.tables import Results
@@ -60,10 +60,10 @@ def experiment(
     """
     from infra.experiments.arms import begin, run_arms
     from infra.experiments.page import render_experiment
-    from infra.experiments.plan import check_methods, plan_path, read_plan
+    from infra.experiments.plan import check_methods, read_plan
     from infra.experiments.tables import read_results
-    from infra.recipes import recipe_path
-    from infra.tasks.task import load_task
+    from infra.recipes.files import plan_path, recipe_path
+    from infra.recipes.recipe import load_task
     from search_env.catalogue.corpora import write_whole
 
     path = plan_path(plan_name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from infra.tasks.task import Judged
+    from infra.recipes.recipe import Judged
 
 
 def judged_options(command: Callable[..., Any]) -> Callable[..., Any]:

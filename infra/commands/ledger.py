@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.context import App
+from infra.app.app import App
 from storage.report_text import printable
 from storage.verification.account import Account, place
 
@@ -49,7 +49,7 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: st
       searchloop verify --run leser-shop-0
       searchloop verify --run leser-shop-0 --rebuild --json
     """
-    from infra.verification import run_names, verify_run
+    from infra.runs.verification import run_names, verify_run
 
     if trusted is not None and name is None:
         raise click.UsageError("--trusted is one run's: name it with --run")

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from infra.app.app import App
+from infra.app.progress import progress
 from infra.commands.judged import judged_options, read_judged
-from infra.context import App
-from infra.progress import progress
 
 
 @click.command()
@@ -66,13 +66,13 @@ def measure(
       searchloop measure relsum-shop-0:log-counts relsum-shop-0:latest --baseline relsum-shop-0:log-counts
       searchloop measure :description --recipe relsum --index shop --into rankings
     """
+    from infra.app.layers import assignments_layer
+    from infra.app.run_settings import read_run_settings
     from infra.commands.evaluate import print_evaluation
     from infra.experiments.measuring import measure_rankings, rank_run, without_run
     from infra.experiments.rankings import keep_rankings
-    from infra.layers import assignments_layer
-    from infra.recipes import recipe_path
-    from infra.run_settings import read_run_settings
-    from infra.tasks.task import Task, load_task
+    from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import Task, load_task
     from storage.evaluation.tables import EvaluationSettings
 
     pairs = [(each, *_run_and_policy(each)) for each in rankings]
@@ -151,10 +151,10 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
     """
     import shutil
 
-    from infra.run_settings import read_run_settings
-    from infra.summaries.summarising import summaries_path
-    from infra.summaries.world import SummaryWorld
-    from infra.tasks.summary import policy_summaries
+    from infra.app.run_settings import read_run_settings
+    from infra.recipes.relsum.ranked_index import SummaryWorld
+    from infra.recipes.relsum.recipe import policy_summaries
+    from infra.recipes.summarizing import summaries_path
     from learner.versions import find_version
     from streams.topics import version_name
 
@@ -170,7 +170,7 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
         shutil.copyfile(path, output)
     click.echo(f"{len(written)} summaries by {version_name(manifest.policy)}: {output or path}")
     if publish:
-        from infra.summaries.publishing import publish_summaries
+        from infra.recipes.relsum.publishing import publish_summaries
 
         with progress() as report, app.running_services(report) as running:
             version = publish_summaries(running, kept, policy=policy, report=report)
@@ -197,7 +197,7 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
       searchloop premise --recipe relsum --index shop
       searchloop premise --recipe resume --index shop
     """
-    from infra.recipes import recipe_path
+    from infra.recipes.files import recipe_path
 
     app = app.with_recipe(recipe_path(recipe))
     task = app.settings.train.task
@@ -206,8 +206,8 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
         return
     if task != "summary":
         raise click.UsageError(f"--recipe: expected one whose train.task is summary or resume, got {recipe} ({task})")
-    from infra.summaries.premise import check_premise
-    from infra.summaries.world import SummaryWorld
+    from infra.recipes.relsum.premise import check_premise
+    from infra.recipes.relsum.ranked_index import SummaryWorld
 
     with progress() as report:
         world = SummaryWorld(app, index, report)
@@ -233,7 +233,7 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
 
 
 def _dense_premise(app: App, index: str, *, candidates: int, seed: int, as_json: bool) -> None:
-    from infra.dense.premise import check_dense_premise
+    from infra.recipes.resume.premise import check_dense_premise
 
     with progress() as report:
         found = check_dense_premise(app, index, candidates=candidates, seed=seed, report=report)
@@ -260,7 +260,7 @@ def prefer(app: App, run_name: str, into: str) -> None:
     Example:
       searchloop prefer --run relsum-shop-0 --into relsum-shop-0-dpo
     """
-    from infra.running.preferring import prefer_run
+    from infra.runs.preferring import prefer_run
 
     with progress() as report:
         pairs = prefer_run(app, run=run_name, into=into, report=report)

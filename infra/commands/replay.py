@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from infra.app.app import App
+from infra.app.interrupts import interrupts
+from infra.app.progress import progress
 from infra.commands.results import show_result
+from infra.commands.times import moment_ms
 from infra.commands.traffic import import_sessions, import_ubi
-from infra.context import App
-from infra.interrupts import interrupts
-from infra.progress import progress
-from infra.replaying.recorded import Limits
-from infra.times import moment_ms
+from storage.recorded import Limits
 from streams.clock import now_ms
 from streams.replay import parse_speed
 from streams.stopping import Stop

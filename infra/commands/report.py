@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from infra.context import App
+from infra.app.app import App
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import rebuild_ledger

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from infra.context import App
-from infra.progress import progress
+from infra.app.app import App
+from infra.app.progress import progress
 from storage.evaluation.tables import EvaluationSettings
 
 
@@ -34,7 +34,7 @@ def score(app: App, run_files: tuple[Path, ...], index: str, queries: Path, out:
       searchloop score raw.run policy.run --index shop --queries queries.jsonl --out scores.run
       searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance scores.run
     """
-    from infra.relevance import score_rankings
+    from infra.recipes.leser.relevance import score_rankings
     from search_env.catalogue.corpora import load_queries, read_run, write_run
 
     asked = load_queries(queries)

@@ -9,9 +9,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.app.app import App
+from infra.app.progress import progress
 from infra.commands.results import warn
-from infra.context import App
-from infra.progress import progress
 from search_env.catalogue.corpora import Query, load_corpus, load_queries, write_run
 from streams.inputs.files import names_a_file
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
@@ -42,7 +42,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
     Example:
       searchloop index catalogue.jsonl.gz --name shop
     """
-    from infra.indexing import index_corpus
+    from infra.app.indexing import index_corpus
     from search_env.engine.index import check_name
 
     app.home.index(name)
@@ -92,8 +92,8 @@ def expand(
       searchloop expand --index shop --queries queries.jsonl --policy 120 --json
       searchloop expand --index shop --queries traffic.jsonl --head 1000 --keep
     """
-    from infra.expansions.cache import head_queries
-    from infra.expansions.expanding import expand_queries
+    from infra.recipes.leser.expanding import expand_queries
+    from infra.recipes.leser.expansion_cache import head_queries
 
     asked = queries_or_text(queries)
     if head is not None:
@@ -156,7 +156,7 @@ def search(
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
       searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
     """
-    from infra.expansions.searching import search_queries
+    from infra.recipes.leser.searching import search_queries
 
     asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:

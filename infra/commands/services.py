@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.context import App, VllmTables
-from infra.interrupts import at_hard_end
-from infra.monitoring.stalls import RunState
-from infra.monitoring.standing import known_runs, run_states
-from infra.progress import progress
-from infra.running.living import known_workers
+from infra.app.app import App, VllmTables
+from infra.app.interrupts import at_hard_end
+from infra.app.progress import progress
+from infra.runs.living import known_workers
+from infra.runs.standing import known_runs, run_states
 from infra.services.doctor import FAIL, OK, Finding, doctor_findings
 from infra.services.errors import ProvisionError
 from infra.services.local import ServiceStatus
 from infra.services.vllm import vllm_python
 from learner.vllm import VllmClient, VllmError
+from storage.monitor.stalls import RunState
 from streams.clients import KafkaSettings
 from streams.errors import TransientError
 

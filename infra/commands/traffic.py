@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from infra.app.app import App
+from infra.app.progress import progress
 from infra.commands.results import show_result, warn
-from infra.context import App
-from infra.progress import progress
 
 
 @click.command(name="import-ubi")
@@ -35,8 +35,8 @@ def import_ubi(
       searchloop replay import-ubi --queries queries.ndjson.gz --events events.ndjson.gz --into traffic --index shop
       searchloop replay load --run traffic --like shop-0 --into traffic-load --speed x60
     """
-    from infra.traffic.importing import import_feedback
-    from infra.traffic.ubi import read_ubi
+    from infra.replaying.importing import import_feedback
+    from search_env.traffic.ubi import read_ubi
 
     feedback, summaries = read_ubi(queries, events, application=application)
     with progress() as report, app.running_services(report) as running:
@@ -71,9 +71,9 @@ def import_sessions(
     Example:
       searchloop replay import-sessions sessions.csv.gz --corpus corpus.jsonl.gz --into clicks
     """
-    from infra.traffic.importing import import_feedback
-    from infra.traffic.sessions import SessionFile
+    from infra.replaying.importing import import_feedback
     from search_env.catalogue.corpora import load_corpus
+    from search_env.traffic.sessions import SessionFile
 
     known = {document.id for document in load_corpus(corpus, tell=warn)} if corpus else None
     sessions = SessionFile(file, application=application, known=known)

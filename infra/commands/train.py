@@ -10,13 +10,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from infra.app.app import App, FailpointTable
+from infra.app.interrupts import interrupts
+from infra.app.progress import progress
 from infra.commands.judged import read_judged
 from infra.commands.results import show_result
-from infra.context import App, FailpointTable
-from infra.interrupts import interrupts
-from infra.progress import progress
-from infra.running.living import registered
-from infra.running.supervisor import stop_with_parent
+from infra.runs.living import registered
+from infra.runs.supervisor import stop_with_parent
 from streams.failpoints import arm
 from streams.stopping import Stop
 
@@ -56,8 +56,8 @@ def train(
     Example:
       searchloop train --recipe leser --index shop --updates 400
     """
-    from infra.recipes import recipe_path
-    from infra.running.runs import train_run
+    from infra.recipes.files import recipe_path
+    from infra.runs.training_runs import train_run
     from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
@@ -116,7 +116,7 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
 def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
     app = app.at(app.local_services().endpoints())
     if role == "sink":
-        from infra.running.sinks import run_sink_worker
+        from infra.runs.sinks import run_sink_worker
 
         run_sink_worker(app, run=run_name, worker=worker, stop=stop)
     elif role == "monitor":
@@ -124,7 +124,7 @@ def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
 
         run_monitor_worker(app, run=run_name, stop=stop)
     else:
-        from infra.running.workers import run_worker
+        from infra.runs.workers import run_worker
 
         run_worker(app, role=role, run=run_name, worker=worker, stop=stop)
 
@@ -144,7 +144,7 @@ def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as
     Example:
       searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
     """
-    from infra.relevance import train_relevance
+    from infra.recipes.leser.relevance import train_relevance
 
     judged = read_judged(queries, qrels)
     with progress() as report:
@@ -156,35 +156,3 @@ def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as
     for name, value in result.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
-
-
-@click.command()
-@click.option("--corpus", type=click.Path(path_type=Path), help="A catalogue of one's own; generated without.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Held-out queries of that catalogue.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments.")
-@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--keep-services", is_flag=True, help="Leave Kafka and Elasticsearch running at the end.")
-@click.pass_obj
-def demo(
-    app: App,
-    corpus: Path | None,
-    queries: Path | None,
-    qrels: Path | None,
-    updates: int | None,
-    seed: int,
-    keep_services: bool,
-) -> None:
-    """The whole loop, from nothing to a report: raw against RM3 against the policy on held-out queries.
-
-    \b
-    Example:
-      searchloop demo
-      searchloop demo --corpus corpus.jsonl.gz --queries queries.jsonl --qrels qrels.tsv
-    """
-    from infra.demo import run_demo
-
-    given = [corpus is not None, queries is not None, qrels is not None]
-    if any(given) and not all(given):
-        raise click.UsageError("--corpus, --queries and --qrels belong together: give all three, or none")
-    run_demo(app, corpus=corpus, queries_file=queries, qrels_file=qrels, updates=updates, seed=seed, keep=keep_services)

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from infra.context import App
-from infra.interrupts import interrupts
-from infra.monitoring.view import VersionLine, View
+from infra.app.app import App
+from infra.app.interrupts import interrupts
+from storage.monitor.view import VersionLine, View
 from storage.report_text import printable
 from streams.stopping import Stop
 

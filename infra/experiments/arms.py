@@ -12,16 +12,16 @@ from pathlib import Path
 
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.layers import assignments_layer
+from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings
 from infra.experiments.making import Job, Made, by_hand, make
 from infra.experiments.measuring import rank_run, without_run
 from infra.experiments.plan import Arm, Plan
 from infra.experiments.rankings import keep_rankings, row_file, set_names
-from infra.home import Home
-from infra.layers import assignments_layer
-from infra.progress import Report
-from infra.run_settings import read_run_settings
-from infra.tasks.task import GIVEN, Judged, Task, load_task
+from infra.recipes.recipe import GIVEN, Judged, Task, load_task
 from search_env.catalogue.corpora import write_whole
 from streams.errors import SettingsError
 

@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.layers import assignments_layer
+from infra.app.progress import Report
 from infra.experiments.plan import Arm, Plan
-from infra.home import Home
-from infra.layers import PREFIX, assignments_layer
-from infra.progress import Report
-from infra.running.preferring import prefer_run
-from infra.running.runs import train_run
-from infra.turns.alternation import Alternation, alternate
-from infra.turns.partners import partner_of
+from infra.runs.alternation import Alternation, alternate
+from infra.runs.partners import partner_of
+from infra.runs.preferring import prefer_run
+from infra.runs.training_runs import train_run
+from infra.services.private_variables import PREFIX
 from learner.checkpoints import CheckpointError, load_current
 from learner.versions import find_version
 from search_env.catalogue.corpora import Query

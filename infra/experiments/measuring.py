@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from infra.context import App
-from infra.progress import Report
-from infra.run_settings import RunSettings
-from infra.tasks.task import TOP, Judged, Ranked, Task, load_task
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.recipes.recipe import TOP, Judged, Ranked, Task, load_task
 from search_env.catalogue.corpora import Qrels
 from search_env.engine.index import load_manifest
 from storage.errors import EvaluationError

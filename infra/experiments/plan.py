@@ -14,12 +14,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from infra.layers import read_toml
+from infra.app.layers import read_toml
 from storage.evaluation.tables import RETRIEVAL_GAIN
 from streams.errors import SettingsError
-from streams.names import is_name
 
-PLANS = Path(__file__).parents[1] / "plans"
 WAYS = Literal["updates", "preferences", "turns"]
 Seed = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -93,18 +91,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return self.seeds[:1]
         asked = [each.seeds for each in (arm, trainer) if each is not None and each.seeds is not None]
         return tuple(seed for seed in self.seeds if all(seed in of for of in asked))
-
-
-def plan_path(name: str) -> Path:
-    """Return the file of a plan: one of ours by name, or a path to one's own.
-
-    Raises SettingsError if there is neither, naming ours.
-    """
-    path = Path(name) if name.endswith(".toml") else PLANS / f"{name}.toml"
-    if not path.is_file() or not (name.endswith(".toml") or is_name(name)):
-        known = ", ".join(sorted(file.stem for file in PLANS.glob("*.toml")))
-        raise SettingsError(f"experiment: expected one of {known}, or a path to a TOML file, got {name!r}")
-    return path
 
 
 def read_plan(

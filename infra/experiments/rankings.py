@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from infra.tasks.task import Ranked
+from infra.recipes.recipe import Ranked
 from search_env.catalogue.corpora import Qrels, load_qrels, rank_by_score, read_run, write_qrels, write_run, write_whole
 from storage.errors import EvaluationError
 from streams.names import is_name

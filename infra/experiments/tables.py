@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from infra.app.home import Home
 from infra.experiments.arms import commands, jobs, read_made, row_name
 from infra.experiments.making import Points
 from infra.experiments.plan import Plan
 from infra.experiments.rankings import read_qrels, read_scores, row_file, set_names
-from infra.home import Home
 from storage.errors import StorageError
 from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means, holm
 from storage.evaluation.gains import relevant_retrieved

@@ -1,1 +1,1 @@
-"""The live monitor: windows over a run's log, what they warn of, and the view of them. Nothing depends on it."""
+"""The live monitor, wired: it reads a run's topics, publishes windows, and shows them. Nothing depends on it."""

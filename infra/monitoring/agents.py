@@ -23,12 +23,12 @@ import faust
 import msgspec
 from faust.types import TP
 
-from infra.context import App
-from infra.home import read_settings_file
+from infra.app.app import App
+from infra.app.home import read_settings_file
 from infra.monitoring.lock import only_monitor
 from infra.monitoring.reading import Reading
-from infra.monitoring.windows import EXPECTED, MonitorSettings, Windows
-from infra.running.topics import make_derived_topics
+from infra.runs.topics import make_derived_topics
+from storage.monitor.windows import EXPECTED, MonitorSettings, Windows
 from streams.clients import KafkaSettings, partitions_of
 from streams.clock import now_ms
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode

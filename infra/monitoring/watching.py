@@ -14,19 +14,19 @@ from pathlib import Path
 import msgspec
 from kafka import TopicPartition
 
-from infra.context import App
-from infra.home import read_settings_file
-from infra.interrupts import at_hard_end, received
+from infra.app.app import App
+from infra.app.home import read_settings_file
+from infra.app.interrupts import at_hard_end, received
 from infra.monitoring.lock import monitor_is_running
-from infra.monitoring.stalls import RunState
-from infra.monitoring.standing import run_states
-from infra.monitoring.view import View, build_view
-from infra.monitoring.windows import EXPECTED
-from infra.private_variables import for_role, piped
-from infra.rights import give_rights
-from infra.running.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
-from infra.running.topics import make_derived_topics
+from infra.runs.rights import give_rights
+from infra.runs.standing import run_states
+from infra.runs.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
+from infra.runs.topics import make_derived_topics
+from infra.services.private_variables import for_role, piped
 from learner.batches import BatchSettings
+from storage.monitor.stalls import RunState
+from storage.monitor.view import View, build_view
+from storage.monitor.windows import EXPECTED
 from streams.clients import connect_consumer, partitions_of
 from streams.codec import decode_window
 from streams.delivery import DeliverySettings, poll

@@ -7,11 +7,11 @@ import time
 
 from kafka import TopicPartition
 
-from infra.context import App
-from infra.monitoring.standing import what_it_waits_for
-from infra.progress import Report
-from infra.run_settings import read_run_settings
-from infra.running.supervisor import Supervisor
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings
+from infra.runs.standing import what_it_waits_for
+from infra.runs.supervisor import Supervisor
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import Outbox, decode_or_bury, poll

@@ -13,20 +13,20 @@ from typing import NamedTuple
 import msgspec
 from kafka import TopicPartition
 
-from infra.context import App
-from infra.progress import Report
-from infra.replaying.recorded import Recorded, Window
-from infra.rights import give_rights
-from infra.run_settings import RunSettings, read_run_settings, write_run_settings
-from infra.running.serving import policy_server
-from infra.running.stopping import stop_in_order
-from infra.running.supervisor import Supervisor, worker_arguments
-from infra.running.topics import make_new_topics, require_no_run
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.app.settings import Settings
+from infra.recipes.recipe import load_task
+from infra.runs.rights import give_rights
+from infra.runs.serving import policy_server
+from infra.runs.stopping import stop_in_order
+from infra.runs.supervisor import Supervisor, worker_arguments
+from infra.runs.topics import make_new_topics, require_no_run
 from infra.services.artefacts import silent
-from infra.settings import Settings
-from infra.tasks.task import load_task
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
+from storage.recorded import Recorded, Window
 from streams.clients import KafkaSettings, connect_producer
 from streams.clock import now_ms
 from streams.delivery import Outbox

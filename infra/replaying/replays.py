@@ -15,19 +15,19 @@ from pathlib import Path
 
 import msgspec
 
-from infra.context import App
-from infra.layers import assignments_layer, combine
-from infra.progress import Report
+from infra.app.app import App
+from infra.app.layers import assignments_layer, combine
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.app.settings import Settings
 from infra.replaying.following import follow_updates
-from infra.replaying.recorded import Limits, Recorded, Window
 from infra.replaying.replayed_run import copy_at_once, new_run, new_topics, outbox_to, publish_only_version, run_workers
-from infra.run_settings import RunSettings, read_run_settings
-from infra.running.new_log import undone_if_it_fails
-from infra.running.supervisor import Supervisor
-from infra.settings import Settings
+from infra.runs.new_log import undone_if_it_fails
+from infra.runs.supervisor import Supervisor
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
+from storage.recorded import Limits, Recorded, Window
 from streams.codec import decode, encode
 from streams.errors import DeliveryError, EventError
 from streams.events import Generation, Request

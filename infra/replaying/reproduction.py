@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from infra.context import App
-from infra.progress import Report
-from infra.run_settings import read_run_settings
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings
 from learner.batches import Batch
 from learner.checkpoints import copy_checkpoint, prune_checkpoints
 from learner.learning import Learner

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.private_variables import public
+from infra.services.private_variables import public
 from infra.services.processes import stop_processes, tagged_processes
 
 RELEASE = b"release\n"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from infra.secret_files import warn_if_open
+from infra.services.secret_files import warn_if_open
 from infra.services.security import MECHANISM, SecurityFolder
 from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR

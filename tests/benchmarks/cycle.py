@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import msgspec
 import psutil
 
-import infra.running.training
-from infra.context import App
-from infra.home import Home
-from infra.indexing import index_corpus
-from infra.progress import progress
-from infra.recipes import recipe_path
-from infra.running.runs import train_run
+import infra.runs.training
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.indexing import index_corpus
+from infra.app.progress import progress
+from infra.recipes.files import recipe_path
+from infra.runs.training_runs import train_run
 from search_env.catalogue.corpora import Document, load_corpus
 from search_env.catalogue.generated import demo_catalogue
 from tests.part_times import PARTS
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="keep everything here (default: a folder that is removed)")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="cycle-bench-"))
-    infra.running.training.Supervisor = ClockedWorkers  # type: ignore[assignment,misc]
+    infra.runs.training.Supervisor = ClockedWorkers  # type: ignore[assignment,misc]
     try:
         app = App(Home(home.absolute()), recipe=recipe_path(options.recipe))
         documents = load_corpus(options.corpus) if options.corpus else demo_catalogue(app.settings.demo)

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import msgspec
 
-from infra.layers import combine, read_toml
-from infra.recipes import recipe_path
+from infra.app.layers import combine, read_toml
+from infra.app.settings import Settings
+from infra.recipes.files import recipe_path
 from infra.services.policy_server import PolicyServer
 from infra.services.vllm import VllmModel
-from infra.settings import Settings
 from learner.policy import load_policy, save_policy, unpack_smollm2, with_lora
 from learner.sampling import Sampler, TransformersSampler
 from learner.serving import ServedVersion

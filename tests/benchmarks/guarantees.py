@@ -36,16 +36,16 @@ import msgspec
 import psutil
 from scipy.stats import t as student_t
 
-import infra.running.training
-from infra.context import App
-from infra.expansions.preparation import prepare
-from infra.home import Home
-from infra.indexing import index_corpus
-from infra.recipes import recipe_path
-from infra.run_settings import RunSettings, write_run_settings
+import infra.runs.training
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.indexing import index_corpus
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.recipes.files import recipe_path
+from infra.recipes.leser.preparation import prepare
+from infra.recipes.recipe import NewRun, Prepared
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
-from infra.tasks.task import NewRun, Prepared
 from search_env.catalogue.corpora import load_corpus
 from search_env.catalogue.generated import demo_catalogue
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="", help="a recipe as it is (default: the demo's, made smaller)")
     parser.add_argument("--corpus", type=Path, help="a catalogue as `searchloop index` takes it (default: the demo's)")
     options = parser.parse_args()
-    infra.running.training.Supervisor = Workers  # type: ignore[assignment,misc]
+    infra.runs.training.Supervisor = Workers  # type: ignore[assignment,misc]
     with ExitStack() as opened:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="guarantees-", ignore_cleanup_errors=True)))
         home.chmod(0o755)
@@ -184,7 +184,7 @@ def timed(app: App, index: str, side: str, updates: int, broker: psutil.Process 
             moments[done] = time.perf_counter(), sum(sum(each.cpu_times()[:2]) for each in processes)
 
     Workers.side = side
-    infra.running.training.stream(app, prepared, updates=updates, seed=0, report=note)
+    infra.runs.training.stream(app, prepared, updates=updates, seed=0, report=note)
     first, last = min(step for step in moments if step >= COUNTED_FROM), max(moments)
     groups = (last - first) * app.settings.batch.groups
     (began, spent_before), (ended, spent) = moments[first], moments[last]

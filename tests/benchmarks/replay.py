@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kafka import TopicPartition
 
-from infra.home import Home
-from infra.replaying.recorded import Limits, Recorded, Window
+from infra.app.home import Home
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
 from storage.ledger import LEDGER
+from storage.recorded import Limits, Recorded, Window
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_admin, connect_consumer, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox

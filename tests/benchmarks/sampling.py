@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from infra.layers import combine, read_toml
-from infra.recipes import recipe_path
-from infra.settings import Settings
+from infra.app.layers import combine, read_toml
+from infra.app.settings import Settings
+from infra.recipes.files import recipe_path
 from learner.policy import Policy, build_tiny
 from learner.sampling import TransformersSampler
 from learner.selecting import banned_pointers

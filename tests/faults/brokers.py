@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from kafka import TopicPartition
 
-from infra.context import App
+from infra.app.app import App
 from infra.services.local import Endpoints
 from streams.clients import KafkaSettings
 from streams.topics import BY_KIND, topic_name

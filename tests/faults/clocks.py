@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
 from storage.log import open_log
 from streams.events import Update
 from tests.faults.progress import ROLES, watched

@@ -14,10 +14,10 @@ from collections.abc import Callable
 import msgspec
 import psutil
 
-from infra.context import App
-from infra.run_settings import read_run_settings
-from infra.running.environments import open_environment
-from infra.running.living import living_workers
+from infra.app.app import App
+from infra.app.run_settings import read_run_settings
+from infra.runs.environments import open_environment
+from infra.runs.living import living_workers
 from infra.services.local import Endpoints
 from storage.log import open_log
 from streams.codec import content_sha256, encode

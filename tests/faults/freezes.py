@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.context import App
+from infra.app.app import App
 from tests.faults.kills import Strike
 from tests.faults.progress import ROLES, signal_role, watched
 from tests.faults.results import Journal, Row

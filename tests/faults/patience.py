@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
 from infra.services.local import Endpoints
 from storage.log import open_log
 from streams.events import Reward

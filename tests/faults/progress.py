@@ -12,8 +12,8 @@ from pathlib import Path
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
-from infra.context import App
-from infra.running.living import living_workers
+from infra.app.app import App
+from infra.runs.living import living_workers
 from learner.checkpoints import CURRENT
 from streams.clients import connect_consumer
 from streams.topics import topic_name

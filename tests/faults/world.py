@@ -13,18 +13,18 @@ from pathlib import Path
 
 import msgspec
 
-from infra.context import App
-from infra.expansions.preparation import prepare
-from infra.home import Home
-from infra.indexing import index_corpus
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.indexing import index_corpus
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
+from infra.recipes.leser.preparation import prepare
+from infra.recipes.recipe import NewRun, Prepared
 from infra.replaying.reproduction import reproduce
-from infra.run_settings import RunSettings, write_run_settings
-from infra.running.training import stream
+from infra.runs.training import stream
+from infra.runs.verification import verify_run
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
-from infra.settings import Settings
-from infra.tasks.task import NewRun, Prepared
-from infra.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from search_env.catalogue.generated import demo_catalogue

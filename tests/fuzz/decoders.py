@@ -19,12 +19,10 @@ import msgspec
 import pyarrow as pa
 from crc32c import crc32c
 
-from infra.home import SETTINGS_FILE
-from infra.layers import combine, read_toml
-from infra.run_settings import RunSettings, read_run_settings
-from infra.settings import Settings
-from infra.traffic.sessions import SessionSummary, read_sessions
-from infra.traffic.ubi import read_ubi
+from infra.app.home import SETTINGS_FILE
+from infra.app.layers import combine, read_toml
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.app.settings import Settings
 from learner.checkpoints import (
     CURRENT,
     MANIFEST,
@@ -37,6 +35,8 @@ from learner.checkpoints import (
 )
 from search_env.catalogue.corpora import CorpusError, load_corpus, load_qrels, load_queries, read_run
 from search_env.leser.expansions import ParsedExpansions, parse_expansions
+from search_env.traffic.sessions import SessionSummary, read_sessions
+from search_env.traffic.ubi import read_ubi
 from storage.archive import find_segments, read_segment
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch

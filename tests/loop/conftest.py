@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from infra.context import App
-from infra.expansions.preparation import prepare
-from infra.home import Home
-from infra.indexing import index_corpus
-from infra.installation import INSTALLATION_FILE
-from infra.run_settings import RunSettings, write_run_settings
-from infra.running.training import stream
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.indexing import index_corpus
+from infra.app.installation import INSTALLATION_FILE
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
+from infra.recipes.leser.preparation import prepare
+from infra.recipes.recipe import NewRun, Prepared
+from infra.runs.training import stream
 from infra.services.local import Endpoints
-from infra.settings import Settings
-from infra.tasks.task import NewRun, Prepared
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy import PolicySettings, TinySettings

@@ -10,27 +10,27 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from infra.app.app import App
+from infra.app.indexing import index_corpus
+from infra.app.run_settings import read_run_settings
+from infra.app.settings import AlternationSettings, TrainSettings
 from infra.commands.dense import dense
-from infra.context import App
-from infra.decoding import decode_requests
-from infra.dense.answered import read_answered
-from infra.dense.premise import check_dense_premise
-from infra.dense.retrievers import adapt_to_texts, first_retriever, retrievers_of
-from infra.dense.texts import document_texts, summarised_values
-from infra.indexing import index_corpus
-from infra.run_settings import read_run_settings
-from infra.settings import AlternationSettings, TrainSettings
-from infra.summaries.summarising import read_summaries, summaries_path
-from infra.tasks.held_out import SPLITS
-from infra.tasks.resume import Resume, best_rewarded, open_resume_environment
-from infra.turns.alternation import STATE_FILE, alternate, read_alternation
-from infra.turns.retriever import RetrieverPartner
-from infra.verification import verify_run
+from infra.recipes.decoding import decode_requests
+from infra.recipes.held_out import SPLITS
+from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, retrievers_of
+from infra.recipes.resume.partner import RetrieverPartner
+from infra.recipes.resume.premise import check_dense_premise
+from infra.recipes.resume.recipe import Resume, best_rewarded, open_resume_environment
+from infra.recipes.resume.texts import document_texts, summarised_values
+from infra.recipes.summarizing import read_summaries, summaries_path
+from infra.runs.alternation import STATE_FILE, alternate, read_alternation
+from infra.runs.verification import verify_run
 from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
 from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Document, Query, read_run, write_queries
+from search_env.resume.answered import read_answered
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
 from streams.events import Request

@@ -13,15 +13,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
 from infra.commands.search import expand, search
-from infra.context import App
-from infra.decoding import decode_requests
-from infra.expansions import expanding
-from infra.home import SETTINGS_FILE
-from infra.running.living import living_workers
-from infra.running.training import stream
+from infra.recipes.decoding import decode_requests
+from infra.recipes.leser import expanding
+from infra.recipes.recipe import Prepared
+from infra.runs.living import living_workers
+from infra.runs.training import stream
 from infra.services.local import Endpoints
-from infra.tasks.task import Prepared
 from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import build_tiny

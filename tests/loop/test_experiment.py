@@ -11,15 +11,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.context import App
+from infra.app.app import App
+from infra.app.run_settings import read_run_settings
+from infra.app.settings import AlternationSettings, TrainSettings
 from infra.experiments.arms import begin, run_arms
 from infra.experiments.measuring import rank_run
 from infra.experiments.plan import read_plan
 from infra.experiments.tables import Results, read_results
-from infra.run_settings import read_run_settings
+from infra.runs.alternation import STATE_FILE, read_alternation
 from infra.services.local import Endpoints
-from infra.settings import AlternationSettings, TrainSettings
-from infra.turns.alternation import STATE_FILE, read_alternation
 from learner.retriever import RetrieverSettings
 from learner.versions import find_version
 from storage.evaluation.measures import measure_run

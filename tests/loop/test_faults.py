@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.context import App
+from infra.app.app import App
+from infra.recipes.recipe import Prepared
 from infra.replaying.reproduction import reproduce
-from infra.running.training import stream
-from infra.tasks.task import Prepared
-from infra.verification import verify_run
+from infra.runs.training import stream
+from infra.runs.verification import verify_run
 from streams.failpoints import NAMES
 from tests.faults.world import SETTINGS, limit
 from tests.loop.conftest import quiet

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import msgspec
 from kafka import TopicPartition
 
-from infra.context import App
-from infra.running.training import stream
-from infra.tasks.task import Prepared
-from infra.verification import verify_run
+from infra.app.app import App
+from infra.recipes.recipe import Prepared
+from infra.runs.training import stream
+from infra.runs.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
@@ -127,7 +127,7 @@ def test_a_partition_that_is_added_to_the_requests_is_followed_by_every_worker(s
 
 def extend(app: App, run: str, *, updates: int) -> None:
     """Let a run's learner make more updates than were asked for at first."""
-    from infra.run_settings import read_run_settings, write_run_settings
+    from infra.app.run_settings import read_run_settings, write_run_settings
 
     kept = read_run_settings(app.home.run(run))
     write_run_settings(app.home.run(run), msgspec.structs.replace(kept, updates=updates))

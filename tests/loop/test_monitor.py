@@ -8,11 +8,11 @@ from collections.abc import Callable
 import duckdb
 import msgspec
 
-from infra.context import App
+from infra.app.app import App
 from infra.monitoring.watching import Watcher, check_alive, monitored
-from infra.running.training import stream
-from infra.tasks.task import Prepared
-from infra.verification import verify_run
+from infra.recipes.recipe import Prepared
+from infra.runs.training import stream
+from infra.runs.verification import verify_run
 from learner.batches import BatchSettings
 from storage.ledger import LEDGER
 from streams.clients import connect_admin, create_topics

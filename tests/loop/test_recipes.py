@@ -5,10 +5,10 @@ from __future__ import annotations
 import duckdb
 import msgspec
 
-from infra.context import App
-from infra.running.runs import train_run
-from infra.settings import TrainSettings
-from infra.verification import verify_run
+from infra.app.app import App
+from infra.app.settings import TrainSettings
+from infra.runs.training_runs import train_run
+from infra.runs.verification import verify_run
 from tests.loop.conftest import SMALL, quiet
 
 

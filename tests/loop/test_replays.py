@@ -11,17 +11,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from infra.app.app import App
 from infra.commands.replay import replay
-from infra.context import App
-from infra.replaying.recorded import Limits
+from infra.recipes.recipe import Prepared
+from infra.replaying.importing import import_feedback
 from infra.replaying.replays import Load, Selection, counterfactual, load
 from infra.replaying.reproduction import reproduce
-from infra.tasks.task import Prepared
-from infra.traffic.importing import import_feedback
-from infra.verification import verify_run
+from infra.runs.verification import verify_run
 from learner.checkpoints import load_current
 from storage.errors import StorageError
 from storage.log import open_log
+from storage.recorded import Limits
 from streams.clients import connect_producer, create_topics
 from streams.delivery import Outbox
 from streams.errors import DeliveryError, SettingsError

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from infra.context import App
-from infra.monitoring.standing import run_states
-from infra.running.living import living_workers
+from infra.app.app import App
+from infra.recipes.recipe import Prepared
+from infra.runs.living import living_workers
+from infra.runs.standing import run_states
 from infra.services.local import Endpoints
-from infra.tasks.task import Prepared
 from tests.commands import command, environment, interrupt, start
 from tests.loop.conftest import SMALL
 

@@ -20,18 +20,18 @@ import pytest
 from kafka import TopicPartition
 from safetensors.torch import load_file
 
-from infra.context import App
-from infra.loop import run_loop
-from infra.run_settings import read_run_settings
-from infra.running.environments import open_environment
-from infra.running.living import living_workers
-from infra.running.requests import RequestSequence
-from infra.running.supervisor import Supervisor, worker_arguments
-from infra.running.training import stream
-from infra.running.workers import run_worker
-from infra.settings import Settings
-from infra.tasks.task import Prepared, load_task
-from infra.verification import verify_run
+from infra.app.app import App
+from infra.app.run_settings import read_run_settings
+from infra.app.settings import Settings
+from infra.recipes.recipe import Prepared, load_task
+from infra.runs.environments import open_environment
+from infra.runs.living import living_workers
+from infra.runs.loop import run_loop
+from infra.runs.requests import RequestSequence
+from infra.runs.supervisor import Supervisor, worker_arguments
+from infra.runs.training import stream
+from infra.runs.verification import verify_run
+from infra.runs.workers import run_worker
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
 from streams.clients import connect_consumer, create_topics
@@ -268,7 +268,7 @@ def test_workers_end_when_their_supervisor_is_killed(small_world: App, new_run: 
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from infra.running.supervisor import Supervisor, worker_arguments\n"
+        "from infra.runs.supervisor import Supervisor, worker_arguments\n"
         "home, run, kafka, engine = sys.argv[1:]\n"
         "env = {'SEARCHLOOP_KAFKA__BOOTSTRAP': kafka, 'SEARCHLOOP_ELASTICSEARCH__URL': engine}\n"
         "with Supervisor(worker_arguments(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"

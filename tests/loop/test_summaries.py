@@ -9,24 +9,24 @@ import duckdb
 import msgspec
 import pytest
 
-from infra.context import App
-from infra.expansions.searching import search_queries
+from infra.app.app import App
+from infra.app.run_settings import read_run_settings
+from infra.app.settings import AlternationSettings, Settings, TrainSettings
 from infra.experiments.measuring import measure_rankings, rank_run
+from infra.recipes.leser.searching import search_queries
+from infra.recipes.relsum.baselines import ARMS
+from infra.recipes.relsum.index import cross_encoders_of
+from infra.recipes.relsum.partner import RankerPartner
+from infra.recipes.relsum.premise import check_premise
+from infra.recipes.relsum.publishing import publish_summaries
+from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.recipe import policy_summaries
+from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.replaying.reproduction import reproduce
-from infra.run_settings import read_run_settings
-from infra.running.runs import train_run
-from infra.running.training import TrainingSummary
-from infra.settings import AlternationSettings, Settings, TrainSettings
-from infra.summaries.arms import ARMS
-from infra.summaries.premise import check_premise
-from infra.summaries.publishing import publish_summaries
-from infra.summaries.shelf import cross_encoders_of
-from infra.summaries.summarising import read_summaries, summaries_path
-from infra.summaries.world import SummaryWorld
-from infra.tasks.summary import policy_summaries
-from infra.turns.alternation import alternate
-from infra.turns.ranker import RankerPartner
-from infra.verification import verify_run
+from infra.runs.alternation import alternate
+from infra.runs.training import TrainingSummary
+from infra.runs.training_runs import train_run
+from infra.runs.verification import verify_run
 from learner.checkpoints import load_current
 from learner.objectives import ObjectiveSettings
 from search_env.catalogue.corpora import rank_by_score

@@ -15,12 +15,12 @@ import msgspec
 import psutil
 import pytest
 
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
 from infra.cli import VERBS
-from infra.context import App
-from infra.home import SETTINGS_FILE
-from infra.running.living import living_workers
+from infra.recipes.recipe import Prepared
+from infra.runs.living import living_workers
 from infra.services.local import Endpoints
-from infra.tasks.task import Prepared
 from streams.clients import create_topics
 from tests.commands import environment
 from tests.loop.conftest import SMALL

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 from kafka import TopicPartition
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.commands.dead_letters import dead_letters
-from infra.context import App
-from infra.home import Home
+from infra.commands.times import moment_ms
 from infra.services.local import Endpoints
-from infra.settings import Settings
-from infra.times import moment_ms
 from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of

@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 from kafka import TopicPartition
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.commands.replay import replay as replay_verb
 from infra.commands.search import index as index_verb
 from infra.commands.search import search as search_verb
-from infra.context import App
-from infra.home import Home
-from infra.running.new_log import UNFINISHED
+from infra.replaying.importing import import_feedback
+from infra.runs.new_log import UNFINISHED
 from infra.services.local import Endpoints
-from infra.settings import Settings
-from infra.traffic.importing import import_feedback
 from search_env.catalogue.corpora import read_run
 from search_env.engine.client import ElasticsearchSettings
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
@@ -101,9 +101,9 @@ def test_an_import_that_fails_half_way_leaves_nothing_behind(app: App, unique_na
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from infra.context import App
-from infra.home import Home
-from infra.traffic.importing import import_feedback
+from infra.app.app import App
+from infra.app.home import Home
+from infra.replaying.importing import import_feedback
 from tests.services.test_imports import searches
 
 def cut():

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from elastic_transport import ConnectionTimeout
 from elasticsearch import Elasticsearch
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.commands.search import index
-from infra.context import App
-from infra.home import Home
 from infra.services.local import Endpoints
-from infra.settings import Settings
 from search_env.catalogue.corpora import Document
 from search_env.engine import index_changes
 from search_env.engine.client import ElasticsearchSettings, connect

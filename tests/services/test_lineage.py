@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from infra.app.app import App
+from infra.app.home import Home
 from infra.commands.ledger import lineage
-from infra.context import App
-from infra.home import Home
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.lineage import groups_taught, version_made_of

@@ -21,15 +21,15 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
 import infra.services.local as local
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.commands.services import doctor, down, status, up
-from infra.context import App
-from infra.home import Home
 from infra.services.errors import ServiceError
 from infra.services.launch import service_directory
 from infra.services.local import Endpoints, LocalServices
 from infra.services.processes import service_account, tagged_processes
 from infra.services.settings import LocalSettings, ServiceSettings
-from infra.settings import Settings
 from search_env.engine.client import ElasticsearchSettings
 from streams.clients import KafkaSettings
 

@@ -11,13 +11,13 @@ import psutil
 import pytest
 from kafka import KafkaProducer, TopicPartition
 
-from infra.context import App
-from infra.home import Home
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
 from infra.monitoring.lock import monitor_is_running, only_monitor
 from infra.monitoring.watching import Watcher, wait_until_read
-from infra.run_settings import RunSettings, write_run_settings
 from infra.services.local import Endpoints
-from infra.settings import Settings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import KafkaSettings, connect_admin, connect_consumer, connection_options, create_topics

@@ -15,17 +15,17 @@ from kafka import TopicPartition
 from kafka.errors import KafkaConnectionError
 from kafka.future import Future
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.commands.replay import replay as replay_verb
-from infra.context import App
-from infra.home import Home
-from infra.replaying.recorded import Limits, Recorded
+from infra.runs.verification import run_topics, verify_run
 from infra.services.local import Endpoints
-from infra.settings import Settings
-from infra.verification import run_topics, verify_run
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import open_log, rebuild_ledger
+from storage.recorded import Limits, Recorded
 from storage.sink import Sink, SinkSettings
 from storage.verification.verify import Circumstances, verify_log
 from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics

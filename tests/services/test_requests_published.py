@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kafka import TopicPartition
 
-from infra.running.requests import RequestFeed, RequestSequence, request_number
+from infra.runs.requests import RequestFeed, RequestSequence, request_number
 from infra.services.local import Endpoints
 from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics, partitions_of
 from streams.delivery import DeliverySettings, Outbox

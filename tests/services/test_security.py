@@ -24,14 +24,14 @@ from kafka.admin import NewTopic
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from infra.context import App
-from infra.home import Home
-from infra.indexing import index_corpus
-from infra.rights import give_rights
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.indexing import index_corpus
+from infra.app.settings import TrainSettings
+from infra.runs.rights import give_rights
 from infra.services.errors import ServiceError
 from infra.services.local import Endpoints
 from infra.services.security import SecurityFolder, write_private
-from infra.settings import TrainSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.engine.rights import RightsError
 from search_env.models.relevance_training import GbdtSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.verification import prove
+from infra.runs.verification import prove
 from storage.verification.account import Account
 from storage.verification.rules import RULES
 from tests.finished_run import FakeTopics, write_run

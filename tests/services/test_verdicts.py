@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.cli import cli
-from infra.verification import prove
+from infra.runs.verification import prove
 from learner.checkpoints import MANIFEST, file_sha256
 from storage.archive import ARCHIVE, find_segments
 from storage.ledger import LEDGER

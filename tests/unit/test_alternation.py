@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.context import App
-from infra.dense.measuring import reciprocal_rank
-from infra.home import Home
-from infra.settings import AlternationSettings, Settings
-from infra.turns.alternation import Alternation, Turn, alternate, read_alternation, reason_to_end
-from infra.turns.partners import partner_of
-from infra.turns.retriever import RetrieverPartner
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import AlternationSettings, Settings
+from infra.recipes.resume.measuring import reciprocal_rank
+from infra.recipes.resume.partner import RetrieverPartner
+from infra.runs.alternation import Alternation, Turn, alternate, read_alternation, reason_to_end
+from infra.runs.partners import partner_of
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
 from search_env.catalogue.corpora import Ranking

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.dense.answered import answered_queries
 from search_env.catalogue.corpora import Query, write_qrels, write_queries
+from search_env.resume.answered import answered_queries
 from streams.errors import SettingsError
 
 

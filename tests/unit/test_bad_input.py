@@ -18,9 +18,9 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
 from infra.cli import main
-from infra.run_settings import RunSettings, write_run_settings
-from infra.settings import Settings
 from learner.checkpoints import Manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import TinySettings, build_tiny
@@ -302,7 +302,7 @@ def test_a_list_in_the_environment_that_is_no_json_names_the_variable(
 def test_a_run_file_that_cannot_be_written_is_named(
     searchloop: Command, shop: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("infra.expansions.searching.search_queries", lambda *_, **__: {})
+    monkeypatch.setattr("infra.recipes.leser.searching.search_queries", lambda *_, **__: {})
     ended = searchloop("search", "--index", "shop", "--queries", "mug", "--policy", "none", "--run-file", place)
     assert ended.status == 1
     assert re.fullmatch(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from infra.expansions.cache import Expanded, ExpansionCache, head_queries
+from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache, head_queries
 from search_env.catalogue.corpora import Query
 
 MUG = Expanded(

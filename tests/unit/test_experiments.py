@@ -10,21 +10,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.context import App
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.layers import assignments_layer, combine, read_toml
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
 from infra.experiments import making
 from infra.experiments.arms import begin, commands, run_arms
 from infra.experiments.making import Job, Made, Way, made_by_turns, run_name
 from infra.experiments.page import render_experiment
-from infra.experiments.plan import PLANS, Plan, check_methods, plan_path, read_plan
+from infra.experiments.plan import Plan, check_methods, read_plan
 from infra.experiments.tables import mean_over_seeds, read_results
-from infra.home import Home
-from infra.layers import assignments_layer, combine, read_toml
-from infra.progress import Report
-from infra.recipes import recipe_path
-from infra.run_settings import RunSettings, write_run_settings
-from infra.settings import Settings
-from infra.tasks.task import GIVEN, Judged, Ranked, load_task
-from infra.turns.alternation import Alternation, Turn
+from infra.recipes.files import plan_path, plans, recipe_path
+from infra.recipes.recipe import GIVEN, Judged, Ranked, load_task
+from infra.runs.alternation import Alternation, Turn
 from learner.checkpoints import Manifest, save_checkpoint
 from search_env.catalogue.corpora import Query, write_whole
 from search_env.engine.index import IndexVersion
@@ -49,7 +49,7 @@ train = { start = "SFT+GRPO", change = ["environment.reward.size_weight=0"] }
 """
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PLANS.glob("*.toml")))
+@pytest.mark.parametrize("name", plans())
 def test_every_plan_of_ours_can_be_read_and_changes_settings_that_exist(name: str) -> None:
     plan = read_plan(plan_path(name))
     recipe = (plan.recipe, read_toml(recipe_path(plan.recipe)))
@@ -200,7 +200,7 @@ def fake_way(app: App, jobs: list[Job], *, turns: bool) -> Way:
     return Way(make, making.WAYS["turns" if turns else "updates"].by_hand)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PLANS.glob("*.toml")))
+@pytest.mark.parametrize("name", plans())
 def test_each_plan_of_ours_gives_every_arm_its_row_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from infra.commands.search import queries_or_text
 from infra.replaying.replays import clean_request
-from infra.traffic.sessions import SessionSummary, read_sessions
-from infra.traffic.ubi import read_ubi
 from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries, read_run
+from search_env.traffic.sessions import SessionSummary, read_sessions
+from search_env.traffic.ubi import read_ubi
 from streams.codec import decode, encode
 from streams.errors import InputError, SearchloopError
 from streams.events import Position, Request

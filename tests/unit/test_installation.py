@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.installation import INSTALLATION_FILE, installation_id
+from infra.app.installation import INSTALLATION_FILE, installation_id
 from streams.errors import SettingsError
 
 

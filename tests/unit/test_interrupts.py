@@ -32,7 +32,7 @@ WAITS = {
 }  # fmt: skip
 PROGRAM = """
 import hashlib, threading, time
-from infra.interrupts import at_hard_end, end_on_signals, exit_status, interrupts, leave
+from infra.app.interrupts import at_hard_end, end_on_signals, exit_status, interrupts, leave
 from streams import working
 from streams.delivery import Stop
 def native(): hashlib.pbkdf2_hmac('sha256', b'p', b's', 2_000_000_000)
@@ -72,7 +72,7 @@ def test_a_process_ends_soon_after_the_signal_whatever_it_is_in(wait: str, numbe
 
 FORKS = """
 import os, signal, time
-from infra.interrupts import end_on_signals
+from infra.app.interrupts import end_on_signals
 end_on_signals(limit_seconds=0.2)
 if (child := os.fork()) == 0:
     print("ready", flush=True)

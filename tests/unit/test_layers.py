@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from infra.layers import combine, environment_layer, known_keys, read_toml
+from infra.app.layers import combine, environment_layer, known_keys, read_toml
 from streams.errors import SettingsError
 
 

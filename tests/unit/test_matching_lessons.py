@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.summaries.matching_lessons import LESSON_STAGES, MatchingLessons
 from search_env.catalogue.attributes import document_brand
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.models.crossencoder_training import LabelledPair
 from search_env.queries.judged_lists import ListSettings
+from search_env.relsum.matching_lessons import LESSON_STAGES, MatchingLessons
 from search_env.summaries.values import ProductValues
 
 COUNT = 1000

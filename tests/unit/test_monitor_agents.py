@@ -8,7 +8,7 @@ from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from infra.monitoring.agents import build_app, credentials
 from infra.monitoring.reading import SEEKS_MAX, Reading
-from infra.monitoring.windows import MonitorSettings, Windows
+from storage.monitor.windows import MonitorSettings, Windows
 from streams.clients import KafkaSettings
 
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from infra.commands.watch import render
-from infra.monitoring.alerts import DEAD_GROUPS_UPDATES
-from infra.monitoring.view import View, build_view
+from storage.monitor.alerts import DEAD_GROUPS_UPDATES
+from storage.monitor.view import View, build_view
 from streams.events import MonitorState, PolicyRef, StageWindow, VersionWindow, WindowEvent
 
 GOOD = {

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.monitoring.agents import publish
-from infra.monitoring.groups import REWARD_MAX
-from infra.monitoring.windows import MonitorSettings, Windows
+from storage.monitor.groups import REWARD_MAX
+from storage.monitor.windows import MonitorSettings, Windows
 from streams.codec import decode, decode_window, encode
 from streams.events import DeadLetter, MonitorState, Outcome, Position, Reward, StageWindow, VersionWindow, WindowEvent
 from streams.records import Received

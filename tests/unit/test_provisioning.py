@@ -12,8 +12,8 @@ from kafka import TopicPartition
 from kafka.errors import InvalidConfigurationError, TopicAlreadyExistsError
 
 import streams.provisioning as provisioning
-from infra.home import Home
-from infra.running.topics import is_known
+from infra.app.home import Home
+from infra.runs.topics import is_known
 from learner.checkpoints import Manifest, save_checkpoint
 from streams.errors import DeliveryError
 from streams.events import PolicyRef, Update

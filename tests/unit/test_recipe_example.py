@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from infra.experiments.plan import check_methods, read_plan
-from infra.loop import run_loop
-from infra.tasks.task import load_task
+from infra.recipes.recipe import load_task
+from infra.runs.loop import run_loop
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings, write_first_checkpoint

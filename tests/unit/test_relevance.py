@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-import infra.relevance
-from infra.context import App
-from infra.home import Home
-from infra.relevance import score_rankings
+import infra.recipes.leser.relevance
+from infra.app.app import App
+from infra.app.home import Home
+from infra.recipes.leser.relevance import score_rankings
 from search_env.catalogue.corpora import CorpusError, Document, Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.embeddings import DIMENSIONS, Embedder, EmbeddingSettings, KeptEmbedder, embed_documents
@@ -275,8 +275,8 @@ def test_the_tops_of_several_rankings_are_scored_once_each_best_first(
             assert [query for query, _ in pairs] == ["red mug"]
             return [np.array([int(document[1:]) / 480 for document in ids]) for _, ids in pairs]
 
-    monkeypatch.setattr(infra.relevance, "load_documents", lambda directory: catalogue.documents)
-    monkeypatch.setattr(infra.relevance, "open_relevance", lambda *_, **__: ByNumber())
+    monkeypatch.setattr(infra.recipes.leser.relevance, "load_documents", lambda directory: catalogue.documents)
+    monkeypatch.setattr(infra.recipes.leser.relevance, "open_relevance", lambda *_, **__: ByNumber())
     app, asked = App(Home(tmp_path)), [Query(id="q", text="red mug")]
     rankings = [{"q": Ranking(["d1", "d2", "d9"], [3, 2, 1])}, {"q": Ranking(["d2", "d4"], [2, 1])}]
     scores = score_rankings(app, rankings, index="shop", queries=asked, top=2, report=lambda *_: None)

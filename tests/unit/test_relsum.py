@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.settings import Settings
-from infra.summaries.labelling import usable
+from infra.app.settings import Settings
+from infra.recipes.relsum.labelling import usable
 from search_env.models.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
 from search_env.relsum.environment import LabelledQuery, RelsumEnvironment, RelsumEnvironmentSettings
 from search_env.relsum.reward import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward

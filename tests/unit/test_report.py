@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from infra.app.home import Home
 from infra.commands.evaluate import evaluate
 from infra.commands.evaluate import to_json as evaluation_json
 from infra.commands.report import report as report_command
-from infra.home import Home
 from storage.charts import Series, line_chart
 from storage.errors import StorageError
 from storage.evaluation.tables import evaluate_runs

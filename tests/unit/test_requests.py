@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.running.requests import Published, find_published, request_id, request_number
+from infra.runs.requests import Published, find_published, request_id, request_number
 from streams.codec import encode
 from streams.events import Position, Request
 from streams.records import Received

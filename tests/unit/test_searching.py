@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.context import App
-from infra.expansions.searching import search_queries
-from infra.home import Home
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
+from infra.recipes.leser.searching import search_queries
 from infra.services.local import Endpoints
-from infra.settings import Settings
 from search_env.catalogue.corpora import Query
 from search_env.engine.index import IndexingError, IndexVersion
 from search_env.leser.nearest_terms import NearestTermsSettings
@@ -107,5 +107,5 @@ def test_a_policy_without_a_run_says_what_to_run(app: App, policy: str) -> None:
 
 
 def test_a_search_without_a_policy_loads_no_torch() -> None:
-    code = "import sys, infra.commands.search, infra.expansions.searching; sys.exit('torch' in sys.modules)"
+    code = "import sys, infra.commands.search, infra.recipes.leser.searching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from infra.app.app import App, ConnectionTables, VllmTables
+from infra.app.home import Home
+from infra.app.layers import LIST_SETTINGS, assignments_layer, combine, environment_layer, known_keys, read_toml
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
 from infra.cli import RedactingFormatter
-from infra.context import App, ConnectionTables, VllmTables
-from infra.home import Home
-from infra.layers import LIST_SETTINGS, assignments_layer, combine, environment_layer, known_keys, read_toml
-from infra.private_variables import FROM_PIPE, for_role, is_private, piped, public, take_private
-from infra.run_settings import RunSettings, write_run_settings
-from infra.secret_files import warn_if_open
+from infra.services.private_variables import FROM_PIPE, for_role, is_private, piped, public, take_private
 from infra.services.roles import with_credentials
+from infra.services.secret_files import warn_if_open
 from infra.services.security import write_private
-from infra.settings import Settings
 from learner.vllm import VllmClient, VllmSettings
 from search_env.engine.client import ElasticsearchSettings, connect
 from streams.clients import KafkaSettings, connection_options

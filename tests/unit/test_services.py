@@ -18,9 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 import infra.services.jdks as jdks
+from infra.app.app import App
+from infra.app.home import Home
 from infra.commands.services import doctor
-from infra.context import App
-from infra.home import Home
 from infra.services.artefacts import read_lock
 from infra.services.elasticsearch import LocalElasticsearch, make_open, open_directory
 from infra.services.errors import ProvisionError, ServiceError

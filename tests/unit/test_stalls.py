@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.monitoring.alerts import alerts
-from infra.monitoring.stalls import RunFacts, StageFacts, WorkerFacts, run_state
-from infra.running.living import known_workers, living_workers, registered, write_workers
+from infra.runs.living import known_workers, living_workers, registered, write_workers
+from storage.monitor.alerts import alerts
+from storage.monitor.stalls import RunFacts, StageFacts, WorkerFacts, run_state
 from streams.stalls import StallWatch
 
 NOW_MS = 1_700_000_000_000

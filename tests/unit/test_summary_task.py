@@ -9,23 +9,23 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings, TrainSettings
 from infra.commands.measure import premise
-from infra.context import App
 from infra.experiments.measuring import measure_rankings, rank_run
-from infra.home import Home
-from infra.loop import run_loop
-from infra.run_settings import RunSettings, write_run_settings
-from infra.running.requests import RequestSequence
-from infra.running.runs import copy_warmed_up
-from infra.settings import Settings, TrainSettings
-from infra.summaries import labelling
-from infra.summaries.arms import ARMS
-from infra.summaries.labelling import PAIRS_FILE, TITLE_RIVALS, label_titles, labelled_products, read_pairs
-from infra.summaries.premise import check_premise
-from infra.summaries.summarising import read_summaries, summaries_path
-from infra.summaries.world import SummaryWorld
-from infra.tasks.summary import policy_summaries
-from infra.tasks.task import NewRun, load_task
+from infra.recipes.recipe import NewRun, load_task
+from infra.recipes.relsum import labelling
+from infra.recipes.relsum.baselines import ARMS
+from infra.recipes.relsum.labelling import PAIRS_FILE, TITLE_RIVALS, label_titles, labelled_products, read_pairs
+from infra.recipes.relsum.premise import check_premise
+from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.recipe import policy_summaries
+from infra.recipes.summarizing import read_summaries, summaries_path
+from infra.runs.loop import run_loop
+from infra.runs.requests import RequestSequence
+from infra.runs.training_runs import copy_warmed_up
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from learner.generation import GenerationSettings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.traffic.limits import SEARCH_ROWS_MAX
-from infra.traffic.sessions import WITHOUT, SessionFile, SessionSummary, read_sessions
-from infra.traffic.ubi import read_ubi
-from infra.traffic.ubi_application import ApplicationSummary
 from search_env.catalogue.corpora import load_queries
+from search_env.traffic.limits import SEARCH_ROWS_MAX
+from search_env.traffic.sessions import WITHOUT, SessionFile, SessionSummary, read_sessions
+from search_env.traffic.ubi import read_ubi
+from search_env.traffic.ubi_application import ApplicationSummary
 from streams.errors import InputError, SettingsError
 from streams.events import Action, Feedback, Shown
 from streams.inputs.values import read_time_ms

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 import learner.vllm
-from infra.context import VllmTables
-from infra.running.serving import check_backend
+from infra.app.app import VllmTables
+from infra.app.settings import Settings
+from infra.runs.serving import check_backend
 from infra.services.errors import ProvisionError
 from infra.services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
-from infra.settings import Settings
 from learner.adapters import Adapters, adapter_name, superseded
 from learner.checkpoints import CheckpointError, Manifest, file_sha256
 from learner.generation import GenerationSettings
@@ -395,7 +395,7 @@ def test_a_missing_environment_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_a_runs_folder_keeps_no_address_and_no_key(tmp_path: Path) -> None:
-    from infra.run_settings import RunSettings, write_run_settings
+    from infra.app.run_settings import RunSettings, write_run_settings
 
     secret = VllmSettings(url="http://gpu:8000", api_key="open sesame", home="/mnt", requests_in_flight=7)
     kept = RunSettings(

@@ -1,0 +1,261 @@
+"""What every verb starts from: the home directory, the settings, and services that answer.
+
+Nothing is read before it is asked for, so that `status` and `--help` need not load a learner's libraries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from infra.app.home import Home
+from infra.app.installation import installation_id
+from infra.app.interrupts import at_hard_end
+from infra.app.layers import combine, environment_layer, read_toml, revealed_builtins
+from infra.app.progress import Report
+from infra.services.errors import ServiceError
+from infra.services.health import ask_elasticsearch
+from infra.services.local import PROBE_SECONDS, Endpoints, LocalServices
+from infra.services.policy_server import PolicyServer
+from infra.services.private_variables import PREFIX
+from infra.services.roles import secured, with_credentials
+from infra.services.settings import LocalSettings, ServiceSettings
+from infra.services.vllm import VllmServerSettings
+from learner.vllm import VllmSettings
+from search_env.engine.client import ElasticsearchSettings, connect
+from streams.acls import OPERATOR
+from streams.clients import KafkaSettings
+from streams.failpoints import FailpointSettings
+from streams.secrets import reveal
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+    from infra.app.settings import Settings
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# What of the services' doors a worker is told: everything but who it is.
+KAFKA_DOOR = (
+    "bootstrap",
+    "security_protocol",
+    "sasl_mechanism",
+    "credentials",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "allow_insecure",
+)
+ENGINE_DOOR = ("url", "credentials", "ca_certs", "allow_insecure")
+
+
+class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of the settings that say where the services are; every other table is left for `Settings` to check."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
+    services: LocalSettings = LocalSettings()
+
+
+class VllmTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of the settings that say where vLLM is and how ours is run."""
+
+    vllm: VllmSettings = VllmSettings()
+    vllm_server: VllmServerSettings = VllmServerSettings()
+
+
+class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The one table of the settings that says where workers are to die."""
+
+    failpoints: FailpointSettings = FailpointSettings()
+
+
+class App:
+    """The global options of one call; settings are layered: defaults, recipe, file, environment."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        config: Path | None = None,
+        recipe: Path | None = None,
+        settings: Settings | None = None,
+        endpoints: Endpoints | None = None,
+        private: Mapping[str, str] | None = None,
+        role: str = OPERATOR,
+    ) -> None:
+        """settings: instead of files and variables. endpoints: of services that run, instead of their settings.
+
+        private: variables that were taken out of the environment. role: as whom the services are asked.
+        """
+        self.home = home
+        self.config = config
+        self.role = role
+        self._private = dict(private or {})
+        self._recipe = recipe
+        self._given = settings
+        self._endpoints = endpoints
+
+    @cached_property
+    def connections(self) -> ServiceSettings:
+        """Return where Kafka and Elasticsearch are and how ours are run.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        """
+        tables = self.tables(ConnectionTables)
+        kafka, elasticsearch = tables.kafka, tables.elasticsearch
+        if self._endpoints is not None:
+            kafka, elasticsearch = secured(
+                self.home.root.absolute(),
+                kafka,
+                elasticsearch,
+                bootstrap=self._endpoints.kafka,
+                url=self._endpoints.elasticsearch,
+            )
+        kafka, elasticsearch = with_credentials(kafka, elasticsearch, role=self.role)
+        return ServiceSettings(kafka=kafka, elasticsearch=elasticsearch, local=tables.services)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Return the whole tree.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        """
+        from infra.app.settings import Settings
+
+        settings = self._given or combine(Settings, self._layers())
+        return msgspec.structs.replace(
+            settings, kafka=self.connections.kafka, elasticsearch=self.connections.elasticsearch
+        )
+
+    def tables(self, kind: type[T]) -> T:
+        """Return some tables of the settings, those that `kind` has as fields, without importing what others steer.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        """
+        if self._given is None:
+            return combine(kind, self._layers())
+        return kind(**{name: getattr(self._given, name) for name in kind.__struct_fields__})
+
+    def at(self, endpoints: Endpoints) -> App:
+        """Return this app with the addresses of services that run."""
+        return self._copy(recipe=self._recipe, settings=self._given, endpoints=endpoints)
+
+    def as_role(self, role: str) -> App:
+        """Return this app with the credentials of a worker, and with its patience for services that are down."""
+        return self._copy(recipe=self._recipe, settings=self._given, endpoints=self._endpoints, role=role)
+
+    def with_recipe(self, recipe: Path) -> App:
+        """Return this app with a recipe under the user's own file and variables."""
+        return self._copy(recipe=recipe, endpoints=self._endpoints)
+
+    def with_changes(self, source: str, changes: dict[str, Any]) -> App:
+        """Return this app with a layer over all others; `source` names it in errors.
+
+        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        """
+        from infra.app.settings import Settings
+
+        below = self._layers() if self._given is None else [("the settings", revealed_builtins(self._given))]
+        return self.with_settings(combine(Settings, [*below, (source, changes)]))
+
+    def with_settings(self, settings: Settings) -> App:
+        """Return this app with other settings, at the same services."""
+        kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
+        settings = msgspec.structs.replace(
+            settings, kafka=kafka, elasticsearch=elasticsearch, services=self.connections.local
+        )
+        return self._copy(settings=settings)
+
+    def local_services(self, *, attached: bool = False, secure: bool = False) -> LocalServices:
+        """Return the services of this home, local or external as the settings say; nothing is started.
+
+        secure: with security, whatever the settings say.
+        """
+        connections = self.connections
+        if secure:
+            local = msgspec.structs.replace(connections.local, secure=True)
+            connections = msgspec.structs.replace(connections, local=local)
+        return LocalServices(self.home.root, connections, attached=attached)
+
+    def policy_server(self) -> PolicyServer:
+        """Return the vLLM of this home; nothing is started."""
+        return PolicyServer(self.home.root, self.tables(VllmTables).vllm_server)
+
+    @contextmanager
+    def running_services(self, report: Report) -> Iterator[App]:
+        """Give this app with the addresses of services that run: those that are up, or ones started for the while.
+
+        What was started here stops again at the end, also after a crash of this process; what ran before runs on.
+        """
+        try:
+            endpoints = self.local_services().endpoints()
+        except ServiceError:
+            services = self.local_services(attached=True)
+            with at_hard_end(lambda: "what it started of Kafka and Elasticsearch is being stopped by their guardian"):
+                try:
+                    yield self.at(services.up(report))
+                finally:
+                    services.stop_started(report)
+        else:
+            yield self.at(endpoints)
+
+    def worker_environment(self) -> dict[str, str]:
+        """Return the variables by which a worker process finds the same services and the same settings file.
+
+        The secrets among them are for `private_variables.for_role` and a pipe, never for a child's first environment.
+        """
+        kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
+        given: dict[str, dict[str, Any]] = {
+            "KAFKA": {name: getattr(kafka, name) for name in KAFKA_DOOR},
+            "ELASTICSEARCH": {name: getattr(elasticsearch, name) for name in ENGINE_DOOR},
+        }
+        given["KAFKA"]["ssl_key_password"] = reveal(kafka.ssl_key_password)
+        if not kafka.credentials:
+            given["KAFKA"] |= {"sasl_username": kafka.sasl_username, "sasl_password": reveal(kafka.sasl_password)}
+        if not elasticsearch.credentials:
+            given["ELASTICSEARCH"] |= {
+                "api_key": reveal(elasticsearch.api_key),
+                "username": elasticsearch.username,
+                "password": reveal(elasticsearch.password),
+            }
+        variables = {
+            f"{PREFIX}{table}__{name.upper()}": str(value).lower() if isinstance(value, bool) else value
+            for table, settings in given.items()
+            for name, value in settings.items()
+            if value
+        }
+        return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
+
+    @cached_property
+    def installation(self) -> str:
+        """Return the id of this home, which its indexes carry on whichever cluster.
+
+        Raises SettingsError if the file that holds it is damaged.
+        """
+        return installation_id(self.home.root)
+
+    def engine(self) -> Elasticsearch:
+        """Return a client of the search engine.
+
+        Raises ServiceError, within seconds, if address, key, certificate or protocol are wrong. What may pass, such as
+        an engine that is down, is left to the client's own patience.
+        """
+        answer = ask_elasticsearch(self.connections.elasticsearch, PROBE_SECONDS)
+        if answer.lasting:
+            raise ServiceError(answer.reason)
+        return connect(self.connections.elasticsearch)
+
+    def _layers(self) -> list[tuple[str, dict[str, Any]]]:
+        files = [path for path in (self._recipe, self.config) if path is not None]
+        layers = [(str(path), read_toml(path)) for path in files]
+        return [*layers, ("the environment (SEARCHLOOP_…)", environment_layer(os.environ | self._private))]
+
+    def _copy(self, *, role: str = "", **changes: Any) -> App:
+        return App(self.home, config=self.config, private=self._private, role=role or self.role, **changes)

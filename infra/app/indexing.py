@@ -1,0 +1,105 @@
+"""From a corpus file to an index that can be learned on: documents behind an alias, and queries made from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from search_env.catalogue.attributes import unread_attributes
+from search_env.catalogue.corpora import CorpusError, Document
+from search_env.engine.index import IndexVersion, adopt_versions, build_index, claim_name
+from search_env.engine.rights import INDEX_PRIVILEGES, require_rights
+from search_env.queries.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from streams.whole_file import whole_folder
+
+
+class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made: the index version, and how many queries of each split; kind says what those were made from.
+
+    unread: what of the documents' attributes was passed over for its form, in one line; "" for nothing. adopted: older
+    versions that carried no mark and were taken over.
+    """
+
+    name: str
+    alias: str
+    documents: int
+    sha256: str
+    queries: dict[str, int]
+    kind: str
+    unread: str = ""
+    adopted: tuple[str, ...] = ()
+
+
+def index_corpus(
+    app: App, *, name: str, documents: Iterable[Document], report: Report, adopt: bool = False
+) -> IndexSummary:
+    """Load documents into a new version of an index, and make training and held-out queries from them.
+
+    Queries come from attributes (with judgments, by structure) or, without attributes, from the documents' own words.
+    They are made first: what is broken off before the documents are in leaves the index and its queries as they were.
+    adopt: take over versions that a searchloop without marks has made.
+    Raises IndexingError, before anything is made, if the name is somebody else's on this cluster.
+    """
+    directory = app.home.index(name)
+    with closing(app.engine()) as client:  # Before anything is made: the key may be one that only reads.
+        require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
+    loaded = list(documents)
+    adopted: list[str] = []
+    with contextlib.closing(app.engine()) as client:
+        if adopt:
+            adopted = adopt_versions(client, name, installation=app.installation)
+        claim_name(client, name, installation=app.installation)
+    report("making queries", 0, 0)
+    intents, kind = _queries(loaded, app.settings.intents, report)
+    client = app.engine()
+    try:
+        with whole_folder(directory / "intents", replace=True) as aside:
+            write_intents(aside, intents)
+            version: IndexVersion = build_index(
+                client,
+                name,
+                loaded,
+                report,
+                installation=app.installation,
+                directory=directory,
+                total=len(loaded),
+            )
+    finally:
+        client.close()
+    return IndexSummary(
+        name=version.name,
+        alias=version.alias,
+        documents=version.documents,
+        sha256=version.sha256,
+        queries={split: len(queries) for split, queries in intents.queries.items()},
+        kind=kind,
+        unread=_unread(loaded),
+        adopted=tuple(adopted),
+    )
+
+
+def _unread(documents: Sequence[Document]) -> str:
+    unread = unread_attributes(documents)
+    if unread is None:
+        return ""
+    return (
+        f"attributes of {unread.documents} documents were not read, or not whole (the first, {unread.example!r}, has "
+        f"{unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
+        "false, or lists of those"
+    )
+
+
+def _queries(documents: Sequence[Document], settings: IntentSettings, report: Report) -> tuple[IntentSet, str]:
+    try:
+        intents = make_intents(documents, settings)
+    except CorpusError as error:  # An index is of use without them: users may have queries of their own.
+        report(str(error), 0, 0)
+    else:
+        if intents.queries["train"]:
+            return intents, "attributes"
+    return pseudo_queries(documents, settings), "documents"

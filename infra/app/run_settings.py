@@ -1,0 +1,52 @@
+"""What a run was started with, kept in its folder: workers and served searches read it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from infra.app.home import SETTINGS_FILE, read_settings_file
+from infra.app.settings import Settings
+from streams.whole_file import write_file
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was started with.
+
+    index: the alias; index_version: what it pointed to then. origin: the run whose requests or generations were copied
+    into this one's topics, "" if none was.
+    """
+
+    run: str
+    recipe: str
+    index: str
+    index_version: str
+    seed: int
+    updates: int
+    settings: Settings
+    origin: str = ""
+
+
+def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
+    """Keep the run's settings in its folder, without the secrets and addresses of the services."""
+    public = msgspec.structs.replace(
+        settings.settings,
+        kafka=type(settings.settings.kafka)(
+            partitions=settings.settings.kafka.partitions, replication=settings.settings.kafka.replication
+        ),
+        elasticsearch=type(settings.settings.elasticsearch)(),
+        vllm=msgspec.structs.replace(
+            settings.settings.vllm, url="", api_key="", api_key_file="", ca_certs="", home="", allow_insecure=False
+        ),
+    )
+    content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(settings, settings=public)))
+    write_file(run_dir / SETTINGS_FILE, content)
+
+
+def read_run_settings(run_dir: Path) -> RunSettings:
+    """Return what the run was started with.
+
+    Raises SettingsError if there is no such run, naming those that there are.
+    """
+    return read_settings_file(run_dir, RunSettings)

@@ -1,1 +1,0 @@
-"""Search by vectors (ReSuMe): retriever versions, what is embedded, and the turns of summariser and retriever."""

@@ -1,1 +1,0 @@
-"""Expansions for queries (LESER): lessons and first policy, what a version writes, and the search that it helps."""

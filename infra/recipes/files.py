@@ -1,0 +1,50 @@
+"""Recipes and plans by name: TOML files in the wings. A file of one's own works the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streams.errors import SettingsError
+from streams.names import is_name
+
+WINGS = Path(__file__).parent
+RECIPE_FILE = "recipe.toml"
+
+
+def recipes() -> dict[str, Path]:
+    """Return our recipes by name: a wing's `recipe.toml` has the wing's name, every other file its own."""
+    found = sorted(WINGS.glob("*/*.toml"))
+    named = {path.parent.name if path.name == RECIPE_FILE else path.stem: path for path in found}
+    return {name: named[name] for name in sorted(named) if named[name].parent.name != "models"}
+
+
+def plans() -> dict[str, Path]:
+    """Return our experiments' plans by name."""
+    return {path.stem: path for path in sorted(WINGS.glob("*/plans/*.toml"), key=lambda path: path.stem)}
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe: one of ours by name, or a path to one's own.
+
+    Raises SettingsError if there is neither, naming ours.
+    """
+    return _path("--recipe", name, recipes())
+
+
+def plan_path(name: str) -> Path:
+    """Return the file of a plan: one of ours by name, or a path to one's own.
+
+    Raises SettingsError if there is neither, naming ours.
+    """
+    return _path("plan", name, plans())
+
+
+def _path(what: str, name: str, ours: dict[str, Path]) -> Path:
+    own = Path(name)
+    if own.suffix == ".toml":
+        if not own.is_file():
+            raise SettingsError(f"{what}: expected a TOML file, found none at {own}")
+        return own
+    if not is_name(name) or name not in ours:
+        raise SettingsError(f"{what}: expected one of {', '.join(ours)}, or a path to a TOML file, got {name!r}")
+    return ours[name]

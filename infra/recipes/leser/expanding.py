@@ -1,0 +1,137 @@
+"""What a run has learned to add to queries: a policy version's expansions, or the words of its lessons' neighbours.
+
+A policy is decoded greedily, as it would be served; what it writes in the wrong format is searched as the raw query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.recipes.decoding import decode_requests, served
+from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache
+from infra.recipes.leser.index import Bench, neighbours_of, open_bench, open_neighbours
+from infra.recipes.leser.preparation import LESSONS_FILE
+from learner.prompts import encode_request
+from learner.versions import LoadedVersion, find_version
+from search_env.catalogue.corpora import Query
+from search_env.engine.index import load_manifest
+from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
+from search_env.leser.teachers import Lesson, read_lessons
+from streams.errors import SettingsError
+from streams.events import Context, Generation, Request
+from streams.topics import version_name
+
+
+def expand_queries(
+    app: App,
+    queries: Sequence[Query],
+    *,
+    index: str,
+    policy: str,
+    run: str | None,
+    report: Report,
+    temperature: float = 0.0,
+    keep: bool = False,
+) -> list[Expanded]:
+    """Return what a policy version writes for each query, in order; decoding only what the run's cache does not hold.
+
+    policy: "latest" or a version of the run; run: None takes the newest run on this index. temperature: 0 decodes
+    greedily, as served; above 0 one candidate is sampled. keep: put what is decoded into the cache.
+    """
+    kept = find_run(app, index=index, run=run)
+    folder, manifest = find_version(app.home.run(kept.run) / "checkpoints", policy)
+    index_version = load_manifest(app.home.index(index)).name
+    cache = ExpansionCache(app.home.run(kept.run), policy=version_name(manifest.policy), index_version=index_version)
+    found = cache.known(queries) if temperature == 0 else {}
+    missing = [query for query in queries if query.id not in found]
+    if missing:
+        report("reading the documents", 0, 0)
+        with open_bench(app.with_settings(kept.settings), index, report) as bench:
+            contexts = _contexts(bench, kept, [query.text for query in missing])
+        requests = [
+            Request(
+                request_id=query.id,
+                run=kept.run,
+                query_id=query.id,
+                query=query.text,
+                index=index_version,
+                split="live",
+                context=context,
+            )
+            for query, context in zip(missing, contexts, strict=True)
+        ]
+        groups = decode_requests(
+            requests,
+            LoadedVersion(folder, manifest.policy),
+            encode=partial(encode_request, settings=kept.settings.prompts),
+            sampling=served(kept, temperature=temperature),
+            seed=kept.seed,
+            name="expanding",
+            report=report,
+        )
+        decoded = [_read(group, kept) for group in groups]
+        if keep:
+            cache.keep(decoded)
+        found |= {each.query_id: each for each in decoded}
+    return [found[query.id] for query in queries]
+
+
+def _read(group: Generation, kept: RunSettings) -> Expanded:
+    text = group.completions[0].text
+    parsed = parse_expansions(text, kept.settings.environment.expansions, choices_of(group.request.context))
+    valid = isinstance(parsed, ParsedExpansions)
+    return Expanded(
+        query_id=group.request.query_id,
+        query=group.request.query,
+        expansions=parsed.expansions if isinstance(parsed, ParsedExpansions) else (),
+        valid=valid,
+        text=text,
+        policy=version_name(group.policy),
+    )
+
+
+def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:
+    """Return, for each query, the best words of the run's lessons on similar queries, at most `count`."""
+    look_up = neighbours_of(app.with_settings(kept.settings), app.home.index(kept.index), _lessons(app, kept))
+    return look_up.words(texts, count=count)
+
+
+def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Report) -> list[tuple[str, ...]]:
+    """Return, for each query, the words that its prompt shows first, as they stand: what a policy has to better.
+
+    The neighbours' words, those first that feedback names too; the feedback terms where there are no neighbours.
+    """
+    report("reading the documents", 0, 0)
+    with open_bench(app.with_settings(kept.settings), kept.index, report) as bench:
+        contexts = _contexts(bench, kept, texts)
+    count = kept.settings.teacher.choice_words_shown
+    return [(context.neighbours or context.terms)[:count] for context in contexts]
+
+
+def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
+    """Return a run's settings: the named one, or the newest that learned on this index.
+
+    Raises SettingsError if there is none.
+    """
+    if run is not None:
+        return read_run_settings(app.home.run(run))
+    found = sorted(app.home.runs.glob(f"[!.]*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        kept = read_run_settings(path.parent)
+        if kept.index == index:
+            return kept
+    raise SettingsError(f"no run has learned on index {index!r} yet. Run: searchloop train --index {index}")
+
+
+def _contexts(bench: Bench, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
+    neighbours = open_neighbours(bench, _lessons(bench.app, kept))
+    return bench.contexts(texts, neighbours.words(texts) if neighbours else None)
+
+
+def _lessons(app: App, kept: RunSettings) -> list[Lesson]:
+    return read_lessons(app.home.run(kept.run) / LESSONS_FILE)

@@ -1,0 +1,72 @@
+"""An opened index, and what a policy is shown of it for a query: feedback by relevance, and neighbours' words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.recipes.leser.relevance import open_relevance
+from learner.prompts import with_choices
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import IndexVersion, load_documents, load_manifest
+from search_env.engine.searching import Retriever
+from search_env.leser.context import ContextBuilder, with_neighbours
+from search_env.leser.neighbours import Neighbours
+from search_env.leser.teachers import Lesson
+from search_env.models.embeddings import KeptEmbedder
+from search_env.models.relevance import RelevanceModel
+from streams.events import Context
+
+
+class Bench:
+    """An opened index: its documents, retriever, relevance model and context builder. Close it after."""
+
+    def __init__(self, app: App, index: str, report: Report) -> None:
+        self.app = app
+        self.directory = app.home.index(index)
+        self.version: IndexVersion = load_manifest(self.directory)
+        self.catalogue = Catalogue(load_documents(self.directory))
+        self.client = app.engine()
+        self.retriever = Retriever(self.client, self.version.name, app.settings.retrieval)
+        self.relevance: RelevanceModel = open_relevance(app, index=index, catalogue=self.catalogue, report=report)
+        self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, app.settings.context)
+
+    def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
+        """Return what the policy is shown for each query, with these neighbours' words if any."""
+        contexts = self.builder.build_contexts(queries)
+        if neighbours is not None:
+            contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
+        return [with_choices(context, self.app.settings.prompts) for context in contexts]
+
+    def close(self) -> None:
+        """Close the retriever's threads and the client's connections."""
+        self.retriever.close()
+        self.client.close()
+
+
+@contextlib.contextmanager
+def open_bench(app: App, index: str, report: Report) -> Iterator[Bench]:
+    """Give an opened index, and close it after."""
+    bench = Bench(app, index, report)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:
+    """Return the look-up of what helped similar queries, or None where the prompt shows none or nothing was taught."""
+    if not bench.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
+        return None
+    return neighbours_of(bench.app, bench.directory, lessons)
+
+
+def neighbours_of(app: App, index_folder: Path, lessons: Sequence[Lesson]) -> Neighbours:
+    """Return the look-up in these lessons; their queries' vectors lie beside the index, for every run that has them."""
+    embedder = KeptEmbedder(
+        app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder / "embeddings"
+    )
+    return Neighbours(lessons, embedder, app.settings.neighbours)

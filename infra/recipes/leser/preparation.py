@@ -1,0 +1,125 @@
+"""What is there before the first request for expansions: queries, contexts, a relevance model, a warmed-up policy.
+
+Everything is a file under the home directory, so what was made once is found again; a run that is continued finds its
+own in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.interrupts import interrupts
+from infra.app.progress import Report
+from infra.recipes.first_policy import first_policy
+from infra.recipes.leser.index import Bench, open_bench
+from infra.recipes.leser.teaching import teach, warm_up_policy
+from infra.recipes.recipe import NewRun, Prepared
+from learner.checkpoints import CURRENT
+from learner.learning import write_first_checkpoint
+from learner.policy import Policy, with_lora
+from search_env.catalogue.analysis import plain_words
+from search_env.catalogue.attributes import raw_attributes
+from search_env.catalogue.corpora import Qrels, Query, load_queries, write_whole
+from search_env.leser.lessons import head_lessons
+from search_env.leser.teachers import write_lessons
+from search_env.queries.intents import load_intents
+from streams.errors import SettingsError
+from streams.events import Context, Request
+from streams.stopping import Stop
+
+LESSONS_FILE = "lessons.jsonl"
+CONTEXTS_FILE = "contexts.jsonl"
+
+
+def prepare(app: App, new: NewRun, report: Report) -> Prepared:
+    """Make or find everything that a run needs, and return its queries with their contexts.
+
+    Training queries of one's own have no judgments, the intents of the index have. What has the text of a held-out
+    query is left out, here and among the lessons. A run that has a checkpoint keeps the policy, lessons and contexts
+    that it began with. Raises SettingsError without training queries, or for others than those the run began with.
+    """
+    run_dir = app.home.run(new.run)
+    with open_bench(app, new.index, report) as bench:
+        qrels: Qrels = {}
+        if new.queries_file is not None:
+            queries = load_queries(new.queries_file)
+        else:
+            queries, qrels = load_intents(bench.directory / "intents", "train")
+        left_out = {plain_words(query.text) for query in new.held_out}
+        queries = [query for query in queries if plain_words(query.text) not in left_out]
+        if not queries:
+            raise SettingsError(
+                f"index {new.index!r} has no training queries; give some: searchloop train --queries FILE"
+            )
+        head = head_lessons(
+            bench.catalogue,
+            count=app.settings.lessons.head,
+            seed=app.settings.lessons.seed,
+            without=[query.text for query in new.held_out],
+        )
+        # GRPO sees them too, or it unlearns to leave a query alone that is served well as it is.
+        asked = [*queries, *(Query(id=lesson.query_id, text=lesson.query) for lesson in head)]
+        if (run_dir / "checkpoints" / CURRENT).is_file():
+            contexts = read_contexts(run_dir / CONTEXTS_FILE)
+            if set(contexts) != {query.id for query in asked}:
+                raise SettingsError(
+                    f"run {new.run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
+                    "Give the same --queries, or another --run NAME"
+                )
+            return _prepared(new.run, bench, asked, contexts)
+        lessons = teach(bench, queries, head, qrels, report)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
+        policy = _first_policy(app, bench, run_dir, new.seed)
+        if app.settings.train.warm_up:
+            stop = Stop()
+            with interrupts(stop):
+                policy = warm_up_policy(bench, policy, lessons, run_dir, new.seed, report, stop)
+        policy = with_lora(policy, app.settings.policy.lora)
+        write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
+        write_first_checkpoint(run_dir / "checkpoints", policy)
+        return _prepared(new.run, bench, asked, lessons.contexts)
+
+
+def _prepared(run: str, bench: Bench, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:
+    index = bench.version.name
+    asked = [
+        Request(request_id="", run=run, query_id=q.id, query=q.text, index=index, context=contexts[q.id])
+        for q in queries
+    ]
+    return Prepared(run=run, index=index, asked=asked)
+
+
+def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:
+    """Write contexts by query id, one JSON list a line, whole or not at all."""
+    write_whole(path, msgspec.json.Encoder().encode_lines(list(contexts.items())))
+
+
+def read_contexts(path: Path) -> dict[str, Context]:
+    """Return contexts by query id.
+
+    Raises SettingsError if the file is damaged.
+    """
+    try:
+        return dict(msgspec.json.Decoder(tuple[str, Context]).decode_lines(path.read_bytes()))
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
+
+
+def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
+    prompts = app.settings.prompts
+    texts = (
+        " ".join([document.title, document.text, *map(str, raw_attributes(document).values())])
+        for document in bench.catalogue.documents
+    )
+    policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)
+    if prompts.select and policy.selector is None:
+        raise SettingsError(
+            f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got "
+            f"{app.settings.policy.base!r}"
+        )
+    return policy

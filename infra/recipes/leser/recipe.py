@@ -1,0 +1,85 @@
+"""Query expansion (LESER, arXiv:2509.05570) as a task: the query and what it finds now in, expansions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.app.settings import Settings
+from infra.recipes.held_out import held_out_intents, ranked
+from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
+from infra.recipes.leser.relevance import open_relevance
+from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, Ranked
+from learner.generation import Encode
+from learner.prompts import encode_request
+from search_env.catalogue.term_matrices import Catalogue
+from search_env.engine.index import load_documents
+from search_env.engine.searching import Retriever
+from search_env.environments import Environment
+from search_env.leser.environment import LeserEnvironment
+
+
+class Expansion:
+    """Expansions for queries, paid by what they retrieve."""
+
+    carried: Sequence[str] = (LESSONS_FILE, CONTEXTS_FILE)
+    methods: Sequence[str] = ("none", "rm3", "bo1", "minilm")
+
+    def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
+        """Make or find queries, contexts, teacher and warmed-up policy; see `infra.recipes.leser.preparation`."""
+        return prepare(app, new, report)
+
+    def encoder(self, settings: Settings) -> Encode:
+        """Return the prompt of query and context."""
+        return partial(encode_request, settings=settings.prompts)
+
+    @contextmanager
+    def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
+        """Give the environment of a run: its index version, relevance model and reward as they were when it began."""
+        catalogue = Catalogue(load_documents(app.home.index(run.index)))
+        relevance = open_relevance(app, index=run.index, catalogue=catalogue, report=report)
+        client = app.engine()
+        retriever = Retriever(client, run.index_version, run.settings.retrieval)
+        try:
+            yield LeserEnvironment(retriever, relevance, run.settings.environment)
+        finally:
+            retriever.close()
+            client.close()
+
+    def rank(
+        self,
+        app: App,
+        run: RunSettings,
+        *,
+        policy: str,
+        given: Judged | None,
+        report: Report,
+        temperature: float = 0.0,
+        top: int = TOP,
+    ) -> list[Ranked]:
+        """Return the held-out intents and the given queries, each searched with what the policy writes for it.
+
+        policy: as in `search_queries`; "none", "rm3", "bo1", "minilm", "knn" and "shown" learn nothing.
+        """
+        from infra.recipes.leser.searching import search_queries
+
+        return [
+            ranked(
+                each,
+                search_queries(
+                    app,
+                    each.queries,
+                    index=run.index,
+                    policy=policy,
+                    run=run.run,
+                    top=top,
+                    report=report,
+                    temperature=temperature,
+                ),
+            )
+            for each in held_out_intents(app, run.index, given)
+        ]

@@ -1,0 +1,158 @@
+"""What the teacher gives a run, and the warm-up that a policy learns it by, before the first update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from infra.app.progress import Report
+from infra.recipes.leser.index import Bench, open_neighbours
+from learner.policy import Policy
+from learner.prompts import prompt_text, render_answer, with_choices
+from learner.tokenizer import render_pointers
+from learner.warmup import warm_up
+from search_env.catalogue.analysis import analyze
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.leser.context import with_neighbours
+from search_env.leser.lessons import PromptShape, catalogue_lessons, contexts_to_choose_from, copy_lessons
+from search_env.leser.teachers import Lesson, Teacher, load_or_teach
+from streams.events import Context
+from streams.pointers import is_selection
+from streams.stopping import Stop
+
+LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may call relevant.
+
+
+class Lessons(msgspec.Struct, frozen=True, kw_only=True):
+    """What the teacher gives a run; contexts are by query id."""
+
+    look_up: Sequence[Lesson]
+    choose: Sequence[Lesson]
+    head: Sequence[Lesson]
+    contexts: Mapping[str, Context]
+
+
+def teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels: Qrels, report: Report) -> Lessons:
+    """Return the lessons to look up, the lessons to learn, and every query's context with its neighbours' words.
+
+    First round: what would serve each training query best, relevant documents' words included; too many words to
+    learn, but good to look up. Second round, for the taught share: what to choose of the words that the prompt shows.
+    """
+    settings = bench.app.settings
+    report("contexts", 0, len(queries))
+    contexts = dict(zip((q.id for q in queries), bench.contexts([q.text for q in queries]), strict=True))
+    report("contexts", len(queries), len(queries))
+    labels = qrels or _labels_by_relevance(bench, queries)
+    teacher = Teacher(bench.catalogue, settings.teacher, settings.retrieval)
+    folder, index = bench.directory / "teachers", bench.version.name
+    look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
+    neighbours = open_neighbours(bench, look_up)
+    if neighbours:
+        report("looking neighbours up", 0, 0)
+        words = neighbours.words_for_training(queries)
+        contexts = {
+            query.id: with_choices(with_neighbours(contexts[query.id], said), settings.prompts)
+            for query, said in zip(queries, words, strict=True)
+        }
+    if head:
+        phrases = [lesson.query for lesson in head]
+        head_contexts = bench.contexts(phrases, neighbours.words(phrases) if neighbours else None)
+        contexts |= dict(zip((lesson.query_id for lesson in head), head_contexts, strict=True))
+    taught = queries[: max(int(len(queries) * settings.lessons.taught_share), 1)]
+
+    def second_round(what: str, done: int, total: int) -> None:
+        report("teaching to choose", done, total)
+
+    choose = load_or_teach(folder, teacher, taught, contexts, labels, index=index, choose=True, progress=second_round)
+    return Lessons(look_up=look_up, choose=choose, head=head, contexts=contexts)
+
+
+def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
+    """Return, where nobody judged anything, the documents that the relevance model likes best."""
+    count = bench.app.settings.lessons.relevant_without_labels
+    rankings = bench.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
+    scores = bench.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
+    labels: Qrels = {}
+    for query, ranking, relevance in zip(queries, rankings, scores, strict=True):
+        best = np.argsort(-relevance, kind="stable")[:count]
+        labels[query.id] = {ranking.ids[position]: 1 for position in best.tolist()}
+    return labels
+
+
+def warm_up_policy(
+    bench: Bench,
+    policy: Policy,
+    lessons: Lessons,
+    run_dir: Path,
+    seed: int,
+    report: Report,
+    stop: Stop,
+) -> Policy:
+    """Teach a policy to read its prompt, then what to choose of it."""
+    settings = bench.app.settings
+
+    def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
+        found = []
+        for lesson in lessons:
+            context = with_choices(shown.get(lesson.query_id, Context()), settings.prompts)
+            prompt = prompt_text(policy.tokenizer, lesson.query, context, settings.prompts)
+            found.append(
+                (prompt, _answer(lesson.words, context) if settings.prompts.select else render_answer(lesson.words))
+            )
+        return found
+
+    reading, shown = _reading_lessons(bench, lessons)
+    if reading:
+        held = max(len(reading) // 50, 1)
+        warmup = msgspec.structs.replace(settings.reading_warmup, seed=seed)
+        policy, _ = warm_up(
+            policy,
+            pairs(reading[held:], shown),
+            pairs(reading[:held], shown),
+            warmup,
+            run_dir / "warmup" / "reading",
+            lambda what, done, total: report(f"reading {what}", done, total),
+            stop=stop,
+        )
+    # That no shown word helps is mostly chance: taught, it made the policy silent on a quarter of the held-out intents.
+    choose = [lesson for lesson in lessons.choose if lesson.words]
+    if not choose and not lessons.head:
+        return policy
+    held = max(len(choose) // 20, 1)
+    warmup = msgspec.structs.replace(settings.warmup, seed=seed)
+    policy, _ = warm_up(
+        policy,
+        pairs([*choose[held:], *lessons.head], lessons.contexts),
+        pairs(choose[:held], lessons.contexts),
+        warmup,
+        run_dir / "warmup" / "taught",
+        report,
+        is_valid=is_selection if policy.selector is not None else None,
+        stop=stop,
+    )
+    return policy
+
+
+def _answer(words: Sequence[str], context: Context) -> str:
+    """Return a selector's answer that says these words: those of its choices that have the same index terms."""
+    numbers = {
+        tuple(analyze(word)): number for number, word in reversed(list(enumerate(context.choices or (), start=1)))
+    }
+    said = (numbers.get(tuple(analyze(word))) for word in words)
+    return render_pointers([number for number in dict.fromkeys(said) if number is not None])
+
+
+def _reading_lessons(bench: Bench, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
+    """Return lessons in which the answer stands in the prompt, in mixed order, and their contexts by query id."""
+    prompts, drawn = bench.app.settings.prompts, bench.app.settings.lessons
+    shape = PromptShape(terms=prompts.terms, attributes=prompts.attributes, neighbours=prompts.neighbours)
+    values = sorted({value for context in lessons.contexts.values() for value in context.attributes})
+    copied, contexts = copy_lessons(lessons.look_up, values, count=drawn.copied, shown=shape, seed=drawn.seed)
+    catalogue = catalogue_lessons(bench.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
+    contexts |= contexts_to_choose_from(catalogue, shown=shape, shown_share=drawn.shown_share, seed=drawn.seed)
+    mixed = [*copied, *catalogue]
+    order = np.random.default_rng(drawn.seed).permutation(len(mixed))
+    return [mixed[position] for position in order.tolist()], contexts

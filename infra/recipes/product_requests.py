@@ -1,0 +1,20 @@
+"""Requests about products, as every task asks that writes a text for each product of a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra.app.app import App
+from infra.recipes.recipe import NewRun, Prepared
+from search_env.engine.index import load_manifest
+from streams.events import Product, Request
+
+
+def prepared_products(app: App, new: NewRun, products: Sequence[Product]) -> Prepared:
+    """Return a request for each product, in order; none has a query."""
+    version = load_manifest(app.home.index(new.index)).name
+    asked = [
+        Request(request_id="", run=new.run, query_id=product.document_id, query="", index=version, product=product)
+        for product in products
+    ]
+    return Prepared(run=new.run, index=version, asked=asked)

@@ -1,0 +1,86 @@
+"""An index as summaries see it: its products, their values, one demand, and the judged lists made of it.
+
+Everything is a file under the index's folder, made once and found again by every run, worker and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.catalogue.demand import load_or_make_demand
+from search_env.engine.index import load_documents
+from search_env.models.crossencoder import product_text
+from search_env.models.wordpieces import wordpiece_count
+from search_env.queries.judged_lists import JudgedLists, load_lists, make_lists, write_lists
+from search_env.summaries.products import asked_keys
+from search_env.summaries.reading import fit_values
+from search_env.summaries.values import ProductValues
+from streams.events import Product
+
+
+class SummaryShelf:
+    """What there is to summarise and to rank; what is missing is made when it is first asked for."""
+
+    def __init__(self, app: App, index: str, report: Report) -> None:
+        self.settings = app.settings
+        self.folder = app.home.index(index) / "summary"
+        self.report = report
+        self.documents = load_documents(app.home.index(index))
+        self._lists: dict[str, JudgedLists] = {}
+
+    @property
+    def cross_encoders(self) -> Path:
+        """The folder of the index's cross-encoder versions."""
+        return cross_encoders_of(self.folder.parent)
+
+    def lists(self, split: str) -> JudgedLists:
+        """Return a split's judged lists, made with the index's one demand."""
+        if not (self.folder / "lists" / "qrels.test.tsv").is_file():
+            self.report("making judged lists", 0, 0)
+            demand = load_or_make_demand(self.folder / "demand.json", self.documents, self.settings.demand)
+            write_lists(self.folder / "lists", make_lists(self.documents, demand, self.settings.lists))
+        if split not in self._lists:
+            self._lists[split] = load_lists(self.folder / "lists", split)
+        return self._lists[split]
+
+    @cached_property
+    def values(self) -> ProductValues:
+        """Products and their values, ordered by the training queries' keys."""
+        asked = asked_keys(self.lists("train").queries)
+        return ProductValues(self.documents, asked, order=self.settings.product_prompts.order)
+
+    def summary(self, document_id: str, numbers: Sequence[int]) -> str:
+        """Return the summary of a product's values (numbers from 1, best first) within the budget."""
+        return fit_values(
+            self.values.product(document_id), numbers, self.settings.summary_environment.summary, wordpiece_count
+        ).text
+
+    def shown(self, document_id: str) -> Product:
+        """Return the product as prompts show it: the first values by the log, numbered the same everywhere."""
+        product = self.values.product(document_id)
+        return msgspec.structs.replace(product, values=product.values[: self.settings.product_prompts.values])
+
+    def judged(self, queries: Sequence[Query], qrels: Qrels) -> tuple[list[Query], Qrels]:
+        """Return given queries with those of their judged products that the catalogue has, where one is relevant."""
+        known = {
+            query: {document: grade for document, grade in of.items() if document in self.values.documents}
+            for query, of in qrels.items()
+        }
+        kept = [query for query in queries if any(grade > 0 for grade in known.get(query.id, {}).values())]
+        return kept, {query.id: known[query.id] for query in kept}
+
+    def text(self, document_id: str, summary: str) -> str:
+        """Return what the cross-encoder reads of a product: title, then summary."""
+        return product_text(self.values.documents[document_id].title, summary)
+
+
+def cross_encoders_of(index_folder: Path) -> Path:
+    """Return where an index's cross-encoder versions lie."""
+    return index_folder / "summary" / "cross-encoders"

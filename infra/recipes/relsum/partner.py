@@ -1,0 +1,92 @@
+"""ReLSum's partner: the cross-encoder that ranks, tuned on the summaries of training lists' products.
+
+The paper keeps it frozen, and names this as its next step (arXiv:2508.08404, conclusion).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.app.settings import Settings
+from infra.recipes.recipe import NewRun
+from infra.recipes.relsum.baselines import rank_lists
+from infra.recipes.relsum.index import cross_encoders_of
+from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranker import said, taught_pairs, tune_ranker
+from infra.recipes.relsum.recipe import left_out, policy_summaries
+from search_env.catalogue.corpora import Query
+from search_env.models.crossencoder import current_version
+from storage.evaluation.measures import measure_run
+from streams.errors import SettingsError
+
+
+class RankerPartner:
+    """The cross-encoder versions of an index."""
+
+    setting = "cross_encoder.version"
+    measure = "nDCG@5"
+
+    def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
+        """Return the version that lists alone have trained; it is made where it is missing.
+
+        Raises SettingsError for an alternation that begins or samples as a retriever's does.
+        """
+        for name, only in (("begin", "nothing"), ("samples", 0)):
+            if (got := getattr(app.settings.alternation, name)) != only:
+                raise SettingsError(
+                    f"alternation.{name}: expected {only!r} with a cross-encoder, whose lessons are lists and whose "
+                    f"summaries are decoded as served; got {got!r}"
+                )
+        return SummaryWorld(app, index, report).cross_encoder.version
+
+    def original(self, app: App, index: str) -> str:
+        """Return the index's current version, which no tuning changes."""
+        return app.settings.cross_encoder.version or current_version(cross_encoders_of(app.home.index(index)))
+
+    def settle(self, app: App, new: NewRun, report: Report) -> App:
+        """Nothing has to be measured."""
+        return app
+
+    def told(self, settings: Settings) -> dict[str, float]:
+        """Nothing was."""
+        return {}
+
+    def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
+        """Return the summaries of the products that teach, and of those of dev lists."""
+        world = SummaryWorld(app, run.index, report)
+        documents = {pair.document for pair in taught_pairs(world)}
+        documents.update(document for of in world.lists("dev").qrels.values() for document in of)
+        return policy_summaries(app, world, run, sorted(documents), policy="latest", report=report)
+
+    def adapt(
+        self,
+        app: App,
+        index: str,
+        *,
+        parent: str,
+        texts: Mapping[str, str],
+        held_out: Sequence[Query],
+        turn: int,
+        seed: int,
+        report: Report,
+    ) -> str:
+        """Tune a version on pairs of training lists, calibrated on dev lists; the same for every turn and seed."""
+        world = _world(app, index, parent, report)
+        return tune_ranker(world, world.cross_encoder, said(texts), left_out=left_out(held_out))
+
+    def measured(
+        self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
+    ) -> float:
+        """Return mean nDCG@5 of dev lists."""
+        world = _world(app, index, version, report)
+        queries, qrels = world.lists("dev")
+        values = measure_run(rank_lists(world, said(texts), queries, qrels), qrels, [self.measure])[self.measure]
+        return math.fsum(values.values()) / len(values)
+
+
+def _world(app: App, index: str, version: str, report: Report) -> SummaryWorld:
+    return SummaryWorld(app, index, report).read_with(version)

@@ -1,0 +1,121 @@
+"""What ReLSum stands on, checked before anything is trained: calibration, agreement of rewards with ranking, and time.
+
+If a reward does not order methods as the ranking measure does, more of it is no better search; a pilot's absolute error
+called the commonest attributes better than random ones while nDCG said the opposite.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import get_args
+
+import msgspec
+import numpy as np
+
+from infra.recipes.relsum.baselines import ARMS, DESCRIBED, written_by
+from infra.recipes.relsum.ranked_index import SummaryWorld
+from search_env.models.crossencoder import Calibration
+from search_env.models.crossencoder_training import area_under_curve
+from search_env.relsum.reward import Kind, RelsumSettings, Scored, relsum_reward
+from storage.evaluation.measures import measure_run
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TIMED_PAIRS = 200
+
+
+class Premise(msgspec.Struct, frozen=True, kw_only=True):
+    """The checks, on the dev lists.
+
+    arms: by arm nDCG@5, AUC (relevant against other products, all lists together), and the mean of each reward.
+    agreement: Pearson's correlation of each reward with nDCG@5 over the arms. milliseconds: processor time of one pair,
+    title alone, with a summary, with the description.
+    """
+
+    calibration: Calibration | None
+    arms: dict[str, dict[str, float]]
+    agreement: dict[str, float]
+    milliseconds: dict[str, float]
+
+
+def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int = 200) -> Premise:
+    """Return what the index's cross-encoder and baselines say before any training."""
+    lists = world.lists(split)
+    queries = lists.queries[:queries_max]
+    qrels = {query.id: lists.qrels[query.id] for query in queries}
+    encoder, values = world.cross_encoder, world.values
+    reference = rank_logits(
+        world, [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q in queries for d in qrels[q.id]]
+    )
+    arms: dict[str, dict[str, float]] = {}
+    for arm in ARMS:
+        items = [(query, document) for query in queries for document in qrels[query.id]]
+        texts = [world.text(d, said) for (_, d), said in zip(items, written_by(world, arm)(items), strict=True)]
+        pairs = [(query.text, text) for (query, _), text in zip(items, texts, strict=True)]
+        logits = encoder.logits(pairs, described=arm == DESCRIBED, report=world.report)
+        read = {
+            (query.id, document): (logit, probability)
+            for (query, document), logit, probability in zip(
+                items, logits.tolist(), encoder.probabilities(logits).tolist(), strict=True
+            )
+        }
+        ranked = {
+            query.id: {document: read[query.id, document][1] for document in qrels[query.id]} for query in queries
+        }
+        ndcg = measure_run(ranked, qrels, ["nDCG@5"])["nDCG@5"]
+        rewards: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for query in queries:
+            grades = qrels[query.id]
+            others = [
+                reference[query.text, world.text(d, world.summary(d, values.by_log(d)))]
+                for d, grade in grades.items()
+                if grade == 0
+            ]
+            for document, grade in grades.items():
+                logit, probability = read[query.id, document]
+                scored = Scored(
+                    logit=logit,
+                    probability=probability,
+                    label=int(grade > 0),
+                    others=others,
+                )
+                for kind in KINDS:
+                    if kind == "error" or grade > 0:
+                        rewards[kind].append(relsum_reward([scored], 0, RelsumSettings(kind=kind))[0])
+        scores = np.array([ranked[query.id][document] for query in queries for document in qrels[query.id]])
+        labels = np.array([float(grade > 0) for query in queries for grade in qrels[query.id].values()])
+        arms[arm] = {
+            "nDCG@5": float(np.mean(list(ndcg.values()))),
+            "AUC": area_under_curve(scores, labels),
+            **{kind: float(np.mean(found)) for kind, found in rewards.items()},
+        }
+    ndcgs = [row["nDCG@5"] for row in arms.values()]
+    agreement: dict[str, float] = {
+        kind: float(np.corrcoef(ndcgs, [row[kind] for row in arms.values()])[0, 1]) for kind in KINDS
+    }
+    return Premise(
+        calibration=encoder.calibration,
+        arms=arms,
+        agreement=agreement,
+        milliseconds=scoring_milliseconds(world, queries[0].text),
+    )
+
+
+def scoring_milliseconds(world: SummaryWorld, query: str) -> dict[str, float]:
+    """Return processor milliseconds of scoring one product, by what stands beside its title; nothing is remembered."""
+    documents = sorted({document for of in world.lists("test").qrels.values() for document in of})[:TIMED_PAIRS]
+    values, found = world.values, dict[str, float]()
+    for name, texts in {
+        "title": [world.text(d, "") for d in documents],
+        "summary": [world.text(d, world.summary(d, values.by_log(d))) for d in documents],
+        "description": [world.text(d, values.description(d)) for d in documents],
+    }.items():
+        began = time.process_time()
+        world.cross_encoder.logits([(f"{query} {number}", text) for number, text in enumerate(texts)], described=True)
+        found[name] = 1000 * (time.process_time() - began) / len(documents)
+    return found
+
+
+def rank_logits(world: SummaryWorld, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """Return each pair's logit."""
+    return dict(zip(pairs, world.cross_encoder.logits(pairs, report=world.report).tolist(), strict=True))

@@ -1,0 +1,35 @@
+"""What the summary task stands on, per index: its shelf, read by a frozen cross-encoder."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+
+import msgspec
+
+from infra.recipes.relsum.index import SummaryShelf
+from infra.recipes.relsum.ranker import train_ranker
+from search_env.models.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
+
+
+class SummaryWorld(SummaryShelf):
+    """One index as the summary task sees it; what is missing is made when it is first asked for."""
+
+    @cached_property
+    def cross_encoder(self) -> CrossEncoder:
+        """The frozen cross-encoder that the settings name; without a name, one that the training lists have trained.
+
+        That one is made where it is missing.
+        """
+        settings = self.settings.cross_encoder
+        if not settings.version and not (self.cross_encoders / CURRENT_FILE).is_file():
+            train_ranker(self)
+        return load_cross_encoder(self.cross_encoders, settings)
+
+    def read_with(self, version: str) -> SummaryWorld:
+        """Return the same world, read with another version of the cross-encoder."""
+        other = copy.copy(self)
+        vars(other).pop("cross_encoder", None)
+        settings = msgspec.structs.replace(self.settings.cross_encoder, version=version)
+        other.settings = msgspec.structs.replace(self.settings, cross_encoder=settings)
+        return other

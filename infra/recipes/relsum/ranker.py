@@ -1,0 +1,149 @@
+"""Teaching the cross-encoder that ranks an index's lists: the first one, and versions tuned on summaries.
+
+Training lists teach and dev lists calibrate. Human queries and test lists do neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from infra.recipes.relsum.index import SummaryShelf
+from search_env.catalogue.attributes import query_keys
+from search_env.catalogue.corpora import Query, write_whole
+from search_env.models.crossencoder import CrossEncoder, save_cross_encoder
+from search_env.models.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
+from search_env.relsum.matching_lessons import MatchingLessons
+
+T = TypeVar("T")
+NEGATIVES = 4  # Of a query's list.
+BY_TITLE = 0.25  # Lessons by title for each pair of lists, lest titles be unlearned.
+Writes = Callable[[Sequence[tuple[Query, str]]], Sequence[str]]
+"""What stands behind titles: of (query, product) pairs, in their order."""
+
+
+class JudgedPair(NamedTuple):
+    """A query, a product of its list, and whether it is relevant; again: once more, with a text of another kind."""
+
+    query: Query
+    document: str
+    label: int
+    again: bool = False
+
+
+def train_ranker(shelf: SummaryShelf) -> str:
+    """Train the index's first cross-encoder, make it the current one, and return its version.
+
+    Matching is taught first; then pairs of lists with texts of every kind that is scored later.
+    """
+    settings, lessons = shelf.settings.cross_encoder, _lessons(shelf)
+    stages = lessons.stages(settings.lessons)
+    pairs = _some(shelf, [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "train")])
+    with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
+        made = train_cross_encoder(
+            stages, _with_titles(shelf, pairs, lessons), settings, Path(scratch) / "first", shelf.report
+        )
+    held_out = [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "dev")]
+    return save_cross_encoder(made, calibrate(made, held_out, shelf.report), shelf.cross_encoders).version
+
+
+def tune_ranker(shelf: SummaryShelf, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
+    """Tune a cross-encoder on summaries, and return the new version; it does not become the current one.
+
+    What was tuned before on the same texts, from the same parent, is found again. left_out: texts of queries, in small
+    letters, which teach nothing.
+    """
+    settings = shelf.settings.cross_encoder
+    dev = [pair for pair in judged_pairs(shelf, "dev") if not pair.again]
+    taught, measured = (
+        _written(shelf, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
+        for pairs in (taught_pairs(shelf), dev)
+    )
+    same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither has to do with tuning.
+    known = msgspec.json.encode([parent.version, same, taught, measured])
+    pointer = shelf.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    if not pointer.is_file():
+        tuned = tune_cross_encoder(parent, _with_titles(shelf, taught, _lessons(shelf)), settings, shelf.report)
+        calibration = msgspec.structs.replace(calibrate(tuned, measured, shelf.report), parent=parent.version)
+        pointer.parent.mkdir(exist_ok=True)
+        write_whole(pointer, save_cross_encoder(tuned, calibration, shelf.cross_encoders, current=False).version)
+    return pointer.read_text()
+
+
+def taught_pairs(shelf: SummaryShelf) -> list[JudgedPair]:
+    """Return the pairs of training lists that tune a cross-encoder."""
+    return _some(shelf, [pair for pair in judged_pairs(shelf, "train") if not pair.again])
+
+
+def said(summaries: Mapping[str, str]) -> Writes:
+    """Return what writes these summaries, whatever is asked; nothing of a product that has none."""
+    return lambda pairs: [summaries.get(document, "") for _, document in pairs]
+
+
+def judged_pairs(shelf: SummaryShelf, split: str) -> list[JudgedPair]:
+    """Return the relevant products of a split's lists, each twice, and some others of each list."""
+    lists = shelf.lists(split)
+    found: list[JudgedPair] = []
+    for query in lists.queries:
+        grades = lists.qrels[query.id]
+        relevant = [document for document, grade in grades.items() if grade > 0]
+        others = [document for document, grade in grades.items() if grade == 0]
+        others.sort(key=lambda document: _draw(query, document, "order"))
+        found += [JudgedPair(query, document, 1) for document in relevant]
+        found += [JudgedPair(query, document, 1, again=True) for document in relevant]
+        found += [JudgedPair(query, document, 0) for document in others[:NEGATIVES]]
+    return found
+
+
+def _lessons(shelf: SummaryShelf) -> MatchingLessons:
+    """Return what draws lessons about the products of training lists, from its beginning."""
+    names = sorted({document for of in shelf.lists("train").qrels.values() for document in of})
+    return MatchingLessons(shelf.values, names, shelf.settings.lists, seed=shelf.settings.cross_encoder.seed)
+
+
+def _with_titles(shelf: SummaryShelf, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
+    count = round(BY_TITLE * len(pairs)) if shelf.settings.cross_encoder.lessons else 0
+    return [*pairs, *lessons.by_title(count)]
+
+
+def _some(shelf: SummaryShelf, pairs: Sequence[T]) -> list[T]:
+    settings = shelf.settings.cross_encoder
+    order = np.random.default_rng(settings.seed).permutation(len(pairs))
+    return [pairs[place] for place in order[: settings.pairs_max].tolist()]
+
+
+def _written(shelf: SummaryShelf, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
+    summaries = writes([(pair.query, pair.document) for pair in pairs])
+    return [
+        LabelledPair(query=pair.query.text, text=shelf.text(pair.document, summary), label=pair.label)
+        for pair, summary in zip(pairs, summaries, strict=True)
+    ]
+
+
+def _of_some_kind(shelf: SummaryShelf, pair: JudgedPair) -> LabelledPair:
+    """Return a pair with a title alone, with values by chance or by the log, or with the whole description behind it.
+
+    The kind is drawn by the pair's hash, so that a cross-encoder is calibrated for short texts and long ones alike.
+    """
+    query, document, label, again = pair
+    kind = _draw(query, document, "b" if again else "a") % 8
+    if kind == 0:
+        summary = ""
+    elif kind == 1:  # Mostly cut while learning, so few.
+        summary = shelf.values.description(document)
+    elif kind <= 4:
+        summary = shelf.summary(document, shelf.values.asked(document, query_keys(query)))
+    else:
+        order = shelf.values.by_chance if kind <= 6 else shelf.values.by_log
+        summary = shelf.summary(document, order(document))
+    return LabelledPair(query=query.text, text=shelf.text(document, summary), label=label)
+
+
+def _draw(query: Query, document: str, salt: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{query.id}\t{document}\t{salt}".encode()).digest()[:8])

@@ -1,0 +1,254 @@
+"""Summaries for a cross-encoder (ReLSum, arXiv:2508.08404) as a task: a product in, a summary within a budget out.
+
+One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
+what the query log would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
+from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
+from infra.app.interrupts import interrupts
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.app.settings import Settings
+from infra.recipes.first_policy import first_policy
+from infra.recipes.product_requests import prepared_products
+from infra.recipes.recipe import GIVEN, TOP, Judged, NewRun, Prepared, Ranked
+from infra.recipes.relsum.baselines import ARMS, DESCRIBED, rank_lists, written_by
+from infra.recipes.relsum.labelling import PAIRS_FILE, labelled_products, read_pairs, usable, write_pairs
+from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranker import Writes, tune_ranker
+from infra.recipes.summarizing import summarise
+from learner.checkpoints import CURRENT
+from learner.generation import Encode
+from learner.learning import write_first_checkpoint
+from learner.policy import Policy, with_lora
+from learner.product_prompts import (
+    encode_product_request,
+    product_prompt_text,
+    render_product,
+)
+from learner.tokenizer import render_pointers
+from learner.warmup import warm_up
+from search_env.catalogue.corpora import Query
+from search_env.environments import Environment
+from search_env.models.wordpieces import wordpiece_count
+from search_env.relsum.environment import RelsumEnvironment
+from search_env.relsum.lessons import draw_values
+from search_env.summaries.reading import fit_values
+from streams.errors import SettingsError
+from streams.events import Product
+from streams.pointers import is_selection
+from streams.stopping import Stop
+
+TAIL = "tail"
+TUNED = "tuned-"
+
+
+class Summary:
+    """Summaries of products, paid by what a frozen cross-encoder makes of them."""
+
+    carried: Sequence[str] = (PAIRS_FILE,)
+    methods: Sequence[str] = (*ARMS, *(f"{TUNED}{arm}" for arm in ARMS))
+
+    def __init__(self) -> None:
+        # A world takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
+        self._worlds: dict[bytes, SummaryWorld] = {}
+
+    def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
+        """Make or find lists, cross-encoder, labelled pairs and first policy.
+
+        Training queries come from the index's demand; `queries_file` is refused. Held-out queries are left out by text.
+        Raises SettingsError for queries of one's own, and if no pair is moved by more than δ.
+        """
+        if new.queries_file is not None:
+            raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")
+        world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
+        # Of a run that has begun they stay. One that begins from another's policy has its own: δ is a setting.
+        if not (run_dir / SETTINGS_FILE).is_file() or not (run_dir / PAIRS_FILE).is_file():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_pairs(run_dir / PAIRS_FILE, labelled_products(world, left_out(new.held_out)))
+        labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
+        products = [world.shown(document) for document in usable(labelled, app.settings)]
+        if not products:
+            raise SettingsError(
+                f"index {new.index!r}: no training pair is moved by more than δ = "
+                f"{app.settings.summary_environment.filter_delta}; lower summary_environment.filter_delta"
+            )
+        if not (run_dir / "checkpoints" / CURRENT).is_file():
+            policy = _first_policy(app, world, run_dir, new.seed)
+            if app.settings.train.warm_up:
+                policy = _warm_up(app, world, policy, run_dir, new.seed, report)
+            write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
+        return prepared_products(app, new, products)
+
+    def encoder(self, settings: Settings) -> Encode:
+        """Return the prompt of title and values; the query is never shown."""
+        return partial(encode_product_request, settings=settings.product_prompts)
+
+    @contextmanager
+    def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
+        """Give what scores this run's groups; nothing has to be closed."""
+        world = SummaryWorld(app, run.index, report)
+        labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
+        yield RelsumEnvironment(
+            world.cross_encoder,
+            usable(labelled, run.settings),
+            run.settings.summary_environment,
+            index=run.index_version,
+            count=wordpiece_count,
+            text_of=world.text,
+        )
+
+    def rank(
+        self,
+        app: App,
+        run: RunSettings,
+        *,
+        policy: str,
+        given: Judged | None,
+        report: Report,
+        temperature: float = 0.0,
+        top: int = TOP,
+    ) -> list[Ranked]:
+        """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
+
+        policy: a version, or the name of an arm in `infra.recipes.relsum.baselines`; with "tuned-" before it the
+        cross-encoder is first tuned on what it writes of training lists' products. Lists are ranked whole: `top` cuts
+        none.
+        """
+        world = self._world(app, run.index, report)
+        tail = world.lists("test")
+        sets = [(TAIL, list(tail.queries), tail.qrels)]
+        if given is not None:
+            sets.append((GIVEN, *world.judged(*given)))
+        writer = policy.removeprefix(TUNED)
+        writes = (
+            written_by(world, writer)
+            if writer in ARMS
+            else policy_writes(app, world, run, policy=writer, report=report, temperature=temperature)
+        )
+        if policy.startswith(TUNED):
+            left = left_out(given[0] if given else ())
+            world = world.read_with(tune_ranker(world, world.cross_encoder, writes, left_out=left))
+        described = writer == DESCRIBED
+        return [
+            Ranked(name=name, run=rank_lists(world, writes, queries, qrels, described=described), qrels=qrels)
+            for name, queries, qrels in sets
+        ]
+
+    def _world(self, app: App, index: str, report: Report) -> SummaryWorld:
+        """Return the index's world, the same for runs that differ in nothing that it shows or scores."""
+        settings = app.settings
+        known = msgspec.json.encode(
+            [
+                str(app.home.index(index)),
+                settings.demand,
+                settings.lists,
+                settings.cross_encoder,
+                settings.summary_environment.summary,
+                settings.product_prompts,
+            ]
+        )
+        if known not in self._worlds:
+            self._worlds[known] = SummaryWorld(app, index, report)
+        return self._worlds[known]
+
+
+def policy_writes(
+    app: App, world: SummaryWorld, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> Writes:
+    """Return what a version of the run's policy writes, of whichever products are asked for."""
+
+    def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
+        documents = sorted({document for _, document in pairs})
+        written = policy_summaries(app, world, run, documents, policy=policy, report=report, temperature=temperature)
+        return [written[document] for _, document in pairs]
+
+    return writes
+
+
+def left_out(queries: Iterable[Query]) -> set[str]:
+    """Return the texts of queries that must teach nothing, as lists' queries are compared with them."""
+    return {query.text.lower() for query in queries}
+
+
+def policy_summaries(
+    app: App,
+    world: SummaryWorld,
+    run: RunSettings,
+    documents: Sequence[str],
+    *,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
+) -> dict[str, str]:
+    """Return what a version of the run's policy writes of these documents, within the budget."""
+    return summarise(
+        app,
+        run,
+        [world.shown(document) for document in documents],
+        encode=Summary().encoder(run.settings),
+        budget=run.settings.summary_environment.summary,
+        policy=policy,
+        report=report,
+        temperature=temperature,
+    )
+
+
+def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Policy:
+    prompts = app.settings.product_prompts
+    products = (world.shown(document.id) for document in world.documents)
+    texts = (render_product(product, prompts, pointers=False) for product in products)
+    return first_policy(app, texts, pointers=prompts.values, run_dir=run_dir, seed=seed)
+
+
+def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
+    """Teach what the log would say of each product of the paid lists, as chances rather than as one order."""
+    settings = app.settings
+    lists = world.lists("train")
+    paid = lists.queries[: settings.summary_environment.training_queries]
+    names = sorted({document for query in paid for document in lists.qrels[query.id]})
+    random = np.random.default_rng(seed)
+    pairs = []
+    for place in random.permutation(len(names)).tolist():
+        product = world.shown(names[place])
+        if product.values:
+            numbers = draw_values(world.values, product, settings.summary_lessons, random)
+            answer = _answer(settings, product, numbers, selector=policy.selector is not None)
+            pairs.append((product_prompt_text(policy.tokenizer, product, settings.product_prompts), answer))
+    held = max(len(pairs) // 20, 1)
+    stop = Stop()
+    with interrupts(stop):
+        policy, _ = warm_up(
+            policy,
+            pairs[held:],
+            pairs[:held],
+            msgspec.structs.replace(settings.warmup, seed=seed),
+            run_dir / "warmup" / "taught",
+            report,
+            is_valid=is_selection if policy.selector is not None else bool,
+            stop=stop,
+        )
+    return policy
+
+
+def _answer(settings: Settings, product: Product, numbers: Sequence[int], *, selector: bool) -> str:
+    """Return these values as the policy writes them.
+
+    A selector names as many as it may, and the budget cuts: one that was taught to end where the budget ends, ended
+    greedily at 11 of 16 tokens, since no single value is as likely as the end.
+    """
+    if selector:
+        return render_pointers(numbers[: settings.generation.tokens_max - 1])
+    return fit_values(product, numbers, settings.summary_environment.summary, wordpiece_count).text

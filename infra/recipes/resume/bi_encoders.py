@@ -1,0 +1,124 @@
+"""Retriever versions of an index: where they lie, the first one, adapting one, and searching with one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from infra.app.app import App
+from learner.retriever import StaticRetriever, adapt_retriever
+from learner.retriever_versions import (
+    RetrieverManifest,
+    load_retriever,
+    read_retriever_manifest,
+    save_retriever,
+    texts_sha256,
+)
+from search_env.catalogue.corpora import Query, Ranking
+from search_env.engine.vectors import VectorSettings, build_vector_index, search_in_memory, search_vectors
+from search_env.models.bi_encoder import RememberedVectors, StaticEncoder
+from search_env.models.embeddings import model_directory
+from search_env.resume.answered import answered_queries
+from streams.errors import SettingsError
+from streams.names import is_name
+
+
+def retrievers_of(app: App, index: str) -> Path:
+    """Return the folder of an index's retriever versions."""
+    return app.home.index(index) / "retrievers"
+
+
+def first_retriever(app: App, index: str) -> RetrieverManifest:
+    """Return the version that was adapted to nothing; it is made if it is not there, and is always the same."""
+    settings = app.settings.retriever
+    base = model_directory()
+    retriever = StaticRetriever(base, tokens_max=settings.tokens_max)
+    manifest = RetrieverManifest(
+        name="", parent="", turn=0, base_sha256=retriever.base_sha256, tokens_max=settings.tokens_max
+    )
+    return save_retriever(retrievers_of(app, index), retriever, manifest)
+
+
+def open_encoder(app: App, index: str, name: str) -> StaticEncoder:
+    """Return a version to encode with ("" is the first one).
+
+    Raises SettingsError if there is none of that name, CheckpointError if it is damaged.
+    """
+    folder = _folder_of(app, index, name or first_retriever(app, index).name)
+    manifest = read_retriever_manifest(folder)
+    return StaticEncoder(folder, model_directory(), tokens_max=manifest.tokens_max)
+
+
+def _folder_of(app: App, index: str, name: str) -> Path:
+    root = retrievers_of(app, index)
+    if not is_name(name) or not (root / name).is_dir():
+        known = ", ".join(sorted(path.name for path in root.glob("r*-*"))) or "none"
+        raise SettingsError(
+            f"retriever: expected one of {known} of index {index!r}, got {name!r}. One of another index: --retriever-of"
+        )
+    return root / name
+
+
+def adapt_to_texts(
+    app: App, index: str, *, parent: str, texts: Mapping[str, str], held_out: Sequence[Query], turn: int, seed: int
+) -> RetrieverManifest:
+    """Adapt a retriever version to what stands for the documents, on training queries, and return the new version."""
+    answered = answered_queries(app.home.index(index), held_out)
+    relevant: dict[str, list[str]] = {}
+    for document, queries in sorted(answered.by_document.items()):
+        for query in queries:
+            relevant.setdefault(query, []).append(document)
+    root = retrievers_of(app, index)
+    retriever, before = load_retriever(_folder_of(app, index, parent), model_directory())
+    settings = app.settings.retriever
+    losses = adapt_retriever(
+        retriever, queries=answered.queries, relevant=relevant, texts=texts, settings=settings, seed=seed
+    )
+    manifest = RetrieverManifest(
+        name="",
+        parent=parent,
+        turn=turn,
+        base_sha256=before.base_sha256,
+        tokens_max=before.tokens_max,
+        texts_sha256=texts_sha256(dict(texts)),
+        steps=len(losses),
+        loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
+    )
+    return save_retriever(root, retriever, manifest)
+
+
+def dense_search(
+    app: App,
+    encoder: StaticEncoder,
+    texts: Mapping[str, str],
+    queries: Sequence[Query],
+    *,
+    index: str,
+    alias: str,
+    top: int,
+    settings: VectorSettings,
+) -> dict[str, Ranking]:
+    """Return each query's nearest documents among the texts that stand for them, re-indexed for this retriever version.
+
+    alias: of the vectors' index; it points to this version and these texts after. Nothing is indexed in memory.
+    """
+    ids = sorted(texts)
+    vectors = RememberedVectors(encoder, directory=app.home.index(index) / "vectors")
+    documents = vectors.encode_documents([texts[key] for key in ids])
+    vectors.save()
+    asked = encoder.encode_queries([query.text for query in queries])
+    if settings.search == "memory":
+        rankings = search_in_memory(ids, documents, asked, size=top)
+    else:
+        version = f"{encoder.name}-{texts_sha256(dict(texts))[:8]}-{_kind(settings)}"
+        with contextlib.closing(app.engine()) as client:
+            name = build_vector_index(client, alias, version, ids, documents, settings, installation=app.installation)
+            rankings = search_vectors(client, name, asked, size=top, settings=settings)
+    return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
+
+
+def _kind(settings: VectorSettings) -> str:
+    shape = f"{settings.search} {settings.links} {settings.build_candidates}"
+    return hashlib.sha256(shape.encode()).hexdigest()[:4]

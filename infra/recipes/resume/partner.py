@@ -1,0 +1,93 @@
+"""ReSuMe's partner: a dense retriever, adapted by contrast to the summaries of the whole corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.app.settings import Settings
+from infra.recipes.decoding import decode_requests
+from infra.recipes.recipe import NewRun
+from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever
+from infra.recipes.resume.measuring import dev_reciprocal_rank
+from infra.recipes.resume.recipe import Resume, open_resume_environment, policy_texts
+from infra.recipes.resume.texts import texts_without_policy
+from learner.checkpoints import load_current
+from learner.versions import LoadedVersion
+from search_env.catalogue.corpora import Query
+from search_env.resume.environment import measured_deltas
+from search_env.resume.reward import spread_scale
+from streams.codec import content_sha256, encode
+
+
+class RetrieverPartner:
+    """The retriever versions of an index."""
+
+    setting = "resume.retriever"
+    measure = "RR@10"
+
+    def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
+        """Return the version that scores the first turn, made as `alternation.begin` says."""
+        original, begin = self.original(app, index), app.settings.alternation.begin
+        if begin == "nothing":
+            return original
+        texts = texts_without_policy(app, index, begin, seed=seed, held_out=held_out)
+        return adapt_to_texts(app, index, parent=original, texts=texts, held_out=held_out, turn=0, seed=seed).name
+
+    def original(self, app: App, index: str) -> str:
+        """Return the retriever that was adapted to nothing."""
+        return first_retriever(app, index).name
+
+    def settle(self, app: App, new: NewRun, report: Report) -> App:
+        """Return the app with the edge scale that fits what the turn's first policy writes for some products."""
+        settings = app.settings
+        if not settings.alternation.measure_scale:
+            return app
+        prepared = Resume().prepare(app, new, report)
+        run_dir = app.home.run(new.run)
+        folder, manifest = load_current(run_dir / "checkpoints")
+        some = prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
+        groups = decode_requests(
+            some,
+            LoadedVersion(folder, manifest.policy),
+            encode=Resume().encoder(settings),
+            sampling=settings.generation.sampling(),
+            seed=new.seed,
+            name="measuring the spread",
+            report=report,
+        )
+        environment = open_resume_environment(app, new.index, run_dir, index_version=prepared.index)
+        inputs = [(group, group.source, content_sha256(encode(group))) for group in groups]
+        scale = round(spread_scale(measured_deltas(environment, inputs)), 6)
+        return app.with_changes("the turn", {"resume": {"reward": {"edge_scale": scale}}})
+
+    def told(self, settings: Settings) -> dict[str, float]:
+        """Return the edge scale of the turn's bins."""
+        return {"edge scale": settings.resume.reward.edge_scale}
+
+    def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
+        """Return title and summary of every document."""
+        return policy_texts(app, run, policy="latest", report=report)
+
+    def adapt(
+        self,
+        app: App,
+        index: str,
+        *,
+        parent: str,
+        texts: Mapping[str, str],
+        held_out: Sequence[Query],
+        turn: int,
+        seed: int,
+        report: Report,
+    ) -> str:
+        """Adapt a retriever to the texts, on training queries."""
+        return adapt_to_texts(app, index, parent=parent, texts=texts, held_out=held_out, turn=turn, seed=seed).name
+
+    def measured(
+        self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
+    ) -> float:
+        """Return mean RR@10 of dev queries among all texts."""
+        return dev_reciprocal_rank(app, index, version, texts, alias=f"{name}-vectors")

@@ -1,0 +1,110 @@
+"""What ReSuMe stands on, checked before anything is trained: do summaries that its reward likes best help the search?
+
+Every product has some random selections of its values; the reward orders them, as the retriever sees them that was
+adapted to random values. If a corpus of the best ones, a retriever adapted to it, is not found better than a corpus of
+random ones, then no policy can gain by this reward, however well it learns.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, open_encoder
+from infra.recipes.resume.measuring import dev_reciprocal_rank
+from infra.recipes.resume.texts import document_texts, summarised_values, texts_without_policy
+from search_env.engine.index import load_manifest
+from search_env.resume.answered import answered_queries
+from search_env.resume.environment import ResumeEnvironment, embedded_text
+from streams.events import Outcome, Product
+from streams.pointers import pointer
+
+
+class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
+    """A corpus of summaries chosen from the same candidates. reward: mean of them, as the environment gave it.
+
+    rr_before, rr: mean RR@10 on dev queries, by what scored them, and by a version adapted to them.
+    """
+
+    chosen: str
+    reward: float
+    rr_before: float
+    rr: float
+
+
+class DensePremise(msgspec.Struct, frozen=True, kw_only=True):
+    """The check: the retriever version that scored, products with a choice, candidates of each, and the corpora."""
+
+    retriever: str
+    products: int
+    candidates: int
+    corpora: tuple[ChosenTexts, ...]
+
+
+def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, report: Report) -> DensePremise:
+    """Return how the best, a random and the worst of each product's random selections are found.
+
+    app: with the recipe's settings. Nothing but retriever versions is written. Raises SettingsError if the index has
+    no judged training queries.
+    """
+    in_memory = app.with_changes("premise", {"vectors": {"search": "memory"}})
+    begun = texts_without_policy(in_memory, index, "random", seed=seed)
+    first = first_retriever(app, index).name
+    scorer = adapt_to_texts(in_memory, index, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
+    answered = answered_queries(app.home.index(index), [])
+    values = summarised_values(app, index, answered)
+    products = [values.product(document) for document in values.documents]
+    environment = ResumeEnvironment(
+        open_encoder(app, index, scorer),
+        index=load_manifest(app.home.index(index)).name,
+        documents=document_texts(app.home.index(index)),
+        queries=answered.queries,
+        answered=answered.by_document,
+        settings=app.settings.resume,
+    )
+    scored: dict[str, tuple[Outcome, ...]] = {}
+    others = {key: len(answered.queries) - len(ids) for key, ids in answered.by_document.items()}
+    asked = [each for each in products if len(each.values) > 1 and others.get(each.document_id, 0) > 0]
+    for number, product in enumerate(asked, start=1):
+        written = random_selections(product, candidates, seed=seed)
+        scored[product.document_id] = environment.outcomes(product, written, group_id=f"premise-{product.document_id}")
+        report("scoring random selections", number, len(asked))
+    corpora = []
+    for name, place in (("best", -1), ("random", None), ("worst", 0)):
+        chosen = {key: _nth(outcomes, place) for key, outcomes in scored.items()}
+        texts = begun | _embedded(products, chosen)
+        report(f"searching the {name} of {candidates}", 0, 0)
+        before = dev_reciprocal_rank(in_memory, index, scorer, texts, alias="premise")
+        adapted = adapt_to_texts(in_memory, index, parent=first, texts=texts, held_out=[], turn=1, seed=seed + 1).name
+        corpora.append(
+            ChosenTexts(
+                chosen=name,
+                reward=sum(each.reward or 0.0 for each in chosen.values()) / max(1, len(chosen)),
+                rr_before=before,
+                rr=dev_reciprocal_rank(in_memory, index, adapted, texts, alias="premise"),
+            )
+        )
+    return DensePremise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
+
+
+def random_selections(product: Product, candidates: int, *, seed: int) -> list[str]:
+    """Return as many orders of all of a product's values as pointers; the budget keeps the first that fit."""
+    generator = random.Random(f"premise {seed} {product.document_id}")
+    numbers = range(1, len(product.values) + 1)
+    return ["".join(map(pointer, generator.sample(numbers, len(numbers)))) for _ in range(candidates)]
+
+
+def _nth(outcomes: Sequence[Outcome], place: int | None) -> Outcome:
+    """Return one by the order of rewards, ties by Δ, or simply the first, which is as random as any."""
+    if place is None:
+        return outcomes[0]
+    return sorted(outcomes, key=lambda each: (each.reward or 0.0, each.components.get("delta", 0.0)))[place]
+
+
+def _embedded(products: Sequence[Product], chosen: Mapping[str, Outcome]) -> dict[str, str]:
+    titles = {each.document_id: each.title for each in products}
+    return {key: embedded_text(titles[key], outcome.summary or "") for key, outcome in chosen.items()}

@@ -1,0 +1,141 @@
+"""Summaries of products as one policy version writes them, stored with its name: decoded as served, or a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.recipes.decoding import decode_requests, served
+from learner.generation import Encode
+from learner.versions import LoadedVersion, find_version
+from search_env.catalogue.corpora import write_whole
+from search_env.models.wordpieces import wordpiece_count
+from search_env.summaries.reading import ParsedSummary, SummarySettings, read_summary
+from streams.errors import SettingsError
+from streams.events import Generation, Product, Request
+from streams.topics import version_name
+
+
+class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy version wrote about a document, as it is indexed.
+
+    summary: "" where it wrote nothing that can be read (`valid` is false then): the title stands alone.
+    tokens, repeats: as in `search_env.summaries.reading.ParsedSummary`.
+    """
+
+    document_id: str
+    policy: str
+    summary: str
+    valid: bool = True
+    tokens: int = 0
+    repeats: float = 0.0
+
+
+class Choice(NamedTuple):
+    """One of several sampled texts stands for each product. name: in the stored file's; place: of a group, from 0."""
+
+    name: str
+    candidates: int
+    place: Callable[[Generation], int]
+
+
+def summarise(
+    app: App,
+    run: RunSettings,
+    products: Sequence[Product],
+    *,
+    encode: Encode,
+    budget: SummarySettings,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
+    choice: Choice | None = None,
+) -> dict[str, str]:
+    """Return a policy version's summary of each product, by document id: those stored already, and the others written.
+
+    policy: "latest" or a version of the run. temperature: above 0 texts are sampled, and none is stored. choice: among
+    texts that are sampled as the run's training samples; not with a temperature.
+    """
+    folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    name = version_name(manifest.policy)
+    path = summaries_path(app, run, f"{name}-{choice.name}" if choice else name)
+    stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
+    missing = [product for product in products if product.document_id not in stored]
+    if missing:
+        version = LoadedVersion(folder, manifest.policy)
+        for each in _write(run, version, missing, encode, budget, temperature, choice, report):
+            stored[each.document_id] = each
+        if not temperature:
+            write_whole(path, msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)]))
+    return {product.document_id: stored[product.document_id].summary for product in products}
+
+
+def summaries_path(app: App, run: RunSettings, version: str) -> Path:
+    """Return where a policy version's summaries are stored."""
+    return app.home.run(run.run) / "summaries" / f"{version}.jsonl"
+
+
+def read_summaries(path: Path) -> list[StoredSummary]:
+    """Return the summaries in a file. Raises SettingsError if it is missing or damaged."""
+    try:
+        return msgspec.json.Decoder(StoredSummary).decode_lines(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path}: {error}. Delete it; the same command writes it anew") from error
+
+
+def _write(
+    run: RunSettings,
+    version: LoadedVersion,
+    products: Sequence[Product],
+    encode: Encode,
+    budget: SummarySettings,
+    temperature: float,
+    choice: Choice | None,
+    report: Report,
+) -> list[StoredSummary]:
+    requests = [
+        Request(
+            request_id=product.document_id,
+            run=run.run,
+            query_id=product.document_id,
+            query="",
+            index=run.index_version,
+            split="live",
+            product=product,
+        )
+        for product in products
+    ]
+    sampling = served(run, temperature=temperature)
+    if choice is not None:
+        sampling = msgspec.structs.replace(run.settings.generation.sampling(), candidates=choice.candidates)
+    groups = decode_requests(
+        requests,
+        version,
+        encode=encode,
+        sampling=sampling,
+        seed=run.seed,
+        name="summarising",
+        report=report,
+    )
+    found = []
+    for product, group in zip(products, groups, strict=True):
+        place = choice.place(group) if choice is not None else 0
+        read = read_summary(group.completions[place].text, product, budget, wordpiece_count)
+        valid = isinstance(read, ParsedSummary)
+        found.append(
+            StoredSummary(
+                document_id=product.document_id,
+                policy=version_name(version.reference),
+                summary=read.text if isinstance(read, ParsedSummary) else "",
+                valid=valid,
+                tokens=read.tokens if isinstance(read, ParsedSummary) else 0,
+                repeats=read.repeats if isinstance(read, ParsedSummary) else 0.0,
+            )
+        )
+    return found

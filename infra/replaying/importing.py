@@ -1,0 +1,125 @@
+"""Feedback from outside onto a run's topics, with a request for each search where an index gives it a context.
+
+The records carry the times of the traffic, so that it can be replayed at the speed at which it came. The caller has
+read the input through once before anything is made here; if the import fails, what it made is gone again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+from kafka import TopicPartition
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.recipes.leser.index import Bench, open_bench
+from infra.runs.new_log import new_log
+from storage.ledger import LEDGER
+from storage.sink import Sink, SinkSettings
+from streams.clients import connect_producer, partitions_of
+from streams.clock import now_ms
+from streams.codec import encode
+from streams.delivery import Outbox
+from streams.events import Context, Feedback, Request
+from streams.ranges import log_bounds, read_range
+from streams.topics import BY_EVENT, TOPICS, topic_name
+
+AT_ONCE = 1000
+
+
+def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index: str | None, report: Report) -> int:
+    """Write every search to the feedback topic of the run `into`, then into its ledger; return how many there were.
+
+    index: also write each to the requests topic, as a live request: it may be answered, and never trains.
+    Raises SettingsError if the run is there, or if its topics are somebody else's, DeliveryError if one does not fit.
+    """
+    kafka = app.connections.kafka
+    with _requests(app, index, into, report) as requests, new_log(app.home, kafka, into, option="--into"):
+        count = _write(app, feedback, requests, into=into, report=report)
+        _store(app, into)
+    return count
+
+
+def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into: str, report: Report) -> int:
+    """Write every search, and its request if there is one; return how many searches there were."""
+    kafka = app.connections.kafka
+    partitions = len(partitions_of(kafka, [topic_name(into, "feedback")]))
+    producer = connect_producer(kafka, client_id=f"{into}-import")
+    outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
+    count = last_ms = 0
+    searches = iter(feedback)
+    try:
+        while some := list(islice(searches, AT_ONCE)):
+            asked: list[Request | None] = [*requests(some)] or [None] * len(some)
+            for search, request in zip(some, asked, strict=True):
+                # A search without a time comes when the one before it came: a pause of years would end every replay.
+                last_ms = search.at_ms or last_ms
+                for event in (search, request):
+                    if event is None:
+                        continue
+                    topic = BY_EVENT[type(event)]
+                    outbox.forward(
+                        topic=topic_name(into, topic.kind),
+                        partition=count % partitions,
+                        key=topic.key(event).encode(),
+                        value=encode(event),
+                        timestamp_ms=last_ms or now_ms(),
+                    )
+                count += 1
+            outbox.flush()
+            report("searches imported", count, 0)
+    finally:
+        producer.close()
+    return count
+
+
+class _Requests:
+    """Makes requests of searches; a query's context is built once."""
+
+    def __init__(self, bench: Bench | None, run: str) -> None:
+        self._bench = bench
+        self._run = run
+        self._contexts: dict[str, Context] = {}
+
+    def __call__(self, searches: list[Feedback]) -> list[Request]:
+        """Return a request for each search; none without an index."""
+        if self._bench is None:
+            return []
+        new = list(dict.fromkeys(each.query for each in searches if each.query not in self._contexts))
+        self._contexts |= dict(zip(new, self._bench.contexts(new), strict=True)) if new else {}
+        return [
+            Request(
+                request_id=f"{self._run}-{each.feedback_id}",
+                run=self._run,
+                query_id=each.query_id,
+                query=each.query,
+                index=self._bench.version.name,
+                split="live",
+                context=self._contexts[each.query],
+                made_at_ms=each.at_ms,
+            )
+            for each in searches
+        ]
+
+
+@contextmanager
+def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator[_Requests]:
+    if index is None:
+        yield _Requests(None, run)
+        return
+    with open_bench(app, index, report) as bench:
+        yield _Requests(bench, run)
+
+
+def _store(app: App, run: str) -> None:
+    """Store what the run's topics hold now; there is no sink at work on a run that is being made."""
+    kafka = app.connections.kafka
+    partitions = partitions_of(kafka, [topic_name(run, topic.kind) for topic in TOPICS])
+    settings: SinkSettings = app.settings.sink
+    with Sink(app.home.run(run) / LEDGER, settings) as sink:
+        for item, (start, end) in log_bounds(kafka, partitions).items():
+            records = read_range(kafka, TopicPartition(*item), start, end, client_id=f"{run}-import")
+            while some := list(islice(records, AT_ONCE)):
+                sink.submit(some)

@@ -1,0 +1,250 @@
+"""A summariser and its partner in turn, over the same workers, until dev queries gain no more.
+
+One turn is (1) GRPO of the summariser against the partner's version of the turn before, as a run of its own that begins
+with the policy where the turn before left it; (2) summaries; (3) the partner is adapted to them, which makes its next
+version; (4) a measure on dev queries. ReSuMe's algorithm 1 (WWW '26, doi:10.1145/3774904.3792959) with a retriever; the
+next step that ReLSum's authors name in their conclusion (arXiv:2508.08404) with a cross-encoder.
+
+Because a turn of the summariser is an ordinary run with one version of the partner, verify, replay and reports hold for
+each of them. What is done stands in `alternation.json`, written whole after each step: the same command goes on there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.layers import assignments_layer
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.app.settings import Settings
+from infra.recipes.recipe import NewRun
+from infra.runs.training_runs import check_trainable, train_run
+from learner.checkpoints import copy_checkpoint, load_current
+from search_env.catalogue.corpora import Query, write_whole
+from streams.errors import SettingsError
+from streams.topics import version_name
+
+STATE_FILE = "alternation.json"
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One pair of turns as it was done.
+
+    scored_by, adapted: the partner's versions that paid the summariser, and that came of its summaries. before, after:
+    the partner's measure on dev queries, with either. told: what else the partner measured for the turn, by name.
+    """
+
+    turn: int
+    run: str
+    policy: str
+    scored_by: str
+    adapted: str
+    before: float
+    after: float
+    told: dict[str, float] = {}
+
+
+class Alternation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an alternation has done so far; ended says why it went no further, "" while it goes on.
+
+    setting: the one that names the partner's version, as TABLE.KEY. measure: what dev queries are measured by.
+    """
+
+    name: str
+    index: str
+    seed: int
+    setting: str
+    measure: str
+    first: str
+    turns: tuple[Turn, ...] = ()
+    ended: str = ""
+
+    @property
+    def best(self) -> Turn:
+        """Return the turn that dev queries like best, the earliest of equal ones."""
+        return max(self.turns, key=lambda turn: turn.after)
+
+
+class Partner(Protocol):
+    """What reads summaries: it pays for them, and is adapted to them. setting, measure: as in `Alternation`."""
+
+    setting: str
+    measure: str
+
+    def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
+        """Return the version that pays for the first turn. Raises SettingsError for settings that it cannot follow."""
+
+    def original(self, app: App, index: str) -> str:
+        """Return the version that was adapted to no summaries, which `alternation.adapt_from = "first"` adapts."""
+
+    def settle(self, app: App, new: NewRun, report: Report) -> App:
+        """Return the app with what has to be measured before a turn; its first policy is there, but for the first."""
+
+    def told(self, settings: Settings) -> dict[str, float]:
+        """Return what was measured so, by name."""
+
+    def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
+        """Return what the run's latest policy makes stand for documents, by id: for all that are read below."""
+
+    def adapt(
+        self,
+        app: App,
+        index: str,
+        *,
+        parent: str,
+        texts: Mapping[str, str],
+        held_out: Sequence[Query],
+        turn: int,
+        seed: int,
+        report: Report,
+    ) -> str:
+        """Adapt a version to these texts, and return the new one; queries with the text of a held-out one do not."""
+
+    def measured(
+        self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
+    ) -> float:
+        """Return how dev queries find their documents by these texts; name: of the alternation."""
+
+
+def alternate(
+    app: App,
+    partner: Partner,
+    *,
+    recipe: str,
+    index: str,
+    seed: int,
+    name: str,
+    held_out: Sequence[Query],
+    report: Report,
+) -> Alternation:
+    """Take turns until dev queries gain less than `alternation.gain_min`, or `turns_max` is reached.
+
+    Raises SettingsError if `name` was begun on another index or with another seed, and as `check_trainable` before the
+    partner's first version is made.
+    """
+    check_trainable(app.settings)
+    path = app.home.run(name) / STATE_FILE
+    if path.is_file():
+        state = read_alternation(path)
+        if (state.index, state.seed) != (index, seed):
+            raise SettingsError(
+                f"alternation {name!r} was begun on index {state.index!r} with seed {state.seed}; give the same, "
+                "or another --run NAME"
+            )
+    else:
+        first = partner.first(app, index, held_out=held_out, seed=seed, report=report)
+        state = Alternation(
+            name=name, index=index, seed=seed, setting=partner.setting, measure=partner.measure, first=first
+        )
+        _keep(path, state)
+    while not state.ended:
+        turn = _take_turn(app, partner, state, recipe=recipe, held_out=held_out, report=report)
+        state = msgspec.structs.replace(state, turns=(*state.turns, turn))
+        state = msgspec.structs.replace(state, ended=reason_to_end(state.turns, app.settings))
+        _keep(path, state)
+        report(f"turns: {state.measure} on dev {turn.after:.3f}", len(state.turns), app.settings.alternation.turns_max)
+    return state
+
+
+def reason_to_end(turns: Sequence[Turn], settings: Settings) -> str:
+    """Return why no further turn is taken, or ""."""
+    rules = settings.alternation
+    if len(turns) >= rules.turns_max:
+        return "turns_max was reached"
+    best, failed = -1.0, 0
+    for turn in turns:
+        failed = 0 if turn.after >= best + rules.gain_min else failed + 1
+        best = max(best, turn.after)
+    return "dev queries gained no more" if failed >= rules.patience else ""
+
+
+def read_alternation(path: Path) -> Alternation:
+    """Return what an alternation has done. Raises SettingsError if there is none, or it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Alternation)
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path}: {error}. Start a new one with --run NAME") from error
+
+
+def _take_turn(
+    app: App, partner: Partner, state: Alternation, *, recipe: str, held_out: Sequence[Query], report: Report
+) -> Turn:
+    number = len(state.turns) + 1
+    run = f"{state.name}-t{number}"
+    scored_by = state.turns[-1].adapted if state.turns else state.first
+
+    def told(what: str, done: int, total: int) -> None:
+        report(f"turn {number}, {what}", done, total)
+
+    if (app.home.run(run) / "settings.json").is_file():
+        turned = app.with_settings(read_run_settings(app.home.run(run)).settings)  # It was begun: as it was settled.
+    else:
+        turned = _begin_turn(app, partner, state, run=run, scored_by=scored_by, held_out=held_out, report=told)
+    train_run(
+        turned,
+        recipe=recipe,
+        index=state.index,
+        queries_file=None,
+        held_out=held_out,
+        updates=number * app.settings.alternation.updates,
+        seed=state.seed,
+        run=run,
+        report=told,
+    )
+    texts = partner.texts(turned, read_run_settings(app.home.run(run)), told)
+    adapted = scored_by
+    if app.settings.alternation.adapt:
+        adapted = partner.adapt(
+            turned,
+            state.index,
+            parent=partner.original(app, state.index) if app.settings.alternation.adapt_from == "first" else scored_by,
+            texts=texts,
+            held_out=held_out,
+            turn=number,
+            seed=state.seed + number,
+            report=told,
+        )
+    before, after = (
+        partner.measured(turned, state.index, version, texts, name=state.name, report=told)
+        for version in (scored_by, adapted)
+    )
+    _, policy = load_current(app.home.run(run) / "checkpoints")
+    return Turn(
+        turn=number,
+        run=run,
+        policy=version_name(policy.policy),
+        scored_by=scored_by,
+        adapted=adapted,
+        before=before,
+        after=after,
+        told=partner.told(turned.settings),
+    )
+
+
+def _begin_turn(
+    app: App,
+    partner: Partner,
+    state: Alternation,
+    *,
+    run: str,
+    scored_by: str,
+    held_out: Sequence[Query],
+    report: Report,
+) -> App:
+    """Give the run of a turn its first policy, and return the app that pays for it by the turn's version."""
+    turned = app.with_changes("the turn", assignments_layer([f"{state.setting}={scored_by}"]))
+    run_dir = app.home.run(run)
+    if state.turns and not (run_dir / "checkpoints").is_dir():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        copy_checkpoint(*load_current(app.home.run(state.turns[-1].run) / "checkpoints"), run_dir / "checkpoints")
+    return partner.settle(turned, NewRun(run=run, index=state.index, seed=state.seed, held_out=held_out), report)
+
+
+def _keep(path: Path, state: Alternation) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(state)))

@@ -1,0 +1,91 @@
+"""Which workers of a run there are on this machine, from the files that they and their supervisors keep."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from infra.app.interrupts import at_hard_end
+from storage.monitor.stalls import WorkerFacts
+from streams.whole_file import write_file
+
+SUPERVISED = "workers.json"
+TOLERANCE_SECONDS = 1.0
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker in a file: a pid with its start time is never used again."""
+
+    role: str
+    pid: int
+    started: float
+
+
+def write_workers(run_dir: Path, workers: Iterable[tuple[str, int]], *, name: str = SUPERVISED) -> None:
+    """Keep (role, pid) of running workers in the run's folder."""
+    rows = [{"role": role, "pid": pid, "started": psutil.Process(pid).create_time()} for role, pid in workers]
+    write_file(run_dir / name, json.dumps(rows).encode())
+
+
+@contextmanager
+def registered(run_dir: Path, role: str, worker: int) -> Iterator[None]:
+    """Keep this process in the run's folder as a worker that was started by hand, for as long as the block lasts."""
+    name = f"workers-{role}-{worker}.json"
+    if run_dir.is_dir():  # A run that is not there is refused by whoever opens it.
+        write_workers(run_dir, [(role, os.getpid())], name=name)
+
+    def forget() -> str:
+        (run_dir / name).unlink(missing_ok=True)
+        return ""
+
+    try:
+        with at_hard_end(forget):
+            yield
+    finally:
+        forget()
+
+
+def living_workers(runs: Path) -> list[tuple[str, str, int]]:
+    """Return (run, role, pid) of every worker that is alive."""
+    return [
+        (run_dir.name, worker.role, worker.pid)
+        for run_dir in sorted({file.parent for file in runs.glob("*/workers*.json")})
+        for worker in known_workers(run_dir)
+        if worker.state != "dead"
+    ]
+
+
+def known_workers(run_dir: Path) -> list[WorkerFacts]:
+    """Return the workers of a run that the files name, dead ones too: nobody has taken those back."""
+    return [_seen(row) for file in sorted(run_dir.glob("workers*.json")) for row in _rows(file)]
+
+
+def supervised_roles(run_dir: Path) -> set[str]:
+    """Return the roles that a supervisor keeps alive, empty if none is at work."""
+    return {row.role for row in _rows(run_dir / SUPERVISED)}
+
+
+def _rows(file: Path) -> list[Row]:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=list[Row])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+
+
+def _seen(row: Row) -> WorkerFacts:
+    facts = WorkerFacts(role=row.role, pid=row.pid, started_ms=int(row.started * 1000), state="dead")
+    try:
+        process = psutil.Process(row.pid)
+        status = process.status()
+        if abs(process.create_time() - row.started) >= TOLERANCE_SECONDS or status == psutil.STATUS_ZOMBIE:
+            return facts
+    except psutil.NoSuchProcess:
+        return facts
+    frozen = status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return msgspec.structs.replace(facts, state="stopped" if frozen else "alive")

@@ -1,0 +1,109 @@
+"""The log of a run that one call writes whole: if the call fails, its topics and its folder are gone again.
+
+While the call is at work, `unfinished.json` in the run's folder holds the ids of the topics that it has made, and the
+call holds a lock on the file. A call that was killed leaves the file without the lock: the next one of the same name
+removes what that one had made, and begins anew. What was there before is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from infra.app.home import Home
+from infra.runs.topics import make_new_topics, require_no_run
+from streams.clients import KafkaSettings, delete_made_topics, existing_topics
+from streams.errors import DeliveryError
+from streams.provisioning import Provisioned, TakenError
+
+UNFINISHED = "unfinished.json"
+GONE_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def new_log(home: Home, kafka: KafkaSettings, into: str, *, option: str) -> Iterator[None]:
+    """Make the topics and the folder of the run `into`; remove both if the block raises.
+
+    Raises TakenError if the name is taken, DeliveryError if a topic does not fit.
+    """
+    folder = home.run(into)
+    _remove_unfinished(kafka, folder, option=option)
+    require_no_run(home, into, option=option)
+    folder.mkdir(parents=True)
+    with (folder / UNFINISHED).open("wb") as marker:
+        _lock(marker, folder, option=option)
+        made = Provisioned(names=(), made={})
+        try:
+            made = make_new_topics(kafka, into, option=option)
+            marker.write(msgspec.json.encode(made))
+            marker.flush()
+            os.fsync(marker.fileno())
+            yield
+        except BaseException:
+            try:
+                _remove(kafka, folder, made)
+            except DeliveryError as error:  # The marker stays, and the next call removes what this one could not.
+                log.warning(
+                    "%s: could not be removed (%s); the same command removes it when it is called again", folder, error
+                )
+            raise
+        (folder / UNFINISHED).unlink()
+
+
+@contextlib.contextmanager
+def undone_if_it_fails(kafka: KafkaSettings, made: Provisioned) -> Iterator[None]:
+    """Delete the topics that were made for the block if it raises."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _delete_topics(kafka, made)
+        except DeliveryError as error:
+            log.warning("the topics %s could not be deleted: %s", ", ".join(made.made), error)
+        raise
+
+
+def _remove_unfinished(kafka: KafkaSettings, folder: Path, *, option: str) -> None:
+    """Remove what a call of this name had made before it was killed."""
+    with contextlib.suppress(FileNotFoundError), (folder / UNFINISHED).open("r+b") as marker:
+        _lock(marker, folder, option=option)
+        try:
+            made = msgspec.json.decode(marker.read(), type=Provisioned)
+        except msgspec.DecodeError:  # It was killed before it had written a record.
+            made = Provisioned(names=(), made={})
+        _remove(kafka, folder, made)
+
+
+def _lock(marker: BinaryIO, folder: Path, *, option: str) -> None:
+    try:
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TakenError(
+            f"{option}: expected a new run, another call is just writing {folder}; wait for it, or choose another name",
+            (),
+        ) from error
+
+
+def _remove(kafka: KafkaSettings, folder: Path, made: Provisioned) -> None:
+    _delete_topics(kafka, made)
+    shutil.rmtree(folder)
+
+
+def _delete_topics(kafka: KafkaSettings, made: Provisioned) -> None:
+    """Delete topics, and wait until they are gone: the next call may make them anew at once."""
+    if not made.made:
+        return
+    delete_made_topics(kafka, made)
+    deadline = time.monotonic() + GONE_SECONDS
+    while existing_topics(kafka, made.made) and time.monotonic() < deadline:
+        time.sleep(0.1)

@@ -1,0 +1,45 @@
+"""The DPO arm: a new run whose policy has learned from the pairs of another run's logged groups."""
+
+from __future__ import annotations
+
+import shutil
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings, write_run_settings
+from infra.recipes.recipe import load_task
+from learner.learning import write_first_checkpoint
+from learner.policy import load_policy
+from learner.preference import PreferenceSettings, prefer, preferences
+from learner.versions import find_version
+from storage.log import open_log
+from streams.errors import SettingsError
+from streams.events import Reward
+from streams.whole_file import whole_folder
+
+
+def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
+    """Train the run's checkpoint 0 on preferences among its logged groups, as checkpoint 0 of a new run; return pairs.
+
+    Raises SettingsError if the new run is there already, PreferenceError if no group has a best and a worst text.
+    The new run is there whole or not at all.
+    """
+    source, target = app.home.existing_run(run), app.home.run(into)
+    if target.exists():
+        raise SettingsError(f"--into: run {into!r} is there already; give a new name")
+    kept = read_run_settings(source)
+    asked = app.settings.preference
+    settings = kept.settings.preference if asked == PreferenceSettings() else asked
+    folder, _ = find_version(source / "checkpoints", "0")
+    with open_log(source) as log:
+        pairs = preferences((event for _, event in log.events(Reward)), settings)
+    with whole_folder(target) as aside:
+        policy = prefer(load_policy(folder), pairs, settings, aside / "preferred", report)
+        for name in load_task(kept.settings.train.task).carried:
+            if (source / name).exists():
+                shutil.copy2(source / name, aside / name)
+        write_first_checkpoint(aside / "checkpoints", policy)
+        write_run_settings(aside, msgspec.structs.replace(kept, run=into, updates=0))
+    return len(pairs)

@@ -1,0 +1,40 @@
+"""The sink of a run, wired without the rooms that it does not need: it loads no model and no torch."""
+
+from __future__ import annotations
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.home import read_settings_file
+from storage.sink import SinkSettings
+from storage.workers import run_sink
+from streams.delivery import DeliverySettings
+from streams.stopping import Stop
+
+
+class SinkTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of a run's settings that a sink needs."""
+
+    delivery: DeliverySettings
+    sink: SinkSettings
+
+
+class SinkRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sink needs of `RunSettings`."""
+
+    settings: SinkTables
+
+
+def run_sink_worker(app: App, *, run: str, worker: int, stop: Stop) -> None:
+    """Write a run's topics into its DuckDB file until told to stop."""
+    run_dir = app.home.run(run)
+    settings = read_settings_file(run_dir, SinkRun).settings
+    run_sink(
+        run=run,
+        database=run_dir / "searchloop.duckdb",
+        kafka=app.connections.kafka,
+        delivery=settings.delivery,
+        sink=settings.sink,
+        member=f"sink-{worker}",
+        stop=stop,
+    )

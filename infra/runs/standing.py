@@ -1,0 +1,250 @@
+"""How a run stands: the facts, read from its topics, consumer groups and files, for the verdict of `stalls`.
+
+Nothing is asked of a worker, so one that hangs cannot hide. One admin client reads all runs together: offsets, newest
+times and commits cost a few requests, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.errors import KafkaError
+
+from infra.app.app import App
+from infra.app.home import Home, read_settings_file
+from infra.runs.living import known_workers, supervised_roles
+from learner.batches import BatchSettings
+from storage.monitor.stalls import RunFacts, RunState, StageFacts, WorkerFacts, run_state
+from streams.clients import EARLIEST, KafkaSettings, connection_options
+from streams.clock import now_ms
+from streams.delivery import DeliverySettings
+from streams.errors import SettingsError
+from streams.lag import LATEST
+from streams.topics import TOPICS, topic_name
+
+MAX_TIMESTAMP = -3  # The record with the newest time, as ListOffsets takes it (KIP-734).
+ANSWER_SECONDS = 5.0
+LEDGER_FILES = "searchloop.duckdb*"
+MOVES = {
+    "generator": ("requests", "generations"),
+    "environment": ("generations", "rewards"),
+    "learner": ("rewards", "updates"),
+}
+Places = Sequence[TopicPartition]
+
+
+class StandingTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of a run's settings that the verdict needs."""
+
+    batch: BatchSettings = BatchSettings()
+    delivery: DeliverySettings = DeliverySettings()
+
+
+class StandingRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What the verdict needs of `RunSettings`."""
+
+    updates: int = 0
+    settings: StandingTables = StandingTables()
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    step: int = 0
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    policy: _Version = _Version()
+    positions: dict[int, int] = {}
+
+
+class Offsets:
+    """What the broker tells of some topics: bounds, newest times and commits, read once."""
+
+    def __init__(self, admin: KafkaAdminClient, runs: Sequence[str]) -> None:
+        """Raises KafkaError if the broker does not tell."""
+        self._admin = admin
+        wanted = {topic_name(run, topic.kind) for run in runs for topic in TOPICS} & set(admin.list_topics())
+        described = admin.describe_topics(sorted(wanted)) if wanted else []
+        self._places: dict[str, list[TopicPartition]] = {
+            item["name"]: [TopicPartition(item["name"], part["partition_index"]) for part in item["partitions"]]
+            for item in described
+        }
+        everywhere = [place for places in self._places.values() for place in places]
+        self.first = {place: found.offset for place, found in self._at(dict.fromkeys(everywhere, EARLIEST)).items()}
+        self.end = {place: found.offset for place, found in self._at(dict.fromkeys(everywhere, LATEST)).items()}
+        newest = self._at(dict.fromkeys(everywhere, MAX_TIMESTAMP))
+        self._newest = {place: found.timestamp for place, found in newest.items()}
+        self._groups = [f"{run}.{stage}" for run in runs for stage in ("generator", "environment")]
+        found = admin.list_group_offsets(dict.fromkeys(self._groups))
+        self._committed = {group: {place: each.offset for place, each in of.items()} for group, of in found.items()}
+
+    def places(self, run: str, kind: str) -> Places:
+        """Return a topic's partitions, none if it does not exist."""
+        return self._places.get(topic_name(run, kind), ())
+
+    def committed(self, group: str) -> Mapping[TopicPartition, int]:
+        """Return what a consumer group has committed."""
+        return self._committed.get(group, {})
+
+    def newest_ms(self, places: Places) -> int:
+        """Return the newest time of a record there, 0 if there is none."""
+        return max((self._newest.get(place, 0) for place in places), default=0)
+
+    def after(self, places: Places, moment_ms: int) -> dict[TopicPartition, tuple[int, int]]:
+        """Return (offset, time in ms) of each partition's first record that is younger than a moment."""
+        found = self._at(dict.fromkeys(places, moment_ms + 1))
+        return {place: (each.offset, each.timestamp) for place, each in found.items() if each.offset >= 0}
+
+    def members(self, run: str) -> int:
+        """Return how many members the run's consumer groups have now, on whichever machine."""
+        groups = self._admin.describe_groups([f"{run}.generator", f"{run}.environment"])
+        return sum(len(group.get("members", ())) for group in groups.values())
+
+    def _at(self, specs: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
+        return self._admin.list_partition_offsets(dict(specs)) if specs else {}
+
+
+def run_states(home: Home, kafka: KafkaSettings, runs: Iterable[str]) -> list[RunState]:
+    """Return how each of these runs stands; a broker that does not answer makes them "unknown"."""
+    kept = {run: _settings(home.run(run)) for run in runs}
+    return [
+        run_state(facts, stall_seconds=kept[facts.run].settings.delivery.stall_seconds)
+        for facts in read_facts(home, kafka, kept)
+    ]
+
+
+def what_it_waits_for(app: App, run: str) -> str:
+    """Return what a run that makes no update waits for, as far as it can be seen."""
+    kafka = app.connections.kafka
+    (facts,) = read_facts(app.home, kafka, {run: _settings(app.home.run(run))})
+    state = run_state(facts, stall_seconds=0.0)
+    return state.waiting_for or f"an update ({state.says})"
+
+
+def read_facts(home: Home, kafka: KafkaSettings, runs: Mapping[str, StandingRun]) -> list[RunFacts]:
+    """Return the facts of these runs, read together."""
+    if not runs:
+        return []
+    admin = None
+    try:
+        admin = KafkaAdminClient(
+            **connection_options(kafka, "searchloop-status"),
+            bootstrap_timeout_ms=int(ANSWER_SECONDS * 1000),
+            request_timeout_ms=int(ANSWER_SECONDS * 1000),
+        )
+        offsets = Offsets(admin, list(runs))
+        return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
+    except (KafkaError, OSError, ValueError) as error:
+        said = f"Kafka at {kafka.bootstrap!r} does not tell: {error}. See: searchloop doctor"
+        return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
+    finally:
+        if admin is not None:
+            admin.close()
+
+
+def known_runs(home: Home) -> list[str]:
+    """Return the runs of a home that have settings, in the order of their names."""
+    return sorted(path.parent.name for path in home.runs.glob("*/settings.json"))
+
+
+def _facts(run_dir: Path, kept: StandingRun, offsets: Offsets) -> RunFacts:
+    run = run_dir.name
+    checkpoint = _checkpoint(run_dir)
+    workers = tuple(known_workers(run_dir))
+    learns = _somebody_learns(run_dir, workers)
+    stages = []
+    for stage, (taken, made) in MOVES.items():
+        if stage == "learner" and not learns:
+            continue
+        inputs = offsets.places(run, taken)
+        if stage == "learner":
+            done = {place: checkpoint.positions.get(place.partition, 0) for place in inputs}
+        else:
+            done = dict(offsets.committed(f"{run}.{stage}"))
+        moved_ms = offsets.newest_ms([*offsets.places(run, made), *offsets.places(run, "dead-letters")])
+        stages.append(
+            _stage(
+                stage, offsets, inputs, done, moved_ms, enough=kept.settings.batch.groups if stage == "learner" else 1
+            )
+        )
+    stages.append(_sink(run_dir, offsets))
+    return RunFacts(
+        run=run,
+        now_ms=now_ms(),
+        stages=tuple(stages),
+        workers=workers,
+        members=0 if any(worker.state != "dead" for worker in workers) else offsets.members(run),
+        updates_done=checkpoint.policy.step,
+        updates_wanted=kept.updates,
+    )
+
+
+def _stage(
+    stage: str, offsets: Offsets, inputs: Places, done: Mapping[TopicPartition, int], moved_ms: int, *, enough: int
+) -> StageFacts:
+    """Return what waits for a stage, and since when it could have taken the next of it."""
+    behind = {place: offsets.end[place] - done.get(place, offsets.first[place]) for place in inputs}
+    waiting = [place for place, count in behind.items() if count > 0]
+    younger = offsets.after(waiting, moved_ms)
+    since = []
+    for place in waiting:
+        offset, arrived_ms = younger.get(place, (offsets.end[place], moved_ms))
+        # Something that waits was there when the stage last moved, or everything that waits came later.
+        since.append(moved_ms if offset > done.get(place, offsets.first[place]) else arrived_ms)
+    count = sum(behind[place] for place in waiting)
+    return StageFacts(stage=stage, waiting=count, since_ms=min(since, default=None), enough=enough)
+
+
+def _sink(run_dir: Path, offsets: Offsets) -> StageFacts:
+    """Return since when a record waits for the sink: the oldest that is younger than the ledger's files.
+
+    While a sink works, nobody else may open its ledger, so how many wait is not known.
+    """
+    stored_ms = max((_touched_ms(path) for path in run_dir.glob(LEDGER_FILES)), default=-1)
+    places = [place for topic in TOPICS for place in offsets.places(run_dir.name, topic.kind)]
+    found = offsets.after(places, stored_ms)
+    return StageFacts(
+        stage="sink", waiting=None, since_ms=min((arrived for _, arrived in found.values()), default=None)
+    )
+
+
+def _unseen(run_dir: Path, kept: StandingRun, said: str) -> RunFacts:
+    return RunFacts(
+        run=run_dir.name,
+        now_ms=now_ms(),
+        workers=tuple(known_workers(run_dir)),
+        updates_done=_checkpoint(run_dir).policy.step,
+        updates_wanted=kept.updates,
+        unseen=said,
+    )
+
+
+def _somebody_learns(run_dir: Path, workers: Sequence[WorkerFacts]) -> bool:
+    """Return whether a learner belongs to the run: one that answers with a frozen policy has workers, but none."""
+    return not supervised_roles(run_dir) or any(worker.role == "learner" for worker in workers)
+
+
+def _settings(run_dir: Path) -> StandingRun:
+    try:
+        return read_settings_file(run_dir, StandingRun)
+    except SettingsError:
+        return StandingRun()  # Of another version: what can be seen is told all the same.
+
+
+def _checkpoint(run_dir: Path) -> _Checkpoint:
+    root = run_dir / "checkpoints"
+    try:
+        name = (root / "CURRENT").read_text().strip()
+        return msgspec.json.decode((root / name / "manifest.json").read_bytes(), type=_Checkpoint)
+    except (OSError, ValueError):
+        return _Checkpoint()
+
+
+def _touched_ms(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:  # Folded into the ledger since it was listed.
+        return 0

@@ -1,0 +1,157 @@
+"""A streaming run from its first request to its last update: topics, workers, requests, progress, and a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.app.app import App
+from infra.app.interrupts import interrupts
+from infra.app.progress import Report
+from infra.recipes.recipe import Prepared
+from infra.runs.requests import RequestFeed, RequestSequence
+from infra.runs.rights import give_rights
+from infra.runs.serving import policy_server
+from infra.runs.standing import what_it_waits_for
+from infra.runs.stopping import stop_in_order
+from infra.runs.supervisor import Supervisor, worker_arguments
+from infra.runs.topics import make_topics
+from learner.checkpoints import load_current
+from streams.clients import connect_consumer, connect_producer
+from streams.codec import decode
+from streams.delivery import Outbox, poll
+from streams.errors import EventError
+from streams.events import PolicyVersion, Update
+from streams.records import Received
+from streams.stalls import StallWatch
+from streams.stopping import Stop
+from streams.topics import topic_name, version_name
+
+ROLES = ["sink", "environment", "generator", "learner"]
+log = logging.getLogger(__name__)
+BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the generator never waits for one.
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run went; rewards and validity are means over the first and last quarter of the updates (at least one)."""
+
+    run: str
+    policy: str
+    updates: int
+    groups_trained: int
+    groups_flat: int
+    groups_failed: int
+    groups_expired: int
+    reward_first: float
+    reward_last: float
+    valid_first: float
+    valid_last: float
+    restarts: int
+    seconds: float
+
+
+def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Report) -> TrainingSummary:
+    """Run workers until the policy has made `updates` steps, and return what happened.
+
+    A run that has made some already goes on from its newest checkpoint. Ctrl-C stops the workers in order; nothing is
+    torn, and the same command goes on later. Raises SettingsError where a new run's topics are another one's.
+    """
+    settings, run = app.settings, prepared.run
+    run_dir = app.home.run(run)
+    began = time.monotonic()
+    make_topics(app, run)
+    give_rights(app, run)
+    producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
+    outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
+    sequence = RequestSequence(prepared.asked, run=run, seed=seed)
+    feed = RequestFeed(sequence, settings.kafka, outbox, run)
+    announced = TopicPartition(topic_name(run, "updates"), 0)
+    versions = TopicPartition(topic_name(run, "policy-versions"), 0)
+    consumer = connect_consumer(
+        settings.kafka, {announced: None, versions: None}, client_id=f"{run}-train", records_max=500
+    )
+    _, manifest = load_current(run_dir / "checkpoints")
+    step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
+    ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
+    made: dict[int, Update] = {}
+    shown = prepared.asked[: settings.vllm.checked_prompts]
+    stop = Stop()
+    stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
+    try:
+        with (
+            policy_server(app, run, settings, report, shown) as serving,
+            interrupts(stop),
+            Supervisor(
+                worker_arguments(app.home.root), ROLES, run_dir, app.worker_environment() | serving.environment
+            ) as workers,
+        ):
+            while step < updates and not stop():
+                workers.check()
+                serving.check(report)
+                feed.publish_until(consumed + ahead)
+                for event in _announced(poll(consumer, settings.delivery)):
+                    # Requests without a reward are used up too: a version says so, where no update needs to.
+                    consumed = max(consumed, sum(event.requests_consumed.values()))
+                    if isinstance(event, Update):
+                        # After a crash a step may be announced again, on the same lineage or on the one that goes on.
+                        made[event.policy.step] = event
+                        step = max(step, event.policy.step)
+                        report(_headline(event), min(step, updates), updates)
+                    stalls.progress()
+                if stalls.due:
+                    stalls.waiting_for(what_it_waits_for(app, run))
+            stop_in_order(app, workers, run=run, roles=ROLES)
+            restarts = workers.restarts
+    finally:
+        consumer.close()
+        producer.close()
+    if stop():
+        raise KeyboardInterrupt
+    return _summary(app, run, [made[number] for number in sorted(made)], restarts, time.monotonic() - began)
+
+
+def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion]:
+    """Yield what the learner announced; what is no such event is the workers' to bury."""
+    for record in records:
+        with contextlib.suppress(EventError):
+            event = decode(record.value)
+            if isinstance(event, Update | PolicyVersion):
+                yield event
+
+
+def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: float) -> TrainingSummary:
+    _, manifest = load_current(app.home.run(run) / "checkpoints")
+    quarter = max(len(updates) // 4, 1)
+
+    def mean(name: str, part: list[Update]) -> float:
+        values = [update.metrics[name] for update in part if name in update.metrics]
+        return sum(values) / len(values) if values else math.nan
+
+    return TrainingSummary(
+        run=run,
+        policy=version_name(manifest.policy),
+        updates=manifest.policy.step,
+        groups_trained=sum(len(update.trained) for update in updates),
+        groups_flat=sum(len(update.flat) for update in updates),
+        groups_failed=sum(len(update.failed) for update in updates),
+        groups_expired=sum(len(update.expired) for update in updates),
+        reward_first=mean("reward_mean", updates[:quarter]),
+        reward_last=mean("reward_mean", updates[-quarter:]),
+        valid_first=mean("validity", updates[:quarter]),
+        valid_last=mean("validity", updates[-quarter:]),
+        restarts=restarts,
+        seconds=seconds,
+    )
+
+
+def _headline(update: Update) -> str:
+    metrics = update.metrics
+    if "reward_mean" not in metrics:
+        return "updates"
+    return f"updates: reward {metrics['reward_mean']:.3f}, valid {metrics['validity']:.0%}"

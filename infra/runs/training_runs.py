@@ -1,0 +1,81 @@
+"""A run from nothing to its summary: prepare, keep the settings, stream."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
+from infra.app.settings import Settings
+from infra.recipes.recipe import NewRun, load_task
+from infra.runs.serving import check_backend
+from infra.runs.training import TrainingSummary, stream
+from learner.checkpoints import CURRENT
+from learner.objectives import check_objective
+from learner.versions import find_version
+from search_env.catalogue.corpora import Query
+from streams.topics import version_name
+from streams.whole_file import whole_folder
+
+
+def check_trainable(settings: Settings) -> None:
+    """Raise SettingsError for settings that no run could train with, before anything is made for one."""
+    check_backend(settings)
+    check_objective(settings.learner.objective)
+
+
+def train_run(
+    app: App,
+    *,
+    recipe: str,
+    index: str,
+    queries_file: Path | None,
+    held_out: Sequence[Query],
+    updates: int,
+    seed: int,
+    run: str,
+    report: Report,
+    from_run: str | None = None,
+) -> TrainingSummary:
+    """Train one run up to `updates` steps; the same name goes on where it stopped.
+
+    held_out: queries that must not train anything: whatever has their text is left out.
+    from_run: begin with the warmed-up policy of this run, and what belongs to it, instead of making new ones (arms of
+    one experiment that differ only in what GRPO does).
+    """
+    task = load_task(app.settings.train.task)
+    check_trainable(app.settings)
+    if from_run is not None and not app.home.run(run).exists():
+        read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
+        copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)
+    new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
+    prepared = task.prepare(app, new, report)
+    write_run_settings(
+        app.home.run(run),
+        RunSettings(
+            run=run,
+            recipe=recipe,
+            index=index,
+            index_version=prepared.index,
+            seed=seed,
+            updates=updates,
+            settings=app.settings,
+        ),
+    )
+    return stream(app, prepared, updates=updates, seed=seed, report=report)
+
+
+def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
+    """Copy what a run began with, its task's files and checkpoint 0, as the whole of a new run.
+
+    Raises CheckpointError if the source has no checkpoint 0.
+    """
+    first, manifest = find_version(source / "checkpoints", "0")
+    with whole_folder(target) as aside:
+        shutil.copytree(first, aside / "checkpoints" / first.name)
+        (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
+        for name in carried:
+            shutil.copy2(source / name, aside / name)

@@ -1,0 +1,176 @@
+"""The proof of a run, wired: its ledger, its checkpoints and its topics, as `storage.verification` wants them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE, read_settings_file
+from infra.runs.kept_checkpoints import read_head, read_kept
+from infra.runs.living import living_workers
+from infra.services.errors import ServiceError
+from learner.batches import BatchSettings
+from storage.archive import ARCHIVE
+from storage.errors import StorageError
+from storage.ledger import LEDGER
+from storage.verification.account import Account, Finding, Partition, one_line
+from storage.verification.opening import open_for_proof
+from storage.verification.verify import Circumstances, Topics, unreadable, verify_log
+from streams.clients import KafkaSettings, committed_offsets, connect_admin, existing_topics, partitions_of
+from streams.errors import DeliveryError, SettingsError
+from streams.kafka_errors import told
+from streams.ranges import log_bounds, read_range
+from streams.records import Received
+from streams.refusals import KnownRun, RewardLimits
+from streams.topics import TOPICS, topic_name
+
+
+class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proof needs of `LearnerSettings`; an older run's settings lack it."""
+
+    limits: RewardLimits = RewardLimits()
+
+
+class TermTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of a run's settings that the proof needs."""
+
+    batch: BatchSettings
+    learner: LearnerTable = LearnerTable()
+
+
+class RunTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proof needs of `RunSettings`."""
+
+    settings: TermTables
+    updates: int
+    origin: str = ""
+
+
+def run_names(app: App) -> list[str]:
+    """Return the runs under this home that have a log.
+
+    Raises StorageError if there is none.
+    """
+    found = sorted(path.name for path in app.home.runs.glob("*") if _has_log(path))
+    if not found:
+        raise StorageError(f"expected a run under {app.home.runs}, found none; train first")
+    return found
+
+
+def verify_run(app: App, name: str, *, rebuild: bool, offline: bool, trusted: str | None = None) -> Account:
+    """Prove the contract for one run; whatever is damaged becomes a finding.
+
+    rebuild: read every record, not only the newest. offline: leave Kafka out. trusted: a seal or a hash that was kept
+    elsewhere.
+    Raises DeliveryError or ServiceError if Kafka or the run's topics are not there, StorageError if there is no log.
+    """
+    folder = app.home.existing_run(name)
+    working = name in {run for run, _, _ in living_workers(app.home.runs)}
+    topics = None if offline else run_topics(_kafka(app), name)
+    return prove(folder, run=name, topics=topics, working=working, rebuild=rebuild, trusted=trusted)
+
+
+def prove(
+    folder: Path, *, run: str, topics: Topics | None, working: bool, rebuild: bool, trusted: str | None = None
+) -> Account:
+    """Prove the contract for the run in a folder. topics: what Kafka says, None without it.
+
+    working: whether a worker of the run is alive.
+    Raises StorageError if there is no log.
+    """
+    if not _has_log(folder):
+        raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
+    known = _circumstances(folder, run, working=working)
+    log, found = open_for_proof(folder)
+    known = msgspec.structs.replace(known, found=(*known.found, *found))
+    if log is None:
+        return unreadable(run, kafka=topics is not None, known=known)
+    with log:
+        return verify_log(log, run=run, topics=topics, known=known, rebuild=rebuild, trusted=trusted)
+
+
+def run_topics(kafka: KafkaSettings, run: str) -> Topics:
+    """Return what Kafka holds of a run's topics, and how to look into them.
+
+    Raises DeliveryError if the topics or the broker are not there.
+    """
+    names = existing_topics(kafka, [topic_name(run, topic.kind) for topic in TOPICS])
+    if topic_name(run, "requests") not in names:
+        raise DeliveryError(
+            f"Kafka has no topics of run {run!r}; to prove what else there is, leave them out: --offline"
+        )
+    partitions = partitions_of(kafka, names)
+    committed: dict[Partition, int] = {}
+    admin = connect_admin(kafka)
+    try:
+        for stage in ("generator", "environment"):
+            with told(f"could not ask how far the {stage} of run {run!r} is"):
+                found = committed_offsets(admin, f"{run}.{stage}")
+            committed |= {(item.topic, item.partition): offset for item, offset in found.items()}
+    finally:
+        admin.close()
+
+    def read(partition: Partition, first: int, end: int) -> Iterator[Received]:
+        return read_range(kafka, TopicPartition(*partition), first, end, client_id=f"{run}-verify")
+
+    def held(partition: Partition, first: int, last: int) -> Iterator[int]:
+        return (record.position.offset for record in read(partition, first, last + 1))
+
+    ends = {(item.topic, item.partition): bounds for item, bounds in log_bounds(kafka, partitions).items()}
+    return Topics(ends=ends, committed=committed, held=held, read=read)
+
+
+def _kafka(app: App) -> KafkaSettings:
+    """Return where Kafka answers.
+
+    Raises ServiceError if it is ours and not up, and says how to go on without it.
+    """
+    if app.connections.kafka.bootstrap:
+        return app.connections.kafka
+    try:
+        return app.at(app.local_services().endpoints()).connections.kafka
+    except ServiceError as error:
+        raise DeliveryError(f"{error}; or leave the topics out with --offline") from error
+
+
+def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:
+    """Return what the run's folder says beside its log: settings and checkpoints."""
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir():
+        return Circumstances(head=None, kept=(), working=working)
+    terms, found = None, []
+    try:
+        terms = read_settings_file(folder, RunTerms)
+    except (SettingsError, OSError) as error:
+        found.append(Finding(rule="everything can be read", where=str(folder / SETTINGS_FILE), what=one_line(error)))
+    kept = read_kept(checkpoints)
+    staleness_max = terms.settings.batch.staleness_max if terms else None
+    head, wrong = read_head(checkpoints, kept, staleness_max=staleness_max)
+    return Circumstances(
+        head=head,
+        kept=kept,
+        updates=terms.updates if terms else None,
+        terms=_known_run(run, terms) if terms else None,
+        working=working,
+        found=(*found, *wrong),
+    )
+
+
+def _known_run(run: str, terms: RunTerms) -> KnownRun:
+    """Return what the run refuses, whoever wrote it and whenever: of versions and age other rules speak."""
+    return KnownRun(
+        run=run,
+        step=sys.maxsize,
+        staleness_max=terms.settings.batch.staleness_max,
+        origin=terms.origin,
+        limits=terms.settings.learner.limits,
+    )
+
+
+def _has_log(folder: Path) -> bool:
+    return (folder / LEDGER).exists() or (folder / ARCHIVE).is_dir()

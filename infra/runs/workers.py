@@ -1,0 +1,69 @@
+"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts (the sink: `sinks`).
+
+The settings that shape the run are those that it was started with, kept in its folder; where Kafka and Elasticsearch
+are comes from the caller.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.run_settings import read_run_settings
+from infra.recipes.recipe import load_task
+from streams.stopping import Stop
+
+
+def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:
+    """Run a generator, learner or environment until it is told to stop.
+
+    worker: tells workers of one role apart; a restarted one of the same number takes its partitions back at once.
+    """
+    run_dir = app.home.run(run)
+    kept = read_run_settings(run_dir)
+    kafka = msgspec.structs.replace(
+        app.connections.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
+    )
+    settings = kept.settings
+    member = f"{role}-{worker}"
+    if role == "generator":
+        from infra.runs.serving import version_opener
+        from learner.workers import run_generator
+
+        run_generator(
+            run=run,
+            checkpoints=run_dir / "checkpoints",
+            seed=kept.seed,
+            kafka=kafka,
+            delivery=settings.delivery,
+            generation=settings.generation,
+            encode_prompt=load_task(settings.train.task).encoder(settings),
+            batch=settings.batch,
+            member=member,
+            stop=stop,
+            open_version=version_opener(app, kept),
+        )
+    elif role == "learner":
+        from learner.workers import run_learner
+
+        run_learner(
+            run=run,
+            run_dir=run_dir,
+            kafka=kafka,
+            delivery=settings.delivery,
+            batch=settings.batch,
+            learner=settings.learner,
+            generation=settings.generation,
+            updates_max=kept.updates,
+            origin=kept.origin,
+            member=member,
+            stop=stop,
+        )
+    else:
+        from infra.runs.environments import open_environment
+        from search_env.workers import run_environment
+
+        with open_environment(app, kept) as environment:
+            run_environment(
+                run=run, environment=environment, kafka=kafka, delivery=settings.delivery, member=member, stop=stop
+            )

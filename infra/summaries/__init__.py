@@ -1,1 +1,0 @@
-"""Summaries of products (ReLSum): the world that they are judged in, written, compared, published."""

@@ -1,1 +1,0 @@
-"""What a run teaches: one task a file, behind the one interface that the loop asks for."""
