@@ -15,9 +15,9 @@ def settings_reference() -> str:
     lines = [
         "# Settings",
         "",
-        "Written from the code by `python -m infra.app.reference`; a test compares the two. TOML tables and keys have the",
-        "names below. In the environment `[batch] groups` is `SEARCHLOOP_BATCH__GROUPS`, `[policy.tiny] layers` is",
-        "`SEARCHLOOP_POLICY__TINY__LAYERS`. An unknown key is an error that names its path.",
+        "`python -m infra.app.reference` writes this page from the code, and a test compares the two. TOML tables and",
+        "keys have the names below. In the environment `[batch] groups` is `SEARCHLOOP_BATCH__GROUPS`, and",
+        "`[policy.tiny] layers` is `SEARCHLOOP_POLICY__TINY__LAYERS`. An unknown key is an error that names its path.",
         "",
     ]
     for field in msgspec.structs.fields(Settings):

@@ -12,7 +12,7 @@ from infra.app.layers import known_keys
 from infra.app.reference import settings_reference
 from infra.app.settings import Settings
 from infra.cli import VERBS, cli
-from infra.recipes.files import RECIPES, recipe_path
+from infra.recipes.files import WINGS, recipe_path, recipes
 from storage.evaluation.measures import MEASURES
 from streams.acls import RIGHTS
 from streams.secrets import secret_paths
@@ -89,19 +89,19 @@ def test_every_measure_is_in_the_readme(measure: str) -> None:
     assert measure in README
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
+@pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_can_be_read(recipe: str) -> None:
     from infra.app.layers import combine, read_toml
 
     assert combine(Settings, [(recipe, read_toml(recipe_path(recipe)))])
 
 
-@pytest.mark.parametrize("model", sorted(path.stem for path in (RECIPES / "models").glob("*.toml")))
+@pytest.mark.parametrize("model", sorted(path.stem for path in (WINGS / "models").glob("*.toml")))
 def test_every_models_settings_go_over_a_recipe_and_can_be_served(model: str) -> None:
     from infra.app.layers import combine, read_toml
     from infra.runs.serving import check_backend
 
-    path = RECIPES / "models" / f"{model}.toml"
+    path = WINGS / "models" / f"{model}.toml"
     settings = combine(Settings, [("leser", read_toml(recipe_path("leser"))), (model, read_toml(path))])
     assert settings.generation.backend == "vllm"
     check_backend(settings)

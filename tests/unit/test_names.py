@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.experiments.plan import plan_path
 from infra.experiments.rankings import row_file, set_folder
-from infra.recipes.files import recipe_path
+from infra.recipes.files import plan_path, recipe_path
 from learner.adapters import adapter_name
 from learner.checkpoints import MANIFEST, MANIFEST_SHA256, CheckpointError, Manifest, load_current, read_manifest
 from search_env.models.crossencoder import (
