@@ -71,7 +71,7 @@ class DistinctionEnvironment(ScoringEnvironment):
 
 
 class Distinction:
-    """The task: `[train] task = "tests.recipe_example:Distinction"`."""
+    """The task: `[train] recipe = "tests.recipe_example:Distinction"`."""
 
     carried: Sequence[str] = ()
     methods: Sequence[str] = ()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from infra.app.renamed import with_new_names
 from streams.errors import SettingsError
 from streams.topics import RUN_NAME
 
@@ -77,7 +78,10 @@ def read_settings_file(run_dir: Path, kind: type[T]) -> T:
     Raises SettingsError if there is no such run, naming those that there are, or if the file is damaged.
     """
     try:
-        return msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=kind)
+        kept = msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=dict[str, Any])
+        if isinstance(kept.get("settings"), dict):
+            kept["settings"] = with_new_names(kept["settings"], "")
+        return msgspec.convert(kept, kind, str_keys=True)
     except FileNotFoundError as error:
         known = sorted(path.parent.name for path in run_dir.parent.glob(f"[!.]*/{SETTINGS_FILE}"))
         raise SettingsError(

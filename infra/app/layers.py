@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from infra.app.renamed import with_new_names
 from infra.services.private_variables import PREFIX
 from infra.services.secret_files import FILE_SUFFIX, read_secret
 from streams.errors import SettingsError
@@ -98,7 +99,7 @@ def combine(kind: type[T], layers: list[tuple[str, dict[str, Any]]]) -> T:
     """
     merged: dict[str, Any] = {}
     for source, given in layers:
-        layer = _read_lists(kind, given, source)
+        layer = _read_lists(kind, with_new_names(given, source), source)
         try:
             msgspec.convert(layer, kind, strict=False)
         except msgspec.ValidationError as error:

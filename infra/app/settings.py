@@ -52,30 +52,29 @@ from streams.failpoints import FailpointSettings
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a run learns, and from which of the training queries.
 
-    task: what is taught: "expansion", "summary" (ReLSum), "resume", or one's own as package.module:Class
-    (infra/RECIPES.md).
+    recipe: what is taught: "leser", "relsum", "resume", or one's own as package.module:Class (infra/RECIPES.md).
     updates: optimizer steps.
     warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
     """
 
-    task: str = "expansion"
+    recipe: str = "leser"
     updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
     warm_up: bool = True
     shuffle_rewards: bool = False
 
 
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a summariser and what reads its summaries take turns: ReSuMe's retriever, or ReLSum's cross-encoder.
+    """How a summarizer and what reads its summaries take turns: ReSuMe's retriever, or ReLSum's cross-encoder.
 
     Of these, begin, samples and the two of the scale are the retriever's alone.
     begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
     product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
-    adapt: False leaves the reader as it began (the paper's ablation), and a turn is the summariser's alone.
+    adapt: False leaves the reader as it began (the paper's ablation), and a turn is the summarizer's alone.
     adapt_from: a turn adapts the version of the turn "before" (the paper), or the "first" one, adapted to nothing, so
     that it has nothing to unlearn; each turn then costs all of `retriever.steps` and all versions have had as many.
     samples: texts sampled for each product, of which the one that the turn's reward likes best stands for it; 0: one
     text, greedily (the paper). Of a product that no training query asks for, the first sampled one stands.
-    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summariser in each turn;
+    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summarizer in each turn;
     0: it stays as it began (a control, which learns nothing).
     gain_min: what a turn must add to the best measure of dev queries (RR@10; nDCG@5 with a cross-encoder), or it ends;
     patience: turns that may fail to.
@@ -113,11 +112,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     neighbours: NeighbourSettings = NeighbourSettings()
     lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
-    environment: LeserEnvironmentSettings = LeserEnvironmentSettings()
+    leser: LeserEnvironmentSettings = LeserEnvironmentSettings()
     demand: DemandSettings = DemandSettings()
     lists: ListSettings = ListSettings()
     cross_encoder: CrossEncoderSettings = CrossEncoderSettings()
-    summary_environment: RelsumEnvironmentSettings = RelsumEnvironmentSettings()
+    relsum: RelsumEnvironmentSettings = RelsumEnvironmentSettings()
     summary_lessons: SummaryLessonSettings = SummaryLessonSettings()
     policy: PolicySettings = PolicySettings()
     prompts: PromptSettings = PromptSettings()

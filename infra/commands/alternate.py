@@ -1,4 +1,4 @@
-"""`searchloop alternate`: a summariser and what reads its summaries, in turn."""
+"""`searchloop alternate`: a summarizer and what reads its summaries, in turn."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 def alternate(
     app: App, recipe: str, index: str, held_out: Path | None, seed: int, run_name: str | None, as_json: bool
 ) -> None:
-    """Let a summariser and what reads its summaries learn from each other in turn.
+    """Let a summarizer and what reads its summaries learn from each other in turn.
 
     \b
     ReSuMe's reader is a dense retriever. ReLSum's is a cross-encoder, which the paper keeps frozen; tuning it is its
-    authors' next step. Each turn trains the summariser by GRPO against the reader's version of the turn before (a
+    authors' next step. Each turn trains the summarizer by GRPO against the reader's version of the turn before (a
     run RUN-t1, RUN-t2 …), writes summaries, and adapts the reader to them; it ends when dev queries gain no more.
 
     \b
@@ -41,12 +41,12 @@ def alternate(
       searchloop alternate --recipe relsum --index shop
     """
     from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import partner_of
     from infra.runs.alternation import alternate as take_turns
-    from infra.runs.partners import partner_of
     from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
-    partner = partner_of(app.settings.train.task)
+    partner = partner_of(app.settings.train.recipe)
     left_out = load_queries(held_out) if held_out else []
     with progress() as report, app.running_services(report) as running:
         done = take_turns(

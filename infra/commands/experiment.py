@@ -48,7 +48,7 @@ def experiment(
 
     \b
     PLAN is one of ours (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or a
-    file of one's own. Measured on the held-out sets of the recipe's task, and on judged queries if there are any. What
+    file of one's own. Measured on the held-out sets of the recipe, and on judged queries if there are any. What
     is done is kept: stopped, the same command goes on. The results go to HOME/experiments/NAME: results.html and
     results.json, with the commands that do it by hand.
 
@@ -63,7 +63,7 @@ def experiment(
     from infra.experiments.plan import check_methods, read_plan
     from infra.experiments.tables import read_results
     from infra.recipes.files import plan_path, recipe_path
-    from infra.recipes.recipe import load_task
+    from infra.recipes.recipe import load_recipe
     from search_env.catalogue.corpora import write_whole
 
     path = plan_path(plan_name)
@@ -72,7 +72,7 @@ def experiment(
         plan = msgspec.structs.replace(plan, updates=updates)
     name = into or f"{path.stem}-{index}"
     app = app.with_recipe(recipe_path(plan.recipe))
-    check_methods(plan, load_task(app.settings.train.task).methods)
+    check_methods(plan, load_recipe(app.settings.train.recipe).methods)
     given = read_judged(queries, qrels, index_folder=app.home.index(index))
     folder = app.home.experiment(name)
     begin(folder, plan, index=index, given=given, files=tuple(map(str, (queries, qrels))) if given else ())

@@ -1,4 +1,4 @@
-"""`searchloop measure`, `summarize`, `premise` and `prefer`: what a task's policies reach, write, and stand on."""
+"""`searchloop measure`, `summarize`, `premise` and `prefer`: what a recipe's policies reach, write, and stand on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure(
     samples: int,
     as_json: bool,
 ) -> None:
-    """Measure policy versions on their task's held-out sets, paired by query, with 95 % intervals.
+    """Measure policy versions on their recipe's held-out sets, paired by query, with 95 % intervals.
 
     \b
     POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, minilm, knn, shown for
@@ -72,7 +72,7 @@ def measure(
     from infra.experiments.measuring import measure_rankings, rank_run, without_run
     from infra.experiments.rankings import keep_rankings
     from infra.recipes.files import recipe_path
-    from infra.recipes.recipe import Task, load_task
+    from infra.recipes.recipe import Recipe, load_recipe
     from storage.evaluation.tables import EvaluationSettings
 
     pairs = [(each, *_run_and_policy(each)) for each in rankings]
@@ -83,15 +83,15 @@ def measure(
     given, changes = read_judged(queries, qrels), assignments_layer(assignments)
     settings = EvaluationSettings(measures=tuple(measures.split(",")), samples=samples)
     with progress() as report, app.running_services(report) as running:
-        found, tasks = {}, dict[str, Task]()
+        found, opened = {}, dict[str, Recipe]()
         for name, run, policy in pairs:
             if run:
                 kept = read_run_settings(app.home.existing_run(run))
             else:
                 recipe_app = running.with_recipe(recipe_path(recipe))
                 kept = without_run(recipe_app, recipe=Path(recipe).stem, index=index, seed=seed)
-            of = kept.settings.train.task
-            task = tasks[of] = tasks.get(of) or load_task(of)
+            of = kept.settings.train.recipe
+            opened[of] = opened.get(of) or load_recipe(of)
             found[name] = rank_run(
                 running,
                 kept,
@@ -101,7 +101,7 @@ def measure(
                 temperature=temperature,
                 top=top,
                 report=report,
-                task=task,
+                recipe=opened[of],
             )
             if into is not None:
                 keep_rankings(into, row or f"{run or Path(kept.recipe).stem}.{policy}", found[name])
@@ -152,25 +152,17 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
     import shutil
 
     from infra.app.run_settings import read_run_settings
-    from infra.recipes.relsum.ranked_index import SummaryWorld
-    from infra.recipes.relsum.recipe import policy_summaries
-    from infra.recipes.summarizing import summaries_path
-    from learner.versions import find_version
-    from streams.topics import version_name
+    from infra.recipes.recipe import writer_of
 
     kept = read_run_settings(app.home.existing_run(run_name))
+    writer = writer_of(kept.settings.train.recipe)
     with progress() as report:
-        world = SummaryWorld(app.with_settings(kept.settings), kept.index, report)
-        written = policy_summaries(
-            app, world, kept, [document.id for document in world.documents], policy=policy, report=report
-        )
-    _, manifest = find_version(app.home.run(run_name) / "checkpoints", policy)
-    path = summaries_path(app, kept, version_name(manifest.policy))
+        texts = writer.write_catalogue(app.with_settings(kept.settings), kept, policy=policy, report=report)
     if output is not None:
-        shutil.copyfile(path, output)
-    click.echo(f"{len(written)} summaries by {version_name(manifest.policy)}: {output or path}")
+        shutil.copyfile(texts.path, output)
+    click.echo(f"{len(texts.by_document)} summaries by {texts.policy}: {output or texts.path}")
     if publish:
-        from infra.recipes.relsum.publishing import publish_summaries
+        from infra.recipes.publishing import publish_summaries
 
         with progress() as report, app.running_services(report) as running:
             version = publish_summaries(running, kept, policy=policy, report=report)
@@ -198,55 +190,25 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
       searchloop premise --recipe resume --index shop
     """
     from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import PremiseOptions, premise_of
 
     app = app.with_recipe(recipe_path(recipe))
-    task = app.settings.train.task
-    if task == "resume":
-        _dense_premise(app, index, candidates=candidates, seed=seed, as_json=as_json)
-        return
-    if task != "summary":
-        raise click.UsageError(f"--recipe: expected one whose train.task is summary or resume, got {recipe} ({task})")
-    from infra.recipes.relsum.premise import check_premise
-    from infra.recipes.relsum.ranked_index import SummaryWorld
-
+    checked = premise_of(app.settings.train.recipe)
+    options = PremiseOptions(queries_max=queries_max, candidates=candidates, seed=seed)
     with progress() as report:
-        world = SummaryWorld(app, index, report)
-        found = check_premise(world, queries_max=queries_max)
+        found = checked.check_premise(app, index, options, report)
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        click.echo(msgspec.json.encode(found.value).decode())
         return
     console = Console()
-    if found.calibration is not None:
-        console.print(
-            f"cross-encoder {found.calibration.version}: AUC {found.calibration.auc:.3f}, calibration error "
-            f"{found.calibration.ece_before:.3f} before, {found.calibration.ece_after:.3f} after"
-        )
-    names = list(next(iter(found.arms.values())))
-    table = Table("arm", *names, box=box.SIMPLE_HEAD)
-    for arm, row in found.arms.items():
-        table.add_row(arm, *(f"{row[name]:.3f}" for name in names))
-    table.add_row(
-        "agreement with nDCG@5", *(f"{found.agreement[n]:.3f}" if n in found.agreement else "" for n in names)
-    )
+    table = Table(*found.columns, box=box.SIMPLE_HEAD)
+    for row in found.rows:
+        table.add_row(*row)
+    if found.above:
+        console.print(found.above)
     console.print(table)
-    console.print(", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items()))
-
-
-def _dense_premise(app: App, index: str, *, candidates: int, seed: int, as_json: bool) -> None:
-    from infra.recipes.resume.premise import check_dense_premise
-
-    with progress() as report:
-        found = check_dense_premise(app, index, candidates=candidates, seed=seed, report=report)
-    if as_json:
-        click.echo(msgspec.json.encode(found).decode())
-        return
-    table = Table("summaries", "reward", "RR@10 dev", "adapted to them", box=box.SIMPLE_HEAD)
-    for each in found.corpora:
-        table.add_row(
-            f"{each.chosen} of {found.candidates}", *(f"{v:.3f}" for v in (each.reward, each.rr_before, each.rr))
-        )
-    Console().print(table)
-    click.echo(f"{found.products} products with a choice, scored by {found.retriever}")
+    if found.below:
+        console.print(found.below)
 
 
 @click.command()

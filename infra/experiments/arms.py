@@ -21,7 +21,7 @@ from infra.experiments.making import Job, Made, by_hand, make
 from infra.experiments.measuring import rank_run, without_run
 from infra.experiments.plan import Arm, Plan
 from infra.experiments.rankings import keep_rankings, row_file, set_names
-from infra.recipes.recipe import GIVEN, Judged, Task, load_task
+from infra.recipes.recipe import GIVEN, Judged, Recipe, load_recipe
 from search_env.catalogue.corpora import write_whole
 from streams.errors import SettingsError
 
@@ -87,11 +87,11 @@ def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | Non
             made = make(app, job, held_out=given[0] if given else (), report=report)
             write_whole(made_file(folder, job), msgspec.json.format(msgspec.json.encode(made)))
     rows = [(arm, seed) for arm in plan.arms for seed in plan.seeds_of(arm)]
-    task = load_task(app.settings.train.task)
+    recipe = load_recipe(app.settings.train.recipe)
     for number, (arm, seed) in enumerate(rows):
         report("rankings", number, len(rows))
         if not _is_ranked(folder / "rankings", arm, seed, given):
-            _rank(app, plan, arm, seed, task=task, name=name, index=index, given=given, report=report)
+            _rank(app, plan, arm, seed, recipe=recipe, name=name, index=index, given=given, report=report)
     report("rankings", len(rows), len(rows))
 
 
@@ -163,7 +163,7 @@ def _rank(
     arm: Arm,
     seed: int,
     *,
-    task: Task,
+    recipe: Recipe,
     name: str,
     index: str,
     given: Judged | None,
@@ -184,6 +184,6 @@ def _rank(
         temperature=arm.temperature,
         top=plan.top,
         report=report,
-        task=task,
+        recipe=recipe,
     )
     keep_rankings(app.home.experiment(name) / "rankings", row_name(arm, seed), ranked)

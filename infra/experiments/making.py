@@ -15,8 +15,8 @@ from infra.app.home import Home
 from infra.app.layers import assignments_layer
 from infra.app.progress import Report
 from infra.experiments.plan import Arm, Plan
+from infra.recipes.recipe import partner_of
 from infra.runs.alternation import Alternation, alternate
-from infra.runs.partners import partner_of
 from infra.runs.preferring import prefer_run
 from infra.runs.training_runs import train_run
 from infra.services.private_variables import PREFIX
@@ -159,7 +159,7 @@ def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -
         app = app.with_changes("updates", {"alternation": {"updates": job.plan.updates}})
     state = alternate(
         app,
-        partner_of(app.settings.train.task),
+        partner_of(app.settings.train.recipe),
         recipe=job.plan.recipe,
         index=job.index,
         seed=job.seed,

@@ -1,4 +1,4 @@
-"""Measuring a run's policy versions, and methods that learn nothing, on its task's held-out sets, paired by query."""
+"""Measuring a run's policy versions, and methods that learn nothing, on its recipe's held-out sets, paired by query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
-from infra.recipes.recipe import TOP, Judged, Ranked, Task, load_task
+from infra.recipes.recipe import TOP, Judged, Ranked, Recipe, load_recipe
 from search_env.catalogue.corpora import Qrels
 from search_env.engine.index import load_manifest
 from storage.errors import EvaluationError
@@ -36,18 +36,19 @@ def rank_run(
     changes: Mapping[str, Any] | None = None,
     temperature: float = 0.0,
     top: int = TOP,
-    task: Task | None = None,
+    recipe: Recipe | None = None,
 ) -> list[Ranked]:
-    """Return how a policy version or a method ranks the held-out sets of a run's task, under the run's own settings.
+    """Return how a policy version or a method ranks the held-out sets of a run's recipe, under the run's own settings.
 
-    changes: tables of settings that are to differ from them. task: the run's, where many rankings share what it keeps.
+    changes: tables of settings that are to differ from them. recipe: the run's, where many rankings share what it
+    keeps.
     """
     ranking = app.with_settings(run.settings)
     if changes:
         ranking = ranking.with_changes("--set", dict(changes))
     run = msgspec.structs.replace(run, settings=ranking.settings)
-    task = task or load_task(run.settings.train.task)
-    return task.rank(ranking, run, policy=policy, given=given, report=report, temperature=temperature, top=top)
+    recipe = recipe or load_recipe(run.settings.train.recipe)
+    return recipe.rank(ranking, run, policy=policy, given=given, report=report, temperature=temperature, top=top)
 
 
 def without_run(app: App, *, recipe: str, index: str, seed: int) -> RunSettings:

@@ -2,7 +2,7 @@
 
 A plan is a TOML file. An arm is one row of the table: a way to rank. It uses no policy (`search = "rm3"`), a policy
 that is trained for it (`train`), or another arm's (`of`), at some version (`search = "0"` is the warmed-up policy).
-What `search` may name is the recipe's task's to say.
+The recipe says what `search` may name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Seed = Annotated[int, msgspec.Meta(ge=0)]
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an arm's policy is made: `change` lists settings that differ from the recipe's, as TABLE.KEY=VALUE.
 
-    by: "updates" of a run (GRPO), DPO on the "preferences" in another arm's logged groups, or "turns" of summariser
+    by: "updates" of a run (GRPO), DPO on the "preferences" in another arm's logged groups, or "turns" of summarizer
     and retriever. start: the arm whose warmed-up policy this one begins with, so that the two differ in nothing but
     what comes after; for preferences also the one whose groups they are.
     """
@@ -146,7 +146,7 @@ def _check(plan: Plan, path: Path) -> None:
 
 
 def check_methods(plan: Plan, methods: Sequence[str]) -> None:
-    """See that every arm has a run to rank with, or needs none. methods: those of the task that need no run.
+    """See that every arm has a run to rank with, or needs none. methods: those of the recipe that need no run.
 
     Raises SettingsError naming the arm and the methods.
     """
@@ -154,7 +154,7 @@ def check_methods(plan: Plan, methods: Sequence[str]) -> None:
         if plan.trainer(arm) is None and arm.search not in methods:
             raise SettingsError(
                 f"experiment: arm {arm.name!r} ranks with {arm.search!r} and needs a run: give `train` or `of`, or "
-                f"search with one of {', '.join(methods) or '(this task has none)'}"
+                f"search with one of {', '.join(methods) or '(this recipe has none)'}"
             )
 
 

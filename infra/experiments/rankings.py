@@ -35,7 +35,7 @@ def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
 
 
 def set_names(folder: Path) -> list[str]:
-    """Return the names of the sets that something was ranked for, in the order in which the task gave them.
+    """Return the names of the sets that something was ranked for, in the order in which the recipe gave them.
 
     Raises EvaluationError if the file that lists them is damaged.
     """

@@ -1,4 +1,4 @@
-"""The judged queries that a task is measured on where it searches a whole index: held-out intents, and a user's own."""
+"""Judged queries for recipes that search a whole index: held-out intents, and a user's own."""
 
 from __future__ import annotations
 

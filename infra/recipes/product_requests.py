@@ -1,4 +1,4 @@
-"""Requests about products, as every task asks that writes a text for each product of a catalogue."""
+"""Requests about products, for recipes that write a text for each product of a catalogue."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.recipes.decoding import decode_requests, served
+from infra.recipes.recipe import CatalogueTexts
 from learner.generation import Encode
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import write_whole
@@ -45,7 +46,7 @@ class Choice(NamedTuple):
     place: Callable[[Generation], int]
 
 
-def summarise(
+def summarize(
     app: App,
     run: RunSettings,
     products: Sequence[Product],
@@ -63,8 +64,7 @@ def summarise(
     texts that are sampled as the run's training samples; not with a temperature.
     """
     folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
-    name = version_name(manifest.policy)
-    path = summaries_path(app, run, f"{name}-{choice.name}" if choice else name)
+    path = summaries_path(app, run, version_name(manifest.policy), choice)
     stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
     missing = [product for product in products if product.document_id not in stored]
     if missing:
@@ -76,9 +76,19 @@ def summarise(
     return {product.document_id: stored[product.document_id].summary for product in products}
 
 
-def summaries_path(app: App, run: RunSettings, version: str) -> Path:
-    """Return where a policy version's summaries are stored."""
-    return app.home.run(run.run) / "summaries" / f"{version}.jsonl"
+def stored_texts(
+    app: App, run: RunSettings, written: Mapping[str, str], *, policy: str, choice: Choice | None = None
+) -> CatalogueTexts:
+    """Return what `summarize` has written and stored, with the version's name and the file."""
+    _, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    name = version_name(manifest.policy)
+    return CatalogueTexts(policy=name, by_document=dict(written), path=summaries_path(app, run, name, choice))
+
+
+def summaries_path(app: App, run: RunSettings, version: str, choice: Choice | None = None) -> Path:
+    """Return where a policy version's summaries are stored; those that were chosen among samples lie apart."""
+    name = f"{version}-{choice.name}" if choice else version
+    return app.home.run(run.run) / "summaries" / f"{name}.jsonl"
 
 
 def read_summaries(path: Path) -> list[StoredSummary]:
@@ -120,7 +130,7 @@ def _write(
         encode=encode,
         sampling=sampling,
         seed=run.seed,
-        name="summarising",
+        name="summarizing",
         report=report,
     )
     found = []

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 
 from infra.app.app import App
 from infra.app.progress import Report
-from infra.recipes.leser.index import Bench, open_bench
+from infra.recipes.leser.index import LeserIndex, open_leser_index
 from infra.runs.new_log import new_log
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
@@ -78,8 +78,8 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
 class _Requests:
     """Makes requests of searches; a query's context is built once."""
 
-    def __init__(self, bench: Bench | None, run: str) -> None:
-        self._bench = bench
+    def __init__(self, opened: LeserIndex | None, run: str) -> None:
+        self._bench = opened
         self._run = run
         self._contexts: dict[str, Context] = {}
 
@@ -109,8 +109,8 @@ def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator
     if index is None:
         yield _Requests(None, run)
         return
-    with open_bench(app, index, report) as bench:
-        yield _Requests(bench, run)
+    with open_leser_index(app, index, report) as opened:
+        yield _Requests(opened, run)
 
 
 def _store(app: App, run: str) -> None:

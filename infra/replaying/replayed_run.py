@@ -17,7 +17,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
 from infra.runs.stopping import stop_in_order
@@ -102,11 +102,11 @@ def copy_at_once(
 def new_run(
     app: App, kept: RunSettings, settings: Settings, *, into: str, origin: str, begin: str, updates: int
 ) -> int:
-    """Write the folder of the replayed run: settings, the task's files, the first policy; return its step."""
+    """Write the folder of the replayed run: settings, the recipe's files, the first policy; return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded / "checkpoints", begin)
     copy_checkpoint(source, manifest, folder / "checkpoints")
-    for name in load_task(kept.settings.train.task).carried:  # What the policy is served with, prompts included.
+    for name in load_recipe(kept.settings.train.recipe).carried:  # What the policy is served with, prompts included.
         if (recorded / name).exists():
             shutil.copy2(recorded / name, folder / name)
     base = manifest.policy.step

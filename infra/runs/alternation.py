@@ -1,28 +1,27 @@
-"""A summariser and its partner in turn, over the same workers, until dev queries gain no more.
+"""A summarizer and its partner in turn, over the same workers, until dev queries gain no more.
 
-One turn is (1) GRPO of the summariser against the partner's version of the turn before, as a run of its own that begins
+One turn is (1) GRPO of the summarizer against the partner's version of the turn before, as a run of its own that begins
 with the policy where the turn before left it; (2) summaries; (3) the partner is adapted to them, which makes its next
 version; (4) a measure on dev queries. ReSuMe's algorithm 1 (WWW '26, doi:10.1145/3774904.3792959) with a retriever; the
 next step that ReLSum's authors name in their conclusion (arXiv:2508.08404) with a cross-encoder.
 
-Because a turn of the summariser is an ordinary run with one version of the partner, verify, replay and reports hold for
+Because a turn of the summarizer is an ordinary run with one version of the partner, verify, replay and reports hold for
 each of them. What is done stands in `alternation.json`, written whole after each step: the same command goes on there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from infra.app.app import App
 from infra.app.layers import assignments_layer
 from infra.app.progress import Report
-from infra.app.run_settings import RunSettings, read_run_settings
+from infra.app.run_settings import read_run_settings
 from infra.app.settings import Settings
-from infra.recipes.recipe import NewRun
+from infra.recipes.recipe import NewRun, Partner
 from infra.runs.training_runs import check_trainable, train_run
 from learner.checkpoints import copy_checkpoint, load_current
 from search_env.catalogue.corpora import Query, write_whole
@@ -35,7 +34,7 @@ STATE_FILE = "alternation.json"
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One pair of turns as it was done.
 
-    scored_by, adapted: the partner's versions that paid the summariser, and that came of its summaries. before, after:
+    scored_by, adapted: the partner's versions that paid the summarizer, and that came of its summaries. before, after:
     the partner's measure on dev queries, with either. told: what else the partner measured for the turn, by name.
     """
 
@@ -68,47 +67,6 @@ class Alternation(msgspec.Struct, frozen=True, kw_only=True):
     def best(self) -> Turn:
         """Return the turn that dev queries like best, the earliest of equal ones."""
         return max(self.turns, key=lambda turn: turn.after)
-
-
-class Partner(Protocol):
-    """What reads summaries: it pays for them, and is adapted to them. setting, measure: as in `Alternation`."""
-
-    setting: str
-    measure: str
-
-    def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
-        """Return the version that pays for the first turn. Raises SettingsError for settings that it cannot follow."""
-
-    def original(self, app: App, index: str) -> str:
-        """Return the version that was adapted to no summaries, which `alternation.adapt_from = "first"` adapts."""
-
-    def settle(self, app: App, new: NewRun, report: Report) -> App:
-        """Return the app with what has to be measured before a turn; its first policy is there, but for the first."""
-
-    def told(self, settings: Settings) -> dict[str, float]:
-        """Return what was measured so, by name."""
-
-    def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
-        """Return what the run's latest policy makes stand for documents, by id: for all that are read below."""
-
-    def adapt(
-        self,
-        app: App,
-        index: str,
-        *,
-        parent: str,
-        texts: Mapping[str, str],
-        held_out: Sequence[Query],
-        turn: int,
-        seed: int,
-        report: Report,
-    ) -> str:
-        """Adapt a version to these texts, and return the new one; queries with the text of a held-out one do not."""
-
-    def measured(
-        self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
-    ) -> float:
-        """Return how dev queries find their documents by these texts; name: of the alternation."""
 
 
 def alternate(

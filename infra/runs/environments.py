@@ -1,4 +1,4 @@
-"""The environment of a run, opened by its task with everything that it needs and closed after."""
+"""The environment of a run, opened by its recipe with everything that it needs and closed after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from search_env.environments import Environment, ShuffledRewards
 
 
@@ -19,6 +19,6 @@ def silent(what: str, done: int, total: int) -> None:
 @contextmanager
 def open_environment(app: App, run: RunSettings, report: Report = silent) -> Iterator[Environment]:
     """Give what scores a run's groups as it did when the run began, dealt out anew where the run is a control."""
-    task = load_task(run.settings.train.task)
-    with task.open_environment(app.with_settings(run.settings), run, report) as environment:
+    recipe = load_recipe(run.settings.train.recipe)
+    with recipe.open_environment(app.with_settings(run.settings), run, report) as environment:
         yield ShuffledRewards(environment) if run.settings.train.shuffle_rewards else environment

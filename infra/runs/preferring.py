@@ -9,7 +9,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings, write_run_settings
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from learner.learning import write_first_checkpoint
 from learner.policy import load_policy
 from learner.preference import PreferenceSettings, prefer, preferences
@@ -37,7 +37,7 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
         pairs = preferences((event for _, event in log.events(Reward)), settings)
     with whole_folder(target) as aside:
         policy = prefer(load_policy(folder), pairs, settings, aside / "preferred", report)
-        for name in load_task(kept.settings.train.task).carried:
+        for name in load_recipe(kept.settings.train.recipe).carried:
             if (source / name).exists():
                 shutil.copy2(source / name, aside / name)
         write_first_checkpoint(aside / "checkpoints", policy)

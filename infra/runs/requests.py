@@ -1,4 +1,4 @@
-"""Which request comes next: a task's requests in a shuffled order, epoch after epoch, the same for the same seed.
+"""Which request comes next: a recipe's requests in a shuffled order, epoch after epoch, the same for the same seed.
 
 The n-th request is a function of n, and which were published is a function of the requests topic. So a run that is
 started again publishes what is missing there and goes on.
@@ -31,7 +31,7 @@ class RequestSequence:
     """Every training request once per epoch, each epoch in an order of its own."""
 
     def __init__(self, asked: Sequence[Request], *, run: str, seed: int) -> None:
-        """asked: what a task prepared; each is numbered, and made this run's, when it is its turn."""
+        """asked: what a recipe prepared; each is numbered, and made this run's, when it is its turn."""
         self._asked = asked
         self._run = run
         self._seed = seed

@@ -18,7 +18,7 @@ from infra.app.app import App, VllmTables
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from infra.services.policy_server import PolicyServer
 from infra.services.vllm import VllmModel, lora_room
 from learner.checkpoints import load_current
@@ -186,7 +186,7 @@ def check_logprobs(
     from learner.policy import load_policy
 
     report("comparing vllm's log-probabilities with the learner's", 0, 0)
-    encode_prompt = load_task(settings.train.task).encoder(settings)
+    encode_prompt = load_recipe(settings.train.recipe).encoder(settings)
     folder, manifest = load_current(app.home.run(run) / "checkpoints")
     opened = open_served(app, run, settings, url=serving.url, door=serving.environment)
     version = opened(folder, manifest.policy)

@@ -10,7 +10,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
-from infra.recipes.recipe import NewRun, load_task
+from infra.recipes.recipe import NewRun, load_recipe
 from infra.runs.serving import check_backend
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
@@ -46,13 +46,13 @@ def train_run(
     from_run: begin with the warmed-up policy of this run, and what belongs to it, instead of making new ones (arms of
     one experiment that differ only in what GRPO does).
     """
-    task = load_task(app.settings.train.task)
+    recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
-        copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=task.carried)
+        copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
     new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
-    prepared = task.prepare(app, new, report)
+    prepared = recipe_of_run.prepare(app, new, report)
     write_run_settings(
         app.home.run(run),
         RunSettings(
@@ -69,7 +69,7 @@ def train_run(
 
 
 def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
-    """Copy what a run began with, its task's files and checkpoint 0, as the whole of a new run.
+    """Copy what a run began with, its recipe's files and checkpoint 0, as the whole of a new run.
 
     Raises CheckpointError if the source has no checkpoint 0.
     """

@@ -10,7 +10,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.run_settings import read_run_settings
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from streams.stopping import Stop
 
 
@@ -37,7 +37,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             kafka=kafka,
             delivery=settings.delivery,
             generation=settings.generation,
-            encode_prompt=load_task(settings.train.task).encoder(settings),
+            encode_prompt=load_recipe(settings.train.recipe).encoder(settings),
             batch=settings.batch,
             member=member,
             stop=stop,

@@ -21,7 +21,7 @@ from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, re
 from infra.recipes.resume.partner import RetrieverPartner
 from infra.recipes.resume.premise import check_dense_premise
 from infra.recipes.resume.recipe import Resume, best_rewarded, open_resume_environment
-from infra.recipes.resume.texts import document_texts, summarised_values
+from infra.recipes.resume.texts import document_texts, summarized_values
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.alternation import STATE_FILE, alternate, read_alternation
 from infra.runs.verification import verify_run
@@ -40,7 +40,7 @@ from tests.loop.conftest import SMALL, quiet
 def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_world: App) -> None:
     settings = msgspec.structs.replace(
         SMALL,
-        train=TrainSettings(task="resume"),
+        train=TrainSettings(recipe="resume"),
         alternation=AlternationSettings(turns_max=1, updates=2, measured_products=8),
         retriever=RetrieverSettings(steps=20, batch_pairs=32),
     )
@@ -83,7 +83,7 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
 ) -> None:
     settings = msgspec.structs.replace(
         SMALL,
-        train=TrainSettings(task="resume"),
+        train=TrainSettings(recipe="resume"),
         alternation=AlternationSettings(turns_max=2, updates=0, patience=5, measured_products=8, samples=3),
         retriever=RetrieverSettings(steps=20, batch_pairs=32),
     )
@@ -115,7 +115,7 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
     )
     folder, manifest = load_current(run_dir / "checkpoints")
     answered = read_answered(run_dir)
-    values, asked = summarised_values(app, "small", answered), set(answered.by_document)
+    values, asked = summarized_values(app, "small", answered), set(answered.by_document)
     products = [each for each in map(values.product, values.documents) if len(each.values) > 1][:40]
     requests = [
         Request(
@@ -155,7 +155,7 @@ def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> N
 
 def test_the_premise_scores_random_selections_and_searches_the_best_any_and_worst_of_them(small_world: App) -> None:
     settings = msgspec.structs.replace(
-        SMALL, train=TrainSettings(task="resume"), retriever=RetrieverSettings(steps=10, batch_pairs=32)
+        SMALL, train=TrainSettings(recipe="resume"), retriever=RetrieverSettings(steps=10, batch_pairs=32)
     )
     app = small_world.with_settings(settings)
     found = check_dense_premise(app, "small", candidates=4, seed=0, report=quiet)

@@ -178,7 +178,7 @@ def test_turns_are_ranked_with_the_retriever_that_they_ended_with(
 ) -> None:
     settings = msgspec.structs.replace(
         SMALL,
-        train=TrainSettings(task="resume"),
+        train=TrainSettings(recipe="resume"),
         alternation=AlternationSettings(turns_max=1, measured_products=8),
         retriever=RetrieverSettings(steps=20, batch_pairs=32),
     )

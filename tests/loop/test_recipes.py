@@ -13,7 +13,7 @@ from tests.loop.conftest import SMALL, quiet
 
 
 def test_a_users_own_task_trains_through_the_real_loop_and_its_log_proves_whole(small_world: App) -> None:
-    settings = msgspec.structs.replace(SMALL, train=TrainSettings(task="tests.recipe_example:Distinction"))
+    settings = msgspec.structs.replace(SMALL, train=TrainSettings(recipe="tests.recipe_example:Distinction"))
     app = small_world.with_settings(settings)
     summary = train_run(
         app,

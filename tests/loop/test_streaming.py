@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from infra.app.app import App
 from infra.app.run_settings import read_run_settings
 from infra.app.settings import Settings
-from infra.recipes.recipe import Prepared, load_task
+from infra.recipes.recipe import Prepared, load_recipe
 from infra.runs.environments import open_environment
 from infra.runs.living import living_workers
 from infra.runs.loop import run_loop
@@ -82,7 +82,7 @@ def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in
                 run_dir=app.home.run(alone.run),
                 environment=environment,
                 generation=SMALL.generation,
-                encode_prompt=load_task("expansion").encoder(SMALL),
+                encode_prompt=load_recipe("expansion").encoder(SMALL),
                 batch=SMALL.batch,
                 learner=SMALL.learner,
                 seed=0,

@@ -8,6 +8,7 @@ import shutil
 import duckdb
 import msgspec
 import pytest
+from infra.recipes.relsum.publishing import publish_summaries
 
 from infra.app.app import App
 from infra.app.run_settings import read_run_settings
@@ -18,8 +19,7 @@ from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
-from infra.recipes.relsum.publishing import publish_summaries
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.recipe import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.replaying.reproduction import reproduce
@@ -48,11 +48,11 @@ def summary_settings() -> Settings:
     """Return settings that learn summaries of the demo catalogue in seconds."""
     return msgspec.structs.replace(
         SMALL,
-        train=TrainSettings(task="summary", warm_up=False),
+        train=TrainSettings(recipe="relsum", warm_up=False),
         demand=DemandSettings(key_documents_min=5),
         lists=ListSettings(values_min=1, train=60, dev=30, test=30, candidates=8),
         cross_encoder=CrossEncoderSettings(layers=1, tokens_max=32, described_tokens_max=48, lessons=320),
-        summary_environment=RelsumEnvironmentSettings(
+        relsum=RelsumEnvironmentSettings(
             reward=RelsumSettings(kind="list_likelihood", queries_max=2),
             summary=SummarySettings(tokens_max=4),
             filter_delta=0.0,
@@ -84,7 +84,7 @@ def test_a_run_of_summaries_is_made_again_bit_equal(learned: tuple[App, Training
 def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
     kept = read_run_settings(app.home.run("summaries"))
-    world = SummaryWorld(app, "small", quiet)
+    world = RankedIndex(app, "small", quiet)
     ids = [document.id for document in world.documents]
     written = policy_summaries(app, world, kept, ids, policy="latest", report=quiet)
     _, manifest = load_current(app.home.run("summaries") / "checkpoints")
@@ -168,7 +168,7 @@ def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tupl
 
 def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
-    premise = check_premise(SummaryWorld(app, "small", quiet), queries_max=20)
+    premise = check_premise(RankedIndex(app, "small", quiet), queries_max=20)
     assert set(premise.arms) == set(ARMS)
     assert premise.calibration is not None
     assert all(-1 <= value <= 1 for value in premise.agreement.values())
@@ -180,7 +180,7 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     home = app.home
     shutil.copytree(home.index("small"), home.index("shelf"))  # An index of its own: other tests count its versions.
     (home.index("shelf") / "manifest.json").unlink()
-    world = SummaryWorld(app, "small", quiet)
+    world = RankedIndex(app, "small", quiet)
     queries = list(world.lists("test").queries[:5])
     with contextlib.closing(app.engine()) as client:
         begun = build_index(

@@ -12,7 +12,6 @@ from infra.app.settings import AlternationSettings, Settings
 from infra.recipes.resume.measuring import reciprocal_rank
 from infra.recipes.resume.partner import RetrieverPartner
 from infra.runs.alternation import Alternation, Turn, alternate, read_alternation, reason_to_end
-from infra.runs.partners import partner_of
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
 from search_env.catalogue.corpora import Ranking
@@ -98,8 +97,3 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "alternation.json").write_text("{")
     with pytest.raises(SettingsError, match=r"alternation\.json.*Start a new one"):
         read_alternation(tmp_path / "alternation.json")
-
-
-def test_a_recipe_that_writes_no_summaries_takes_no_turns() -> None:
-    with pytest.raises(SettingsError, match=r"train\.task is one of resume, summary, got 'expansion'"):
-        partner_of("expansion")

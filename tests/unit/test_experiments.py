@@ -23,7 +23,7 @@ from infra.experiments.page import render_experiment
 from infra.experiments.plan import Plan, check_methods, read_plan
 from infra.experiments.tables import mean_over_seeds, read_results
 from infra.recipes.files import plan_path, plans, recipe_path
-from infra.recipes.recipe import GIVEN, Judged, Ranked, load_task
+from infra.recipes.recipe import GIVEN, Judged, Ranked, load_recipe
 from infra.runs.alternation import Alternation, Turn
 from learner.checkpoints import Manifest, save_checkpoint
 from search_env.catalogue.corpora import Query, write_whole
@@ -154,7 +154,7 @@ class FakeTask:
     """Ranks two queries: the higher the name of the policy hashes, the better; remembers what it was asked."""
 
     def __init__(self, task: str) -> None:
-        self.methods = load_task(task).methods
+        self.methods = load_recipe(task).methods
         self.asked: list[tuple[str, str, float, Settings]] = []
 
     def rank(
@@ -206,11 +206,11 @@ def test_each_plan_of_ours_gives_every_arm_its_row_once(
 ) -> None:
     plan = read_plan(plan_path(name))
     app = App(Home(tmp_path)).with_recipe(recipe_path(plan.recipe))
-    task, made = FakeTask(app.settings.train.task), list[Job]()
+    task, made = FakeTask(app.settings.train.recipe), list[Job]()
     check_methods(plan, task.methods)
     manifest = IndexVersion(name="shop-1", alias="shop", documents=1, sha256="")
     write_whole(app.home.index("shop") / "manifest.json", msgspec.json.encode(manifest))
-    monkeypatch.setattr("infra.experiments.arms.load_task", lambda _: task)
+    monkeypatch.setattr("infra.experiments.arms.load_recipe", lambda _: task)
     ways = {way: fake_way(app, made, turns=way == "turns") for way in making.WAYS}
     monkeypatch.setattr(making, "WAYS", ways)
     given = ([Query(id="q", text="red")], {"q": {"d": 1}})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.experiments.plan import check_methods, read_plan
-from infra.recipes.recipe import load_task
+from infra.recipes.recipe import load_recipe
 from infra.runs.loop import run_loop
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
@@ -67,27 +67,27 @@ def test_the_reward_is_the_mean_rarity_less_the_cost() -> None:
     assert distinction_reward(nothing, product, {}) == 0.0
 
 
-def test_a_task_is_found_by_its_name() -> None:
-    assert isinstance(load_task("tests.recipe_example:Distinction"), Distinction)
+def test_a_recipe_is_found_by_its_name() -> None:
+    assert isinstance(load_recipe("tests.recipe_example:Distinction"), Distinction)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("expansions", "expected one of expansion"),
-        ("no.such.module:Task", "cannot load"),
+        ("expansions", "expected one of leser, relsum, resume"),
+        ("no.such.module:Recipe", "cannot load"),
         ("tests.recipe_example:Nothing", "cannot load"),
         ("tests.recipe_example:COST", "has no carried, methods, prepare"),
     ],
 )
-def test_what_is_no_task_is_refused_with_the_reason(name: str, reason: str) -> None:
+def test_what_is_no_recipe_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
-        load_task(name)
+        load_recipe(name)
 
 
-def test_the_page_names_the_examples_task_and_its_parts() -> None:
+def test_the_page_names_the_example_and_its_parts() -> None:
     page = (ROOT / "infra" / "RECIPES.md").read_text()
-    assert 'task = "tests.recipe_example:Distinction"' in page
+    assert 'recipe = "tests.recipe_example:Distinction"' in page
     for part in ("carried", "methods", "prepare", "encoder", "open_environment", "rank"):
         assert re.search(rf"\| `{part}\b", page)
 

@@ -152,7 +152,7 @@ def labelled(label: int, delta: float) -> LabelledQuery:
 
 def test_the_filter_keeps_pairs_that_the_description_moves_either_way() -> None:
     pairs = {"a": (labelled(1, 0.3), labelled(0, -0.3), labelled(1, 0.01)), "b": (labelled(1, -0.05),)}
-    settings = Settings(summary_environment=RelsumEnvironmentSettings(filter_delta=0.05))
+    settings = Settings(relsum=RelsumEnvironmentSettings(filter_delta=0.05))
     assert usable(pairs, settings) == {"a": pairs["a"][:2]}
     by_rank = RelsumEnvironmentSettings(reward=RelsumSettings(kind="reciprocal_rank"), filter_delta=0.05)
-    assert usable(pairs, Settings(summary_environment=by_rank)) == {"a": pairs["a"][:1]}
+    assert usable(pairs, Settings(relsum=by_rank)) == {"a": pairs["a"][:1]}

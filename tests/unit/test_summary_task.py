@@ -15,12 +15,12 @@ from infra.app.run_settings import RunSettings, write_run_settings
 from infra.app.settings import Settings, TrainSettings
 from infra.commands.measure import premise
 from infra.experiments.measuring import measure_rankings, rank_run
-from infra.recipes.recipe import NewRun, load_task
+from infra.recipes.recipe import NewRun, load_recipe
 from infra.recipes.relsum import labelling
 from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.labelling import PAIRS_FILE, TITLE_RIVALS, label_titles, labelled_products, read_pairs
 from infra.recipes.relsum.premise import check_premise
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.recipe import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.loop import run_loop
@@ -46,11 +46,11 @@ from streams.topics import version_name
 
 TOKENS = 5
 SETTINGS = Settings(
-    train=TrainSettings(task="summary", warm_up=False),
+    train=TrainSettings(recipe="relsum", warm_up=False),
     demand=DemandSettings(key_documents_min=5),
     lists=ListSettings(values_min=1, train=40, dev=20, test=15, candidates=6),
     cross_encoder=CrossEncoderSettings(layers=1, tokens_max=24, described_tokens_max=32, lessons=96, pairs_max=96),
-    summary_environment=RelsumEnvironmentSettings(
+    relsum=RelsumEnvironmentSettings(
         reward=RelsumSettings(kind="list_likelihood", queries_max=2),
         summary=SummarySettings(tokens_max=TOKENS),
         filter_delta=0.0,
@@ -83,7 +83,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     count = sum(1 for _ in saved.keep(demo_catalogue(DemoSettings(products=150))))
     saved.accept(IndexVersion(name="small-1", alias="small", documents=count, sha256=saved.sha256.hexdigest()))
     app = App(home, settings=SETTINGS)
-    task = load_task("summary")
+    task = load_recipe("summary")
     prepared = task.prepare(app, NewRun(run="s", index="small"), quiet)
     kept = RunSettings(
         run="s", recipe="relsum", index="small", index_version="small-1", seed=0, updates=2, settings=SETTINGS
@@ -116,7 +116,7 @@ def test_the_policy_learns_from_products_alone(learned: Learned) -> None:
 
 def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) -> None:
     before, _ = load_current(learned.app.home.run("s") / "checkpoints")
-    again = load_task("summary").prepare(learned.app, NewRun(run="s", index="small"), quiet)
+    again = load_recipe("summary").prepare(learned.app, NewRun(run="s", index="small"), quiet)
     assert load_current(learned.app.home.run("s") / "checkpoints")[0] == before
     labelled = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
     assert {request.query_id for request in again.asked} <= {each.document_id for each in labelled}
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) 
 
 def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned: Learned) -> None:
     app, run, _ = learned
-    world = SummaryWorld(app, "small", quiet)
+    world = RankedIndex(app, "small", quiet)
     ids = [document.id for document in world.documents]
     written = policy_summaries(app, world, run, ids, policy="latest", report=quiet)
     version = version_name(load_current(app.home.run("s") / "checkpoints")[1].policy)
@@ -138,7 +138,7 @@ def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned:
 
 def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(learned: Learned) -> None:
     app, _, _ = learned
-    world = SummaryWorld(app, "small", quiet)
+    world = RankedIndex(app, "small", quiet)
     lists = world.lists("dev")
     given = (lists.queries, lists.qrels)
     rankings = {
@@ -158,24 +158,24 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
 
 def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
     assert {query.delta for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE) for query in each.queries} == {1}
-    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 0.01}})
-    deltas = [q.delta for each in labelled_products(SummaryWorld(app, "small", quiet), set()) for q in each.queries]
+    app = learned.app.with_changes("test", {"relsum": {"filter_delta": 0.01}})
+    deltas = [q.delta for each in labelled_products(RankedIndex(app, "small", quiet), set()) for q in each.queries]
     assert len(set(deltas)) > 1
     assert all(-1 < delta < 1 for delta in deltas)
 
 
 def test_a_run_that_begins_from_anothers_policy_has_the_labels_that_its_own_settings_ask_for(learned: Learned) -> None:
     home = learned.app.home
-    copy_warmed_up(home.run("s"), home.run("filtered"), carried=load_task("summary").carried)
-    app = learned.app.with_changes("test", {"summary_environment": {"filter_delta": 1e-9}})
-    load_task("summary").prepare(app, NewRun(run="filtered", index="small"), quiet)
+    copy_warmed_up(home.run("s"), home.run("filtered"), carried=load_recipe("summary").carried)
+    app = learned.app.with_changes("test", {"relsum": {"filter_delta": 1e-9}})
+    load_recipe("summary").prepare(app, NewRun(run="filtered", index="small"), quiet)
     labelled = read_pairs(home.run("filtered") / PAIRS_FILE)
     assert len({query.delta for each in labelled for query in each.queries}) > 1
     assert load_current(home.run("filtered") / "checkpoints")[1].policy.step == 0
 
 
 def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = SummaryWorld(learned.app, "small", quiet)
+    world = RankedIndex(learned.app, "small", quiet)
     kept = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
     monkeypatch.setattr(labelling, "label_products", None)  # Whoever labels anew fails.
     assert labelled_products(world, set()) == kept
@@ -185,8 +185,8 @@ def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatc
 
 def test_products_are_paid_by_queries_of_their_titles_where_that_is_asked(learned: Learned) -> None:
     plain = {each.document_id: each.queries for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE)}
-    app = learned.app.with_changes("test", {"summary_environment": {"title_queries": 2}})
-    world = SummaryWorld(app, "small", quiet)
+    app = learned.app.with_changes("test", {"relsum": {"title_queries": 2}})
+    world = RankedIndex(app, "small", quiet)
     found = {each.document_id: each.queries for each in labelled_products(world, set())}
     assert {name: queries[: len(plain[name])] for name, queries in found.items()} == plain
     asked = [(name, query) for name, queries in found.items() for query in queries[len(plain[name]) :]]
@@ -202,7 +202,7 @@ def test_products_are_paid_by_queries_of_their_titles_where_that_is_asked(learne
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
-    found = check_premise(SummaryWorld(learned.app, "small", quiet), queries_max=8)
+    found = check_premise(RankedIndex(learned.app, "small", quiet), queries_max=8)
     assert set(found.arms) == set(ARMS)
     assert found.calibration is not None
     assert all(0 <= row["AUC"] <= 1 for row in found.arms.values())
@@ -211,7 +211,7 @@ def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -
 
 
 def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
-    world = SummaryWorld(learned.app, "small", quiet)
+    world = RankedIndex(learned.app, "small", quiet)
     query = world.lists("test").queries[0]
     for name, says in ARMS.items():
         for document in world.lists("test").qrels[query.id]:
@@ -223,4 +223,4 @@ def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
 def test_a_premise_of_a_recipe_that_writes_no_summaries_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(premise, ["--recipe", "leser"], obj=App(Home(tmp_path)))
     assert result.exit_code == 2
-    assert "expected one whose train.task is summary or resume, got leser (expansion)" in result.output
+    assert "expected one whose train.recipe is summary or resume, got leser (expansion)" in result.output

@@ -14,7 +14,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.decoding import decode_requests, served
 from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache
-from infra.recipes.leser.index import Bench, neighbours_of, open_bench, open_neighbours
+from infra.recipes.leser.index import LeserIndex, neighbours_of, open_leser_index, open_neighbours
 from infra.recipes.leser.preparation import LESSONS_FILE
 from learner.prompts import encode_request
 from learner.versions import LoadedVersion, find_version
@@ -51,8 +51,8 @@ def expand_queries(
     missing = [query for query in queries if query.id not in found]
     if missing:
         report("reading the documents", 0, 0)
-        with open_bench(app.with_settings(kept.settings), index, report) as bench:
-            contexts = _contexts(bench, kept, [query.text for query in missing])
+        with open_leser_index(app.with_settings(kept.settings), index, report) as opened:
+            contexts = _contexts(opened, kept, [query.text for query in missing])
         requests = [
             Request(
                 request_id=query.id,
@@ -83,7 +83,7 @@ def expand_queries(
 
 def _read(group: Generation, kept: RunSettings) -> Expanded:
     text = group.completions[0].text
-    parsed = parse_expansions(text, kept.settings.environment.expansions, choices_of(group.request.context))
+    parsed = parse_expansions(text, kept.settings.leser.expansions, choices_of(group.request.context))
     valid = isinstance(parsed, ParsedExpansions)
     return Expanded(
         query_id=group.request.query_id,
@@ -107,8 +107,8 @@ def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Repor
     The neighbours' words, those first that feedback names too; the feedback terms where there are no neighbours.
     """
     report("reading the documents", 0, 0)
-    with open_bench(app.with_settings(kept.settings), kept.index, report) as bench:
-        contexts = _contexts(bench, kept, texts)
+    with open_leser_index(app.with_settings(kept.settings), kept.index, report) as opened:
+        contexts = _contexts(opened, kept, texts)
     count = kept.settings.teacher.choice_words_shown
     return [(context.neighbours or context.terms)[:count] for context in contexts]
 
@@ -128,9 +128,9 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
     raise SettingsError(f"no run has learned on index {index!r} yet. Run: searchloop train --index {index}")
 
 
-def _contexts(bench: Bench, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
-    neighbours = open_neighbours(bench, _lessons(bench.app, kept))
-    return bench.contexts(texts, neighbours.words(texts) if neighbours else None)
+def _contexts(opened: LeserIndex, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
+    neighbours = open_neighbours(opened, _lessons(opened.app, kept))
+    return opened.contexts(texts, neighbours.words(texts) if neighbours else None)
 
 
 def _lessons(app: App, kept: RunSettings) -> list[Lesson]:

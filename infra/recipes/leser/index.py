@@ -1,4 +1,4 @@
-"""An opened index, and what a policy is shown of it for a query: feedback by relevance, and neighbours' words."""
+"""An index as LESER sees it, and what a policy is shown of it: feedback by relevance, and neighbors' words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from search_env.models.relevance import RelevanceModel
 from streams.events import Context
 
 
-class Bench:
+class LeserIndex:
     """An opened index: its documents, retriever, relevance model and context builder. Close it after."""
 
     def __init__(self, app: App, index: str, report: Report) -> None:
@@ -48,20 +48,20 @@ class Bench:
 
 
 @contextlib.contextmanager
-def open_bench(app: App, index: str, report: Report) -> Iterator[Bench]:
+def open_leser_index(app: App, index: str, report: Report) -> Iterator[LeserIndex]:
     """Give an opened index, and close it after."""
-    bench = Bench(app, index, report)
+    opened = LeserIndex(app, index, report)
     try:
-        yield bench
+        yield opened
     finally:
-        bench.close()
+        opened.close()
 
 
-def open_neighbours(bench: Bench, lessons: Sequence[Lesson]) -> Neighbours | None:
+def open_neighbours(opened: LeserIndex, lessons: Sequence[Lesson]) -> Neighbours | None:
     """Return the look-up of what helped similar queries, or None where the prompt shows none or nothing was taught."""
-    if not bench.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
+    if not opened.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
         return None
-    return neighbours_of(bench.app, bench.directory, lessons)
+    return neighbours_of(opened.app, opened.directory, lessons)
 
 
 def neighbours_of(app: App, index_folder: Path, lessons: Sequence[Lesson]) -> Neighbours:

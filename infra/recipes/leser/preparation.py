@@ -15,7 +15,7 @@ from infra.app.app import App
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.first_policy import first_policy
-from infra.recipes.leser.index import Bench, open_bench
+from infra.recipes.leser.index import LeserIndex, open_leser_index
 from infra.recipes.leser.teaching import teach, warm_up_policy
 from infra.recipes.recipe import NewRun, Prepared
 from learner.checkpoints import CURRENT
@@ -43,12 +43,12 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     that it began with. Raises SettingsError without training queries, or for others than those the run began with.
     """
     run_dir = app.home.run(new.run)
-    with open_bench(app, new.index, report) as bench:
+    with open_leser_index(app, new.index, report) as opened:
         qrels: Qrels = {}
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)
         else:
-            queries, qrels = load_intents(bench.directory / "intents", "train")
+            queries, qrels = load_intents(opened.directory / "intents", "train")
         left_out = {plain_words(query.text) for query in new.held_out}
         queries = [query for query in queries if plain_words(query.text) not in left_out]
         if not queries:
@@ -56,7 +56,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                 f"index {new.index!r} has no training queries; give some: searchloop train --queries FILE"
             )
         head = head_lessons(
-            bench.catalogue,
+            opened.catalogue,
             count=app.settings.lessons.head,
             seed=app.settings.lessons.seed,
             without=[query.text for query in new.held_out],
@@ -70,23 +70,23 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                     f"run {new.run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return _prepared(new.run, bench, asked, contexts)
-        lessons = teach(bench, queries, head, qrels, report)
+            return _prepared(new.run, opened, asked, contexts)
+        lessons = teach(opened, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
-        policy = _first_policy(app, bench, run_dir, new.seed)
+        policy = _first_policy(app, opened, run_dir, new.seed)
         if app.settings.train.warm_up:
             stop = Stop()
             with interrupts(stop):
-                policy = warm_up_policy(bench, policy, lessons, run_dir, new.seed, report, stop)
+                policy = warm_up_policy(opened, policy, lessons, run_dir, new.seed, report, stop)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         write_first_checkpoint(run_dir / "checkpoints", policy)
-        return _prepared(new.run, bench, asked, lessons.contexts)
+        return _prepared(new.run, opened, asked, lessons.contexts)
 
 
-def _prepared(run: str, bench: Bench, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:
-    index = bench.version.name
+def _prepared(run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:
+    index = opened.version.name
     asked = [
         Request(request_id="", run=run, query_id=q.id, query=q.text, index=index, context=contexts[q.id])
         for q in queries
@@ -110,11 +110,11 @@ def read_contexts(path: Path) -> dict[str, Context]:
         raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
 
 
-def _first_policy(app: App, bench: Bench, run_dir: Path, seed: int) -> Policy:
+def _first_policy(app: App, opened: LeserIndex, run_dir: Path, seed: int) -> Policy:
     prompts = app.settings.prompts
     texts = (
         " ".join([document.title, document.text, *map(str, raw_attributes(document).values())])
-        for document in bench.catalogue.documents
+        for document in opened.catalogue.documents
     )
     policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)
     if prompts.select and policy.selector is None:

@@ -1,4 +1,4 @@
-"""Query expansion (LESER, arXiv:2509.05570) as a task: the query and what it finds now in, expansions out."""
+"""LESER (arXiv:2509.05570) as a recipe: a query and what it finds now go in, expansions come out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from search_env.environments import Environment
 from search_env.leser.environment import LeserEnvironment
 
 
-class Expansion:
+class Leser:
     """Expansions for queries, paid by what they retrieve."""
 
     carried: Sequence[str] = (LESSONS_FILE, CONTEXTS_FILE)
@@ -45,7 +45,7 @@ class Expansion:
         client = app.engine()
         retriever = Retriever(client, run.index_version, run.settings.retrieval)
         try:
-            yield LeserEnvironment(retriever, relevance, run.settings.environment)
+            yield LeserEnvironment(retriever, relevance, run.settings.leser)
         finally:
             retriever.close()
             client.close()

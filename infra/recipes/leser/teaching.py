@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from infra.app.progress import Report
-from infra.recipes.leser.index import Bench, open_neighbours
+from infra.recipes.leser.index import LeserIndex, open_neighbours
 from learner.policy import Policy
 from learner.prompts import prompt_text, render_answer, with_choices
 from learner.tokenizer import render_pointers
@@ -35,21 +35,23 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
     contexts: Mapping[str, Context]
 
 
-def teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels: Qrels, report: Report) -> Lessons:
+def teach(
+    opened: LeserIndex, queries: Sequence[Query], head: Sequence[Lesson], qrels: Qrels, report: Report
+) -> Lessons:
     """Return the lessons to look up, the lessons to learn, and every query's context with its neighbours' words.
 
     First round: what would serve each training query best, relevant documents' words included; too many words to
     learn, but good to look up. Second round, for the taught share: what to choose of the words that the prompt shows.
     """
-    settings = bench.app.settings
+    settings = opened.app.settings
     report("contexts", 0, len(queries))
-    contexts = dict(zip((q.id for q in queries), bench.contexts([q.text for q in queries]), strict=True))
+    contexts = dict(zip((q.id for q in queries), opened.contexts([q.text for q in queries]), strict=True))
     report("contexts", len(queries), len(queries))
-    labels = qrels or _labels_by_relevance(bench, queries)
-    teacher = Teacher(bench.catalogue, settings.teacher, settings.retrieval)
-    folder, index = bench.directory / "teachers", bench.version.name
+    labels = qrels or _labels_by_relevance(opened, queries)
+    teacher = Teacher(opened.catalogue, settings.teacher, settings.retrieval)
+    folder, index = opened.directory / "teachers", opened.version.name
     look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
-    neighbours = open_neighbours(bench, look_up)
+    neighbours = open_neighbours(opened, look_up)
     if neighbours:
         report("looking neighbours up", 0, 0)
         words = neighbours.words_for_training(queries)
@@ -59,7 +61,7 @@ def teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels:
         }
     if head:
         phrases = [lesson.query for lesson in head]
-        head_contexts = bench.contexts(phrases, neighbours.words(phrases) if neighbours else None)
+        head_contexts = opened.contexts(phrases, neighbours.words(phrases) if neighbours else None)
         contexts |= dict(zip((lesson.query_id for lesson in head), head_contexts, strict=True))
     taught = queries[: max(int(len(queries) * settings.lessons.taught_share), 1)]
 
@@ -70,11 +72,11 @@ def teach(bench: Bench, queries: Sequence[Query], head: Sequence[Lesson], qrels:
     return Lessons(look_up=look_up, choose=choose, head=head, contexts=contexts)
 
 
-def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
+def _labels_by_relevance(opened: LeserIndex, queries: Sequence[Query]) -> Qrels:
     """Return, where nobody judged anything, the documents that the relevance model likes best."""
-    count = bench.app.settings.lessons.relevant_without_labels
-    rankings = bench.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
-    scores = bench.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
+    count = opened.app.settings.lessons.relevant_without_labels
+    rankings = opened.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
+    scores = opened.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
     labels: Qrels = {}
     for query, ranking, relevance in zip(queries, rankings, scores, strict=True):
         best = np.argsort(-relevance, kind="stable")[:count]
@@ -83,7 +85,7 @@ def _labels_by_relevance(bench: Bench, queries: Sequence[Query]) -> Qrels:
 
 
 def warm_up_policy(
-    bench: Bench,
+    opened: LeserIndex,
     policy: Policy,
     lessons: Lessons,
     run_dir: Path,
@@ -92,7 +94,7 @@ def warm_up_policy(
     stop: Stop,
 ) -> Policy:
     """Teach a policy to read its prompt, then what to choose of it."""
-    settings = bench.app.settings
+    settings = opened.app.settings
 
     def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
         found = []
@@ -104,7 +106,7 @@ def warm_up_policy(
             )
         return found
 
-    reading, shown = _reading_lessons(bench, lessons)
+    reading, shown = _reading_lessons(opened, lessons)
     if reading:
         held = max(len(reading) // 50, 1)
         warmup = msgspec.structs.replace(settings.reading_warmup, seed=seed)
@@ -145,13 +147,13 @@ def _answer(words: Sequence[str], context: Context) -> str:
     return render_pointers([number for number in dict.fromkeys(said) if number is not None])
 
 
-def _reading_lessons(bench: Bench, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
+def _reading_lessons(opened: LeserIndex, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
     """Return lessons in which the answer stands in the prompt, in mixed order, and their contexts by query id."""
-    prompts, drawn = bench.app.settings.prompts, bench.app.settings.lessons
+    prompts, drawn = opened.app.settings.prompts, opened.app.settings.lessons
     shape = PromptShape(terms=prompts.terms, attributes=prompts.attributes, neighbours=prompts.neighbours)
     values = sorted({value for context in lessons.contexts.values() for value in context.attributes})
     copied, contexts = copy_lessons(lessons.look_up, values, count=drawn.copied, shown=shape, seed=drawn.seed)
-    catalogue = catalogue_lessons(bench.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
+    catalogue = catalogue_lessons(opened.catalogue, count=drawn.catalogue, seed=drawn.seed) if drawn.catalogue else []
     contexts |= contexts_to_choose_from(catalogue, shown=shape, shown_share=drawn.shown_share, seed=drawn.seed)
     mixed = [*copied, *catalogue]
     order = np.random.default_rng(drawn.seed).permutation(len(mixed))

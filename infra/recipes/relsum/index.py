@@ -25,8 +25,8 @@ from search_env.summaries.values import ProductValues
 from streams.events import Product
 
 
-class SummaryShelf:
-    """What there is to summarise and to rank; what is missing is made when it is first asked for."""
+class RelsumIndex:
+    """What there is to summarize and to rank; what is missing is made when it is first asked for."""
 
     def __init__(self, app: App, index: str, report: Report) -> None:
         self.settings = app.settings
@@ -58,9 +58,7 @@ class SummaryShelf:
 
     def summary(self, document_id: str, numbers: Sequence[int]) -> str:
         """Return the summary of a product's values (numbers from 1, best first) within the budget."""
-        return fit_values(
-            self.values.product(document_id), numbers, self.settings.summary_environment.summary, wordpiece_count
-        ).text
+        return fit_values(self.values.product(document_id), numbers, self.settings.relsum.summary, wordpiece_count).text
 
     def shown(self, document_id: str) -> Product:
         """Return the product as prompts show it: the first values by the log, numbered the same everywhere."""

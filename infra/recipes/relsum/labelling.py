@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from infra.app.settings import Settings
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from search_env.catalogue.corpora import write_whole
 from search_env.queries.title_queries import TitleQueries
 from search_env.relsum.environment import LabelledQuery
@@ -30,41 +30,41 @@ class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
     queries: tuple[LabelledQuery, ...]
 
 
-def labelled_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
-    """Return the labelled products of a world as they were found before, or find and keep them: minutes of reading.
+def labelled_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProduct]:
+    """Return the labelled products of a relsum as they were found before, or find and keep them: minutes of reading.
 
     Kept by everything that they depend on, so that arms and seeds of one experiment share them.
     """
-    settings = world.settings
+    settings = relsum.settings
     known = msgspec.json.encode(
         [
-            world.cross_encoder.name,
+            relsum.cross_encoder.name,
             settings.cross_encoder.tokens_max,
             settings.cross_encoder.described_tokens_max,
             settings.lists,
-            settings.summary_environment.summary,
-            settings.summary_environment.training_queries,
-            settings.summary_environment.title_queries,
-            settings.summary_environment.filter_delta > 0,  # Without a filter no description was read.
+            settings.relsum.summary,
+            settings.relsum.training_queries,
+            settings.relsum.title_queries,
+            settings.relsum.filter_delta > 0,  # Without a filter no description was read.
             sorted(left_out),
         ]
     )
-    path = world.folder / "labelled" / f"{hashlib.sha256(known).hexdigest()[:16]}.jsonl"
+    path = relsum.folder / "labelled" / f"{hashlib.sha256(known).hexdigest()[:16]}.jsonl"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_pairs(path, label_products(world, left_out))
+        write_pairs(path, label_products(relsum, left_out))
     return read_pairs(path)
 
 
-def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProduct]:
+def label_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProduct]:
     """Return every product of the training lists with its queries and the frozen cross-encoder's numbers."""
-    lists, encoder, values = world.lists("train"), world.cross_encoder, world.values
+    lists, encoder, values = relsum.lists("train"), relsum.cross_encoder, relsum.values
     queries = [query for query in lists.queries if query.text.lower() not in left_out]
-    queries = queries[: world.settings.summary_environment.training_queries]
+    queries = queries[: relsum.settings.relsum.training_queries]
     items = [(query, document, grade) for query in queries for document, grade in lists.qrels[query.id].items()]
     rivals = [(query, document) for query, document, grade in items if grade == 0]
     reference = encoder.logits(
-        [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q, d in rivals], report=world.report
+        [(q.text, relsum.text(d, relsum.summary(d, values.by_log(d)))) for q, d in rivals], report=relsum.report
     )
     relevant = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade > 0]
     others: dict[str, list[float]] = {}
@@ -75,10 +75,10 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
     wrong = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade == 0 and d == first[q.id]]
     taken = [*relevant, *wrong]
     deltas = np.ones(len(taken))
-    if world.settings.summary_environment.filter_delta > 0:
-        titled = encoder.logits([(q.text, world.text(d, "")) for _, q, d in taken], report=world.report)
-        whole = [(q.text, world.text(d, values.description(d))) for _, q, d in taken]
-        described = encoder.logits(whole, described=True, report=world.report)
+    if relsum.settings.relsum.filter_delta > 0:
+        titled = encoder.logits([(q.text, relsum.text(d, "")) for _, q, d in taken], report=relsum.report)
+        whole = [(q.text, relsum.text(d, values.description(d))) for _, q, d in taken]
+        described = encoder.logits(whole, described=True, report=relsum.report)
         deltas = encoder.probabilities(described) - encoder.probabilities(titled)
     by_product: dict[str, list[LabelledQuery]] = {}
     for (place, query, document), delta in zip(taken, deltas.tolist(), strict=True):
@@ -91,20 +91,20 @@ def label_products(world: SummaryWorld, left_out: set[str]) -> list[LabelledProd
                 others=tuple(others.get(query.id, ())),
             )
         )
-    if world.settings.summary_environment.title_queries:
-        for document, asked in label_titles(world, sorted(by_product), left_out).items():
+    if relsum.settings.relsum.title_queries:
+        for document, asked in label_titles(relsum, sorted(by_product), left_out).items():
             by_product[document] += asked
     return [LabelledProduct(document_id=d, queries=tuple(found)) for d, found in sorted(by_product.items())]
 
 
-def label_titles(world: SummaryWorld, names: Sequence[str], left_out: set[str]) -> dict[str, list[LabelledQuery]]:
+def label_titles(relsum: RankedIndex, names: Sequence[str], left_out: set[str]) -> dict[str, list[LabelledQuery]]:
     """Return queries of their titles' words for these products, each with what the cross-encoder says of its rivals.
 
     They are known to be relevant, and no description moves that: δ leaves none of them out.
     """
-    wanted = world.settings.summary_environment.title_queries
-    random = np.random.default_rng(world.settings.lists.seed)
-    drawn = TitleQueries([world.values.documents[name].title for name in names])
+    wanted = relsum.settings.relsum.title_queries
+    random = np.random.default_rng(relsum.settings.lists.seed)
+    drawn = TitleQueries([relsum.values.documents[name].title for name in names])
     asked: list[tuple[str, str, list[str]]] = []  # Of a product, a query and its rivals.
     for place, name in enumerate(names):
         queries = {" ".join(words): words for words in (drawn.draw(place, random) for _ in range(wanted)) if words}
@@ -112,9 +112,9 @@ def label_titles(world: SummaryWorld, names: Sequence[str], left_out: set[str]) 
             rivals = [names[rival] for rival in drawn.rivals(words, TITLE_RIVALS, random)]
             if rivals and text not in left_out:
                 asked.append((name, text, rivals))
-    texts = {name: world.text(name, world.summary(name, world.values.by_log(name))) for name in names}
+    texts = {name: relsum.text(name, relsum.summary(name, relsum.values.by_log(name))) for name in names}
     read = [(text, texts[rival]) for _, text, rivals in asked for rival in rivals]
-    logits = iter(world.cross_encoder.logits(read, report=world.report).tolist())
+    logits = iter(relsum.cross_encoder.logits(read, report=relsum.report).tolist())
     found: dict[str, list[LabelledQuery]] = {}
     for name, text, rivals in asked:
         others = tuple(next(logits) for _ in rivals)
@@ -125,7 +125,7 @@ def label_titles(world: SummaryWorld, names: Sequence[str], left_out: set[str]) 
 
 def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -> dict[str, tuple[LabelledQuery, ...]]:
     """Return the products that still have a query after the paper's filter |δ|; by rank, relevant pairs only."""
-    wanted = settings.summary_environment
+    wanted = settings.relsum
     by_rank = wanted.reward.kind != "error"
     kept = {
         document: tuple(q for q in queries if abs(q.delta) > wanted.filter_delta and (q.label > 0 or not by_rank))

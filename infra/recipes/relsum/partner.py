@@ -15,7 +15,7 @@ from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun
 from infra.recipes.relsum.baselines import rank_lists
 from infra.recipes.relsum.index import cross_encoders_of
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import said, taught_pairs, tune_ranker
 from infra.recipes.relsum.recipe import left_out, policy_summaries
 from search_env.catalogue.corpora import Query
@@ -41,7 +41,7 @@ class RankerPartner:
                     f"alternation.{name}: expected {only!r} with a cross-encoder, whose lessons are lists and whose "
                     f"summaries are decoded as served; got {got!r}"
                 )
-        return SummaryWorld(app, index, report).cross_encoder.version
+        return RankedIndex(app, index, report).cross_encoder.version
 
     def original(self, app: App, index: str) -> str:
         """Return the index's current version, which no tuning changes."""
@@ -57,10 +57,10 @@ class RankerPartner:
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
         """Return the summaries of the products that teach, and of those of dev lists."""
-        world = SummaryWorld(app, run.index, report)
-        documents = {pair.document for pair in taught_pairs(world)}
-        documents.update(document for of in world.lists("dev").qrels.values() for document in of)
-        return policy_summaries(app, world, run, sorted(documents), policy="latest", report=report)
+        relsum = RankedIndex(app, run.index, report)
+        documents = {pair.document for pair in taught_pairs(relsum)}
+        documents.update(document for of in relsum.lists("dev").qrels.values() for document in of)
+        return policy_summaries(app, relsum, run, sorted(documents), policy="latest", report=report)
 
     def adapt(
         self,
@@ -75,18 +75,18 @@ class RankerPartner:
         report: Report,
     ) -> str:
         """Tune a version on pairs of training lists, calibrated on dev lists; the same for every turn and seed."""
-        world = _world(app, index, parent, report)
-        return tune_ranker(world, world.cross_encoder, said(texts), left_out=left_out(held_out))
+        relsum = _world(app, index, parent, report)
+        return tune_ranker(relsum, relsum.cross_encoder, said(texts), left_out=left_out(held_out))
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
     ) -> float:
         """Return mean nDCG@5 of dev lists."""
-        world = _world(app, index, version, report)
-        queries, qrels = world.lists("dev")
-        values = measure_run(rank_lists(world, said(texts), queries, qrels), qrels, [self.measure])[self.measure]
+        relsum = _world(app, index, version, report)
+        queries, qrels = relsum.lists("dev")
+        values = measure_run(rank_lists(relsum, said(texts), queries, qrels), qrels, [self.measure])[self.measure]
         return math.fsum(values.values()) / len(values)
 
 
-def _world(app: App, index: str, version: str, report: Report) -> SummaryWorld:
-    return SummaryWorld(app, index, report).read_with(version)
+def _world(app: App, index: str, version: str, report: Report) -> RankedIndex:
+    return RankedIndex(app, index, report).read_with(version)

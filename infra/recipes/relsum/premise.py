@@ -13,8 +13,9 @@ from typing import get_args
 import msgspec
 import numpy as np
 
+from infra.recipes.recipe import PremiseFound
 from infra.recipes.relsum.baselines import ARMS, DESCRIBED, written_by
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from search_env.models.crossencoder import Calibration
 from search_env.models.crossencoder_training import area_under_curve
 from search_env.relsum.reward import Kind, RelsumSettings, Scored, relsum_reward
@@ -37,22 +38,41 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
     agreement: dict[str, float]
     milliseconds: dict[str, float]
 
+    def found(self) -> PremiseFound:
+        """Return the checks as a table of arms, with the cross-encoder's calibration above it and times below."""
+        names = list(next(iter(self.arms.values())))
+        rows = [(arm, *(f"{row[name]:.3f}" for name in names)) for arm, row in self.arms.items()]
+        agreement = [f"{self.agreement[name]:.3f}" if name in self.agreement else "" for name in names]
+        above = ""
+        if self.calibration is not None:
+            above = (
+                f"cross-encoder {self.calibration.version}: AUC {self.calibration.auc:.3f}, calibration error "
+                f"{self.calibration.ece_before:.3f} before, {self.calibration.ece_after:.3f} after"
+            )
+        return PremiseFound(
+            value=self,
+            columns=("arm", *names),
+            rows=[*rows, ("agreement with nDCG@5", *agreement)],
+            above=above,
+            below=", ".join(f"{name} {value:.2f} ms" for name, value in self.milliseconds.items()),
+        )
 
-def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int = 200) -> Premise:
+
+def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int = 200) -> Premise:
     """Return what the index's cross-encoder and baselines say before any training."""
-    lists = world.lists(split)
+    lists = relsum.lists(split)
     queries = lists.queries[:queries_max]
     qrels = {query.id: lists.qrels[query.id] for query in queries}
-    encoder, values = world.cross_encoder, world.values
+    encoder, values = relsum.cross_encoder, relsum.values
     reference = rank_logits(
-        world, [(q.text, world.text(d, world.summary(d, values.by_log(d)))) for q in queries for d in qrels[q.id]]
+        relsum, [(q.text, relsum.text(d, relsum.summary(d, values.by_log(d)))) for q in queries for d in qrels[q.id]]
     )
     arms: dict[str, dict[str, float]] = {}
     for arm in ARMS:
         items = [(query, document) for query in queries for document in qrels[query.id]]
-        texts = [world.text(d, said) for (_, d), said in zip(items, written_by(world, arm)(items), strict=True)]
+        texts = [relsum.text(d, said) for (_, d), said in zip(items, written_by(relsum, arm)(items), strict=True)]
         pairs = [(query.text, text) for (query, _), text in zip(items, texts, strict=True)]
-        logits = encoder.logits(pairs, described=arm == DESCRIBED, report=world.report)
+        logits = encoder.logits(pairs, described=arm == DESCRIBED, report=relsum.report)
         read = {
             (query.id, document): (logit, probability)
             for (query, document), logit, probability in zip(
@@ -67,7 +87,7 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
         for query in queries:
             grades = qrels[query.id]
             others = [
-                reference[query.text, world.text(d, world.summary(d, values.by_log(d)))]
+                reference[query.text, relsum.text(d, relsum.summary(d, values.by_log(d)))]
                 for d, grade in grades.items()
                 if grade == 0
             ]
@@ -97,25 +117,25 @@ def check_premise(world: SummaryWorld, *, split: str = "dev", queries_max: int =
         calibration=encoder.calibration,
         arms=arms,
         agreement=agreement,
-        milliseconds=scoring_milliseconds(world, queries[0].text),
+        milliseconds=scoring_milliseconds(relsum, queries[0].text),
     )
 
 
-def scoring_milliseconds(world: SummaryWorld, query: str) -> dict[str, float]:
+def scoring_milliseconds(relsum: RankedIndex, query: str) -> dict[str, float]:
     """Return processor milliseconds of scoring one product, by what stands beside its title; nothing is remembered."""
-    documents = sorted({document for of in world.lists("test").qrels.values() for document in of})[:TIMED_PAIRS]
-    values, found = world.values, dict[str, float]()
+    documents = sorted({document for of in relsum.lists("test").qrels.values() for document in of})[:TIMED_PAIRS]
+    values, found = relsum.values, dict[str, float]()
     for name, texts in {
-        "title": [world.text(d, "") for d in documents],
-        "summary": [world.text(d, world.summary(d, values.by_log(d))) for d in documents],
-        "description": [world.text(d, values.description(d)) for d in documents],
+        "title": [relsum.text(d, "") for d in documents],
+        "summary": [relsum.text(d, relsum.summary(d, values.by_log(d))) for d in documents],
+        "description": [relsum.text(d, values.description(d)) for d in documents],
     }.items():
         began = time.process_time()
-        world.cross_encoder.logits([(f"{query} {number}", text) for number, text in enumerate(texts)], described=True)
+        relsum.cross_encoder.logits([(f"{query} {number}", text) for number, text in enumerate(texts)], described=True)
         found[name] = 1000 * (time.process_time() - began) / len(documents)
     return found
 
 
-def rank_logits(world: SummaryWorld, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+def rank_logits(relsum: RankedIndex, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """Return each pair's logit."""
-    return dict(zip(pairs, world.cross_encoder.logits(pairs, report=world.report).tolist(), strict=True))
+    return dict(zip(pairs, relsum.cross_encoder.logits(pairs, report=relsum.report).tolist(), strict=True))

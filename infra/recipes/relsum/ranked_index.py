@@ -1,4 +1,4 @@
-"""What the summary task stands on, per index: its shelf, read by a frozen cross-encoder."""
+"""An index as ReLSum ranks it: products, lists and values, with the frozen cross-encoder that reads them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cached_property
 
 import msgspec
 
-from infra.recipes.relsum.index import SummaryShelf
+from infra.recipes.relsum.index import RelsumIndex
 from infra.recipes.relsum.ranker import train_ranker
 from search_env.models.crossencoder import CURRENT_FILE, CrossEncoder, load_cross_encoder
 
 
-class SummaryWorld(SummaryShelf):
-    """One index as the summary task sees it; what is missing is made when it is first asked for."""
+class RankedIndex(RelsumIndex):
+    """An index with its cross-encoder; either is made when it is first asked for and missing."""
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
@@ -26,8 +26,8 @@ class SummaryWorld(SummaryShelf):
             train_ranker(self)
         return load_cross_encoder(self.cross_encoders, settings)
 
-    def read_with(self, version: str) -> SummaryWorld:
-        """Return the same world, read with another version of the cross-encoder."""
+    def read_with(self, version: str) -> RankedIndex:
+        """Return the same relsum, read with another version of the cross-encoder."""
         other = copy.copy(self)
         vars(other).pop("cross_encoder", None)
         settings = msgspec.structs.replace(self.settings.cross_encoder, version=version)

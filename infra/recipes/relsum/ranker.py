@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from infra.recipes.relsum.index import SummaryShelf
+from infra.recipes.relsum.index import RelsumIndex
 from search_env.catalogue.attributes import query_keys
 from search_env.catalogue.corpora import Query, write_whole
 from search_env.models.crossencoder import CrossEncoder, save_cross_encoder
@@ -37,48 +37,48 @@ class JudgedPair(NamedTuple):
     again: bool = False
 
 
-def train_ranker(shelf: SummaryShelf) -> str:
+def train_ranker(relsum: RelsumIndex) -> str:
     """Train the index's first cross-encoder, make it the current one, and return its version.
 
     Matching is taught first; then pairs of lists with texts of every kind that is scored later.
     """
-    settings, lessons = shelf.settings.cross_encoder, _lessons(shelf)
+    settings, lessons = relsum.settings.cross_encoder, _lessons(relsum)
     stages = lessons.stages(settings.lessons)
-    pairs = _some(shelf, [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "train")])
+    pairs = _some(relsum, [_of_some_kind(relsum, pair) for pair in judged_pairs(relsum, "train")])
     with tempfile.TemporaryDirectory(prefix="searchloop-cross-encoder-") as scratch:
         made = train_cross_encoder(
-            stages, _with_titles(shelf, pairs, lessons), settings, Path(scratch) / "first", shelf.report
+            stages, _with_titles(relsum, pairs, lessons), settings, Path(scratch) / "first", relsum.report
         )
-    held_out = [_of_some_kind(shelf, pair) for pair in judged_pairs(shelf, "dev")]
-    return save_cross_encoder(made, calibrate(made, held_out, shelf.report), shelf.cross_encoders).version
+    held_out = [_of_some_kind(relsum, pair) for pair in judged_pairs(relsum, "dev")]
+    return save_cross_encoder(made, calibrate(made, held_out, relsum.report), relsum.cross_encoders).version
 
 
-def tune_ranker(shelf: SummaryShelf, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
+def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
     """Tune a cross-encoder on summaries, and return the new version; it does not become the current one.
 
     What was tuned before on the same texts, from the same parent, is found again. left_out: texts of queries, in small
     letters, which teach nothing.
     """
-    settings = shelf.settings.cross_encoder
-    dev = [pair for pair in judged_pairs(shelf, "dev") if not pair.again]
+    settings = relsum.settings.cross_encoder
+    dev = [pair for pair in judged_pairs(relsum, "dev") if not pair.again]
     taught, measured = (
-        _written(shelf, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
-        for pairs in (taught_pairs(shelf), dev)
+        _written(relsum, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
+        for pairs in (taught_pairs(relsum), dev)
     )
     same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither has to do with tuning.
     known = msgspec.json.encode([parent.version, same, taught, measured])
-    pointer = shelf.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    pointer = relsum.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
-        tuned = tune_cross_encoder(parent, _with_titles(shelf, taught, _lessons(shelf)), settings, shelf.report)
-        calibration = msgspec.structs.replace(calibrate(tuned, measured, shelf.report), parent=parent.version)
+        tuned = tune_cross_encoder(parent, _with_titles(relsum, taught, _lessons(relsum)), settings, relsum.report)
+        calibration = msgspec.structs.replace(calibrate(tuned, measured, relsum.report), parent=parent.version)
         pointer.parent.mkdir(exist_ok=True)
-        write_whole(pointer, save_cross_encoder(tuned, calibration, shelf.cross_encoders, current=False).version)
+        write_whole(pointer, save_cross_encoder(tuned, calibration, relsum.cross_encoders, current=False).version)
     return pointer.read_text()
 
 
-def taught_pairs(shelf: SummaryShelf) -> list[JudgedPair]:
+def taught_pairs(relsum: RelsumIndex) -> list[JudgedPair]:
     """Return the pairs of training lists that tune a cross-encoder."""
-    return _some(shelf, [pair for pair in judged_pairs(shelf, "train") if not pair.again])
+    return _some(relsum, [pair for pair in judged_pairs(relsum, "train") if not pair.again])
 
 
 def said(summaries: Mapping[str, str]) -> Writes:
@@ -86,9 +86,9 @@ def said(summaries: Mapping[str, str]) -> Writes:
     return lambda pairs: [summaries.get(document, "") for _, document in pairs]
 
 
-def judged_pairs(shelf: SummaryShelf, split: str) -> list[JudgedPair]:
+def judged_pairs(relsum: RelsumIndex, split: str) -> list[JudgedPair]:
     """Return the relevant products of a split's lists, each twice, and some others of each list."""
-    lists = shelf.lists(split)
+    lists = relsum.lists(split)
     found: list[JudgedPair] = []
     for query in lists.queries:
         grades = lists.qrels[query.id]
@@ -101,32 +101,32 @@ def judged_pairs(shelf: SummaryShelf, split: str) -> list[JudgedPair]:
     return found
 
 
-def _lessons(shelf: SummaryShelf) -> MatchingLessons:
+def _lessons(relsum: RelsumIndex) -> MatchingLessons:
     """Return what draws lessons about the products of training lists, from its beginning."""
-    names = sorted({document for of in shelf.lists("train").qrels.values() for document in of})
-    return MatchingLessons(shelf.values, names, shelf.settings.lists, seed=shelf.settings.cross_encoder.seed)
+    names = sorted({document for of in relsum.lists("train").qrels.values() for document in of})
+    return MatchingLessons(relsum.values, names, relsum.settings.lists, seed=relsum.settings.cross_encoder.seed)
 
 
-def _with_titles(shelf: SummaryShelf, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
-    count = round(BY_TITLE * len(pairs)) if shelf.settings.cross_encoder.lessons else 0
+def _with_titles(relsum: RelsumIndex, pairs: Sequence[LabelledPair], lessons: MatchingLessons) -> list[LabelledPair]:
+    count = round(BY_TITLE * len(pairs)) if relsum.settings.cross_encoder.lessons else 0
     return [*pairs, *lessons.by_title(count)]
 
 
-def _some(shelf: SummaryShelf, pairs: Sequence[T]) -> list[T]:
-    settings = shelf.settings.cross_encoder
+def _some(relsum: RelsumIndex, pairs: Sequence[T]) -> list[T]:
+    settings = relsum.settings.cross_encoder
     order = np.random.default_rng(settings.seed).permutation(len(pairs))
     return [pairs[place] for place in order[: settings.pairs_max].tolist()]
 
 
-def _written(shelf: SummaryShelf, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
+def _written(relsum: RelsumIndex, pairs: Sequence[JudgedPair], writes: Writes) -> list[LabelledPair]:
     summaries = writes([(pair.query, pair.document) for pair in pairs])
     return [
-        LabelledPair(query=pair.query.text, text=shelf.text(pair.document, summary), label=pair.label)
+        LabelledPair(query=pair.query.text, text=relsum.text(pair.document, summary), label=pair.label)
         for pair, summary in zip(pairs, summaries, strict=True)
     ]
 
 
-def _of_some_kind(shelf: SummaryShelf, pair: JudgedPair) -> LabelledPair:
+def _of_some_kind(relsum: RelsumIndex, pair: JudgedPair) -> LabelledPair:
     """Return a pair with a title alone, with values by chance or by the log, or with the whole description behind it.
 
     The kind is drawn by the pair's hash, so that a cross-encoder is calibrated for short texts and long ones alike.
@@ -136,13 +136,13 @@ def _of_some_kind(shelf: SummaryShelf, pair: JudgedPair) -> LabelledPair:
     if kind == 0:
         summary = ""
     elif kind == 1:  # Mostly cut while learning, so few.
-        summary = shelf.values.description(document)
+        summary = relsum.values.description(document)
     elif kind <= 4:
-        summary = shelf.summary(document, shelf.values.asked(document, query_keys(query)))
+        summary = relsum.summary(document, relsum.values.asked(document, query_keys(query)))
     else:
-        order = shelf.values.by_chance if kind <= 6 else shelf.values.by_log
-        summary = shelf.summary(document, order(document))
-    return LabelledPair(query=query.text, text=shelf.text(document, summary), label=label)
+        order = relsum.values.by_chance if kind <= 6 else relsum.values.by_log
+        summary = relsum.summary(document, order(document))
+    return LabelledPair(query=query.text, text=relsum.text(document, summary), label=label)
 
 
 def _draw(query: Query, document: str, salt: str) -> int:

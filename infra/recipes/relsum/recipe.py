@@ -1,4 +1,4 @@
-"""Summaries for a cross-encoder (ReLSum, arXiv:2508.08404) as a task: a product in, a summary within a budget out.
+"""ReLSum (arXiv:2508.08404) as a recipe: a product goes in, a summary within a budget comes out.
 
 One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
 what the query log would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
@@ -23,12 +23,23 @@ from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
 from infra.recipes.product_requests import prepared_products
-from infra.recipes.recipe import GIVEN, TOP, Judged, NewRun, Prepared, Ranked
+from infra.recipes.recipe import (
+    GIVEN,
+    TOP,
+    CatalogueTexts,
+    Judged,
+    NewRun,
+    Partner,
+    PremiseFound,
+    PremiseOptions,
+    Prepared,
+    Ranked,
+)
 from infra.recipes.relsum.baselines import ARMS, DESCRIBED, rank_lists, written_by
 from infra.recipes.relsum.labelling import PAIRS_FILE, labelled_products, read_pairs, usable, write_pairs
-from infra.recipes.relsum.ranked_index import SummaryWorld
+from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import Writes, tune_ranker
-from infra.recipes.summarizing import summarise
+from infra.recipes.summarizing import stored_texts, summarize
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
@@ -55,15 +66,15 @@ TAIL = "tail"
 TUNED = "tuned-"
 
 
-class Summary:
+class Relsum:
     """Summaries of products, paid by what a frozen cross-encoder makes of them."""
 
     carried: Sequence[str] = (PAIRS_FILE,)
     methods: Sequence[str] = (*ARMS, *(f"{TUNED}{arm}" for arm in ARMS))
 
     def __init__(self) -> None:
-        # A world takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
-        self._worlds: dict[bytes, SummaryWorld] = {}
+        # An index takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
+        self._indexes: dict[bytes, RankedIndex] = {}
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find lists, cross-encoder, labelled pairs and first policy.
@@ -72,23 +83,23 @@ class Summary:
         Raises SettingsError for queries of one's own, and if no pair is moved by more than δ.
         """
         if new.queries_file is not None:
-            raise SettingsError("train.task 'summary' makes its queries from the index's demand; leave --queries out")
-        world, run_dir = SummaryWorld(app, new.index, report), app.home.run(new.run)
+            raise SettingsError("--queries: ReLSum makes its queries from the index's demand; leave it out")
+        relsum, run_dir = RankedIndex(app, new.index, report), app.home.run(new.run)
         # Of a run that has begun they stay. One that begins from another's policy has its own: δ is a setting.
         if not (run_dir / SETTINGS_FILE).is_file() or not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_pairs(run_dir / PAIRS_FILE, labelled_products(world, left_out(new.held_out)))
+            write_pairs(run_dir / PAIRS_FILE, labelled_products(relsum, left_out(new.held_out)))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
-        products = [world.shown(document) for document in usable(labelled, app.settings)]
+        products = [relsum.shown(document) for document in usable(labelled, app.settings)]
         if not products:
             raise SettingsError(
                 f"index {new.index!r}: no training pair is moved by more than δ = "
-                f"{app.settings.summary_environment.filter_delta}; lower summary_environment.filter_delta"
+                f"{app.settings.relsum.filter_delta}; lower relsum.filter_delta"
             )
         if not (run_dir / "checkpoints" / CURRENT).is_file():
-            policy = _first_policy(app, world, run_dir, new.seed)
+            policy = _first_policy(app, relsum, run_dir, new.seed)
             if app.settings.train.warm_up:
-                policy = _warm_up(app, world, policy, run_dir, new.seed, report)
+                policy = _warm_up(app, relsum, policy, run_dir, new.seed, report)
             write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
         return prepared_products(app, new, products)
 
@@ -99,15 +110,15 @@ class Summary:
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
         """Give what scores this run's groups; nothing has to be closed."""
-        world = SummaryWorld(app, run.index, report)
+        relsum = RankedIndex(app, run.index, report)
         labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
         yield RelsumEnvironment(
-            world.cross_encoder,
+            relsum.cross_encoder,
             usable(labelled, run.settings),
-            run.settings.summary_environment,
+            run.settings.relsum,
             index=run.index_version,
             count=wordpiece_count,
-            text_of=world.text,
+            text_of=relsum.text,
         )
 
     def rank(
@@ -127,28 +138,47 @@ class Summary:
         cross-encoder is first tuned on what it writes of training lists' products. Lists are ranked whole: `top` cuts
         none.
         """
-        world = self._world(app, run.index, report)
-        tail = world.lists("test")
+        relsum = self._index(app, run.index, report)
+        tail = relsum.lists("test")
         sets = [(TAIL, list(tail.queries), tail.qrels)]
         if given is not None:
-            sets.append((GIVEN, *world.judged(*given)))
+            sets.append((GIVEN, *relsum.judged(*given)))
         writer = policy.removeprefix(TUNED)
         writes = (
-            written_by(world, writer)
+            written_by(relsum, writer)
             if writer in ARMS
-            else policy_writes(app, world, run, policy=writer, report=report, temperature=temperature)
+            else policy_writes(app, relsum, run, policy=writer, report=report, temperature=temperature)
         )
         if policy.startswith(TUNED):
             left = left_out(given[0] if given else ())
-            world = world.read_with(tune_ranker(world, world.cross_encoder, writes, left_out=left))
+            relsum = relsum.read_with(tune_ranker(relsum, relsum.cross_encoder, writes, left_out=left))
         described = writer == DESCRIBED
         return [
-            Ranked(name=name, run=rank_lists(world, writes, queries, qrels, described=described), qrels=qrels)
+            Ranked(name=name, run=rank_lists(relsum, writes, queries, qrels, described=described), qrels=qrels)
             for name, queries, qrels in sets
         ]
 
-    def _world(self, app: App, index: str, report: Report) -> SummaryWorld:
-        """Return the index's world, the same for runs that differ in nothing that it shows or scores."""
+    def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
+        """Write the summary of every product, within the budget of the run's cross-encoder."""
+        relsum = self._index(app, run.index, report)
+        documents = [document.id for document in relsum.documents]
+        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report)
+        return stored_texts(app, run, written, policy=policy)
+
+    def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
+        """Check calibration, which reward agrees with nDCG@5, and the time that scoring takes."""
+        from infra.recipes.relsum.premise import check_premise
+
+        return check_premise(RankedIndex(app, index, report), queries_max=options.queries_max).found()
+
+    def partner(self) -> Partner:
+        """Return the cross-encoder that ranks: tuning it is the next step that the authors name."""
+        from infra.recipes.relsum.partner import RankerPartner
+
+        return RankerPartner()
+
+    def _index(self, app: App, index: str, report: Report) -> RankedIndex:
+        """Return the opened index, one for all runs that differ in nothing that it shows or scores."""
         settings = app.settings
         known = msgspec.json.encode(
             [
@@ -156,23 +186,23 @@ class Summary:
                 settings.demand,
                 settings.lists,
                 settings.cross_encoder,
-                settings.summary_environment.summary,
+                settings.relsum.summary,
                 settings.product_prompts,
             ]
         )
-        if known not in self._worlds:
-            self._worlds[known] = SummaryWorld(app, index, report)
-        return self._worlds[known]
+        if known not in self._indexes:
+            self._indexes[known] = RankedIndex(app, index, report)
+        return self._indexes[known]
 
 
 def policy_writes(
-    app: App, world: SummaryWorld, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+    app: App, relsum: RankedIndex, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> Writes:
     """Return what a version of the run's policy writes, of whichever products are asked for."""
 
     def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
         documents = sorted({document for _, document in pairs})
-        written = policy_summaries(app, world, run, documents, policy=policy, report=report, temperature=temperature)
+        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report, temperature=temperature)
         return [written[document] for _, document in pairs]
 
     return writes
@@ -185,7 +215,7 @@ def left_out(queries: Iterable[Query]) -> set[str]:
 
 def policy_summaries(
     app: App,
-    world: SummaryWorld,
+    relsum: RankedIndex,
     run: RunSettings,
     documents: Sequence[str],
     *,
@@ -194,37 +224,37 @@ def policy_summaries(
     temperature: float = 0.0,
 ) -> dict[str, str]:
     """Return what a version of the run's policy writes of these documents, within the budget."""
-    return summarise(
+    return summarize(
         app,
         run,
-        [world.shown(document) for document in documents],
-        encode=Summary().encoder(run.settings),
-        budget=run.settings.summary_environment.summary,
+        [relsum.shown(document) for document in documents],
+        encode=Relsum().encoder(run.settings),
+        budget=run.settings.relsum.summary,
         policy=policy,
         report=report,
         temperature=temperature,
     )
 
 
-def _first_policy(app: App, world: SummaryWorld, run_dir: Path, seed: int) -> Policy:
+def _first_policy(app: App, relsum: RankedIndex, run_dir: Path, seed: int) -> Policy:
     prompts = app.settings.product_prompts
-    products = (world.shown(document.id) for document in world.documents)
+    products = (relsum.shown(document.id) for document in relsum.documents)
     texts = (render_product(product, prompts, pointers=False) for product in products)
     return first_policy(app, texts, pointers=prompts.values, run_dir=run_dir, seed=seed)
 
 
-def _warm_up(app: App, world: SummaryWorld, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
+def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
     """Teach what the log would say of each product of the paid lists, as chances rather than as one order."""
     settings = app.settings
-    lists = world.lists("train")
-    paid = lists.queries[: settings.summary_environment.training_queries]
+    lists = relsum.lists("train")
+    paid = lists.queries[: settings.relsum.training_queries]
     names = sorted({document for query in paid for document in lists.qrels[query.id]})
     random = np.random.default_rng(seed)
     pairs = []
     for place in random.permutation(len(names)).tolist():
-        product = world.shown(names[place])
+        product = relsum.shown(names[place])
         if product.values:
-            numbers = draw_values(world.values, product, settings.summary_lessons, random)
+            numbers = draw_values(relsum.values, product, settings.summary_lessons, random)
             answer = _answer(settings, product, numbers, selector=policy.selector is not None)
             pairs.append((product_prompt_text(policy.tokenizer, product, settings.product_prompts), answer))
     held = max(len(pairs) // 20, 1)
@@ -251,4 +281,4 @@ def _answer(settings: Settings, product: Product, numbers: Sequence[int], *, sel
     """
     if selector:
         return render_pointers(numbers[: settings.generation.tokens_max - 1])
-    return fit_values(product, numbers, settings.summary_environment.summary, wordpiece_count).text
+    return fit_values(product, numbers, settings.relsum.summary, wordpiece_count).text

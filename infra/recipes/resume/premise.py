@@ -14,9 +14,10 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.progress import Report
+from infra.recipes.recipe import PremiseFound
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, open_encoder
 from infra.recipes.resume.measuring import dev_reciprocal_rank
-from infra.recipes.resume.texts import document_texts, summarised_values, texts_without_policy
+from infra.recipes.resume.texts import document_texts, summarized_values, texts_without_policy
 from search_env.engine.index import load_manifest
 from search_env.resume.answered import answered_queries
 from search_env.resume.environment import ResumeEnvironment, embedded_text
@@ -36,7 +37,7 @@ class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
     rr: float
 
 
-class DensePremise(msgspec.Struct, frozen=True, kw_only=True):
+class Premise(msgspec.Struct, frozen=True, kw_only=True):
     """The check: the retriever version that scored, products with a choice, candidates of each, and the corpora."""
 
     retriever: str
@@ -44,8 +45,21 @@ class DensePremise(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int
     corpora: tuple[ChosenTexts, ...]
 
+    def found(self) -> PremiseFound:
+        """Return the corpora as a table."""
+        numbers = [(each.reward, each.rr_before, each.rr) for each in self.corpora]
+        return PremiseFound(
+            value=self,
+            columns=("summaries", "reward", "RR@10 dev", "adapted to them"),
+            rows=[
+                (f"{each.chosen} of {self.candidates}", *(f"{number:.3f}" for number in row))
+                for each, row in zip(self.corpora, numbers, strict=True)
+            ],
+            below=f"{self.products} products with a choice, scored by {self.retriever}",
+        )
 
-def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, report: Report) -> DensePremise:
+
+def check_premise(app: App, index: str, *, candidates: int, seed: int, report: Report) -> Premise:
     """Return how the best, a random and the worst of each product's random selections are found.
 
     app: with the recipe's settings. Nothing but retriever versions is written. Raises SettingsError if the index has
@@ -56,7 +70,7 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
     first = first_retriever(app, index).name
     scorer = adapt_to_texts(in_memory, index, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
     answered = answered_queries(app.home.index(index), [])
-    values = summarised_values(app, index, answered)
+    values = summarized_values(app, index, answered)
     products = [values.product(document) for document in values.documents]
     environment = ResumeEnvironment(
         open_encoder(app, index, scorer),
@@ -88,7 +102,7 @@ def check_dense_premise(app: App, index: str, *, candidates: int, seed: int, rep
                 rr=dev_reciprocal_rank(in_memory, index, adapted, texts, alias="premise"),
             )
         )
-    return DensePremise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
+    return Premise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
 
 
 def random_selections(product: Product, candidates: int, *, seed: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""ReSuMe's summariser (WWW '26) as a task: a product in, a summary out, paid by what the retriever makes of it.
+"""ReSuMe's summarizer (WWW '26) as a recipe: a product goes in, a summary comes out, and a bi-encoder rewards it.
 
-One run is one turn of the summariser, against one retriever version (`resume.retriever`); `infra.turns` strings turns
-together.
+One run is one turn of the summarizer against one version of the bi-encoder (`resume.retriever`).
+`infra.runs.alternation` strings turns together.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
 from infra.recipes.held_out import held_out_intents, ranked
 from infra.recipes.product_requests import prepared_products
-from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, Ranked
+from infra.recipes.recipe import (
+    TOP,
+    CatalogueTexts,
+    Judged,
+    NewRun,
+    Partner,
+    PremiseFound,
+    PremiseOptions,
+    Prepared,
+    Ranked,
+)
 from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
-from infra.recipes.resume.texts import TEXTS, document_texts, summarised_values, summary_texts, texts_without_policy
-from infra.recipes.summarizing import Choice, summarise
+from infra.recipes.resume.texts import TEXTS, document_texts, summarized_values, summary_texts, texts_without_policy
+from infra.recipes.summarizing import Choice, stored_texts, summarize
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
@@ -58,7 +68,7 @@ class Resume:
             answered = answered_queries(directory, new.held_out)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_answered(run_dir, answered)
-        values = summarised_values(app, new.index, answered)
+        values = summarized_values(app, new.index, answered)
         products = [values.product(document) for document in values.documents]
         asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
         if not asked:
@@ -128,18 +138,44 @@ class Resume:
             for each in held_out_intents(app, run.index, given)
         ]
 
+    def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
+        """Write the summary of every product, as the partner of the run's turn reads it."""
+        written = policy_summaries(app, run, policy=policy, report=report)
+        return stored_texts(app, run, written, policy=policy, choice=best_rewarded(app, run))
+
+    def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
+        """Check whether the search finds the random summaries that the reward likes best better than others."""
+        from infra.recipes.resume.premise import check_premise
+
+        candidates, seed = options.candidates, options.seed
+        return check_premise(app, index, candidates=candidates, seed=seed, report=report).found()
+
+    def partner(self) -> Partner:
+        """Return the bi-encoder that searches."""
+        from infra.recipes.resume.partner import RetrieverPartner
+
+        return RetrieverPartner()
+
 
 def policy_texts(
     app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> dict[str, str]:
-    """Return what stands for each document: its title, and the summary that a version of the run's policy writes.
+    """Return each document's title together with the summary that a version of the run's policy writes."""
+    summaries = policy_summaries(app, run, policy=policy, report=report, temperature=temperature)
+    return summary_texts(app.home.index(run.index), summaries)
 
-    With `alternation.samples` it is the best of so many, unless a temperature asks for one sample.
+
+def policy_summaries(
+    app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> dict[str, str]:
+    """Return what a version of the run's policy writes of each product that has values to choose from.
+
+    With `alternation.samples` it is the best of so many samples, unless a temperature asks for a single one.
     """
     answered = read_answered(app.home.run(run.run))
-    values = summarised_values(app.with_settings(run.settings), run.index, answered)
+    values = summarized_values(app.with_settings(run.settings), run.index, answered)
     products = [each for each in map(values.product, values.documents) if each.values]
-    summaries = summarise(
+    return summarize(
         app,
         run,
         products,
@@ -150,7 +186,6 @@ def policy_texts(
         temperature=temperature,
         choice=None if temperature else best_rewarded(app, run),
     )
-    return summary_texts(app.home.index(run.index), summaries)
 
 
 def best_rewarded(app: App, run: RunSettings) -> Choice | None:

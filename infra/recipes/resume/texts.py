@@ -27,7 +27,7 @@ def document_texts(directory: Path) -> dict[str, str]:
     return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
 
 
-def summarised_values(app: App, index: str, answered: Answered) -> ProductValues:
+def summarized_values(app: App, index: str, answered: Answered) -> ProductValues:
     """Return the products of an index with the values that a summary chooses among, ordered as prompts show them.
 
     answered: the training queries that count; held-out texts are not among them.
@@ -65,7 +65,7 @@ def texts_without_policy(
     elif kind == "lead":
         made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
     elif kind in ("random", "key-prior"):
-        values, made = summarised_values(app, index, answered_queries(directory, held_out)), {}
+        values, made = summarized_values(app, index, answered_queries(directory, held_out)), {}
         for each in documents:
             product = values.product(each.id)
             if kind == "random":

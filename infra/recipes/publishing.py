@@ -10,11 +10,8 @@ from infra.app.app import App
 from infra.app.home import SETTINGS_FILE, read_settings_file
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
-from infra.recipes.relsum.ranked_index import SummaryWorld
-from infra.recipes.relsum.recipe import policy_summaries
-from learner.versions import find_version
-from search_env.engine.index import IndexVersion, Summaries, build_index, claim_name
-from streams.topics import version_name
+from infra.recipes.recipe import writer_of
+from search_env.engine.index import IndexVersion, Summaries, build_index, claim_name, load_documents
 
 
 class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,20 +27,20 @@ def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report
     """
     with contextlib.closing(app.engine()) as client:  # Asked before hours of writing; `build_index` asks again.
         claim_name(client, run.index, installation=app.installation)
-    world = SummaryWorld(app.with_settings(run.settings), run.index, report)
-    documents = [document.id for document in world.documents]
-    written = policy_summaries(app, world, run, documents, policy=policy, report=report)
-    _, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    texts = writer_of(run.settings.train.recipe).write_catalogue(
+        app.with_settings(run.settings), run, policy=policy, report=report
+    )
+    documents = load_documents(app.home.index(run.index))
     with contextlib.closing(app.engine()) as client:
         return build_index(
             client,
             run.index,
-            world.documents,
+            documents,
             report,
             installation=app.installation,
             directory=app.home.index(run.index),
             total=len(documents),
-            summaries=Summaries(policy=version_name(manifest.policy), by_document=written),
+            summaries=Summaries(policy=texts.policy, by_document=texts.by_document),
             keep=versions_in_use(app),
         )
 

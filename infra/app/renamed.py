@@ -1,0 +1,58 @@
+"""Settings that have new names. Files, variables and recorded runs with the old names work for one more release."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from streams.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+# Old path → new path, tables first.
+RENAMED = {"environment": "leser", "summary_environment": "relsum", "train.task": "train.recipe"}
+# By the new path: old value → new value.
+RENAMED_VALUES = {"train.recipe": {"expansion": "leser", "summary": "relsum"}}
+
+
+def with_new_names(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return one layer of settings with the new names, and warn of each old one.
+
+    source: of the layer, as messages name it; "" says nothing, for a recorded run.
+    Raises SettingsError if a layer sets one setting under both names.
+    """
+    renamed = _copy(tables)
+    for old, new in RENAMED.items():
+        *parents, key = old.split(".")
+        table = _table(renamed, parents)
+        if table is None or key not in table:
+            continue
+        value, new_key = table.pop(key), new.split(".")[-1]
+        if new_key not in table:
+            table[new_key] = value
+        elif isinstance(value, dict) and isinstance(table[new_key], dict) and not value.keys() & table[new_key].keys():
+            table[new_key] |= value
+        else:
+            raise SettingsError(f"{old}: expected its new name {new} alone, got both, in {source or 'a recorded run'}")
+        if source:
+            log.warning("%s has the new name %s: please rename it in %s", old, new, source)
+    for path, values in RENAMED_VALUES.items():
+        *parents, key = path.split(".")
+        table = _table(renamed, parents)
+        if table is not None and isinstance(table.get(key), str):
+            table[key] = values.get(table[key], table[key])
+    return renamed
+
+
+def _copy(tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copy(value) if isinstance(value, dict) else value for name, value in tables.items()}
+
+
+def _table(tables: dict[str, Any], parents: list[str]) -> dict[str, Any] | None:
+    for name in parents:
+        inner = tables.get(name)
+        if not isinstance(inner, dict):
+            return None
+        tables = inner
+    return tables
