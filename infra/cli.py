@@ -13,7 +13,7 @@ from types import TracebackType
 
 import click
 
-from infra.app.home import Home
+from infra.app.home import DEFAULT_HOME, Home
 from infra.app.interrupts import end_on_signals, exit_status, leave
 from infra.app.libraries import set_library_variables
 from streams.errors import SearchloopError, explain_os_error
@@ -24,44 +24,59 @@ log = logging.getLogger(__name__)
 # By the package of an error: whose it is. Such a one is about a service more often than about us.
 SERVICES = {"kafka": "Kafka", "elastic_transport": "Elasticsearch", "elasticsearch": "Elasticsearch"}
 
-# Where each verb lives, and what --help says of it: a verb's module is imported only when the verb is used.
-VERBS = {
-    "up": ("services", "Start Kafka and Elasticsearch."),
-    "down": ("services", "Stop them."),
-    "status": ("services", "Show every process with pid, port and health."),
-    "acls": ("acls", "Print the rights that a run's roles need on a Kafka of one's own."),
-    "doctor": ("services", "Say what is there, what is missing, and what to do."),
-    "index": ("search", "Load a corpus, and make training queries from it."),
-    "relevance": ("train", "Train the relevance model that rewards are made of."),
-    "train": ("train", "Teach a policy from the search engine's answers."),
-    "alternate": ("alternate", "Let a summarizer and what reads its summaries learn from each other in turn."),
-    "run": ("train", "Run one worker, for scale-out."),
-    "expand": ("search", "Show what a policy version writes for queries."),
-    "search": ("search", "Search queries, raw or helped, into a TREC run file."),
-    "dense": ("dense", "Search by dense vectors of documents or summaries, into a TREC run file."),
-    "score": ("score", "Score run files' documents with the relevance model, for the relevance gain."),
-    "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
-    "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),
-    "summarize": ("measure", "Write and store the summary of every product."),
-    "premise": ("measure", "Check what summaries stand on, before any training."),
-    "prefer": ("measure", "Teach a run's first policy by DPO on its logged groups."),
-    "experiment": ("experiment", "Run a paper's whole table: arms by seeds, with intervals and plots."),
-    "watch": ("watch", "Show a run while it learns."),
-    "report": ("report", "Tell a run's story from its log."),
-    "verify": ("ledger", "Prove that nothing was lost and nothing counted twice."),
-    "replay": ("replay", "A recorded window once more: copied, reproduced, scored anew, or as load."),
-    "lineage": ("ledger", "Show which events made a version, or which versions an event taught."),
-    "dead-letters": ("dead_letters", "Read what was given up, and send it again."),
-    "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
-    "demo": ("demo", "The whole loop, from nothing to a report."),
+# By heading, in the order of a first day's work: where each verb lives, and what --help says of it. A verb's module is
+# imported only when the verb is used.
+GROUPS = {
+    "Start": {
+        "demo": ("demo", "Run the whole loop, from nothing to a report."),
+        "up": ("services", "Start Kafka and Elasticsearch."),
+        "down": ("services", "Stop them."),
+        "status": ("services", "Show every process with pid, port and health."),
+        "doctor": ("services", "Say what is there, what is missing, and what to do."),
+        "acls": ("acls", "Print the rights that a run's roles need on a Kafka of one's own."),
+    },
+    "Prepare": {
+        "index": ("search", "Load a corpus, and make training queries from it."),
+        "relevance": ("train", "Train the relevance model that rewards are made of."),
+        "premise": ("measure", "Check whether a recipe's reward leads to better search, before any training."),
+    },
+    "Learn": {
+        "train": ("train", "Teach a policy from the search engine's answers."),
+        "alternate": ("alternate", "Let a summarizer and what reads its summaries learn from each other in turn."),
+        "prefer": ("measure", "Teach a run's first policy by DPO on its logged groups."),
+        "loop": ("loop", "Run the whole loop in one process, without Kafka, to read and to debug."),
+        "run": ("train", "Run one worker, for scale-out."),
+    },
+    "Use": {
+        "search": ("search", "Search queries, raw or helped, into a TREC run file."),
+        "dense": ("dense", "Search by dense vectors of documents or summaries, into a TREC run file."),
+        "expand": ("search", "Show what a policy version writes for queries."),
+        "summarize": ("measure", "Write and store the summary of every product."),
+    },
+    "Measure": {
+        "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
+        "score": ("score", "Score run files' documents with the relevance model, for the relevance gain."),
+        "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),
+        "experiment": ("experiment", "Run a paper's whole table: arms by seeds, with intervals and plots."),
+    },
+    "Watch and prove": {
+        "watch": ("watch", "Show a run while it learns."),
+        "report": ("report", "Tell a run's story from its log."),
+        "verify": ("ledger", "Prove that nothing was lost and nothing counted twice."),
+        "lineage": ("ledger", "Show which events made a version, or which versions an event taught."),
+        "replay": ("replay", "Use a recorded window again: copied, reproduced, scored anew, or as load."),
+        "dead-letters": ("dead_letters", "Read what was given up, and send it again."),
+        "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
+    },
 }
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
 class Verbs(click.Group):
     """A group whose verbs are imported when they are used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Return the verbs in the order of a first day's work."""
+        """Return the verbs in the order of their headings."""
         return list(VERBS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
@@ -72,16 +87,18 @@ class Verbs(click.Group):
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the verbs and their one-line help without importing any."""
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+        """Write the verbs and their one-line help under headings, without importing any."""
+        width = max(map(len, VERBS))
+        for heading, verbs in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in verbs.items()])
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path(".searchloop"),
+    default=DEFAULT_HOME,
     envvar="SEARCHLOOP_HOME",
     show_default=True,
     help="Where all state lives.",

@@ -14,6 +14,7 @@ from streams.topics import RUN_NAME
 T = TypeVar("T", bound=msgspec.Struct)
 
 SETTINGS_FILE = "settings.json"
+DEFAULT_HOME = Path(".searchloop")
 
 
 class Home(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ def progress() -> Iterator[Report]:
     """Give a function that shows progress on standard error; standard output stays for results."""
     console = Console(stderr=True)
     if not sys.stderr.isatty():
-        yield _plain_lines(console)
+        yield plain_lines(lambda line: console.print(line, highlight=False, soft_wrap=True))
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
@@ -36,14 +36,23 @@ def progress() -> Iterator[Report]:
         yield report
 
 
-def _plain_lines(console: Console) -> Report:
-    last: dict[str, float] = {}
+def plain_lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Report:
+    """Return a function that writes each thing once as a line, and a sign of life while one takes long.
+
+    Something new is written when it begins. From then on its numbers are written every `LINE_SECONDS` at most, and its
+    end only if the line before it is that old: a log file holds nothing twice.
+    """
+    last: dict[str, tuple[float, str]] = {}
 
     def report(what: str, done: int, total: int) -> None:
-        # A log file wants the beginning, the end, and a sign of life in between.
         name = what.split(":")[0]
-        if name not in last or 0 < total <= done or time.monotonic() - last[name] > LINE_SECONDS:
-            last[name] = time.monotonic()
-            console.print(f"{what} {done}/{total}" if total else what, highlight=False, soft_wrap=True)
+        line = f"{what} {done}/{total}" if total else what
+        if name not in last:
+            write(what if done == 0 else line)
+        elif clock() - last[name][0] < LINE_SECONDS or line == last[name][1]:
+            return
+        else:
+            write(line)
+        last[name] = (clock(), line)
 
     return report

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 
 from infra.app.app import App
+from infra.app.command_line import pasteable
 from infra.app.home import Home
 from infra.app.indexing import index_corpus
 from infra.app.progress import Report, progress
@@ -39,7 +40,9 @@ from storage.report import read_report
 from storage.report_page import render_page
 
 NAME = "demo"
-METHODS = ("none", "rm3", "latest")
+# A row for each question that a sceptic asks: no help, feedback without learning, a look-up of what helped similar
+# training queries, the words that the prompt shows, and the policy.
+METHODS = {"none": "raw", "rm3": "RM3", "knn": "look-up", "shown": "prompt's words", "latest": "policy"}
 MEASURES = ("nDCG@10", "RR@10", "R@100")
 TOP = 100
 
@@ -61,7 +64,7 @@ def demo(
     seed: int,
     keep_services: bool,
 ) -> None:
-    """The whole loop, from nothing to a report: raw against RM3 against the policy on held-out queries.
+    """Run the whole loop, from nothing to a report on held-out queries.
 
     \b
     Example:
@@ -132,10 +135,9 @@ def run_demo(
     console.print(f"report: {page}")
     if summary.unread:
         click.echo(f"warning: {summary.unread}", err=True)
-    example = held_out[0].text.replace('"', "")
     if not account.sound:
         raise StorageError(f"the log and the ledger do not agree. Run: searchloop verify --run {run}")
-    click.echo(f'next:   searchloop --home {app.home.root} expand --index {NAME} --queries "{example}"')
+    click.echo(f"next: {pasteable(app.home, 'expand', '--index', NAME, '--queries', held_out[0].text)}")
 
 
 def _judged(documents: Sequence[Document], queries_file: Path, qrels_file: Path) -> tuple[list[Query], Qrels]:
@@ -157,14 +159,12 @@ def _new_run(home: Home) -> str:
 
 def _evaluate(app: App, queries: Sequence[Query], qrels: Qrels, run: str, report: Report) -> Evaluation:
     folder = app.home.run(run)
-    names = {"none": "raw", "rm3": "RM3", "latest": "policy"}
     runs: dict[str, dict[str, dict[str, float]]] = {}
-    for method in METHODS:
+    for method, name in METHODS.items():
         rankings = search_queries(app, queries, index=NAME, policy=method, run=run, top=TOP, report=report)
-        write_run(folder / f"{names[method]}.run", rankings, tag=names[method])
-        runs[names[method]] = {
-            query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()
-        }
+        file = name.replace("'", "").replace(" ", "-")
+        write_run(folder / f"{file}.run", rankings, tag=file)
+        runs[name] = {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()}
     asked = {query.id for query in queries}
     judged = {query: grades for query, grades in qrels.items() if query in asked}
     evaluation = evaluate_runs(runs, judged, baseline="raw", settings=EvaluationSettings(measures=MEASURES))

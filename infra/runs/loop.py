@@ -35,7 +35,7 @@ def run_loop(
 ) -> Iterator[Update]:
     """Yield the update of every full batch of requests, each after its checkpoint is durable.
 
-    run_dir holds the warmed-up policy as checkpoint 0; the newest checkpoint there is where the loop begins.
+    requests: from the run's first one on; those that the newest checkpoint in run_dir has used up are passed over.
     """
     checkpoints = run_dir / "checkpoints"
     folder, manifest = load_current(checkpoints)
@@ -48,7 +48,8 @@ def run_loop(
         recent_groups=manifest.recent_groups,
         low_water=manifest.low_water,
     )
-    for start in range(0, len(requests) - batch.groups + 1, batch.groups):
+    used_up = manifest.requests_consumed.get(0, 0)
+    for start in range(used_up, len(requests) - batch.groups + 1, batch.groups):
         chunk = [
             (Position(topic=topic_name(run, "requests"), partition=0, offset=start + index), request)
             for index, request in enumerate(requests[start : start + batch.groups])

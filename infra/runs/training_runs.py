@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.app.app import App
@@ -11,12 +11,17 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, load_recipe
+from infra.runs.environments import open_environment
+from infra.runs.loop import run_loop
+from infra.runs.requests import RequestSequence
 from infra.runs.serving import check_backend
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.catalogue.corpora import Query
+from streams.errors import SettingsError
+from streams.events import Update
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 
@@ -66,6 +71,44 @@ def train_run(
         ),
     )
     return stream(app, prepared, updates=updates, seed=seed, report=report)
+
+
+def loop_run(
+    app: App, *, recipe: str, index: str, updates: int, seed: int, run: str, report: Report
+) -> Iterator[Update]:
+    """Train a run in this process, one update after the other, and yield each update; nothing reaches Kafka or a log.
+
+    Raises SettingsError for a policy at a vLLM server, which only a run with workers starts.
+    """
+    settings = app.settings
+    check_trainable(settings)
+    if settings.generation.backend == "vllm":
+        raise SettingsError("generation.backend: expected transformers for a loop in one process, got vllm")
+    made = load_recipe(settings.train.recipe)
+    prepared = made.prepare(app, NewRun(run=run, index=index, seed=seed), report)
+    kept = RunSettings(
+        run=run,
+        recipe=recipe,
+        index=index,
+        index_version=prepared.index,
+        seed=seed,
+        updates=updates,
+        settings=settings,
+    )
+    write_run_settings(app.home.run(run), kept)
+    sequence = RequestSequence(prepared.asked, run=run, seed=seed)
+    with open_environment(app, kept, report) as environment:
+        yield from run_loop(
+            [sequence[number] for number in range(updates * settings.batch.groups)],
+            run=run,
+            run_dir=app.home.run(run),
+            environment=environment,
+            generation=settings.generation,
+            encode_prompt=made.encoder(settings),
+            batch=settings.batch,
+            learner=settings.learner,
+            seed=seed,
+        )
 
 
 def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -11,29 +12,34 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
 from infra.app.indexing import index_corpus
-from infra.app.run_settings import read_run_settings
+from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import AlternationSettings, TrainSettings
 from infra.commands.dense import dense
 from infra.recipes.decoding import decode_requests
 from infra.recipes.held_out import SPLITS
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, retrievers_of
 from infra.recipes.resume.partner import RetrieverPartner
-from infra.recipes.resume.premise import check_dense_premise
+from infra.recipes.resume.premise import check_premise
 from infra.recipes.resume.recipe import Resume, best_rewarded, open_resume_environment
 from infra.recipes.resume.texts import document_texts, summarized_values
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.alternation import STATE_FILE, alternate, read_alternation
 from infra.runs.verification import verify_run
+from infra.services.local import Endpoints
 from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
 from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Document, Query, read_run, write_queries
+from search_env.engine.index import load_manifest
 from search_env.resume.answered import read_answered
 from streams.codec import content_sha256, encode
 from streams.errors import SettingsError
 from streams.events import Request
+from streams.topics import version_name
+from tests.commands import command, environment
 from tests.loop.conftest import SMALL, quiet
 
 
@@ -153,19 +159,55 @@ def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> N
     assert all(set(each.qrels) <= set(each.run) for each in ranked)
 
 
+def test_the_command_writes_what_the_next_turn_reads(
+    local_services: Endpoints, small_world: App, tmp_path: Path
+) -> None:
+    kept = read_run_settings(small_world.home.run("alt-t1"))
+    _, manifest = load_current(small_world.home.run("alt-t1") / "checkpoints")
+    path = summaries_path(small_world, kept, version_name(manifest.policy))
+    read_by_the_turn = path.read_bytes()
+    path.unlink()
+    copy = tmp_path / "summaries.jsonl"
+    called = command(small_world.home.root, "summarize", "--run", "alt-t1", "--output", str(copy))
+    done = subprocess.run(called, env=environment(local_services, SMALL), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == copy.read_bytes() == read_by_the_turn
+    assert max(each.tokens for each in read_summaries(path)) > 16, "written within another recipe's budget"
+
+
+def test_a_run_that_writes_expansions_has_no_summaries(local_services: Endpoints, small_world: App) -> None:
+    write_run_settings(small_world.home.run("first"), plain_run(small_world))
+    called = command(small_world.home.root, "summarize", "--run", "first", "--publish")
+    done = subprocess.run(called, env=environment(local_services, SMALL), capture_output=True, text=True, check=False)
+    (small_world.home.run("first") / SETTINGS_FILE).unlink()
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: recipe 'leser' writes no texts about products. For query expansions: searchloop expand. Recipes that "
+        "offer it: relsum, resume\n"
+    )
+
+
+def plain_run(app: App) -> RunSettings:
+    """Return the settings of a LESER run on the small index."""
+    version = load_manifest(app.home.index("small")).name
+    return RunSettings(
+        run="first", recipe="leser", index="small", index_version=version, seed=0, updates=1, settings=SMALL
+    )
+
+
 def test_the_premise_scores_random_selections_and_searches_the_best_any_and_worst_of_them(small_world: App) -> None:
     settings = msgspec.structs.replace(
         SMALL, train=TrainSettings(recipe="resume"), retriever=RetrieverSettings(steps=10, batch_pairs=32)
     )
     app = small_world.with_settings(settings)
-    found = check_dense_premise(app, "small", candidates=4, seed=0, report=quiet)
+    found = check_premise(app, "small", candidates=4, seed=0, report=quiet)
     assert (found.candidates, [each.chosen for each in found.corpora]) == (4, ["best", "random", "worst"])
     best, any_, worst = found.corpora
     assert best.reward > any_.reward > worst.reward
     assert all(0 < each.rr_before <= 1 and 0 < each.rr <= 1 for each in found.corpora)
     manifest = read_retriever_manifest(retrievers_of(app, "small") / found.retriever)
     assert manifest.steps == 10
-    assert check_dense_premise(app, "small", candidates=4, seed=0, report=quiet) == found
+    assert check_premise(app, "small", candidates=4, seed=0, report=quiet) == found
 
 
 def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp_path: Path, unique_name: str) -> None:

@@ -82,7 +82,7 @@ def test_streaming_on_policy_gives_the_groups_rewards_and_weights_of_the_loop_in
                 run_dir=app.home.run(alone.run),
                 environment=environment,
                 generation=SMALL.generation,
-                encode_prompt=load_recipe("expansion").encoder(SMALL),
+                encode_prompt=load_recipe("leser").encoder(SMALL),
                 batch=SMALL.batch,
                 learner=SMALL.learner,
                 seed=0,

@@ -8,13 +8,13 @@ import shutil
 import duckdb
 import msgspec
 import pytest
-from infra.recipes.relsum.publishing import publish_summaries
 
 from infra.app.app import App
 from infra.app.run_settings import read_run_settings
 from infra.app.settings import AlternationSettings, Settings, TrainSettings
 from infra.experiments.measuring import measure_rankings, rank_run
 from infra.recipes.leser.searching import search_queries
+from infra.recipes.publishing import publish_summaries
 from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.partner import RankerPartner

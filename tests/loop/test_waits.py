@@ -110,6 +110,7 @@ UNWRITTEN = {
     "relevance": "relevance --index unread",
     "premise": "premise --recipe relsum --index unread",
     "summarize": "summarize --run unread",
+    "loop": "loop --recipe relsum --index unread",
     "prefer": "prefer --run unread --into other",
     "alternate": "alternate --recipe resume --index unread",
     "report": "report --run unread",

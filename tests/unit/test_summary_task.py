@@ -83,7 +83,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     count = sum(1 for _ in saved.keep(demo_catalogue(DemoSettings(products=150))))
     saved.accept(IndexVersion(name="small-1", alias="small", documents=count, sha256=saved.sha256.hexdigest()))
     app = App(home, settings=SETTINGS)
-    task = load_recipe("summary")
+    task = load_recipe("relsum")
     prepared = task.prepare(app, NewRun(run="s", index="small"), quiet)
     kept = RunSettings(
         run="s", recipe="relsum", index="small", index_version="small-1", seed=0, updates=2, settings=SETTINGS
@@ -116,7 +116,7 @@ def test_the_policy_learns_from_products_alone(learned: Learned) -> None:
 
 def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) -> None:
     before, _ = load_current(learned.app.home.run("s") / "checkpoints")
-    again = load_recipe("summary").prepare(learned.app, NewRun(run="s", index="small"), quiet)
+    again = load_recipe("relsum").prepare(learned.app, NewRun(run="s", index="small"), quiet)
     assert load_current(learned.app.home.run("s") / "checkpoints")[0] == before
     labelled = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
     assert {request.query_id for request in again.asked} <= {each.document_id for each in labelled}
@@ -166,9 +166,9 @@ def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learn
 
 def test_a_run_that_begins_from_anothers_policy_has_the_labels_that_its_own_settings_ask_for(learned: Learned) -> None:
     home = learned.app.home
-    copy_warmed_up(home.run("s"), home.run("filtered"), carried=load_recipe("summary").carried)
+    copy_warmed_up(home.run("s"), home.run("filtered"), carried=load_recipe("relsum").carried)
     app = learned.app.with_changes("test", {"relsum": {"filter_delta": 1e-9}})
-    load_recipe("summary").prepare(app, NewRun(run="filtered", index="small"), quiet)
+    load_recipe("relsum").prepare(app, NewRun(run="filtered", index="small"), quiet)
     labelled = read_pairs(home.run("filtered") / PAIRS_FILE)
     assert len({query.delta for each in labelled for query in each.queries}) > 1
     assert load_current(home.run("filtered") / "checkpoints")[1].policy.step == 0

@@ -1,0 +1,44 @@
+"""`searchloop loop`: the whole loop in one process, to read and to debug."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infra.app.app import App
+from infra.app.progress import progress
+
+
+@click.command()
+@click.option("--recipe", default="leser", show_default=True, help="A recipe's name, or a TOML file of one's own.")
+@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
+@click.option("--updates", type=click.IntRange(min=1), default=8, show_default=True, help="Optimizer steps.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", "run_name", help="The run's name; the same name goes on. [loop-RECIPE-INDEX-SEED]")
+@click.pass_obj
+def loop(app: App, recipe: str, index: str, updates: int, seed: int, run_name: str | None) -> None:
+    """Run the whole loop in one process, without Kafka and without a log.
+
+    \b
+    `infra/runs/loop.py` is its one page: set a breakpoint there. The parts are the ones that the workers call, so the
+    weights equal those of a streamed run with a staleness limit of 0.
+
+    \b
+    Example:
+      searchloop loop --recipe leser --index shop --updates 4
+    """
+    from infra.recipes.files import recipe_path
+    from infra.runs.training_runs import loop_run
+
+    app = app.with_recipe(recipe_path(recipe))
+    name = Path(recipe).stem
+    run = run_name or f"loop-{name}-{index}-{seed}"
+    with progress() as report, app.running_services(report) as running:
+        for update in loop_run(running, recipe=name, index=index, updates=updates, seed=seed, run=run, report=report):
+            metrics = update.metrics
+            click.echo(
+                f"version {update.policy.step}: {len(update.trained)} groups trained, reward "
+                f"{metrics['reward_mean']:.3f}, valid {metrics['validity']:.0%}"
+            )
+    click.echo(f"checkpoints: {app.home.run(run) / 'checkpoints'}")
