@@ -105,7 +105,7 @@ def is_loopback(host: str) -> bool:
     if name == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+        return ipaddress.ip_address(name).is_loopback  # With a zone too: "::1%lo".
     except ValueError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from learner.policy import PolicyError, weights_sha256
 from storage.verification.account import Finding, one_line
 from storage.verification.chain import Head
 from storage.verification.checkpoints import Kept, Told
+from streams.codec import encode
+from streams.errors import EventError
 
 NAME_BYTES_MAX = 256
 OWN = frozenset({MANIFEST, MANIFEST_SHA256})
@@ -58,8 +61,9 @@ def _read(folder: Path) -> Kept | None:
     content, manifest = b"", None
     try:
         content = (folder / MANIFEST).read_bytes()
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = _sound(msgspec.json.decode(content, type=Manifest))
+    except (OSError, ValueError, RecursionError, EventError) as error:
+        manifest = None
         damage.append(f"{MANIFEST}: {one_line(error)}")
     sha256 = hashlib.sha256(content).hexdigest() if content else None
     if sha256 is not None and _first_bytes(folder / MANIFEST_SHA256).strip() != sha256:
@@ -84,6 +88,20 @@ def _read(folder: Path) -> Kept | None:
             recent_groups=manifest.recent_groups,
         )
     return Kept(name=folder.name, damage=tuple(damage), manifest_sha256=sha256, told=told, weights_sha256=weights)
+
+
+def _sound(manifest: Manifest) -> Manifest:
+    """Return the manifest. Raises ValueError or EventError for numbers that no learner writes and no table holds."""
+    numbers = [manifest.policy.step, *([manifest.parent.step] if manifest.parent else [])]
+    tables = [manifest.positions, manifest.requests_consumed, manifest.low_water]
+    if manifest.update is not None:
+        encode(manifest.update)
+        numbers += [manifest.update.policy.step, manifest.update.parent.step]
+        tables += [manifest.update.positions, manifest.update.requests_consumed]
+    numbers += [number for table in tables for pair in table.items() for number in pair]
+    if wrong := [number for number in numbers if not 0 <= number <= sys.maxsize]:
+        raise ValueError(f"expected steps and positions from 0 to {sys.maxsize}, got {wrong[0]}")
+    return manifest
 
 
 def _wrong_files(folder: Path, listed: dict[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,8 @@ def prove(
     """
     if not _has_log(folder):
         raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
+    if odd := _no_files(folder):
+        return unreadable(run, kafka=topics is not None, known=Circumstances(head=None, found=odd))
     known = _circumstances(folder, run, working=working)
     log, found = open_for_proof(folder)
     known = msgspec.structs.replace(known, found=(*known.found, *found))
@@ -136,6 +139,16 @@ def _kafka(app: App) -> KafkaSettings:
         return app.at(app.local_services().endpoints()).connections.kafka
     except ServiceError as error:
         raise DeliveryError(f"{error}; or leave the topics out with --offline") from error
+
+
+def _no_files(folder: Path) -> list[Finding]:
+    """Return a finding for each pipe, socket or device where a file should be: to read one may take for ever."""
+    what = "expected a file or a folder, got a pipe, a socket or a device; take it away"
+    return [
+        Finding(rule="everything can be read", where=str(path), what=what)
+        for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+        if path.exists() and not path.is_file() and not path.is_dir()
+    ]
 
 
 def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:

@@ -24,9 +24,11 @@ def read_secret(path: Path, *, setting: str) -> Secret:
         warn_if_open(path, setting)
         with path.open("rb") as file:
             content = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise SettingsError(f"{setting}: expected a file that holds the secret, got {path}: {reason}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name.
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        # Who mistook this setting for the secret's own has written the secret here; such a text is hardly ever a path.
+        shown = path if path.is_absolute() else "a text that is not shown, as it may be the secret itself"
+        raise SettingsError(f"{setting}: expected a file that holds the secret, got {shown}: {reason}") from None
     text = content.decode("utf-8", errors="replace").removeprefix("\ufeff")
     text = text.removesuffix("\n").removesuffix("\r")
     if not text or len(content) > BYTES_MAX or "\ufffd" in text or not text.replace(" ", "").isprintable():

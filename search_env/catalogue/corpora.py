@@ -148,6 +148,8 @@ def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
         fields = line.split()
         if not columns:
             columns = len(fields)
+            if columns == 3 and len(parts := line.split("\t")) == 4 and not all(map(str.strip, parts)):
+                raise file.error("expected 4 columns, got an empty one between tabs. Mend the line.", number)
             if columns not in (3, 4):
                 raise file.error(
                     "expected 4 columns (TREC: query, iteration, document, grade) or 3 (BEIR: query-id, corpus-id, "

@@ -59,6 +59,20 @@ def checkpoint_findings(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Fi
     return [*findings, *_beginning(log, kept, chain)]
 
 
+def unannounced(log: Log, kept: Sequence[Kept], untold: str | None) -> list[str]:
+    """Return the names of checkpoints that no record tells of, but for the newest: nothing can vouch for them."""
+    told = {
+        PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"])
+        for row in each(
+            log,
+            "SELECT DISTINCT lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published' UNION "
+            "SELECT DISTINCT lineage, step, weights_sha256 FROM updates",
+        )
+        if None not in row.values()
+    }
+    return [item.name for item in kept if item.told and item.told.policy not in told and item.name != untold]
+
+
 def _wrong(checkpoint: Kept, chain: Chain, updates: dict[PolicyRef, str | None]) -> list[tuple[str, str]]:
     wrong = [("checkpoints", what) for what in checkpoint.damage]
     told = checkpoint.told
@@ -107,9 +121,13 @@ def _told_wrong(told: Told, updates: dict[PolicyRef, str | None], *, hashed: boo
 
 def _beginning(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Finding]:
     """Check that the version that the chain stands on is still there, as it was announced."""
+    rule = "the beginning is kept"
+    if not kept and (names := _announced_names(log)):
+        what = f"{names[0]} was announced, but there is no checkpoint"
+        return [Finding(rule=rule, where="checkpoints", what=what)]
     if chain.origin is None:
         return []
-    rule, name = "the beginning is kept", version_name(chain.origin)
+    name = version_name(chain.origin)
     findings = []
     found = next((each for each in kept if each.told is not None and each.told.policy == chain.origin), None)
     if found is None:
@@ -131,6 +149,18 @@ def _beginning(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Finding]:
         what = f"{name} was announced with a parent, but no update in the log made it"
         findings.append(Finding(rule=rule, where=f"checkpoints/{name}", what=what))
     return findings
+
+
+def _announced_names(log: Log) -> list[str]:
+    """Return the name of the first version that was announced; none where nobody learned."""
+    rows = each(
+        log,
+        "SELECT lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published' AND lineage IS NOT NULL "
+        "AND step IS NOT NULL ORDER BY topic, partition, record_offset LIMIT 1",
+    )
+    return [
+        version_name(PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"])) for row in rows
+    ]
 
 
 def _short(sha256: str | None) -> str:

@@ -112,6 +112,19 @@ def _by_bytes(log: Log) -> list[Finding]:
             WHERE d.inner_sha256 IS DISTINCT FROM g.event_sha256 ORDER BY r.topic, r.partition, r.record_offset
             """,
         ),
+        # Of a record that no letter can hold, the letter has none of the bytes (`streams.delivery.Outbox.bury`).
+        *ask(
+            log,
+            RULE,
+            "the dead letter of stage {stage} holds other bytes than lie at {source_topic}[{source_partition}]"
+            "@{source_offset}",
+            """
+            SELECT l.topic, l.partition, l.record_offset, l.stage, l.source_topic, l.source_partition, l.source_offset
+            FROM dead_letters l JOIN digests q ON q.topic = l.source_topic AND q.partition = l.source_partition
+                AND q.record_offset = l.source_offset
+            WHERE sha256(l.value) <> q.sha256 ORDER BY l.topic, l.partition, l.record_offset
+            """,
+        ),
         *ask(
             log,
             "rewards answer generations",

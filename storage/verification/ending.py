@@ -17,11 +17,13 @@ def ending_findings(
     working: bool,
     step: int,
     updates: int | None,
+    untold: str | None = None,
 ) -> list[Finding]:
     """Return what nobody will bring to its end unless the run goes on.
 
     working: a worker of the run is alive, or a sink holds the ledger. step: updates that the newest policy has had.
-    updates: how many the run was to make; None if that is not known, as where nobody learns.
+    updates: how many the run was to make; None if that is not known, as where nobody learns. untold: the newest
+    checkpoint's version if no record tells of the update that made it.
 
     A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be on their way.
     """
@@ -38,6 +40,16 @@ def ending_findings(
         for row in partitions
         if row.behind
     ]
+    if untold is not None:
+        findings.append(
+            Finding(
+                rule="versions are announced",
+                where="CURRENT",
+                what=f"names {untold}, of which no record in the log tells: its learner was killed before it announced "
+                "it, or somebody made it up. Going on with the run announces it",
+                severity="unfinished",
+            )
+        )
     if not _was_begun(log):
         return findings  # Imported traffic: requests lie ready for whoever replays them.
     learns = _learns(log)

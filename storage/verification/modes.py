@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from storage.verification.account import Trust
 from storage.verification.reading import NEWEST_RECORDS
 
@@ -21,11 +23,14 @@ def unseen_by(
     trusted: Trust | None,
     foreign: int,
     retained: bool,
+    strays: Sequence[str] = (),
+    settings: bool = False,
 ) -> tuple[str, ...]:
     """Return what was not looked at, each in one sentence.
 
     unread: records whose bytes were not read. recorded: whether the chain of hashes is. foreign: generations of another
-    run's log. retained: whether Kafka still holds everything from the first record on.
+    run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints that no
+    record tells of. settings: whether limits were taken from the run's settings.
     """
     said = []
     if live:
@@ -41,6 +46,16 @@ def unseen_by(
         )
     if foreign:
         said.append(f"the requests of {foreign:,} generations: they lie in another run's log, which was replayed")
+    if strays:
+        said.append(
+            f"whose the checkpoint {', '.join(strays[:3])}{' …' if len(strays) > 3 else ''} is: no record tells of it; "
+            "a killed learner may have left it, or somebody made it up"
+        )
+    if settings:
+        said.append(
+            "whether settings.json was changed: no record holds its hash, and the number of updates, the staleness "
+            "limit and the limits of rewards are what it says"
+        )
     if not recorded:
         said.append("a rewritten past: updates were written by an older searchloop, which did not record the chain")
     elif trusted is None:

@@ -60,6 +60,9 @@ def partition_rows(
         if kept != said:
             what = f"the ledger counted {said} records, {kept} are kept"
             findings.append(Finding(rule="offsets", where=f"{partition[0]}[{partition[1]}]", what=what))
+        if ends is not None and end is None and next_offset:
+            what = f"the ledger has stored up to {next_offset}, Kafka has no such partition: its topic was deleted"
+            findings.append(Finding(rule="offsets", where=f"{partition[0]}[{partition[1]}]", what=what))
         if end is not None and end < next_offset:
             what = (
                 f"Kafka's log ends here, but the ledger has stored up to {next_offset}: the topic was made anew, or "
@@ -151,7 +154,7 @@ def _holes(
         """,
     ):
         partition, first, last = (row["topic"], row["partition"]), row["first"], row["last"]
-        start = ends.get(partition, (0, 0))[0] if ends is not None else None
+        start = ends[partition][0] if ends is not None and partition in ends else None
         lost = 0
         for low, high, why in _lost(partition, first, last, start, held):
             lost += high - low + 1

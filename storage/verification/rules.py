@@ -22,6 +22,9 @@ class Rule(msgspec.Struct, frozen=True):
 RULES = {
     # What lies where.
     "everything can be read": Rule("ledger, archive, checkpoints and settings can be read, whole"),
+    "nothing shadows the ledger": Rule(
+        "the ledger's tables and views are those that searchloop makes, and no macro, table or view stands beside them"
+    ),
     "nothing lost": Rule(
         "every offset below the ledger's position is a record that is kept, or one at which Kafka never had a record"
     ),
@@ -49,8 +52,8 @@ RULES = {
     "versions are announced": Rule("every version that wrote a group or came of an update was announced"),
     "one name, one version": Rule("a version's name stands for one update, one set of weights and one manifest"),
     "embedded is what was written": Rule(
-        "a generation holds its request, and a reward its generation, as these lie in the log",
-        f"{EVERY} for texts, ids and versions; tokens and log-probabilities: {BYTES}",
+        "a generation holds its request, a reward its generation, a dead letter its record, as these lie in the log",
+        f"{EVERY} for texts, ids and versions; tokens, log-probabilities and dead letters: {BYTES}",
     ),
     # The chain.
     "lineage": Rule("the updates lead from the newest checkpoint to the version that the run began with"),

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.archive import file_sha256, read_segment
+from storage.archive import file_sha256, find_segments, read_segment
 from storage.errors import StorageError
 from storage.log import Log, raw_records
 from storage.verification.account import Finding, Partition, one_line, place, span_text
@@ -65,6 +65,49 @@ def kept_records(log: Log, partition: Partition, first: int, findings: list[Find
             yield record
 
 
+def unlisted_findings(log: Log) -> list[Finding]:
+    """Return what is wrong with segments that the ledger does not list, which replays and rebuilds read all the same.
+
+    A killed sink leaves such ones: each record in them is kept elsewhere, and is the same there. In a log that is read
+    live all were listed as they were found, and what is new since then is the sink's.
+    """
+    if log.live:
+        return []
+    findings: list[Finding] = []
+    known = {segment["path"] for segment in _listed(log)}
+    for path in find_segments(log.archive):
+        name = str(path.relative_to(log.archive))
+        if name in known:
+            continue
+        partition = (path.parts[-3], int(path.parent.name))
+        try:
+            strange = _strange_record(log, partition, read_segment(path))
+        except StorageError as error:
+            strange = str(error)
+        if strange:
+            what = f"no ledger lists this segment, and {strange}; take it out, since replays read it"
+            findings.append(Finding(rule="archive", where=name, what=what))
+    return findings
+
+
+def _strange_record(log: Log, partition: Partition, records: Iterator[Received]) -> str:
+    """Return what is wrong with the first record that is not the kept one of its place, "" if all are."""
+    kept: Iterator[Received] | None = None
+    ours: Received | None = None
+    for record in records:
+        at = record.position
+        if (at.topic, at.partition) != partition:
+            return f"it holds a record of {at.topic}[{at.partition}]"
+        if kept is None:
+            kept = kept_records(log, partition, at.offset, [])
+            ours = next(kept, None)
+        while ours is not None and ours.position.offset < at.offset:
+            ours = next(kept, None)
+        if ours != record:
+            return f"its record at offset {at.offset} is not the one that is kept"
+    return ""
+
+
 def _listed(log: Log, partition: Partition | None = None) -> list[Mapping[str, Any]]:
     only = "WHERE topic = ? AND partition = ?" if partition else ""
     return list(
@@ -91,11 +134,15 @@ def _offsets(path: Path, segment: Mapping[str, Any]) -> pa.ChunkedArray:
             offsets = rows.column("record_offset")
             places = rows.column("topic").unique().to_pylist(), rows.column("partition").unique().to_pylist()
             bounds = (offsets[0].as_py(), offsets[-1].as_py(), len(offsets)) if len(offsets) else None
+            numbers = offsets.to_numpy()
+            rising = bool((numbers[1:] > numbers[:-1]).all())
     except UNREADABLE as error:
         raise StorageError(f"the segment {path} cannot be read ({one_line(error)}): restore it from a copy") from error
     expected = (segment["first_offset"], segment["last_offset"], segment["records"])
     if bounds != expected or places != ([segment["topic"]], [segment["partition"]]):
         raise StorageError(f"the segment {path} does not hold the records that the ledger lists: {expected}")
+    if not rising:
+        raise StorageError(f"the segment {path} holds its records twice or out of order: restore it from a copy")
     return offsets
 
 

@@ -23,7 +23,7 @@ from storage.verification.account import (
 )
 from storage.verification.asking import bounded
 from storage.verification.chain import Chain, Head, find_chain
-from storage.verification.checkpoints import Kept, checkpoint_findings
+from storage.verification.checkpoints import Kept, checkpoint_findings, unannounced
 from storage.verification.embedded import embedded_findings
 from storage.verification.ending import ending_findings
 from storage.verification.gradients import gradient_row
@@ -33,7 +33,7 @@ from storage.verification.modes import mode_of, unseen_by
 from storage.verification.partitions import Held, partition_rows
 from storage.verification.reading import Read, Reading, read_log
 from storage.verification.seal import seals, trust
-from storage.verification.segments import archived_offsets
+from storage.verification.segments import archived_offsets, unlisted_findings
 from storage.verification.stages import stage_rows
 from streams.refusals import KnownRun
 from streams.topics import version_name
@@ -124,6 +124,7 @@ class _Proof:
         log, topics, head, kept = self._log, self._topics, self._known.head, self._known.kept
         ends = topics.ends if topics else None
         self._add("the archive", lambda: archived_offsets(log))
+        self._add("the archive", lambda: unlisted_findings(log))
         rows: list[PartitionRow] = []
         partitions = self._part("the offsets", lambda: partition_rows(log, ends, topics.held if topics else None), rows)
         read = self._read("the records", self._reading, Reading(tables={}, unread=0))
@@ -141,6 +142,8 @@ class _Proof:
             self._add("the checkpoints", lambda: checkpoint_findings(log, kept, chain))
         working = self._known.working or log.live
         step = head.policy.step if head else 0
+        first = chain.links[0] if chain.links else None
+        untold = version_name(first.policy) if first is not None and first.topic is None else None
         if kept is not None:
             self._add(
                 "the end",
@@ -152,10 +155,13 @@ class _Proof:
                     working=working,
                     step=step,
                     updates=self._known.updates,
+                    untold=untold,
                 ),
             )
         trusted = self._trust(chain)
         foreign = self._read("the names", lambda: foreign_generations(log), 0)
+        nobody: list[str] = []
+        strays = self._read("the checkpoints", lambda: unannounced(log, kept or (), untold), nobody)
         return Account(
             run=self._run,
             verdict=verdict_of(self._findings),
@@ -178,6 +184,8 @@ class _Proof:
                 recorded=chain.recorded,
                 trusted=trusted,
                 foreign=foreign,
+                strays=strays,
+                settings=self._known.updates is not None,
                 retained=ends is None or all(start == 0 for start, _ in ends.values()),
             ),
             findings=tuple(self._findings),

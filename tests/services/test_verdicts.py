@@ -27,6 +27,7 @@ from tests.finished_run import UPDATES, FakeTopics, store, write_run
 from tests.services.test_sink import QUICK
 from tests.stored_events import RUN, generation, reward, small_run
 from tests.tampered_run import Tampered
+from tests.tampering.kinds import made_up_update
 
 Make = Callable[..., Tampered]
 
@@ -158,9 +159,10 @@ def test_what_a_worker_refused_breaks_nothing(make: Make) -> None:
     forged = msgspec.structs.replace(generation(2), group_id="made up")
     poisoned = msgspec.structs.replace(reward(2), group_id="made up", generation=forged)
 
-    def letter(kind: str, offset: int, stage: str) -> tuple[str, DeadLetter]:
+    def letter(kind: str, offset: int, stage: str, buried: Event) -> tuple[str, DeadLetter]:
         source = Position(topic=topic_name(RUN, kind), partition=0, offset=offset)
-        event = DeadLetter(source=source, key=b"", value=b"", headers=(), stage=stage, error="forged", attempts=1)
+        value = encode(buried)
+        event = DeadLetter(source=source, key=b"", value=value, headers=(), stage=stage, error="forged", attempts=1)
         return "dead-letters", event
 
     written: list[tuple[str, Event]] = [("generations", forged), ("rewards", poisoned)]
@@ -168,7 +170,9 @@ def test_what_a_worker_refused_breaks_nothing(make: Make) -> None:
     lines = said(proved(run))
     assert any(line.startswith("ids are functions of the log") for line in lines)
     shutil.rmtree(run.folder)
-    run = make(extra=[*written, letter("generations", 21, "environment"), letter("rewards", 21, "learner")])
+    run = make(
+        extra=[*written, letter("generations", 21, "environment", forged), letter("rewards", 21, "learner", poisoned)]
+    )
     assert said(proved(run, kafka=True, rebuild=True)) == []
 
 
@@ -203,6 +207,27 @@ def test_a_ledger_and_an_archive_that_cannot_be_read_give_an_account(make: Make)
     result = verb(run)
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert "everything can be read: " in result.output and "archive: " in result.output
+
+
+def test_what_no_record_vouches_for_is_named_and_a_stopped_runs_newest_checkpoint_is_owed(make: Make) -> None:
+    run = make()
+    made_up_update(run)
+    account = proved(run)
+    assert account.verdict == "unfinished"
+    assert [(finding.rule, finding.where) for finding in account.findings] == [("versions are announced", "CURRENT")]
+    stray = run.checkpoint(-1).name
+    run.point_to(-2)
+    account = proved(run)
+    assert account.verdict == "sound"
+    assert any(stray in sentence for sentence in account.unseen)
+    assert any("whether settings.json was changed" in sentence for sentence in account.unseen)
+
+
+def test_a_segment_that_a_killed_sink_left_unlisted_is_no_finding(make: Make) -> None:
+    run = make()
+    listed = run.segment("rewards")
+    shutil.copy(listed, listed.with_name(f"{0:020d}-{0:020d}.parquet"))
+    assert proved(run).verdict == "sound"
 
 
 def test_every_finding_names_a_rule_that_is_documented() -> None:

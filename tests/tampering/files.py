@@ -7,18 +7,28 @@ import shutil
 from learner.checkpoints import MANIFEST
 from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
+from tests.stored_events import RUN
 from tests.tampering.kinds import (
     KAFKA,
+    beside,
     cut,
+    cut_file,
     files,
     flip_ledger,
+    folder_for_segment,
+    foreign_segment,
+    in_kafka,
+    made_up_update,
     more_in_kafka,
     older_current,
     other_optimizer,
     other_weights,
+    pipe,
+    raw_manifest,
     rename_policy,
     replace,
     reward_in_segment,
+    unlisted_segment,
     updates_wanted,
     without_segment_rows,
 )
@@ -30,6 +40,46 @@ FILE_TAMPERINGS = (
     files("archive: a segment cut, with its hash adjusted", "archive", lambda run: cut(run, listed=True)),
     files("archive: a reward changed in a segment, with its hash adjusted", "rebuilt from the log", reward_in_segment),
     files("archive: a record taken out of a segment, with its hash adjusted", "bytes are kept", without_segment_rows),
+    files("archive: a segment of no bytes", "archive", lambda run: run.segment("rewards").write_bytes(b"")),
+    files("archive: a folder in place of a segment", "archive", folder_for_segment),
+    files(
+        "archive: records in another order, with its hash adjusted",
+        "archive",
+        lambda run: run.rewrite_segment(
+            run.segment("rewards"), lambda found: [found[0], found[2], found[1], *found[3:]]
+        ),
+    ),
+    files(
+        "archive: a record twice in a segment, with its hash adjusted",
+        "archive",
+        lambda run: run.rewrite_segment(run.segment("rewards"), lambda found: [*found[:2], found[1], *found[2:]]),
+    ),
+    files(
+        "archive: a record's key changed, with its hash adjusted",
+        "bytes are kept",
+        lambda run: run.rewrite_segment(run.segment("rewards"), lambda found: [found[0] | {"key": b"x"}, *found[1:]]),
+        KAFKA,
+    ),
+    files(
+        "archive: a record's headers changed, with its hash adjusted",
+        "bytes are kept",
+        lambda run: run.rewrite_segment(
+            run.segment("rewards"), lambda found: [found[0] | {"headers": [{"name": "a", "value": b"b"}]}, *found[1:]]
+        ),
+        KAFKA,
+    ),
+    files(
+        "archive: a record's time changed, with its hash adjusted",
+        "rebuilt from the log",
+        lambda run: run.rewrite_segment(
+            run.segment("rewards"), lambda found: [found[0] | {"record_time_ms": 5}, *found[1:]]
+        ),
+        ("offline",),
+    ),
+    files("archive: another reward in a segment that nobody lists", "archive", unlisted_segment),
+    files("archive: a damaged segment that nobody lists", "archive", lambda run: beside(run, 99).write_bytes(b"junk")),
+    files("archive: a segment of another run's topic", "archive", foreign_segment),
+    files("archive: a pipe in place of a segment", "everything can be read", lambda run: pipe(run.segment("rewards"))),
     files("archive: the folder deleted", "archive", lambda run: shutil.rmtree(run.folder / ARCHIVE)),
     files(
         "ledger: the file overwritten",
@@ -38,6 +88,9 @@ FILE_TAMPERINGS = (
     ),
     files("ledger: every page damaged", "everything can be read", flip_ledger),
     files("ledger: the file deleted", "everything can be read", lambda run: (run.folder / LEDGER).unlink()),
+    files("ledger: cut", "everything can be read", lambda run: cut_file(run.folder / LEDGER)),
+    files("ledger: no bytes", "everything can be read", lambda run: (run.folder / LEDGER).write_bytes(b"")),
+    files("ledger: a pipe in its place", "everything can be read", lambda run: pipe(run.folder / LEDGER)),
     # Checkpoints.
     files("checkpoints: 0 deleted", "the beginning is kept", lambda run: shutil.rmtree(run.checkpoint(0))),
     files(
@@ -117,6 +170,80 @@ FILE_TAMPERINGS = (
         "checkpoints: all deleted",
         "lineage",
         lambda run: [shutil.rmtree(path) for path in run.checkpoints.glob("*-*-*")],
+    ),
+    files(
+        "checkpoints: every one deleted before the first update",
+        "the beginning is kept",
+        lambda run: (
+            run.rewrite(
+                lambda records: (
+                    [r for r in records if r.position.topic.endswith(".requests")][:1]
+                    + [r for r in records if r.position.topic.endswith(".policy-versions")][:1]
+                ),
+                topics=True,
+            ),
+            shutil.rmtree(run.checkpoints),
+        ),
+    ),
+    files(
+        "checkpoints: a position that no table holds",
+        "checkpoints",
+        lambda run: run.manifest(-1, positions={0: 10**30}),
+    ),
+    files(
+        "checkpoints: a position of -1",
+        "checkpoints",
+        lambda run: run.manifest(-1, positions={0: -1}),
+    ),
+    files(
+        "checkpoints: a metric that is infinite",
+        "checkpoints",
+        lambda run: raw_manifest(run, b'"loss":0.5', b'"loss":1e400'),
+    ),
+    files(
+        "checkpoints: a key that nobody knows",
+        "manifests are the announced ones",
+        lambda run: raw_manifest(run, b"{", b'{"x":1,', count=1),
+    ),
+    files(
+        "checkpoints: a key twice",
+        "manifests are the announced ones",
+        lambda run: raw_manifest(run, b"{", b'{"positions":{"0":1},', count=1),
+    ),
+    files(
+        "checkpoints: a listed file that is a path",
+        "checkpoints",
+        lambda run: run.manifest(-1, files={"../../settings.json": "0"}),
+    ),
+    files("checkpoints: CURRENT names an older one", "head is the newest", lambda run: run.point_to(-2)),
+    files("checkpoints: CURRENT names the first one", "head is the newest", lambda run: run.point_to(0)),
+    files("checkpoints: an update made up, with its checkpoint and CURRENT", "versions are announced", made_up_update),
+    files(
+        "checkpoints: a pipe in place of CURRENT",
+        "everything can be read",
+        lambda run: pipe(run.checkpoints / "CURRENT"),
+    ),
+    # Kafka's topics.
+    files(
+        "Kafka: the topic of rewards deleted",
+        "offsets",
+        lambda run: run.topics.records.pop((f"{RUN}.rewards", 0)),
+        KAFKA,
+    ),
+    files(
+        "Kafka: the topic of updates deleted",
+        "offsets",
+        lambda run: run.topics.records.pop((f"{RUN}.updates", 0)),
+        KAFKA,
+    ),
+    files("Kafka: a record's time changed", "bytes are kept", lambda run: in_kafka(run, timestamp_ms=1), KAFKA),
+    files("Kafka: a record's key changed", "bytes are kept", lambda run: in_kafka(run, key=b"x"), KAFKA),
+    files(
+        "Kafka: a record's headers changed", "bytes are kept", lambda run: in_kafka(run, headers=(("a", b"b"),)), KAFKA
+    ),
+    files("Kafka: a record made a tombstone", "bytes are kept", lambda run: in_kafka(run, value=None), KAFKA),
+    files(
+        "Kafka: a record deleted", "bytes are kept", lambda run: run.topics.records[f"{RUN}.rewards", 0].pop(3), KAFKA
     ),
     # What is owed.
     files("settings overwritten", "everything can be read", lambda run: (run.folder / "settings.json").write_text("{")),

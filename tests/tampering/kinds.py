@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from learner.checkpoints import MANIFEST, MANIFEST_SHA256, Manifest
+from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
-from streams.codec import decode, encode
+from streams.codec import content_sha256, decode, encode
 from streams.events import Event, Generation, Outcome, Request, Reward, Update
 from tests.finished_run import UPDATES
 from tests.stored_events import RUN, generation
@@ -188,3 +193,86 @@ def rename_policy(run: Tampered) -> None:
     assert told.update is not None
     named = replace(told.policy, sha256=weights_sha256(run.checkpoint(-1)))
     run.manifest(-1, policy=named, update=replace(told.update, policy=named))
+
+
+def cut_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def pipe(path: Path) -> None:
+    """Put a pipe in a file's place: whoever reads it waits for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_for_segment(run: Tampered) -> None:
+    path = run.segment("rewards")
+    path.unlink()
+    path.mkdir()
+
+
+def beside(run: Tampered, last: int) -> Path:
+    """Return a name that a reader of the archive takes before the listed segment."""
+    return run.segment("rewards").with_name(f"{0:020d}-{last:020d}.parquet")
+
+
+def unlisted_segment(run: Tampered) -> None:
+    """A copy of the first segment, one reward of which is better: replays read it, and no ledger lists it."""
+    listed = run.segment("rewards")
+    content = listed.read_bytes()
+    reward_in_segment(run)
+    shutil.move(listed, beside(run, 99))
+    listed.write_bytes(content)
+    run.list_segment(listed)
+
+
+def foreign_segment(run: Tampered) -> None:
+    listed = run.segment("rewards")
+    other = run.folder / ARCHIVE / "other.rewards" / "0" / listed.name
+    other.parent.mkdir(parents=True)
+    shutil.copy(listed, other)
+
+
+def raw_manifest(run: Tampered, old: bytes, new: bytes, *, count: int = -1) -> None:
+    """Change the newest manifest's bytes, and adjust its hash."""
+    folder = run.checkpoint(-1)
+    content = (folder / MANIFEST).read_bytes().replace(old, new, count)
+    (folder / MANIFEST).write_bytes(content)
+    (folder / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
+
+
+def made_up_update(run: Tampered) -> None:
+    """A newest checkpoint with other weights, of an update that took nothing, chained as if its learner had died."""
+    newest = run.checkpoint(-1)
+    told = run.told(-1)
+    assert told.update is not None
+    last = [r for r in run.topics.all() if r.position.topic.endswith(".updates")][-1]
+    folder = run.checkpoints / f"{told.policy.lineage}-{told.policy.step + 1:06d}"
+    shutil.copytree(newest, folder)
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    made = replace(told.policy, step=told.policy.step + 1, sha256=hashlib.sha256(b"other weights").hexdigest())
+    update = replace(
+        told.update,
+        policy=made,
+        parent=told.policy,
+        parent_update_sha256=content_sha256(last.value or b""),
+        parent_manifest_sha256=hashlib.sha256((newest / MANIFEST).read_bytes()).hexdigest(),
+        trained=(),
+        flat=(),
+        expired=(),
+        failed=(),
+        rejected={},
+        disputed={},
+    )
+    files_now = told.files | {"model.safetensors": made.sha256}
+    manifest: Manifest = replace(told, policy=made, parent=told.policy, update=update, files=files_now)
+    content = msgspec.json.encode(manifest)
+    (folder / MANIFEST).write_bytes(content)
+    (folder / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
+    (run.checkpoints / "CURRENT").write_text(folder.name + "\n")
+
+
+def in_kafka(run: Tampered, **changes: Any) -> None:
+    """Change a record in Kafka alone."""
+    records = run.topics.records[f"{RUN}.rewards", 0]
+    records[3] = replace(records[3], **changes)

@@ -102,6 +102,50 @@ LEDGER_TAMPERINGS = (
         "offsets",
         "UPDATE sink_offsets SET next_offset = 3 WHERE topic = 'test.requests'",
     ),
+    # What the proof asks with: views, macros, types.
+    rows(
+        "a view that hides nothing but repetitions",
+        "nothing shadows the ledger",
+        "CREATE OR REPLACE VIEW first_outcomes AS FROM outcomes",
+    ),
+    rows("a macro in place of isfinite", "nothing shadows the ledger", "CREATE MACRO isfinite(x) AS true"),
+    rows("a macro in place of max", "nothing shadows the ledger", "CREATE MACRO max(x) AS 0"),
+    rows(
+        "a macro in place of the catalogue",
+        "nothing shadows the ledger",
+        "CREATE MACRO duckdb_functions() AS TABLE SELECT 1 AS a LIMIT 0",
+    ),
+    rows(
+        "the list of segments is a view",
+        "nothing shadows the ledger",
+        "ALTER TABLE archive_segments RENAME TO listed",
+        "CREATE VIEW archive_segments AS FROM listed",
+    ),
+    rows("a table that nobody asked for", "nothing shadows the ledger", "CREATE TABLE arriving (record_offset BIGINT)"),
+    rows(
+        "a position that is text",
+        "nothing shadows the ledger",
+        "ALTER TABLE sink_offsets ALTER next_offset TYPE VARCHAR",
+    ),
+    rows(
+        "a position that is nothing",
+        "nothing shadows the ledger",
+        "ALTER TABLE sink_offsets ALTER next_offset DROP NOT NULL",
+        "UPDATE sink_offsets SET next_offset = NULL WHERE topic = 'test.rewards'",
+    ),
+    rows(
+        "a segment without a path",
+        "nothing shadows the ledger",
+        "ALTER TABLE archive_segments ALTER path DROP NOT NULL",
+        "UPDATE archive_segments SET path = NULL",
+    ),
+    rows("a migration of another text", "nothing shadows the ledger", "UPDATE schema_migrations SET sha256 = 'x'"),
+    rows(
+        "a migration that is to come",
+        "nothing shadows the ledger",
+        "INSERT INTO schema_migrations VALUES (99, 'x', 'y', 1)",
+    ),
+    rows("a segment's path with a NUL", "archive", "UPDATE archive_segments SET path = 'a' || chr(0) || 'b'"),
     # Whole topics wiped from ledger and archive.
     files("ledger and archive: every request wiped", "sources are in the log", lambda run: run.wipe("requests")),
     files(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.events import Generation, PolicyVersion, Request, Reward, Update
+from streams.events import DeadLetter, Generation, PolicyVersion, Request, Reward, Update
 from streams.ids import group_id
 from tests.finished_run import UPDATES, policy
 from tests.stored_events import RUN
@@ -66,6 +66,13 @@ LOG_TAMPERINGS = (
         "chain of hashes",
         Update,
         at_step(2, all_failed),
+        topics=True,
+    ),
+    log(
+        "a dead letter holds other bytes",
+        "embedded is what was written",
+        DeadLetter,
+        lambda e: replace(e, value=b"other"),
         topics=True,
     ),
     files("every copy: a trained group of split test", "only train trains", of_split("test")),

@@ -140,6 +140,7 @@ def test_trec_and_beir_qrels_read_the_same(tmp_path: Path) -> None:
         (f"q1 0 d1 {'9' * 5000}\n", "line 1: expected an integer grade"),
         ("q1 0 d1 \uff11\n", "line 1: expected an integer grade"),
         ("q1 0 d\u200b 1\n", "line 1: expected ids of 1 to 512 visible bytes"),
+        ("q1\t0\t\t1\n", "line 1: expected 4 columns, got an empty one between tabs"),
         ("q1 Q0 d1 1 2.5 tag\n", "line 1: expected 4 columns"),
         ('{"_id": "q1", "text": "mug"}\n', "line 1: expected an integer grade"),
     ],

@@ -214,6 +214,13 @@ def test_a_secret_file_of_a_wrong_form_is_an_error_that_names_setting_and_file(
     assert "geheim" not in str(error.value)
 
 
+def test_a_secret_given_in_place_of_its_file_is_not_shown() -> None:
+    for given in ("geheimes-wort", "geheim/wort", "geheim\0"):
+        with pytest.raises(SettingsError, match=r"kafka\.sasl_password_file: expected a file") as error:
+            combine(Settings, [("a", {"kafka": {"sasl_password_file": given}})])
+        assert "geheim" not in str(error.value) and error.value.__cause__ is None
+
+
 def test_a_secret_file_that_everybody_may_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     warn_if_open.cache_clear()
     for name, mode in (("offen", 0o644), ("zu", 0o600)):
@@ -337,7 +344,19 @@ def test_a_password_without_tls_is_told_on_this_machine(host: str, caplog: pytes
     assert len([record for record in caplog.records if "without TLS on this machine" in record.getMessage()]) == 4
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "broker.example", "127.0.0.1.example", "0.0.0.0", "localhost.example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "10.0.0.1",
+        "broker.example",
+        "127.0.0.1.example",
+        "0.0.0.0",
+        "localhost.example",
+        "127.0.0.1%2eexample",
+        "127.0.0.1.nip.io",
+        "[::]",
+    ],
+)
 def test_a_password_without_tls_is_refused_beyond_this_machine_unless_a_setting_allows_it(host: str) -> None:
     doors = [
         lambda **more: connection_options(

@@ -1,0 +1,62 @@
+"""The ledger's tables and views are those that its migrations make, and nothing shadows what the proof asks them with.
+
+The proof asks the ledger in SQL. Somebody who may write the file may also put a view, a macro or a table of another
+type into it, and then each answer is what he likes. So this is looked at first, by names that nothing can shadow.
+"""
+
+from __future__ import annotations
+
+import duckdb
+
+from storage.ledger import OFFLINE
+from storage.schema import migrate
+
+Objects = dict[tuple[str, str], str]  # kind, name → how it is made
+
+# No function and no operator stands in these, since a macro could stand in its place.
+KINDS = {
+    "table": "SELECT internal, schema_name, table_name, sql FROM system.main.duckdb_tables()",
+    "view": "SELECT internal, schema_name, view_name, sql FROM system.main.duckdb_views()",
+    "index": "SELECT false, schema_name, index_name, sql FROM system.main.duckdb_indexes()",
+    "sequence": "SELECT false, schema_name, sequence_name, sql FROM system.main.duckdb_sequences()",
+    "macro": "SELECT internal, schema_name, function_name, macro_definition FROM system.main.duckdb_functions()",
+    "type": "SELECT internal, schema_name, type_name, logical_type FROM system.main.duckdb_types()",
+    "schema": "SELECT internal, schema_name, schema_name, '' FROM system.main.duckdb_schemas()",
+}
+SHOWN = 5
+
+
+def strange_objects(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return what the ledger has otherwise than its migrations make it, lacks or has beside it, each in a few words.
+
+    Raises duckdb.Error if its catalogue cannot be read.
+    """
+    with duckdb.connect(":memory:", config=dict(OFFLINE)) as scratch:
+        migrate(scratch)
+        expected = _objects(scratch)
+    found = _objects(connection)
+    strange = [
+        f"the {kind} {name!r} {_said(found.get((kind, name)), expected.get((kind, name)))}"
+        for kind, name in sorted({*expected, *found})
+        if found.get((kind, name)) != expected.get((kind, name))
+    ]
+    more = len(strange) - SHOWN
+    return [*strange[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _objects(connection: duckdb.DuckDBPyConnection) -> Objects:
+    found: Objects = {}
+    for number, name, sha256 in connection.execute("SELECT number, name, sha256 FROM schema_migrations").fetchall():
+        found["migration", str(number)] = f"{name} {sha256}"
+    for kind, sql in KINDS.items():
+        for internal, schema, name, made in connection.execute(sql).fetchall():
+            if not internal:
+                whole = name if schema == "main" or kind == "schema" else f"{schema}.{name}"
+                found[kind, whole] = f"{found.get((kind, whole), '')}{made}\n"  # A macro may have several forms.
+    return found
+
+
+def _said(found: str | None, expected: str | None) -> str:
+    if expected is None:
+        return "is not one of searchloop's"
+    return "is missing" if found is None else "is not as searchloop makes it"
