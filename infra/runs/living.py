@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -28,8 +29,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_workers(run_dir: Path, workers: Iterable[tuple[str, int]], *, name: str = SUPERVISED) -> None:
-    """Keep (role, pid) of running workers in the run's folder."""
-    rows = [{"role": role, "pid": pid, "started": psutil.Process(pid).create_time()} for role, pid in workers]
+    """Keep (role, pid) of running workers in the run's folder; one that has died meanwhile is left out."""
+    rows = []
+    for role, pid in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rows.append({"role": role, "pid": pid, "started": psutil.Process(pid).create_time()})
     write_file(run_dir / name, json.dumps(rows).encode())
 
 

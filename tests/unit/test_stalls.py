@@ -149,5 +149,7 @@ def test_workers_are_known_from_their_files_alive_stopped_and_dead(tmp_path: Pat
         child.wait()
     assert [worker.state for worker in known_workers(run)] == ["dead"]
     assert living_workers(tmp_path) == []
+    write_workers(run, [("generator", child.pid), ("learner", os.getpid())])  # One died while the list was made.
+    assert [(worker.role, worker.state) for worker in known_workers(run)] == [("learner", "alive")]
     (run / "workers.json").write_text("[{")
     assert known_workers(run) == []
