@@ -36,7 +36,8 @@ from streams.clock import now_ms
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_position, paused, poll, with_retries
 from streams.errors import DeliveryError, TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
-from streams.ranges import read_events
+from streams.flow import lies_within
+from streams.ranges import read_events, requests_end
 from streams.records import Received
 from streams.stalls import StallWatch
 from streams.stopping import Stop
@@ -234,7 +235,9 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
 
     Kafka forgets a group's offsets after a week without members; what was answered before must not be answered again.
     """
-    announced = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    ends = requests_end(kafka, run)
+    announced = [consumed for consumed in said if lies_within(consumed, ends)]
     partitions = {partition for consumed in announced for partition in consumed}
     return {each: max(consumed.get(each, 0) for consumed in announced) for each in partitions}
 

@@ -96,9 +96,9 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
                 events = list(_announced(poll(consumer, settings.delivery)))
+                # Requests without a reward are used up too: a version says so, where no update needs to.
+                consumed = max(consumed, feed.used_up([event.requests_consumed for event in events]))
                 if events:
-                    # Requests without a reward are used up too: a version says so, where no update needs to.
-                    consumed = max(consumed, *(sum(event.requests_consumed.values()) for event in events))
                     stalls.progress()
                 for event in events:
                     if not isinstance(event, Update):
