@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -102,14 +102,18 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
     return target
 
 
+def current_name(root: Path) -> str:
+    """Return the name that CURRENT holds, "" if there is none; `load_current` says whether that checkpoint is whole."""
+    return _first_bytes(root / CURRENT).strip()
+
+
 def load_current(root: Path) -> tuple[Path, Manifest]:
     """Return the newest whole checkpoint's folder and manifest.
 
     If CURRENT or what it points to is damaged, the newest checkpoint whose files all match their sha256 is used
     instead, and the log says so. Raises CheckpointError if there is none.
     """
-    current = root / CURRENT
-    named = _first_bytes(current).strip()
+    named = current_name(root)
     candidates = ([root / named] if is_version_name(named) else []) + sorted(
         (path for path in root.glob("*-*-*") if path.name != named and not path.name.startswith(".")),
         key=_written_ns,
@@ -177,7 +181,8 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
     """Delete all but the newest `keep` checkpoints and every `keep_every`-th; return the deleted.
 
-    What a run began with (no update made it) always stays.
+    What a run began with (no update made it) always stays, and so does what CURRENT names. Newest is what CURRENT came
+    from: a run that was set back has checkpoints of further steps, which it has left.
     """
     found = []
     for folder in root.glob("*-*-*"):
@@ -185,13 +190,27 @@ def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifes
             found.append((folder, read_manifest(folder, verify=False)))
         except CheckpointError:
             continue  # Damaged: left for a person to look at.
-    found.sort(key=lambda item: (item[1].policy.step, item[0].stat().st_mtime_ns))
+    current = current_name(root)
+    chain = _chain({folder.name: manifest for folder, manifest in found}, current)
+    found.sort(key=lambda item: (item[0].name in chain, item[1].policy.step, item[0].stat().st_mtime_ns))
     retired = []
     for folder, manifest in found[:-keep]:
+        if folder.name == current:
+            continue
         if manifest.policy.step % keep_every and (manifest.update is not None or manifest.parent is not None):
             shutil.rmtree(folder)
             retired.append(manifest)
     return retired
+
+
+def _chain(manifests: Mapping[str, Manifest], name: str) -> set[str]:
+    """Return the names of a checkpoint and of those that it came from, as far as they are kept."""
+    chain: set[str] = set()
+    while name in manifests and name not in chain:
+        chain.add(name)
+        parent = manifests[name].parent
+        name = version_name(parent) if parent is not None else ""
+    return chain
 
 
 def remove_unfinished(root: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from kafka import TopicPartition
 
 from learner.batches import BatchSettings
@@ -41,7 +43,7 @@ class VersionFollower:
         self._root = checkpoints.parent
         self._open_version = open_version
         self._newest: PolicyVersion | None = None
-        self._wanted: PolicyVersion | None = None
+        self._wanted: list[PolicyVersion] = []
         self.loaded: Version | None = None
 
     def admitted(self, partition: int, batch: BatchSettings) -> int:
@@ -59,32 +61,49 @@ class VersionFollower:
         """Read what was announced since the last call, load the newest version, and return whether it changed."""
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = decode_or_bury(records, PolicyVersion, outbox)
-        published = [event for event in well_named(announced, outbox) if event.status == "published"]
-        if published:
-            self._wanted = published[-1]
-        if self._wanted is None:
-            return False
-        newest, self._wanted = self._wanted, None
-        if self._newest is not None and self._newest.policy == newest.policy:
-            self._newest = newest  # The same version with more requests granted.
-            return False
-        try:
-            self._load(self._root / newest.path, newest.policy)
-        except TransientError as error:
-            self._wanted = newest  # A server that is down now; nobody will announce this version again.
-            log.warning("%s", error)
-            return False
-        except (CheckpointError, PolicyError) as error:
-            # A newer one is already on its way if this one has been retired; the one before stays in use. One that
-            # starts reads the announcements from the first, piece by piece, and meets many that are gone.
-            log.warning("%s", error)
-            return False
-        self._newest = newest
-        log.info("policy version %s", version_name(newest.policy))
-        return True
+        self._wanted += [event for event in well_named(announced, outbox) if event.status == "published"]
+        gone: set[PolicyRef] = set()
+        for newest in reversed(self._wanted):
+            if newest.policy in gone:
+                continue
+            known = self._newest is not None and self._newest.policy == newest.policy
+            try:
+                if not known:
+                    self._load(self._root / newest.path, newest.policy)
+            except TransientError as error:
+                log.warning("%s", error)  # A server that is down now; nobody will announce this version again.
+                return False
+            except (CheckpointError, PolicyError) as error:
+                # A newer one is already on its way if this one has been retired; until then the one before is used. One
+                # that starts reads the announcements from the first, piece by piece, and meets many that are gone.
+                if not gone:
+                    log.warning("%s", error)
+                gone.add(newest.policy)
+                continue
+            before = [self._newest] if known and self._newest is not None else []
+            self._newest = _joined([*before, *(each for each in self._wanted if each.policy == newest.policy)])
+            self._wanted = []
+            if not known:
+                log.info("policy version %s", version_name(newest.policy))
+            return not known
+        self._wanted = []
+        return False
 
     def _load(self, folder: Path, policy: PolicyRef) -> None:
         if self.loaded is None:
             self.loaded = self._open_version(folder, policy)
         else:
             self.loaded.refresh(folder, policy)
+
+
+def _joined(announced: Sequence[PolicyVersion]) -> PolicyVersion:
+    """Return the newest announcement of one version with all that was granted with it: a grant is never taken back."""
+    newest = announced[-1]
+    grants = [each.requests_admitted for each in announced if isinstance(each.requests_admitted, dict)]
+    if not grants or not isinstance(newest.requests_admitted, dict):
+        return newest
+    admitted = {
+        partition: max(each.get(partition, 0) for each in grants)
+        for partition in {partition for each in grants for partition in each}
+    }
+    return msgspec.structs.replace(newest, requests_admitted=admitted)

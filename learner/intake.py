@@ -15,8 +15,8 @@ from learner.learning import LearnerSettings
 from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.events import PolicyRef, PolicyVersion, Position, Reward
-from streams.flow import RunFlow
-from streams.ranges import RecordReader, read_events
+from streams.flow import RunFlow, lies_within
+from streams.ranges import RecordReader, read_events, requests_end
 from streams.records import Received
 from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
 from streams.resending import place_text
@@ -56,7 +56,12 @@ class Intake:
         self._batch = batch
         self._outbox = outbox
         announced = read_events(kafka, run, PolicyVersion)
-        grants = [event.requests_admitted for event in announced if isinstance(event.requests_admitted, dict)]
+        ends = requests_end(kafka, run)
+        grants = [
+            event.requests_admitted
+            for event in announced
+            if isinstance(event.requests_admitted, dict) and lies_within(event.requests_admitted, ends)
+        ]
         self._admission = Admission(used=manifest.requests_consumed, announced=grants)
         self._assembler = BatchAssembler(
             batch,

@@ -28,6 +28,14 @@ class SamplingError(SearchloopError, RuntimeError):
     """The policy could not be sampled from: a prompt too long, or numbers that are not finite."""
 
 
+class PromptError(SamplingError):
+    """Some prompts are empty or leave no room for an answer, which is their requests' fault. prompts: their places."""
+
+    def __init__(self, message: str, prompts: Sequence[int]) -> None:
+        super().__init__(message)
+        self.prompts = tuple(prompts)
+
+
 class SamplerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the sampler in this process uses the machine; none of this changes what is drawn, but for last floats."""
 
@@ -67,16 +75,23 @@ class TransformersSampler:
     ) -> list[list[Completion]]:
         """Return the completions, [B][G]; temperature 0 decodes greedily, and every log-probability is then 0.
 
-        Raises SamplingError where counts disagree, a prompt is empty or too long, or a logit is not finite.
+        Raises PromptError where a prompt is empty or too long, SamplingError where counts disagree or a logit is not
+        finite.
         """
         if len(prompts) != len(seeds):
             raise SamplingError(f"sampling: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}")
         room = getattr(self._model.config, "max_position_embeddings", None)
-        for prompt in prompts:
-            if not prompt or (room is not None and len(prompt) + sampling.tokens_max > room):
-                raise SamplingError(
-                    f"sampling: expected a prompt of 1 to {(room or 0) - sampling.tokens_max} tokens, got {len(prompt)}"
-                )
+        unfit = [
+            place
+            for place, prompt in enumerate(prompts)
+            if not prompt or (room is not None and len(prompt) + sampling.tokens_max > room)
+        ]
+        if unfit:
+            raise PromptError(
+                f"sampling: expected a prompt of 1 to {(room or 0) - sampling.tokens_max} tokens, got "
+                f"{len(prompts[unfit[0]])}",
+                unfit,
+            )
         self._model.eval()
         # Greedy candidates are all alike: write one, and repeat it.
         drawn = sampling.candidates if sampling.temperature > 0 else 1

@@ -29,13 +29,15 @@ from learner.following import VersionFollower
 from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
+from learner.sampling import PromptError, Sampler
 from learner.versions import LoadedVersion, OpenVersion
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_position, paused, poll, with_retries
 from streams.errors import DeliveryError, TransientError
-from streams.events import Generation, PolicyRef, PolicyVersion, Request
-from streams.ranges import read_events
+from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
+from streams.flow import lies_within
+from streams.ranges import read_events, requests_end
 from streams.records import Received
 from streams.stalls import StallWatch
 from streams.stopping import Stop
@@ -103,9 +105,11 @@ def run_generator(
             lingered = time.monotonic() - since > generation.linger_seconds
             if waiting and versions.loaded is not None and (len(waiting) >= chunk or wanted <= 0 or lingered):
                 requests = decode_or_bury(waiting, Request, outbox)
+                unfit: dict[Position, str] = {}
                 write = partial(
-                    generate_groups,
-                    [(record.position, request) for record, request in requests],
+                    _write_groups,
+                    requests,
+                    unfit,
                     sampler=versions.loaded.sampler,
                     tokenizer=versions.loaded.tokenizer,
                     tokenizer_sha256=versions.loaded.tokenizer_sha256,
@@ -115,15 +119,18 @@ def run_generator(
                     made_at_ms=now_ms(),
                 )
                 groups = with_retries(
-                    partial(work, write), partial(_give_up, requests, outbox), consumer, stop, delivery
+                    partial(work, write), partial(_give_up, requests, unfit, outbox), consumer, stop, delivery
                 )
                 if groups is None:
                     break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
                 kept = still_owned(consumer, waiting)
-                places = {record.position for record in kept}
+                owned = {record.position: record for record in kept}
+                for place, reason in unfit.items():
+                    if place in owned:
+                        outbox.bury(owned[place], reason)
                 for group in groups:
-                    if group.source in places:
-                        outbox.send(group, partition=group.source.partition)
+                    if group.source in owned:
+                        outbox.answer(owned[group.source], group)
                 outbox.flush()
                 commit_owned(consumer, kept)
                 waiting = []
@@ -228,7 +235,9 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
 
     Kafka forgets a group's offsets after a week without members; what was answered before must not be answered again.
     """
-    announced = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    ends = requests_end(kafka, run)
+    announced = [consumed for consumed in said if lies_within(consumed, ends)]
     partitions = {partition for consumed in announced for partition in consumed}
     return {each: max(consumed.get(each, 0) for consumed in announced) for each in partitions}
 
@@ -238,12 +247,31 @@ def _steps_left(state: Learner, updates_max: int) -> int | None:
     return max(updates_max - state.step, 0) if updates_max else None
 
 
+def _write_groups(
+    requests: Sequence[tuple[Received, Request]], unfit: dict[Position, str], *, sampler: Sampler, **how: Any
+) -> list[Generation]:
+    """Return a group for each request; `unfit` gets the place of each whose prompt is too long, and why.
+
+    Such a request would end every generator that meets it, and with them the run.
+    """
+    sound = [(record.position, request) for record, request in requests if record.position not in unfit]
+    try:
+        return generate_groups(sound, sampler=sampler, **how) if sound else []
+    except PromptError as error:
+        unfit |= {sound[place][0]: str(error) for place in error.prompts}
+        return _write_groups(requests, unfit, sampler=sampler, **how)
+
+
 def _give_up(
-    requests: Sequence[tuple[Received, Request]], outbox: Outbox, error: TransientError, attempts: int
+    requests: Sequence[tuple[Received, Request]],
+    unfit: dict[Position, str],
+    outbox: Outbox,
+    error: TransientError,
+    attempts: int,
 ) -> list[Generation]:
     """Keep the requests among the dead letters; the batch that waits for them goes ahead without."""
     for record, _ in requests:
-        outbox.bury(record, str(error), attempts=attempts)
+        outbox.bury(record, unfit.pop(record.position, str(error)), attempts=attempts)
     return []
 
 

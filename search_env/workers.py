@@ -68,10 +68,10 @@ def run_environment(
             if rewards is None:
                 break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
             kept = still_owned(consumer, records)
-            places = {record.position for record in kept}
+            owned = {record.position: record for record in kept}
             for reward in rewards:
-                if reward.source in places:
-                    outbox.send(reward, partition=reward.source.partition)
+                if reward.source in owned:
+                    outbox.answer(owned[reward.source], reward)
             outbox.flush()
             commit_owned(consumer, kept)
     finally:

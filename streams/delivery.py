@@ -122,6 +122,16 @@ class Outbox:
                 ) from error
         self._pending.append(future)
 
+    def answer(self, record: Received, event: Event) -> None:
+        """Send what answers a record, in its partition; if it is too large to be read back, the record is buried.
+
+        It holds the record, so that one which is nearly as large as the codec allows has no answer that is not larger.
+        """
+        try:
+            self.send(event, partition=record.position.partition)
+        except EventError as error:
+            self.bury(record, str(error))
+
     def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
         """Send a record, whole, to the dead letters, with the reason.
 

@@ -24,6 +24,15 @@ Offsets = dict[int, int]
 PARTITIONED = ("requests", "generations", "rewards")  # A group keeps its partition's number through all three.
 
 
+def lies_within(offsets: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+    """Return whether all of these offsets of the requests topic lie in the log, which ends where `ends` says.
+
+    An announcement that says otherwise is nobody's: we use up and grant what exists. Believed, it would have requests
+    published without end, passed over, or waited for for ever. `ends` must have been asked for after it was read.
+    """
+    return all(0 <= offset <= ends.get(partition, -1) for partition, offset in offsets.items())
+
+
 class RunFlow:
     """One run's requests, generations and rewards; use it as a context manager."""
 

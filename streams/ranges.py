@@ -42,6 +42,12 @@ def log_bounds(settings: KafkaSettings, partitions: Sequence[TopicPartition]) ->
         admin.close()
 
 
+def requests_end(settings: KafkaSettings, run: str) -> dict[int, int]:
+    """Return per partition of a run's requests the offset after the last record. Raises DeliveryError as above."""
+    bounds = log_bounds(settings, partitions_of(settings, [topic_name(run, "requests")]))
+    return {item.partition: end for item, (_, end) in bounds.items()}
+
+
 def read_range(
     settings: KafkaSettings, partition: TopicPartition, first: int, end: int, *, client_id: str
 ) -> Iterator[Received]:

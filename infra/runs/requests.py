@@ -6,6 +6,7 @@ started again publishes what is missing there and goes on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ from streams.clients import KafkaSettings, partitions_of
 from streams.clock import now_ms
 from streams.codec import decode
 from streams.delivery import Outbox
-from streams.errors import EventError
+from streams.errors import DeliveryError, EventError
 from streams.events import Request
-from streams.ranges import log_bounds, read_range
+from streams.flow import lies_within
+from streams.ranges import log_bounds, read_range, requests_end
 from streams.records import Received
 from streams.resending import RESENT
 from streams.topics import topic_name
+
+log = logging.getLogger(__name__)
 
 NUMBERS_AT_ONCE = 1024  # Sent before the broker must have acknowledged all of them.
 DIGITS_MAX = 15
@@ -73,6 +77,7 @@ class RequestFeed:
         self._run = run
         self._partitions = partitions_of(kafka, [topic_name(run, "requests")])
         self._published: Published | None = self._read_published()
+        self._announced: list[Mapping[int, int]] = []
 
     def publish_until(self, number: int) -> None:
         """Publish all requests below this number that are not published yet; return when Kafka has them.
@@ -85,6 +90,23 @@ class RequestFeed:
         for start in range(published.end, number, NUMBERS_AT_ONCE):
             self._publish(range(start, min(start + NUMBERS_AT_ONCE, number)))
         self._published = Published(max(published.end, number), ())
+
+    def used_up(self, announced: Iterable[Mapping[int, int]]) -> int:
+        """Return how many requests are used up by these announcements, those that speak of more than the log left out.
+
+        announced: of each, per partition, the offset below which every request is used up. While the broker does not
+        say where the log ends they are kept for the next call, and the answer is 0.
+        """
+        self._announced += announced
+        if not self._announced:
+            return 0
+        try:
+            ends = requests_end(self._kafka, self._run)
+        except DeliveryError as error:
+            log.warning("how many requests are used up is not known now: %s", error)
+            return 0
+        said, self._announced = self._announced, []
+        return max((sum(each.values()) for each in said if lies_within(each, ends)), default=0)
 
     def _publish(self, numbers: Iterable[int]) -> None:
         for number in numbers:

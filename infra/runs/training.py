@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from kafka import TopicPartition
@@ -22,12 +22,12 @@ from infra.runs.standing import what_it_waits_for
 from infra.runs.stopping import stop_in_order
 from infra.runs.supervisor import Supervisor, worker_arguments
 from infra.runs.topics import make_topics
-from learner.checkpoints import load_current
+from learner.checkpoints import current_name, load_current
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
 from streams.delivery import Outbox, poll
 from streams.errors import EventError
-from streams.events import PolicyVersion, Update
+from streams.events import PolicyRef, PolicyVersion, Update
 from streams.records import Received
 from streams.stalls import StallWatch
 from streams.stopping import Stop
@@ -79,7 +79,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     _, manifest = load_current(run_dir / "checkpoints")
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
-    made: dict[int, Update] = {}
+    made: dict[str, Update] = {}
     shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
     stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
@@ -95,15 +95,21 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 workers.check()
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
-                for event in _announced(poll(consumer, settings.delivery)):
-                    # Requests without a reward are used up too: a version says so, where no update needs to.
-                    consumed = max(consumed, sum(event.requests_consumed.values()))
-                    if isinstance(event, Update):
-                        # After a crash a step may be announced again, on the same lineage or on the one that goes on.
-                        made[event.policy.step] = event
-                        step = max(step, event.policy.step)
-                        report(_headline(event), min(step, updates), updates)
+                events = list(_announced(poll(consumer, settings.delivery)))
+                # Requests without a reward are used up too: a version says so, where no update needs to.
+                consumed = max(consumed, feed.used_up([event.requests_consumed for event in events]))
+                if events:
                     stalls.progress()
+                for event in events:
+                    if not isinstance(event, Update):
+                        continue
+                    # After a crash a step may be announced again, on the same lineage or on the one that goes on.
+                    made.setdefault(version_name(event.policy), event)
+                    # The log also holds updates of lineages that were left, and may hold anybody's: the newest
+                    # checkpoint alone says how far the policy is.
+                    if version_name(event.policy) == current_name(run_dir / "checkpoints"):
+                        step = event.policy.step
+                        report(_headline(event), min(step, updates), updates)
                 if stalls.due:
                     stalls.waiting_for(what_it_waits_for(app, run))
             stop_in_order(app, workers, run=run, roles=ROLES)
@@ -113,7 +119,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
         producer.close()
     if stop():
         raise KeyboardInterrupt
-    return _summary(app, run, [made[number] for number in sorted(made)], restarts, time.monotonic() - began)
+    return _summary(app, run, made, restarts, time.monotonic() - began)
 
 
 def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion]:
@@ -125,8 +131,21 @@ def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion]:
                 yield event
 
 
-def _summary(app: App, run: str, updates: list[Update], restarts: int, seconds: float) -> TrainingSummary:
+def _lineage(made: Mapping[str, Update], head: PolicyRef) -> list[Update]:
+    """Return the updates that led to a version, oldest first, as far as they were announced."""
+    chain: list[Update] = []
+    seen: set[str] = set()
+    name = version_name(head)
+    while name in made and name not in seen:
+        seen.add(name)
+        chain.append(made[name])
+        name = version_name(made[name].parent)
+    return chain[::-1]
+
+
+def _summary(app: App, run: str, made: Mapping[str, Update], restarts: int, seconds: float) -> TrainingSummary:
     _, manifest = load_current(app.home.run(run) / "checkpoints")
+    updates = _lineage(made, manifest.policy)
     quarter = max(len(updates) // 4, 1)
 
     def mean(name: str, part: list[Update]) -> float:

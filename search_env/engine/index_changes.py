@@ -8,6 +8,7 @@ their own in its place, that one gets none of our documents and never our alias.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from search_env.engine.ownership import IndexingError, Place, Seen, look
 
 log = logging.getLogger(__name__)
 
+WRITING_BYTES = 6  # Random ones at the end of the alias that an index is filled through, in hex.
+
 
 def create_marked(
     client: Elasticsearch, place: Place, index: str, *, mappings: dict[str, Any], settings: dict[str, Any]
@@ -27,7 +30,7 @@ def create_marked(
 
     Raises IndexingError if a template of the cluster has put it behind other aliases.
     """
-    through = f"{index}.{secrets.token_hex(6)}"
+    through = f"{index}.{secrets.token_hex(WRITING_BYTES)}"
     try:
         client.indices.create(
             index=index,
@@ -138,4 +141,5 @@ def is_filled(seen: Seen) -> bool:
 
 
 def _is_for_writing(alias: str, index: str) -> bool:
-    return alias.startswith(f"{index}.")
+    """Return whether it is an alias as we make them to fill an index; a user's own may begin like it."""
+    return re.fullmatch(rf"{re.escape(index)}\.[0-9a-f]{{{2 * WRITING_BYTES}}}", alias) is not None

@@ -256,13 +256,15 @@ def test_an_index_beside_ours_with_a_longer_name_is_nobodys_business(client: Ela
     assert after == before
 
 
+@pytest.mark.parametrize("alias", ["{name}-of-the-user", "{name}-1.live", "{name}-1.20261128"])
 def test_a_version_that_the_user_has_put_an_alias_on_is_kept_with_it(
-    client: Elasticsearch, name: str, caplog: pytest.LogCaptureFixture
+    client: Elasticsearch, name: str, caplog: pytest.LogCaptureFixture, alias: str
 ) -> None:
     first = build_index(client, name, DOCUMENTS, installation=MINE).name
-    client.indices.put_alias(index=first, name=f"{name}-of-the-user")
+    theirs = alias.format(name=name)
+    client.indices.put_alias(index=first, name=theirs)
     build_index(client, name, DOCUMENTS, installation=MINE)
-    assert index_of(client, f"{name}-of-the-user") == [first]
+    assert index_of(client, theirs) == [first]
     assert index_of(client, name) == [f"{name}-2"]
     assert f"'{first}' is kept" in caplog.text
 

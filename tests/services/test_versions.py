@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kafka import TopicPartition
 
+from learner.batches import BatchSettings
 from learner.checkpoints import Manifest
 from learner.following import VersionFollower
 from learner.learning import write_policy_checkpoint
@@ -15,7 +16,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, PolicyRef, PolicyVersion
 from streams.ranges import log_bounds, read_range
-from streams.topics import topic_name
+from streams.topics import topic_name, version_name
 
 
 def test_a_generator_that_begins_late_passes_over_the_versions_that_are_gone(
@@ -84,4 +85,39 @@ def test_an_announcement_that_leads_out_of_the_run_is_a_dead_letter_and_the_vers
         (offset, "generator") for offset in (1, 2, 3, 4)
     ]
     assert all("expected " in letter.error for letter in letters if isinstance(letter, DeadLetter))
+    producer.close()
+
+
+def test_an_announcement_of_nobody_takes_neither_the_version_nor_the_grants_from_a_generator(
+    local_services: object, unique_name: str, tmp_path: Path
+) -> None:
+    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    create_topics(kafka, unique_name)
+    producer = connect_producer(kafka, client_id="test")
+    outbox = Outbox(producer, unique_name, stage="learner", settings=DeliverySettings())
+    checkpoints = tmp_path / "checkpoints"
+    policy = build_tiny(["red patch cable"] * 4, TinySettings(vocabulary_size=300, layers=1))
+    first = Manifest(policy=PolicyRef(lineage="1-a", step=1, sha256=""), parent=None)
+    _, kept = write_policy_checkpoint(checkpoints, policy, first, None)
+    future = PolicyRef(lineage="9-ffffff", step=10**6, sha256="0" * 64)
+
+    def announce(policy: PolicyRef, admitted: dict[int, int]) -> None:
+        path = f"checkpoints/{version_name(policy)}"
+        outbox.send(PolicyVersion(run=unique_name, policy=policy, parent=None, path=path, requests_admitted=admitted))
+        outbox.flush()
+
+    def admitted(follower: VersionFollower) -> list[int]:
+        return [follower.admitted(partition, BatchSettings()) for partition in (0, 1)]
+
+    announce(kept.policy, {0: 2, 1: 1})
+    announce(future, {0: 3000})
+    follower = VersionFollower(kafka, unique_name, checkpoints, DeliverySettings())
+    assert follower.follow(outbox, wait_seconds=30.0), "all that came in one look was forgotten with the last"
+    assert admitted(follower) == [2, 1]
+    announce(kept.policy, {7: 5})
+    assert not follower.follow(outbox, wait_seconds=30.0)
+    announce(kept.policy, {0: 3})
+    announce(future, {0: 3000})
+    assert not follower.follow(outbox, wait_seconds=30.0)
+    assert admitted(follower) == [3, 1]
     producer.close()

@@ -121,3 +121,24 @@ def test_every_resume_gets_a_lineage_of_its_own() -> None:
     assert first.startswith("1-")
     assert new_lineage(first).startswith("2-")
     assert new_lineage(first) != new_lineage(first)
+
+
+def test_pruning_never_takes_what_is_current_after_a_run_was_set_back(tmp_path: Path) -> None:
+    for step in range(9):
+        save(tmp_path, step)
+    back = tmp_path / "1-a-000002"
+    (tmp_path / "CURRENT").write_text(f"{back.name}\n")
+    for step in (3, 4, 5):
+        manifest = Manifest(
+            policy=PolicyRef(lineage="2-b", step=step, sha256="x"),
+            parent=PolicyRef(lineage="1-a" if step == 3 else "2-b", step=step - 1, sha256="x"),
+        )
+        newest = save_checkpoint(tmp_path, manifest.policy, lambda folder, manifest=manifest: manifest)  # type: ignore[misc]
+        prune_checkpoints(tmp_path, keep=3, keep_every=100)
+        assert load_current(tmp_path)[0] == newest
+    assert sorted(path.name for path in tmp_path.glob("*-*-*")) == [
+        "1-a-000000",
+        "2-b-000003",
+        "2-b-000004",
+        "2-b-000005",
+    ]

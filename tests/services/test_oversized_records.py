@@ -1,0 +1,156 @@
+"""Requests and generations that are sound and too large to be answered: a dead letter each, and the stream moves on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from infra.services.local import Endpoints
+from learner.batches import BatchSettings
+from learner.checkpoints import read_manifest
+from learner.generation import GenerationSettings
+from learner.learning import write_first_checkpoint
+from learner.policy import TinySettings, build_tiny
+from learner.prompts import PromptSettings, encode_request
+from learner.workers import run_generator
+from search_env.environments import Inputs
+from search_env.workers import run_environment
+from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.codec import RECORD_BYTES_MAX, decode, encode
+from streams.delivery import DeliverySettings, Outbox
+from streams.events import Context, DeadLetter, Generation, Outcome, PolicyVersion, Request, Reward
+from streams.ranges import log_bounds, read_range
+from streams.stopping import Stop
+from streams.topics import topic_name
+from tests.stored_events import generation
+
+DELIVERY = DeliverySettings()
+NEEDS_BYTES = 400  # What a request holds beside its query, at most.
+
+
+class Run:
+    """A run on a broker, with what a learner and a user do by hand."""
+
+    def __init__(self, kafka: KafkaSettings, name: str) -> None:
+        self.kafka, self.name = kafka, name
+        create_topics(kafka, name)
+        self.outbox = Outbox(connect_producer(kafka, client_id="test"), name, stage="test", settings=DELIVERY)
+
+    def events(self, kind: str) -> list[object]:
+        bounds = log_bounds(self.kafka, partitions_of(self.kafka, [topic_name(self.name, kind)]))
+        return [
+            decode(record.value)
+            for partition, (first, end) in bounds.items()
+            for record in read_range(self.kafka, partition, first, end, client_id="test")
+        ]
+
+    def until(self, work: Callable[[Stop], None], kind: str, count: int) -> list[object]:
+        """Let a worker work until a topic holds so many events, and return them; raises what the worker raises."""
+        stop, failed = Stop(), list[BaseException]()
+
+        def body() -> None:
+            try:
+                work(stop)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=body, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 60
+        try:
+            while len(found := self.events(kind)) < count and not failed:
+                assert time.monotonic() < deadline, f"{len(found)} of {count} in {kind}"
+                time.sleep(0.1)
+        finally:
+            stop.set()
+            thread.join(30)
+        if failed:
+            raise failed[0]
+        return found
+
+
+@pytest.fixture
+def run(local_services: Endpoints, unique_name: str) -> Run:
+    return Run(KafkaSettings(bootstrap=local_services.kafka, partitions=1), unique_name)
+
+
+def asked(run: str, name: str, *, query: str = "red cable", choices: int = 0) -> Request:
+    context = Context(choices=tuple(f"word{n}" for n in range(choices))) if choices else Context()
+    return Request(request_id=name, run=run, query_id=name, query=query, index="i-1", split="live", context=context)
+
+
+def test_a_request_that_fits_no_prompt_or_no_record_is_a_dead_letter_and_the_next_one_is_answered(
+    run: Run, tmp_path: Path
+) -> None:
+    shape = TinySettings(vocabulary_size=300, hidden_size=16, layers=1, heads=2, feedforward_size=32)
+    folder = write_first_checkpoint(tmp_path / "checkpoints", build_tiny(["red patch cable"] * 4, shape))
+    policy = read_manifest(folder, verify=True).policy
+    run.outbox.send(PolicyVersion(run=run.name, policy=policy, parent=None, path=f"checkpoints/{folder.name}"))
+    many_bytes = asked(run.name, "emoji", query="\U0001f600" * 160)  # As long as a prompt shows: 640 tokens of a byte.
+    largest = asked(run.name, "huge", query="x" * (RECORD_BYTES_MAX - NEEDS_BYTES))
+    sound = [asked(run.name, f"sound-{number}") for number in range(3)]
+    for request in (sound[0], many_bytes, sound[1], asked(run.name, "choices", choices=5000), largest, sound[2]):
+        run.outbox.send(request)
+    run.outbox.flush()
+    generate = partial(
+        run_generator,
+        run=run.name,
+        checkpoints=tmp_path / "checkpoints",
+        seed=0,
+        kafka=run.kafka,
+        delivery=DELIVERY,
+        generation=GenerationSettings(candidates=2, tokens_max=6, linger_seconds=0),
+        encode_prompt=partial(encode_request, settings=PromptSettings()),
+        batch=BatchSettings(groups=3, staleness_max=1),
+        member="generator-1",
+    )
+    groups = run.until(lambda stop: generate(stop=stop), "generations", 3)
+    assert [group.request for group in groups if isinstance(group, Generation)] == sound
+    letters = [letter for letter in run.events("dead-letters") if isinstance(letter, DeadLetter)]
+    assert [letter.source.offset for letter in letters] == [1, 3, 4]
+    assert "tokens" in letters[0].error and "bytes" in letters[2].error
+
+
+class Everything:
+    """Scores every group with 1."""
+
+    def score_many(self, generations: Inputs) -> list[Reward]:
+        return [
+            Reward(
+                group_id=event.group_id,
+                generation=event,
+                source=source,
+                content_sha256=digest,
+                outcomes=tuple(Outcome(status="scored", valid=True, reward=1.0) for _ in event.completions),
+                index="i-1",
+                relevance_model="none",
+                reward_sha256="r",
+            )
+            for event, source, digest in generations
+        ]
+
+    def failed_many(self, generations: Inputs, *, error: str) -> list[Reward]:
+        raise AssertionError(error)
+
+
+def test_a_generation_whose_reward_would_be_too_large_is_a_dead_letter_and_the_next_one_is_scored(run: Run) -> None:
+    large = generation(1)
+    room = RECORD_BYTES_MAX - len(encode(large))
+    query = large.request.query + "x" * (room - 100)
+    large = msgspec.structs.replace(large, request=msgspec.structs.replace(large.request, query=query))
+    for event in (generation(0), large, generation(2)):
+        run.outbox.send(event)
+    run.outbox.flush()
+    score = partial(
+        run_environment, run=run.name, environment=Everything(), kafka=run.kafka, delivery=DELIVERY, member="one"
+    )
+    rewards = run.until(lambda stop: score(stop=stop), "rewards", 2)
+    assert [reward.source.offset for reward in rewards if isinstance(reward, Reward)] == [0, 2]
+    (letter,) = run.events("dead-letters")
+    assert isinstance(letter, DeadLetter) and letter.source.offset == 1 and letter.value == encode(large)
