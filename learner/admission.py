@@ -1,9 +1,9 @@
-"""Admission: the learner grants requests, so that no group is too old when the learner comes to it.
+"""Admission: the learner grants requests, so that no group is too old when the learner takes it.
 
 Only the learner knows how many groups wait for it. It grants requests offset by offset, in rounds, and takes their
-groups round by round. At most `(staleness_max + 1) · groups` granted requests are not learned from at any time. A group
-is written by a version at least as new as its round. The learner therefore takes it within `staleness_max` further
-updates. This holds for any number of partitions, for a slow partition, and for any batch size.
+groups round by round. At any time, at most `(staleness_max + 1) · groups` requests are granted but not learned from. A
+group is written by a version at least as new as its round. The learner therefore takes it within `staleness_max`
+further updates. This holds for any number of partitions, for a slow partition, and for any batch size.
 
 AReaL (arXiv:2505.24298), eq. 3, counts samples since the start: N ≤ (version + η + 1)·B. That bounds staleness only if
 every batch is full and groups come in the order of their requests. We differ: we grant requests instead of counting

@@ -98,8 +98,8 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
         shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
-            f"checkpoint {name} could not be written to {root}: {reason}. The checkpoint before it is still CURRENT; "
-            "free some room and start again"
+            f"checkpoint {name} could not be written to {root}: {reason}. The previous checkpoint is still CURRENT; "
+            "free some disk space and start again"
         ) from error
     return target
 
@@ -121,14 +121,12 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
         try:
             manifest = read_manifest(folder, verify=True)
         except CheckpointError as error:
-            log.error("%s; trying the one before", error)
+            log.error("%s; trying the previous checkpoint", error)
             continue
         if folder.name != named:
-            log.error("CURRENT in %s names %r, which cannot be used; going on from %s", root, named, folder.name)
+            log.error("CURRENT in %s names %r, which cannot be used; continuing from %s", root, named, folder.name)
         return folder, manifest
-    raise CheckpointError(
-        f"expected a checkpoint in {root}, found none that is whole. Run: searchloop train, which makes one"
-    )
+    raise CheckpointError(f"expected a whole checkpoint in {root}, found none. Run: searchloop train, which makes one")
 
 
 def read_manifest(folder: Path, *, verify: bool) -> Manifest:
@@ -153,7 +151,7 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
             if stranger := _stranger(folder, manifest):
                 raise CheckpointError(
                     f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may "
-                    "read; take it out of that folder"
+                    "read; remove it from that folder"
                 )
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or an impossible file name.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error

@@ -193,7 +193,7 @@ def find_origin(folder: Path, manifest: Manifest) -> Path:
         read_manifest(origin, verify=True)
     except CheckpointError as error:
         raise CheckpointError(
-            f"learner.objective.kl_weight > 0 holds the policy to the one that was warmed up, expected as checkpoint 0 "
+            f"learner.objective.kl_weight > 0 needs the warmed-up policy as its reference, expected as checkpoint 0 "
             f"in {folder.parent}: {error}. Put it back, set kl_weight to 0, or start a new run with --run NAME"
         ) from error
     return origin

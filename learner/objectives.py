@@ -81,13 +81,13 @@ def check_objective(settings: ObjectiveSettings) -> None:
     """Raise SettingsError for settings that do not fit together.
 
     A likelihood pushes up every sampled text. Sums over a text's tokens cancel except for the rewards, since the
-    score's mean under the policy is 0. Means by text push the tokens of short texts harder: 16 kept
+    score's mean under the policy is 0. Means per text push the tokens of short texts harder: 16 kept
     tokens shrank to 1 in 15 updates.
     """
     if settings.surrogate == "likelihood" and settings.aggregation == "sequence":
         raise SettingsError(
             "learner.objective.aggregation: expected 'constant' or 'token' with surrogate = 'likelihood', got "
-            "'sequence': means by text would teach the policy to be short"
+            "'sequence': means per text would teach the policy to write short texts"
         )
 
 

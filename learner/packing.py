@@ -6,8 +6,8 @@ ids restart at the prompt's length in every completion. A block mask lets a comp
 so each completion gets exactly the distribution that it would get alone. Plain rows of prompt + completion forward
 G·(P+C) tokens per group; packed rows forward P + G·(C−1): 4.5 times fewer at P=256, C=32, G=8.
 
-One row with one mask would be slower than two tensors: its attention would multiply the prompt with all completions
-only to mask the result, and the last layer would be computed and differentiated for prompt tokens that predict nothing.
+One row with one mask would be slower than two tensors. Its attention would multiply the prompt with all completions,
+only to mask the result. The last layer would be computed and differentiated for prompt tokens that predict nothing.
 """
 
 from __future__ import annotations

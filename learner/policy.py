@@ -197,8 +197,8 @@ def find_base(base: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(
-            f"policy.base: no folder is called {base!r}, and the model hub does not give it ({reason}). Unset "
-            "HF_HUB_OFFLINE, log in for a gated model, or copy it to a folder and name that"
+            f"policy.base: there is no folder {base!r}, and the model hub does not provide it ({reason}). Unset "
+            "HF_HUB_OFFLINE, log in for a gated model, or copy the model to a folder and name that folder"
         ) from error
 
 

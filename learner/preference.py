@@ -108,7 +108,9 @@ def prefer(
                 progress("preferences", state.global_step, state.max_steps)
 
     disable_progress_bars()
-    tokenizer = copy.deepcopy(policy.tokenizer)  # TRL makes the end token special; the policy's tokenizer must not be.
+    tokenizer = copy.deepcopy(
+        policy.tokenizer
+    )  # TRL makes the end token special; the policy's tokenizer must not change.
     rows = [
         {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
         for p in pairs

@@ -37,9 +37,11 @@ class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     values: Annotated[int, msgspec.Meta(ge=1, le=64, description="attribute values, and a selector's pointers")] = 16
     title_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer titles are cut here")] = 80
     value_characters: Annotated[int, msgspec.Meta(ge=1, le=400, description="longer values are cut here")] = 40
-    text_characters: Annotated[int, msgspec.Meta(ge=0, le=8000, description="of the text; 0 leaves it out")] = 0
+    text_characters: Annotated[
+        int, msgspec.Meta(ge=0, le=8000, description="longer texts are cut here; 0: no text")
+    ] = 0
     chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
-    words: Annotated[int, msgspec.Meta(ge=1, le=200, description="most words, as the instruction says")] = 12
+    words: Annotated[int, msgspec.Meta(ge=1, le=200, description="word limit in the instruction")] = 12
 
 
 def render_product(product: Product, settings: ProductPromptSettings, *, pointers: bool) -> str:

@@ -39,7 +39,7 @@ class PromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     query_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer queries are cut here")] = 160
     item_characters: Annotated[int, msgspec.Meta(ge=1, le=200, description="longer items are cut here")] = 32
     chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
-    expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="most words, as the instruction says")] = 5
+    expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="word limit in the instruction")] = 5
     select: Annotated[
         bool, msgspec.Meta(description="answer with pointers to the prompt's neighbor words and terms; only for `tiny`")
     ] = False

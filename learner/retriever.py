@@ -111,7 +111,7 @@ class StaticRetriever(nn.Module):
         try:
             self.load_state_dict(load_file(path))
         except RuntimeError as error:
-            raise RetrieverError(f"{path}: these are no weights of a retriever with this base: {error}") from error
+            raise RetrieverError(f"{path}: expected the weights of a retriever with this base: {error}") from error
 
     def _token_ids(self, text: str) -> list[int]:
         """Return a text's tokens, including [CLS] and [SEP], so that no text is empty."""

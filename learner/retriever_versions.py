@@ -55,7 +55,7 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
     except OSError as error:
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
-            f"a retriever version could not be written to {root}: {reason}. Free some room"
+            f"a retriever version could not be written to {root}: {reason}. Free some disk space"
         ) from error
     return named
 

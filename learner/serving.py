@@ -58,7 +58,7 @@ class VllmSampler:
         if sampling.no_repeat:
             raise SamplingError(
                 "sampling: expected generation.no_repeat = false, got true: vLLM does not know that rule, and the "
-                "learner would mask what it did not. Set it to false, or generation.backend to 'transformers'"
+                "learner would mask tokens that vLLM did not. Set it to false, or generation.backend to 'transformers'"
             )
         if any(not prompt for prompt in prompts):
             raise SamplingError("sampling: expected prompts of at least 1 token, got an empty one")
@@ -91,8 +91,8 @@ class VllmSampler:
             if ids[-1] not in self._stop_ids and len(ids) != sampling.tokens_max:
                 raise VllmError(
                     f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, "
-                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a "
-                    "server of one's own: --max-model-len), or show less in the prompt"
+                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (on "
+                    "your own server: --max-model-len), or shorten the prompt"
                 )
         completions = [
             Completion(

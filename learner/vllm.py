@@ -124,7 +124,7 @@ class VllmClient:
         except UnknownModelError as error:
             raise VllmError(
                 f"{error} It was asked to load the adapter {path!r}. It needs --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see that folder (vllm.home)"
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must be able to read that folder (vllm.home)"
             ) from error
         except VllmError as error:
             if "already been loaded" not in str(error):
@@ -165,7 +165,7 @@ class VllmClient:
                 wait = max(random.uniform(0, pause), busy.retry_after_seconds)
                 if time.monotonic() + wait > deadline:
                     raise TransientError(
-                        f"vLLM at {self.url} {busy} (asked for {self._settings.retry_seconds_max:g} s)"
+                        f"vLLM at {self.url} {busy} (retried for {self._settings.retry_seconds_max:g} s)"
                     ) from busy
                 log.debug("vLLM at %s %s; again in %.1f s", self.url, busy, wait)
                 time.sleep(wait)

@@ -42,7 +42,9 @@ class WarmupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1, description="AdamW, after the warm-up steps")] = 1e-3
     batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs per optimizer step")] = 32
     warmup_share: Annotated[float, msgspec.Meta(ge=0, lt=1, description="share of steps with a rising rate")] = 0.05
-    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="decay")] = "cosine"
+    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="decay of the rate")] = (
+        "cosine"
+    )
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's decoupled decay")] = 0.01
     tokens_max: Annotated[int, msgspec.Meta(ge=8, description="longer pairs are cut at the end")] = 192
     valid_enough: Annotated[

@@ -158,13 +158,13 @@ def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
             if columns == 3 and _is_header(fields):
                 continue
         if len(fields) != columns:
-            raise file.error(f"expected {columns} columns, got {len(fields)}. Mend the line.", number)
+            raise file.error(f"expected {columns} columns, got {len(fields)}. Fix the line.", number)
         query_id, document_id = _visible(fields[0], file, number), _visible(fields[-2], file, number)
         grade = read_grade(fields[-1])
         if grade is None:
             raise file.error(
                 f"expected an integer grade, got '{fields[-1][:40]}' (grades go from -{GRADE_MAX} to {GRADE_MAX}). "
-                "Mend the line.",
+                "Fix the line.",
                 number,
             )
         of_query = qrels.setdefault(query_id, {})
@@ -267,11 +267,11 @@ def read_run(path: str | Path, *, may_be_empty: bool = False) -> dict[str, Ranki
         query_id, document_id = _visible(fields[0], file, number), _visible(fields[2], file, number)
         if read_rank(fields[3]) is None:
             raise file.error(
-                f"expected a whole rank from 0 to {RANK_MAX}, got '{fields[3][:40]}'. Mend the line.", number
+                f"expected a whole rank from 0 to {RANK_MAX}, got '{fields[3][:40]}'. Fix the line.", number
             )
         score = read_score(fields[4])
         if score is None:
-            raise file.error(f"expected a finite score, got '{fields[4][:40]}'. Mend the line.", number)
+            raise file.error(f"expected a finite score, got '{fields[4][:40]}'. Fix the line.", number)
         of_query = scores.setdefault(query_id, {})
         if document_id in of_query:
             raise file.error(f"document '{document_id}' is listed twice for query '{query_id}'. Keep one.", number)
@@ -310,11 +310,11 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
 def _identifier(record: dict[str, Any], file: InputFile, number: int, line_of: dict[str, int]) -> str:
     value = record.get("_id")
     if not isinstance(value, str):
-        raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Fix the line.", number)
     if read_id(value) is None or any(character.isspace() for character in value):
         raise file.error(
-            f"expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (run files separate by them), got "
-            f"{value[:60]!r}. Rename it.",
+            f"expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (they separate run columns), "
+            f"got {value[:60]!r}. Rename it.",
             number,
         )
     if value in line_of:
@@ -328,7 +328,7 @@ def _string(record: dict[str, Any], field: str, file: InputFile, number: int) ->
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise file.error(f"expected '{field}' to be a string, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected '{field}' to be a string, got {json_kind(value)}. Fix the line.", number)
     return value
 
 
@@ -337,7 +337,7 @@ def _metadata(record: dict[str, Any], file: InputFile, number: int) -> dict[str,
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise file.error(f"expected 'metadata' to be an object, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected 'metadata' to be an object, got {json_kind(value)}. Fix the line.", number)
     return value
 
 
@@ -345,7 +345,7 @@ def _visible(identifier: str, file: InputFile, number: int) -> str:
     """Return a column that is an id. Raises the file's error if it contains hidden characters or is too long."""
     if read_id(identifier) is None:
         raise file.error(
-            f"expected ids of 1 to {ID_BYTES_MAX} visible bytes, got {identifier[:60]!r}. Mend the line.", number
+            f"expected ids of 1 to {ID_BYTES_MAX} visible bytes, got {identifier[:60]!r}. Fix the line.", number
         )
     return identifier
 

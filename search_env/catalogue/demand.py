@@ -64,8 +64,8 @@ def make_demand(documents: Sequence[Document], settings: DemandSettings) -> Dema
     )
     if not keys:
         raise CorpusError(
-            f"no attribute key is held by {settings.key_documents_min} documents with values that repeat, so nothing "
-            "can be asked for. Lower demand.key_documents_min"
+            f"expected an attribute key with repeated values in at least {settings.key_documents_min} documents, found "
+            "none, so no query can be made. Lower demand.key_documents_min"
         )
     places = np.random.default_rng(settings.seed).permutation(len(keys))
     weights = {key: float((place + 1) ** -settings.exponent) for key, place in zip(keys, places.tolist(), strict=True)}

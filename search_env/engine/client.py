@@ -61,7 +61,7 @@ class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_u
         if self.api_key and (self.username or self.password):
             raise ValueError("api_key: expected an API key, or a user name and password, got both")
         if not self.api_key.isascii():
-            raise ValueError("api_key: expected base64, as Elasticsearch gave it, got other characters")
+            raise ValueError("api_key: expected base64, as Elasticsearch returned it, got other characters")
 
     def __repr__(self) -> str:
         return f"ElasticsearchSettings(url={self.url!r}, ca_certs={self.ca_certs!r}, …)"

@@ -96,7 +96,7 @@ def delete_superseded(client: Elasticsearch, seen: Seen, place: Place) -> bool:
     if kept:
         log.warning(
             "index '%s' is kept: the alias '%s' still points to it, and is not ours. Delete the index when that alias "
-            "needs it no more",
+            "no longer needs it",
             seen.name,
             "', '".join(kept),
         )
@@ -121,7 +121,7 @@ def _made(client: Elasticsearch, index: str, place: Place, *, aliases: frozenset
     """
     seen = look(client, index)
     if seen is None or seen.mark != place.mark(index):
-        raise IndexingError(f"index '{index}' was replaced while it was made, and is not ours. Choose another name")
+        raise IndexingError(f"index '{index}' was replaced during its creation and is not ours. Choose another name")
     if seen.aliases != aliases:
         delete_ours(client, seen)
         more = ", ".join(sorted(seen.aliases - aliases)) or "none of ours"

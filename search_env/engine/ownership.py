@@ -217,14 +217,15 @@ def _refusal(place: Place, strangers: list[tuple[str, Seen | None]]) -> Indexing
     hint = "."
     if first is not None and first.mark is not None and first.mark.installation != place.installation:
         hint = (
-            ", or work from the home that made it. If that home is lost, infra/SAFETY.md says how to take its indexes."
+            ", or work from the home that made it. If that home is lost, infra/SAFETY.md explains how to take over its "
+            "indexes."
         )
     if (
         first is not None
         and META not in (first.mappings.get("_meta") or {})
         and first.mappings.get("dynamic") == "strict"
     ):
-        hint = f"; if an older searchloop made it, say so with: searchloop index CORPUS --name {place.alias} --adopt."
+        hint = f"; if an older searchloop made it, adopt it with: searchloop index CORPUS --name {place.alias} --adopt."
         if place.kind == "vectors":
             hint = "; if an older searchloop made it, delete it yourself: vectors are made anew from the documents."
     return IndexingError(

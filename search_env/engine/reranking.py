@@ -82,7 +82,7 @@ def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> di
             )
             for each in answer["docs"]:
                 if not each.get("found"):
-                    raise IndexingError(f"index '{index}': document '{each['_id']}' was found, and cannot be read")
+                    raise IndexingError(f"index '{index}': document '{each['_id']}' was found but cannot be read")
                 source: dict[str, Any] = each["_source"]
                 shown[each["_id"]] = Shown(source["title"], source.get("summary", ""))
     except ApiError as error:

@@ -86,7 +86,7 @@ def explain_refusal(error: Exception, settings: ElasticsearchSettings) -> str:
 def login_refused() -> str:
     """Return the message for a key or password that Elasticsearch does not accept."""
     return (
-        "Elasticsearch (401) does not take our API key or password: it is missing, wrong, or out of date. Check "
+        "Elasticsearch (401) rejects our API key or password: it is missing, wrong, or out of date. Check "
         "elasticsearch.api_key, or elasticsearch.username and elasticsearch.password"
     )
 

@@ -55,7 +55,7 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     mode: see the module. weight: boost of the first expansion in mode "weighted"; tuned on `dev` for the policy, and
     separately for every other arm. rank_discount: how fast the boosts fall; 0 weighs all expansions equally. On
     icecat's dev intents, the same 14 words of a look-up give nDCG@10 / R@100 .278 / .579 at equal boosts of .5, and
-    .306 / .582 with the discount: the safe words lead, and the others find the remaining documents.
+    .306 / .582 with the discount. The safe words then lead, and the others find the remaining documents.
     whole_boost: in mode "weighted", boost of the query for documents that contain every word of it.
     expanded_terms_min: a query of fewer terms is searched without its expansions. fusion_k: Cormack's constant.
     batch_searches: searches in one `_msearch`; in_flight: how many batches are under way at once.
@@ -213,7 +213,7 @@ class Retriever:
         Raises RetrievalError for a size outside the result window.
         """
         if not 1 <= size <= RESULT_WINDOW_MAX:
-            raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, was asked for {size}")
+            raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, got {size}")
         settings = self.settings
         bodies: list[Body] = []
         spans: list[tuple[int, int]] = []

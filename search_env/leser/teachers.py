@@ -5,7 +5,7 @@ values) and the words of the query's relevant documents, which are known for a t
 these lessons. As answers they cannot be learned: they have 3,237 distinct words for 8,634 queries and a dev loss of
 2.94 nats per token, and the policy never ended its list. In `choose`, the candidates are the neighbors' words in the
 prompt, without the harmful ones. These are the warm-up's answers. The two or three words that would be best of all (dev
-nDCG@10 .25 → .59) are a matter of chance: a policy that was taught to add them one by one did worse than the neighbors'
+nDCG@10 .25 → .59) are a matter of chance. A policy that was taught to add them one by one did worse than the neighbors'
 first words unchanged. Removal decides each word by itself, and greedy decoding then keeps the words that are more
 likely to help than not.
 
@@ -322,7 +322,9 @@ def read_lessons(path: Path) -> list[Lesson]:
     try:
         return msgspec.json.Decoder(Lesson).decode_lines(path.read_bytes())
     except msgspec.DecodeError as error:
-        raise TeacherError(f"{path}: damaged teacher sets ({error}). Delete the file; it is made again") from error
+        raise TeacherError(
+            f"{path}: damaged teacher sets ({error}). Delete the file; the next run makes it again"
+        ) from error
 
 
 def _without_each(boosts: Floats) -> Floats:

@@ -156,7 +156,7 @@ class CrossEncoder:
         Raises CrossEncoderError if this cross-encoder was not calibrated.
         """
         if self.calibration is None:
-            raise CrossEncoderError("cross-encoder: expected a calibrated one, got one that was only trained")
+            raise CrossEncoderError("cross-encoder: expected a calibrated model, got one that is only trained")
         return sigmoid(self.calibration.scale * logits + self.calibration.shift)
 
     def _read(self, pairs: list[tuple[str, str]], tokens_max: int, report: Progress | None) -> list[float]:

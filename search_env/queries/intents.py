@@ -173,7 +173,9 @@ def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]
     if split not in SPLITS:
         raise CorpusError(f"expected a split of {', '.join(SPLITS)}, got '{split}'.")
     if not (folder / "queries.train.jsonl").exists():
-        raise CorpusError(f"{folder}: no intent queries there. Index the corpus again: searchloop index CORPUS")
+        raise CorpusError(
+            f"{folder}: the folder has no intent queries. Index the corpus again: searchloop index CORPUS"
+        )
     queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
     queries = load_queries(queries_file) if queries_file.exists() else []
     return queries, load_qrels(qrels_file) if qrels_file.exists() else {}

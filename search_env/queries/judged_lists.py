@@ -91,7 +91,8 @@ def make_lists(documents: Sequence[Document], demand: Demand, settings: ListSett
         made[split] = _draw(documents, shop, demand, settings, getattr(settings, split), seen, random)
     if not made["train"].queries:
         raise CorpusError(
-            f"no product has {settings.values_min} values that its title lacks and others share; lower lists.values_min"
+            f"expected products with {settings.values_min} values that their titles lack and others share, found none; "
+            "lower lists.values_min"
         )
     return made
 

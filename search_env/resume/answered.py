@@ -37,7 +37,7 @@ def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
                 by_document.setdefault(document, []).append(query)
     if not by_document:
         raise SettingsError(
-            f"index {directory.name!r} has {len(kept)} training queries, and no document that answers one: expected "
+            f"index {directory.name!r} has {len(kept)} training queries, but no document answers any of them: expected "
             "queries made from attributes. ReSuMe needs a catalogue whose products have attributes that repeat"
         )
     return Answered(queries=kept, by_document={key: tuple(sorted(ids)) for key, ids in by_document.items()})

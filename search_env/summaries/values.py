@@ -57,17 +57,17 @@ class ProductValues:
         return tuple(each.key for each in self._product(document_id)[1])
 
     def by_log(self, document_id: str) -> list[int]:
-        """Return values by the query log's count of their key, highest first (ties in the document's order)."""
+        """Return the order by the query log's count of the key, highest first (ties in the document's order)."""
         return self._numbers(document_id, self._by_log(self._beside(document_id)))
 
     def by_log_per_word(self, document_id: str) -> list[int]:
-        """Return values by the log's count of their key divided by the value's number of words, highest first."""
+        """Return the order by the log's count of the key divided by the value's number of words, highest first."""
         values, keys = self.product(document_id).values, self.keys(document_id)
         worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
         return sorted(self.by_log(document_id), key=lambda number: worth[number - 1])
 
     def by_rate(self, document_id: str) -> list[int]:
-        """Return values by the log's count of their key divided by the number of products with the key, highest first.
+        """Return the order by the log's count of the key divided by the number of products with it, highest first.
 
         A count says how often a key is asked for over all products; a rate says how often for a product that has it. A
         value that most holders of its key share comes last, because it distinguishes no products.
@@ -81,14 +81,14 @@ class ProductValues:
         return 0.05 * rate if self._pair_holders[key, value.lower()] > 0.5 * holders else rate
 
     def by_rarity(self, document_id: str) -> list[int]:
-        """Return values by their idf among all documents, rarest first."""
+        """Return the order by the value's idf among all documents, rarest first."""
         values = self.product(document_id).values
         return sorted(
             range(1, len(values) + 1), key=lambda number: (self._holders[values[number - 1][1].lower()], number)
         )
 
     def by_chance(self, document_id: str) -> list[int]:
-        """Return values in an order that depends only on the product's id."""
+        """Return an order that depends only on the product's id."""
 
         def draw(number: int) -> bytes:
             return hashlib.sha256(f"{document_id}\t{number}".encode()).digest()
@@ -96,7 +96,7 @@ class ProductValues:
         return sorted(range(1, len(self.product(document_id).values) + 1), key=draw)
 
     def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
-        """Return values of these keys first, then the log's order: the best summary for a single query."""
+        """Return the order with values of these keys first, then by the log, as a summary for one query would choose."""
         mine = self.keys(document_id)
         return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
 

@@ -106,7 +106,7 @@ def read_sessions(
             continue
         if key in seen:
             raise file.error(
-                f"the rows of session {session!r}, {query[:60]!r} do not stand together; sort the file", rows[0].line
+                f"the rows of session {session!r}, {query[:60]!r} are not adjacent; sort the file", rows[0].line
             )
         seen.add(key)
         summary.sessions += 1
@@ -162,11 +162,11 @@ def _rows(file: InputFile, summary: SessionSummary) -> Iterator[_Row]:
         if rank is None:
             raise file.error(
                 f"expected rank0 to be a whole number from 0 to {RANK_MAX} (rank0 counts from 0), got {rank0[:40]!r}. "
-                "Mend the line",
+                "Fix the line",
                 number,
             )
         if clicked not in ("0", "1"):
-            raise file.error(f"expected clicked to be 0 or 1, got {clicked[:40]!r}. Mend the line", number)
+            raise file.error(f"expected clicked to be 0 or 1, got {clicked[:40]!r}. Fix the line", number)
         if read_id(session) is None:
             summary.left_out.add("without_session", number)
         elif read_id(document) is None:

@@ -96,8 +96,8 @@ def _read(
     if (rows and of_kind * 2 < rows - actions) or (rows and not of_kind):
         raise refused(
             file,
-            f"expected rows with {expected}, but {rows - actions - of_kind:,} of {rows:,} have not. Were --queries and "
-            "--events exchanged, or is this another file",
+            f"expected rows with {expected}, but {rows - actions - of_kind:,} of {rows:,} lack them. Were --queries "
+            "and --events swapped, or is this another file",
             bad,
         )
 
