@@ -70,7 +70,7 @@ class ClaimChecker:
         no_repeat: bool,
         device: torch.device | str = "cpu",
     ) -> None:
-        """checkpoints: the run's folder. no_repeat: the learner's rule; each group says whether its sampler kept it.
+        """checkpoints: their folder in the run. no_repeat: the learner's rule; a group says if its sampler kept it.
 
         The model is loaded when the first group is checked.
         """

@@ -1,7 +1,7 @@
 """The prompt for a product, and the form of a selector's answer.
 
-A selector sees `<title> … <values> name value<v1> name value<v2> …` and answers `<v2><v1><end>`. Each pointer stands
-behind its value. A decoder reads from left to right, so the pointer's hidden state has seen the value, and the answer
+A selector sees `<title> … <values> name value<v1> name value<v2> …` and answers `<v2><v1><end>`. Each pointer
+follows its value. A decoder reads from left to right, so the pointer's hidden state has seen the value, and the answer
 copies the pointer that it attends to. A larger model sees the same prompt without pointers and answers in words.
 
 A product's texts come from outside. Control characters and angle brackets are removed and every part is cut to a

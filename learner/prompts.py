@@ -1,6 +1,6 @@
 """The prompt for a query and its search context, and the form of an answer.
 
-A policy that writes text answers with a JSON list. A selector answers with pointers, each of which stands behind a word
+A policy that writes text answers with a JSON list. A selector answers with pointers, each of which follows a word
 of its prompt. So a selector writes whole words, invents none, and makes one decision per token.
 
 Query, feedback terms, attribute values and neighbors' words come from outside. Control characters and angle brackets
@@ -101,7 +101,7 @@ def _render_choices(query: str, context: Context, choices: Sequence[str], settin
         prompt += ATTRIBUTES + " " + "; ".join(attributes)
     from_neighbours = set(_items(context.neighbours, settings.neighbours, settings))
     for tag, known in ((NEIGHBOURS, True), (TERMS, False)):
-        # A pointer stands behind its word, so that the pointer's hidden state in a decoder has seen the word.
+        # A pointer follows its word, so that the pointer's hidden state in a decoder has seen the word.
         said = [
             f" {word}{pointer(number)}"
             for number, word in enumerate(choices, start=1)

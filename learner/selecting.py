@@ -1,7 +1,7 @@
 """The selector rule: an answer consists of pointers to values of the prompt, without repeats, and an end token.
 
 The functions are pure functions of token ids, as in `learner.constraints`, so the sampler and the learner cannot
-disagree. A pointer is one token that stands in the prompt beside its value. A policy whose vocabulary has pointers can
+disagree. A pointer is one token that follows its value in the prompt. A policy whose vocabulary has pointers can
 write nothing else. Its answers are therefore whole values of the prompt: none is invented, cut or repeated. Free text
 under the same reward soon went to repeats and broken values: half of the words were repeats after 75 updates.
 """

@@ -1,7 +1,7 @@
 """The parser of a policy's answer: it gives a list of expansions, or the reason why the text has none.
 
 The format is `<think>…</think><answer>["…", "…"]</answer>`. The think block may be missing, the list may be empty (no
-expansion), and no other text may stand beside them. A selector's `<v3><v1>` points to words that its prompt showed, by
+expansion), and no other text is allowed. A selector's `<v3><v1>` points to words that its prompt showed, by
 their numbers from 1. Generated text is untrusted: its bytes, list length and terms are capped, and control, zero-width
 and bidirectional characters are removed. Parsing never raises, whatever the text.
 """

@@ -15,9 +15,9 @@ documents in the two lists cut there. An OR over words matches most of a catalog
 Where we differ: the mean is weighted by rank, 1 / log2(1 + rank) as in DCG; `rank_discount = false` is the paper's
 plain mean. We measured the reward's rank correlation with the true gain, ΔnDCG@10 + ΔR@100, within a query, on 1,600
 expansion sets of 160 icecat intents. It was .83 for the weighted mean (k = 100), .57 for a plain mean over k = 10, and
-.60 over k = 100. The first plain mean sees only the head, and the second ignores order. A list shorter than k counts the
-missing documents with relevance 0, because the paper's mean over the found documents would reward retrieving less. The
-clips, ε, the bonus and the cost are ours. Without the bonus, an invalid text (0) beats a valid one that lowers
+.60 over k = 100. The first plain mean sees only the head, and the second ignores order. A list shorter than k counts
+the missing documents with relevance 0, because the paper's mean over the found documents would reward retrieving less.
+The clips, ε, the bonus and the cost are ours. Without the bonus, an invalid text (0) beats a valid one that lowers
 relevance (< 0), and a policy learns to write rubbish. The defaults of `format_bonus` 0.2 and λ 0.1 come from a pilot
 that learned; the paper's own reward is `format_bonus = 0`.
 """

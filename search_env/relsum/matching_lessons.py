@@ -104,7 +104,7 @@ class MatchingLessons:
         words = [asked[place] for place in random.permutation(len(asked)).tolist()]
         brand = document_brand(self._values.documents[product.document_id])
         if random.random() < self._lists.brand_share and brand:
-            words.insert(0, brand)  # It stands in most titles; no lesson is about it.
+            words.insert(0, brand)  # Most titles contain it; no lesson is about it.
         text = self._text(product, picked, titled=stage.titled)
         return LabelledPair(query=" ".join(words).lower(), text=text, label=label)
 

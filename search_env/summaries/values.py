@@ -96,7 +96,7 @@ class ProductValues:
         return sorted(range(1, len(self.product(document_id).values) + 1), key=draw)
 
     def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
-        """Return the order with values of these keys first, then by the log, as a summary for one query would choose."""
+        """Return the order with values of these keys first, then by the log: the choice of a summary for one query."""
         mine = self.keys(document_id)
         return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
 
