@@ -149,7 +149,7 @@ def _begin_by_copying(model: Any, settings: TinySettings) -> None:
     Values and outputs of attention begin as the identity, on embeddings large enough to be recognized. An answer is a
     choice among the prompt's words. From ordinary weights (std .02), the policy learned nothing from the prompt: after
     600 steps of 16 lessons, the dev loss was 1.87 with the right context and with another lesson's context. With this
-    initialization it is 1.35 and 2.00 after 500 steps.
+    initialization, it is 1.35 with the right context and 2.00 with another one, after 500 steps.
     """
     import torch
 

@@ -28,8 +28,8 @@ that the title lacks, most important first, separated by commas, in at most {wor
 class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parts of a product that a prompt shows, and their sizes.
 
-    order: order of the values: by how often training queries ask for the attribute if a product has it ("rates"), by
-    how often they ask for it at all ("counts"), or as in the catalogue ("document"). The policy chooses among them.
+    order: order of the values: by how often training queries ask for the attribute, per product that has it ("rates")
+    or in all ("counts"), or as in the catalogue ("document"). The policy chooses among them.
     """
 
     order: Literal["rates", "counts", "document"] = "rates"

@@ -41,7 +41,7 @@ class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fi
     """The vLLM server, if `generation.backend` is `vllm`, and how we use it.
 
     url: address of your own server; empty: `train` starts one on this machine (table `vllm_server`).
-    api_key: the key of a server that was started with --api-key: a secret, which api_key_file may point to instead. A
+    api_key: the key of a server that was started with --api-key: a secret; api_key_file may point to a file with it. A
     server that `train` starts gets its own key. ca_certs: the authority's PEM file for https.
     allow_insecure: send the key beyond this machine by plain http.
     home: the path of our `--home` (a shared folder) on that server; empty: the same path. The server loads adapters

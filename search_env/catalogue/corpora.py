@@ -192,7 +192,7 @@ def check_qrels(
     unknown: Literal["report", "strict"] = "report",
     source: str = "qrels",
 ) -> UnknownIds:
-    """Return the judgments whose query or document is unknown, counted.
+    """Return the number of judgments with an unknown query or document, and examples.
 
     A pooled qrels file often judges more documents than one corpus holds, so the default only reports them.
     Raises CorpusError if all judgments are unknown; with `unknown="strict"`, if any is.

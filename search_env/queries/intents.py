@@ -48,7 +48,7 @@ class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Settings for making and splitting attribute-intent queries.
 
     queries: number of queries in all splits together (fewer if the catalogue has no more).
-    relevant_min, relevant_max: documents that must match; a single match cannot be learned, and thousands need no
+    relevant_min, relevant_max: documents that must match; a single match teaches nothing, and thousands need no
     search.
     value_documents_min: documents that have a value; value_share_max: largest share of the catalogue that has it.
     key_values_share_max: distinct values of a key per document that has it; above it the key is a measure or a name.
@@ -120,7 +120,7 @@ def make_intents(documents: Sequence[Document], settings: IntentSettings) -> Int
 
 
 def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, terms: int = 4) -> IntentSet:
-    """Return training queries made from documents: the `terms` words of highest tf·idf among its first 40, in order.
+    """Return training queries: the `terms` words of highest tf·idf among a document's first 40, in order.
 
     They are for catalogues without attributes and without queries. They have no judgments, and only the splits `train`
     and `dev` (by hash).

@@ -30,7 +30,7 @@ class RelsumEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbi
     """Settings for reading and rewarding summaries.
 
     filter_delta: δ; a labeled pair teaches only if the description moves its probability by more than this. With 0, all
-    pairs teach, and no description is read, which is most of the cost of labeling.
+    pairs teach and no description is read, which saves most of the cost of labeling.
     training_queries: largest number of training lists that reward a run; each costs the cross-encoder a dozen pairs.
     title_queries: additional queries per product, made of words of its title, each read against five rivals. They keep
     a summary that serves rare queries from losing the frequent ones.

@@ -14,9 +14,9 @@ from streams.events import Product
 class SummaryLessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings for lessons that follow the query log.
 
-    prior: a value's weight: how often the log asks for its key ("counts"), or how often it does so if a product has the
-    key ("rates"). sharpness: values are drawn with weight^sharpness. A policy that is taught only the best order is
-    certain of it, and its groups have no spread.
+    prior: a value's weight: how often the log asks for its key in all ("counts"), or per product that has the key
+    ("rates"). sharpness: values are drawn with weight^sharpness. A policy that is taught only the best order is certain
+    of it, and its groups have no spread.
     """
 
     prior: Literal["counts", "rates"] = "rates"
