@@ -1,6 +1,6 @@
-"""The learner: prompts and policies, sampling, and the updates that rewards give to a policy.
+"""The learner: prompts, policies, sampling, and the updates that turn rewards into new policy versions.
 
-Shape letters, the same in every module of this package:
+These shape letters mean the same in every module of this package:
 
 B  groups of one batch (one group = one request)
 G  completions of one group (may differ between groups)

@@ -1,9 +1,10 @@
-"""The LoRA adapters that a vLLM server has of one run: put where nobody prunes them, leased, and taken away when free.
+"""The LoRA adapters of one run on a vLLM server: published where pruning cannot reach them, leased, and unloaded.
 
-Each version's adapter is linked out of its checkpoint into a folder of its own under a name of its own, so the learner
-may retire the checkpoint while the server still reads it. Whoever samples from a version holds a lease on it, a shared
-file lock that ends with its process however that ends; only who gets the lock alone may unload the version. So one in
-use is never taken away, by this generator or by another one at the same server.
+Each version's adapter is linked from its checkpoint into a separate folder with a unique name. The learner may
+therefore retire the checkpoint while the server still reads the adapter. A process that samples from a version holds a
+lease on it: a shared file lock, which the system releases when the process ends, however it ends. Only a process that
+holds the lock exclusively may unload the version. So no generator can unload an adapter that is in use, neither its own
+nor one that another generator uses on the same server.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ PREFIX = "policy-v"
 
 
 def adapter_name(policy: PolicyRef) -> str:
-    """Return the name by which a server knows a version: `policy-v<lineage>-<step>`, never used for other weights.
+    """Return the server's name for a version: `policy-v<lineage>-<step>`, never used for other weights.
 
-    Raises CheckpointError for a version of which no folder can have the name.
+    Raises CheckpointError if the version's name cannot be the name of a folder.
     """
     if not is_version_name(version_name(policy)):
         raise CheckpointError(f"policy {version_name(policy)!r}: expected a name like 1-ab12cd-000007")
@@ -39,12 +40,13 @@ def adapter_name(policy: PolicyRef) -> str:
 
 
 class Adapters:
-    """The adapters of one run at one server. Not for several threads."""
+    """The adapters of one run on one server. Not thread-safe."""
 
     def __init__(self, client: VllmClient, directory: Path, *, kept: int, seen_as: str = "") -> None:
-        """directory: where they are put. kept: newest versions that stay loaded; with the staleness limit s, s + 2.
+        """directory: where the adapters are put. kept: how many of the newest versions stay loaded; for a staleness
+        limit s, use s + 2.
 
-        seen_as: the directory's path on the server's machine; empty: the same.
+        seen_as: the directory's path on the server's machine; empty if the path is the same there.
         """
         self._client = client
         self._directory = directory.absolute()
@@ -54,16 +56,16 @@ class Adapters:
         self.current = ""
 
     def use(self, policy: PolicyRef, checkpoint: Path) -> None:
-        """Load a version and hold it until the next call; versions that are old and free are unloaded then.
+        """Load a version and hold it until the next call; then unload old versions that are free.
 
-        Raises CheckpointError if its files are gone or not the announced ones, VllmError if the server refuses it,
-        TransientError if the server is down; the version before stays in use.
+        Raises CheckpointError if the version's files are gone or differ from the announced ones, VllmError if the
+        server refuses the adapter, and TransientError if the server is down. The previous version then stays in use.
         """
         name = adapter_name(policy)
         lease = self._acquire(name)
         try:
             if self._link(name, policy, checkpoint):
-                self._client.unload_adapter(name)  # The server may have loaded what was there before.
+                self._client.unload_adapter(name)  # The server may have loaded the folder's earlier content.
             self._client.load_adapter(name, f"{self._seen_as}/{name}")
         except BaseException:
             lease.close()
@@ -74,20 +76,20 @@ class Adapters:
         self._prune()
 
     def load_again(self) -> None:
-        """Load the current version once more: the server that had it was started anew."""
+        """Load the current version again, because its server was restarted."""
         self._client.load_adapter(self.current, f"{self._seen_as}/{self.current}")
 
     def close(self) -> None:
-        """Let go of the version in use; it stays loaded."""
+        """Release the version in use; it stays loaded."""
         if self._lease is not None:
             self._lease.close()
             self._lease = None
 
     def _link(self, name: str, policy: PolicyRef, checkpoint: Path) -> bool:
-        """Put the adapter's two files into a folder of their own, whole or not at all.
+        """Put the adapter's two files into a separate folder, completely or not at all.
 
-        A folder that is there already, of another generator or of an earlier life, is used if it holds what the
-        checkpoint does, and exchanged otherwise; return whether it was exchanged.
+        The folder may already exist, from another generator or from an earlier process. It is used if it holds the
+        checkpoint's files, and replaced otherwise. Returns whether it was replaced.
         """
         target = self._directory / name
         try:
@@ -107,7 +109,7 @@ class Adapters:
                 for file in ADAPTER_FILES:
                     try:
                         os.link(checkpoint / file, aside / file)
-                    except OSError:  # Another file system, or one without links.
+                    except OSError:  # Another file system, or one without hard links.
                         shutil.copyfile(checkpoint / file, aside / file)
         except OSError as error:
             if _holds(target, wanted):  # Another generator was faster.
@@ -116,7 +118,7 @@ class Adapters:
         return exchanged
 
     def _prune(self) -> None:
-        """Unload and delete what is older than the newest `kept` and held by nobody."""
+        """Unload and delete the adapters that are older than the newest `kept` and that nobody holds."""
         for name in superseded([path.name for path in self._directory.glob(f"{PREFIX}*") if path.is_dir()], self._kept):
             if name == self.current:
                 continue
@@ -131,21 +133,21 @@ class Adapters:
                 self._lease_file(name).unlink(missing_ok=True)
 
     def _acquire(self, name: str) -> IO[str]:
-        """Return an open file with a shared lock on it: the lease, as long as it is open."""
+        """Return an open file with a shared lock on it. The lease lasts as long as the file is open."""
         self._directory.mkdir(parents=True, exist_ok=True)
         while True:
             file = self._lease_file(name).open("w")
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink:
                 return file
-            file.close()  # Taken away between our opening and our lock: the next one is a new file.
+            file.close()  # The file was deleted between our open and our lock; the next one is a new file.
 
     def _lease_file(self, name: str) -> Path:
         return self._directory / f"{name}.lease"
 
 
 def _holds(folder: Path, wanted: dict[str, str]) -> bool:
-    """Return whether a folder holds exactly these files, by their sha256."""
+    """Return whether a folder holds exactly these files, compared by sha256."""
     try:
         return {path.name: file_sha256(path) for path in folder.iterdir()} == wanted
     except OSError:
@@ -153,9 +155,9 @@ def _holds(folder: Path, wanted: dict[str, str]) -> bool:
 
 
 def superseded(names: list[str], kept: int) -> list[str]:
-    """Return the adapters' names that are not among the newest `kept`, oldest first.
+    """Return the names of the adapters that are not among the newest `kept`, oldest first.
 
-    A later lineage is newer, a later step too: `policy-v2-ab12cd-000007` is lineage 2, step 7.
+    A later lineage is newer; within a lineage, a later step is newer. `policy-v2-ab12cd-000007` is lineage 2, step 7.
     """
 
     def age(name: str) -> tuple[int, int, str]:

@@ -1,13 +1,13 @@
-"""Which requests may be answered now: the learner grants them, so that no group is too old when its turn comes.
+"""Admission: the learner grants requests, so that no group is too old when the learner takes it.
 
-The learner alone knows how many groups wait for it. It grants requests offset by offset, in rounds, never more than
-`(staleness_max + 1) · groups` that are answered but not learned from, and it takes their groups round by round. So a
-group, written by a version that is at least as new as its round, comes up within `staleness_max` further updates,
-whatever the number of partitions, however slow one of them is, and however large the batches are.
+Only the learner knows how many groups wait for it. It grants requests offset by offset, in rounds, and takes their
+groups round by round. At any time, at most `(staleness_max + 1) · groups` requests are granted but not learned from. A
+group is written by a version at least as new as its round. The learner therefore takes it within `staleness_max`
+further updates. This holds for any number of partitions, for a slow partition, and for any batch size.
 
-AReaL (arXiv:2505.24298), eq. 3, counts samples since the start: N ≤ (version + η + 1)·B. That bounds staleness while
-every batch is full and groups come in the order in which they were asked for. We grant instead of counting, and hold
-back groups of a later round until those of the earlier ones have come or have ended without a reward.
+AReaL (arXiv:2505.24298), eq. 3, counts samples since the start: N ≤ (version + η + 1)·B. That bounds staleness only if
+every batch is full and groups come in the order of their requests. We differ: we grant requests instead of counting
+samples, and hold back the groups of a later round until all earlier groups have come or have ended without a reward.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 Offsets = dict[int, int]
-"""An offset for each partition of the requests topic."""
+"""One offset per partition of the requests topic."""
 
 
 class Admission:
-    """The requests that are granted, and which of them still owe a reward.
+    """The requests that are granted, and those of them that still owe a reward.
 
-    A request is *granted* once generators may answer it, and *over* once its reward has come or never will.
+    A request is *granted* once generators may answer it. It is *over* once its reward has come or will never come.
     """
 
     def __init__(self, *, used: Mapping[int, int], announced: Iterable[Mapping[int, int]] = ()) -> None:
-        """used: per partition the offset below which an earlier life of the learner used everything up.
+        """used: per partition, the offset below which an earlier learner process used up all requests.
 
-        announced: the grants of all earlier announcements, in their order: their rounds are known again after a resume.
+        announced: the grants of all earlier announcements, in order. They restore the rounds after a resume.
         """
         self._over: Offsets = dict(used)
         self._granted: Offsets = dict(used)
-        self._rounds: dict[int, tuple[list[int], list[int]]] = {}  # Per partition: ends of rounds, and their numbers.
+        self._rounds: dict[int, tuple[list[int], list[int]]] = {}  # Per partition: the rounds' ends and numbers.
         self._round = 0
         for grants in announced:
             self._begin_round(grants)
 
     @property
     def granted(self) -> Offsets:
-        """Return per partition the offset below which requests may be answered."""
+        """Return, per partition, the offset below which requests may be answered."""
         return dict(self._granted)
 
     @property
     def over(self) -> Offsets:
-        """Return per partition the offset below which every request has its reward, or never will have one."""
+        """Return, per partition, the offset below which every request has its reward or will never have one."""
         return dict(self._over)
 
     @property
     def owed(self) -> int:
-        """Return how many granted requests are not over."""
+        """Return the number of granted requests that are not over."""
         return sum(end - self._over.get(partition, 0) for partition, end in self._granted.items())
 
     def round_of(self, partition: int, offset: int) -> int:
-        """Return the round in which a request was granted; one that never was counts to the round after the last."""
+        """Return the round in which a request was granted, or the round after the last if it never was."""
         ends, numbers = self._rounds.get(partition, ((), ()))
         place = bisect_right(ends, offset)
         return numbers[place] if place < len(numbers) else self._round + 1
 
     def round_owed(self) -> int | None:
-        """Return the earliest round of which a request is not over; None if all are."""
+        """Return the earliest round with a request that is not over; None if all requests are over."""
         return min(
             (
                 self.round_of(partition, self._over.get(partition, 0))
@@ -70,25 +70,25 @@ class Admission:
         )
 
     def arrive(self, partition: int, offset: int) -> None:
-        """Note that the reward of a request has come.
+        """Record that the reward of a request has come.
 
-        One partition's rewards come in the order of its requests. So it also says that those before it, which have
-        none, never will. One that was never granted says nothing: its reward is not of our making.
+        Rewards of one partition come in the order of its requests. So every earlier request of the partition is over,
+        too. A reward for a request that was never granted is ignored, because this run did not ask for it.
         """
         if offset < self._granted.get(partition, 0):
             self.end(partition, offset + 1)
 
     def end(self, partition: int, below: int) -> None:
-        """Note that every request of a partition below this offset is over."""
+        """Record that every request of a partition below this offset is over."""
         self._over[partition] = max(self._over.get(partition, 0), below)
         self._granted[partition] = max(self._granted.get(partition, 0), self._over[partition])
 
     def grant(self, published: Mapping[int, int], *, groups_max: int) -> bool:
-        """Grant further requests, if there is room, and return whether any was granted.
+        """Grant further requests if there is room, and return whether any was granted.
 
-        published: per partition the end of the requests topic: only what exists is granted, so a request that is
-        granted and not over is being answered. groups_max: how many requests may be granted and not over.
-        The partition with the fewest of them comes first, and of equals the one that was granted the fewest in all.
+        published: the end of the requests topic, per partition. Only existing requests are granted, so a request that
+        is granted and not over is being answered. groups_max: how many requests may be granted and not over.
+        The partition with the fewest such requests comes first; of equals, the one with the fewest grants in all.
         """
         grants = dict(self._granted)
         owed = {partition: grants.get(partition, 0) - self._over.get(partition, 0) for partition in published}

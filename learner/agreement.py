@@ -1,7 +1,8 @@
-"""Do a sampler's log-probabilities agree with the learner's own? Asked on a few groups before anything is learned.
+"""The agreement between a sampler's log-probabilities and the learner's own, checked on a few groups before training.
 
-Importance ratios and the learner's refusal of groups that lie both stand on it. Measured with vLLM on a CPU: fp32 is
-off by up to 1e-5 nats a token, bf16 on SmolLM2 by 0.02 in the mean and by up to 0.6 for single tokens.
+The importance ratios rely on this agreement, and so does the learner's check for false groups. Measured with vLLM on a
+CPU: fp32 differs by up to 1e-5 nats per token; bf16 on SmolLM2 differs by 0.02 on average and by up to 0.6 for single
+tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ MEAN_SHARE = 0.1
 
 
 class AgreementError(SearchloopError, RuntimeError):
-    """A sampler reports log-probabilities that the policy does not give."""
+    """A sampler reports log-probabilities that do not come from the policy."""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a sampler's log-probabilities are from the policy's own, in nats, over so many tokens."""
+    """The differences between a sampler's log-probabilities and the policy's, in nats, over `tokens` tokens."""
 
     tokens: int
     difference_mean: float
@@ -37,9 +38,9 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 def measure_agreement(
     policy: Policy, sampler: Sampler, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
 ) -> Agreement:
-    """Sample these prompts and return how far the log-probabilities are from those that the learner computes.
+    """Sample these prompts and return how much the sampler's log-probabilities differ from the learner's.
 
-    policy: the weights that the sampler is said to use. sampling: at a temperature above 0, without the no-repeat rule.
+    policy: the weights that the sampler claims to use. sampling: a temperature above 0, without the no-repeat rule.
     """
     groups = [
         Group(
@@ -64,10 +65,10 @@ def measure_agreement(
 
 
 def require_agreement(agreement: Agreement, *, difference_max: float) -> None:
-    """Raise AgreementError if the differences are above what the learner accepts; the message says why they may be.
+    """Raise AgreementError if the differences exceed the learner's limit; the message lists possible causes.
 
-    difference_max: `learner.update.logprob_difference_max`, in nats. The mean must be within a tenth of it: rounding is
-    large for single tokens and small on average, other weights or another temperature are off everywhere.
+    difference_max: `learner.update.logprob_difference_max`, in nats. The mean must stay within a tenth of it. Rounding
+    is large for single tokens and small on average; other weights or another temperature cause differences everywhere.
     """
     if agreement.difference_max <= difference_max and agreement.difference_mean <= difference_max * MEAN_SHARE:
         return

@@ -1,8 +1,8 @@
-"""Which groups a batch takes: the next ones in the order of their grants, whatever became of them.
+"""Batches: each takes the next groups in the order of their grants, whatever their outcome.
 
-Failed and expired groups take their place in a batch and give no gradient, so the same log of one partition always
-falls into the same batches. With several partitions groups come in the order of rounds (`learner.admission`), and
-within a round as they arrive.
+Failed and expired groups keep their place in a batch and give no gradient. The same log of one partition is therefore
+always cut into the same batches. With several partitions, groups come in the order of rounds (`learner.admission`), and
+within a round in the order of arrival.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from streams.events import Position, Reward
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How large a batch is and how old its groups may be.
+    """The size of a batch and the greatest age of its groups.
 
-    staleness_max: optimizer steps between the policy that wrote a group and the one that learns from it; 0 is
+    staleness_max: optimizer steps between the policy that wrote a group and the policy that learns from it; 0 means
     on-policy.
-    wait_seconds: if every published request is over and no reward has come for this long, a batch that is not full
-    goes ahead.
+    wait_seconds: a batch that is not full is used if every published request is over and no reward has come for this
+    long.
     """
 
     groups: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
@@ -32,15 +32,16 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def groups_ahead_max(self) -> int:
-        """Return how many groups may be asked for and not learned from yet: (η + 1)·B."""
+        """Return how many groups may be requested but not yet learned from: (η + 1)·B."""
         return (self.staleness_max + 1) * self.groups
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """The groups of one update, sorted by what can be done with them.
+    """The groups of one update, sorted by how the update can use them.
 
-    positions, requests_consumed: where the rewards and requests topics are used up after this batch, per partition.
-    recent_groups, low_water: what the assembler remembers after this batch, for its next life.
+    positions, requests_consumed: per partition, the offset below which the rewards topic and the requests topic are
+    used up after this batch.
+    recent_groups, low_water: the assembler's memory after this batch, for its next process.
     """
 
     fresh: tuple[Reward, ...]
@@ -53,11 +54,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchAssembler:
-    """Collects rewards, drops what it has seen before, and cuts batches.
+    """Collects rewards, drops repeated ones, and cuts batches.
 
-    It remembers the ids of the groups it saw last. Before it forgets one it raises the low-water mark of the group's
-    partition beyond that group's request: what answers a request below the mark is too old to teach anything. So no
-    group can teach twice, however late its record is repeated.
+    It remembers the ids of the latest groups. Before it forgets a group, it raises the low-water mark of the group's
+    partition beyond the group's request. A group below the mark is too old to teach. So no group can teach twice,
+    however late its record is repeated.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class BatchAssembler:
         low_water: dict[int, int] | None = None,
         admission: Admission | None = None,
     ) -> None:
-        """admission: what was granted; without one (no generator works for this learner) nothing is waited for."""
+        """admission: the granted requests; without it, the assembler waits for none, as no generator serves it."""
         self._settings = settings
         self._positions = dict(positions)
         self._requests_consumed = dict(requests_consumed)
@@ -83,10 +84,10 @@ class BatchAssembler:
         self._waiting: dict[int, deque[tuple[Position, Reward | None]]] = {}
 
     def add(self, position: Position, reward: Reward | None) -> None:
-        """Take the next record; None stands for one that was no reward and has gone to the dead letters.
+        """Take the next record; None means that the record was not a reward and went to the dead letters.
 
-        Of two rewards for one group the first in the log counts: it carries the lowest source offset, because the
-        environment emits in input order.
+        Of two rewards for one group, the first in the log counts. It has the lowest source offset, because the
+        environment emits rewards in input order.
         """
         records = self._waiting.setdefault(position.partition, deque())
         if reward is not None:
@@ -97,17 +98,17 @@ class BatchAssembler:
             else:
                 self._remember(reward.group_id, source)
         if reward is None and records and records[-1][1] is None:
-            records.pop()  # Of records that are no groups to learn from the last one is enough to move the position.
+            records.pop()  # The last of several records without a group is enough to move the position.
         records.append((position, reward))
 
     @property
     def waiting(self) -> int:
-        """Return how many groups wait for an update."""
+        """Return the number of groups that wait for an update."""
         return len(self._waiting_groups())
 
     @property
     def full(self) -> bool:
-        """Return whether a whole batch is waiting, and no group that comes before it is still owed."""
+        """Return whether a whole batch is waiting and no earlier group is still owed."""
         owed = self._admission.round_owed()
         ready = sum(owed is None or self._round(reward) <= owed for reward in self._waiting_groups())
         return ready >= self._settings.groups
@@ -119,13 +120,13 @@ class BatchAssembler:
 
     @property
     def recent_groups(self) -> tuple[str, ...]:
-        """Return the ids of the groups taken last, oldest first, those still waiting not among them."""
+        """Return the ids of the groups taken last, oldest first, without the groups that still wait."""
         waiting = {reward.group_id for reward in self._waiting_groups()}
         return tuple(group for group in self._recent if group not in waiting)
 
     @property
     def requests_consumed(self) -> dict[int, int]:
-        """Return per partition the offset below which every request is over, and no group of one waits."""
+        """Return, per partition, the offset below which every request is over and no group waits."""
         over, taken = self._admission.over, self._taken
         consumed = {each: max(over.get(each, 0), taken.get(each, 0)) for each in {*over, *taken}}
         for reward in self._waiting_groups():
@@ -135,7 +136,7 @@ class BatchAssembler:
         return {each: max(before.get(each, 0), consumed.get(each, 0)) for each in sorted({*before, *consumed})}
 
     def take(self, *, step: int) -> Batch:
-        """Cut the next batch (as many groups as there are, if not full) for a policy that has made `step` steps."""
+        """Cut the next batch for a policy that has made `step` steps; if it is not full, take all groups there are."""
         fresh: list[Reward] = []
         expired: list[str] = []
         failed: list[str] = []
@@ -163,7 +164,7 @@ class BatchAssembler:
         )
 
     def _next(self) -> Reward | None:
-        """Take the waiting group of the earliest round, and move the positions over what lies before it."""
+        """Take the waiting group of the earliest round, and move the positions past the records before it."""
         heads = []
         for partition, records in self._waiting.items():
             first = next((reward for _, reward in records if reward is not None), None)
@@ -192,7 +193,7 @@ class BatchAssembler:
         if len(self._recent) >= self._remembered_max:
             forgotten = next(iter(self._recent))
             place = self._recent.pop(forgotten)
-            # Where it lay is not known of a group that an earlier life of the learner took.
+            # The source of a group that an earlier learner process took is unknown.
             marks = {place.partition: place.offset + 1} if place is not None else self._consumed_before
             for partition, mark in marks.items():
                 self._low_water[partition] = max(self._low_water.get(partition, 0), mark)

@@ -1,8 +1,8 @@
-"""A key-value cache that leaves room for the answer.
+"""A key-value cache with room for the answer.
 
-transformers' DynamicCache copies the whole cache for every token: 70 % of the time of sampling 128 short answers from
-the tiny policy. Here each layer's block is allocated once, when the prompts' cache is repeated for their candidates,
-and a new token is written into its place.
+The DynamicCache of transformers copies the whole cache for every token. These copies took 70% of the time of sampling
+128 short answers from the tiny policy. This cache allocates each layer's block once, when it repeats the prompts' cache
+for their candidates, and writes each new token into its place.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stubs
-    """One layer's keys and values, [N, heads, P + T, width], of which the first `length` tokens are filled."""
+    """One layer's keys and values, [N, heads, P + T, width]; the first `length` tokens are filled."""
 
     tokens = 0
-    """How many tokens are still to come after the prompt."""
+    """The number of tokens that follow the prompt."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -28,7 +28,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
         self.room = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the new tokens' states [N, heads, t, width] and return views of all that is filled."""
+        """Add the new tokens' states [N, heads, t, width] and return views of all filled tokens."""
         if self.room == 0:
             keys, values = super().update(key_states, value_states)
             self.length = keys.shape[-2]
@@ -40,7 +40,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        """Return how many tokens are filled."""
+        """Return the number of filled tokens."""
         return self.length
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -49,7 +49,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
         self.keys, self.values = self._roomy(self.keys, repeats), self._roomy(self.values, repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows [n] alone."""
+        """Keep only these rows [n]."""
         self.keys, self.values = self.keys[indices], self.values[indices]
 
     def _roomy(self, states: Tensor, repeats: int) -> Tensor:
@@ -60,7 +60,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no stu
 
 
 class RoomyCache(Cache):  # type: ignore[misc]
-    """A cache for one block of prompts and up to `tokens` more tokens for each of their candidates."""
+    """A cache for one block of prompts, with room for `tokens` more tokens for each of their candidates."""
 
     def __init__(self, *, tokens: int) -> None:
         layer = type("RoomyLayer", (RoomyLayer,), {"tokens": tokens})

@@ -1,8 +1,8 @@
-"""A checkpoint is one atomic unit: weights, optimizer, stream positions, recent groups and lineage, in one folder.
+"""Checkpoints: weights, optimizer, stream positions, recent groups and lineage as one atomic folder.
 
-It is written aside, synced, renamed, and only then does `CURRENT` point to it; each file's sha256 stands in the
-manifest. What is killed in between leaves the one before. A folder is also a policy that transformers can load as it
-is, so a policy version *is* its checkpoint. Nothing in it is a pickle.
+A checkpoint is written to a temporary folder, synced and renamed; only then does `CURRENT` point to it. The manifest
+holds each file's sha256. If the process is killed in between, the previous checkpoint stays current. transformers can
+load the folder as a policy, so a policy version *is* its checkpoint. The folder contains no pickle.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class CheckpointError(SearchloopError, RuntimeError):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint holds beside the tensors.
+    """The content of a checkpoint other than its tensors.
 
-    origin: the warmed-up policy that the run began with; None in that policy's own checkpoint.
-    positions: next offset of the rewards topic per partition. recent_groups: ids taken last, to know a repeated one.
-    low_water: per partition of the requests topic the offset below which groups have been forgotten, and teach nothing.
+    origin: the warmed-up policy with which the run began; None in that policy's own checkpoint.
+    positions: next offset of the rewards topic, per partition. recent_groups: ids of the groups taken last, to
+    recognize repeated ones.
+    low_water: per partition of the requests topic, the offset below which groups are forgotten and cannot teach.
     update: the event of the step that made these weights; None for a warmed-up policy. files: sha256 by file name.
     """
 
@@ -59,17 +60,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_lineage(parent: str | None) -> str:
-    """Return the name of a lineage that has never been: a count, to be read, and a random part, to be unique."""
+    """Return a new, unique name of a lineage: a count for readers and a random part for uniqueness."""
     count = int(parent.split("-")[0]) + 1 if parent else 1
     return f"{count}-{uuid.uuid4().hex[:6]}"
 
 
 def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path], Manifest]) -> Path:
-    """Write a checkpoint so that it exists whole or not at all, make it CURRENT, and return its folder.
+    """Write a checkpoint completely or not at all, make it CURRENT, and return its folder.
 
-    policy: names the folder (its sha256 is not needed yet). write_files: is called with an empty folder, writes
-    weights, tokenizer and optimizer into it, and returns the manifest, which is completed with every file's sha256
-    here. Raises CheckpointError on a full disk; the checkpoint before stays CURRENT.
+    policy: gives the folder its name (its sha256 is not needed yet). write_files: a function that gets an empty folder,
+    writes weights, tokenizer and optimizer into it, and returns the manifest; every file's sha256 is added here.
+    Raises CheckpointError if the checkpoint cannot be written, for example on a full disk; the previous checkpoint
+    stays CURRENT.
     """
     name = version_name(policy)
     root.mkdir(parents=True, exist_ok=True)
@@ -96,8 +98,8 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
         shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
-            f"checkpoint {name} could not be written to {root}: {reason}. The checkpoint before it is still CURRENT; "
-            "free some room and start again"
+            f"checkpoint {name} could not be written to {root}: {reason}. The previous checkpoint is still CURRENT; "
+            "free some disk space and start again"
         ) from error
     return target
 
@@ -108,10 +110,10 @@ def current_name(root: Path) -> str:
 
 
 def load_current(root: Path) -> tuple[Path, Manifest]:
-    """Return the newest whole checkpoint's folder and manifest.
+    """Return the folder and the manifest of the newest whole checkpoint.
 
-    If CURRENT or what it points to is damaged, the newest checkpoint whose files all match their sha256 is used
-    instead, and the log says so. Raises CheckpointError if there is none.
+    If CURRENT or its target is damaged, the newest checkpoint whose files all match their sha256 is used instead, and
+    the log says so. Raises CheckpointError if there is none.
     """
     named = current_name(root)
     candidates = ([root / named] if is_version_name(named) else []) + sorted(
@@ -123,20 +125,20 @@ def load_current(root: Path) -> tuple[Path, Manifest]:
         try:
             manifest = read_manifest(folder, verify=True)
         except CheckpointError as error:
-            log.error("%s; trying the one before", error)
+            log.error("%s; trying the previous checkpoint", error)
             continue
         if folder.name != named:
-            log.error("CURRENT in %s names %r, which cannot be used; going on from %s", root, named, folder.name)
+            log.error("CURRENT in %s names %r, which cannot be used; continuing from %s", root, named, folder.name)
         return folder, manifest
-    raise CheckpointError(
-        f"expected a checkpoint in {root}, found none that is whole. Run: searchloop train, which makes one"
-    )
+    raise CheckpointError(f"expected a whole checkpoint in {root}, found none. Run: searchloop train, which makes one")
 
 
 def read_manifest(folder: Path, *, verify: bool) -> Manifest:
-    """Return a checkpoint's manifest, if asked after checking every file against its sha256.
+    """Return a checkpoint's manifest.
 
-    Raises CheckpointError if a file is missing or has changed, or if one that a loader may read came from elsewhere.
+    verify: True checks every file against its sha256.
+    Raises CheckpointError if a file is missing or has changed, or if the folder holds an unlisted file that a loader
+    may read.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
@@ -153,22 +155,22 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
             if stranger := _stranger(folder, manifest):
                 raise CheckpointError(
                     f"checkpoint {folder.name}: holds {stranger}, which {MANIFEST} does not list and a loader may "
-                    "read; take it out of that folder"
+                    "read; remove it from that folder"
                 )
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or no name that a file may have.
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no manifest, or an impossible file name.
         raise CheckpointError(f"checkpoint {folder.name}: {error}") from error
     return manifest
 
 
 def _stranger(folder: Path, manifest: Manifest) -> str:
-    """Return the name of a file that the manifest does not list and that transformers might read, "" for none."""
+    """Return the name of an unlisted file that transformers might read; "" if there is none."""
     known = {MANIFEST, MANIFEST_SHA256, *manifest.files}
     names = {path.name for path in folder.iterdir() if path.suffix in LOADED and not path.name.startswith(".")}
     return min(names - known, default="")
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
-    """Raise CheckpointError for a manifest that names a version or a file by what is no name: it would be a path."""
+    """Raise CheckpointError if the manifest names a version or a file by a path instead of a plain name."""
     strange = [name for name in manifest.files if not is_name(name)]
     if not is_version_name(version_name(manifest.policy)):
         strange.append(version_name(manifest.policy))
@@ -179,17 +181,17 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
-    """Delete all but the newest `keep` checkpoints and every `keep_every`-th; return the deleted.
+    """Delete all checkpoints except the newest `keep` and every `keep_every`-th; return the deleted ones.
 
-    What a run began with (no update made it) always stays, and so does what CURRENT names. Newest is what CURRENT came
-    from: a run that was set back has checkpoints of further steps, which it has left.
+    The run's first checkpoint, which no update made, always stays, and so does the one that CURRENT names. The newest
+    are those that CURRENT descends from: a run that was set back has left checkpoints of later steps behind.
     """
     found = []
     for folder in root.glob("*-*-*"):
         try:
             found.append((folder, read_manifest(folder, verify=False)))
         except CheckpointError:
-            continue  # Damaged: left for a person to look at.
+            continue  # A damaged checkpoint stays, for a person to inspect.
     current = current_name(root)
     chain = _chain({folder.name: manifest for folder, manifest in found}, current)
     found.sort(key=lambda item: (item[0].name in chain, item[1].policy.step, item[0].stat().st_mtime_ns))
@@ -214,16 +216,16 @@ def _chain(manifests: Mapping[str, Manifest], name: str) -> set[str]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Delete what was being written when its writer was killed; only for who alone writes here."""
+    """Delete the unfinished checkpoints of a killed writer; call this only as the folder's only writer."""
     for aside in root.glob(".*.part"):
         if aside.is_dir():
             shutil.rmtree(aside)
 
 
 def copy_checkpoint(source: Path, manifest: Manifest, root: Path) -> Path:
-    """Copy a checkpoint as the beginning of another run, which has read no log yet; return its folder.
+    """Copy a checkpoint as the start of another run, which has read no log yet; return its folder.
 
-    Weights, optimizer and name stay; stream positions, recent groups and the update that made it do not.
+    The copy keeps weights, optimizer and name. It drops stream positions, recent groups and the update that made it.
     """
     begin = Manifest(policy=manifest.policy, parent=None)
 
@@ -242,7 +244,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _first_bytes(path: Path) -> str:
-    """Return what a file begins with, as text: more than a name may have; "" if there is none."""
+    """Return the start of a file as text, longer than any name may be; "" if the file does not exist."""
     if not path.exists():
         return ""
     with path.open("rb") as file:
@@ -250,7 +252,7 @@ def _first_bytes(path: Path) -> str:
 
 
 def _written_ns(folder: Path) -> int:
-    """Return when a folder was written; 0 for one that the learner has deleted since it was listed."""
+    """Return the time of a folder's last change, in ns; 0 if the learner has deleted it since it was listed."""
     try:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""Do a group's log-probabilities come from the policy version that it names? Asked of the version's own weights.
+"""The check that a group's log-probabilities come from the policy version that it names, with that version's weights.
 
-The update compares the groups that its very policy wrote, at no cost, since it forwards them anyway. In a streaming run
-most groups are a step or two older: for these the claimed version's checkpoint, which is kept while it may be used, is
-loaded into one spare model, and the groups are forwarded once more. A share of them may do.
+For groups that the current policy wrote, the update makes this comparison at no extra cost, since it forwards them
+anyway. In a streaming run, most groups are a step or two older. For these, the checker loads the claimed version's
+checkpoint into one spare model and forwards the groups once more. Checkpoints are kept as long as groups may use them.
+A setting limits the check to a share of these groups.
 
-On a CPU the check takes no random number and changes no weights, so a run that is made again gives the same bits.
+On a CPU, the check draws no random number and changes no weights, so a repeated run gives the same bits.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ from streams.topics import version_name
 
 
 class ClaimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which groups are held against the version that they name, and how closely.
+    """The groups that are checked against the version that they name, and the tolerance.
 
-    share: of the groups that another version than the newest wrote, chosen by their ids; 1 checks all, 0 none.
+    share: share of the groups that an older version wrote, chosen by their ids; 1 checks all, 0 none.
     """
 
-    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="of the stale groups; 0: none")] = 0.1
+    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="share of the stale groups; 0: none")] = 0.1
     logprob_difference_max: Annotated[
         float,
         msgspec.Meta(
-            gt=0, description="nats; as learner.update's (fp32 rounding is 1e-4, a bf16 sampler may reach 0.5)"
+            gt=0, description="nats, as in learner.update (fp32 rounding is 1e-4, a bf16 sampler may reach 0.5)"
         ),
     ] = 0.1
     groups_at_once: Annotated[int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once")] = 16
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found about one group.
+    """The result of checking one group.
 
-    difference: largest |difference| of a token's log-probability, nats; None if it could not be computed.
-    reason: why it could not, "" if it could.
+    difference: largest |difference| of a token's log-probability, in nats; None if it could not be computed.
+    reason: why it could not be computed; "" if it could.
     """
 
     difference: float | None = None
@@ -59,7 +60,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimChecker:
-    """Recomputes groups under the versions that they claim, in a model of its own. Not for several threads."""
+    """Recomputes groups under the versions that they claim, in its own model. Not thread-safe."""
 
     def __init__(
         self,
@@ -69,9 +70,9 @@ class ClaimChecker:
         no_repeat: bool,
         device: torch.device | str = "cpu",
     ) -> None:
-        """checkpoints: the run's. no_repeat: the learner's own rule; a group says whether its sampler kept it.
+        """checkpoints: their folder in the run. no_repeat: the learner's rule; a group says if its sampler kept it.
 
-        Nothing is loaded before the first group is checked.
+        The model is loaded when the first group is checked.
         """
         self._checkpoints = checkpoints
         self._settings = settings or ClaimSettings()
@@ -81,10 +82,10 @@ class ClaimChecker:
         self._loaded: PolicyRef | None = None
 
     def check(self, rewards: Sequence[Reward], *, current: PolicyRef | None = None) -> dict[str, str]:
-        """Return, by group id, why a group's claim is refused; of those that settings choose, all others hold.
+        """Return, by group id, why a group's claim is refused; the other groups that were checked hold.
 
         current: the version whose groups the update itself compares; they are left out here.
-        A claim that cannot be checked is refused too: the checkpoint of a version that may still be used is kept.
+        A claim that cannot be checked is refused, too, since the checkpoint of every version in use is kept.
         """
         chosen = [
             reward
@@ -104,12 +105,12 @@ class ClaimChecker:
         return refused
 
     def measure(self, rewards: Sequence[Reward]) -> dict[str, Claim]:
-        """Return what is found about each group, by its id; one with fewer than two scored candidates is left out."""
+        """Return the claim of each group by its id; groups with fewer than two scored candidates are left out."""
         claimed: dict[PolicyRef, list[Reward]] = {}
         for reward in rewards:
             claimed.setdefault(reward.generation.policy, []).append(reward)
         found: dict[str, Claim] = {}
-        # The loaded version first: its weights need not come from the disk again.
+        # The loaded version comes first, so its weights are not read from the disk again.
         for policy, of_version in sorted(claimed.items(), key=lambda item: item[0] != self._loaded):
             try:
                 spare = self._load(policy)
@@ -139,7 +140,7 @@ class ClaimChecker:
         return found
 
     def _group(self, reward: Reward, spare: Policy) -> Group | None:
-        """Return the group as the learner would train on it. Raises GroupError where it would refuse it."""
+        """Return the group as the learner would train on it. Raises GroupError if the learner would refuse it."""
         group = reward_group(
             reward,
             objective=ObjectiveSettings(),  # Advantages play no part here.
@@ -151,7 +152,7 @@ class ClaimChecker:
         return group
 
     def _check_text(self, generation: Generation, spare: Policy) -> None:
-        """Raise GroupError if a text, which was rewarded, is not that of its tokens, which would be trained."""
+        """Raise GroupError if a completion's rewarded text is not the text of its tokens, which are trained on."""
         vocabulary = vocabulary_size(spare.model)
         for index, completion in enumerate(generation.completions):
             if not completion.token_ids or not all(0 <= token < vocabulary for token in completion.token_ids):
@@ -160,7 +161,7 @@ class ClaimChecker:
                 raise GroupError(f"completion {index}: expected the text of its tokens, got another one")
 
     def _load(self, policy: PolicyRef) -> Policy:
-        """Return the spare model with this version's weights. Raises CheckpointError or PolicyError if that cannot be.
+        """Return the spare model with this version's weights. Raises CheckpointError or PolicyError on failure.
 
         The version's files are checked before they are used; see `learner.versions`.
         """
@@ -168,7 +169,7 @@ class ClaimChecker:
             return self._spare
         folder = self._folder(policy)
         if self._spare is not None:
-            spare, self._loaded = self._spare, None  # If this fails, the weights may be half of one, half of another.
+            spare, self._loaded = self._spare, None  # If loading fails, the weights may be a mixture of two versions.
             load_weights(spare, folder, policy)
         else:
             check_version(folder, policy)
@@ -192,9 +193,9 @@ class ClaimChecker:
 
 @torch.no_grad()
 def differences(policy: Policy, groups: dict[str, Group]) -> dict[str, float]:
-    """Return each group's largest |log π − log μ|, in nats, by its id; infinite where the policy gives no number.
+    """Return each group's largest |log π − log μ|, in nats, by its id; infinite if the policy gives no finite number.
 
-    groups: with the rules that its sampler kept; they must have passed `check_group`. μ is what the sampler logged.
+    groups: with the rules that their sampler kept; they must have passed `check_group`. μ: the sampler's logged value.
     """
     device = next(policy.model.parameters()).device
     packed = pack_groups(list(groups.values()), pad_id=policy.pad_id, device=device)
@@ -205,6 +206,6 @@ def differences(policy: Policy, groups: dict[str, Group]) -> dict[str, float]:
 
 
 def is_chosen(group_id: str, share: float) -> bool:
-    """Return whether a group is among this share of all groups: of its id alone, so that every replay agrees."""
+    """Return whether a group is among this share of all groups. It depends on the id alone, so every replay agrees."""
     number = int.from_bytes(hashlib.sha256(group_id.encode(errors="replace")).digest()[:8])
     return number < share * 2**64

@@ -1,8 +1,8 @@
-"""The no-repeat rule: an expansion may not begin with the token that began an earlier one.
+"""The no-repeat rule: no expansion may begin with the token that began an earlier expansion.
 
-Pure functions of token ids, so that the sampler (which masks the next token) and the learner (which masks the same
-tokens before its softmax) cannot disagree: the learner's distribution is then the one that was sampled from. An opener
-is a token that opens an expansion, `["` or `","`; the token after it begins the expansion.
+The functions are pure functions of token ids. The sampler uses them to mask the next token, and the learner masks the
+same tokens before its softmax. So the learner's distribution is the distribution that was sampled from. An opener is a
+token that opens an expansion, `["` or `","`; the token after it begins the expansion.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import pairwise
 def banned_next(prefix_ids: Sequence[int], opener_ids: Collection[int]) -> set[int]:
     """Return the tokens that may not follow the completion's prefix.
 
-    prefix_ids: the completion so far, without the prompt. opener_ids: tokens that open an expansion; empty = no rule.
+    prefix_ids: the completion so far, without the prompt. opener_ids: tokens that open an expansion; empty: no rule.
     Returns the first tokens of all earlier expansions if the prefix ends in an opener, else the empty set. An opener
-    that follows an opener begins no expansion and is never banned: the policy may write an empty expansion and go on.
+    after an opener begins no expansion and is never banned, so the policy may write an empty expansion and go on.
     """
     if not prefix_ids or prefix_ids[-1] not in opener_ids:
         return set()
@@ -24,10 +24,10 @@ def banned_next(prefix_ids: Sequence[int], opener_ids: Collection[int]) -> set[i
 
 
 def banned_positions(token_ids: Sequence[int], opener_ids: Collection[int]) -> list[tuple[int, int]]:
-    """Return every (position, banned token id) of a whole completion, by position, then by token id.
+    """Return every (position, banned token id) of a whole completion, sorted by position, then by token id.
 
-    Position i is that of token_ids[i], the token being predicted: (i, t) is in the list exactly if
-    t is in banned_next(token_ids[:i], opener_ids).
+    Position i is the position of token_ids[i], the predicted token. The list contains (i, t) exactly if t is in
+    banned_next(token_ids[:i], opener_ids).
     """
     banned: list[tuple[int, int]] = []
     begun: set[int] = set()

@@ -1,4 +1,4 @@
-"""The newest policy version, followed on its topic: what a generator writes with, and what it may answer."""
+"""The newest policy version, followed on its topic: a generator writes with it and reads its admitted requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streams.errors import TransientError
 from streams.events import PolicyRef, PolicyVersion
 from streams.topics import topic_name, version_name
 
-VERSIONS_MAX = 1000  # Announcements in one look: a generator that starts tries to load the newest of each.
+VERSIONS_MAX = 1000  # Announcements in one poll; a generator that starts tries to load the newest of each poll.
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ class VersionFollower:
         delivery: DeliverySettings,
         open_version: OpenVersion = LoadedVersion,
     ) -> None:
-        """open_version: opens the first version; later ones refresh it."""
+        """open_version: a function that opens the first version; later versions refresh it."""
         positions: dict[TopicPartition, int | None] = dict.fromkeys(
             partitions_of(kafka, [topic_name(run, "policy-versions")]), None
         )
@@ -47,9 +47,9 @@ class VersionFollower:
         self.loaded: Version | None = None
 
     def admitted(self, partition: int, batch: BatchSettings) -> int:
-        """Return the offset below which requests of a partition may be answered with the version that is loaded.
+        """Return the offset below which requests of a partition may be answered with the loaded version.
 
-        Where nobody grants requests, since nobody learns, a partition may be `batch.groups_ahead_max` ahead.
+        Without a learner, nobody grants requests; a partition may then be `batch.groups_ahead_max` ahead.
         """
         if self._newest is None:
             return 0
@@ -58,7 +58,7 @@ class VersionFollower:
         return self._newest.requests_consumed.get(partition, 0) + batch.groups_ahead_max
 
     def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
-        """Read what was announced since the last call, load the newest version, and return whether it changed."""
+        """Read the announcements since the last call, load the newest version, and return whether it changed."""
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = decode_or_bury(records, PolicyVersion, outbox)
         self._wanted += [event for event in well_named(announced, outbox) if event.status == "published"]
@@ -74,8 +74,8 @@ class VersionFollower:
                 log.warning("%s", error)  # A server that is down now; nobody will announce this version again.
                 return False
             except (CheckpointError, PolicyError) as error:
-                # A newer one is already on its way if this one has been retired; until then the one before is used. One
-                # that starts reads the announcements from the first, piece by piece, and meets many that are gone.
+                # If this version has been retired, a newer one is already on its way, and the previous one stays in
+                # use. A generator that starts reads all announcements from the first and meets many retired ones.
                 if not gone:
                     log.warning("%s", error)
                 gone.add(newest.policy)

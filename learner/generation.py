@@ -1,7 +1,7 @@
-"""From requests to groups: prompts, seeds and candidates, as one pure step of the loop.
+"""Generation: one pure step that turns requests into groups, with prompts, seeds and candidates.
 
-The streaming generator and the loop in one process both call `generate_groups`; what it returns depends on the
-requests, their places in the log, the policy and the run's seed, and on nothing that happened before.
+The streaming generator and the loop in one process both call `generate_groups`. Its result depends only on the
+requests, their places in the log, the policy and the run's seed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from streams.events import Generation, Position, Request, Sampling
 from streams.ids import group_id, group_seed, prompt_sha256
 
 Encode = Callable[[Any, Request], list[int]]
-"""A task's prompt: the token ids, in this tokenizer, of what the policy is shown for a request."""
+"""A recipe's prompt: the token ids, in this tokenizer, of the text that the policy sees for a request."""
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How groups are drawn while learning.
+    """Settings for sampling groups during training.
 
-    backend: who writes: the policy in the generator's own process (`transformers`), or a vLLM server over HTTP (`vllm`,
-    see the tables `vllm` and `vllm_server`), which needs a policy with LoRA and `no_repeat = false`.
+    backend: the writer of completions. `transformers` runs the policy in the generator's own process. `vllm` uses a
+    vLLM server over HTTP (see the tables `vllm` and `vllm_server`); it needs a policy with LoRA and `no_repeat` off.
     chunk_groups: groups written at once; 0 means the batch's size, so that one policy version writes one batch.
     linger_seconds: how long the generator waits for a chunk to fill.
     """
@@ -37,7 +37,7 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     linger_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 1.0
 
     def sampling(self) -> Sampling:
-        """Return these settings as they stand in the events."""
+        """Return these settings in the form that the events carry."""
         return Sampling(
             candidates=self.candidates,
             temperature=self.temperature,
@@ -46,10 +46,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         )
 
     def greedy(self) -> Sampling:
-        """Return how the served text is decoded: one candidate, without chance, and never one expansion twice.
+        """Return the sampling for serving: one greedy candidate, which never writes an expansion twice.
 
-        The rule holds here even where training answers are written without it, by vLLM, which does not know it: without
-        chance a small model says its likeliest word over and over, until no room is left to end the list.
+        The no-repeat rule holds here even if vLLM, which does not know the rule, writes the training answers without
+        it. Without sampling, a small model repeats its likeliest word until no room is left to end the list.
         """
         return Sampling(candidates=1, temperature=0.0, tokens_max=self.tokens_max, no_repeat=True)
 

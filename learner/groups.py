@@ -1,4 +1,4 @@
-"""Reward events as groups to learn from: which of a batch's groups can teach, and what their rewards look like."""
+"""Reward events as groups to learn from: which groups of a batch can teach, and statistics of their rewards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from streams.events import Outcome, Reward
 
 @dataclass(frozen=True, kw_only=True)
 class SortedGroups:
-    """A batch's groups by what can be done with them, each by its id and in the batch's order.
+    """A batch's groups sorted by how the update can use them, each by its id and in the batch's order.
 
     spread: candidates differ in reward. flat: all rewards are equal, so every advantage is 0. failed: fewer than two
-    scored candidates. rejected: malformed, with the reason.
+    scored candidates. rejected: malformed groups, with the reason.
     """
 
     spread: dict[str, Group]
@@ -37,7 +37,7 @@ def sort_groups(
     positions_max: int,
     selector: Selector | None = None,
 ) -> SortedGroups:
-    """Return the batch's groups, checked and with their advantages; the settings are those of the functions below."""
+    """Return the batch's groups, checked and with advantages; the arguments are those of the functions below."""
     spread: dict[str, Group] = {}
     flat: dict[str, Group] = {}
     failed: list[str] = []
@@ -60,12 +60,12 @@ def sort_groups(
 def reward_group(
     reward: Reward, *, objective: ObjectiveSettings, opener_ids: frozenset[int], selector: Selector | None = None
 ) -> Group | None:
-    """Return an event's scored candidates with their advantages; None if fewer than two were scored.
+    """Return an event's scored candidates with their advantages; None if fewer than two candidates were scored.
 
     A failed candidate (reward None) leaves its group: it counts neither in the mean nor in the gradient.
-    objective: which advantages. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
+    objective: determines the advantages. opener_ids: see `learner.constraints`; used if the sampler kept the rule.
     selector: see `learner.selecting`; its rule always holds.
-    Raises GroupError if the event has not one outcome per completion, or a reward that is not finite.
+    Raises GroupError if the number of outcomes differs from that of completions, or if a reward is not finite.
     """
     generation = reward.generation
     if len(reward.outcomes) != len(generation.completions):
@@ -96,10 +96,11 @@ def reward_group(
 
 
 def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Return how a batch's candidates did; a mean over nothing is left out.
+    """Return statistics of a batch's candidates; a mean without values is left out.
 
-    reward_mean, reward_std: over the scored. validity: share of valid among the scored. failed_share: without a reward.
-    expansions_mean: per valid candidate. expansion_words_mean: words per expansion.
+    reward_mean, reward_std: over the scored candidates. validity: share of valid candidates among the scored ones.
+    failed_share: share of candidates without a reward. expansions_mean: expansions per valid candidate.
+    expansion_words_mean: words per expansion.
     """
     rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     scored = [outcome for outcome in outcomes if outcome.reward is not None]
@@ -117,5 +118,5 @@ def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
-    """Return the mean, None over nothing; NaN and infinity are carried on, as torch does."""
+    """Return the mean, or None without values. NaN and infinity propagate, as in torch."""
     return float(torch.tensor(values, dtype=torch.float64).mean()) if values else None

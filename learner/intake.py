@@ -1,4 +1,4 @@
-"""What reaches the learner: rewards in the order of their grants, and the grants that it gives for more of them."""
+"""The learner's intake: rewards in the order of their grants, and grants for further requests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
 from streams.resending import place_text
 from streams.topics import topic_name
 
-QUIET_SECONDS = 2.0  # With no reward for this long, ask whether the ones that are owed will ever come.
+QUIET_SECONDS = 2.0  # After this long without a reward, ask whether the owed rewards will ever come.
 
 
 class Intake:
-    """The learner's side of the stream; use it as a context manager."""
+    """The learner's side of the stream. Use it as a context manager."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class Intake:
         origin: str,
         member: str,
     ) -> None:
-        """manifest: where reading and learning go on. outbox: takes what may not teach.
+        """manifest: where reading and learning continue. outbox: takes rewards that may not teach.
 
-        versions: those that a fresh group may have been written by; the learner adds what it makes. origin: see
+        versions: versions that may have written a fresh group; the learner adds each version that it makes. origin: see
         `streams.refusals.KnownRun`.
         """
         self.versions = versions
@@ -92,32 +92,32 @@ class Intake:
 
     @property
     def granted(self) -> dict[int, int]:
-        """Return per partition the offset below which requests may be answered."""
+        """Return, per partition, the offset below which requests may be answered."""
         return self._admission.granted
 
     @property
     def consumed(self) -> dict[int, int]:
-        """Return per partition the offset below which every request is used up, by an update or without a reward."""
+        """Return, per partition, the offset below which every request is used up, by an update or without a reward."""
         return self._assembler.requests_consumed
 
     def ready(self) -> bool:
-        """Return whether a batch can be taken: a full one, or what there is if nothing more has come for long."""
+        """Return whether a batch can be taken: a full one, or a partial one if no reward has come for a long time."""
         if self._assembler.full:
             return True
         return self._assembler.dry and time.monotonic() - self._last_reward > self._batch.wait_seconds
 
     @property
     def waits_for(self) -> str:
-        """Return what the next batch waits for; "" if nobody asks for anything."""
+        """Return what the next batch waits for; "" if no reward is owed."""
         owed, waiting = self._admission.owed, self._assembler.waiting
         if not owed:
             return ""
         return f"the rewards of {owed} requests that may be answered; {waiting} of {self._batch.groups} groups are here"
 
     def read(self, *, step: int) -> bool:
-        """Take the next rewards, and return whether any came; what may not teach lies among the dead letters then.
+        """Take the next rewards and return whether any came; rewards that may not teach go to the dead letters.
 
-        step: how many the policy has made.
+        step: the number of steps that the policy has made.
         """
         follow_partitions(self._consumer, [self._topic])
         records = poll(self._consumer, self._delivery)
@@ -141,9 +141,9 @@ class Intake:
         return self._assembler.take(step=step)
 
     def grant(self, steps_left: int | None) -> bool:
-        """Grant what may be answered now, and return whether that is more than before.
+        """Grant the requests that may be answered now, and return whether there are new ones.
 
-        steps_left: updates still to be made: beyond what they can take nothing is granted; None means no limit.
+        steps_left: updates still to be made. No more requests are granted than these updates can use. None: no limit.
         """
         quiet = min(time.monotonic() - self._last_reward, time.monotonic() - self._asked)
         if self._admission.owed and quiet > QUIET_SECONDS:

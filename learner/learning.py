@@ -1,6 +1,6 @@
-"""The learner without its streams: batches in, durable policy versions out.
+"""The learner without its streams: it takes batches and gives durable policy versions.
 
-The worker and the loop in one process both drive this; it owns the model, the optimizer and the newest checkpoint.
+The worker and the loop in one process both use it. It owns the model, the optimizer and the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RNG_STATE = "torch_rng_state"
 
 
 class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Objective, optimizer, and which checkpoints stay.
+    """Objective, optimizer and retention of checkpoints.
 
-    checkpoints_kept: newest ones that are never deleted (on top of the staleness limit, so that no version in use
-    goes).
-    keep_every: every n-th stays for good.
+    checkpoints_kept: newest checkpoints that are never deleted. The staleness limit is added, so that no version in use
+    is deleted.
+    keep_every: every n-th checkpoint is kept forever.
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -58,9 +58,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Learner:
-    """One policy being trained: its model, its optimizer, and the manifest of its newest checkpoint.
+    """One policy in training: its model, its optimizer, and the manifest of its newest checkpoint.
 
-    lineage: under which its next versions are named; its own, unless a recorded run is made again.
+    lineage: the lineage of its next versions. It is a new one, except when a recorded run is repeated.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Learner:
     def resume(
         cls, folder: Path, manifest: Manifest, *, run: str, settings: LearnerSettings, no_repeat: bool
     ) -> Learner:
-        """Return the learner as this checkpoint left it, on a lineage of its own.
+        """Return the learner as this checkpoint left it, on a new lineage.
 
-        The model takes a GPU when there is one; on a CPU in fp32 going on from a checkpoint gives the same bits as
-        never having stopped. With a KL, the policy that it holds to is the warmed-up one, whatever is resumed.
-        Raises CheckpointError if that one is needed and gone.
+        The model runs on a GPU if there is one. On a CPU in fp32, a resumed run gives the same bits as an uninterrupted
+        one. With a KL term, the reference policy is always the warmed-up policy, whichever checkpoint is resumed.
+        Raises CheckpointError if that policy is needed and missing.
         """
         policy = load_policy(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,13 +118,13 @@ class Learner:
 
     @property
     def step(self) -> int:
-        """Return how many updates the weights have had since the warm-up."""
+        """Return the number of updates since the warm-up."""
         return self.manifest.policy.step
 
     def learn(self, batch: Batch, checkpoints: Path) -> Path:
-        """Make one update from the batch, write its checkpoint, and return the folder; then `manifest` describes it.
+        """Make one update from the batch, write its checkpoint, and return the folder; `manifest` then describes it.
 
-        A batch without a group to learn from still makes a version: it carries the stream's positions forward.
+        A batch without a group to learn from still makes a version, which carries the stream's positions forward.
         """
         current = self.manifest.policy
         untrue = self._claims.check(batch.fresh, current=current)
@@ -158,28 +158,31 @@ class Learner:
             update=update,
         )
         folder, _ = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater)
-        # As it was written: a whole number among the metrics comes back as 1.0, and this event's bytes are hashed.
+        # Read it back as it was written: an integer among the metrics returns as 1.0, and the event's bytes are hashed.
         self.manifest = read_manifest(folder, verify=False)
         self.manifest_sha256 = file_sha256(folder / MANIFEST)
         return folder
 
 
 def _metrics(measured: Mapping[str, float], lags: Sequence[int]) -> dict[str, float]:
-    """Return an update's metrics, all of them floats: a whole number would come back from JSON as another text, and the
-    update that is announced again after a resume would have another hash."""
+    """Return an update's metrics, all as floats.
+
+    An integer would return from JSON as another text. The update that is announced again after a resume would then have
+    another hash.
+    """
     return {name: float(value) for name, value in {**measured, "staleness_max": max(lags, default=0)}.items()}
 
 
 def write_first_checkpoint(checkpoints: Path, policy: Policy) -> Path:
-    """Write the policy that a run begins with as checkpoint 0, on a lineage of its own, and return its folder."""
+    """Write the policy with which a run begins as checkpoint 0, on a new lineage, and return its folder."""
     first = PolicyRef(lineage=new_lineage(None), step=0, sha256="")
     return write_policy_checkpoint(checkpoints, policy, Manifest(policy=first, parent=None), None)[0]
 
 
 def find_origin(folder: Path, manifest: Manifest) -> Path:
-    """Return the folder of the warmed-up policy that this checkpoint, with this manifest, came from.
+    """Return the folder of the warmed-up policy from which this checkpoint, with this manifest, came.
 
-    Raises CheckpointError if it is not there any more, or has changed.
+    Raises CheckpointError if that folder is gone or has changed.
     """
     if manifest.policy.step == 0:
         return folder
@@ -190,7 +193,7 @@ def find_origin(folder: Path, manifest: Manifest) -> Path:
         read_manifest(origin, verify=True)
     except CheckpointError as error:
         raise CheckpointError(
-            f"learner.objective.kl_weight > 0 holds the policy to the one that was warmed up, expected as checkpoint 0 "
+            f"learner.objective.kl_weight > 0 needs the warmed-up policy as its reference, expected as checkpoint 0 "
             f"in {folder.parent}: {error}. Put it back, set kl_weight to 0, or start a new run with --run NAME"
         ) from error
     return origin
@@ -202,7 +205,7 @@ def write_policy_checkpoint(
     """Write policy and optimizer as one checkpoint; the weights' sha256 completes the version's name.
 
     updater: None for a warmed-up policy, which has no optimizer state yet.
-    Raises CheckpointError if it cannot be written; the checkpoint before stays CURRENT.
+    Raises CheckpointError if the checkpoint cannot be written; the previous checkpoint stays CURRENT.
     """
     named = manifest
 
@@ -214,7 +217,7 @@ def write_policy_checkpoint(
                 tensors = {name: tensor.contiguous() for name, tensor in updater.optimizer_tensors().items()}
                 save_file(tensors | {RNG_STATE: torch.get_rng_state()}, folder / OPTIMIZER)
         except SafetensorError as error:
-            # safetensors 0.8 hides in its text what the operating system refused: "… (os error 28)".
+            # safetensors 0.8 gives the operating system's error only in its text: "… (os error 28)".
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
         reference = msgspec.structs.replace(manifest.policy, sha256=saved.sha256)

@@ -1,9 +1,9 @@
-"""The policy's log-probabilities and entropies at a packed batch's completion tokens, with their gradient.
+"""The policy's log-probabilities and entropies at a packed batch's completion tokens, with their gradients.
 
-The ordinary forward of a transformers causal LM runs up to the hidden states, once over the prompts to fill a cache and
-once over the completions on top of it. The vocabulary is projected only at the positions that predict a completion
-token, in one function that gives log-probability and entropy together and keeps the probabilities for its backward:
-three matrix products in all, and none for the prompt.
+The ordinary forward of a transformers causal LM runs up to the hidden states: once over the prompts to fill a cache,
+and once over the completions on top of it. The vocabulary is projected only at positions that predict a completion
+token. One function gives log-probability and entropy together and keeps the probabilities for its backward pass. It
+needs three matrix products in all, and none for the prompt.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from learner.packing import PackedGroups
 from streams.errors import SearchloopError
 
-# exp gives exactly 0 and 0 · BANNED is 0, where 0 · -inf would be NaN in the entropy and its gradient.
+# exp gives exactly 0, and 0 · BANNED_LOGIT is 0; 0 · -inf would be NaN in the entropy and its gradient.
 BANNED_LOGIT = -1e30
 PROBABILITY_BYTES_MAX = 1 << 28
 CHUNK_ELEMENTS = 1 << 21
 
 
 class PolicyUnfitError(SearchloopError, ValueError):
-    """This model cannot be trained on packed groups; the message says what to change."""
+    """This model cannot be trained on packed groups. The message says what to change."""
 
 
 def check_policy(model: nn.Module) -> None:
-    """Raise PolicyUnfitError unless packed groups give this model exactly its plain log-probabilities and gradients.
+    """Raise PolicyUnfitError unless packed groups give exactly this model's plain log-probabilities and gradients.
 
     Refused: dropout, gradient checkpointing, attention that takes no 4-D mask, prompt-learning adapters, and output
     heads with a bias, an adapter, a scale or a soft cap.
@@ -41,7 +41,7 @@ def check_policy(model: nn.Module) -> None:
         if key.endswith(("dropout", "pdrop")) and "classifier" not in key and isinstance(value, float) and value > 0
     }
     if dropouts:
-        # With dropout the learner's log-probabilities are random, and never those that the sampler logged.
+        # With dropout, the learner's log-probabilities are random and never equal those that the sampler logged.
         raise PolicyUnfitError(f"expected dropout 0, got more in {', '.join(sorted(dropouts))}. Set it to 0.")
     if getattr(causal, "is_gradient_checkpointing", False):
         raise PolicyUnfitError("expected gradient checkpointing off. Call model.gradient_checkpointing_disable().")
@@ -65,7 +65,7 @@ def check_policy(model: nn.Module) -> None:
 def positions_max(model: nn.Module) -> int:
     """Return the longest prompt + completion, in tokens, that packed groups represent exactly.
 
-    A 4-D mask overrides a sliding window, so nothing longer than the window may be packed.
+    A 4-D mask overrides a sliding window, so no row longer than the window may be packed.
     """
     config = causal_lm(model).config
     window = getattr(config, "sliding_window", None)
@@ -79,7 +79,7 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """Return the transformers model itself, out of its PEFT wrapper (whose adapters live inside its layers)."""
+    """Return the transformers model inside its PEFT wrapper (whose adapters live inside the model's layers)."""
     unwrap = getattr(model, "get_base_model", None)
     return model if unwrap is None else unwrap()
 
@@ -87,9 +87,9 @@ def causal_lm(model: nn.Module) -> Any:
 def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor]:
     """Return each completion token's log-probability and the entropy of its distribution, both [N, C], 0 at padding.
 
-    The distribution is the sampler's: logits divided by the group's temperature, tokens that the no-repeat rule bans
-    removed before the softmax, and all that a selector never writes. Entropy in nats. Both are float32 and
-    differentiable.
+    The distribution is the sampler's: logits are divided by the group's temperature. Tokens that the no-repeat rule
+    bans, and tokens that a selector never writes, are removed before the softmax. Entropy is in nats. Both results are
+    float32 and differentiable.
     """
     causal = causal_lm(model)
     hidden = causal.base_model(
@@ -101,7 +101,7 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
     ).last_hidden_state  # [B, T, D]
     hidden = hidden.flatten(0, 1).index_select(0, packed.positions)  # [M, D]
     weight, targets, banned_tokens = causal.get_output_embeddings().weight, packed.targets, packed.banned_tokens
-    if packed.answer_ids is not None:  # A selector's vocabulary is a few dozen of thousands of tokens.
+    if packed.answer_ids is not None:  # A selector's vocabulary is a few dozen of several thousand tokens.
         weight = weight.index_select(0, packed.answer_ids)
         targets, banned_tokens = (torch.searchsorted(packed.answer_ids, ids) for ids in (targets, banned_tokens))
     logprobs, entropies = target_logprobs(
@@ -114,19 +114,19 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
 def _prompt_cache(causal: Any, prefix_ids: Tensor) -> Any:
     """Return a cache with every layer's keys and values of the prompts, differentiable.
 
-    What the last layer computes beside its keys and values is not used, so its backward costs nothing.
+    The last layer's other results are not used, so their backward pass costs nothing.
     """
     from transformers import DynamicCache
 
     cache = DynamicCache()
     if prefix_ids.shape[1] > 0:
-        # No mask: under causal attention the padding after a shorter prompt changes nothing before it.
+        # No mask is needed: under causal attention, the padding after a shorter prompt changes nothing before it.
         causal.base_model(input_ids=prefix_ids, past_key_values=cache, use_cache=True)
     return cache
 
 
 def _attention_mask(causal: Any, attention: Tensor) -> Tensor:
-    """Return the 4-D mask as transformers wants it: bool for sdpa (True = attend), added to the scores for eager."""
+    """Return the 4-D mask in transformers' form: bool for sdpa (True = attend), added to the scores for eager."""
     mask = attention[:, None]  # [B, 1, T, P - 1 + T]
     if causal.config._attn_implementation == "sdpa":
         return mask
@@ -146,9 +146,9 @@ def target_logprobs(
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """Chunked head. With p = softmax(z): ∂log p_t/∂z = 1_t − p and ∂H/∂z = −p·(log p + H).
+    """Chunked output head. With p = softmax(z): ∂log p_t/∂z = 1_t − p and ∂H/∂z = −p·(log p + H).
 
-    The probabilities are kept for the backward while they fit PROBABILITY_BYTES_MAX, and computed again otherwise.
+    The probabilities are kept for the backward pass if they fit PROBABILITY_BYTES_MAX, and computed again otherwise.
     """
 
     @staticmethod

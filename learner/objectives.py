@@ -1,6 +1,6 @@
-"""Group advantages and the losses that turn them into gradients, each with its paper and equation.
+"""Group advantages, and the losses that turn them into gradients, each with its paper and equation.
 
-One loss, assembled from parts that the papers vary one at a time:
+One loss is assembled from parts, which the papers vary one at a time:
 
 advantage    mean: r − mean(r)            LESER (arXiv:2509.05570), as in Dr. GRPO (arXiv:2503.20783)
              mean_std: (r − mean)/std     GRPO, DeepSeekMath (arXiv:2402.03300), outcome supervision
@@ -10,13 +10,14 @@ ratio        token: π/π_old               GRPO, eq. 3
 surrogate    clip                         PPO (arXiv:1707.06347), eq. 7; two bounds: DAPO (arXiv:2503.14476), eq. 10
              cispo                        MiniMax-M1 (arXiv:2506.13585), eq. 4
              likelihood                   log π, as ReSuMe's eq. 1 needs it; with softmax: weighted log-likelihood of
-                                          whole texts, so that no aggregation by sequence means goes with it
+                                          whole texts, so it excludes the aggregation by sequence means
 correction   min(π_old/μ, cap)            truncated importance sampling on top of a proximal policy: IMPALA's ρ̄
                                           (arXiv:1802.01561) in the decoupled objective of AReaL (arXiv:2505.24298)
 aggregation  sequence, token, constant    GRPO eq. 3; DAPO eq. 8; Dr. GRPO
 
-π is the policy now, π_old the policy when the update began, μ the behaviour policy that wrote the completions (older by
-the staleness). Every loss is compared with TRL's GRPOTrainer on the same tensors in the tests.
+π is the current policy and π_old the policy at the start of the update. μ is the behavior policy that wrote the
+completions; it is older than π_old by the staleness. The tests compare every loss with TRL's GRPOTrainer on the same
+tensors.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ LOG_RATIO_MAX = 20.0
 
 
 class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the learner maximises. The defaults are LESER's advantage in GRPO's clipped objective."""
+    """The objective that the learner maximizes. By default: LESER's advantage in GRPO's clipped objective."""
 
     advantage: Annotated[
         Literal["mean", "mean_std", "softmax"],
-        msgspec.Meta(description="r − mean(r) (LESER), or that by std(r) (GRPO), or G·softmax(r/β) (ReSuMe eq. 1)"),
+        msgspec.Meta(description="r − mean(r) (LESER); divided by std(r) (GRPO); or G·softmax(r/β) (ReSuMe eq. 1)"),
     ] = "mean"
     softmax_temperature: Annotated[
-        float, msgspec.Meta(gt=0, le=100, description="softmax: β, smaller listens to the best candidate alone")
+        float, msgspec.Meta(gt=0, le=100, description="softmax: β; a smaller β favors the best candidate alone")
     ] = 0.5
     surrogate: Annotated[
         Literal["clip", "cispo", "likelihood"],
@@ -77,29 +78,30 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 def check_objective(settings: ObjectiveSettings) -> None:
-    """Raise SettingsError for parts that do not go together.
+    """Raise SettingsError for settings that do not fit together.
 
-    A likelihood pushes every sampled text up. Sums over its tokens cancel but for the rewards, since the score's mean
-    under the policy is 0; means by text push the tokens of short ones harder (16 kept tokens became 1 in 15 updates).
+    A likelihood pushes up every sampled text. Sums over a text's tokens cancel except for the rewards, since the
+    score's mean under the policy is 0. Means per text push the tokens of short texts harder: 16 kept
+    tokens shrank to 1 in 15 updates.
     """
     if settings.surrogate == "likelihood" and settings.aggregation == "sequence":
         raise SettingsError(
             "learner.objective.aggregation: expected 'constant' or 'token' with surrogate = 'likelihood', got "
-            "'sequence': means by text would teach the policy to be short"
+            "'sequence': means per text would teach the policy to write short texts"
         )
 
 
 def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
     """Return each completion's reward relative to its own group, in float64.
 
-    rewards: [B, G] one row per request; NaN = not scored (failed, or the group is smaller), and stays NaN.
-    scale: False gives r − mean(r) (LESER, Dr. GRPO); True divides by the standard deviation too (GRPO).
-    Returns [B, G]; a group whose rewards are all equal gets zeros, and teaches nothing.
+    rewards: [B, G], one row per request; NaN = not scored (failed, or the group is smaller), and stays NaN.
+    scale: False gives r − mean(r) (LESER, Dr. GRPO); True also divides by the standard deviation (GRPO).
+    Returns [B, G]; a group whose rewards are all equal gets zeros and teaches nothing.
     Raises ValueError if a group has fewer than two scored completions.
 
     GRPO, DeepSeekMath (arXiv:2402.03300), outcome supervision: A_i = (r_i − mean(r))/std(r). We differ: std is the
-    sample's (n − 1), as in TRL and veRL, where the paper does not say; where std(r) = 0 the paper leaves 0/0 and TRL
-    adds 1e-4 to every std, we return 0 and add nothing.
+    sample's (n − 1), as in TRL and veRL; the paper does not say. If std(r) = 0, the paper leaves 0/0 and we return 0.
+    TRL adds 1e-4 to every std; we add nothing.
     """
     rewards = rewards.double()
     scored = ~rewards.isnan()
@@ -110,26 +112,26 @@ def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
     lowest = rewards.masked_fill(~scored, torch.inf).amin(dim=1, keepdim=True)
     highest = rewards.masked_fill(~scored, -torch.inf).amax(dim=1, keepdim=True)
     if scale:
-        # In units of the largest: squares of the smallest differences that a float holds would be 0.
+        # Divide by the largest first: a float cannot hold the squares of the smallest differences.
         largest = centred.nan_to_num().abs().amax(dim=1, keepdim=True)
         centred = centred / largest.where(largest > 0, 1.0)
         deviation = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1)).sqrt()
         centred = centred / deviation
-    # Compared by value: the mean of equal numbers may differ from them in the last bit.
+    # Compare by value: the mean of equal numbers may differ from them in the last bit.
     return torch.where((lowest == highest) & scored, torch.zeros_like(centred), centred)
 
 
 def listwise_weights(rewards: Tensor, *, temperature: float) -> Tensor:
-    """Return G·softmax(r/β) within each group, in float64: what its candidates' log-likelihoods are weighted by.
+    """Return G·softmax(r/β) within each group, in float64: the weights of its candidates' log-likelihoods.
 
-    rewards: [B, G]; NaN = not scored, and stays NaN; G counts the scored. temperature: β.
-    Returns [B, G]; a group whose rewards are all equal gets zeros, and teaches nothing.
+    rewards: [B, G]; NaN = not scored, and stays NaN; G counts the scored candidates. temperature: β.
+    Returns [B, G]; a group whose rewards are all equal gets zeros and teaches nothing.
     Raises ValueError if a group has fewer than two scored completions.
 
-    ReSuMe (doi:10.1145/3774904.3792959), eq. 1, is −log softmax(r(s_i)/β): no policy stands in it, so it has no
+    ReSuMe (doi:10.1145/3774904.3792959), eq. 1, is −log softmax(r(s_i)/β). No policy appears in it, so it has no
     gradient. We read it as the cross-entropy of softmax(r/β) and the policy, −Σ_i softmax(r/β)_i · log π(s_i), with the
-    surrogate "likelihood" and an aggregation that sums over a text's tokens. The factor G makes the loss's mean over
-    candidates that sum. We differ on equal rewards: the weights 1/G would only repeat what was sampled.
+    surrogate "likelihood" and an aggregation that sums over a text's tokens. The factor G turns the loss's mean over
+    candidates into that sum. We differ on equal rewards: the weights 1/G would only reinforce the sampled texts.
     """
     rewards = rewards.double()
     scored = ~rewards.isnan()
@@ -144,7 +146,7 @@ def listwise_weights(rewards: Tensor, *, temperature: float) -> Tensor:
 
 
 def completion_weights(rewards: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """Return the advantages that the settings ask for, [B, G] as the two functions above."""
+    """Return the advantages that the settings select, [B, G] as in the two functions above."""
     if settings.advantage == "softmax":
         return listwise_weights(rewards, temperature=settings.softmax_temperature)
     return group_advantages(rewards, scale=settings.advantage == "mean_std")
@@ -154,7 +156,7 @@ def completion_weights(rewards: Tensor, settings: ObjectiveSettings) -> Tensor:
 class TokenWeights:
     """The share of each token in the loss and in the mean entropy, [N, C], 0 at padding.
 
-    They hold the denominators of the whole batch, so that the losses of its micro-batches add up to the batch's loss.
+    The shares are divided by the whole batch's counts, so that the losses of its micro-batches add up to its loss.
     """
 
     loss: Tensor
@@ -162,7 +164,7 @@ class TokenWeights:
 
 
 def token_weights(mask: Tensor, settings: ObjectiveSettings, *, sequences: int, tokens: int) -> TokenWeights:
-    """Return the weights of a micro-batch, which has this mask, in a batch of `sequences` completions, `tokens` tokens.
+    """Return the weights of a micro-batch with this mask, in a batch of `sequences` completions and `tokens` tokens.
 
     sequence: GRPO eq. 3, (1/N) Σ_i (1/|o_i|) Σ_t. token: DAPO eq. 8, (1/Σ|o_i|) Σ_i Σ_t. constant: Dr. GRPO, (1/N) Σ_i
     (1/L) Σ_t with a constant L. The mean entropy is always over all tokens, as in TRL.
@@ -179,7 +181,7 @@ def token_weights(mask: Tensor, settings: ObjectiveSettings, *, sequences: int, 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A loss with what it was made of, the parts detached: [N, C] unless said otherwise.
+    """A loss and its parts, the parts detached: [N, C] unless stated otherwise.
 
     loss: scalar. ratios: π/π_old. clipped: bool, where the bound cut the gradient. corrections: off-policy weights.
     reference_kl: the estimator per token; zeros without a reference.
@@ -204,15 +206,15 @@ def policy_objective(
     weights: TokenWeights,
     settings: ObjectiveSettings,
 ) -> Objective:
-    """Return the loss to minimise over one micro-batch.
+    """Return the loss to minimize over one micro-batch.
 
-    logprobs, entropies: [N, C] of the policy, differentiable. old_logprobs: of the policy when the update began.
-    behaviour_logprobs: as logged by the sampler. reference_logprobs: needed if kl_weight > 0. advantages: [N].
+    logprobs, entropies: [N, C] from the policy, differentiable. old_logprobs: from the policy at the update's start.
+    behaviour_logprobs: as the sampler logged them. reference_logprobs: needed if kl_weight > 0. advantages: [N].
 
-    −(surrogate · correction − β·KL) per token, weighted by `weights.loss`, less the entropy bonus.
+    The loss per token is −(surrogate · correction − β·KL), weighted by `weights.loss`, minus the entropy bonus.
     KL: k3 of Schulman (joschu.net/blog/kl-approx.html), GRPO eq. 4: π_ref/π − log(π_ref/π) − 1. We differ: its gradient
     is not that of KL(π‖π_ref) even on-policy, so it is weighted by π/π_old as in DeepSeek-V3.2 (arXiv:2512.02556).
-    Raises ValueError for a KL weight without the reference's log-probabilities.
+    Raises ValueError if the KL has a weight but the reference's log-probabilities are missing.
     """
     advantage = advantages[:, None].to(logprobs.dtype)  # [N, 1]
     if settings.correction == "none":
@@ -224,7 +226,7 @@ def policy_objective(
     log_ratios = _at_level(logprobs - old_logprobs.detach(), mask, settings.ratio_level)
     ratios = log_ratios.exp()  # [N, C]
     if settings.surrogate == "cispo":
-        # CISPO eq. 4: the weight is constant, so tokens beyond the bound keep a gradient. No lower bound, as there.
+        # CISPO eq. 4: the weight is constant, so tokens beyond the bound keep a gradient. No lower bound, as in eq. 4.
         surrogate = ratios.detach().clamp(max=settings.cispo_ratio_max) * advantage * logprobs
         clipped = (ratios > settings.cispo_ratio_max) & (advantage > 0)
     elif settings.surrogate == "likelihood":
@@ -260,9 +262,9 @@ def policy_objective(
 def off_policy_corrections(
     old_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor, *, level: str, cap: float
 ) -> Tensor:
-    """Return min(π_old/μ, cap) per token [N, C], constant for the gradient; 1 where the behaviour is the policy itself.
+    """Return min(π_old/μ, cap) per token [N, C], constant for the gradient; 1 if the behavior policy is π_old itself.
 
-    level "token": each token's own ratio. "sequence": the product of the completion's ratios at each of its tokens.
+    level "token": each token's own ratio. "sequence": the product of the completion's ratios, at each of its tokens.
     Truncation bounds the variance at the price of a bias towards μ: Espeholt et al. 2018 (arXiv:1802.01561), eq. 1.
     """
     log_ratios = (old_logprobs - behaviour_logprobs).detach() * mask
@@ -272,8 +274,11 @@ def off_policy_corrections(
 
 
 def _at_level(log_ratios: Tensor, mask: Tensor, level: str) -> Tensor:
-    """GSPO eq. 7: the sequence's ratio is the geometric mean of its tokens'; the same value at each token."""
-    # Clamped before exp, so that a poisoned log-probability gives a large ratio to clip and no infinity.
+    """Return the log-ratios at the token or at the sequence level.
+
+    GSPO eq. 7: the sequence's ratio is the geometric mean of its tokens' ratios, the same value at each token.
+    """
+    # Clamp before exp, so that a poisoned log-probability gives a large ratio to clip instead of infinity.
     log_ratios = (log_ratios * mask).clamp(max=LOG_RATIO_MAX)
     if level == "token":
         return log_ratios

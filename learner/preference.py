@@ -1,7 +1,7 @@
-"""Direct preference optimisation: TRL's DPOTrainer on pairs made from groups that a run has logged.
+"""Direct preference optimization: TRL's DPOTrainer on pairs from the groups that a run has logged.
 
-Of each logged group the best and the worst rewarded text make one pair, so that DPO sees exactly the texts and rewards
-that GRPO saw. The reference is the policy that the run began with.
+The best and the worst rewarded text of each logged group make one pair, so DPO sees exactly the texts and rewards that
+GRPO saw. The reference is the policy with which the run began.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class PreferenceError(SearchloopError, ValueError):
 
 
 class PreferenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How preferences are taught. beta: DPO's β, how far the policy may leave the reference. margin_min: of rewards."""
+    """Settings of DPO. beta: DPO's β; it limits how far the policy may leave the reference."""
 
     beta: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
     margin_min: Annotated[float, msgspec.Meta(ge=0, description="least difference of rewards in a pair")] = 0.01
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 1e-4
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs an optimizer step")] = 16
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs per optimizer step")] = 16
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="of prompt and answer")] = 320
+    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="tokens in prompt and answer")] = 320
     pairs_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Preference(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt with a better and a worse answer, as token ids; an answer has its end token."""
+    """One prompt with a better and a worse answer, as token ids; each answer includes its end token."""
 
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
@@ -46,9 +46,10 @@ class Preference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def preferences(rewards: Iterable[Reward], settings: PreferenceSettings) -> list[Preference]:
-    """Return at most one pair for each group: its best and its worst scored text, the first of equals.
+    """Return at most one pair per group: its best and its worst scored text; of equal texts, the first.
 
-    A group is left out if its rewards differ by less than `margin_min`, or if either text did not end by itself.
+    A group is left out if its rewards differ by less than `margin_min`. Texts that were cut at their token limit do not
+    count.
     """
     found: list[Preference] = []
     for reward in rewards:
@@ -81,10 +82,10 @@ def prefer(
     out_dir: Path,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Policy:
-    """Train the policy on the pairs against itself as it came, save it in `out_dir`, and return it.
+    """Train the policy on the pairs with its initial weights as reference, save it in `out_dir`, and return it.
 
-    DPO (arXiv:2305.18290), eq. 7, TRL's sigmoid loss. A selector is taught over the whole vocabulary, the pointers it
-    could not write included: the tokens that its rule bans have no part in either text.
+    DPO (arXiv:2305.18290), eq. 7, TRL's sigmoid loss. A selector is taught over the whole vocabulary, including the
+    pointers that it could not write: the tokens that its rule bans appear in neither text.
     Raises PreferenceError if there is no pair.
     """
     if not pairs:
@@ -94,7 +95,7 @@ def prefer(
     from trl import DPOConfig, DPOTrainer
 
     class TokenTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no stubs
-        """Takes the logged token ids as they are: text that is tokenized again need not give the same tokens."""
+        """Takes the logged token ids as they are, because text that is tokenized again may give other tokens."""
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
@@ -107,7 +108,9 @@ def prefer(
                 progress("preferences", state.global_step, state.max_steps)
 
     disable_progress_bars()
-    tokenizer = copy.deepcopy(policy.tokenizer)  # TRL makes its end token special; the policy's own is left alone.
+    tokenizer = copy.deepcopy(
+        policy.tokenizer
+    )  # TRL makes the end token special; the policy's tokenizer must not change.
     rows = [
         {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
         for p in pairs

@@ -1,11 +1,11 @@
-"""How a product becomes a prompt, and how a selector's answer is written.
+"""The prompt for a product, and the form of a selector's answer.
 
-A selector is shown `<title> … <values> name value<v1> name value<v2> …` and answers `<v2><v1><end>`. A pointer stands
-behind its value: in a decoder that reads from left to right its hidden state has then seen what it points to, and the
-answer copies the pointer that it looks at. A larger model is shown the same without pointers and answers in words.
+A selector sees `<title> … <values> name value<v1> name value<v2> …` and answers `<v2><v1><end>`. Each pointer
+follows its value. A decoder reads from left to right, so the pointer's hidden state has seen the value, and the answer
+copies the pointer that it attends to. A larger model sees the same prompt without pointers and answers in words.
 
-What a product says comes from outside: control characters and angle brackets are taken out and every part is capped,
-so that no part can open another one, point, or grow.
+A product's texts come from outside. Control characters and angle brackets are removed and every part is cut to a
+length, so no part can open another part, act as a pointer, or grow.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ that the title lacks, most important first, separated by commas, in at most {wor
 
 
 class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a prompt shows of a product, and how much of it.
+    """The parts of a product that a prompt shows, and their sizes.
 
-    order: of the values: by how often training queries ask for the attribute where a product has it ("rates"), how
-    often at all ("counts"), or as the catalogue has them ("document"). Which of them to say is left to the policy.
+    order: order of the values: by how often training queries ask for the attribute, per product that has it ("rates")
+    or in all ("counts"), or as in the catalogue ("document"). The policy chooses among them.
     """
 
     order: Literal["rates", "counts", "document"] = "rates"
@@ -37,15 +37,18 @@ class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     values: Annotated[int, msgspec.Meta(ge=1, le=64, description="attribute values, and a selector's pointers")] = 16
     title_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer titles are cut here")] = 80
     value_characters: Annotated[int, msgspec.Meta(ge=1, le=400, description="longer values are cut here")] = 40
-    text_characters: Annotated[int, msgspec.Meta(ge=0, le=8000, description="running text; 0 shows none")] = 0
-    chat: Annotated[bool, msgspec.Meta(description="instruct and wrap in the chat template; off for `tiny`")] = False
-    words: Annotated[int, msgspec.Meta(ge=1, le=200, description="number that the instruction asks for")] = 12
+    text_characters: Annotated[
+        int, msgspec.Meta(ge=0, le=8000, description="longer texts are cut here; 0: no text")
+    ] = 0
+    chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
+    words: Annotated[int, msgspec.Meta(ge=1, le=200, description="word limit in the instruction")] = 12
 
 
 def render_product(product: Product, settings: ProductPromptSettings, *, pointers: bool) -> str:
     """Return the prompt as one line of tagged parts; only the first `settings.values` values are shown.
 
-    `<title> Patch cable 2 m<values> cable colour yellow<v1> cable standard cat6<v2>`; without pointers `; ` parts them.
+    `<title> Patch cable 2 m<values> cable color yellow<v1> cable standard cat6<v2>`. Without pointers, `; ` separates
+    the values.
     """
     prompt = TITLE + " " + plain_text(product.title, characters=settings.title_characters)
     if settings.text_characters and (text := plain_text(product.text, characters=settings.text_characters)):
@@ -58,7 +61,7 @@ def render_product(product: Product, settings: ProductPromptSettings, *, pointer
 
 
 def product_prompt_text(tokenizer: Any, product: Product, settings: ProductPromptSettings) -> str:
-    """Return the prompt as the policy reads it: with pointers if its vocabulary has them, wrapped where it chats."""
+    """Return the prompt as the policy reads it: with pointers if its vocabulary has them, in a chat template if set."""
     prompt = render_product(product, settings, pointers=END in tokenizer.get_added_vocab())
     if not settings.chat:
         return prompt
@@ -73,7 +76,7 @@ def product_prompt_text(tokenizer: Any, product: Product, settings: ProductPromp
 def encode_product_request(tokenizer: Any, request: Request, settings: ProductPromptSettings) -> list[int]:
     """Return the token ids of a request for text about a product.
 
-    A request that has none is shown as an empty title: what is written about it is then `failed` by the environment.
+    A request without a product is shown as an empty title; the environment then marks its texts as `failed`.
     """
     product = Product(document_id="", title="") if request.product is msgspec.UNSET else request.product
     text = product_prompt_text(tokenizer, product, settings)

@@ -1,10 +1,10 @@
-"""How a query and what the search engine said about it become a prompt, and how an answer is written.
+"""The prompt for a query and its search context, and the form of an answer.
 
-A policy that writes text answers with a JSON list. A selector answers with pointers, which stand behind the words of
-its prompt that it may say: words are then said whole, none is invented, and one token of an answer is one decision.
+A policy that writes text answers with a JSON list. A selector answers with pointers, each of which follows a word
+of its prompt. So a selector writes whole words, invents none, and makes one decision per token.
 
-Query, feedback terms, attribute values and neighbours' words come from outside: control characters and angle brackets
-are taken out and every part is capped, so no part can open another one, and none can grow.
+Query, feedback terms, attribute values and neighbors' words come from outside. Control characters and angle brackets
+are removed and every part is cut to a length, so no part can open another part or grow.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ query needs none."""
 
 
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a prompt shows, and how much of it. All caps count items, but for characters where it says so."""
+    """The parts of a prompt and their sizes. Sizes count items, or characters where the name says so."""
 
     terms: Annotated[int, msgspec.Meta(ge=0, le=64, description="feedback terms of the raw query's top documents")] = 14
     attributes: Annotated[int, msgspec.Meta(ge=0, le=64, description="attribute values of those documents")] = 5
     neighbours: Annotated[int, msgspec.Meta(ge=0, le=64, description="words that helped similar queries")] = 8
     query_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer queries are cut here")] = 160
     item_characters: Annotated[int, msgspec.Meta(ge=1, le=200, description="longer items are cut here")] = 32
-    chat: Annotated[bool, msgspec.Meta(description="instruct and wrap in the chat template; off for `tiny`")] = False
-    expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="number that the instruction asks for")] = 5
+    chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
+    expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="word limit in the instruction")] = 5
     select: Annotated[
-        bool, msgspec.Meta(description="answer by pointing to the prompt's neighbours' words and terms; `tiny` alone")
+        bool, msgspec.Meta(description="answer with pointers to the prompt's neighbor words and terms; only for `tiny`")
     ] = False
 
     @property
     def pointers(self) -> int:
-        """Return how many words a selector may be shown to choose from; 0 where the policy writes text."""
+        """Return the number of words among which a selector may choose; 0 if the policy writes text."""
         return self.neighbours + self.terms if self.select else 0
 
 
-# Control, format, surrogate-like line separators, and the brackets that open a part.
+# Control and format characters, line separators, and the brackets that open a part.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff<>＜＞]+")
 
 
@@ -60,9 +60,9 @@ def plain_text(text: str, *, characters: int) -> str:
 
 
 def with_choices(context: Context, settings: PromptSettings) -> Context:
-    """Return the context with what a selector may say: the neighbours' words that the prompt shows, then the terms.
+    """Return the context with a selector's choices: the neighbors' words that the prompt shows, then the terms.
 
-    Unchanged where the policy writes text.
+    If the policy writes text, the context is unchanged.
     """
     if not settings.select:
         return context
@@ -74,7 +74,7 @@ def with_choices(context: Context, settings: PromptSettings) -> Context:
 
 
 def render_prompt(query: str, context: Context, settings: PromptSettings) -> str:
-    """Return the prompt as one line of tagged parts, an empty part left out.
+    """Return the prompt as one line of tagged parts, without empty parts.
 
     `<query> red cable<terms> patch cat6<attributes> single-mode; yellow<neighbours> fiber`, and for a selector
     `<query> red cable<attributes> single-mode; yellow<neighbours> fiber<v1><terms> patch<v2> cat6<v3>`.
@@ -101,7 +101,7 @@ def _render_choices(query: str, context: Context, choices: Sequence[str], settin
         prompt += ATTRIBUTES + " " + "; ".join(attributes)
     from_neighbours = set(_items(context.neighbours, settings.neighbours, settings))
     for tag, known in ((NEIGHBOURS, True), (TERMS, False)):
-        # A pointer stands behind its word: in a decoder its hidden state has then seen what it points to.
+        # A pointer follows its word, so that the pointer's hidden state in a decoder has seen the word.
         said = [
             f" {word}{pointer(number)}"
             for number, word in enumerate(choices, start=1)
@@ -117,7 +117,7 @@ def _items(texts: Sequence[str], count: int, settings: PromptSettings) -> list[s
 
 
 def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> str:
-    """Return the prompt as the policy reads it, wrapped in the tokenizer's chat template where `settings.chat` asks."""
+    """Return the prompt as the policy reads it, in the tokenizer's chat template if `settings.chat` is on."""
     prompt = render_prompt(query, context, settings)
     if not settings.chat:
         return prompt
@@ -125,7 +125,7 @@ def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSe
         {"role": "system", "content": INSTRUCTION.format(expansions=settings.expansions)},
         {"role": "user", "content": prompt},
     ]
-    # Qwen3 would think first, for more tokens than the answer has; a template that knows no thinking ignores it.
+    # Qwen3 would think first, for more tokens than the answer has; templates without thinking ignore the argument.
     text: str = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
@@ -144,5 +144,5 @@ def encode_request(tokenizer: Any, request: Request, settings: PromptSettings) -
 
 
 def render_answer(expansions: Sequence[str]) -> str:
-    """Return the answer in the format that the search environment's parser reads; no expansion gives an empty list."""
+    """Return the answer in the format that the search environment parses; no expansions give an empty list."""
     return "<answer>" + json.dumps(list(expansions), ensure_ascii=False, separators=(",", ":")) + "</answer>"

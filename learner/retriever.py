@@ -1,9 +1,10 @@
-"""A bi-encoder that is adapted to summaries by contrast: ReSuMe's retriever g, and its turn.
+"""ReSuMe's retriever g: a bi-encoder, and the turn that adapts it to summaries with a contrastive loss.
 
-`TrainableRetriever` is what the turn asks for, so that a full encoder fits as well. The one built in is static: a text
-is the weighted sum of its tokens' embeddings, taken from a pretrained encoder's input layer and left as they are, times
-a learned map, scaled to length 1. Queries and documents have a map each; every token has a learned weight. That makes a
-step of 64 pairs some milliseconds on one core, and 3,000 products are encoded in less than a second.
+`TrainableRetriever` is the interface that the turn needs, so a full encoder fits, too. The built-in retriever is
+static: a text's vector is the weighted sum of its tokens' embeddings times a learned map, scaled to length 1. The
+embeddings come from a pretrained encoder's input layer and stay fixed. Queries and documents have separate maps, and
+every token has a learned weight. A step of 64 pairs takes a few milliseconds on one core, and 3,000 products are
+encoded in less than a second.
 
 Shapes: Q queries of a batch, S texts of a batch, E embedding size.
 """
@@ -31,10 +32,11 @@ class RetrieverError(SearchloopError, ValueError):
 
 
 class RetrieverSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the retriever is adapted in one turn, and how many tokens it reads.
+    """Settings for adapting the retriever in one turn, and the number of tokens that it reads.
 
-    steps: of a turn. temperature: divides the cosines of the loss; 1 is the paper's, with which cosines between −1 and
-    1 can hardly tell one text from another. learning_rate, weight_learning_rate: AdamW's, of maps and token weights.
+    steps: optimizer steps per turn. temperature: divides the cosines in the loss. The paper's value is 1, with which
+    cosines between −1 and 1 hardly separate texts. learning_rate, weight_learning_rate: AdamW's, of maps and token
+    weights.
     """
 
     steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 150
@@ -46,16 +48,16 @@ class RetrieverSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class TrainableRetriever(Protocol):
-    """What a retriever turn needs of a bi-encoder."""
+    """The interface of a bi-encoder that a retriever turn needs."""
 
     def encode(self, texts: Sequence[str], *, queries: bool) -> Tensor:
-        """Return [n, E] unit vectors, differentiable; an empty text has a vector too."""
+        """Return [n, E] unit vectors, differentiable; an empty text also has a vector."""
 
     def parameter_groups(self, settings: RetrieverSettings) -> list[dict[str, Any]]:
-        """Return what is trained, as an optimizer's parameter groups."""
+        """Return the trained parameters as an optimizer's parameter groups."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is learned, by name: all that a version keeps beside the base's sha256."""
+        """Return the learned tensors by name. A version stores only these and the base's sha256."""
 
 
 class StaticRetriever(nn.Module):
@@ -84,11 +86,11 @@ class StaticRetriever(nn.Module):
         self._ids: dict[str, list[int]] = {}
 
     def encode(self, texts: Sequence[str], *, queries: bool) -> Tensor:
-        """Return [n, E] unit vectors: normalise(Σ_t exp(w_t) e_t · map)."""
+        """Return [n, E] unit vectors: normalize(Σ_t exp(w_t) e_t · map)."""
         bags = [self._token_ids(text) for text in texts]
         ids = torch.tensor([token for bag in bags for token in bag], dtype=torch.long)
         starts = torch.tensor(np.cumsum([0, *map(len, bags[:-1])]), dtype=torch.long)
-        # A gather of the weights seen: the gradient of the whole table's exp would cost more than the batch.
+        # Gather only the weights of these tokens: the gradient of exp over the whole table would cost more.
         weights = nn.functional.embedding(ids, self.token_weights).squeeze(1).exp()
         summed = nn.functional.embedding_bag(ids, self.table, starts, mode="sum", per_sample_weights=weights)
         return nn.functional.normalize(summed @ (self.query_map if queries else self.document_map), dim=1)
@@ -105,14 +107,14 @@ class StaticRetriever(nn.Module):
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
     def load_tensors(self, path: Path) -> None:
-        """Go on from what `tensors` returned. Raises RetrieverError if it belongs to another base."""
+        """Load the tensors that `tensors` returned. Raises RetrieverError if they belong to another base."""
         try:
             self.load_state_dict(load_file(path))
         except RuntimeError as error:
-            raise RetrieverError(f"{path}: these are no weights of a retriever with this base: {error}") from error
+            raise RetrieverError(f"{path}: expected the weights of a retriever with this base: {error}") from error
 
     def _token_ids(self, text: str) -> list[int]:
-        """Return a text's tokens, [CLS] and [SEP] included: they say nothing, and leave no text empty."""
+        """Return a text's tokens, including [CLS] and [SEP], so that no text is empty."""
         found = self._ids.get(text)
         if found is None:
             found = self._ids[text] = list(self.tokenizer.encode(text).ids)
@@ -122,11 +124,11 @@ class StaticRetriever(nn.Module):
 def contrastive_loss(queries: Tensor, texts: Tensor, relevant: Tensor, *, temperature: float) -> Tensor:
     """Return the mean of −log(exp(S(q, s⁺)/τ) / (exp(S(q, s⁺)/τ) + Σ_{s⁻} exp(S(q, s⁻)/τ))) over all pairs (q, s⁺).
 
-    queries [Q, E], texts [S, E]: unit vectors. relevant [Q, S]: bool; what is relevant and not s⁺ is no negative.
+    queries [Q, E], texts [S, E]: unit vectors. relevant [Q, S]: bool; other relevant texts of q are no negatives.
     Raises ValueError if a query has no relevant text.
 
-    ReSuMe (doi:10.1145/3774904.3792959), eq. 5. We differ: the paper has no τ (= 1), and does not say what the
-    negatives are; here they are the other texts of the batch.
+    ReSuMe (doi:10.1145/3774904.3792959), eq. 5. We differ: the paper has no τ (= 1) and does not define the negatives;
+    here they are the other texts of the batch.
     """
     if not bool(relevant.any(dim=1).all()):
         raise ValueError("expected a relevant text for every query of the batch")
@@ -146,12 +148,12 @@ def adapt_retriever(
     settings: RetrieverSettings,
     seed: int,
 ) -> list[float]:
-    """Adapt the retriever in place to the texts that stand for documents, and return the loss of each step.
+    """Adapt the retriever in place to the documents' texts, and return the loss of each step.
 
-    queries: text by query id. relevant: ids of the documents that answer each query. texts: what stands for each
-    document (a summary beside its title, or the document itself). Each step draws queries without replacement until all
-    were drawn, one relevant document for each, and takes the others' as negatives. The same input gives the same bits
-    on one thread. Raises RetrieverError if no query has a relevant text, or the loss is not finite.
+    queries: text by query id. relevant: ids of the documents that answer each query. texts: the text for each document
+    (a summary beside its title, or the document itself). Each step draws queries without replacement until all were
+    drawn, takes one relevant document for each, and uses the other queries' documents as negatives. On one thread, the
+    same input gives the same bits. Raises RetrieverError if no query has a relevant text or the loss is not finite.
     """
     known = {query: [each for each in documents if each in texts] for query, documents in relevant.items()}
     asked = sorted(query for query, documents in known.items() if documents and query in queries)

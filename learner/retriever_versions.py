@@ -1,7 +1,7 @@
-"""Retriever versions: what was learned, whole or not at all, under a name that says its turn and its content.
+"""Retriever versions: atomic folders of learned tensors, named by turn and content.
 
-A version is a folder `r<turn>-<sha256>` with safetensors and a manifest that holds each file's sha256. It is written
-aside, synced and renamed; the same content gives the same name, so writing it twice is writing it once.
+A version is a folder `r<turn>-<sha256>` with safetensors and a manifest that holds each file's sha256. It is written to
+a temporary folder, synced and renamed. The same content gives the same name, so writing it twice has no further effect.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ TENSORS = "retriever.safetensors"
 class RetrieverManifest(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a retriever.
 
-    name: r<turn>-<sha256 of the tensors, 12 digits>. parent: the version that it was adapted from, "" for the first.
-    base_sha256: of the encoder whose token embeddings it reads. texts_sha256: of the texts that it was adapted to.
+    name: r<turn>-<sha256 of the tensors, 12 digits>. parent: the version from which it was adapted; "" for the first.
+    base_sha256: hash of the encoder whose token embeddings it reads. texts_sha256: hash of the texts used to adapt it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class RetrieverManifest(msgspec.Struct, frozen=True, kw_only=True):
 def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverManifest) -> RetrieverManifest:
     """Write a version under `root` and return its manifest with name and files filled in.
 
-    Raises CheckpointError if it cannot be written; nothing of it is left then.
+    Raises CheckpointError if it cannot be written; no part of it is left then.
     """
     try:
         with folder_aside(root, "retriever") as aside:
@@ -50,12 +50,12 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
             sha256 = file_sha256(aside / TENSORS)
             named = msgspec.structs.replace(manifest, name=f"r{manifest.turn}-{sha256[:12]}", files={TENSORS: sha256})
             (aside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named)))
-            # If one is there, it has the same weights: at most who made them differs.
+            # An existing folder with this name has the same weights; only its manifest may differ.
             put_folder(aside, root / named.name, replace=True)
     except OSError as error:
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
-            f"a retriever version could not be written to {root}: {reason}. Free some room"
+            f"a retriever version could not be written to {root}: {reason}. Free some disk space"
         ) from error
     return named
 
@@ -63,7 +63,7 @@ def save_retriever(root: Path, retriever: StaticRetriever, manifest: RetrieverMa
 def read_retriever_manifest(folder: Path) -> RetrieverManifest:
     """Return a version's manifest after checking every file against its sha256.
 
-    Raises CheckpointError if the folder is missing, damaged or not what its name says.
+    Raises CheckpointError if the folder is missing, damaged, or does not match its name.
     """
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=RetrieverManifest)
@@ -84,7 +84,7 @@ def read_retriever_manifest(folder: Path) -> RetrieverManifest:
 
 
 def load_retriever(folder: Path, base: Path) -> tuple[StaticRetriever, RetrieverManifest]:
-    """Return a version to adapt further. Raises CheckpointError as above, RetrieverError if the base is another one."""
+    """Return a version to adapt further. Raises CheckpointError as above, and RetrieverError if the base differs."""
     manifest = read_retriever_manifest(folder)
     retriever = StaticRetriever(base, tokens_max=manifest.tokens_max)
     if retriever.base_sha256 != manifest.base_sha256:
@@ -97,5 +97,5 @@ def load_retriever(folder: Path, base: Path) -> tuple[StaticRetriever, Retriever
 
 
 def texts_sha256(texts: dict[str, str]) -> str:
-    """Return the hash of texts by id."""
+    """Return the hash of the texts and their ids."""
     return hashlib.sha256(msgspec.json.encode(sorted(texts.items()))).hexdigest()

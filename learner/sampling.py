@@ -1,10 +1,10 @@
-"""Candidates from the policy: one interface, and the sampler that runs in this process.
+"""Candidates from the policy: the samplers' interface, and the sampler that runs in this process.
 
-A group's prompt is forwarded once and its cache repeated for the G candidates; finished rows leave the batch. Of a
-selector nothing is computed but the logits of what it may write, a few dozen of thousands of tokens. All
-randomness is drawn before the first token, from the group's own seed, and used by inverse transform: what a group gets
-depends on its seed and its prompt alone, up to the last float of a differently shaped batch; the same batch gives the
-same bits. The log-probabilities are those of the very distribution that was sampled from.
+A group's prompt is forwarded once, and its cache is repeated for the G candidates; finished rows leave the batch. For a
+selector, only the logits of its few dozen answer tokens are computed, out of several thousand. All randomness is drawn
+before the first token, from the group's own seed, and used by inverse transform. A group's candidates depend only on
+its seed and its prompt, except for the last float bits if the batch has another shape; the same batch gives the same
+bits. The log-probabilities are those of exactly the distribution that was sampled from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streams.events import Completion, PolicyRef, Sampling
 
 
 class SamplingError(SearchloopError, RuntimeError):
-    """The policy could not be sampled from: a prompt too long, or numbers that are not finite."""
+    """The policy cannot be sampled from: a prompt is too long, or numbers are not finite."""
 
 
 class PromptError(SamplingError):
@@ -37,25 +37,25 @@ class PromptError(SamplingError):
 
 
 class SamplerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the sampler in this process uses the machine; none of this changes what is drawn, but for last floats."""
+    """The in-process sampler's use of the machine. It does not change the candidates, except for last float bits."""
 
     rows_max: Annotated[int, msgspec.Meta(ge=1, description="candidates decoded at once; bounds memory")] = 256
 
 
 class Sampler(Protocol):
-    """Anything that writes candidates for prompts."""
+    """The interface of objects that write candidates for prompts."""
 
     policy: PolicyRef
 
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Return `sampling.candidates` completions for each prompt (token ids); one seed for each prompt."""
+        """Return `sampling.candidates` completions for each prompt (token ids); there is one seed per prompt."""
         ...
 
 
 class TransformersSampler:
-    """Samples from a policy in this process, on the device where its weights lie."""
+    """Samples from a policy in this process, on the device that holds its weights."""
 
     def __init__(self, policy: Policy, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
         self.policy = reference
@@ -73,9 +73,9 @@ class TransformersSampler:
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Return the completions, [B][G]; temperature 0 decodes greedily, and every log-probability is then 0.
+        """Return the completions, [B][G]. Temperature 0 decodes greedily, and every log-probability is then 0.
 
-        Raises PromptError where a prompt is empty or too long, SamplingError where counts disagree or a logit is not
+        Raises PromptError if a prompt is empty or too long, and SamplingError if counts disagree or a logit is not
         finite.
         """
         if len(prompts) != len(seeds):
@@ -93,7 +93,7 @@ class TransformersSampler:
                 unfit,
             )
         self._model.eval()
-        # Greedy candidates are all alike: write one, and repeat it.
+        # Greedy candidates are identical: write one and repeat it.
         drawn = sampling.candidates if sampling.temperature > 0 else 1
         groups = max(1, self._settings.rows_max // drawn)
         completions: list[list[Completion]] = []
@@ -112,7 +112,7 @@ class TransformersSampler:
         logits, cache, mask, position = self._forward_prompts(
             prompts, drawn, sampling.tokens_max, device
         )  # [N, V] or [N, A], …, [N, P], [N]
-        allowed = self._allowed(prompts, drawn, device)  # [N, A] of a selector
+        allowed = self._allowed(prompts, drawn, device)  # [N, A] for a selector
         tokens = torch.full((rows, sampling.tokens_max), -1, dtype=torch.long, device=device)  # [N, T]
         logprobs = torch.zeros((rows, sampling.tokens_max), dtype=torch.float32, device=device)  # [N, T]
         stops = torch.tensor(self._stop_ids, device=device)
@@ -141,7 +141,7 @@ class TransformersSampler:
     def _forward_prompts(
         self, prompts: Sequence[Sequence[int]], drawn: int, tokens: int, device: torch.device
     ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Forward each prompt once, padded on the left, and repeat what comes out for its candidates."""
+        """Forward each prompt once, padded on the left, and repeat the results for its candidates."""
         from learner.caching import RoomyCache
 
         longest = max(map(len, prompts))
@@ -159,7 +159,7 @@ class TransformersSampler:
         )
 
     def _next_logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Forward `ids` [N, t] on top of the cache; return the logits after the last, [N, V], of a selector [N, A]."""
+        """Forward `ids` [N, t] on top of the cache; return the last logits, [N, V], or [N, A] for a selector."""
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -176,13 +176,13 @@ class TransformersSampler:
         return logits.float()
 
     def _ban_repeats(self, logits: Tensor, prefixes: Tensor) -> None:
-        """Set to -inf, in `logits` [N, V], what may not follow each prefix [N, t]."""
+        """Set the tokens that may not follow each prefix [N, t] to -inf in `logits` [N, V]."""
         for row, prefix in enumerate(prefixes.tolist()):
             if banned := banned_next(prefix, self._opener_ids):
                 logits[row, list(banned)] = -torch.inf
 
     def _allowed(self, prompts: Sequence[Sequence[int]], drawn: int, device: torch.device) -> Tensor | None:
-        """Return [N, A], which of a selector's answer tokens each row may begin with; None of other policies."""
+        """Return [N, A]: the answer tokens with which a selector's row may begin; None for other policies."""
         if self._selector is None:
             return None
         banned = [banned_pointers(prompt, (), self._selector) for prompt in prompts]
@@ -206,9 +206,10 @@ class TransformersSampler:
 
 
 def completion_text(tokenizer: Any, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
-    """Return the text, without an end token that is no part of the answer (`<|im_end|>`; but not `"]</answer>`).
+    """Return the text, without an end token that is not part of the answer (`<|im_end|>`, but not `"]</answer>`).
 
-    Not by skip_special_tokens: TRL makes the tokenizer's end token special, and the tiny policy's is the answer's.
+    It does not use skip_special_tokens: TRL makes the tokenizer's end token special, and the tiny policy's end token is
+    part of the answer.
     """
     if ids and ids[-1] in stop_ids and not tokenizer.decode(ids[-1:]).endswith("</answer>"):
         ids = ids[:-1]
@@ -217,7 +218,7 @@ def completion_text(tokenizer: Any, ids: Sequence[int], stop_ids: Sequence[int])
 
 
 def draw_uniforms(seeds: Sequence[int], *, candidates: int, tokens: int) -> Tensor:
-    """Return [B·G, T] numbers in [0, 1) on the CPU, each group's from its own seed."""
+    """Return [B·G, T] numbers in [0, 1) on the CPU; each group's numbers come from its own seed."""
     blocks = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed % 2**63)
@@ -226,11 +227,11 @@ def draw_uniforms(seeds: Sequence[int], *, candidates: int, tokens: int) -> Tens
 
 
 def choose(logits: Tensor, *, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one token for each row and the log-probability with which it was drawn.
+    """Return one token for each row, and the log-probability with which it was drawn.
 
     logits: [N, V], -inf where banned. uniforms: [N] in [0, 1). Returns [N] and [N].
-    Inverse transform: the first token whose cumulative probability exceeds u; u is scaled to the row's own sum, so that
-    rounding can never choose past the last possible token. Raises SamplingError for a row without a finite logit.
+    Inverse transform: the first token whose cumulative probability exceeds u. u is scaled to the row's own sum, so that
+    rounding never chooses a token past the last possible one. Raises SamplingError if a row has no finite logit.
     """
     if not torch.isfinite(logits.amax(-1)).all():
         raise SamplingError("sampling: the policy's logits are not finite; its weights are damaged")

@@ -1,9 +1,9 @@
-"""The selector rule: an answer is made of pointers to the prompt's values, none twice, and an end.
+"""The selector rule: an answer consists of pointers to values of the prompt, without repeats, and an end token.
 
-Pure functions of token ids, as `learner.constraints`, so that the sampler and the learner cannot disagree. A pointer is
-one token that stands in the prompt beside what it points to; a policy whose vocabulary has pointers can write nothing
-else, so that what it says is whole values of the prompt by construction: none invented, none cut, none repeated. (Free
-text under the same reward went to repeats and broken values at once: half of the words were repeats after 75 updates.)
+The functions are pure functions of token ids, as in `learner.constraints`, so the sampler and the learner cannot
+disagree. A pointer is one token that follows its value in the prompt. A policy whose vocabulary has pointers can
+write nothing else. Its answers are therefore whole values of the prompt: none is invented, cut or repeated. Free text
+under the same reward soon went to repeats and broken values: half of the words were repeats after 75 updates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 class Selector(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens of a selector's answers.
 
-    pointer_ids: in the order of their numbers, from 1. end_id: ends the answer, and may be all of it.
+    pointer_ids: in the order of their numbers, from 1. end_id: ends the answer; an answer may consist of it alone.
     """
 
     pointer_ids: tuple[int, ...]
@@ -24,17 +24,17 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
-        """Every token that an answer may hold, ascending."""
+        """Every token that an answer may contain, ascending."""
         return tuple(sorted((*self.pointer_ids, self.end_id)))
 
 
 def shown_pointers(prompt_ids: Sequence[int], selector: Selector) -> frozenset[int]:
-    """Return the pointers that stand in the prompt: those that an answer may hold."""
+    """Return the pointers in the prompt, which are those that an answer may contain."""
     return frozenset(prompt_ids).intersection(selector.pointer_ids)
 
 
 def banned_pointers(prompt_ids: Sequence[int], prefix_ids: Sequence[int], selector: Selector) -> set[int]:
-    """Return the pointers that may not follow the completion's prefix: those not shown, and those written already."""
+    """Return the pointers that may not follow the completion's prefix: those not shown and those already written."""
     return set(selector.pointer_ids) - shown_pointers(prompt_ids, selector) | set(prefix_ids).intersection(
         selector.pointer_ids
     )
@@ -43,9 +43,9 @@ def banned_pointers(prompt_ids: Sequence[int], prefix_ids: Sequence[int], select
 def banned_pointer_positions(
     prompt_ids: Sequence[int], token_ids: Sequence[int], selector: Selector
 ) -> list[tuple[int, int]]:
-    """Return every (position, banned pointer) of a whole completion, by position, then by token id.
+    """Return every (position, banned pointer) of a whole completion, sorted by position, then by token id.
 
-    (i, t) is in the list exactly if t is in banned_pointers(prompt_ids, token_ids[:i], selector).
+    The list contains (i, t) exactly if t is in banned_pointers(prompt_ids, token_ids[:i], selector).
     """
     banned = banned_pointers(prompt_ids, (), selector)
     pointers = frozenset(selector.pointer_ids)
@@ -58,7 +58,7 @@ def banned_pointer_positions(
 
 
 def forbidden(prompt_ids: Sequence[int], token_ids: Collection[int], selector: Selector) -> str:
-    """Return why this completion cannot be a selector's, or "" if it can."""
+    """Return why a selector cannot have written this completion, or "" if it can."""
     allowed = shown_pointers(prompt_ids, selector)
     seen: set[int] = set()
     for position, token in enumerate(token_ids):

@@ -1,8 +1,8 @@
-"""Candidates from a vLLM server: the sampler that talks HTTP, and a policy version that lives on that server.
+"""Candidates from a vLLM server: the sampler that uses HTTP, and a policy version that lives on that server.
 
-What comes back is what the learner needs: token ids and the log-probability with which each was drawn, at the sampling
-temperature. Differences from the sampler in this process: the no-repeat rule is not known to vLLM and must be off, and
-the same seed gives the same tokens only while the server batches alike (rounding differs with the batch's shape).
+The server returns the token ids and the log-probability with which each token was drawn, at the sampling temperature.
+Two things differ from the sampler in this process. vLLM does not know the no-repeat rule, so the rule must be off. The
+same seed gives the same tokens only while the server batches alike, because rounding depends on the batch's shape.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from learner.versions import check_version
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
 from streams.events import Completion, PolicyRef, Sampling
 
-SEED_MAX = 2**62  # vLLM adds the candidate's number to the seed and wants the sum below 2**63.
+SEED_MAX = 2**62  # vLLM adds the candidate's number to the seed and expects the sum below 2**63.
 
 
 class VllmSampler:
-    """Samples from the adapter in use at a server, one request for each group, several of them at once."""
+    """Samples from the adapter in use on a server, with one request per group and several requests at once."""
 
     def __init__(
         self,
@@ -47,17 +47,18 @@ class VllmSampler:
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Return the completions, [B][G]; temperature 0 decodes greedily, and every log-probability is then 0.
+        """Return the completions, [B][G]. Temperature 0 decodes greedily, and every log-probability is then 0.
 
-        Raises SamplingError where counts disagree, a prompt is empty or the no-repeat rule is on; VllmError where the
-        server refuses (a prompt too long) or its answer lacks something; TransientError where it is down.
+        Raises SamplingError if counts disagree, a prompt is empty or the no-repeat rule is on; VllmError if the server
+        refuses a request (for example a prompt that is too long) or its answer is incomplete; TransientError if the
+        server is down.
         """
         if len(prompts) != len(seeds):
             raise SamplingError(f"sampling: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}")
         if sampling.no_repeat:
             raise SamplingError(
                 "sampling: expected generation.no_repeat = false, got true: vLLM does not know that rule, and the "
-                "learner would mask what it did not. Set it to false, or generation.backend to 'transformers'"
+                "learner would mask tokens that vLLM did not. Set it to false, or generation.backend to 'transformers'"
             )
         if any(not prompt for prompt in prompts):
             raise SamplingError("sampling: expected prompts of at least 1 token, got an empty one")
@@ -76,7 +77,7 @@ class VllmSampler:
                 raise
 
     def _sample_group(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> list[Completion]:
-        # Greedy candidates are all alike: ask for one, and repeat it.
+        # Greedy candidates are identical: ask for one and repeat it.
         drawn = sampling.candidates if sampling.temperature > 0 else 1
         body = request_body(self._adapters.current, prompt, sampling, seed=seed, drawn=drawn, stop_ids=self._stop_ids)
         try:
@@ -86,12 +87,12 @@ class VllmSampler:
             answer = self._client.complete(body)
         drawn_tokens = read_choices(answer, prompt, drawn=drawn)
         for ids, _ in drawn_tokens:
-            # vLLM 0.32 takes a prompt that leaves too little room, and silently asks for fewer tokens.
+            # vLLM 0.32 accepts a prompt that leaves too little room and silently generates fewer tokens.
             if ids[-1] not in self._stop_ids and len(ids) != sampling.tokens_max:
                 raise VllmError(
                     f"vLLM's answer: expected {sampling.tokens_max} tokens or an end, got {len(ids)} without one, "
-                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (a "
-                    "server of one's own: --max-model-len), or show less in the prompt"
+                    f"after a prompt of {len(prompt)}: its context is too short. Raise vllm_server.context_tokens (on "
+                    "your own server: --max-model-len), or shorten the prompt"
                 )
         completions = [
             Completion(
@@ -108,10 +109,10 @@ class VllmSampler:
 def request_body(
     model: str, prompt: Sequence[int], sampling: Sampling, *, seed: int, drawn: int, stop_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the request for one group: the plain distribution at this temperature, nothing from the model's defaults.
+    """Return the request for one group: the plain distribution at this temperature, without the model's defaults.
 
-    The server would else take top-p, top-k and repetition penalty from the model's generation_config.json, and stop at
-    the tokenizer's end token, which is not always one of the policy's.
+    Otherwise the server would take top-p, top-k and repetition penalty from the model's generation_config.json, and
+    stop at the tokenizer's end token, which is not always one of the policy's.
     """
     return {
         "model": model,
@@ -136,9 +137,9 @@ def request_body(
 
 
 def read_choices(answer: dict[str, Any], prompt: Sequence[int], *, drawn: int) -> list[tuple[list[int], list[float]]]:
-    """Return (token ids, log-probabilities) of each candidate, in the server's order of them.
+    """Return (token ids, log-probabilities) of each candidate, in the order of the server's index.
 
-    Raises VllmError naming what is missing or does not fit: half an answer must never become an event.
+    Raises VllmError with the part that is missing or does not fit: an incomplete answer must never become an event.
     """
 
     def wrong(expected: str, found: object) -> VllmError:
@@ -160,13 +161,13 @@ def read_choices(answer: dict[str, Any], prompt: Sequence[int], *, drawn: int) -
         asked = choice.get("prompt_token_ids")
         if asked is not None and asked != list(prompt):
             raise wrong("the prompt's token ids as they were sent", asked)
-        # Rounding may put a certain token a little above 0.
+        # Rounding may put the log-probability of a certain token slightly above 0.
         found.append((ids, [min(float(value), 0.0) for value in logprobs]))
     return found
 
 
 class ServedVersion:
-    """A policy version at a vLLM server that follows the newest one; only its tokenizer is loaded here."""
+    """A policy version on a vLLM server that follows the newest one; only its tokenizer is loaded here."""
 
     def __init__(
         self,
@@ -179,13 +180,13 @@ class ServedVersion:
         seen_as: str = "",
         staleness_max: int,
     ) -> None:
-        """directory: the run's folder, in which the adapters are put; seen_as: its path on the server's machine.
+        """directory: the run's folder, which gets the adapters; seen_as: its path on the server's machine.
 
-        Raises PolicyError if the version is no LoRA adapter, CheckpointError if it is not the one that was announced,
-        whole, and what `Adapters.use` raises.
+        Raises PolicyError if the version is not a LoRA adapter, CheckpointError if it is not the announced version or
+        not whole, and the errors of `Adapters.use`.
         """
         if folder.is_dir():
-            read_adapter(folder)  # New versions reach vLLM as adapters alone.
+            read_adapter(folder)  # vLLM gets new versions only as adapters.
         check_version(folder, reference)
         self.tokenizer = read_tokenizer(folder)
         self.tokenizer_sha256 = file_sha256(folder / TOKENIZER)
@@ -208,19 +209,19 @@ class ServedVersion:
 
     @property
     def sampler(self) -> VllmSampler:
-        """Return what writes candidates."""
+        """Return the sampler."""
         return self._sampler
 
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
-        """Load a newer version into the server and go on with it.
+        """Load a newer version into the server and use it from now on.
 
-        Raises CheckpointError if it is not the one that was announced, whole, and what `Adapters.use` raises; the
-        version before stays in use.
+        Raises CheckpointError if it is not the announced version or not whole, and the errors of `Adapters.use`; the
+        previous version then stays in use.
         """
         check_version(folder, reference)
         self._adapters.use(reference, folder)
         self._sampler.policy = reference
 
     def close(self) -> None:
-        """Let go of the version in use."""
+        """Release the version in use."""
         self._adapters.close()

@@ -1,4 +1,4 @@
-"""What one update measured, summed over its micro-batches."""
+"""The metrics of one update, summed over its micro-batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from learner.packing import PackedGroups
 
 
 class Tally:
-    """Sums over a batch's micro-batches; `metrics` are the figures of the whole batch before its step."""
+    """Sums over a batch's micro-batches; `metrics` gives the figures of the whole batch before its step."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -19,7 +19,7 @@ class Tally:
         self._maxima: dict[str, float] = {}
 
     def add(self, packed: PackedGroups, logprobs: Tensor, entropies: Tensor, objective: Objective) -> None:
-        """Count a micro-batch after its forward. logprobs, entropies: [N, C], detached."""
+        """Add a micro-batch after its forward. logprobs, entropies: [N, C], detached."""
         mask = packed.mask
         self.loss += float(objective.loss.detach())
         self._tokens += int(mask.sum())
@@ -42,10 +42,10 @@ class Tally:
         self._maxima[name] = max(value, self._maxima.get(name, value))
 
     def metrics(self) -> dict[str, float]:
-        """Return the means over tokens, the maxima, and the batch's loss; {} if nothing was forwarded.
+        """Return the means over tokens, the maxima, and the batch's loss; without any forward, only the maxima.
 
-        entropy in nats. ratios are π/μ. kl_behaviour estimates KL(μ‖π), since the tokens are μ's: k3, r − 1 − log r
-        with r = π/μ. kl_reference estimates KL(π‖π_ref), 0 without a reference.
+        entropy is in nats. ratios are π/μ. kl_behaviour estimates KL(μ‖π), since the tokens are μ's: k3, r − 1 − log r
+        with r = π/μ. kl_reference estimates KL(π‖π_ref); it is 0 without a reference.
         """
         if self._tokens == 0:
             return dict(self._maxima)

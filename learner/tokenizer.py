@@ -1,8 +1,8 @@
-"""The tiny policy's vocabulary: a byte-level BPE of a catalogue in which the answer's punctuation is one token each.
+"""The tiny policy's vocabulary: a byte-level BPE of a catalogue, with one token for each mark of an answer's format.
 
-An answer of five words costs about a dozen tokens: `<answer>["`, word, `","`, word, …, `"]</answer>`. Every word wears
-the same leading blank in a prompt, after a quotation mark and after a comma, so copying a word is copying its tokens;
-the decoder takes that blank away again inside the quotation marks.
+An answer of five words costs about a dozen tokens: `<answer>["`, word, `","`, word, …, `"]</answer>`. Every word has
+the same leading blank in a prompt, after a quotation mark and after a comma. Copying a word therefore copies its
+tokens. The decoder removes that blank inside the quotation marks.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from streams.pointers import pointer
 
 PAD = "<pad>"
 TAGS = ("<query>", "<terms>", "<attributes>", "<neighbours>", "<title>")
-"""What opens each part of a prompt; `learner.prompts` takes angle brackets out of untrusted text, so none is forged."""
+"""The tags that open a prompt's parts. `learner.prompts` removes angle brackets from untrusted text against forgery."""
 OPEN, SEPARATOR, CLOSE, EMPTY = '<answer>["', '","', '"]</answer>', "<answer>[]</answer>"
 STOPS = (CLOSE, EMPTY)
-"""Either ends an answer by itself: no further end token is needed."""
+"""Either token ends an answer, so no further end token is needed."""
 VALUES, END = "<values>", "<end>"
-"""What opens a product's values in a prompt, and what ends a selector's answer."""
+"""The tag that opens a product's values in a prompt, and the token that ends a selector's answer."""
 
 
 def render_pointers(numbers: Sequence[int]) -> str:
-    """Return a selector's answer that points to what has these numbers in its prompt, counted from 1."""
+    """Return a selector's answer that points to the values with these numbers in its prompt, counted from 1."""
     return "".join(map(pointer, numbers)) + END
 
 
 def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int = 0) -> Any:
-    """Return a `PreTrainedTokenizerFast` whose BPE merges come from `texts`, most frequent first.
+    """Return a `PreTrainedTokenizerFast` with BPE merges learned from `texts`, most frequent first.
 
     texts: any iterable of catalogue text; read once. The same texts in the same order give the same vocabulary.
-    vocabulary_size: tokens in all, the 256 bytes and the added ones included; small corpora may give fewer.
-    pointers: a selector's, how many values a prompt may show; 0 is a policy that writes text.
-    Text is lower-cased and NFKC-normalised: the index does both, so the policy loses nothing that retrieval keeps.
+    vocabulary_size: the number of all tokens, including the 256 bytes and the added ones; small corpora may give fewer.
+    pointers: for a selector, the number of values that a prompt may show; 0 for a policy that writes text.
+    Text is lower-cased and NFKC-normalized. The index does both, so the policy loses nothing that retrieval keeps.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    # Blanks beside punctuation of the answer come from the prefix space, never from the policy: drop them.
+    # Blanks beside an answer's punctuation come from the prefix space, never from the policy: drop them.
     tokenizer.decoder = decoders.Sequence(
         [decoders.ByteLevel(), decoders.Fuse(), decoders.Replace(Regex('(?<=") | (?=")'), "")]
     )
@@ -64,8 +64,8 @@ def build_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pointers: int
 def opener_ids(tokenizer: Any) -> frozenset[int]:
     """Return the tokens that open an expansion: those ending in `["`, `","` or `, "`, and a lone quotation mark.
 
-    A vocabulary that was not made here may spell `","` as two tokens or as one; its lone `"` also closes an expansion,
-    after which only a comma or a bracket follows, which the rule then counts as a beginning that never recurs.
+    A vocabulary that was not made here may spell `","` as two tokens or as one. Its lone `"` also closes an expansion.
+    Only a comma or a bracket follows there, so the rule counts it as a beginning that never recurs.
     """
     if SEPARATOR in tokenizer.get_added_vocab():
         return frozenset(tokenizer.convert_tokens_to_ids(text) for text in (OPEN, SEPARATOR))

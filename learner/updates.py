@@ -1,8 +1,8 @@
 """One update: a batch of rewarded groups becomes one optimizer step on the policy, in place.
 
-The groups are packed and forwarded in micro-batches whose losses add up to the batch's; one AdamW step follows.
-Groups without spread count in the loss's denominators, as in the papers, but need no backward unless the KL or the
-entropy asks for it. Nothing is random: on CPU in fp32 the same batch from the same state gives bit-equal weights.
+The groups are packed and forwarded in micro-batches, whose losses add up to the batch's loss. One AdamW step follows.
+Groups without spread count in the loss's denominators, as in the papers. They need no backward pass, except for the KL
+or the entropy. Nothing is random: on a CPU in fp32, the same batch from the same state gives bit-equal weights.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from streams.events import PolicyRef, Reward
 
 
 class UpdateError(SearchloopError, RuntimeError):
-    """An update could not be made; the weights are those from before it."""
+    """An update could not be made; the weights did not change."""
 
 
 class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How gradients become steps. The defaults are those of the pilot that worked (a decoder of 1.2 M parameters)."""
+    """Settings of the optimizer. The defaults come from a pilot that worked, with a decoder of 1.2 M parameters."""
 
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1, description="AdamW's peak step size")] = 1e-4
     warmup_updates: Annotated[int, msgspec.Meta(ge=0, description="steps of linear growth to learning_rate")] = 0
@@ -42,7 +42,7 @@ class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     grad_norm_max: Annotated[float, msgspec.Meta(gt=0, description="longer gradients are scaled down to this")] = 1.0
     inner_epochs: Annotated[int, msgspec.Meta(ge=1, le=16, description="optimizer steps on the same batch")] = 1
     micro_batch_groups: Annotated[
-        int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once: steers memory, not the gradient")
+        int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once: affects memory, not the gradient")
     ] = 16
     logprob_difference_max: Annotated[
         float,
@@ -56,10 +56,10 @@ class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateResult:
-    """What became of a batch's groups, by group id, and what was measured.
+    """The outcome of an update: the fate of each group, by group id, and metrics.
 
     trained: had spread and gave a gradient. flat: without spread. failed: fewer than two scored candidates. rejected:
-    malformed, with the reason. disputed: with log-probabilities that the policy does not give, with the reason; they
+    malformed, with the reason. disputed: with log-probabilities that the policy does not give, with the reason; these
     keep their place in the loss's denominators. stepped: the weights moved.
     """
 
@@ -73,7 +73,7 @@ class UpdateResult:
 
 
 class Updater:
-    """A policy model with its optimizer; `update` moves the weights in place, `step` counts optimizer steps."""
+    """A policy model with its optimizer. `update` moves the weights in place; `step` counts optimizer steps."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Updater:
         reference: nn.Module | None = None,
         pad_id: int = 0,
     ) -> None:
-        """model: a causal LM, with or without LoRA; its trainable parameters are those that require a gradient.
+        """model: a causal LM, with or without LoRA; it trains the parameters that require a gradient.
 
         opener_ids: see `learner.constraints`. selector: see `learner.selecting`.
-        reference: the policy that the KL holds to; needed if kl_weight > 0.
-        Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError without a needed reference,
-        SettingsError for an objective whose parts do not go together.
+        reference: the reference policy of the KL; needed if kl_weight > 0.
+        Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError if a needed reference is
+        missing, and SettingsError if parts of the objective do not fit together.
         """
         check_policy(model)
         check_objective(objective)
@@ -107,7 +107,7 @@ class Updater:
         self._pad_id = pad_id
         self._named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._parameters = list(self._named.values())
-        # fused: one pass over each tensor instead of about ten; elementwise, so still deterministic.
+        # fused: one pass over each tensor instead of about ten; it is elementwise, so it stays deterministic.
         self._optimizer = torch.optim.AdamW(
             self._parameters,
             lr=settings.learning_rate,
@@ -117,13 +117,13 @@ class Updater:
         )
 
     def update(self, rewards: Sequence[Reward], *, current: PolicyRef | None = None) -> UpdateResult:
-        """Learn from one batch and return what became of each group.
+        """Learn from one batch and return the fate of each group.
 
-        rewards: admitted groups (fresh enough, training split), in log order. current: the policy that the weights are
-        now: a group that it wrote itself must carry its log-probabilities, and one that is further off than
-        `logprob_difference_max` gives no gradient. Stale groups cannot be checked so.
-        Raises UpdateError if the loss or the gradient is not finite; that step is not made (with inner_epochs > 1, the
-        steps before it are).
+        rewards: admitted groups (fresh enough, training split), in log order. current: the version of the weights. A
+        group that this version wrote must carry its log-probabilities; if they are further off than
+        `logprob_difference_max`, the group gives no gradient. Stale groups cannot be checked this way.
+        Raises UpdateError if the loss or the gradient is not finite. That step is not made; with inner_epochs > 1, the
+        steps before it are.
         """
         groups = sort_groups(
             rewards,
@@ -166,7 +166,7 @@ class Updater:
         )
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's whole state and the step count as named tensors, for safetensors; not copies."""
+        """Return the optimizer's whole state and the step count as named tensors for safetensors, not copied."""
         tensors = {"step": torch.tensor(self.step)}
         for name, parameter in self._named.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
@@ -174,7 +174,7 @@ class Updater:
         return tensors
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `optimizer_tensors` returned. Raises UpdateError if it belongs to another policy."""
+        """Load a state that `optimizer_tensors` returned. Raises UpdateError if it belongs to another policy."""
         strangers = {key.rpartition("/")[0] for key in tensors if key != "step"} - self._named.keys()
         if strangers or "step" not in tensors:
             raise UpdateError(
@@ -195,7 +195,7 @@ class Updater:
         self._optimizer.state.update(states)
 
     def _micro_batches(self, groups: SortedGroups) -> list[_MicroBatch]:
-        """Pack the usable groups, those that give a gradient first, with the weights of the whole batch."""
+        """Pack the usable groups, those with a gradient first, with the weights of the whole batch."""
         regularised = self._objective.kl_weight > 0 or self._objective.entropy_weight > 0
         usable = [*groups.spread.values(), *groups.flat.values()]
         lengths = [len(candidate.token_ids) for group in usable for candidate in group.candidates]
@@ -212,7 +212,7 @@ class Updater:
     def _gradients(
         self, micro_batches: Sequence[_MicroBatch], own: Collection[str], tally: Tally, refused: dict[str, str]
     ) -> bool:
-        """Add up the micro-batches' gradients; return whether any group gave one. Fills `tally` and `refused`."""
+        """Add up the micro-batches' gradients and return whether any group gave one; fill `tally` and `refused`."""
         self._optimizer.zero_grad(set_to_none=True)
         learned = False
         for micro in micro_batches:
@@ -245,7 +245,7 @@ class Updater:
         return learned
 
     def _refuse_liars(self, micro: _MicroBatch, own: Collection[str], tally: Tally, refused: dict[str, str]) -> None:
-        """Take the gradient from the policy's own groups whose logged log-probabilities it does not find again."""
+        """Remove the gradient of the policy's own groups if it does not reproduce their logged log-probabilities."""
         assert micro.old_logprobs is not None
         limit = self._settings.logprob_difference_max
         for group_id, difference in micro.differences(micro.old_logprobs).items():
@@ -287,7 +287,7 @@ class Updater:
 
 
 def learning_rate_at(step: int, settings: UpdateSettings) -> float:
-    """Return the learning rate of the step after `step` steps: linear growth, then constant or linear decay."""
+    """Return the learning rate of the next step after `step` steps: linear growth, then constant or linear decay."""
     rate = settings.learning_rate
     if step < settings.warmup_updates:
         return rate * (step + 1) / settings.warmup_updates
@@ -298,7 +298,7 @@ def learning_rate_at(step: int, settings: UpdateSettings) -> float:
 
 @dataclass(kw_only=True)
 class _MicroBatch:
-    """Some groups of a batch. learns: they can give a gradient. old_logprobs: [N, C], of the first forward."""
+    """Some groups of a batch. learns: they can give a gradient. old_logprobs: [N, C], from the first forward."""
 
     groups: dict[str, Group]
     packed: PackedGroups
@@ -307,12 +307,12 @@ class _MicroBatch:
     old_logprobs: Tensor | None = None
 
     def differences(self, logprobs: Tensor) -> dict[str, float]:
-        """Return each group's largest |log π − log μ|, in nats; logprobs: [N, C] of the policy."""
+        """Return each group's largest |log π − log μ|, in nats. logprobs: [N, C] of the policy."""
         rows = (logprobs - self.packed.behaviour_logprobs).abs().amax(dim=1).tolist()  # [N]
         return {group_id: max(rows[start:end]) for group_id, start, end in self._spans()}
 
     def refuse(self, refused: Collection[str]) -> None:
-        """Take these groups' weight in the loss; they keep their place in its denominators."""
+        """Set these groups' weight in the loss to 0; they keep their place in its denominators."""
         for group_id, start, end in self._spans():
             if group_id in refused:
                 self.weights.loss[start:end] = 0

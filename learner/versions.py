@@ -22,29 +22,29 @@ from streams.topics import version_name
 
 
 class Version(Protocol):
-    """A policy version that can be sampled from, and replaced by a newer one."""
+    """A policy version that can be sampled from and replaced by a newer one."""
 
     tokenizer: Any
     tokenizer_sha256: str
 
     @property
     def sampler(self) -> Sampler:
-        """Return what writes candidates."""
+        """Return the sampler."""
         ...
 
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
-        """Go on with the version in `folder`; the one before stays in use on any error."""
+        """Switch to the version in `folder`; on any error, the previous version stays in use."""
         ...
 
 
 OpenVersion = Callable[[Path, PolicyRef], Version]
-"""Called with a checkpoint's folder and its policy: opens the first version that a generator writes with."""
+"""A function of a checkpoint's folder and its policy that opens the first version with which a generator writes."""
 
 
 def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outbox) -> list[PolicyVersion]:
     """Return the announcements whose path names a checkpoint of the run; every other one becomes a dead letter.
 
-    Such a path would be joined to the run's folder, and could lead anywhere.
+    A path is joined to the run's folder, so an unchecked path could lead anywhere.
     """
     good = []
     for record, event in announced:
@@ -58,9 +58,10 @@ def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outb
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
-    """Return the folder and manifest of a policy version: "latest", `<lineage>-<step>`, or a step's number.
+    """Return the folder and the manifest of a policy version: "latest", `<lineage>-<step>`, or a step's number.
 
-    Raises CheckpointError if there is none of that name, listing those that there are, or if its files have changed.
+    Raises CheckpointError if there is no such version (the message lists those that exist) or if its files have
+    changed.
     """
     if name == "latest":
         return load_current(checkpoints)
@@ -80,9 +81,9 @@ def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
 
 
 def check_version(folder: Path, reference: PolicyRef) -> Manifest:
-    """Return a version's manifest after checking that `folder` is that version, whole: weights, tokenizer, settings.
+    """Return the manifest of `folder` after checking that it holds this version, whole: weights, tokenizer, settings.
 
-    Raises CheckpointError if it is another one, or if a file is missing, has changed or came from elsewhere.
+    Raises CheckpointError if it is another version, or if a file is missing, has changed or came from elsewhere.
     """
     manifest = read_manifest(folder, verify=True)
     check_named(folder, manifest, reference)
@@ -100,7 +101,7 @@ def check_version(folder: Path, reference: PolicyRef) -> Manifest:
 
 
 def check_named(folder: Path, manifest: Manifest, reference: PolicyRef) -> None:
-    """Raise CheckpointError unless the manifest is that of this lineage and step."""
+    """Raise CheckpointError unless the manifest belongs to this lineage and step."""
     if (manifest.policy.lineage, manifest.policy.step) != (reference.lineage, reference.step):
         raise CheckpointError(
             f"policy {version_name(reference)}: expected its checkpoint in {folder}, found that of "
@@ -109,12 +110,12 @@ def check_named(folder: Path, manifest: Manifest, reference: PolicyRef) -> None:
 
 
 class LoadedVersion:
-    """A policy in memory that follows the newest version: the model is built once, the weights are replaced."""
+    """A policy in memory that follows the newest version: the model is built once, and its weights are replaced."""
 
     def __init__(self, folder: Path, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
         """folder: the version's checkpoint.
 
-        Raises CheckpointError if it is not the version that was announced, whole; PolicyError if it cannot be read.
+        Raises CheckpointError if it is not the announced version or not whole; PolicyError if it cannot be read.
         """
         check_version(folder, reference)
         self._policy = load_policy(folder)
@@ -125,12 +126,12 @@ class LoadedVersion:
 
     @property
     def sampler(self) -> TransformersSampler:
-        """Return what writes candidates."""
+        """Return the sampler."""
         return self._sampler
 
     @property
     def reference(self) -> PolicyRef:
-        """Return which version is loaded."""
+        """Return the loaded version."""
         return self.sampler.policy
 
     @property
@@ -139,20 +140,20 @@ class LoadedVersion:
         return self._policy
 
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
-        """Replace the weights by those in `folder`.
+        """Replace the weights with those in `folder`.
 
-        Raises CheckpointError if the file's sha256 is not the announced one: the version before stays loaded. The
-        tokenizer stays: it is the same in every version of a run. Its file is not, because it also records how the last
-        batch was padded and which tokens were declared special.
+        Raises CheckpointError if the file's sha256 is not the announced one; the previous version then stays loaded.
+        The tokenizer stays, because it is the same in every version of a run. Its file may differ: it also records the
+        last batch's padding and the tokens that were declared special.
         """
         load_weights(self._policy, folder, reference)
         self.sampler.policy = reference
 
 
 def load_weights(policy: Policy, folder: Path, reference: PolicyRef) -> None:
-    """Replace a policy's weights by those of another version of it, after checking that they are the announced ones.
+    """Replace a policy's weights with those of another of its versions, if they are the announced ones.
 
-    Raises CheckpointError if not; the weights are then as they were.
+    Raises CheckpointError if they are not; the weights then stay as they were.
     """
     adapter = (folder / ADAPTER).is_file()
     weights = folder / (ADAPTER if adapter else WEIGHTS)

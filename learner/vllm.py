@@ -1,8 +1,8 @@
-"""A client of a vLLM server over HTTP: completions by token ids, LoRA adapters in and out, patient with failures.
+"""A client of a vLLM server over HTTP: completions by token ids and LoRA adapters, with retries.
 
-Written against vLLM 0.32 (`/v1/completions` with `return_token_ids`, `/v1/load_lora_adapter`, `/v1/models`, …).
-The server must run with `--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and `--logprobs-mode
-processed_logprobs`: by default its log-probabilities are those of temperature 1, whatever was sampled at.
+Written for vLLM 0.32 (`/v1/completions` with `return_token_ids`, `/v1/load_lora_adapter`, `/v1/models`, …). The server
+must run with `--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and `--logprobs-mode processed_logprobs`. In its
+default mode, log-probabilities are those of temperature 1, whatever the sampling temperature.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ log = logging.getLogger(__name__)
 
 
 class VllmError(SearchloopError, RuntimeError):
-    """A vLLM server refuses what we ask, or answers what we cannot use; asking again would change nothing."""
+    """A vLLM server refuses a request or gives an unusable answer; a retry would not help."""
 
 
 class UnknownModelError(VllmError):
-    """The server has no adapter of this name (any more): it was started anew, or somebody unloaded it."""
+    """The server has no adapter of this name: it was restarted, or somebody unloaded the adapter."""
 
 
 class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where vLLM is and how we talk to it, if `generation.backend` is `vllm`.
+    """The vLLM server, if `generation.backend` is `vllm`, and how we use it.
 
-    url: of a server of one's own; empty: `train` starts one on this machine (table `vllm_server`).
-    api_key: what a server that was started with --api-key asks for: a secret, which may stand in a file that
-    api_key_file points at. One that `train` starts gets a key of its own. ca_certs: the authority's PEM file for https.
+    url: address of your own server; empty: `train` starts one on this machine (table `vllm_server`).
+    api_key: the key of a server that was started with --api-key: a secret; api_key_file may point to a file with it. A
+    server that `train` starts gets its own key. ca_certs: the authority's PEM file for https.
     allow_insecure: send the key beyond this machine by plain http.
-    home: the path by which that server sees our `--home` (a shared folder); empty: the same path. It loads adapters
+    home: the path of our `--home` (a shared folder) on that server; empty: the same path. The server loads adapters
     from there.
-    requests_in_flight: groups asked for at once by one generator; the server batches them.
-    timeout_seconds: for one group. retry_seconds_max: how long one request is tried again while the server is down or
-    overloaded, before the worker's own `delivery.retry_seconds_max` goes on.
-    checked_prompts: before the first update, so many groups are compared with the learner's own log-probabilities; 0:
-    none (a policy too large to be loaded twice).
+    requests_in_flight: groups that one generator requests at once; the server batches them.
+    timeout_seconds: time limit of one group. retry_seconds_max: how long one request is retried while the server is
+    down or overloaded; after that, the worker's own `delivery.retry_seconds_max` applies.
+    checked_prompts: number of groups that are compared with the learner's own log-probabilities before the first
+    update; 0 compares none (for a policy that is too large to be loaded twice).
     """
 
     url: str = ""
@@ -65,7 +65,7 @@ class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fi
     checked_prompts: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
 
     def __post_init__(self) -> None:
-        """Hide the key; raises ValueError for credentials in the URL, and for a key that no header can hold."""
+        """Hide the key. Raises ValueError for credentials in the URL and for a key that no header can hold."""
         super().__post_init__()
         if "@" in self.url:
             raise ValueError("url: expected http(s)://host:port without credentials; a key belongs in api_key")
@@ -73,15 +73,15 @@ class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError("api_key: expected ASCII, got other characters")
 
     def __repr__(self) -> str:
-        """Say everything but the key."""
+        """Show the settings without the key."""
         return f"VllmSettings(url={self.url!r}, home={self.home!r})"
 
 
 class VllmClient:
-    """Speaks HTTP with one server; safe to use from several threads."""
+    """An HTTP client of one server. Thread-safe."""
 
     def __init__(self, url: str, settings: VllmSettings) -> None:
-        """Nothing is sent yet. Raises SettingsError if the key would travel in the open."""
+        """Set up the client without sending anything. Raises SettingsError if the key would travel unencrypted."""
         self.url = url.rstrip("/")
         self._settings = settings
         self._context: ssl.SSLContext | None = None
@@ -106,7 +106,7 @@ class VllmClient:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a completion request.
 
-        Raises UnknownModelError, VllmError, or TransientError as `_ask` does.
+        Raises UnknownModelError, VllmError or TransientError, as `_ask` does.
         """
         answer = self._ask("POST", "/v1/completions", body)
         if not isinstance(answer, dict):
@@ -114,33 +114,33 @@ class VllmClient:
         return answer
 
     def load_adapter(self, name: str, path: str) -> None:
-        """Have the server load the LoRA adapter in the folder `path`, as it sees it; one that it has stays as it is.
+        """Make the server load the LoRA adapter in the folder `path`, a path on the server; a loaded name stays as is.
 
-        Always a new name for new weights: vLLM 0.32 keeps the prefix cache of an adapter that is loaded again in place.
-        Raises VllmError if the server cannot load it, TransientError if it stays down.
+        New weights always need a new name: vLLM 0.32 keeps the prefix cache of an adapter that is reloaded in place.
+        Raises VllmError if the server cannot load it, and TransientError if the server stays down.
         """
         try:
             self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except UnknownModelError as error:
             raise VllmError(
                 f"{error} It was asked to load the adapter {path!r}. It needs --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see that folder (vllm.home)"
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must be able to read that folder (vllm.home)"
             ) from error
         except VllmError as error:
             if "already been loaded" not in str(error):
                 raise
 
     def unload_adapter(self, name: str) -> None:
-        """Have the server forget an adapter; requests that it is at work on end as they began. Unknown is no error."""
+        """Make the server unload an adapter; its current requests finish normally. An unknown name is no error."""
         try:
             self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         except UnknownModelError:
             return
 
     def models(self) -> dict[str, str]:
-        """Return the base model and every adapter that the server has: name → folder, as the server sees it.
+        """Return the server's base model and adapters: name → folder, as a path on the server.
 
-        Raises VllmError for an answer of another form, TransientError if the server stays down.
+        Raises VllmError if the answer has another form, and TransientError if the server stays down.
         """
         answer = self._ask("GET", "/v1/models", None)
         try:
@@ -151,9 +151,9 @@ class VllmClient:
             ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        """Return the decoded answer, asking again with back-off and jitter while the server is down or overloaded.
+        """Return the decoded answer; retry with back-off and jitter while the server is down or overloaded.
 
-        Raises UnknownModelError on 404, VllmError on what else it refuses, TransientError when patience ends.
+        Raises UnknownModelError on 404, VllmError on other refusals, and TransientError after the last retry.
         """
         deadline = time.monotonic() + self._settings.retry_seconds_max
         pause = BACK_OFF_FIRST_SECONDS
@@ -161,11 +161,11 @@ class VllmClient:
             try:
                 return self._ask_once(method, path, body)
             except _BusyError as busy:
-                # Full jitter: generators that were refused together do not come back together.
+                # Full jitter: generators that were refused together do not return together.
                 wait = max(random.uniform(0, pause), busy.retry_after_seconds)
                 if time.monotonic() + wait > deadline:
                     raise TransientError(
-                        f"vLLM at {self.url} {busy} (asked for {self._settings.retry_seconds_max:g} s)"
+                        f"vLLM at {self.url} {busy} (retried for {self._settings.retry_seconds_max:g} s)"
                     ) from busy
                 log.debug("vLLM at %s %s; again in %.1f s", self.url, busy, wait)
                 time.sleep(wait)
@@ -205,14 +205,14 @@ class VllmClient:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows none: the key would go along to wherever it points."""
+    """Follows no redirect, because the key would be sent to its target."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Return no request, so that the redirect itself is the answer."""
+        """Return no request, so that the redirect itself becomes the answer."""
 
 
 class _BusyError(Exception):
-    """The server is down, starting or overloaded: asking again may help."""
+    """The server is down, starting or overloaded; a retry may help."""
 
     def __init__(self, what: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(what)
@@ -231,7 +231,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
 
 
 def _seconds(header: str | None) -> float:
-    """Return the pause that the server asks for; a date, which it may also be, counts as none."""
+    """Return the pause that the server asks for; a date, which the header may also hold, counts as no pause."""
     try:
         return min(max(float(header or 0), 0.0), BACK_OFF_SECONDS_MAX)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Supervised warm-up: TRL's SFTTrainer on (prompt, answer) pairs, the loss on the answer alone.
+"""Supervised warm-up: TRL's SFTTrainer on (prompt, answer) pairs, with the loss on the answer alone.
 
-The same function pre-trains the tiny policy on the catalogue (attribute values → title) and teaches it the teacher's
-answers. It stops when the dev loss rises, or when the answers keep the format while the entropy is still well above 0:
-a policy that is sure of everything has nothing left to explore. The best epoch's weights are kept. Nothing but
-safetensors and JSON is written.
+One function pre-trains the tiny policy on the catalogue (attribute values → title) and teaches it the teacher's
+answers. It stops if the dev loss rises. It also stops when the answers keep the format, while the entropy is still well
+above 0, because a policy without entropy cannot explore. It keeps the best epoch's weights and writes only safetensors
+and JSON.
 """
 
 from __future__ import annotations
@@ -28,33 +28,35 @@ from streams.whole_file import write_file
 
 Pair = tuple[str, str]
 Progress = Callable[[str, int, int], None]
-"""Called with (what, steps done, steps in all)."""
+"""A function of (phase, steps done, steps in all)."""
 
 
 class WarmupError(SearchloopError, ValueError):
-    """The warm-up has nothing to learn from, or ended in numbers that are not finite."""
+    """The warm-up has no pairs to learn from, or its loss is not finite."""
 
 
 class WarmupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long and how fast the policy learns from pairs, and when it has learned enough."""
+    """Length and speed of the warm-up, and the conditions that end it."""
 
     epochs_max: Annotated[int, msgspec.Meta(ge=1, le=1000, description="passes over the pairs at most")] = 4
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1, description="AdamW, after the warm-up steps")] = 1e-3
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs an optimizer step")] = 32
-    warmup_share: Annotated[float, msgspec.Meta(ge=0, lt=1, description="of the steps, the rate rises linearly")] = 0.05
-    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="then falls so")] = "cosine"
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's")] = 0.01
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs per optimizer step")] = 32
+    warmup_share: Annotated[float, msgspec.Meta(ge=0, lt=1, description="share of steps with a rising rate")] = 0.05
+    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="decay of the rate")] = (
+        "cosine"
+    )
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's decoupled decay")] = 0.01
     tokens_max: Annotated[int, msgspec.Meta(ge=8, description="longer pairs are cut at the end")] = 192
     valid_enough: Annotated[
         float | None, msgspec.Meta(description="stop once this share of dev answers is valid; None: do not")
     ] = None
-    entropy_min: Annotated[float, msgspec.Meta(ge=0, description="nats a token; below it the warm-up stops")] = 0.2
-    dev_pairs_max: Annotated[int, msgspec.Meta(ge=0, description="pairs that each look at the dev set uses")] = 256
-    seed: Annotated[int, msgspec.Meta(ge=0, description="of the order of the pairs")] = 0
+    entropy_min: Annotated[float, msgspec.Meta(ge=0, description="nats per token; less ends the warm-up")] = 0.2
+    dev_pairs_max: Annotated[int, msgspec.Meta(ge=0, description="pairs in each evaluation on the dev set")] = 256
+    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the order of the pairs")] = 0
 
 
 class WarmupEpoch(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look at the dev pairs saw; losses and entropies in nats a token of the answer."""
+    """One evaluation on the dev pairs; losses and entropies are in nats per answer token."""
 
     epoch: int
     train_loss: float
@@ -64,7 +66,7 @@ class WarmupEpoch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WarmupReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How the warm-up went; `best_epoch` (from 1) is the one whose weights were kept."""
+    """The result of a warm-up; `best_epoch` (from 1) is the epoch whose weights were kept."""
 
     pairs: int
     steps: int
@@ -85,12 +87,13 @@ def warm_up(
     is_valid: Callable[[str], bool] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[Policy, WarmupReport]:
-    """Train the policy's weights on the pairs, keep the epoch with the lowest dev loss, save it in `out_dir`.
+    """Train the policy's weights on the pairs, keep the epoch with the lowest dev loss, and save it in `out_dir`.
 
-    pairs, dev_pairs: (rendered prompt, rendered answer); without dev pairs all epochs are run.
-    is_valid: says whether a text keeps the answer's format; the default reads one JSON list of strings in answer tags.
-    stop: asked after every step; once it says yes, nothing is saved and KeyboardInterrupt is raised. An exception from
-    a signal handler in the middle of a step was lost in the trainer once, and the warm-up ran on.
+    pairs, dev_pairs: (rendered prompt, rendered answer); without dev pairs, all epochs are run.
+    is_valid: tells whether a text keeps the answer's format; the default accepts one JSON list of strings in answer
+    tags.
+    stop: called after every step. Once it returns True, nothing is saved and KeyboardInterrupt is raised. We do not
+    raise from the signal handler: such an exception was once lost in the trainer, and the warm-up went on.
     Returns the saved policy (the same model object, trained) and the report, also written to `out_dir/warmup.json`.
     The same policy, pairs and settings give the same weights on one CPU thread.
     """
@@ -107,7 +110,7 @@ def warm_up(
     stopped = "epochs"
 
     class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no stubs
-        """Reports each step, looks at the dev pairs after each epoch, and stops the trainer."""
+        """Reports each step, evaluates the dev pairs after each epoch, and stops the trainer."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if progress is not None:
@@ -171,10 +174,11 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no stubs
-        """Applies the vocabulary to the answer's positions alone.
+        """Applies the vocabulary only to the answer's positions.
 
-        TRL 1.16 applies it to every position and masks afterwards: with a short answer behind a long prompt that was
-        75 % of the tiny policy's step. Same loss, mean over the answer tokens (tests/unit/test_warmup.py).
+        TRL 1.16 applies it to every position and masks afterwards. For a short answer after a long prompt, that took
+        75% of the tiny policy's step. The loss is the same, the mean over the answer tokens
+        (tests/unit/test_warmup.py).
         """
 
         def compute_loss(
@@ -184,7 +188,7 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
             return loss / (count if num_items_in_batch is None else num_items_in_batch)
 
     rows = [encode_pair(policy, pair, tokens_max=settings.tokens_max) for pair in pairs]
-    # The folder is never written to (save_strategy "no"), but the trainer wants one.
+    # The trainer requires a folder but never writes to it (save_strategy "no").
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
             output_dir=scratch,
@@ -207,7 +211,7 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
             dataloader_pin_memory=torch.cuda.is_available(),
             eos_token=policy.tokenizer.convert_ids_to_tokens(policy.stop_ids[0]),
         )
-        disable_progress_bars()  # Progress is told by `progress`, in one voice.
+        disable_progress_bars()  # `progress` alone reports the progress.
         trainer = AnswerTrainer(
             model=policy.model,
             args=arguments,
@@ -219,9 +223,9 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
 
 
 def answer_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed negative log-likelihood of the labelled tokens, and their number.
+    """Return the summed negative log-likelihood of the labeled tokens, and their number.
 
-    ids, mask, labels: [N, T]; label -100 is not learned. Works with LoRA, whose layers stand inside the base model.
+    ids, mask, labels: [N, T]; label -100 is not learned. LoRA also works, since its layers are inside the base model.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = causal.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
@@ -231,7 +235,7 @@ def answer_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[
 
 
 def encode_pair(policy: Policy, pair: Pair, *, tokens_max: int) -> dict[str, list[int]]:
-    """Return input_ids and labels (-100 on the prompt); an answer that does not end by itself gets the end token."""
+    """Return input_ids and labels (-100 on the prompt); an answer without a stop token gets the end token."""
     prompt = policy.tokenizer(pair[0], add_special_tokens=False)["input_ids"]
     answer = policy.tokenizer(pair[1], add_special_tokens=False)["input_ids"]
     if answer[-1] not in policy.stop_ids:
@@ -253,7 +257,7 @@ def measure_epoch(
     tokens_max: int,
     is_valid: Callable[[str], bool],
 ) -> WarmupEpoch:
-    """Return loss, entropy and the share of valid greedy answers on dev pairs; without pairs the last epoch is best."""
+    """Return loss, entropy and the share of valid greedy answers on dev pairs; without any, the last epoch is best."""
     if not pairs:
         return WarmupEpoch(epoch=epoch, train_loss=train_loss, dev_loss=-float(epoch), entropy=math.nan, valid=math.nan)
     policy.model.eval()
@@ -288,7 +292,7 @@ def measure_epoch(
 
 
 def is_answer(text: str) -> bool:
-    """Say whether the text is one JSON list of non-empty strings in answer tags."""
+    """Return whether the text is one JSON list of non-empty strings in answer tags."""
     if not (text.startswith("<answer>") and text.endswith("</answer>")):
         return False
     try:

@@ -1,7 +1,7 @@
-"""The two workers of this room: one writes groups, one learns from their rewards.
+"""The learner's two workers: the generator writes groups, and the learner learns from their rewards.
 
-Both are loops over `streams.delivery`: the formulas, the sampling and the files live in the modules under it. What they
-read of the stream beside their records stands in `learner.following` and `learner.intake`.
+Both are loops over `streams.delivery`. The modules below hold the formulas, the sampling and the files.
+`learner.following` and `learner.intake` read the other parts of the stream that the workers need.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def run_generator(
 ) -> None:
     """Write a group for every request that the learner has granted, with the newest version.
 
-    open_version: where the policy is: in this process, or at a server. A server that is down is waited for with the
-    partitions paused; past the limit the requests lie among the dead letters, to be sent again.
+    open_version: determines where the policy runs: in this process or on a server. If the server is down, the generator
+    pauses its partitions and waits. Past the time limit, the requests become dead letters, to be sent again.
     """
     producer = connect_producer(kafka, client_id=f"{run}-{member}")
     outbox = Outbox(producer, run, stage="generator", settings=delivery)
@@ -86,20 +86,20 @@ def run_generator(
     work = Working(consumer, stop, waiting=lambda: stalls.waiting_for(f"the policy, to answer {len(waiting)} requests"))
     try:
         while not stop():
-            # With nothing allowed to be written, the only news to wait for is a newer version; with none at all, a wait
-            # that is long enough for a starved broker's answer: a poll that ends too soon forgets what it asked.
+            # If no request may be answered, only a newer version can change that. Without any version, wait longer,
+            # since a broker that lacks CPU time answers late, and a poll that ends too soon forgets its request.
             no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
             versions.follow(outbox, wait_seconds=0.0 if wanted > 0 and versions.loaded is not None else no_version)
             wanted = min(chunk - len(waiting), _room(consumer, versions, batch))
             if versions.loaded is None:
                 stalls.waiting_for("a policy version that can be loaded")
             elif not waiting:
-                stalls.progress()  # No request that may be answered is no stall: what it waits for stands in `status`.
+                stalls.progress()  # Having no granted request is not a stall; `status` shows what it waits for.
             if wanted > 0 and versions.loaded is not None:
                 fetched = _fetch(consumer, versions, batch, delivery, records_max=wanted)
                 since = time.monotonic() if fetched or not waiting else since
                 waiting += fetched
-            elif consumer.assignment():  # Before it has joined its group there is no membership to keep alive.
+            elif consumer.assignment():  # Before it joins its group, there is no membership to keep alive.
                 with paused(consumer) as keep_alive:
                     keep_alive()
             lingered = time.monotonic() - since > generation.linger_seconds
@@ -122,7 +122,7 @@ def run_generator(
                     partial(work, write), partial(_give_up, requests, unfit, outbox), consumer, stop, delivery
                 )
                 if groups is None:
-                    break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
+                    break  # Stopped while waiting: nothing was decided, so nothing is committed.
                 kept = still_owned(consumer, waiting)
                 owned = {record.position: record for record in kept}
                 for place, reason in unfit.items():
@@ -154,11 +154,11 @@ def run_learner(
     stop: Stop,
     origin: str = "",
 ) -> None:
-    """Turn rewards into policy versions, going on from the newest checkpoint, until told to stop.
+    """Turn rewards into policy versions, from the newest checkpoint on, until `stop` is set.
 
-    updates_max: after this many steps since the warm-up it learns no more, and waits to be stopped; 0 means no limit.
-    origin: the run whose requests or generations were copied into this one's topics, "" if none was.
-    Raises DeliveryError if another learner holds this run: two of them would train every group twice.
+    updates_max: after this many steps since the warm-up, the learner stops learning and waits for `stop`; 0: no limit.
+    origin: the run whose requests or generations were copied into this run's topics; "" if none was.
+    Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
     """
     checkpoints = run_dir / "checkpoints"
     with _only_one(run_dir / "learner.lock", f"learner of run {run!r}"):
@@ -182,7 +182,7 @@ def run_learner(
                 member=f"{run}-{member}",
             ) as intake:
                 intake.grant(_steps_left(state, updates_max))
-                # Said again on purpose: the last life may have ended between the checkpoint and its announcement.
+                # Announce again: an earlier process may have ended between the checkpoint and its announcement.
                 _announce(outbox, state, folder, intake, update=True)
                 while not stop():
                     steps_left = _steps_left(state, updates_max)
@@ -222,7 +222,7 @@ def run_learner(
 
 
 def _kept_versions(checkpoints: Path) -> set[PolicyRef]:
-    """Return the versions whose checkpoints are there: those that a fresh group may have been written by."""
+    """Return the versions whose checkpoints exist; only these may have written a fresh group."""
     found = set()
     for folder in checkpoints.glob("*-*-*"):
         with suppress(CheckpointError):
@@ -231,9 +231,9 @@ def _kept_versions(checkpoints: Path) -> set[PolicyRef]:
 
 
 def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
-    """Return how far the learner has used the requests up: where a generator begins whose group has no offsets.
+    """Return how far the learner has used up the requests: the start of a generator whose group has no offsets.
 
-    Kafka forgets a group's offsets after a week without members; what was answered before must not be answered again.
+    Kafka forgets a group's offsets after a week without members, and no request may be answered twice.
     """
     said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
     ends = requests_end(kafka, run)
@@ -243,7 +243,7 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
 
 
 def _steps_left(state: Learner, updates_max: int) -> int | None:
-    """Return how many updates may still be made; None if there is no limit."""
+    """Return the number of updates that may still be made; None if there is no limit."""
     return max(updates_max - state.step, 0) if updates_max else None
 
 
@@ -269,14 +269,14 @@ def _give_up(
     error: TransientError,
     attempts: int,
 ) -> list[Generation]:
-    """Keep the requests among the dead letters; the batch that waits for them goes ahead without."""
+    """Put the requests into the dead letters; the batch that waits for them continues without them."""
     for record, _ in requests:
         outbox.bury(record, unfit.pop(record.position, str(error)), attempts=attempts)
     return []
 
 
 def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings) -> int:
-    """Return how many more requests may be taken now, records already in hand not among them."""
+    """Return how many more requests may be taken now, without the records already in hand."""
     assigned = consumer.assignment()
     if not assigned:
         return batch.groups  # Not assigned yet: only a poll can bring the assignment.
@@ -284,7 +284,7 @@ def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettin
 
 
 def _granted(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings) -> dict[Any, int]:
-    """Return per assigned partition how many requests may be taken; one where reading has not begun counts as one."""
+    """Return, per assigned partition, how many requests may be taken; 1 if reading has not begun there."""
     room = {}
     for item in consumer.assignment():
         at = known_position(consumer, item)
@@ -300,7 +300,7 @@ def _fetch(
     *,
     records_max: int,
 ) -> list[Received]:
-    """Return the next requests that are granted; a record beyond the grant is given back to its partition."""
+    """Return the next granted requests; a record beyond the grant is returned to its partition."""
     room = _granted(consumer, versions, batch)
     consumer.pause(*(item for item, count in room.items() if not count))
     consumer.resume(*(item for item, count in room.items() if count))
@@ -319,9 +319,9 @@ def _fetch(
 
 
 def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool) -> None:
-    """Publish the version in `folder` with what is granted; update: also the update that made it, first.
+    """Publish the version in `folder` with the granted requests, after its checkpoint is durable.
 
-    Its checkpoint is durable by now.
+    update: True publishes first the update that made the version.
     """
     if update and state.manifest.update is not None:
         outbox.send(state.manifest.update)

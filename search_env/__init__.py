@@ -1,6 +1,6 @@
-"""The search environment: generated text in, rewards out.
+"""The search environment: it takes generated text and gives rewards.
 
 Read the rooms in this order: `catalogue`, `queries`, `models`, `engine`, `summaries`, then a wing for each recipe
-(`leser`, `relsum`, `resume`). `environments` says what an environment is, and `workers` puts one onto Kafka. A room
-imports only rooms that stand before it in this list.
+(`leser`, `relsum`, `resume`). `environments` defines an environment, and `workers` connects one to Kafka. A room
+imports only rooms before it in this list.
 """

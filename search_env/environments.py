@@ -1,8 +1,8 @@
-"""What an environment is: groups of generated texts in, one reward event for each group out.
+"""Environments: each takes groups of generated texts and gives one reward event per group.
 
-`Environment` is what the worker asks for. `ScoringEnvironment` is the skeleton that every recipe's environment stands
-on: it makes the reward events, so that a recipe decides about outcomes alone. `ShuffledRewards` is the control that
-must not gain.
+`Environment` is the interface that the worker needs. `ScoringEnvironment` is the common base of the recipes'
+environments: it makes the reward events, so that a recipe decides only about outcomes. `ShuffledRewards` is the control
+that must not gain.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import msgspec
 from streams.events import Generation, Hit, Outcome, Position, Reward
 
 Input = tuple[Generation, Position, str]
-"""One group as it is scored: the generation, its place in the log, and the sha256 of its bytes."""
+"""One group to score: the generation, its place in the log, and the sha256 of its bytes."""
 
 Inputs = Sequence[Input]
 
 
 class Rejected(NamedTuple):
-    """Why a generated text could not be read, in one line."""
+    """The reason why a generated text could not be read, in one line."""
 
     reason: str
 
 
 class Environment(Protocol):
-    """What the worker asks for: rewards for groups, or failures for groups that could not be scored."""
+    """The interface that the worker needs: rewards for groups, or failures for groups that could not be scored."""
 
     def score_many(self, inputs: Inputs) -> list[Reward]:
         """Return one reward for each group, in order."""
@@ -39,12 +39,12 @@ class Environment(Protocol):
 
 
 class ScoringEnvironment(ABC):
-    """An environment that names one index, one model and one formula in every reward that it gives."""
+    """An environment whose rewards all name one index, one model and one formula."""
 
     def __init__(self, *, index: str, relevance_model: str, reward_sha256: str) -> None:
         """index: the version that was searched or read. relevance_model: the version of the model that scored.
 
-        reward_sha256: hash of everything else that a reward depends on: formula, caps and settings.
+        reward_sha256: hash of everything else on which a reward depends: formula, caps and settings.
         """
         self.index = index
         self.relevance_model = relevance_model
@@ -56,7 +56,7 @@ class ScoringEnvironment(ABC):
 
     @abstractmethod
     def readable(self, generation: Generation) -> Iterable[bool]:
-        """Return for each candidate whether its text can be read; a failed outcome says so too."""
+        """Return, for each candidate, whether its text can be read; failed outcomes also state this."""
 
     def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
         """Return one reward for each group whose candidates are all `failed`."""
@@ -78,14 +78,14 @@ class ScoringEnvironment(ABC):
             reward_sha256=self.reward_sha256,
             raw_hits=raw_hits,
             search_body=search_body,
-            made_at_ms=generation.made_at_ms,  # No clock: a replay has to give the same bytes.
+            made_at_ms=generation.made_at_ms,  # Not the clock: a replay must give the same bytes.
         )
 
 
 class ShuffledRewards:
-    """Another environment, with each group's rewards permuted among its own scored candidates.
+    """Another environment with each group's rewards permuted among its own scored candidates.
 
-    Means, spread and validity of the rewards stay, but a reward says nothing about its candidate. The permutation is
+    Means, spread and validity of the rewards stay, but a reward no longer belongs to its candidate. The permutation is
     drawn from the group's id, so a replay draws the same one.
     """
 
@@ -102,7 +102,7 @@ class ShuffledRewards:
 
 
 def all_failed(readable: Iterable[bool], error: str) -> tuple[Outcome, ...]:
-    """Return a failed outcome for each candidate, all for the same reason."""
+    """Return a failed outcome for each candidate, all with the same reason."""
     return tuple(Outcome(status="failed", valid=valid, error=error) for valid in readable)
 
 

@@ -1,4 +1,4 @@
-"""The worker of this room: it answers every group with the rewards of its candidates."""
+"""The search environment's worker: it answers every group with the rewards of its candidates."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def run_environment(
     member: str,
     stop: Stop,
 ) -> None:
-    """Score every generation, in input order per partition, until told to stop.
+    """Score every generation, in input order per partition, until `stop` is set.
 
-    A search engine that is down is waited for with the partitions paused; past the limit the groups end as `failed` and
-    lie among the dead letters. It is never a reward of 0. However long the scoring takes, the worker stays a member of
-    its group, and commits what it has scored once.
+    If the search engine is down, the worker pauses its partitions and waits. Past the time limit, the groups end as
+    `failed` and become dead letters; they never get a reward of 0. However long the scoring takes, the worker stays a
+    member of its group and commits each scored group once.
     """
     producer = connect_producer(kafka, client_id=f"{run}-{member}")
     outbox = Outbox(producer, run, stage="environment", settings=delivery)
@@ -53,7 +53,7 @@ def run_environment(
     try:
         while not stop():
             records = poll(consumer, delivery)
-            stalls.progress()  # No generation to score is no stall: what it waits for stands in `status`.
+            stalls.progress()  # Having no generation to score is not a stall; `status` shows what it waits for.
             if not records:
                 continue
             good = decode_or_bury(records, Generation, outbox)
@@ -66,7 +66,7 @@ def run_environment(
 
             rewards = with_retries(score, partial(_give_up, environment, good, outbox), consumer, stop, delivery)
             if rewards is None:
-                break  # Asked to stop while waiting: nothing was decided, so nothing is committed.
+                break  # Stopped while waiting: nothing was decided, so nothing is committed.
             kept = still_owned(consumer, records)
             owned = {record.position: record for record in kept}
             for reward in rewards:
@@ -87,7 +87,7 @@ def _give_up(
     error: TransientError,
     attempts: int,
 ) -> list[Reward]:
-    """End the groups as `failed`, and keep their records among the dead letters to be sent again."""
+    """End the groups as `failed`, and put their records into the dead letters, to be sent again."""
     for record, _ in good:
         outbox.bury(record, str(error), attempts=attempts)
     inputs = [(event, record.position, content_sha256(record.value or b"")) for record, event in good]

@@ -1,1 +1,1 @@
-"""The catalogue: documents and their attributes, the words in them, what shoppers ask for, and a generated one."""
+"""The catalogue: documents, their attributes and words, shoppers' demand, and a generated catalogue."""

@@ -1,10 +1,10 @@
-"""The `english` analyzer in Python: the same terms as the index holds, without asking the index.
+"""The `english` analyzer in Python: it gives the terms that the index holds, without a request to the index.
 
-Follows Lucene's EnglishAnalyzer: standard tokenizer, possessive 's removed, lower case, stop words, Porter stemmer
-(M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980). Features, feedback terms and intents need the
+It follows Lucene's EnglishAnalyzer: standard tokenizer, no possessive 's, lower case, stop words, Porter stemmer (M. F.
+Porter, "An algorithm for suffix stripping", Program 14(3), 1980). Features, feedback terms and intents need the
 terms of thousands of documents at once, and one search must stay one request. We differ in the tokenizer: a regular
-expression for UAX #29 that knows letters, digits and the marks inside words, and no Thai, Han or emoji rules;
-`tests/services/test_analysis.py` compares with the engine's `_analyze`.
+expression approximates UAX #29. It covers letters, digits and the marks inside words, but has no Thai, Han or emoji
+rules. `tests/services/test_analysis.py` compares it with the engine's `_analyze`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 from functools import lru_cache
 
 # UAX #29: letters and digits join; . ' ’ : · hold letters together, . , ; ' hold digits together; _ joins all. Raised
-# digits and fractions (category No) are no letters. The signs at the end are emoji to Unicode, and so terms to Lucene:
-# ® and ™ stand in every tenth product title.
+# digits and fractions (category No) are not letters. The signs at the end are emoji in Unicode, and therefore terms in
+# Lucene: ® and ™ are in every tenth product title.
 _NUMBER_SIGNS = "²³¹¼-¾⁰-₟①-⓿⅐-⅟↉❶-➓㆒-㆕㈠-㉇"
 _EMOJI = (
     "©®‼⁉™ℹ↔-↙↩↪⌚⌛⏩-⏺☀-☄☎☑☔☕☺♀♂♈-♓♠♣♥♦♻♾♿⚒-⚗⚙⚛⚜⚠⚡✂✅✈-✏✒✔✖✝✡✨✳✴❄❇❌❎❓-❕❗❣❤➕-➗➡\U0001f300-\U0001faff"
@@ -30,7 +30,7 @@ STOP_WORDS = frozenset((
 
 
 def surface_tokens(text: str) -> list[str]:
-    """Return the lower-cased words of a text, possessives cut, stop words kept, unstemmed."""
+    """Return the lower-cased words of a text, without possessive endings, with stop words, unstemmed."""
     tokens = []
     for token in _TOKEN.findall(text):
         if token[0] == "_" and _ONLY_UNDERSCORES.fullmatch(token):
@@ -42,12 +42,12 @@ def surface_tokens(text: str) -> list[str]:
 
 
 def plain_words(text: str) -> str:
-    """Return a text's words with a blank between them: queries that say the same words are the same query."""
+    """Return a text's words, separated by blanks; queries with the same words are the same query."""
     return " ".join(surface_tokens(text))
 
 
 def analyze(text: str) -> list[str]:
-    """Return the index terms of a text, in order: what `english` makes of it."""
+    """Return the index terms of a text, in order, as `english` gives them."""
     return [stem(token) for token in surface_tokens(text) if token not in STOP_WORDS]
 
 
@@ -69,7 +69,7 @@ def _is_consonant(word: str, position: int) -> bool:
 
 
 def _measure(stem_: str) -> int:
-    """Porter's m: how many vowel-consonant sequences the stem has."""
+    """Return Porter's m, the number of the stem's vowel-consonant sequences."""
     count, previous_vowel = 0, False
     for position in range(len(stem_)):
         consonant = _is_consonant(stem_, position)
@@ -126,7 +126,7 @@ def _step1(word: str) -> str:
     return word
 
 
-# Lucene (as Porter's own later C code) has "bli" and "logi", where the paper has "abli" and nothing.
+# Lucene, like Porter's own later C code, has "bli" and "logi"; the paper has "abli" and no rule for "logi".
 _STEP2 = (
     ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"), ("bli", "ble"),
     ("alli", "al"), ("entli", "ent"), ("eli", "e"), ("ousli", "ous"), ("ization", "ize"), ("ation", "ate"),

@@ -1,8 +1,8 @@
-"""A catalogue's structured attributes, and how a shopper would say them.
+"""A catalogue's structured attributes, and the phrases that shoppers use for them.
 
 An attribute is one (key, value) of `metadata.attributes`; `metadata.brand` (or an attribute `brand`) is kept apart. A
-value is said as a phrase: "Pigment-based ink", "touchscreen" for a true boolean, "4 gb" or "processor threads 2" for a
-number, which means nothing without its unit or its name.
+value becomes a phrase: "Pigment-based ink", or "touchscreen" for a true boolean. A number means nothing without its
+unit or its name, so it becomes "4 gb" or "processor threads 2".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PHRASE_CHARACTERS_MAX = 60
 PHRASE_WORDS_MAX = 7
 VALUES_PER_DOCUMENT_MAX = 200
 
-# Words in a key that speak of logistics or bookkeeping: no shopper asks for a pallet's layer.
+# Words in keys of logistics or bookkeeping: no shopper asks for a pallet's layer.
 LOGISTIC_WORDS = frozenset({
     "package", "packaging", "packed", "pallet", "pallets", "master", "outer", "shipping", "gross", "harmonized", "hs",
     "code", "codes", "oem", "ean", "gtin", "upc", "sku", "asin", "url", "link", "date", "change", "status", "launch",
@@ -30,7 +30,7 @@ LOGISTIC_WORDS = frozenset({
     "shock", "vibration", "archival", "years",
 })  # fmt: skip
 
-# The unit is named by the end of a key. Only what is common to many catalogues; other numbers are said with their key.
+# The end of a key determines the unit. Only units common to many catalogues; other numbers are said with their key.
 UNITS = {
     "internal_memory": "gb", "total_storage_capacity": "gb",
     "hdd_capacity": "gb", "ssd_capacity": "gb", "display_diagonal": "inch", "processor_frequency": "ghz",
@@ -47,7 +47,7 @@ _LETTERS = re.compile(r"[^\W\d_]{2}")
 
 
 class Attribute(NamedTuple):
-    """One structured value: `key` and `value` name it exactly; `phrase` and `name` are how a shopper says them."""
+    """One structured value: `key` and `value` name it exactly; `phrase` and `name` are a shopper's words for it."""
 
     key: str
     value: str
@@ -56,7 +56,7 @@ class Attribute(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """Attributes in a form that is not understood: of how many documents, and the first of them with what it has."""
+    """Attributes in an unknown form: the number of documents, the first of them, and the form found there."""
 
     documents: int
     example: str
@@ -64,13 +64,13 @@ class Unread(NamedTuple):
 
 
 def raw_attributes(document: Document) -> Mapping[str, Any]:
-    """Return `metadata.attributes` as it stands; empty where it is missing or no object."""
+    """Return `metadata.attributes` unchanged; empty if it is missing or not an object."""
     attributes = document.metadata.get("attributes")
     return attributes if isinstance(attributes, dict) else {}
 
 
 def document_attributes(document: Document) -> list[Attribute]:
-    """Return what a document's attributes say, in their own order; empty where the catalogue has none."""
+    """Return a document's attributes as phrases, in their own order; empty if the catalogue has none."""
     found: list[Attribute] = []
     for key, value in raw_attributes(document).items():
         for item in _several(value):
@@ -84,19 +84,19 @@ def document_attributes(document: Document) -> list[Attribute]:
 
 
 def _several(value: Any) -> Sequence[Any]:
-    """Return the values that stand under one key: those of a list, or the one that is there."""
+    """Return the values under one key: the items of a list, or the single value."""
     return value if isinstance(value, list) else (value,)
 
 
 @lru_cache(maxsize=200_000)
 def _attribute(key: str, value: str | bool | float, boolean: bool) -> Attribute | None:
-    """Return a value as it is said; `boolean` keeps True apart from 1 in the cache."""
+    """Return a value with its phrase; `boolean` separates True from 1 in the cache."""
     phrase = value_phrase(key, value)
     return Attribute(key, _exact(value), phrase, key_name(key)) if phrase else None
 
 
 def document_brand(document: Document) -> str:
-    """Return the brand, or "" where there is none."""
+    """Return the brand, or "" if there is none."""
     brand = document.metadata.get("brand")
     if not isinstance(brand, str):
         brand = raw_attributes(document).get("brand")
@@ -104,16 +104,16 @@ def document_brand(document: Document) -> str:
 
 
 def unread_attributes(documents: Iterable[Document]) -> Unread | None:
-    """Return which attributes `document_attributes` passes over for their form, None where it reads them all.
+    """Return the attributes whose form `document_attributes` cannot read; None if it reads them all.
 
-    null stands for no attribute, and is no such form.
+    null means that there is no attribute, so it is not an unknown form.
     """
     found = [(document.id, what) for document in documents if (what := _unread(document.metadata.get("attributes")))]
     return Unread(len(found), *found[0]) if found else None
 
 
 def _unread(attributes: Any) -> str:
-    """Return what is there instead of an object of values, "" where nothing is."""
+    """Return a description of a value that is not an object of values; "" if there is none."""
     if attributes is None:
         return ""
     if not isinstance(attributes, dict):
@@ -126,9 +126,9 @@ def _unread(attributes: Any) -> str:
 
 
 def query_attributes(query: Query) -> list[tuple[str, str]]:
-    """Return the (key, value) pairs that a query was made from, as `metadata.attributes` has them in intents.
+    """Return the (key, value) pairs from which a query was made, as intents store them in `metadata.attributes`.
 
-    Empty for a query with any other metadata: a file of queries may hold anything there.
+    Empty for a query with any other metadata, since a file of queries may contain anything there.
     """
     match query.metadata.get("attributes"):
         case [*pairs] if all(_is_texts(pair) and len(pair) == 2 for pair in pairs):
@@ -137,7 +137,7 @@ def query_attributes(query: Query) -> list[tuple[str, str]]:
 
 
 def query_keys(query: Query) -> list[str]:
-    """Return the attribute keys that a query asks for: `metadata.keys` of judged lists, or its attributes'."""
+    """Return the attribute keys that a query asks for: `metadata.keys` of judged lists, or its attributes' keys."""
     keys = query.metadata.get("keys")
     return list(keys) if _is_texts(keys) else [key for key, _ in query_attributes(query)]
 
@@ -147,7 +147,7 @@ def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
 
 
 def has_attributes(documents: Iterable[Document]) -> bool:
-    """Say whether any document has attributes that can be said."""
+    """Return whether any document has attributes that have a phrase."""
     return any(document_attributes(document) for document in documents)
 
 
@@ -158,7 +158,7 @@ def key_name(key: str) -> str:
 
 
 def value_phrase(key: str, value: Any) -> str:
-    """Return how a shopper says a value, or "" if nobody would (false, too long, no word in it and no name)."""
+    """Return a shopper's phrase for a value; "" if it has none (false, too long, or without a word and a name)."""
     name = key_name(key)
     if not name:
         return ""
@@ -180,7 +180,7 @@ def value_phrase(key: str, value: Any) -> str:
 
 @lru_cache(maxsize=50_000)
 def is_logistic(key: str) -> bool:
-    """Say whether a key is about packing, codes or dates rather than the product."""
+    """Return whether a key is about packing, codes or dates rather than the product."""
     return any(word in LOGISTIC_WORDS for word in key_name(key).split())
 
 

@@ -1,9 +1,9 @@
-"""Documents, queries, judgments and runs, read from and written to the field's own file formats.
+"""Documents, queries, judgments and rankings, read from and written to the standard file formats of search.
 
 Corpora and queries are BEIR-style JSON lines: `_id`, `title`, `text`, `metadata`. Judgments are TREC qrels (four
-columns) or BEIR's three-column TSV with a header. Rankings are TREC runs (six columns). How files, texts and numbers
-are read is said once, in `streams.inputs`. Every error names the file, the line, what was expected, what came, and what
-to do.
+columns) or BEIR's three-column TSV with a header. Rankings are TREC runs (six columns). `streams.inputs` defines how
+files, texts and numbers are read. Every error names the file, the line, the expected value, the value found, and the
+remedy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TITLE_CHARACTERS_MAX = 1_000
 TEXT_CHARACTERS_MAX = 50_000
 METADATA_CHARACTERS_MAX = 4_000
 
-# What stands in the first line of three-column judgments: BEIR's header, and the same said in other words. Nothing else
-# is taken for a header, since a first judgment would be lost with it.
+# The names in the header of three-column judgments: BEIR's, and synonyms. No other line counts as a header, because the
+# first judgment would be lost with it.
 HEADER = (
     frozenset({"query-id", "query", "qid", "topic"}),
     frozenset({"corpus-id", "document-id", "doc-id", "docid", "document", "doc"}),
@@ -43,7 +43,7 @@ class CorpusError(InputError):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """One document; `metadata` is free JSON, of which `attributes` (key → value) and `brand` are understood."""
+    """One document. `metadata` is free JSON; only its `attributes` (key → value) and `brand` are interpreted."""
 
     id: str
     title: str
@@ -52,7 +52,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """One query; `metadata` is free JSON (intents keep the structure there that made them)."""
+    """One query. `metadata` is free JSON; intents store there the structure from which they were made."""
 
     id: str
     text: str
@@ -67,7 +67,7 @@ class Ranking(NamedTuple):
 
 
 class UnknownIds(NamedTuple):
-    """Judgments that name a query or a document which is not there; `examples` holds the first few of each."""
+    """Judgments that name an unknown query or document; `examples` holds the first few of each."""
 
     judgments: int
     queries: int
@@ -78,8 +78,8 @@ class UnknownIds(NamedTuple):
 def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) -> Iterator[Document]:
     """Yield the documents of a BEIR-style JSONL file, one at a time.
 
-    tell: is told at the end, in a line each, what of the texts was cut. kept: it is a file that we wrote, whose texts
-    are left as they stand.
+    tell: called at the end, once per line, to report which texts were cut. kept: True for a file that we wrote, whose
+    texts stay unchanged.
     Raises CorpusError for a missing or damaged file, malformed JSON, a wrong type, a duplicate id, or no document.
     """
     file = InputFile(path, "corpus", error=CorpusError)
@@ -105,7 +105,7 @@ def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) 
 def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
     """Return the queries of a JSONL file; each has an `_id` and a `text` that is not blank.
 
-    tell: as in `load_corpus`. Raises CorpusError as `load_corpus` does, for a query without text, and for documents.
+    tell: as in `load_corpus`. Raises CorpusError as `load_corpus` does, also for a query without text and for a corpus.
     """
     file = InputFile(path, "queries", error=CorpusError)
     line_of: dict[str, int] = {}
@@ -136,10 +136,11 @@ def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
 def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
     """Return the grades of a qrels file, `{query id: {document id: grade}}`.
 
-    Reads TREC (`query iteration document grade`, any white space) and BEIR (`query-id corpus-id score` with a header).
-    tell: is told how many judgments stand there twice, with the same grade.
-    Raises CorpusError for a wrong number of columns, a grade that is no integer or out of range, an id that cannot be
-    one, or one pair with two grades.
+    It reads TREC (`query iteration document grade`, any white space) and BEIR (`query-id corpus-id score` with a
+    header).
+    tell: called with the number of judgments that occur twice with the same grade.
+    Raises CorpusError for a wrong number of columns, a grade that is not an integer or out of range, an invalid id, or
+    one pair with two grades.
     """
     file = InputFile(path, "qrels", error=CorpusError)
     qrels: Qrels = {}
@@ -159,13 +160,13 @@ def load_qrels(path: str | Path, *, tell: Tell = tell_log) -> Qrels:
             if columns == 3 and _is_header(fields):
                 continue
         if len(fields) != columns:
-            raise file.error(f"expected {columns} columns, got {len(fields)}. Mend the line.", number)
+            raise file.error(f"expected {columns} columns, got {len(fields)}. Fix the line.", number)
         query_id, document_id = _visible(fields[0], file, number), _visible(fields[-2], file, number)
         grade = read_grade(fields[-1])
         if grade is None:
             raise file.error(
                 f"expected an integer grade, got '{fields[-1][:40]}' (grades go from -{GRADE_MAX} to {GRADE_MAX}). "
-                "Mend the line.",
+                "Fix the line.",
                 number,
             )
         of_query = qrels.setdefault(query_id, {})
@@ -193,10 +194,10 @@ def check_qrels(
     unknown: Literal["report", "strict"] = "report",
     source: str = "qrels",
 ) -> UnknownIds:
-    """Count the judgments whose query or document is unknown.
+    """Return the number of judgments with an unknown query or document, and examples.
 
-    A pooled qrels file often judges more than one corpus holds, so the default only reports.
-    Raises CorpusError if all of them are unknown; with `unknown="strict"`, if any is.
+    A pooled qrels file often judges more documents than one corpus holds, so the default only reports them.
+    Raises CorpusError if all judgments are unknown; with `unknown="strict"`, if any is.
     """
     known_queries, known_documents = set(query_ids), set(document_ids)
     queries, documents, judgments = [], dict[str, None](), 0
@@ -219,14 +220,14 @@ def check_qrels(
 
 
 def write_qrels(path: str | Path, qrels: Qrels) -> None:
-    """Write BEIR's three-column TSV with its header; the file is complete or absent, never half."""
+    """Write BEIR's three-column TSV with its header, completely or not at all."""
     rows = ["query-id\tcorpus-id\tscore"]
     rows += [f"{query}\t{document}\t{grade}" for query, grades in qrels.items() for document, grade in grades.items()]
     write_whole(path, "\n".join(rows) + "\n")
 
 
 def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
-    """Write queries as BEIR-style JSON lines (with `metadata` where there is some)."""
+    """Write queries as BEIR-style JSON lines, with `metadata` if there is any."""
     rows = []
     for query in queries:
         record: dict[str, Any] = {"_id": query.id, "text": query.text}
@@ -251,9 +252,9 @@ def write_run(path: str | Path, run: Mapping[str, Ranking], *, tag: str) -> None
 def read_run(path: str | Path, *, may_be_empty: bool = False) -> dict[str, Ranking]:
     """Return a TREC run's rankings, ordered by score, ties by document id; the rank column is not trusted.
 
-    may_be_empty: a run that found nothing at all is one, too.
-    Raises CorpusError for a wrong number of columns, a score that is no finite number, a rank that is no whole number,
-    an id that cannot be one, or a document listed twice.
+    may_be_empty: True accepts a run without any ranked document.
+    Raises CorpusError for a wrong number of columns, a score that is not a finite number, a rank that is not a whole
+    number, an invalid id, or a document that is listed twice.
     """
     file = InputFile(path, "run", error=CorpusError)
     scores: dict[str, dict[str, float]] = {}
@@ -268,11 +269,11 @@ def read_run(path: str | Path, *, may_be_empty: bool = False) -> dict[str, Ranki
         query_id, document_id = _visible(fields[0], file, number), _visible(fields[2], file, number)
         if read_rank(fields[3]) is None:
             raise file.error(
-                f"expected a whole rank from 0 to {RANK_MAX}, got '{fields[3][:40]}'. Mend the line.", number
+                f"expected a whole rank from 0 to {RANK_MAX}, got '{fields[3][:40]}'. Fix the line.", number
             )
         score = read_score(fields[4])
         if score is None:
-            raise file.error(f"expected a finite score, got '{fields[4][:40]}'. Mend the line.", number)
+            raise file.error(f"expected a finite score, got '{fields[4][:40]}'. Fix the line.", number)
         of_query = scores.setdefault(query_id, {})
         if document_id in of_query:
             raise file.error(f"document '{document_id}' is listed twice for query '{query_id}'. Keep one.", number)
@@ -283,15 +284,15 @@ def read_run(path: str | Path, *, may_be_empty: bool = False) -> dict[str, Ranki
 
 
 def rank_by_score(ids: Sequence[str], scores: Sequence[float]) -> Ranking:
-    """Order documents by score, best first, ties by document id ascending: the one tie rule of this project."""
+    """Return documents by score, best first, ties by document id ascending: the one tie rule of this project."""
     order = sorted(range(len(ids)), key=lambda position: (-scores[position], ids[position]))
     return Ranking([ids[position] for position in order], [float(scores[position]) for position in order])
 
 
 def write_whole(path: str | Path, text: str | bytes) -> None:
-    """Write a file so that a reader sees all of it or none: aside first, then renamed into place.
+    """Write a file completely or not at all: to a temporary file first, which is then renamed.
 
-    A pipe or device, as /dev/stdout, is written to as it is. Raises CorpusError if the file cannot be written.
+    A pipe or device, such as /dev/stdout, is written to directly. Raises CorpusError if the file cannot be written.
     """
     target = Path(path)
     data = text.encode() if isinstance(text, str) else text
@@ -311,11 +312,11 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
 def _identifier(record: dict[str, Any], file: InputFile, number: int, line_of: dict[str, int]) -> str:
     value = record.get("_id")
     if not isinstance(value, str):
-        raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Fix the line.", number)
     if read_id(value) is None or any(character.isspace() for character in value):
         raise file.error(
-            f"expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (run files separate by them), got "
-            f"{value[:60]!r}. Rename it.",
+            f"expected an '_id' of 1 to {ID_BYTES_MAX} visible bytes without spaces (they separate run columns), "
+            f"got {value[:60]!r}. Rename it.",
             number,
         )
     if value in line_of:
@@ -329,7 +330,7 @@ def _string(record: dict[str, Any], field: str, file: InputFile, number: int) ->
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise file.error(f"expected '{field}' to be a string, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected '{field}' to be a string, got {json_kind(value)}. Fix the line.", number)
     return value
 
 
@@ -338,19 +339,19 @@ def _metadata(record: dict[str, Any], file: InputFile, number: int) -> dict[str,
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise file.error(f"expected 'metadata' to be an object, got {json_kind(value)}. Mend the line.", number)
+        raise file.error(f"expected 'metadata' to be an object, got {json_kind(value)}. Fix the line.", number)
     return value
 
 
 def _visible(identifier: str, file: InputFile, number: int) -> str:
-    """Return a column that is an id. Raises the file's error if it holds hidden characters or is too long."""
+    """Return a column that is an id. Raises the file's error if it contains hidden characters or is too long."""
     if read_id(identifier) is None:
         raise file.error(
-            f"expected ids of 1 to {ID_BYTES_MAX} visible bytes, got {identifier[:60]!r}. Mend the line.", number
+            f"expected ids of 1 to {ID_BYTES_MAX} visible bytes, got {identifier[:60]!r}. Fix the line.", number
         )
     return identifier
 
 
 def _is_header(fields: Sequence[str]) -> bool:
-    """Return whether the three columns are named, and no judgment."""
+    """Return whether the three columns are a header instead of a judgment."""
     return all(name.lower().replace("_", "-") in known for name, known in zip(fields, HEADER, strict=True))

@@ -1,9 +1,9 @@
-"""Demand: which attribute keys shoppers ask for, made once per catalogue and kept as one file.
+"""Demand: how often shoppers ask for each attribute key, made once per catalogue and kept in one file.
 
-Every query set of the summary task, training and held out, draws its keys from this one file; a demand that each
-process made for itself differed from process to process in a pilot, because the order of a set is not a function of
-what is in it. Demand is skewed as query logs are: the key at place r has the weight r^(−exponent). Which key has which
-place is drawn by a seed and owes nothing to how many products have it.
+Every query set of the summary recipes, training and held out, draws its keys from this one file. In a pilot, each
+process made its own demand, and the demands differed, because the order of a set is not determined by its elements.
+Demand is skewed as in query logs: the key at place r has the weight r^(−exponent). A seed draws the places of the keys,
+independent of how many products have a key.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class DemandSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How demand is made where no query log says what it is.
+    """Settings for demand that is made without a query log.
 
-    exponent: skew; 0 asks for every key alike. key_documents_min: documents that have the key. key_values_share_max:
-    distinct values of a key per document that has it; above it the key is a measure or a name that nobody types.
+    exponent: skew; 0 asks for every key equally. key_documents_min: least number of documents with a key.
+    key_values_share_max: largest number of distinct values per document with the key; a key above it is a measure or a
+    name that nobody types.
     """
 
     exponent: Annotated[float, msgspec.Meta(ge=0, le=4)] = 1.0
@@ -36,16 +37,16 @@ class DemandSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """How often each attribute key is asked for, relative to the others."""
+    """How often shoppers ask for each attribute key, relative to the others."""
 
     settings: DemandSettings
     weights: dict[str, float]
 
 
 def make_demand(documents: Sequence[Document], settings: DemandSettings) -> Demand:
-    """Return the demand over a catalogue's askable keys; the same catalogue and settings always give the same.
+    """Return the demand over a catalogue's askable keys; the same catalogue and settings always give the same demand.
 
-    Raises CorpusError if no key is held by enough documents.
+    Raises CorpusError if no key occurs in enough documents.
     """
     holders: Counter[str] = Counter()
     values: dict[str, set[str]] = {}
@@ -63,8 +64,8 @@ def make_demand(documents: Sequence[Document], settings: DemandSettings) -> Dema
     )
     if not keys:
         raise CorpusError(
-            f"no attribute key is held by {settings.key_documents_min} documents with values that repeat, so nothing "
-            "can be asked for. Lower demand.key_documents_min"
+            f"expected an attribute key with repeated values in at least {settings.key_documents_min} documents, found "
+            "none, so no query can be made. Lower demand.key_documents_min"
         )
     places = np.random.default_rng(settings.seed).permutation(len(keys))
     weights = {key: float((place + 1) ** -settings.exponent) for key, place in zip(keys, places.tolist(), strict=True)}
@@ -72,10 +73,10 @@ def make_demand(documents: Sequence[Document], settings: DemandSettings) -> Dema
 
 
 def load_or_make_demand(path: Path, documents: Sequence[Document], settings: DemandSettings) -> Demand:
-    """Return the demand in the file, made and written there at the first call.
+    """Return the demand in the file; the first call makes and writes it.
 
-    Raises CorpusError if the file is damaged, or was made with other settings: queries that were drawn from it would
-    disagree with those to come.
+    Raises CorpusError if the file is damaged or was made with other settings, since queries that were already drawn
+    from it would disagree with new ones.
     """
     if not path.is_file():
         demand = make_demand(documents, settings)

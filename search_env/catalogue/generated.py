@@ -1,9 +1,9 @@
-"""A generated catalogue with the gap that query expansion is for: shoppers and titles use different words.
+"""A generated catalogue with the vocabulary gap that query expansion bridges: shoppers and titles use different words.
 
-Every attribute value has the shopper's word (it stands in the attributes, and seldom in the text) and the trade's words
-(they stand in the titles, some of them a brand's own). "waterproof" is sold as "HydraTex" by one brand and as
-"SealedSeam" by another: a search for the shopper's word finds the few products that say it, and what those have in
-common is the bridge. Everything is drawn from one seeded generator: the same seed gives the same bytes.
+Every attribute value has a shopper's word and trade words. The shopper's word is in the attributes, and seldom in the
+text. The trade words are in the titles; some belong to one brand. "waterproof" is sold as "HydraTex" by one brand and
+as "SealedSeam" by another. A search for the shopper's word finds the few products whose text contains it, and their
+common words are the bridge. One seeded generator draws everything: the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from search_env.catalogue.corpora import Document
 
 
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How large the catalogue is, and how wide the gap.
+    """The size of the catalogue and of its vocabulary gap.
 
-    said_share: share of products whose text says the shopper's own word for a value.
+    said_share: share of products whose text contains the shopper's own word for a value.
     """
 
     products: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = 3000
@@ -29,14 +29,14 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Trait(NamedTuple):
-    """One attribute: its key, and for each value the shopper's word and the trade's words for it."""
+    """One attribute: its key, and for each value the shopper's word and the trade words."""
 
     key: str
     values: dict[str, tuple[str, ...]]
 
 
 class Kind(NamedTuple):
-    """One product type: what shoppers call it, what titles call it, and which traits it has."""
+    """One product type: the shopper's word for it, the titles' words for it, and its traits."""
 
     shopper: str
     trade: tuple[str, ...]
@@ -186,7 +186,7 @@ FILLERS = ("edition", "series", "line", "set", "classic", "plus", "model", "rang
 def demo_catalogue(settings: DemoSettings) -> Iterator[Document]:
     """Yield the products, in the order of their ids; each has a title, a short text, and metadata with attributes."""
     draw = random.Random(settings.seed)
-    # Which of the trade's words a brand uses is the brand's own habit, so that no single word covers a value.
+    # Each brand always uses the same one of the trade words, so that no single word covers a value.
     habits = {
         (brand, key, value): draw.choice(words)
         for brand in BRANDS

@@ -1,7 +1,7 @@
-"""Term counts of a whole corpus as sparse matrices, with BM25 over them.
+"""Term counts of a whole corpus as sparse matrices, and BM25 on them.
 
-Shapes: D documents, W distinct terms, Q terms of a query. Used for relevance features, feedback terms and as the oracle
-of the index's own scores; the search itself is always the engine's.
+Shapes: D documents, W distinct terms, Q terms of a query. Relevance features and feedback terms use the matrices, and
+tests use them as the oracle of the index's own scores. The engine itself always does the search.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Vocabulary:
         self.terms: list[str] = []
 
     def number(self, term: str) -> int:
-        """Return the term's number, giving it the next one if it is new."""
+        """Return the term's number; a new term gets the next number."""
         known = self.number_of.get(term)
         if known is None:
             known = self.number_of[term] = len(self.terms)
@@ -37,15 +37,15 @@ class Vocabulary:
         return known
 
     def known(self, terms: Iterable[str]) -> list[int]:
-        """Return the numbers of those terms that are known."""
+        """Return the numbers of the known terms among these."""
         return [self.number_of[term] for term in terms if term in self.number_of]
 
 
 class TermMatrix:
-    """How often each term stands in each document of one field.
+    """The count of each term in each document of one field.
 
     counts: sparse [D, W] by rows; columns: the same by columns (for scoring); lengths: [D] terms per document.
-    idf: [W] as Lucene's BM25Similarity: ln(1 + (N − n + 0.5) / (n + 0.5)), N = documents with this field non-empty.
+    idf: [W] as in Lucene's BM25Similarity: ln(1 + (N − n + 0.5) / (n + 0.5)), N = documents with this field non-empty.
     """
 
     def __init__(self, counts: sparse.csr_matrix, vocabulary: Vocabulary) -> None:
@@ -60,22 +60,22 @@ class TermMatrix:
         saturation = BM25_K1 * (1 - BM25_B + BM25_B * self.lengths / max(self.length_mean, 1e-9))
         weights = self.columns.astype(np.float32)
         rows = weights.indices
-        # Lucene left the constant factor (k1 + 1) out in version 8, Elasticsearch keeps it: the scores are to be equal.
+        # Lucene 8 dropped the constant factor (k1 + 1), but Elasticsearch keeps it; the scores must be equal.
         weights.data = (BM25_K1 + 1) * weights.data / (weights.data + saturation[rows])
         weights.data *= np.repeat(self.idf, np.diff(weights.indptr))
         self.bm25 = weights  # [D, W] by columns: the whole score of one occurrence of a query term.
 
     @property
     def documents(self) -> int:
-        """D."""
+        """The number of documents, D."""
         return int(self.counts.shape[0])
 
     def bm25_scores(self, terms: Sequence[int]) -> Floats:
-        """Return [D] BM25 scores of a query given as term numbers (a term twice counts twice, as in Lucene)."""
+        """Return [D] BM25 scores of a query given as term numbers (a repeated term counts twice, as in Lucene)."""
         scores = np.zeros(self.documents, dtype=np.float32)
         indptr, indices, data = self.bm25.indptr, self.bm25.indices, self.bm25.data
         for term in terms:
-            if term >= len(indptr) - 1:  # A term that only a later field brought into the shared vocabulary.
+            if term >= len(indptr) - 1:  # A term that a later field added to the shared vocabulary.
                 continue
             start, end = indptr[term], indptr[term + 1]
             scores[indices[start:end]] += data[start:end]
@@ -83,7 +83,7 @@ class TermMatrix:
 
 
 def term_matrix(texts: Iterable[str], vocabulary: Vocabulary | None = None) -> TermMatrix:
-    """Analyze texts with `english` and count their terms; a given vocabulary grows, so that fields can share it."""
+    """Return the term counts of texts, analyzed with `english`; a given vocabulary grows, so that fields share it."""
     vocabulary = vocabulary or Vocabulary()
     number = vocabulary.number
     indices: list[int] = []

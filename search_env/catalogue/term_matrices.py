@@ -1,8 +1,8 @@
-"""A loaded corpus as term matrices: what relevance features, feedback terms and contexts read from.
+"""A loaded corpus as term matrices: the source of relevance features, feedback terms and contexts.
 
 Shapes: D documents, W terms, U distinct attribute values. All fields share one vocabulary, so that one query has one
-list of term numbers. A *value* is an attribute's phrase (the brand counts as one), whatever its key: "black" is asked
-for by its word, not by `product_colour`.
+list of term numbers. A *value* is an attribute's phrase, whatever its key; the brand counts as a value. Shoppers ask
+for "black" by its word, not by `product_colour`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class Ragged(NamedTuple):
-    """Rows of different length, one after the other: entry `e` belongs to row `row[e]` and lies at `entry[e]`."""
+    """Rows of different lengths, one after the other: entry `e` belongs to row `row[e]` and lies at `entry[e]`."""
 
     row: Integers
     entry: Integers
@@ -45,20 +45,20 @@ class Catalogue:
 
     @cached_property
     def contents(self) -> TermMatrix:
-        """[D, W] terms of title and text together, as the index's `contents`."""
+        """[D, W] terms of title and text together, as in the index's `contents`."""
         return term_matrix((f"{d.title} {d.text}" for d in self.documents), self.vocabulary)
 
     @cached_property
     def title(self) -> TermMatrix:
         """[D, W] terms of the title."""
-        _ = self.contents  # Sets the order of the vocabulary, so that it never depends on who asked first.
+        _ = self.contents  # Fixes the order of the vocabulary, so that it never depends on the first caller.
         return term_matrix((d.title for d in self.documents), self.vocabulary)
 
     @cached_property
     def surface_forms(self) -> list[str]:
-        """[W] the word that most often stands in title or text for each term; "" for terms of attributes only.
+        """[W] the most frequent word in title or text for each term; "" for terms that occur only in attributes.
 
-        A feedback term is searched by its word, which the index analyzes back to the term. The stem would not do:
+        A feedback term is searched by its word, which the index analyzes back to the term. The stem would fail:
         "releases" is indexed as "releas", and "releas" would be searched as "relea".
         """
         counts: Counter[str] = Counter()
@@ -74,17 +74,17 @@ class Catalogue:
 
     @cached_property
     def value_phrases(self) -> list[str]:
-        """[U] phrases as first met, most other matrices' columns."""
+        """[U] the values' phrases in order of first appearance: the columns of the value matrices."""
         return self._values[0]
 
     @cached_property
     def document_values(self) -> sparse.csr_matrix:
-        """[D, U] 1 where the document has the value, columns in the order of the document's attributes."""
+        """[D, U] 1 if the document has the value; columns in the order of the document's attributes."""
         return self._values[1]
 
     @cached_property
     def value_documents(self) -> sparse.csc_matrix:
-        """[D, U] the same by columns: which documents have a value."""
+        """[D, U] the same by columns: the documents that have a value."""
         return self.document_values.tocsc()
 
     @cached_property
@@ -96,7 +96,7 @@ class Catalogue:
 
     @cached_property
     def values_by_term(self) -> dict[int, list[int]]:
-        """Each value under the one of its terms that the fewest values hold: enough to find every value of a query."""
+        """Each value, under the one of its terms that the fewest values have: enough to find all values of a query."""
         holders: dict[int, int] = {}
         for terms in self.value_terms:
             for term in terms:
@@ -109,7 +109,7 @@ class Catalogue:
 
     @cached_property
     def attributes(self) -> TermMatrix:
-        """[D, W] terms of all attribute phrases and of their keys' names, logistics left out."""
+        """[D, W] terms of all attribute phrases and of their keys' names, without logistics."""
         self._after_fields()
         number = self.vocabulary.number
         known: dict[str, list[int]] = {}
@@ -161,12 +161,12 @@ class Catalogue:
         return phrases, matrix
 
     def _after_fields(self) -> None:
-        """Title and text come first into the vocabulary, so that term numbers never depend on who asked first."""
+        """Add title and text to the vocabulary first, so that term numbers never depend on the first caller."""
         _ = self.title
 
 
 def gather_rows(indptr: npt.NDArray[np.int32], rows: Integers) -> Ragged:
-    """Return where the entries of some rows of a CSR matrix lie: [entries of all these rows], row by row."""
+    """Return the places of the entries of some rows of a CSR matrix: [entries of all these rows], row by row."""
     starts = indptr[rows].astype(np.int64)
     lengths = indptr[rows + 1].astype(np.int64) - starts
     ends = np.cumsum(lengths)

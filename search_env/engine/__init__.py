@@ -1,1 +1,1 @@
-"""Elasticsearch: the client, which indexes are ours, the indexes and vectors themselves, and searching them."""
+"""Elasticsearch: the client, the ownership of indexes, documents and vectors in indexes, and searches."""

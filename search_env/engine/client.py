@@ -1,4 +1,4 @@
-"""The Elasticsearch client, built from settings: the local server or anybody's cluster, with no other change."""
+"""The Elasticsearch client, built from settings that work for the local server and for any other cluster."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from streams.tls import client_context, guard_plain
 
 
 class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Elasticsearch is and how to be let in (infra/SECURITY.md).
+    """The address of Elasticsearch and the credentials for it (infra/SECURITY.md).
 
-    url: "https://host:port"; empty means the local service that `searchloop up` starts. Credentials in it are taken out
-    of it, and become username and password.
-    api_key: as Elasticsearch gave it, base64; read-only rights are enough for everything that makes no index.
-    password, api_key: secrets; each may stand in a file of its own, which NAME_file points at.
+    url: "https://host:port"; empty means the local service that `searchloop up` starts. Credentials in the URL are
+    removed from it and become username and password.
+    api_key: as Elasticsearch returned it, in base64; read-only rights suffice for all work that creates no index.
+    password, api_key: secrets; each may instead be in its own file, to which NAME_file points.
     credentials: a folder with a file ROLE.toml (api_key) for each of the roles operator and environment, the only two
-    that ask Elasticsearch; empty: one key for both.
+    roles that use Elasticsearch; empty: one key for both.
     ca_certs: path of the certificate authority's PEM file; certificates are always verified.
     allow_insecure: send a key or password beyond this machine by plain http.
     retries_max: how often a request that was refused (429, 502, 503, 504) or cut off is sent again, after a pause that
-    grows from backoff_first_seconds to backoff_seconds_max with full jitter. The client's own default is three
-    retries without any pause, which is an attack on an engine that asked for one.
+    grows from backoff_first_seconds to backoff_seconds_max with full jitter. The client's own default is three retries
+    without a pause, which would burden an engine that asked for one.
     """
 
     url: str = ""
@@ -46,7 +46,7 @@ class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_u
     connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
 
     def __post_init__(self) -> None:
-        """Hide the secrets, those of the URL too; raises ValueError for two ways to be let in at once."""
+        """Hide the secrets, including those in the URL. Raises ValueError if two kinds of credentials are set."""
         try:
             url, username, password = split_credentials(self.url)
         except ValueError as error:
@@ -61,14 +61,14 @@ class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_u
         if self.api_key and (self.username or self.password):
             raise ValueError("api_key: expected an API key, or a user name and password, got both")
         if not self.api_key.isascii():
-            raise ValueError("api_key: expected base64, as Elasticsearch gave it, got other characters")
+            raise ValueError("api_key: expected base64, as Elasticsearch returned it, got other characters")
 
     def __repr__(self) -> str:
         return f"ElasticsearchSettings(url={self.url!r}, ca_certs={self.ca_certs!r}, …)"
 
 
 class FastJson(JsonSerializer):  # type: ignore[misc]
-    """JSON by msgspec: an answer of 64 rankings is decoded about five times faster than by the standard library."""
+    """JSON by msgspec, which decodes an answer of 64 rankings about five times faster than the standard library."""
 
     mimetype = "application/vnd.elasticsearch+json"
 
@@ -77,14 +77,14 @@ class FastJson(JsonSerializer):  # type: ignore[misc]
         return msgspec.json.encode(data)
 
     def json_loads(self, data: bytes) -> Any:
-        """Return the decoded value; the transport turns a ValueError into its SerializationError."""
+        """Return the decoded value. The transport turns a ValueError into its SerializationError."""
         return msgspec.json.decode(data)
 
 
 def connect(settings: ElasticsearchSettings) -> Elasticsearch:
-    """Return a client; nothing is sent yet.
+    """Return a client, without sending a request.
 
-    Raises SettingsError if the URL is none, a file cannot be read, or a secret would travel in the open.
+    Raises SettingsError if the URL is invalid, a file cannot be read, or a secret would travel unencrypted.
     """
     host = engine_host(settings)
     options: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def connect(settings: ElasticsearchSettings) -> Elasticsearch:
         settings.url,
         serializers={FastJson.mimetype: FastJson()},
         connections_per_node=settings.connections,
-        http_compress=False,  # Rankings are small; zipping them costs more than a near network saves.
+        http_compress=False,  # Rankings are small; compressing them costs more than a near network saves.
         request_timeout=settings.timeout_seconds,
         max_retries=settings.retries_max,
         retry_on_timeout=True,
@@ -120,7 +120,7 @@ def connect(settings: ElasticsearchSettings) -> Elasticsearch:
 def engine_host(settings: ElasticsearchSettings) -> str:
     """Return the host of the URL.
 
-    Raises SettingsError if the URL is empty, or is none.
+    Raises SettingsError if the URL is empty or invalid.
     """
     if not settings.url:
         raise SettingsError("elasticsearch.url: expected http(s)://host:port, got nothing. Run: searchloop up")

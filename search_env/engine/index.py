@@ -1,10 +1,10 @@
-"""Indexes in Elasticsearch: one mapping for every server, versions behind an alias, and the loaded corpus beside it.
+"""Indexes in Elasticsearch: one mapping for every server, versions behind an alias, and a local copy of the corpus.
 
-An index version is written once and never changed: `NAME-<n>` is filled, refreshed, merged to one segment and made
-read-only, and only then does the alias `NAME` point to it. Whatever fails before that leaves the old version serving.
-What is ours is marked, and nothing else is ever touched (`search_env.engine.ownership`).
-The documents that went in are kept in the home directory, because features, contexts and intents read whole documents,
-and a search never fetches any.
+An index version is written once and never changed. `NAME-<n>` is filled, refreshed, merged to one segment and made
+read-only; only then does the alias `NAME` point to it. If a step before that fails, the old version stays in service.
+Our indexes carry a mark, and no other index is ever changed (`search_env.engine.ownership`).
+The home directory keeps the indexed documents, because features, contexts and intents read whole documents and a search
+never fetches any.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from search_env.engine.ownership import Place, Seen, adopt, claim, meta
 from streams.errors import explain_os_error
 from streams.whole_file import put_file
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is (0: unknown)
+Progress = Callable[[str, int, int], None]  # (activity, amount done, total amount; 0: unknown)
 
 BULK_DOCUMENTS = 1_000
 BULK_BYTES = 5 * 1024 * 1024
@@ -46,7 +46,7 @@ MAPPING: dict[str, Any] = {
         "title": {"type": "text", "analyzer": "english", "copy_to": "contents"},
         "text": {"type": "text", "analyzer": "english", "copy_to": "contents"},
         "contents": {"type": "text", "analyzer": "english"},
-        "summary": {"type": "text", "analyzer": "english"},  # Not in contents: it is read by a reranker, not matched.
+        "summary": {"type": "text", "analyzer": "english"},  # Not in contents: a reranker reads it, no search does.
         "summary_policy": {"type": "keyword"},
         "metadata": {"type": "object", "enabled": False},
     },
@@ -57,7 +57,7 @@ SIMILARITY: dict[str, Any] = {"default": {"type": "BM25", "k1": 1.2, "b": 0.75}}
 class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
     """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines.
 
-    summaries: the policy version whose summaries stand beside the titles, "" where none do.
+    summaries: the policy version whose summaries are stored beside the titles; "" if there are none.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Summaries(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """Raise IndexingError for a name that no index of ours can have."""
+    """Raise IndexingError for a name that none of our indexes can have."""
     if not _NAME.fullmatch(name) or _VERSIONED.fullmatch(name):
         raise IndexingError(
             f"expected an index name of lower-case letters, digits, '_', '.' and '-' that does not end in -<number> "
@@ -85,10 +85,10 @@ def check_name(name: str) -> None:
 
 
 def claim_name(client: Elasticsearch, name: str, *, installation: str) -> list[Seen]:
-    """Return the versions of an index that this installation has made, after seeing that the name is free or ours.
+    """Return this installation's versions of an index, after checking that the name is free or ours.
 
     Raises IndexingError if somebody else has an index, an alias, a data stream or a template of that name, or if
-    Elasticsearch refuses or does not answer. Nothing is changed, whatever comes of it.
+    Elasticsearch refuses or does not answer. It never changes the cluster.
     """
     check_name(name)
     with _told(name):
@@ -96,9 +96,9 @@ def claim_name(client: Elasticsearch, name: str, *, installation: str) -> list[S
 
 
 def adopt_versions(client: Elasticsearch, name: str, *, installation: str) -> list[str]:
-    """Mark the versions of an index that a searchloop without marks has made as ours, and return their names.
+    """Mark as ours the versions of an index that a searchloop without marks made, and return their names.
 
-    Raises IndexingError, with nothing changed, if anything else has that name.
+    Raises IndexingError, with no change, if anything else has that name.
     """
     check_name(name)
     with _told(name):
@@ -118,15 +118,15 @@ def build_index(
     summaries: Summaries | None = None,
     keep: Collection[str] = (),
 ) -> IndexVersion:
-    """Load documents into a new version of an index, and switch the alias to it when all of them are in.
+    """Load documents into a new version of an index, and switch the alias to it after the last document.
 
-    installation: the id of the home that it belongs to; only versions with this id are replaced.
-    directory: where `documents.jsonl.gz` and `manifest.json` are kept (home/indexes/NAME); None keeps no files.
-    total: how many documents to expect, for the progress bar; 0 if unknown. summaries: stored in fields of their own.
-    keep: older versions that are not deleted when the alias has moved.
-    Raises IndexingError if the name is somebody else's (nothing is made then), if Elasticsearch refuses or the disk is
-    full, and lets CorpusError of `documents` through; the alias still points where it did, and the half-filled index
-    is gone.
+    installation: the id of the home that owns the index; only versions with this id are replaced.
+    directory: the folder that keeps `documents.jsonl.gz` and `manifest.json` (home/indexes/NAME); None keeps no files.
+    total: the expected number of documents, for the progress bar; 0 if unknown. summaries: stored in separate fields.
+    keep: older versions that stay after the alias has moved.
+    Raises IndexingError if the name belongs to somebody else (before anything is created), if Elasticsearch refuses, or
+    if the disk is full. CorpusError from `documents` passes through. In each case, the alias stays as it was and the
+    half-filled index is deleted.
     """
     report = progress or (lambda what, done, of: None)
     place = _place(name, installation)
@@ -161,7 +161,7 @@ def build_index(
             )
             older = [each for each in claim(client, place, partial(_is_version, name)) if each.name != new.name]
             switch_alias(client, place, new, through, older)
-        except BaseException:  # Ctrl-C too: a half-filled index must not stay, whatever stopped us.
+        except BaseException:  # Also Ctrl-C: a half-filled index must not stay, whatever stopped us.
             saved.discard()
             discard(client, new, place)
             raise
@@ -176,7 +176,7 @@ def build_index(
 def current_version(client: Elasticsearch, name: str) -> str:
     """Return the versioned name behind an alias (a versioned name gives itself).
 
-    Raises IndexingError if there is no such index, naming those there are.
+    Raises IndexingError if there is no such index; the message lists the existing ones.
     """
     try:
         behind = client.options(ignore_status=404).indices.get_alias(index=name)
@@ -191,9 +191,9 @@ def current_version(client: Elasticsearch, name: str) -> str:
 
 
 def load_manifest(directory: Path) -> IndexVersion:
-    """Return what `build_index` wrote about the corpus kept in this directory.
+    """Return the manifest that `build_index` wrote for the corpus in this directory.
 
-    Raises IndexingError if there is none, or it cannot be read.
+    Raises IndexingError if there is none or it cannot be read.
     """
     path = directory / "manifest.json"
     try:
@@ -209,9 +209,9 @@ def load_manifest(directory: Path) -> IndexVersion:
 
 
 def load_documents(directory: Path) -> list[Document]:
-    """Return the corpus kept in this directory, in the order it was loaded, checked against its manifest.
+    """Return the corpus in this directory, in the order in which it was loaded, checked against its manifest.
 
-    Raises IndexingError if it is not the corpus that the index was built from.
+    Raises IndexingError if it is not the corpus from which the index was built.
     """
     manifest = load_manifest(directory)
     documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
@@ -227,7 +227,7 @@ def load_documents(directory: Path) -> list[Document]:
 
 
 def explain(error: Exception) -> str:
-    """Return an Elasticsearch error in one line: what kind, why, and how many more there were."""
+    """Return an Elasticsearch error as one line: its kind, its reason, and the number of further errors."""
     if isinstance(error, helpers.BulkIndexError):
         first: dict[str, Any] = next(iter(error.errors[0].values())) if error.errors else {}
         reason = first.get("error", {})
@@ -238,14 +238,14 @@ def explain(error: Exception) -> str:
         reason = body.get("error", {})
         text = reason.get("reason", "") if isinstance(reason, dict) else str(reason)
         return f"status {error.meta.status}, {error.message}{': ' + text if text else ''}"[:500]
-    # The transport's own text is "Connection error" or wraps itself, once for each retry; its cause says what happened.
+    # The transport's own text is "Connection error" or repeats itself for each retry; its cause holds the reason.
     happened = error.__cause__ if isinstance(error, (EngineConnectionError, ConnectionTimeout)) else error
     text = _ADDRESS.sub(r"\1:\2: ", str(happened or error))
     return f"{type(error).__name__}: {text}"[:500]
 
 
 class _SavedDocuments:
-    """Writes documents aside while they are loaded, and puts them in place only with their manifest."""
+    """Writes documents to a temporary file while they are loaded, and puts them in place only with their manifest."""
 
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
@@ -254,7 +254,7 @@ class _SavedDocuments:
         self.aside = directory / "documents.jsonl.gz.writing" if directory else None
 
     def keep(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Pass documents on, counting, hashing and writing each."""
+        """Pass documents on, while counting, hashing and writing each of them."""
         if self.aside is not None:
             self.aside.parent.mkdir(parents=True, exist_ok=True)
         stream = gzip.GzipFile(self.aside, "wb", compresslevel=3, mtime=0) if self.aside else None
@@ -277,7 +277,7 @@ class _SavedDocuments:
             write_whole(self.directory / "manifest.json", msgspec.json.format(msgspec.json.encode(version)) + b"\n")
 
     def discard(self) -> None:
-        """Remove what was written aside."""
+        """Remove the temporary file."""
         if self.aside is not None:
             self.aside.unlink(missing_ok=True)
 
@@ -312,10 +312,10 @@ def _load(
     for _ in helpers.streaming_bulk(
         client,
         actions,
-        require_alias=True,  # An index that is gone must not be made anew by the first document.
+        require_alias=True,  # If the index is gone, the first document must not create it again.
         chunk_size=BULK_DOCUMENTS,
         max_chunk_bytes=BULK_BYTES,
-        max_retries=6,  # of documents that were answered with 429, after 0.5, 1, 2 … seconds
+        max_retries=6,  # for documents that were answered with 429, after 0.5, 1, 2 … seconds
         initial_backoff=0.5,
         max_backoff=20,
     ):
@@ -347,7 +347,7 @@ def _number(index: str) -> int:
 
 @contextlib.contextmanager
 def _told(name: str, directory: Path | None = None) -> Iterator[None]:
-    """Turn what Elasticsearch or the disk says into one line."""
+    """Turn an error of Elasticsearch or of the disk into one line."""
     try:
         yield
     except (ApiError, helpers.BulkIndexError) as error:
@@ -361,14 +361,14 @@ def _told(name: str, directory: Path | None = None) -> Iterator[None]:
 
 
 def _create(client: Elasticsearch, place: Place, index: str, *, replicas: int) -> tuple[Seen, str]:
-    """Make an empty index with our mark; return it, and the alias to write through."""
+    """Create an empty index with our mark; return it and the alias for writing."""
     mappings = MAPPING | {"_meta": meta(place.mark(index))}
     settings = {"number_of_replicas": replicas, "similarity": SIMILARITY}
     return create_marked(client, place, index, mappings=mappings, settings=settings)
 
 
 def _saved_number(directory: Path | None) -> int:
-    """The number of the last version that left files here: a name that was used once never means another corpus."""
+    """Return the number of the last version with files here, so that a used name never gets another corpus."""
     if directory is None or not (directory / "manifest.json").exists():
         return 0
     return _number(load_manifest(directory).name)

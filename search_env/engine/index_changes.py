@@ -1,8 +1,8 @@
-"""Every call that makes, moves or deletes an index of a cluster: all of them end here, and each looks first.
+"""All calls that create, move or delete an index of a cluster; each checks the cluster first.
 
-What is made carries our mark. What is deleted is still the index that was seen, ours by its mark. An index that is
-being filled is written to through an alias that nobody else has: should somebody delete it meanwhile and make one of
-their own in its place, that one gets none of our documents and never our alias.
+Every index that we create carries our mark. We delete an index only if it is still the index that was seen and carries
+our mark. An index that is being filled is written through an alias that nobody else has. If somebody deletes the index
+meanwhile and creates another one in its place, that index gets none of our documents and never our alias.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WRITING_BYTES = 6  # Random ones at the end of the alias that an index is filled
 def create_marked(
     client: Elasticsearch, place: Place, index: str, *, mappings: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[Seen, str]:
-    """Make an empty index of one shard; return it as it is on the cluster, and the alias to write through.
+    """Create an empty index of one shard; return it as it is on the cluster, and the alias for writing.
 
     Raises IndexingError if a template of the cluster has put it behind other aliases.
     """
@@ -39,14 +39,14 @@ def create_marked(
             settings={
                 "number_of_shards": 1,
                 "refresh_interval": "-1",
-                # A pipeline that a template gives to every index could send documents elsewhere.
+                # A template may give every index a pipeline, which could send documents elsewhere.
                 "index.default_pipeline": "_none",
                 "index.final_pipeline": "_none",
                 **settings,
             },
         )
     except ApiError:
-        # Made at the first try, whose answer was lost, and refused at the client's second.
+        # The first try created it but its answer was lost; the client's second try was refused.
         now = look(client, index)
         if now is None or through not in now.aliases:
             raise
@@ -54,10 +54,10 @@ def create_marked(
 
 
 def switch_alias(client: Elasticsearch, place: Place, new: Seen, through: str, older: Iterable[Seen]) -> None:
-    """Point a place's alias to its new index and to no older one of ours, in one step or not at all.
+    """Point a place's alias to its new index and to none of our older ones, in one step or not at all.
 
-    through: the alias by which the new index was written, "" for one that was finished before. It must still be there:
-    so the index is still the one that we made, and not somebody's that has its name by now.
+    through: the alias by which the new index was written; "" if it was finished earlier. This alias must still exist.
+    That proves that the index is the one that we created, and not another one that has taken its name.
     """
     actions: list[dict[str, Any]] = []
     if through:
@@ -67,7 +67,7 @@ def switch_alias(client: Elasticsearch, place: Place, new: Seen, through: str, o
     try:
         client.indices.update_aliases(actions=actions)
     except (ApiError, TransportError):
-        # The answer may have been lost: asked again by the client, the step that was taken cannot be taken again.
+        # The answer may have been lost: the client's retry cannot repeat a step that has already been taken.
         now = look(client, new.name)
         if now is None or now.uuid != new.uuid or place.alias not in now.aliases:
             raise
@@ -76,7 +76,7 @@ def switch_alias(client: Elasticsearch, place: Place, new: Seen, through: str, o
 def delete_ours(client: Elasticsearch, seen: Seen) -> bool:
     """Delete an index if it is still the one that was seen, by uuid and by mark; return whether it is gone.
 
-    Elasticsearch takes no uuid with a deletion, so what is looked at and what is deleted are milliseconds apart.
+    Elasticsearch takes no uuid with a deletion, so some milliseconds pass between the check and the deletion.
     """
     now = look(client, seen.name)
     if now is None:
@@ -89,7 +89,7 @@ def delete_ours(client: Elasticsearch, seen: Seen) -> bool:
 
 
 def delete_superseded(client: Elasticsearch, seen: Seen, place: Place) -> bool:
-    """Delete a version of ours, unless somebody has put an alias of their own on it; return whether it is gone."""
+    """Delete a version of ours, unless somebody has put another alias on it; return whether it is gone."""
     now = look(client, seen.name)
     kept = sorted(
         alias
@@ -99,7 +99,7 @@ def delete_superseded(client: Elasticsearch, seen: Seen, place: Place) -> bool:
     if kept:
         log.warning(
             "index '%s' is kept: the alias '%s' still points to it, and is not ours. Delete the index when that alias "
-            "needs it no more",
+            "no longer needs it",
             seen.name,
             "', '".join(kept),
         )
@@ -108,7 +108,7 @@ def delete_superseded(client: Elasticsearch, seen: Seen, place: Place) -> bool:
 
 
 def discard(client: Elasticsearch, seen: Seen, place: Place) -> None:
-    """Delete an unfinished index of ours, but never one that the alias points to; say so if that cannot be done now."""
+    """Delete an unfinished index of ours, but never one behind the alias; log a warning if that fails."""
     try:
         now = look(client, seen.name)
         if now is not None and place.alias not in now.aliases:
@@ -118,13 +118,13 @@ def discard(client: Elasticsearch, seen: Seen, place: Place) -> None:
 
 
 def _made(client: Elasticsearch, index: str, place: Place, *, aliases: frozenset[str]) -> Seen:
-    """Return an index that was made just now, after seeing that no template of the cluster has added aliases to it.
+    """Return an index that was just created, after checking that no template of the cluster has added aliases to it.
 
-    Raises IndexingError if one has, or if it is not ours; an index of ours is deleted again, still empty.
+    Raises IndexingError if one has, or if the index is not ours; an index of ours is deleted again while it is empty.
     """
     seen = look(client, index)
     if seen is None or seen.mark != place.mark(index):
-        raise IndexingError(f"index '{index}' was replaced while it was made, and is not ours. Choose another name")
+        raise IndexingError(f"index '{index}' was replaced during its creation and is not ours. Choose another name")
     if seen.aliases != aliases:
         delete_ours(client, seen)
         more = ", ".join(sorted(seen.aliases - aliases)) or "none of ours"
@@ -136,7 +136,7 @@ def _made(client: Elasticsearch, index: str, place: Place, *, aliases: frozenset
 
 
 def is_filled(seen: Seen) -> bool:
-    """Return whether an index is still being filled: somebody writes to it, or was killed while doing so."""
+    """Return whether an index is still being filled: its writer is at work or was killed."""
     return any(_is_for_writing(alias, seen.name) for alias in seen.aliases)
 
 

@@ -1,13 +1,13 @@
-"""What of a cluster is ours: indexes marked with an installation's id. Everything else is somebody else's, and stays.
+"""Ownership on a cluster: our indexes carry an installation's id, and all other indexes stay untouched.
 
-Each index that searchloop makes says so in its mapping's `_meta`: which installation made it, under which name, behind
-which alias, and for what. Only an index whose mark says all of this is listed, taken from the alias or deleted. The
-index's own name is part of the mark, because a clone or a restored copy under another name carries the mark along and
-is not ours.
+The mapping's `_meta` of each index that searchloop creates names the installation, the index's own name, its alias and
+its purpose. Only an index whose mark agrees in all of these is listed, taken from the alias or deleted. The mark
+includes the index's own name, because a clone or a restored copy under another name carries the mark along and is not
+ours.
 
-A name is ours to use if nothing else on the cluster has it. `claim` sees to that before anything is made, and is asked
-again before the alias moves, which may be an hour later. `search_env.engine.index_changes` holds every call that
-changes the cluster.
+We may use a name if nothing else on the cluster has it. `claim` checks that before anything is created. It checks again
+before the alias moves, which may be an hour later. `search_env.engine.index_changes` holds every call that changes the
+cluster.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from elasticsearch import Elasticsearch
 
 from streams.errors import SearchloopError
 
-META = "searchloop"  # The key in a mapping's `_meta` under which the mark stands.
+META = "searchloop"  # The key of the mark in a mapping's `_meta`.
 Kind = Literal["documents", "vectors"]
 IsVersion = Callable[[str], bool]
-ALL = "all"  # Also closed and hidden ones: they are somebody's too.
-# An API key may be allowed to index and not to read templates, and a serverless cluster has no old ones. What a
-# template does is looked at once more when the index is there.
+ALL = "all"  # Includes closed and hidden indexes, since they also belong to somebody.
+# An API key may have the right to index but not to read templates, and a serverless cluster has no legacy templates.
+# The effects of a template are checked again when the index exists.
 NO_TEMPLATES = (400, 401, 403, 404, 405, 410)
 
-BRIEF = "*.mappings._meta,*.mappings.dynamic"  # Enough to know a mark; a stranger's mapping may be large.
+BRIEF = "*.mappings._meta,*.mappings.dynamic"  # Enough to read a mark; another owner's mapping may be large.
 WHOLE = "*.mappings"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
@@ -39,7 +39,7 @@ class IndexingError(SearchloopError, RuntimeError):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in an index's `_meta`. installation: the id of the home that made it. index: its own name."""
+    """Our mark in an index's `_meta`. installation: the id of the home that created it. index: its own name."""
 
     installation: str
     index: str
@@ -48,7 +48,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A name to index under, for one installation: what `Mark` says, without the index."""
+    """A name for indexing by one installation: the fields of `Mark` without the index."""
 
     installation: str
     alias: str
@@ -60,7 +60,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """One index as the cluster told of it. mark: None if it carries none that can be read."""
+    """One index as the cluster described it. mark: None if it has no readable mark."""
 
     name: str
     uuid: str
@@ -75,12 +75,12 @@ def meta(mark: Mark) -> dict[str, Any]:
 
 
 def claim(client: Elasticsearch, place: Place, is_version: IsVersion, *, new: str = "") -> list[Seen]:
-    """Return our own indexes of a place, after seeing that nothing in it is somebody else's.
+    """Return our own indexes of a place, after checking that nothing in it belongs to somebody else.
 
-    is_version: whether an index of this name would be a version of this place. new: the name of the index to be made;
-    "" if that is the alias and a number.
-    Raises IndexingError, before anything is changed, for a name that no alias can have, for an index, a data stream or
-    a template that has the name, and for an alias that points to anything else than indexes of ours.
+    is_version: tells whether an index of this name would be a version of this place. new: the name of the index to
+    create; "" if that is the alias and a number.
+    Raises IndexingError, before any change, for a name that no alias can have, for an index, a data stream or a
+    template that has the name, and for an alias that points to anything other than our indexes.
     """
     if not _NAME.fullmatch(place.alias):
         raise IndexingError(
@@ -97,7 +97,7 @@ def claim(client: Elasticsearch, place: Place, is_version: IsVersion, *, new: st
 def survey(
     client: Elasticsearch, place: Place, is_version: IsVersion, *, mappings: str = BRIEF
 ) -> tuple[list[Seen], list[tuple[str, Seen | None]]]:
-    """Return our indexes of a place, and what of it is somebody else's: in words, and the index if it is one."""
+    """Return our indexes of a place, and others' objects in it: a description each, and the index if it is one."""
     found = client.indices.resolve_index(name=f"{place.alias}*", expand_wildcards=ALL).body
     strangers: list[tuple[str, Seen | None]] = []
     behind: set[str] = set()
@@ -111,7 +111,8 @@ def survey(
         if stream["name"] == place.alias or is_version(stream["name"]):
             strangers.append((f"'{stream['name']}' is a data stream", None))
     seen = {each.name: each for each in _look(client, f"{place.alias}*", mappings)}
-    # An index that went while we looked is nobody's; one that we may not see behind the alias is not ours.
+    # An index that vanished while we looked belongs to nobody. An index behind the alias that we may not see is not
+    # ours.
     for name in sorted({name for name in seen if name == place.alias or is_version(name)} | behind):
         each = seen.get(name)
         if each is not None and name != place.alias and each.mark == place.mark(name):
@@ -123,16 +124,16 @@ def survey(
 
 
 def look(client: Elasticsearch, index: str, *, mappings: str = BRIEF) -> Seen | None:
-    """Return an index as it is now, None if there is none of exactly this name. mappings: how much of them."""
+    """Return an index as it is now; None if none has exactly this name. mappings: the parts of them to read."""
     return next((each for each in _look(client, index, mappings) if each.name == index), None)
 
 
 def adopt(client: Elasticsearch, place: Place, is_version: IsVersion, properties: Mapping[str, Any]) -> list[str]:
     """Put our mark on the indexes that a searchloop without marks made under this name; return their names.
 
-    Only an index without any mark whose mapping has exactly our fields is taken: `properties`, or some of them. It is
-    one that the alias points to, or one that is named as a version.
-    Raises IndexingError, before anything is marked, if anything else has the name.
+    An index is adopted only if it has no mark and its mapping has exactly our fields: `properties`, or some of them. It
+    must also be behind the alias or have a version's name.
+    Raises IndexingError, before any index is marked, if anything else has the name.
     """
     _, strangers = survey(client, place, is_version, mappings=WHOLE)
     old = [
@@ -149,7 +150,7 @@ def adopt(client: Elasticsearch, place: Place, is_version: IsVersion, properties
 
 
 def looks_ours(mappings: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
-    """Return whether a mapping could be one that an older searchloop wrote: strict, with our fields and no others."""
+    """Return whether an older searchloop may have written a mapping: strict, with our fields and no others."""
     found = mappings.get("properties", {})
     shape = ("type", "analyzer", "copy_to", "dims", "similarity")
 
@@ -168,7 +169,7 @@ def looks_ours(mappings: Mapping[str, Any], properties: Mapping[str, Any]) -> bo
 
 
 def is_unmarked(seen: Seen, properties: Mapping[str, Any]) -> bool:
-    """Return whether an index carries no mark and has our mapping: an older searchloop made it, which knew no marks."""
+    """Return whether an index has our mapping but no mark, so that an older searchloop without marks made it."""
     return META not in (seen.mappings.get("_meta") or {}) and looks_ours(seen.mappings, properties)
 
 
@@ -216,14 +217,15 @@ def _refusal(place: Place, strangers: list[tuple[str, Seen | None]]) -> Indexing
     hint = "."
     if first is not None and first.mark is not None and first.mark.installation != place.installation:
         hint = (
-            ", or work from the home that made it. If that home is lost, infra/SAFETY.md says how to take its indexes."
+            ", or work from the home that made it. If that home is lost, infra/SAFETY.md explains how to take over its "
+            "indexes."
         )
     if (
         first is not None
         and META not in (first.mappings.get("_meta") or {})
         and first.mappings.get("dynamic") == "strict"
     ):
-        hint = f"; if an older searchloop made it, say so with: searchloop index CORPUS --name {place.alias} --adopt."
+        hint = f"; if an older searchloop made it, adopt it with: searchloop index CORPUS --name {place.alias} --adopt."
         if place.kind == "vectors":
             hint = "; if an older searchloop made it, delete it yourself: vectors are made anew from the documents."
     return IndexingError(
@@ -233,9 +235,9 @@ def _refusal(place: Place, strangers: list[tuple[str, Seen | None]]) -> Indexing
 
 
 def _refuse_templates(client: Elasticsearch, place: Place, index: str) -> None:
-    """Raise IndexingError if a template is meant for indexes of this name: it would change ours, or claims the name.
+    """Raise IndexingError if a template matches an index of this name: it would change our index, or claims the name.
 
-    A template for all indexes is nobody's claim to a name.
+    A template for all indexes claims no name.
     """
     asked = client.options(ignore_status=NO_TEMPLATES).indices
     composable, legacy = asked.get_index_template(), asked.get_template()

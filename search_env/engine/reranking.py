@@ -1,7 +1,7 @@
-"""Reranking what was found: a cross-encoder reads query, title and summary of the first documents together.
+"""Reranking: a cross-encoder reads query, title and summary of a ranking's first documents together.
 
-Summaries are written offline and indexed beside the titles (`build_index`), so a search pays for a short text and no
-generation. ReLSum (arXiv:2508.08404) deploys its summaries so. How both are weighed: `CrossEncoder.relevance`.
+Summaries are written offline and indexed beside the titles (`build_index`). So a search reads a short text and needs no
+generation, as in ReLSum's deployment (arXiv:2508.08404). `CrossEncoder.relevance` weighs the texts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from search_env.models.crossencoder import CrossEncoderError, Reading
 FETCHED_AT_ONCE = 500
 
 Probabilities = Callable[[Sequence[Reading]], npt.NDArray[np.float64]]
-"""How probable it is that each product is relevant, as it is read for its query: in [0, 1]."""
+"""A function of readings that returns the probability in [0, 1] that each product is relevant to its query."""
 
 
 class Shown(NamedTuple):
-    """What an index shows of a document to a reranker; summary: "" where it has none."""
+    """The texts of a document that an index gives to a reranker. summary: "" if it has none."""
 
     title: str
     summary: str = ""
@@ -41,8 +41,8 @@ def rerank(
 ) -> list[Ranking]:
     """Return each ranking with its first `depth` documents in the order of their probability, the others behind them.
 
-    shown: by document id, of all documents that are reranked. Scores are 1 + probability for the first, and
-    1 / (1 + rank) for the others, so that any reader of scores sees this order; ties by document id.
+    shown: by document id, for all documents that are reranked. Scores are 1 + probability for the first documents and
+    1 / (1 + rank) for the others, so that a sort by score gives this order; ties are broken by document id.
     Raises CrossEncoderError if a probability is not in [0, 1].
     """
     readings = [
@@ -69,9 +69,9 @@ def rerank(
 
 
 def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, Shown]:
-    """Return title and summary of these documents, as they stand in an index version.
+    """Return title and summary of these documents, as they are stored in an index version.
 
-    Raises IndexingError if one is not there, or Elasticsearch does not answer.
+    Raises IndexingError if a document is missing or Elasticsearch does not answer.
     """
     wanted = list(dict.fromkeys(ids))
     shown: dict[str, Shown] = {}
@@ -82,7 +82,7 @@ def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> di
             )
             for each in answer["docs"]:
                 if not each.get("found"):
-                    raise IndexingError(f"index '{index}': document '{each['_id']}' was found, and cannot be read")
+                    raise IndexingError(f"index '{index}': document '{each['_id']}' was found but cannot be read")
                 source: dict[str, Any] = each["_source"]
                 shown[each["_id"]] = Shown(source["title"], source.get("summary", ""))
     except ApiError as error:

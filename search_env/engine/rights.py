@@ -1,7 +1,7 @@
-"""What a key must be allowed to do in Elasticsearch, and whether ours is: asked before anything is made.
+"""The rights that a key needs in Elasticsearch, and the check that ours has them, before anything is created.
 
-Reading takes `READ_PRIVILEGES` on the index, making one `INDEX_PRIVILEGES` on its name and versions. A cluster without
-security has no keys and no rights, and says nothing when it is asked for them.
+Reading needs `READ_PRIVILEGES` on the index; creating an index needs `INDEX_PRIVILEGES` on its name and versions. A
+cluster without security has neither keys nor rights, and gives no answer about them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NO_RIGHT = "Elasticsearch (403): the API key may not do this; infra/SECURITY.md 
 
 
 class RightsError(SearchloopError, PermissionError):
-    """Elasticsearch does not let us do what was asked for."""
+    """Elasticsearch denies us the requested action."""
 
 
 def require_rights(client: Elasticsearch, names: Sequence[str], privileges: Sequence[str]) -> None:
-    """Return if these indexes, which need not exist, may be used so; also where a cluster has no security at all.
+    """Return if the key has these privileges on these indexes, which need not exist, or if the cluster has no security.
 
-    Raises RightsError if the key is refused, or lacks one of the privileges, naming those.
+    Raises RightsError if the key is refused or lacks a privilege; the message names the missing ones.
     """
     try:
         answer = client.options(max_retries=0).perform_request(
@@ -45,7 +45,7 @@ def require_rights(client: Elasticsearch, names: Sequence[str], privileges: Sequ
     except ApiError as error:
         if error.meta.status == 401:
             raise RightsError(login_refused()) from error
-        return  # No such question here: a cluster without security, or another engine. The work itself will tell.
+        return  # A cluster without security, or another engine, cannot answer. The work itself will show the rights.
     except TransportError:
         return
     body = answer.body if isinstance(answer.body, dict) else {}
@@ -61,7 +61,7 @@ def require_rights(client: Elasticsearch, names: Sequence[str], privileges: Sequ
 
 
 def explain_refusal(error: Exception, settings: ElasticsearchSettings) -> str:
-    """Return in words why Elasticsearch does not let us in; '' for an error that waiting may mend."""
+    """Return why Elasticsearch refuses us, in words; '' for an error that may pass with time."""
     if isinstance(error, ApiError):
         if error.meta.status == 401:
             return login_refused()
@@ -84,15 +84,15 @@ def explain_refusal(error: Exception, settings: ElasticsearchSettings) -> str:
 
 
 def login_refused() -> str:
-    """Return what to say when Elasticsearch does not know our key or password."""
+    """Return the message for a key or password that Elasticsearch does not accept."""
     return (
-        "Elasticsearch (401) does not take our API key or password: it is missing, wrong, or out of date. Check "
+        "Elasticsearch (401) rejects our API key or password: it is missing, wrong, or out of date. Check "
         "elasticsearch.api_key, or elasticsearch.username and elasticsearch.password"
     )
 
 
 def _speaks_tls(settings: ElasticsearchSettings) -> bool:
-    """Return whether TLS is spoken at the address of a URL that says http."""
+    """Return whether the address of an http URL speaks TLS."""
     parts = urlsplit(settings.url)
     try:
         return speaks_tls(socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PROBE_SECONDS))

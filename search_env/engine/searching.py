@@ -1,15 +1,15 @@
-"""Searching, many queries at a time: what each retrieved, or why it did not, and never an empty list by accident.
+"""Searches, many queries at a time: each gives a ranking or an error, and never an empty list by accident.
 
-Every search is a `match` on `contents`, so generated text is words and never a query language. Searches travel in
-`_msearch` batches, a few in flight at once. An answer is all or nothing: partial shards, a timed-out item or a status
-that is not 200 are failures. Hits are sorted by score and then by document id inside Elasticsearch, and only these two
-come back: no stored field is read.
+Every search is a `match` on `contents`, so generated text is searched as words and never as a query language. Searches
+travel in `_msearch` batches, a few in flight at once. Partial shards, a timed-out item and any status but 200 are
+failures. Elasticsearch sorts hits by score and then by document id, and returns only these two: no stored field is
+read.
 
-Three ways to search an expanded query:
-- weighted: one search, bool.should of the query (boost 1) and of each expansion; scores add up. What is said first is
-  said loudest: the boost of the expansion at rank r is `weight` · r^(−`rank_discount`).
-- union: the query and each expansion are searched apart; documents in the order of their best rank in any list.
-- fusion: the same lists, reciprocal rank fusion (Cormack et al., SIGIR 2009): Σ 1 / (fusion_k + rank).
+There are three ways to search an expanded query:
+- weighted: one search, bool.should of the query (boost 1) and of each expansion; scores add up. Earlier expansions
+  weigh more: the boost of the expansion at rank r is `weight` · r^(−`rank_discount`).
+- union: the query and each expansion are searched separately; documents are sorted by their best rank in any list.
+- fusion: the same lists, by reciprocal rank fusion (Cormack et al., SIGIR 2009): Σ 1 / (fusion_k + rank).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Body = dict[str, Any]
 
 RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
 ANSWER_FILTER = "responses.status,responses.error,responses.timed_out,responses._shards.failed,responses.hits.hits.sort"
-_HEADER = b'{"allow_partial_search_results":false}\n'  # An `_msearch` takes it per search, not as a parameter.
+_HEADER = b'{"allow_partial_search_results":false}\n'  # `_msearch` takes this per search, not as a parameter.
 _SORT = [{"_score": "desc"}, {"id": "asc"}]
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
 
 
 class RetrievalError(SearchloopError, RuntimeError):
-    """A search failed; the same search will fail again until something is mended."""
+    """A search failed, and it will fail again until its cause is removed."""
 
 
 class EngineUnavailable(RetrievalError, TransientError):
@@ -50,16 +50,16 @@ class EngineUnavailable(RetrievalError, TransientError):
 
 
 class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the raw and the expanded query are searched.
+    """Settings for searching the raw and the expanded query.
 
     mode: see the module. weight: boost of the first expansion in mode "weighted"; tuned on `dev` for the policy, and
-    separately for every other method. rank_discount: how fast the boosts fall; 0 says all equally loud. On icecat's dev
-    intents the same 14 words of a look-up give NDCG@10 / R@100 .278 / .579 at an equal .5, .306 / .582 so: the sure
-    words lead, and the others find what those miss. whole_boost: in mode "weighted", boost of the query for documents
-    that hold every word of it. expanded_terms_min: a query of fewer terms is searched as it is, whatever was said for
-    it. fusion_k: Cormack's constant.
-    batch_searches: searches in one `_msearch`; in_flight: how many of those are under way at once.
-    item_retries: how often a single search that was refused (429, 503) or answered in part is sent again, with growing
+    separately for every other arm. rank_discount: how fast the boosts fall; 0 weighs all expansions equally. On
+    icecat's dev intents, the same 14 words of a look-up give nDCG@10 / R@100 .278 / .579 at equal boosts of .5, and
+    .306 / .582 with the discount. The safe words then lead, and the others find the remaining documents.
+    whole_boost: in mode "weighted", boost of the query for documents that contain every word of it.
+    expanded_terms_min: a query of fewer terms is searched without its expansions. fusion_k: Cormack's constant.
+    batch_searches: searches in one `_msearch`; in_flight: how many batches are under way at once.
+    item_retries: how often a single search that was refused (429, 503) or partly answered is sent again, with growing
     pauses.
     """
 
@@ -76,16 +76,16 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class ExpandedQuery(NamedTuple):
-    """A query and the expansions that are searched with it; no expansions is the raw query."""
+    """A query and the expansions that are searched with it; without expansions, it is the raw query."""
 
     query: str
     expansions: tuple[str, ...] = ()
 
 
 def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
-    """Return the Elasticsearch queries that search an expanded query: one for "weighted", else one per list."""
+    """Return the Elasticsearch queries for an expanded query: one for "weighted", otherwise one per list."""
     raw = {"match": {"contents": {"query": query}}}
-    # One word alone does not say which others go with it: beside "switch" a look-up finds those of medicine.
+    # A single word does not determine which words go with it: for "switch", a look-up finds words of medicine.
     if not expansions or len(set(analyze(query))) < settings.expanded_terms_min:
         return [raw]
     if settings.mode == "weighted":
@@ -99,16 +99,16 @@ def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSet
 
 
 def expansion_boosts(count: int, settings: RetrievalSettings) -> list[float]:
-    """Return the boost of each of so many expansions, in their order: weight · rank^(−rank_discount)."""
+    """Return the boosts of `count` expansions, in their order: weight · rank^(−rank_discount)."""
     return [settings.weight * rank**-settings.rank_discount for rank in range(1, count + 1)]
 
 
 def whole_query(query: str, boost: float) -> list[dict[str, Any]]:
-    """Return the clause that keeps documents with every word of the query in front; none for a boost of 0.
+    """Return the clause that ranks documents with every word of the query first; no clause for a boost of 0.
 
-    Words that are added help a query that the catalogue says otherwise, and bury the answers to one that the titles
-    answer as it is. With eight added words and no such clause, NDCG@10 on icecat's human queries fell from .781 to
-    .481; with a boost of 20 it stays at .780, and attribute intents gain (dev .306 → .314).
+    Added words help a query whose words differ from the catalogue's. They bury the answers to a query that the titles
+    answer directly. With eight added words and without this clause, nDCG@10 on icecat's human queries fell from .781 to
+    .481. With a boost of 20 it stays at .780, and attribute intents gain (dev .306 → .314).
     """
     if boost == 0:
         return []
@@ -116,7 +116,7 @@ def whole_query(query: str, boost: float) -> list[dict[str, Any]]:
 
 
 def search_body(query: dict[str, Any], *, size: int) -> Body:
-    """Return the body of one search: ids and scores of the best `size` documents, nothing else."""
+    """Return the body of one search for only the ids and scores of the best `size` documents."""
     return {
         "query": query,
         "size": size,
@@ -161,7 +161,7 @@ class PendingSearches:
         self._merge = merge
 
     def wait(self) -> list[Ranking | RetrievalError]:
-        """Return the outcome of each query, in order; raises as `Retriever.try_many` does."""
+        """Return the outcome of each query, in order. Raises as `Retriever.try_many` does."""
         try:
             return self._merge([answer for batch in self._batches for answer in batch.result()])
         except BaseException:
@@ -169,16 +169,16 @@ class PendingSearches:
             raise
 
     def cancel(self) -> None:
-        """Give up what was not sent yet; what was, ends by itself and is forgotten."""
+        """Cancel the searches that were not sent yet; the results of the others are discarded."""
         for batch in self._batches:
             batch.cancel()
 
 
 class Retriever:
-    """Searches one index. Thread-safe; owns a small pool of threads, that `close` ends."""
+    """Searches one index. Thread-safe. It owns a small thread pool, which `close` ends."""
 
     def __init__(self, client: Elasticsearch, index: str, settings: RetrievalSettings) -> None:
-        """index: a versioned name, so that what was retrieved can be found again."""
+        """index: a versioned name, so that the result can be reproduced."""
         self.client = client
         self.index = index
         self.settings = settings
@@ -191,7 +191,7 @@ class Retriever:
     def search_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> list[Ranking]:
         """Return one ranking per query, in order.
 
-        Raises RetrievalError at the first search that failed, EngineUnavailable if the engine may come back.
+        Raises RetrievalError at the first failed search; EngineUnavailable if the engine may recover.
         """
         rankings = []
         for outcome in self.try_many(queries, size=size):
@@ -201,19 +201,19 @@ class Retriever:
         return rankings
 
     def try_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> list[Ranking | RetrievalError]:
-        """Return for each query its ranking, or the error that this one search met; never an empty ranking for one.
+        """Return, for each query, its ranking or the error of its search; a failed search never gives a ranking.
 
-        Raises EngineUnavailable if the engine is down or overloaded, because then nothing can be said of any query.
+        Raises EngineUnavailable if the engine is down or overloaded, because no query has an outcome then.
         """
         return self.start_many(queries, size=size).wait()
 
     def start_many(self, queries: Sequence[str | ExpandedQuery], *, size: int) -> PendingSearches:
-        """Send the searches of `try_many` and return at once: the caller can work until it needs the answers.
+        """Send the searches of `try_many` and return at once, so that the caller can work until it needs the answers.
 
         Raises RetrievalError for a size outside the result window.
         """
         if not 1 <= size <= RESULT_WINDOW_MAX:
-            raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, was asked for {size}")
+            raise RetrievalError(f"expected to retrieve 1 to {RESULT_WINDOW_MAX} documents, got {size}")
         settings = self.settings
         bodies: list[Body] = []
         spans: list[tuple[int, int]] = []
@@ -227,7 +227,7 @@ class Retriever:
         )
 
     def search_bodies(self, bodies: Sequence[Body]) -> list[Ranking]:
-        """Return one ranking per body (see `search_body`), in order; raises as `search_many` does."""
+        """Return one ranking per body (see `search_body`), in order. Raises as `search_many` does."""
         rankings = []
         for answer in self.msearch(bodies):
             if isinstance(answer, RetrievalError):
@@ -236,11 +236,11 @@ class Retriever:
         return rankings
 
     def msearch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
-        """Search all bodies in batches, some in flight at once; answers in the order of the bodies."""
+        """Search all bodies in batches, several in flight at once; answers are in the order of the bodies."""
         return PendingSearches(self._send_batches(bodies), lambda answers: answers).wait()
 
     def _merged(self, lists: list[Ranking | RetrievalError], *, size: int) -> Ranking | RetrievalError:
-        """Return the one ranking that the searches of one query make, or the first error among them."""
+        """Return the merged ranking of one query's searches, or the first error among them."""
         if len(lists) == 1:
             return lists[0]
         rankings = []
@@ -257,7 +257,7 @@ class Retriever:
         return [self._pool.submit(self._batch, bodies[start : start + step]) for start in range(0, len(bodies), step)]
 
     def _batch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
-        """Send one `_msearch`, and the refused searches of it again."""
+        """Send one `_msearch`, and send its refused searches again."""
         answers: list[Ranking | RetrievalError | None] = [None] * len(bodies)
         waiting = list(range(len(bodies)))
         for attempt in range(self.settings.item_retries + 1):
@@ -305,7 +305,7 @@ class Retriever:
             message = f"search on '{self.index}' failed: {explain(error)}"
             if (
                 error.meta.status in NOT_LET_IN
-            ):  # A key that was revoked may be given back: nothing is scored meanwhile.
+            ):  # A revoked key may be restored, so this is transient: nothing is scored until then.
                 told = login_refused() if error.meta.status == 401 else NO_RIGHT
                 raise EngineUnavailable(f"search on '{self.index}' failed: {told}") from error
             if error.meta.status in _RETRY_STATUS:
@@ -324,15 +324,15 @@ class Retriever:
 
 
 def _ranking(item: dict[str, Any]) -> Ranking | RetrievalError:
-    """Read one item of an `_msearch` answer: all of it or an error."""
+    """Return one item of an `_msearch` answer as a ranking, or as an error if it is not complete."""
     if item.get("status") != 200 or "error" in item:
         return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
-    hits = item.get("hits", {}).get("hits", ())  # filter_path leaves an empty list out altogether.
+    hits = item.get("hits", {}).get("hits", ())  # filter_path omits an empty list.
     return Ranking([hit["sort"][1] for hit in hits], [hit["sort"][0] for hit in hits])
 
 
 def _in_part(item: dict[str, Any]) -> bool:
-    """Return whether a search succeeded on some shards only; the same one may succeed on all of them soon."""
+    """Return whether a search succeeded only on some shards; a retry may soon succeed on all of them."""
     return bool(item.get("timed_out") or item.get("_shards", {}).get("failed"))
 
 

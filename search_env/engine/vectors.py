@@ -1,9 +1,9 @@
-"""Dense vectors in Elasticsearch: one index per retriever version behind an alias, searched by kNN; or in memory.
+"""Dense vectors: one Elasticsearch index per retriever version behind an alias, searched by kNN; or in memory.
 
-`NAME` is an alias, `NAME-<retriever version>-<texts>` the index behind it: filled, refreshed and made read-only before
-the alias points to it, as with documents (`search_env.engine.index`). Vectors of unit length under `dot_product` score
-(1 + cosine) / 2. The graph (HNSW) is approximate; `flat` compares a query with every vector instead, and so does
-`memory`, in this process.
+`NAME` is an alias, and `NAME-<retriever version>-<texts>` is the index behind it. As with documents
+(`search_env.engine.index`), it is filled, refreshed and made read-only before the alias points to it. Vectors of unit
+length under `dot_product` score (1 + cosine) / 2. The graph (HNSW) is approximate. `flat` compares a query with every
+vector instead; `memory` does the same in this process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BATCH_SEARCHES = 64
 
 
 class VectorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how dense vectors are searched.
+    """Settings for searching dense vectors.
 
-    search: "hnsw", the engine's graph; "flat", the engine compares all; "memory", all are compared in this process.
-    candidates: of each search in the engine; in the graph more find more of the true neighbours. links,
-    build_candidates: HNSW's m and ef_construction.
+    search: "hnsw", the engine's graph; "flat", the engine compares all vectors; "memory", this process compares all.
+    candidates: candidates of each search in the engine; in the graph, more candidates find more of the true neighbors.
+    links, build_candidates: HNSW's m and ef_construction.
     """
 
     search: Literal["hnsw", "flat", "memory"] = "hnsw"
@@ -52,11 +52,11 @@ def build_vector_index(
 ) -> str:
     """Load vectors [n, E] into the index `alias-version`, point the alias to it, and return its name.
 
-    installation: the id of the home that it belongs to. An index of that name and home that holds as many vectors is
-    taken as it is: a version's vectors never change. Older versions of this home behind the alias are deleted. One that
-    a searchloop without marks has made is read as it is, and neither it nor its alias is changed.
-    Raises IndexingError if the alias or the name is somebody else's (nothing is made then), or if Elasticsearch refuses
-    or does not answer; the alias still points where it did then, and the half-filled index is gone.
+    installation: the id of the home that owns the index. An index of that name and home with the same number of vectors
+    is reused, because a version's vectors never change. Older versions of this home behind the alias are deleted. An
+    index that a searchloop without marks made is read as it is, and neither it nor its alias is changed.
+    Raises IndexingError if the alias or the name belongs to somebody else (before anything is created), or if
+    Elasticsearch refuses or does not answer. The alias then stays as it was, and the half-filled index is deleted.
     """
     name = f"{alias}-{version}".lower()
     place = _place(alias, installation)
@@ -83,7 +83,7 @@ def build_vector_index(
             try:
                 _load(client, through, ids, vectors)
                 switch_alias(client, place, new, through, older)
-            except BaseException:  # Ctrl-C too: a half-filled index must not stay.
+            except BaseException:  # Also Ctrl-C: a half-filled index must not stay.
                 discard(client, new, place)
                 raise
         for each in older:
@@ -96,7 +96,7 @@ def search_vectors(
 ) -> list[Ranking]:
     """Return each query's nearest documents in the engine, best first; equal scores by id. queries: [n, E], unit.
 
-    Raises IndexingError if Elasticsearch refuses, answers in part, or does not answer.
+    Raises IndexingError if Elasticsearch refuses, answers only partly, or does not answer.
     """
     found: list[Ranking] = []
     try:
@@ -119,7 +119,7 @@ def search_vectors(
 
 
 def search_in_memory(ids: Sequence[str], vectors: Floats, queries: Floats, *, size: int) -> list[Ranking]:
-    """Return the same without an engine, exactly: scores (1 + cosine) / 2, equal scores by id."""
+    """Return each query's nearest documents without an engine, exactly: scores (1 + cosine) / 2, equal scores by id."""
     order = np.argsort(np.asarray(ids))
     names = [ids[place] for place in order.tolist()]
     rankings = []
@@ -154,7 +154,7 @@ def _count(client: Elasticsearch, index: str) -> int:
 
 
 def _is_whole(client: Elasticsearch, index: Seen, count: int) -> bool:
-    """Return whether an index of ours was finished: it is written to under no name any more, and holds all vectors."""
+    """Return whether an index of ours is finished: nobody writes to it any more, and it holds all vectors."""
     return not is_filled(index) and _count(client, index.name) == count
 
 
@@ -170,7 +170,7 @@ def _load(client: Elasticsearch, through: str, ids: Sequence[str], vectors: Floa
 
 @contextlib.contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Turn what Elasticsearch says into one line."""
+    """Turn an error of Elasticsearch into one line."""
     try:
         yield
     except (ApiError, helpers.BulkIndexError) as error:

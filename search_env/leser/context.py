@@ -1,8 +1,8 @@
-"""What the policy is shown beside a query: words and attribute values of the documents that the query finds now.
+"""The context of a query: words and attribute values of the documents that the raw query finds.
 
-The raw query's top documents are filtered by their relevance score first, because the context of a wrong document is
-noise that the policy would learn to copy (the paper names it as a failure). Where nothing passes, the few best stay.
-`Context.neighbours` comes from `neighbours`, and `with_neighbours` puts it in.
+The raw query's top documents are first filtered by their relevance score. The context of a wrong document is noise that
+the policy would learn to copy, a failure that the paper names. If no document passes the filter, the few best stay.
+`Context.neighbours` comes from `neighbours`; `with_neighbours` adds it to the context.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ BATCH_QUERIES = 256
 
 
 class ContextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a context is made.
+    """Settings of a context.
 
-    documents: k, of the raw query's ranking. relevance_min: score that a document must have to speak; 0 switches the
-    filter off. documents_min: where fewer pass, this many of the best-scored speak nevertheless.
-    terms: Bo1 words. attributes: attribute values. holders_min: documents of the corpus that must have a word or value;
-    a model number that one product has cannot find another. value_characters_max: longer values are left out, not cut.
+    documents: k, the number of documents from the raw query's ranking. relevance_min: least relevance score of a
+    document that is used; 0 switches the filter off. documents_min: if fewer documents pass, this many of the
+    best-scored are used.
+    terms: Bo1 words. attributes: attribute values. holders_min: documents of the corpus that must have a word or value,
+    because a model number of a single product cannot find another product. value_characters_max: longer values are left
+    out, not cut.
     """
 
     documents: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
@@ -42,7 +44,7 @@ class ContextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ContextBuilder:
-    """Builds contexts against one index; the same query always gets the same context."""
+    """Builds contexts on one index; the same query always gets the same context."""
 
     def __init__(
         self, catalogue: Catalogue, retriever: Retriever, relevance: RelevanceModel, settings: ContextSettings
@@ -55,9 +57,9 @@ class ContextBuilder:
         self._value_counts = np.diff(catalogue.value_documents.indptr).astype(np.float64)
 
     def build_contexts(self, queries: Sequence[str]) -> list[Context]:
-        """Return a context per query, in order; a query that finds nothing has an empty one.
+        """Return a context per query, in order; a query without results has an empty one.
 
-        Raises RetrievalError if a search failed: an empty context would be a wrong one.
+        Raises RetrievalError if a search failed, because an empty context would be wrong.
         """
         contexts: list[Context] = []
         for start in range(0, len(queries), BATCH_QUERIES):
@@ -93,7 +95,7 @@ class ContextBuilder:
         )
 
     def _attributes(self, query: str, ids: Sequence[str]) -> tuple[str, ...]:
-        """Return the attribute values of these documents that weigh most by Bo1 and say something new."""
+        """Return the attribute values of these documents with the highest Bo1 weights that add a new word."""
         matrix = self.catalogue.document_values
         rows = np.array([self.catalogue.row_of[document_id] for document_id in ids], dtype=np.int64)
         entries = gather_rows(matrix.indptr, rows).entry
@@ -120,10 +122,10 @@ class ContextBuilder:
 
 
 def with_neighbours(context: Context, words: Sequence[str]) -> Context:
-    """Return the context with neighbours' words beside its terms; words that both name come first, and stand once.
+    """Return the context with the neighbors' words beside its terms; words in both come first, and only once.
 
-    Two sources that know nothing of each other rarely agree by chance: on icecat's dev queries the first eight words
-    in this order were worth NDCG@10 .306 and R@100 .569, against .280 and .562 in the neighbours' own.
+    The two sources are independent and rarely agree by chance. On icecat's dev queries, the first eight words in this
+    order gave nDCG@10 .306 and R@100 .569, against .280 and .562 in the neighbors' own order.
     """
     shown = set(context.terms)
     agreed = [word for word in words if word in shown]
@@ -136,5 +138,5 @@ def with_neighbours(context: Context, words: Sequence[str]) -> Context:
 
 
 def _is_word(word: str) -> bool:
-    """Keep words; a bare number, or one letter, says nothing out of its place."""
+    """Return whether a word is kept; a bare number or a single letter has no meaning out of its place."""
     return len(word) > 1 and not word.replace(".", "").replace(",", "").isdigit()

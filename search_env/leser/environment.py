@@ -1,9 +1,9 @@
-"""The search environment: a group of generated texts in, a reward for each of them out.
+"""LESER's environment: it takes a group of generated texts and rewards each of them.
 
-One round for many groups: every text is parsed, every distinct search is sent once (the raw query too, unless it is
-remembered), the relevance model scores all groups in one call, and the reward of each candidate is put together with
-everything that it was made of. A search that failed makes its candidate `failed`, never a reward of 0; an engine that
-is down raises, because the same groups may be scored later. Nothing here knows where groups come from.
+One round scores many groups. It parses every text and sends every distinct search once; the raw query is also sent,
+unless its result is cached. The relevance model scores all groups in one call. Each candidate's reward is recorded with
+all its parts. A failed search makes its candidate `failed`, and never gives a reward of 0. If the engine is down, the
+round raises, because the same groups may be scored later. This module does not know where groups come from.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from streams.events import Generation, Hit, Outcome, Position, Reward
 
 
 class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How groups are scored.
+    """Settings for scoring groups.
 
-    hits_logged: top hits that travel with every outcome, and of the raw query with every group.
-    raw_queries_kept: raw rankings in memory, about 10 kB each; the query not asked for longest goes first.
+    hits_logged: top hits that are recorded with every outcome, and those of the raw query with every group.
+    raw_queries_kept: raw rankings in memory, about 10 kB each; the least recently used query is dropped first.
     """
 
     reward: LeserSettings = LeserSettings()
@@ -46,7 +46,7 @@ class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid
 
 
 class _Group(NamedTuple):
-    """One group, and what its texts were read as."""
+    """One group and its parsed texts."""
 
     inputs: Input
     texts: list[ParsedExpansions | Rejected]
@@ -61,7 +61,7 @@ class _Started(NamedTuple):
 
 
 class LeserEnvironment(ScoringEnvironment):
-    """Scores groups against one index with one relevance model. Not thread-safe: the relevance model is not."""
+    """Scores groups on one index with one relevance model. Not thread-safe, because the relevance model is not."""
 
     def __init__(self, retriever: Retriever, relevance: RelevanceModel, settings: LeserEnvironmentSettings) -> None:
         super().__init__(
@@ -84,12 +84,12 @@ class LeserEnvironment(ScoringEnvironment):
         """Return the rewards of groups, in their order.
 
         inputs: each group with its place in the log and the hash of its bytes.
-        Raises EngineUnavailable if the engine is down or overloaded; no group was decided then.
+        Raises EngineUnavailable if the engine is down or overloaded; no group is decided then.
         """
         found: dict[ExpandedQuery, Ranking | RetrievalError] = {}
         asked: set[ExpandedQuery] = set()
-        # Every chunk's searches are sent before the first answer is waited for: while the engine works on one chunk,
-        # the chunk before it is scored here.
+        # Send every chunk's searches before waiting for the first answer: while the engine works on one chunk, the
+        # previous chunk is scored here.
         started = [self._start(chunk, asked, found) for chunk in self._chunks(inputs)]
         rewards = []
         try:
@@ -111,14 +111,14 @@ class LeserEnvironment(ScoringEnvironment):
         return rewards
 
     def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
-        """Return one reward for each group whose candidates are all `failed`: no engine answered in time."""
+        """Return one reward for each group, with only `failed` candidates: no engine answered in time."""
         return [
             self.reward(each, all_failed(self.readable(each[0]), error), search_body=self.search_body)
             for each in inputs
         ]
 
     def readable(self, generation: Generation) -> list[bool]:
-        """Return for each candidate whether it is a list of expansions within the caps."""
+        """Return, for each candidate, whether it is a list of expansions within the caps."""
         return [isinstance(text, ParsedExpansions) for text in self._parsed(generation)]
 
     def _parsed(self, generation: Generation) -> list[ParsedExpansions | Rejected]:
@@ -126,7 +126,7 @@ class LeserEnvironment(ScoringEnvironment):
         return [parse_expansions(each.text, self.settings.expansions, choices) for each in generation.completions]
 
     def _chunks(self, inputs: Inputs) -> list[list[_Group]]:
-        """Parse the groups and put them together so that a chunk fills about one batch of searches."""
+        """Parse the groups and combine them into chunks, each of which fills about one batch of searches."""
         chunks: list[list[_Group]] = []
         searches = 0
         for each in inputs:
@@ -145,7 +145,7 @@ class LeserEnvironment(ScoringEnvironment):
         asked: set[ExpandedQuery],
         found: dict[ExpandedQuery, Ranking | RetrievalError],
     ) -> _Started:
-        """Send each distinct search of a chunk that no chunk before it sent; raw queries come from memory if known."""
+        """Send each distinct search of a chunk that no earlier chunk sent; cached raw queries come from memory."""
         wanted: dict[ExpandedQuery, None] = {}
         for group in chunk:
             query = group.inputs[0].request.query
@@ -166,7 +166,7 @@ class LeserEnvironment(ScoringEnvironment):
     def _relevance(
         self, chunk: list[_Group], found: dict[ExpandedQuery, Ranking | RetrievalError]
     ) -> list[dict[str, float]]:
-        """Return, per group, the relevance of every document that stands in the top-k of any of its rankings."""
+        """Return, per group, the relevance of every document in the top-k of any of its rankings."""
         depth = self.settings.reward.relevance_depth
         pairs: list[tuple[str, list[str]]] = []
         for group in chunk:
@@ -187,7 +187,7 @@ class LeserEnvironment(ScoringEnvironment):
         found: dict[ExpandedQuery, Ranking | RetrievalError],
         relevance: dict[str, float],
     ) -> Outcome:
-        """Put one candidate's reward together."""
+        """Return one candidate's outcome with its reward and its parts."""
         if isinstance(text, Rejected):
             reward, components = invalid_reward()
             return Outcome(status="scored", valid=False, reward=reward, components=components, error=text.reason)
@@ -220,7 +220,7 @@ class LeserEnvironment(ScoringEnvironment):
 
 
 def reward_sha256(settings: LeserEnvironmentSettings, retriever: Retriever) -> str:
-    """Return the hash of everything but the models that a reward depends on: formula, caps and search settings."""
+    """Return the hash of everything except models on which a reward depends: formula, caps and search settings."""
     searched = msgspec.structs.asdict(retriever.settings)
     shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]

@@ -1,9 +1,9 @@
-"""Reading what a policy wrote: a list of expansions, or the reason why it is none.
+"""The parser of a policy's answer: it gives a list of expansions, or the reason why the text has none.
 
-The format is `<think>…</think><answer>["…", "…"]</answer>`; the think block may be missing, the list may be empty (no
-expansion), and nothing else may stand beside them. A selector's `<v3><v1>` points to words that its prompt showed, by
-their numbers from 1. Generated text is untrusted: it is capped in bytes, number and terms, and loses control,
-zero-width and bidirectional characters. Whatever the text, parsing never raises.
+The format is `<think>…</think><answer>["…", "…"]</answer>`. The think block may be missing, the list may be empty (no
+expansion), and no other text is allowed. A selector's `<v3><v1>` points to words that its prompt showed, by
+their numbers from 1. Generated text is untrusted: its bytes, list length and terms are capped, and control, zero-width
+and bidirectional characters are removed. Parsing never raises, whatever the text.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _decoder = msgspec.json.Decoder(list[str])
 
 
 class ExpansionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The caps on one answer; what exceeds a cap is invalid, so that a policy learns to keep to it.
+    """The caps on one answer. An answer above a cap is invalid, so that the policy learns to respect it.
 
-    bytes_max: of the whole text. expansions_max: of one list. terms_max: words of one expansion.
-    characters_max: of one expansion, which a word without spaces could otherwise fill.
+    bytes_max: bytes of the whole text. expansions_max: expansions in one list. terms_max: words in one expansion.
+    characters_max: characters in one expansion, since a word without spaces could otherwise be any length.
     """
 
     bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536)] = 4_096
@@ -39,7 +39,7 @@ class ExpansionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class ParsedExpansions(NamedTuple):
-    """The expansions in their order, cleaned and without repetitions, and the thought before them ("" if none)."""
+    """The expansions in their order, cleaned and without repeats, and the thought before them ("" if none)."""
 
     expansions: tuple[str, ...]
     thought: str = ""
@@ -50,9 +50,9 @@ def parse_expansions(
     settings: ExpansionSettings = ExpansionSettings(),  # noqa: B008
     choices: Sequence[str] | None = None,
 ) -> ParsedExpansions | Rejected:
-    """Return the expansions in a text, or why there are none; never raises.
+    """Return the expansions in a text, or the reason why there are none; never raises.
 
-    choices: the words that a selector's pointers mean, in their order; None for a policy that writes text.
+    choices: the words to which a selector's pointers refer, in order; None for a policy that writes text.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.bytes_max:
@@ -77,12 +77,12 @@ def parse_expansions(
 
 
 def choices_of(context: Context) -> tuple[str, ...] | None:
-    """Return what a selector may say in this context, None for a policy that writes text."""
+    """Return a selector's choices in this context; None for a policy that writes text."""
     return None if context.choices is msgspec.UNSET else context.choices
 
 
 def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> ParsedExpansions | Rejected:
-    """Return the words that a selector points to; what the caps leave out it was not to be shown."""
+    """Return the words to which a selector points; the caps reject words that its prompt should not have shown."""
     numbers = read_pointers(text)
     if numbers is None:
         return Rejected(
@@ -95,7 +95,7 @@ def _select(text: str, settings: ExpansionSettings, choices: Sequence[str]) -> P
 
 
 def _within_caps(items: Sequence[str], settings: ExpansionSettings) -> tuple[str, ...] | Rejected:
-    """Return the expansions cleaned and without repetitions, or which cap the first bad one exceeds."""
+    """Return the expansions, cleaned and without repeats, or the cap that the first bad one exceeds."""
     if len(items) > settings.expansions_max:
         return Rejected(f"expected at most {settings.expansions_max} expansions, got {len(items)}")
     expansions: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """Feedback terms of the top documents: Bo1 and RM3, the baselines that every learned expansion has to beat.
 
-Both look at the first documents of the raw query as if they were relevant, and weigh the terms of `contents` there:
+Both treat the first documents of the raw query as relevant, and weigh the terms of `contents` in them:
 
 - Bo1, Bose–Einstein 1 (Amati, PhD thesis, Glasgow 2003; as in Terrier): w(t) = tf_x · log2((1 + P) / P) + log2(1 + P),
   with tf_x the term's count in those documents and P = F / N, its count in the corpus over the number of documents.
@@ -8,9 +8,9 @@ Both look at the first documents of the raw query as if they were relevant, and 
   with P(t|d) = tf / |d| unsmoothed and P(d|q) the document's share of the scores, as in Anserini.
 
 Weights are scaled so that the best term has 1. The query and its terms are one search,
-`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`. We differ from the papers in that: BM25 instead of a language model (RM3)
-or of a DFR model (Bo1), and the query's own part keeps weight 1, so RM3's λ is 1 / (1 + weight) up to scale. `weight`
-is tuned for each method on `dev`.
+`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`. We differ from the papers in two ways. BM25 takes the place of a language
+model (RM3) or of a DFR model (Bo1). The query's own part keeps weight 1, so RM3's λ is 1 / (1 + weight) up to scale.
+`weight` is tuned for each method on `dev`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Integers = npt.NDArray[np.int64]
 
 
 class FeedbackSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a feedback baseline searches.
+    """Settings of a feedback baseline.
 
-    documents, terms: how many are taken. weight: boost of the terms beside the query.
+    documents, terms: the number of documents and terms that are used. weight: boost of the terms beside the query.
     """
 
     documents: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
@@ -44,14 +44,14 @@ class FeedbackSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class WeightedTerm(NamedTuple):
-    """A word to search with, and its weight (the best has 1)."""
+    """A word to search with, and its weight (the best word has 1)."""
 
     word: str
     weight: float
 
 
 class Counts(NamedTuple):
-    """What the chosen documents say: distinct columns, how often each stands there, and its share of P(t|R)."""
+    """Term statistics of the chosen documents: distinct columns, each one's count, and its share of P(t|R)."""
 
     columns: Integers
     counts: Floats
@@ -59,7 +59,7 @@ class Counts(NamedTuple):
 
 
 def feedback_counts(matrix: TermMatrix, rows: Sequence[int], scores: Sequence[float]) -> Counts:
-    """Count the terms of some documents; scores (positive) weigh the documents in the relevance model."""
+    """Return the term counts of some documents; scores (positive) weigh the documents in the relevance model."""
     chosen = np.asarray(rows, dtype=np.int64)
     gathered = gather_rows(matrix.counts.indptr, chosen)
     columns, place = np.unique(matrix.counts.indices[gathered.entry], return_inverse=True)
@@ -76,7 +76,7 @@ def feedback_counts(matrix: TermMatrix, rows: Sequence[int], scores: Sequence[fl
 
 
 def bo1_weights(counts: Floats, corpus_counts: Floats, documents: int) -> Floats:
-    """Return Bo1's weight of terms: counts in the feedback documents and in the corpus, N documents there."""
+    """Return Bo1's weights of terms from their counts in the feedback documents and in a corpus of N documents."""
     probability = corpus_counts / documents
     return np.asarray(counts * np.log2((1 + probability) / probability) + np.log2(1 + probability))
 
@@ -99,10 +99,10 @@ class FeedbackTerms:
         documents_min: int = 1,
         keep: Callable[[str], bool] | None = None,
     ) -> list[WeightedTerm]:
-        """Return the best feedback terms of some documents, best first, ties in the order of the words.
+        """Return the best feedback terms of some documents, best first; ties are in the order of the words.
 
-        without: a query whose own terms are left out. documents_min: of the corpus, that must have a term. keep: which
-        words may come in at all.
+        without: a query whose own terms are left out. documents_min: documents of the corpus that must have a term.
+        keep: tells which words are allowed.
         """
         rows = [self.catalogue.row_of[document_id] for document_id in ids if document_id in self.catalogue.row_of]
         if not rows:
@@ -127,9 +127,9 @@ class FeedbackTerms:
 def feedback_query(
     query: str, terms: Sequence[WeightedTerm], *, weight: float, whole_boost: float = 0.0
 ) -> dict[str, Any]:
-    """Return the Elasticsearch query of a query and its weighted feedback terms, each a `match` of one word.
+    """Return the Elasticsearch query for a query and its weighted feedback terms, each a `match` of one word.
 
-    whole_boost: as in `RetrievalSettings`, so that no method that adds words has an advantage by it.
+    whole_boost: as in `RetrievalSettings`, so that it favors none of the methods that add words.
     """
     raw = {"match": {"contents": {"query": query}}}
     if not terms or weight == 0:
@@ -151,7 +151,7 @@ def search_with_feedback(
     *,
     size: int,
 ) -> list[Ranking]:
-    """Return the rankings of a feedback baseline: one round of raw searches, one of expanded ones.
+    """Return the rankings of a feedback baseline, from one round of raw searches and one of expanded searches.
 
     Raises RetrievalError as `Retriever.search_many` does.
     """

@@ -1,15 +1,15 @@
-"""Lessons that need no search: how to copy, what the catalogue itself says, and when to say nothing.
+"""Lessons that need no search: copying from the prompt, the catalogue's own words, and abstaining.
 
-`copy_lessons` shows random words in every part of a prompt, and the answer is some of the neighbours' words in their
-order: a policy made from scratch first has to learn that words of the prompt can be said again. Without them 1,200
-steps of choosing did not teach it to look at its prompt. The other parts must be there too: a policy that had learned
-to copy from prompts of neighbours' words alone (0.3 nats a token) took a quarter of its words from a whole prompt.
+`copy_lessons` shows random words in every part of a prompt; the answer is some of the neighbors' words in their order.
+A policy made from scratch first has to learn that it can repeat words of the prompt. Without these lessons, 1,200 steps
+of choosing did not teach it to look at its prompt. The other parts must be present, too. A policy that had learned to
+copy from prompts of only neighbors' words (0.3 nats per token) took only a quarter of its words from a whole prompt.
 
-`catalogue_lessons` pairs a few attribute values of a product with words of its title and text: a policy made from
-scratch learns from them which words go with which values, also for values that no training query names, and the
-answer's format. `head_lessons` pairs short title phrases with no words at all: a shopper who types what stands in the
-titles is served by the titles, and a policy that cannot abstain ruins such queries (NDCG@10 .76 → .59 for kNN words).
-Both see documents only, never a judgment.
+`catalogue_lessons` pairs a few attribute values of a product with words of its title and text. From them, a policy made
+from scratch learns the answer's format and which words go with which values, also for values that no training query
+names. `head_lessons` pairs short title phrases with no words at all. Titles alone serve a shopper who types words of
+titles, and a policy that cannot abstain ruins such queries (nDCG@10 .76 → .59 for kNN words). Both use only documents,
+never a judgment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PHRASE_DOCUMENTS_MIN = 8
 
 
 class PromptShape(NamedTuple):
-    """How many items of each kind a prompt shows at most."""
+    """The largest number of items of each kind in a prompt."""
 
     terms: int
     attributes: int
@@ -45,14 +45,15 @@ class PromptShape(NamedTuple):
 
 
 class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the warm-up learns from.
+    """Settings of the warm-up's lessons.
 
-    copied, catalogue: lessons before any other, to read the prompt and to know which words go with which values.
-    head: title phrases that need no words; GRPO's requests contain them too.
-    taught_share: training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
-    shown_share: of a catalogue lesson's words that stand in its made-up context, among others', to learn to choose.
-    relevant_without_labels: without judgments, this many documents that the relevance model scores best count as
-    relevant for the teacher. seed: of the draws.
+    copied, catalogue: lessons before all others, for reading the prompt and for the words that go with values.
+    head: title phrases that need no words; GRPO's requests contain them, too.
+    taught_share: share of training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
+    shown_share: share of a catalogue lesson's words that its made-up context shows among other words, so that the
+    policy learns to choose.
+    relevant_without_labels: number of documents that count as relevant for the teacher if there are no judgments: those
+    that the relevance model scores best. seed: seed of the draws.
     """
 
     copied: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 8_000
@@ -72,10 +73,10 @@ def copy_lessons(
     shown: PromptShape,
     seed: int,
 ) -> tuple[list[Lesson], dict[str, Context]]:
-    """Return `count` lessons and their contexts by query id: the answer is some of the neighbours' words, in order.
+    """Return `count` lessons and their contexts by query id: the answer is some of the neighbors' words, in order.
 
-    lessons: where queries and words are drawn from, words as often as they were taught. attributes: values to show
-    beside them. shown: at most so many of each. No words give no lessons.
+    lessons: the source of queries and words; words are drawn as often as they were taught. attributes: values to show
+    beside them. shown: the largest number of each. If there are no words, there are no lessons.
     """
     generator = np.random.default_rng(seed)
     pool = [word for lesson in lessons for word in lesson.words]
@@ -101,10 +102,10 @@ def copy_lessons(
 
 
 def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Lesson]:
-    """Return up to `count` lessons (query of 1 to 3 attribute values, 1 to 5 words of that product).
+    """Return up to `count` lessons (a query of 1 to 3 attribute values, 1 to 5 words of that product).
 
-    Words that are in fewer than 5 documents are left out; words go from the most to the least common. A catalogue
-    without attributes gives none. The same catalogue, count and seed always give the same lessons.
+    Words in fewer than 5 documents are left out; words go from the most to the least common. A catalogue without
+    attributes gives no lessons. The same catalogue, count and seed always give the same lessons.
     """
     generator = np.random.default_rng(seed)
     frequency = dict(zip(catalogue.vocabulary.terms, catalogue.contents.frequencies.tolist(), strict=False))
@@ -142,12 +143,12 @@ def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Le
 def contexts_to_choose_from(
     lessons: Sequence[Lesson], *, shown: PromptShape, shown_share: float, seed: int
 ) -> dict[str, Context]:
-    """Return, by query id, made-up contexts in which a lesson's words stand among those of other lessons.
+    """Return, by query id, made-up contexts that mix a lesson's words with those of other lessons.
 
-    A policy that starts from nothing must learn to read its prompt before it can choose from it: on lessons without a
-    context it learned words by heart, and 600 steps on real contexts did not teach it to copy (dev loss 2.6 nats a
-    token, no better than word frequencies). shown: how many terms and neighbours' words. shown_share: of a lesson's
-    words that are put there; the rest must come from what the policy knows.
+    A policy made from scratch must learn to read its prompt before it can choose from it. From lessons without a
+    context it learned words by heart, and 600 steps on real contexts did not teach it to copy (dev loss 2.6 nats per
+    token, no better than word frequencies). shown: how many terms and neighbors' words. shown_share: share of a
+    lesson's words that the context shows; the policy must know the rest.
     """
     generator = np.random.default_rng(seed)
     words = [word for lesson in lessons for word in lesson.words]
@@ -166,7 +167,7 @@ def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collec
     """Return up to `count` lessons of title phrases (1 to 3 words, in at least 8 titles) and no words.
 
     Short and common phrases come more often, as they do from shoppers. without: queries that must not be among them,
-    such as the human ones that only ever test.
+    such as the human queries, which serve only for tests.
     """
     generator = np.random.default_rng(seed)
     titles: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """The catalogue's words nearest to a query by MiniLM's cosine: expansion without feedback, judgments or learning.
 
-A baseline that every learned expansion has to beat, and whose weakness is known: what is near in meaning need not stand
-in what is relevant. As with feedback terms the query and its words are one search,
-`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`, w(t) the cosine, scaled so that the best word has 1.
+Every learned expansion has to beat this baseline. Its weakness is known: words near in meaning need not occur in
+relevant documents. As with feedback terms, the query and its words are one search,
+`Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`, with w(t) the cosine, scaled so that the best word has 1.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from search_env.models.embeddings import EmbeddingSettings, KeptEmbedder, Progre
 
 
 class NearestTermsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the nearest words are chosen and searched.
+    """Settings for choosing and searching the nearest words.
 
-    terms: words of a query. weight: boost of the words beside the query. documents_min: of the catalogue, in which a
-    word must stand: fewer make it a model's number or a slip of the pen.
+    terms: words per query. weight: boost of the words beside the query. documents_min: documents of the catalogue that
+    must contain a word; rarer words are model numbers or typing errors.
     """
 
     terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 15
@@ -35,15 +35,15 @@ class NearestTermsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class NearestTerms:
-    """The nearest words of one catalogue; its words are embedded once, and kept in a file."""
+    """The nearest words of one catalogue; its words are embedded once and kept in a file."""
 
     def __init__(
         self, catalogue: Catalogue, settings: NearestTermsSettings, embedding: EmbeddingSettings, *, directory: Path
     ) -> None:
-        """directory: where the words' vectors are kept."""
+        """directory: the folder that keeps the words' vectors."""
         words, frequencies = catalogue.surface_forms, catalogue.contents.frequencies.tolist()
         self._settings = settings
-        # Of attributes' terms alone the contents have no column; they have no word either.
+        # Terms that occur only in attributes have no column in the contents, and no word either.
         self._columns = [
             column for column, held in enumerate(frequencies) if words[column] and held >= settings.documents_min
         ]
@@ -52,7 +52,7 @@ class NearestTerms:
         self._embedder = KeptEmbedder(embedding, kept=self._words, directory=directory)
 
     def terms(self, queries: Sequence[str], progress: Progress | None = None) -> list[list[WeightedTerm]]:
-        """Return each query's nearest words, best first; none of its own, and none with a cosine of 0 or less."""
+        """Return each query's nearest words, best first, without its own words and words with a cosine of 0 or less."""
         if not self._words:
             return [[] for _ in queries]
         cosines = self._embedder.embed_queries(queries) @ self._embedder.embed(self._words, progress).T  # [Q, W]

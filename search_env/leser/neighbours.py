@@ -1,13 +1,13 @@
-"""The kNN look-up: expand a query with the words that served the most similar training queries.
+"""The kNN look-up: it expands a query with the words that served the most similar training queries.
 
-The mandatory baseline, since a training set and a test set share attribute values and part of any gain is memory; and a
-part of the prompt, so that the policy starts from that memory and need not hold it in its weights. Similarity is the
-cosine of MiniLM embeddings.
+It is the mandatory baseline: training and test queries share attribute values, so a part of any gain is memory. It is
+also a part of the prompt, so that the policy starts from that memory and need not hold it in its weights. Similarity is
+the cosine of MiniLM embeddings.
 
-A training query sees neither its own lesson nor one that names two of its attribute values: on icecat 9,083 of 17,195
-training intents share their pair of values with another one, and no query that is served has such luck. For a share of
-them all lessons that name one of their values are hidden, so that the policy also learns what to do where the
-neighbours know nothing.
+A training query sees neither its own lesson nor a lesson that names two of its attribute values. On icecat, 9,083 of
+17,195 training intents share their pair of values with another intent, which no served query does. For a share of the
+training queries, all lessons that name one of their values are hidden. So the policy also learns to answer when the
+neighbors know nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from search_env.models.embeddings import Embedder
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-BLOCK_QUERIES = 512  # [512, lessons] similarities at once: 18 MB for 9,000 lessons.
+BLOCK_QUERIES = 512  # [512, lessons] similarities at a time: 18 MB for 9,000 lessons.
 
 
 class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many neighbours speak, how loudly, and how much they say.
+    """The number of neighbors, the weight of their words, and the number of words.
 
-    sharpness: a neighbour's word counts similarity ** sharpness. position_cost: how much less each next word of a
-    lesson counts. hidden_share: training queries for which one attribute value's lessons are hidden.
-    served_words, served_weight: as a method of its own (`--policy knn`), words added and the boost of the first one,
-    tuned on `dev`.
+    sharpness: a neighbor's word weighs similarity ** sharpness. position_cost: how much less each next word of a lesson
+    weighs. hidden_share: share of training queries for which one attribute value's lessons are hidden.
+    served_words, served_weight: for the baseline `--policy knn`, the number of added words and the boost of the first
+    one, tuned on `dev`.
     """
 
     neighbours: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 20
@@ -55,7 +55,7 @@ class Neighbours:
     """Finds words of similar training queries."""
 
     def __init__(self, lessons: Sequence[Lesson], embedder: Embedder, settings: NeighbourSettings) -> None:
-        """Embeds the lessons' queries: about 10 ms each at the first time."""
+        """Embed the lessons' queries, which takes about 10 ms each the first time."""
         if not lessons:
             raise TeacherError("expected at least one lesson to look up, got none")
         self.lessons = lessons
@@ -65,18 +65,18 @@ class Neighbours:
         self._row_of = {lesson.query_id: row for row, lesson in enumerate(lessons)}
 
     def words(self, queries: Sequence[str], *, count: int | None = None) -> list[tuple[str, ...]]:
-        """Return, for each query, the best words of its neighbours that it lacks; best first, ties by the word.
+        """Return, for each query, the best words of its neighbors that it lacks; best first, ties in word order.
 
-        count: words at most; None takes the settings'.
+        count: largest number of words; None takes the settings' number.
         """
         return self._words(queries, self._embedder.embed_queries(queries), [()] * len(queries), count)
 
     def words_for_training(self, queries: Sequence[Query], *, count: int | None = None) -> list[tuple[str, ...]]:
-        """Return the same for training queries, without the lessons that would give the answer away.
+        """Return these words for training queries, without the lessons that would reveal the answer.
 
-        Hidden are a query's own lesson, lessons that name two of its attribute values (`metadata.attributes`, as
-        `search_env.queries.intents` writes it), and, for a share of queries chosen by hash, those that name one of
-        them.
+        Three kinds of lessons are hidden: a query's own lesson; lessons that name two of its attribute values
+        (`metadata.attributes`, as `search_env.queries.intents` writes it); and, for a share of queries chosen by hash,
+        lessons that name one of them.
         """
         holders: defaultdict[str, set[int]] = defaultdict(set)
         for query in queries:
@@ -88,7 +88,7 @@ class Neighbours:
         return self._words([query.text for query in queries], vectors, hidden, count)
 
     def _hidden(self, query: Query, holders: Mapping[str, set[int]]) -> list[int]:
-        """Return the rows of the lessons that a training query may not see. holders: lessons by the value they name."""
+        """Return the rows of the lessons hidden from a training query. holders: lessons by the value they name."""
         shared = Counter(row for value in set(_values(query)) for row in holders.get(value, ()))
         rows = {row for row, values in shared.items() if values >= 2} | holders.get(self._hides(query), set())
         if query.id in self._row_of:
@@ -96,7 +96,7 @@ class Neighbours:
         return sorted(rows)
 
     def _hides(self, query: Query) -> str:
-        """Return the attribute value whose lessons are hidden for this query, "" for none."""
+        """Return the attribute value whose lessons are hidden for this query; "" for none."""
         values = _values(query)
         draw = int(hashlib.sha256(f"hide\t{query.id}".encode()).hexdigest()[:12], 16)
         if not values or draw % 10_000 >= 10_000 * self.settings.hidden_share:

@@ -1,25 +1,25 @@
 """The LESER reward of one set of expansions, r(Y) = r_rel(Y) + λ · r_size(Y), relative to the raw query.
 
-LESER (arXiv:2509.05570) pays an expansion set for the mean relevance of the top-k that it retrieves together with the
-query, and for how many documents it adds, both measured against what the query retrieves alone; an output in the wrong
-format is worth 0. The paper leaves the normalisation open; here it is
+LESER (arXiv:2509.05570) rewards an expansion set for the mean relevance of the top-k that it retrieves together with
+the query, and for the number of documents that it adds. Both are measured against the raw query's result. An output in
+the wrong format gets 0. The paper leaves the normalization open; here it is
 
     r_rel  = clip( (mean relevance of the union's top-k − that of the raw top-k) / max(that of the raw top-k, ε) )
     r_size = clip( (|union| − |raw|) / max(|raw|, 1) )                                  both clipped to [−1, 2]
     r      = format_bonus + r_rel + λ · r_size − term_cost · terms                      valid
     r      = 0                                                                          invalid
 
-where |raw| is the number of documents in the raw query's top `size_depth`, and |union| that of the distinct documents
-in the two lists cut there: an OR over words matches most of a catalogue, so that uncut sizes say nothing.
+where |raw| is the number of documents in the raw query's top `size_depth`, and |union| is the number of distinct
+documents in the two lists cut there. An OR over words matches most of a catalogue, so uncut sizes would be meaningless.
 
 Where we differ: the mean is weighted by rank, 1 / log2(1 + rank) as in DCG; `rank_discount = false` is the paper's
-plain mean. On 1,600 expansion sets of 160 icecat intents the reward's rank correlation with the true gain, ΔnDCG@10 +
-ΔR@100, within a query was .83 so (k = 100), against .57 for a plain mean over k = 10 and .60 over k = 100: the one sees
-the head alone, the other no order. A list shorter than k counts the missing documents with relevance 0 (the paper's
-mean over what was found would pay for retrieving less). The clips, ε, the bonus and the cost are ours. The bonus is
-there because without it an invalid text (0) beats a valid one that lowers relevance (< 0), and a policy learns to write
-rubbish. The defaults of `format_bonus` 0.2 and λ 0.1 are those of a pilot that learned; the paper's own reward is
-`format_bonus = 0`.
+plain mean. We measured the reward's rank correlation with the true gain, ΔnDCG@10 + ΔR@100, within a query, on 1,600
+expansion sets of 160 icecat intents. It was .83 for the weighted mean (k = 100), .57 for a plain mean over k = 10, and
+.60 over k = 100. The first plain mean sees only the head, and the second ignores order. A list shorter than k counts
+the missing documents with relevance 0, because the paper's mean over the found documents would reward retrieving less.
+The clips, ε, the bonus and the cost are ours. Without the bonus, an invalid text (0) beats a valid one that lowers
+relevance (< 0), and a policy learns to write rubbish. The defaults of `format_bonus` 0.2 and λ 0.1 come from a pilot
+that learned; the paper's own reward is `format_bonus = 0`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ CLIP_LOW, CLIP_HIGH = -1.0, 2.0
 class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The weights and depths of the reward.
 
-    size_weight: λ. relevance_weight: 0 leaves r_size alone (an ablation).
+    size_weight: λ. relevance_weight: 0 leaves only r_size (an ablation).
     relevance_depth: k, documents whose relevance is averaged. rank_discount: weigh the mean by 1 / log2(1 + rank).
     size_depth: documents of each list that count.
-    relevance_floor: ε, so that a raw query that finds nothing relevant does not turn every hit into an infinite gain.
+    relevance_floor: ε, a floor of the divisor, so that a raw query without relevant results does not give infinite
+    gains.
     """
 
     size_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.1
@@ -55,10 +56,10 @@ class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Measured(NamedTuple):
-    """What was measured about one expansion set.
+    """The measurements of one expansion set.
 
-    raw_relevance, union_relevance: relevance in [0, 1] of the documents of either list, best rank first; what lies
-    beyond `relevance_depth` is not looked at. raw_size, union_size: documents, as the module says. terms: words added.
+    raw_relevance, union_relevance: relevance in [0, 1] of each list's documents, best rank first; entries beyond
+    `relevance_depth` are ignored. raw_size, union_size: documents, as the module says. terms: added words.
     """
 
     raw_relevance: Sequence[float]
@@ -97,7 +98,7 @@ def leser_reward(measured: Measured, settings: LeserSettings) -> tuple[float, di
 
 
 def invalid_reward() -> tuple[float, dict[str, float]]:
-    """Return the reward of a text in the wrong format: 0, and nothing was measured."""
+    """Return the reward of a text in the wrong format: 0, without measurements."""
     return 0.0, {"valid": 0.0}
 
 
@@ -106,7 +107,7 @@ def _mean_relevance(relevance: Sequence[float], settings: LeserSettings) -> floa
     if not settings.rank_discount:
         return math.fsum(relevance[:depth]) / depth
     discounts, total = _discounts(depth)
-    return math.fsum(map(operator.mul, relevance, discounts)) / total  # Ends with the shorter of the two.
+    return math.fsum(map(operator.mul, relevance, discounts)) / total  # map stops at the shorter of the two.
 
 
 @lru_cache(maxsize=16)

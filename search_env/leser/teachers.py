@@ -1,21 +1,22 @@
-"""Teacher sets: for a training query, the few words whose measured reward is best.
+"""Teacher sets: for a training query, the few words with the best measured reward.
 
-In two rounds. `teach`: candidates are the words that the policy is shown (feedback terms, attribute values) and, since
-a training query's relevant documents are known, the words of those documents. These lessons are what `neighbours` looks
-up. As answers they cannot be learned: 3,237 distinct words for 8,634 queries, dev loss 2.94 nats a token, and no list
-that ends. `choose`: the neighbours' words that the prompt shows, less those that do harm. These are the warm-up's
-answers. The two or three words that would be best of all (dev NDCG@10 .25 → .59) are a matter of chance: a policy that
-was taught to add them one by one was worth less than the neighbours' first words untouched. Taking away decides each
-word by itself, and greedy decoding then says the words that are more likely to help than not.
+There are two rounds. In `teach`, the candidates are the words that the policy is shown (feedback terms, attribute
+values) and the words of the query's relevant documents, which are known for a training query. `neighbours` looks up
+these lessons. As answers they cannot be learned: they have 3,237 distinct words for 8,634 queries and a dev loss of
+2.94 nats per token, and the policy never ended its list. In `choose`, the candidates are the neighbors' words in the
+prompt, without the harmful ones. These are the warm-up's answers. The two or three words that would be best of all (dev
+nDCG@10 .25 → .59) are a matter of chance. A policy that was taught to add them one by one did worse than the neighbors'
+first words unchanged. Removal decides each word by itself, and greedy decoding then keeps the words that are more
+likely to help than not.
 
-`choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, and GRPO finds nothing to
-add to it (`infra/EXPERIMENTS.md`).
+`choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, but GRPO gains nothing on
+it (`infra/EXPERIMENTS.md`).
 
-The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once. At the weight
-that serves: which words are worth adding depends on how loudly they are said, and so on how many stand before them.
+The weighted search adds scores over words, so each candidate's column of BM25 scores is computed once. Words are
+measured at their serving weight, because a word's gain depends on its boost, and so on the number of words before it.
 
 The scores come from the catalogue's own matrices, which differ from Lucene's by the rounding of document lengths (above
-40 terms); `measure` says what a set is worth in the index itself. Cached by the hash of everything that they depend on.
+40 terms); `measure` gives a set's value in the index itself. Results are cached by the hash of all their inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 SHALLOW, DEEP = 10, 100
-DISCOUNTS = 1.0 / np.log2(np.arange(2, SHALLOW + 2))  # [10] nDCG's, Järvelin and Kekäläinen (2002)
+DISCOUNTS = 1.0 / np.log2(np.arange(2, SHALLOW + 2))  # [10] of nDCG, Järvelin and Kekäläinen (2002)
 
 
 class TeacherError(CorpusError):
@@ -47,15 +48,15 @@ class TeacherError(CorpusError):
 
 
 class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How sets are searched for.
+    """Settings for the search of teacher sets.
 
-    words_max: of one set. gain_min: how much of the measure (nDCG@10 + recall@100, so 2 at most) a word must add.
-    choice_words_shown: words of the prompt that a choice begins with. choice_words_max: words that it may keep.
-    choice_gain_min: how much of the measure a kept word must be worth; below 0, a word may stay that does little harm.
-    relevant_words: candidates from the relevant documents. documents_min: documents that must hold a candidate; rarer
-    words name one product and teach nothing about the next query.
-    pool_documents: documents whose ranks are followed, by the best score that they could reach.
-    kept_candidates: after the first word, only this many of the best go on.
+    words_max: words in one set. gain_min: least gain of a word in the measure (nDCG@10 + recall@100, so 2 at most).
+    choice_words_shown: words of the prompt with which a choice begins. choice_words_max: words that it may keep.
+    choice_gain_min: least worth of a kept word in the measure; below 0, a slightly harmful word may stay.
+    relevant_words: candidates from the relevant documents. documents_min: documents that must contain a candidate;
+    rarer words name one product and teach nothing about the next query.
+    pool_documents: documents whose ranks are tracked: those with the best score that they could reach.
+    kept_candidates: after the first word, only this many of the best candidates remain.
     """
 
     words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
@@ -70,9 +71,9 @@ class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Lesson(msgspec.Struct, frozen=True, kw_only=True):
-    """One query and the words that serve it best; none where nothing helps.
+    """One query and the words that serve it best; no words if none help.
 
-    raw, taught: the measure of the query alone and with the words, as the search for the words saw it.
+    raw, taught: the measure of the query alone and with the words, as computed in the search for the words.
     """
 
     query_id: str
@@ -86,14 +87,14 @@ class Teacher:
     """Searches teacher sets over one catalogue."""
 
     def __init__(self, catalogue: Catalogue, settings: TeacherSettings, searched: RetrievalSettings) -> None:
-        """searched: how expanded queries are served, in mode "weighted" (the others are taught as if they were)."""
+        """searched: the serving settings of expanded queries; every mode is taught as if it were "weighted"."""
         self.catalogue = catalogue
         self.settings = settings
         self.searched = searched
         self._words = catalogue.surface_forms
 
     def teach(self, query: Query, context: Context, relevant: Integers) -> Lesson:
-        """Return the best set of words for one query, its relevant documents' words among the candidates.
+        """Return the best set of words for one query; the candidates include its relevant documents' words.
 
         relevant: [R] rows of the catalogue that are relevant. Without any, nothing can be measured: no words.
         """
@@ -102,11 +103,11 @@ class Teacher:
         return self._search(query, terms, candidates, relevant)
 
     def choose(self, query: Query, context: Context, relevant: Integers) -> Lesson:
-        """Return the words of the context that are worth keeping, in the prompt's order.
+        """Return the context's words that are worth keeping, in the prompt's order.
 
-        All neighbours' words (the terms where there are none) are added to the query, and the word without which the
-        measure is best goes, one at a time, until every one that is left is worth `choice_gain_min` and there are no
-        more than `choice_words_max`. None are left where the query alone does as well.
+        All neighbors' words (the terms if there are none) are added to the query. Then words are removed one at a time:
+        each time the word without which the measure is best. This ends when every remaining word is worth
+        `choice_gain_min` and at most `choice_words_max` words remain. If the query alone does as well, none remain.
         """
         settings = self.settings
         terms = self.catalogue.vocabulary.known(analyze(query.text))
@@ -141,7 +142,7 @@ class Teacher:
         candidates: Sequence[int],
         relevant: Integers,
     ) -> Lesson:
-        """Put a set together, greedily."""
+        """Return a set that is built greedily."""
         settings = self.settings
         base = self.catalogue.contents.bm25_scores(terms)  # [D]
         if not len(relevant) or not candidates:
@@ -176,7 +177,7 @@ class Teacher:
             held = np.flatnonzero(counts)
             best = held[np.argsort(-counts[held] * contents.idf[held], kind="stable")]
             found.update(dict.fromkeys(best[: self.settings.relevant_words].tolist()))
-            # A word that no relevant document holds can only push them down.
+            # A word that no relevant document contains can only push them down.
             shown = self._shown((*context.terms, *context.attributes))
             found.update(dict.fromkeys(term for term in shown if counts[term]))
         asked = set(terms)
@@ -189,23 +190,23 @@ class Teacher:
         ]
 
     def _shown(self, words: Sequence[str]) -> list[int]:
-        """Return the distinct terms of these words that stand in any document, in order."""
+        """Return the distinct terms of these words that occur in any document, in order."""
         known = dict.fromkeys(self.catalogue.vocabulary.known(analyze(" ".join(words))))
         return [term for term in known if term < len(self.catalogue.contents.frequencies)]
 
     def _whole(self, query: str, base: Floats) -> Floats:
-        """Return [D] what documents gain that hold every word of the query."""
+        """Return [D] the extra score of documents that contain every word of the query."""
         words = dict.fromkeys(analyze(query))
         terms = self.catalogue.vocabulary.known(list(words))
         bm25 = self.catalogue.contents.bm25
         held = np.zeros(len(base), dtype=np.int64)
         for term in terms:
-            if term < bm25.shape[1]:  # The vocabulary has words of attributes too.
+            if term < bm25.shape[1]:  # The vocabulary also has words of attributes.
                 held[bm25.indices[bm25.indptr[term] : bm25.indptr[term + 1]]] += 1
         return np.where(held == max(len(words), 1), np.float32(self.searched.whole_boost) * base, np.float32(0.0))
 
     def _pool(self, base: Floats, candidates: Sequence[int], relevant: Integers) -> tuple[Integers, Floats]:
-        """Return the rows worth following, ascending, and what each candidate adds to their scores at boost 1."""
+        """Return the rows to track, ascending, and the score that each candidate adds to them at boost 1."""
         bm25 = self.catalogue.contents.bm25
         bound = base.copy()
         for term in candidates:
@@ -225,7 +226,7 @@ class Teacher:
 class _Measure:
     """nDCG@10 plus recall@100 of many score vectors over the pool, [C, P] → [C], binary relevance.
 
-    The first is what a shopper sees, the second what the rest of an engine can still put in order.
+    The first measures the results that a shopper sees, the second those that a later stage can still reorder.
     """
 
     def __init__(self, relevant: Integers) -> None:
@@ -244,14 +245,14 @@ class _Measure:
         gains = np.zeros(len(scores))
         for row in range(len(scores)):
             inside = best[row][best[row] >= max(leaders[row, -1], 1e-9)]
-            # Of several documents with one score, the relevant ones are taken to come first.
+            # Of several documents with one score, the relevant ones are assumed to come first.
             ranks = np.maximum(np.searchsorted(-leaders[row], -inside, side="left"), np.arange(len(inside)))
             gains[row] = DISCOUNTS[np.unique(ranks[ranks < SHALLOW])].sum()
         return np.asarray(gains / self.ideal + recall)
 
 
 class _Key(NamedTuple):
-    """What teacher sets depend on."""
+    """The inputs on which teacher sets depend."""
 
     index_version: str
     settings: TeacherSettings
@@ -274,11 +275,11 @@ def load_or_teach(
     choose: bool = False,
     progress: Progress | None = None,
 ) -> list[Lesson]:
-    """Return a lesson per query, in order, from `directory` if it holds just these.
+    """Return a lesson per query, in order, from `directory` if it holds exactly these.
 
-    choose: only words that the contexts show (`Teacher.choose`), instead of `Teacher.teach`.
+    choose: True uses only words that the contexts show (`Teacher.choose`); False uses `Teacher.teach`.
 
-    contexts, qrels: by query id; a missing entry is an empty one. index: the versioned name that the contexts are from.
+    contexts, qrels: by query id; a missing entry is an empty one. index: the versioned name of the contexts' index.
     """
     key = _Key(
         index_version=index,
@@ -312,23 +313,25 @@ def load_or_teach(
 
 
 def write_lessons(path: Path, lessons: Sequence[Lesson]) -> None:
-    """Write one JSON object a line, whole or not at all. Raises CorpusError if the file cannot be written."""
+    """Write one JSON object per line, completely or not at all. Raises CorpusError if the file cannot be written."""
     write_whole(path, msgspec.json.Encoder().encode_lines(lessons))
 
 
 def read_lessons(path: Path) -> list[Lesson]:
-    """Return the lessons of a file. Raises TeacherError naming the file if it is damaged."""
+    """Return the lessons of a file. Raises TeacherError with the file's name if it is damaged."""
     try:
         return msgspec.json.Decoder(Lesson).decode_lines(path.read_bytes())
     except msgspec.DecodeError as error:
-        raise TeacherError(f"{path}: damaged teacher sets ({error}). Delete the file; it is made again") from error
+        raise TeacherError(
+            f"{path}: damaged teacher sets ({error}). Delete the file; the next run makes it again"
+        ) from error
 
 
 def _without_each(boosts: Floats) -> Floats:
-    """Return [C, C]: in row r the boosts of what is left when word r goes, whose followers move up; 0 in its place."""
+    """Return [C, C]: row r has the boosts after word r is removed and its followers move up, with 0 in its place."""
     count = len(boosts)
     places = np.arange(count)
-    moved = places[None] - (places[None] > places[:, None])  # [C, C] the rank of each word when word r is gone
+    moved = places[None] - (places[None] > places[:, None])  # [C, C] the rank of each word after word r is removed
     return np.where(np.eye(count, dtype=bool), np.float32(0.0), boosts[moved])
 
 

@@ -1,1 +1,1 @@
-"""Models that read text: embeddings, relevance models, cross-encoders and bi-encoders, and how each is trained."""
+"""Models that read text: embeddings, relevance models, cross-encoders and bi-encoders, and their training."""

@@ -1,8 +1,8 @@
-"""Reading side of a retriever version: texts as unit vectors, each remembered by its content.
+"""The reading side of a retriever version: it turns texts into unit vectors and caches each by its content.
 
-`TextEncoder` is what scoring and indexing ask for. The one built in reads a static bi-encoder's folder (see
-`learner.retriever`, which writes it): token embeddings of the base, a weight for every token, a map for queries and one
-for documents. Vectors are the learner's up to float rounding, and a test compares them.
+`TextEncoder` is the interface that scoring and indexing need. The built-in encoder reads the folder of a static
+bi-encoder (`learner.retriever` writes it): token embeddings of the base, a weight for every token, a map for queries
+and one for documents. Its vectors equal the learner's up to float rounding; a test compares them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DenseError(SearchloopError, RuntimeError):
 
 
 class TextEncoder(Protocol):
-    """A retriever version that turns texts into vectors; `name` says which."""
+    """The interface of a retriever version, called `name`, that turns texts into vectors."""
 
     name: str
 
@@ -39,17 +39,17 @@ class TextEncoder(Protocol):
         """Return [n, E] unit vectors."""
 
     def encode_documents(self, texts: Sequence[str]) -> Floats:
-        """Return [n, E] unit vectors of documents, or of what stands for them."""
+        """Return [n, E] unit vectors of documents, or of the texts that represent them."""
 
     def token_count(self, text: str) -> int:
-        """Return the text's length in the retriever's tokens, without markers."""
+        """Return the text's length in the retriever's tokens, without marker tokens."""
 
 
 class StaticEncoder:
-    """A static retriever version, read from its folder; the caller has checked the folder's hashes."""
+    """A static retriever version, read from its folder; the caller must have checked the folder's hashes."""
 
     def __init__(self, folder: Path, base: Path, *, tokens_max: int) -> None:
-        """base: the folder of the encoder whose token embeddings it reads. Raises DenseError if one cannot be read."""
+        """base: folder of the encoder that gives the token embeddings. Raises DenseError if a file is unreadable."""
         from tokenizers import Tokenizer
 
         self.name = folder.name
@@ -76,7 +76,7 @@ class StaticEncoder:
         return self._encode(texts, queries=False)
 
     def token_count(self, text: str) -> int:
-        """Return how many tokens the text has, without markers; at most the retriever's own limit."""
+        """Return the number of the text's tokens, without marker tokens; at most the retriever's own limit."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode(self, texts: Sequence[str], *, queries: bool) -> Floats:
@@ -92,13 +92,13 @@ class StaticEncoder:
 
 
 class RememberedVectors:
-    """An encoder's document vectors by content hash, in memory and, if it has a file, from one process to the next.
+    """An encoder's document vectors by content hash, cached in memory and, with a directory, in a file for later.
 
-    Between two turns of the summariser most summaries stay as they are, and within a group many candidates are equal.
+    Between two turns of the summarizer, most summaries stay the same, and within a group many candidates are equal.
     """
 
     def __init__(self, encoder: TextEncoder, *, kept: int = 100_000, directory: Path | None = None) -> None:
-        """kept: vectors in memory, the one not asked for longest goes first. directory: where a file is kept."""
+        """kept: vectors in memory; the least recently used goes first. directory: the folder of the file, if any."""
         self.encoder = encoder
         self._kept = kept
         self._vectors: OrderedDict[str, Floats] = OrderedDict()
@@ -107,7 +107,7 @@ class RememberedVectors:
             self._read(self._path)
 
     def encode_documents(self, texts: Sequence[str]) -> Floats:
-        """Return [n, E] unit vectors, encoding only texts that were not seen before."""
+        """Return [n, E] unit vectors; only texts that were not seen before are encoded."""
         keys = [content_key(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
         self._vectors.update(zip(missing, self.encoder.encode_documents(list(missing.values())), strict=True))
@@ -119,7 +119,7 @@ class RememberedVectors:
         return found
 
     def save(self) -> None:
-        """Write the vectors to the file, whole or not at all; nothing where there is no directory."""
+        """Write the vectors to the file, completely or not at all; without a directory, do nothing."""
         if self._path is None or not self._vectors:
             return
         with whole_file(self._path) as aside, aside.open("wb") as stream:
@@ -130,9 +130,9 @@ class RememberedVectors:
             with np.load(path, allow_pickle=False) as kept:
                 self._vectors.update(zip(kept["keys"].tolist(), kept["vectors"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            self._vectors.clear()  # A damaged cache is made again.
+            self._vectors.clear()  # A damaged cache is computed again.
 
 
 def content_key(text: str) -> str:
-    """Return the hash by which a text's vector is known."""
+    """Return the hash that identifies a text's vector."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

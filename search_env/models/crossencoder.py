@@ -1,10 +1,10 @@
-"""A calibrated cross-encoder: the probability that a product's text answers a query, read together in one pass.
+"""A calibrated cross-encoder: it reads query and product text together and gives the probability of relevance.
 
-Made from the first layers of MiniLM's weights as a sentence-transformers `CrossEncoder`, trained on judged lists
-(`search_env.models.crossencoder_training`), and frozen: policies are rewarded with one version and never change it. Its
-logits are mapped to probabilities by Platt's scaling (Platt 1999: σ(a·z + b), a and b fitted on held-out pairs),
-because a reward −|r − l| compares them with labels 0 and 1. A version is a folder named by the hash of its weights and
-its calibration, and never changes.
+It is a sentence-transformers `CrossEncoder` made from the first layers of MiniLM's weights, trained on judged lists
+(`search_env.models.crossencoder_training`), and frozen: one version rewards a policy and never changes. Platt scaling
+maps its logits to probabilities (Platt 1999: σ(a·z + b), with a and b fitted on held-out pairs), because a reward
+−|r − l| compares them with labels 0 and 1. A version is a folder named by the hash of its weights and its calibration,
+and never changes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class CrossEncoderError(SearchloopError, RuntimeError):
 
 
 class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the cross-encoder is made and used.
+    """Settings for making and using the cross-encoder.
 
-    version: the one to read with; "" is the one that the index's lists have trained, which is made where it is missing.
-    layers: of MiniLM's six that are kept. tokens_max: of query and text together; longer texts are cut while learning,
-    and `described_tokens_max` when a whole description is read. lessons: pairs that teach to match first, see
-    `train_cross_encoder`. pairs_max, epochs: pairs of lists after them, and passes over these. batch_size,
-    learning_rate: of AdamW. tuning_rate: of AdamW where a version is tuned on summaries, as many pairs and passes.
-    batch_tokens: padded tokens of one forward. kept_scores: (query, text) logits in memory.
-    title_weight: what the title read alone weighs when products are ranked, see `CrossEncoder.relevance`; 0 never reads
-    it alone. On icecat .1 to .5 were alike for human queries, and from .3 on attribute intents lost.
+    version: the version that reads; "" is the version trained on the index's lists, which is made if it is missing.
+    layers: how many of MiniLM's six layers are kept. tokens_max: tokens of query and text together in training; longer
+    texts are cut. described_tokens_max: the same limit for reading a whole description. lessons: pairs that first
+    teach matching, see `train_cross_encoder`. pairs_max, epochs: pairs of lists after the lessons, and passes over
+    them. batch_size, learning_rate: of AdamW. tuning_rate: AdamW's rate for tuning a version on summaries, with as many
+    pairs and passes. batch_tokens: padded tokens of one forward. kept_scores: (query, text) logits in memory.
+    title_weight: weight of the title alone when products are ranked, see `CrossEncoder.relevance`; 0 never reads the
+    title alone. On icecat, .1 to .5 were alike for human queries, and attribute intents lost from .3 on.
     """
 
     version: str = ""
@@ -64,11 +64,11 @@ class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """Platt's scale and shift, and what the held-out pairs said of them.
+    """Platt's scale and shift, and their quality on held-out pairs.
 
     ece_before, ece_after: expected calibration error of σ(z) and of σ(scale·z + shift), ten bins of equal width (Guo et
-    al. 2017, arXiv:1706.04599), on pairs that fitted nothing. auc: area under the ROC curve on the same pairs.
-    parent: the version that was tuned to make this one; "" where it was made from MiniLM.
+    al. 2017, arXiv:1706.04599), on pairs that were not used in fitting. auc: area under the ROC curve on the same
+    pairs. parent: the version from which this one was tuned; "" if it was made from MiniLM.
     """
 
     version: str
@@ -82,7 +82,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reading(NamedTuple):
-    """A query, and what is read of a product for it: its title, and its summary ("" where it has none)."""
+    """A query, and the product texts that are read for it: title, and summary ("" if there is none)."""
 
     query: str
     title: str
@@ -90,12 +90,12 @@ class Reading(NamedTuple):
 
 
 def product_text(title: str, summary: str) -> str:
-    """Return what a cross-encoder reads of a product: [t; s], or the title where there is no summary."""
+    """Return the text of a product for a cross-encoder: [t; s], or the title if there is no summary."""
     return f"{title}; {summary}" if summary else title
 
 
 class CrossEncoder:
-    """Reads query and text together. Not thread-safe."""
+    """Scores a query and a text together. Not thread-safe."""
 
     def __init__(self, model: Any, settings: CrossEncoderSettings, calibration: Calibration | None = None) -> None:
         """model: a `sentence_transformers.CrossEncoder` with one label."""
@@ -106,20 +106,20 @@ class CrossEncoder:
 
     @property
     def version(self) -> str:
-        """Return the version's name, "uncalibrated" before it has one."""
+        """Return the version's name; "uncalibrated" before it has one."""
         return self.calibration.version if self.calibration else "uncalibrated"
 
     @property
     def name(self) -> str:
-        """Return what stands in every reward."""
+        """Return the name that every reward records."""
         return f"cross-encoder-{self.version}"
 
     def logits(
         self, pairs: Sequence[tuple[str, str]], *, described: bool = False, report: Progress | None = None
     ) -> Floats:
-        """Return [n] logits of (query, text) pairs, in their order; equal pairs are read once, and remembered.
+        """Return [n] logits of (query, text) pairs, in their order; equal pairs are read once and cached.
 
-        described: texts are whole descriptions, which are cut later.
+        described: True if the texts are whole descriptions, which have a higher length limit.
         """
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._kept]
         tokens_max = self._settings.described_tokens_max if described else self._settings.tokens_max
@@ -133,11 +133,11 @@ class CrossEncoder:
     def relevance(
         self, readings: Sequence[Reading], *, described: bool = False, report: Progress | None = None
     ) -> Floats:
-        """Return [n] calibrated probabilities by which products are ranked: σ(a·((1−w)·z(q, [t; s]) + w·z(q, t)) + b).
+        """Return [n] calibrated probabilities that rank products: σ(a·((1−w)·z(q, [t; s]) + w·z(q, t)) + b).
 
-        w is `title_weight`, and described as in `logits`. ReLSum ranks by r(q, [t; s]) alone (w = 0). We differ, since
-        a query that the title answers is distracted by whatever a summary says: nDCG@5 of human queries on icecat was
-        .76 so and .81 with w = .2, above titles alone (.80), and that of attribute intents the same.
+        w is `title_weight`; described: as in `logits`. ReLSum ranks by r(q, [t; s]) alone (w = 0). We differ, because
+        any summary distracts from a query that the title answers. On icecat, nDCG@5 of human queries was .76 with w = 0
+        and .81 with w = .2, above titles alone (.80); that of attribute intents stayed the same.
         """
         titled = [(reading.query, reading.title) for reading in readings]
         whole = [(reading.query, product_text(reading.title, reading.summary)) for reading in readings]
@@ -147,7 +147,7 @@ class CrossEncoder:
         return self.probabilities(logits)
 
     def copied_model(self) -> Any:
-        """Return a copy of the `sentence_transformers.CrossEncoder`, to learn on with."""
+        """Return a copy of the `sentence_transformers.CrossEncoder` for further training."""
         return copy.deepcopy(self._model)
 
     def probabilities(self, logits: Floats) -> Floats:
@@ -156,7 +156,7 @@ class CrossEncoder:
         Raises CrossEncoderError if this cross-encoder was not calibrated.
         """
         if self.calibration is None:
-            raise CrossEncoderError("cross-encoder: expected a calibrated one, got one that was only trained")
+            raise CrossEncoderError("cross-encoder: expected a calibrated model, got one that is only trained")
         return sigmoid(self.calibration.scale * logits + self.calibration.shift)
 
     def _read(self, pairs: list[tuple[str, str]], tokens_max: int, report: Progress | None) -> list[float]:
@@ -194,7 +194,7 @@ def save_cross_encoder(
 ) -> Calibration:
     """Write a version below `root`, and return the calibration with the version's name.
 
-    current: it is what is read with where no version is named.
+    current: True makes it the version for readers that name none.
     """
     with folder_aside(root, "cross-encoder") as aside:
         cross_encoder._model.save_pretrained(str(aside))
@@ -209,9 +209,9 @@ def save_cross_encoder(
 
 
 def current_version(root: Path) -> str:
-    """Return the version that is read with where none is named.
+    """Return the version for readers that name none.
 
-    Raises CrossEncoderError if there is none, or if what stands there is no version's name.
+    Raises CrossEncoderError if there is none, or if the file does not hold a version's name.
     """
     try:
         version = (root / CURRENT_FILE).read_text(errors="replace").strip()
@@ -230,7 +230,7 @@ def current_version(root: Path) -> str:
 def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncoder:
     """Return the version below `root` that the settings name, or the current one.
 
-    Raises CrossEncoderError if it is not there or damaged.
+    Raises CrossEncoderError if it is missing or damaged.
     """
     from sentence_transformers import CrossEncoder as Pretrained
     from transformers import logging

@@ -1,7 +1,7 @@
-"""Training a cross-encoder, tuning one on summaries, and calibrating either on held-out pairs.
+"""Training of cross-encoders: from lessons and lists, tuning on summaries, and calibration on held-out pairs.
 
-The first is made from MiniLM's layers and lessons; a tuned one goes on from another version, for texts as a policy
-writes them: the next step that ReLSum's authors name in their conclusion (arXiv:2508.08404).
+The first cross-encoder is made from MiniLM's layers and lessons. A tuned one continues from another version, on texts
+that a policy writes: ReLSum's authors name this as the next step in their conclusion (arXiv:2508.08404).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from search_env.models.crossencoder import (
 from search_env.models.embeddings import Progress, model_directory
 
 ECE_BINS = 10
-SORTED_BATCHES = 16  # Pairs of so many batches are sorted by length together.
+SORTED_BATCHES = 16  # Pairs of this many batches are sorted by length together.
 
 
 class LabelledPair(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,10 +44,10 @@ def train_cross_encoder(
     folder: Path,
     report: Progress,
 ) -> CrossEncoder:
-    """Return a cross-encoder trained on the pairs, not calibrated yet; `folder` is scratch, and holds its beginning.
+    """Return a cross-encoder trained on the pairs, not calibrated yet; `folder` is scratch for the initial model.
 
-    lessons: stages of pairs in which the text holds the query's words or not, and nothing else decides; read first, in
-    their order. From pairs of lists alone, where relevant titles hold nothing of the query, nothing was learned.
+    lessons: stages of pairs whose label depends only on whether the text contains the query's words; they come first,
+    in their order. Pairs of lists alone taught nothing, because their relevant titles contain no word of the query.
     The same pairs and settings give the same weights on one CPU thread.
     """
     model = _first(settings, folder)
@@ -58,7 +58,7 @@ def train_cross_encoder(
 def tune_cross_encoder(
     cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], settings: CrossEncoderSettings, report: Progress
 ) -> CrossEncoder:
-    """Return another cross-encoder that has gone on learning from these pairs, not calibrated yet."""
+    """Return another cross-encoder, trained further on these pairs and not calibrated yet."""
     model = cross_encoder.copied_model()
     _learn(model, [pairs] * settings.epochs, settings, settings.tuning_rate, report)
     return CrossEncoder(model, settings)
@@ -71,9 +71,9 @@ def _learn(
     learning_rate: float,
     report: Progress,
 ) -> None:
-    """Teach by binary cross-entropy, one pass over each stage.
+    """Train by binary cross-entropy, with one pass over each stage.
 
-    Word embeddings stay as they are, or the words of the training queries drift away from those of all others.
+    Word embeddings stay fixed; otherwise the words of the training queries drift away from those of all others.
     """
     import torch
 
@@ -82,7 +82,7 @@ def _learn(
         parameter.requires_grad = False
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # A few hundred steps do not overfit, and matching is learned in half of them.
+            module.p = 0.0  # A few hundred steps do not overfit, and without dropout half of them suffice for matching.
     random = np.random.default_rng(settings.seed)
     batches = [batch for stage in stages for batch in _batches(stage, tokenizer, settings, random)]
     steps = len(batches)
@@ -118,7 +118,7 @@ def _learn(
 def _batches(
     stage: Sequence[LabelledPair], tokenizer: Any, settings: CrossEncoderSettings, random: np.random.Generator
 ) -> list[list[LabelledPair]]:
-    """Return a stage's pairs in batches of like lengths, in mixed order: two fifths of a mixed batch are padding."""
+    """Return a stage's pairs in batches of similar lengths, in mixed order; without sorting, 2/5 would be padding."""
     mixed = [stage[place] for place in random.permutation(len(stage)).tolist()]
     size = settings.batch_size
     found: list[list[LabelledPair]] = []
@@ -131,13 +131,13 @@ def _batches(
 
 
 def calibrate(cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], report: Progress) -> Calibration:
-    """Return Platt's scaling fitted on one half of these held-out pairs and measured on the other.
+    """Return Platt's scaling, fitted on one half of these held-out pairs and measured on the other.
 
-    Raises CrossEncoderError unless both labels are in both halves.
+    Raises CrossEncoderError unless both halves contain both labels.
     """
     logits = cross_encoder.logits([(pair.query, pair.text) for pair in pairs], report=report)
     labels = np.array([pair.label for pair in pairs], dtype=np.float64)
-    # By query, so that no query fits what it measures.
+    # Split by query, so that no query is both fitted and measured.
     fitted = np.array([hashlib.sha256(pair.query.encode()).digest()[0] % 2 == 0 for pair in pairs])
     if any(len(set(labels[half].tolist())) < 2 for half in (fitted, ~fitted)):
         raise CrossEncoderError(f"calibration: expected relevant and other pairs in both halves of {len(pairs)} pairs")
@@ -155,9 +155,9 @@ def calibrate(cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], report
 
 
 def platt(logits: Floats, labels: Floats, *, iterations: int = 50) -> tuple[float, float]:
-    """Return (a, b) that maximise the likelihood of labels under σ(a·z + b), by Newton's method.
+    """Return (a, b) that maximize the likelihood of labels under σ(a·z + b), by Newton's method.
 
-    With Platt's targets (n₊+1)/(n₊+2) and 1/(n₋+2) in place of 1 and 0, so that separable logits have a finite answer.
+    Platt's targets (n₊+1)/(n₊+2) and 1/(n₋+2) replace 1 and 0, so that separable logits have a finite solution.
     """
     positives = float(labels.sum())
     negatives = len(labels) - positives
@@ -176,7 +176,7 @@ def platt(logits: Floats, labels: Floats, *, iterations: int = 50) -> tuple[floa
 
 
 def calibration_error(probabilities: Floats, labels: Floats, *, bins: int = ECE_BINS) -> float:
-    """Return the expected calibration error: |mean probability − share of relevant| over bins, weighed by size."""
+    """Return the expected calibration error: |mean probability − share of relevant| over bins, weighted by size."""
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     error = 0.0
     for each in range(bins):
@@ -187,7 +187,7 @@ def calibration_error(probabilities: Floats, labels: Floats, *, bins: int = ECE_
 
 
 def area_under_curve(scores: Floats, labels: Floats) -> float:
-    """Return how often a relevant pair outscores another; ties count half (Mann and Whitney)."""
+    """Return how often a relevant pair outscores another one; ties count half (Mann and Whitney)."""
     from scipy.stats import rankdata
 
     ranks = rankdata(scores)
@@ -197,7 +197,7 @@ def area_under_curve(scores: Floats, labels: Floats) -> float:
 
 
 def _first(settings: CrossEncoderSettings, folder: Path) -> Any:
-    """Return the cross-encoder before training: MiniLM's first layers, and a head of its own."""
+    """Return the cross-encoder before training: MiniLM's first layers and a new head."""
     import torch
     from sentence_transformers import CrossEncoder as Pretrained
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, logging

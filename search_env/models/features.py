@@ -1,7 +1,7 @@
-"""What a query and a document have in common, as numbers: the input of the gradient-boosted relevance model.
+"""Features that compare a query with a document: the input of the gradient-boosted relevance model.
 
-Shapes: n documents of one query, Q distinct query terms, F features. Everything is sparse gathers over the documents
-that are asked for, about a millisecond for some hundred of them; no text is analyzed but the query.
+Shapes: n documents of one query, Q distinct query terms, F features. All computations are sparse gathers over the
+requested documents, about a millisecond for some hundred of them. Only the query's text is analyzed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from search_env.catalogue.term_matrices import Catalogue, gather_rows
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-FEATURES_VERSION = 2  # Grows when a feature of the same name is computed in another way.
+FEATURES_VERSION = 2  # Grows when a feature of the same name is computed differently.
 FIELDS = ("title", "contents", "attributes")
 FEATURES = (
     *(f"{field}_{what}" for field in FIELDS for what in ("bm25", "share", "coverage", "log_length")),
     "any_share",  # query terms found in any field
     "any_coverage",  # the same, weighted by idf
-    "values",  # attribute values of the document that the query names whole
+    "values",  # attribute values of the document that the query names completely
     "values_coverage",  # query terms that such values explain, weighted by idf
-    "values_lacked",  # values that the query names and some other document has, but this one lacks, as a share
+    "values_lacked",  # share of values that the query names and another document has, but this one lacks
     "query_terms",
     "query_idf_mean",
-    "cosine",  # of MiniLM embeddings; 0 where they are not used
+    "cosine",  # of MiniLM embeddings; 0 if they are not used
 )
 
 
 class FeatureMaker:
-    """Computes features of (query, document) pairs of one catalogue. Not thread-safe: it has scratch arrays."""
+    """Computes features of (query, document) pairs of one catalogue. Not thread-safe, because it has scratch arrays."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
@@ -123,7 +123,7 @@ class FeatureMaker:
 
 
 def _row_weights(field: TermMatrix) -> Floats:
-    """BM25 weights in the order of the field's rows (the matrix itself keeps them by columns)."""
+    """Return BM25 weights in the order of the field's rows (the matrix itself keeps them by columns)."""
     rows = field.bm25.tocsr()
     rows.sort_indices()
     field.counts.sort_indices()

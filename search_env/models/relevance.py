@@ -1,10 +1,10 @@
-"""Relevance models: how relevant a document is to a query, as a number in [0, 1].
+"""Relevance models: each scores how relevant a document is to a query, in [0, 1].
 
 - `GbdtRelevance`: gradient-boosted trees over features of query and document (see `features` and `training`).
 - `CosineRelevance`: the cosine of MiniLM embeddings, for catalogues with neither labels nor attributes.
 - `NoisyRelevance`: another model made worse on purpose, to measure how much a loop depends on its relevance model.
 
-A model scores the same (query, document) the same way for ever: its name holds the hash of what it was made from.
+A model always gives the same (query, document) the same score: its name contains the hash of its inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streams.errors import SearchloopError
 from streams.whole_file import write_file
 
 if TYPE_CHECKING:
-    import lightgbm  # Takes all of scikit-learn with it, two seconds: only where trees are read or grown.
+    import lightgbm  # Imports scikit-learn, which takes two seconds: only where trees are read or grown.
 
 Floats = npt.NDArray[np.float32]
 Pairs = Sequence[tuple[str, Sequence[str]]]
@@ -35,9 +35,9 @@ CACHE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model scores documents.
+    """Settings of the model that scores documents.
 
-    model: "auto" takes trees where there are judgments or attributes, else the MiniLM cosine.
+    model: "auto" uses trees if there are judgments or attributes, otherwise the MiniLM cosine.
     noise_std: standard deviation of noise on every score, to measure how much the loop depends on its model.
     """
 
@@ -46,11 +46,11 @@ class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class RelevanceError(SearchloopError, RuntimeError):
-    """A relevance model is missing, damaged, or was asked about a document that it does not know."""
+    """A relevance model is missing or damaged, or was asked about an unknown document."""
 
 
 class RelevanceModel(Protocol):
-    """What the search environment asks."""
+    """The interface that the search environment needs."""
 
     name: str
 
@@ -58,16 +58,16 @@ class RelevanceModel(Protocol):
         """Return [n] relevance in [0, 1] of these documents to one query."""
 
     def score_many(self, pairs: Pairs) -> list[Floats]:
-        """Return the same for several queries at once: [n_i] for the i-th."""
+        """Return the relevance for several queries at once: [n_i] for the i-th."""
 
 
 class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a trained model is: written beside it, checked when it is loaded.
+    """The description of a trained model, written beside it and checked when it is loaded.
 
-    features, features_version: in the order of the model's columns, and how they are computed.
+    features, features_version: the model's columns in order, and the version of their computation.
     scale, offset: Platt's calibration, sigmoid(scale · raw + offset).
-    corpus_sha256: the corpus it was trained on. cosine: whether the last feature was filled.
-    queries, pairs: what it was trained on. report: measures on queries held out of training.
+    corpus_sha256: the corpus of its training. cosine: whether the last feature was filled.
+    queries, pairs: the size of its training data. report: measures on queries held out of training.
     """
 
     model_sha256: str
@@ -83,7 +83,7 @@ class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class ScoreCache:
-    """Scores by (query, row), bounded in bytes; the query that was not asked for longest goes first."""
+    """Scores by (query, row), bounded in bytes; the least recently used query is dropped first."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -91,7 +91,7 @@ class ScoreCache:
         self._scores: OrderedDict[str, Floats] = OrderedDict()
 
     def of(self, query: str) -> Floats:
-        """Return [D] scores of a query, NaN where a row was never scored; the caller fills them in."""
+        """Return [D] scores of a query, NaN for rows that were never scored; the caller fills them in."""
         scores = self._scores.get(query)
         if scores is None:
             scores = self._scores[query] = np.full(self.rows, np.nan, dtype=np.float32)
@@ -103,7 +103,7 @@ class ScoreCache:
 
 
 class GbdtRelevance:
-    """Gradient-boosted trees (LightGBM) with a calibrated sigmoid; everything runs in one thread, deterministically."""
+    """Gradient-boosted trees (LightGBM) with a calibrated sigmoid; deterministic, in one thread."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class GbdtRelevance:
         embeddings: Floats | None = None,
         embedder: Embedder | None = None,
     ) -> None:
-        """embeddings: [D, 384] of the catalogue, with the embedder for queries, if the model uses the cosine."""
+        """embeddings: [D, 384] of the catalogue; with the embedder for queries, needed if the model uses the cosine."""
         if manifest.cosine and (embeddings is None or embedder is None):
             raise RelevanceError(
                 "this relevance model uses the MiniLM cosine; give it embeddings, or train one without"
@@ -165,8 +165,8 @@ class GbdtRelevance:
 class CosineRelevance:
     """The cosine of MiniLM embeddings, mapped linearly from [low, high] to [0, 1].
 
-    The cosine of unrelated texts is about 0 and that of a good match rarely above 0.8, so the whole range [−1, 1] would
-    leave every document between 0.5 and 0.9, and relative gains would vanish.
+    The cosine of unrelated texts is about 0, and that of a good match rarely above 0.8. With the whole range [−1, 1],
+    every document would lie between 0.5 and 0.9, and relative gains would vanish.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class CosineRelevance:
         return self.score_many([(query, document_ids)])[0]
 
     def score_many(self, pairs: Pairs) -> list[Floats]:
-        """Return relevance for several queries, embedding the new ones in one forward."""
+        """Return relevance for several queries; new queries are embedded in one forward."""
         vectors = self._embedder.embed_queries([query for query, _ in pairs])
         scores = []
         for vector, (_, ids) in zip(vectors, pairs, strict=True):
@@ -194,7 +194,7 @@ class CosineRelevance:
 
 
 class NoisyRelevance:
-    """Another model with Gaussian noise on every score, the same noise for the same (query, document) always."""
+    """Another model with Gaussian noise on every score; a (query, document) pair always gets the same noise."""
 
     def __init__(self, model: RelevanceModel, *, noise_std: float, seed: int = 0) -> None:
         """noise_std: standard deviation of the noise, in units of relevance, before clipping to [0, 1]."""
@@ -208,7 +208,7 @@ class NoisyRelevance:
         return self.score_many([(query, document_ids)])[0]
 
     def score_many(self, pairs: Pairs) -> list[Floats]:
-        """Return the other model's relevance, blurred."""
+        """Return the other model's relevance with noise."""
         return [
             np.clip(scores + self._noise_std * self._noise(query, ids), 0.0, 1.0).astype(np.float32)
             for scores, (query, ids) in zip(self._model.score_many(pairs), pairs, strict=True)
@@ -222,7 +222,7 @@ class NoisyRelevance:
             of_pair.update(document_id.encode())
             digests += of_pair.digest()
         uniform = (np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2) >> np.uint64(11)) / 2.0**53
-        # Box and Muller (1958): two uniform numbers give one of a standard normal distribution.
+        # Box and Muller (1958): two uniform numbers give one number of a standard normal distribution.
         return np.asarray(np.sqrt(-2 * np.log(1 - uniform[:, 0])) * np.cos(2 * np.pi * uniform[:, 1]), dtype=np.float32)
 
 
@@ -237,7 +237,7 @@ def load_gbdt(
 ) -> GbdtRelevance:
     """Return the model saved in a directory.
 
-    Raises RelevanceError if it is missing, damaged, or has other features than this code computes.
+    Raises RelevanceError if it is missing or damaged, or if its features differ from those that this code computes.
     """
     try:
         manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=RelevanceManifest)
@@ -264,7 +264,7 @@ def load_gbdt(
 
 
 def model_text(booster: lightgbm.Booster) -> str:
-    """Return a model as LightGBM's text."""
+    """Return a model in LightGBM's text format."""
     text: str = booster.model_to_string()
     return text
 

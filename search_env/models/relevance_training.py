@@ -1,16 +1,17 @@
-"""Training the gradient-boosted relevance model: on judgments, or on what the catalogue's own structure says.
+"""Training of the gradient-boosted relevance model, on judgments or on the catalogue's own structure.
 
-Labels are grades scaled to [0, 1]; an attribute intent has grade 1 for each structural match. What was never judged
-counts as 0 only if the labels are complete (intents are, by construction; pooled human judgments are not). Negatives
-are hard ones: the top of BM25, documents that hold one of the values asked for, and a few at random. The output is
-calibrated afterwards (Platt, 1999) on held-out queries over whole BM25 lists, because sampling shifts the base rate.
+Labels are grades scaled to [0, 1]; an attribute intent has grade 1 for each structural match. A document without a
+judgment counts as 0 only if the labels are complete (intents are, by construction; pooled human judgments are not).
+Negatives are hard ones: the top of BM25, documents that contain one of the requested values, and a few at random. The
+output is calibrated afterwards (Platt, 1999) on held-out queries over whole BM25 lists, because sampling shifts the
+base rate.
 
-Intents alone teach that words in the title mean nothing: whatever BM25 puts on top is a negative there. So some
-training queries are words of titles, graded by where a document has them all (`TITLE_GRADES`): a prior that fields
-matter, taken from no judgment. On icecat's human judgments (judged documents only) this lifts nDCG@10 from .65 to .80;
-BM25 has .83.
+Intents alone teach that words in the title mean nothing, because BM25's top documents are negatives there. Some
+training queries are therefore words of titles, graded by the field in which a document has them all (`TITLE_GRADES`).
+This is a prior that fields matter, and it uses no judgment. On icecat's human judgments (judged documents only), it
+raises nDCG@10 from .65 to .80; BM25 has .83.
 
-Only queries of the split `train` may come in here: the caller gives them, and `train_gbdt` holds out some by hash for
+Only queries of the split `train` may be used here. The caller selects them, and `train_gbdt` holds out some by hash for
 calibration and for the report.
 """
 
@@ -41,16 +42,16 @@ Progress = Callable[[str, int, int], None]
 HELD_OUT_SHARE = 0.15
 MONOTONE = {name: 1 for name in FEATURES if name.endswith(("bm25", "share", "coverage", "values", "cosine"))}
 MONOTONE["values_lacked"] = -1
-TITLE_GRADES = (1.0, 0.6, 0.4)  # of a document that has every word in its title, in title or text, anywhere
+TITLE_GRADES = (1.0, 0.6, 0.4)  # for a document with every word in its title; in title or text; anywhere
 
 
 class GbdtSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the trees are grown, and on how many pairs.
+    """Settings of the trees and their training data.
 
-    trees, learning_rate: 150 at 0.1 are no better (nDCG@10 .966 and .963, AUC .995), and twice as slow to ask.
+    trees, learning_rate: 150 at 0.1 are no better (nDCG@10 .966 and .963, AUC .995), and scoring takes twice as long.
     queries_max: training queries, chosen by hash. positives_max: relevant documents of one query.
-    title_queries: queries made of title words, added where labels are complete.
-    lexical_negatives: of BM25's best; partial_negatives: holders of one value only; random_negatives: any.
+    title_queries: queries made of title words, added if labels are complete.
+    lexical_negatives: of BM25's best; partial_negatives: documents with only one value; random_negatives: any.
     """
 
     trees: Annotated[int, msgspec.Meta(ge=1, le=5_000)] = 80
@@ -86,12 +87,12 @@ def train_gbdt(
     embedder: Embedder | None = None,
     progress: Progress | None = None,
 ) -> tuple[lightgbm.Booster, RelevanceManifest]:
-    """Train, calibrate and report; the same input always gives the same model, byte for byte.
+    """Train, calibrate and evaluate a model, and return it; the same input always gives the same model, byte for byte.
 
-    complete: whether a document without a grade is known to be irrelevant (True for intents).
+    complete: True if a document without a grade is known to be irrelevant (as for intents).
     Raises RelevanceError with fewer than 20 judged queries.
     """
-    import lightgbm  # Here, because settings are read from this module and scikit-learn comes with it.
+    import lightgbm  # Here, because this module is imported for its settings, and lightgbm imports scikit-learn.
 
     report = progress or (lambda what, done, of: None)
     judged = [query for query in queries if any(grade > 0 for grade in qrels.get(query.id, {}).values())]
@@ -129,7 +130,7 @@ def train_gbdt(
     report("growing trees", 0, settings.trees)
     booster = lightgbm.train(
         {
-            "objective": "cross_entropy",  # log loss for labels anywhere in [0, 1], so that grades need no threshold
+            "objective": "cross_entropy",  # log loss for any label in [0, 1], so that grades need no threshold
             "num_leaves": settings.leaves,
             "learning_rate": settings.learning_rate,
             "min_data_in_leaf": min(settings.leaf_documents_min, max(len(labels) // 100, 1)),
@@ -137,7 +138,7 @@ def train_gbdt(
             "num_threads": 1,
             "deterministic": True,
             "force_row_wise": True,
-            # More in common is never less relevant: trees grown on hard negatives would hold it against a document.
+            # A larger overlap never lowers relevance: trees grown on hard negatives would count it against a document.
             "monotone_constraints": [MONOTONE.get(name, 0) for name in FEATURES],
             "seed": settings.seed,
             "verbosity": -1,
@@ -146,7 +147,7 @@ def train_gbdt(
         num_boost_round=settings.trees,
         callbacks=[lambda state: report("growing trees", state.iteration + 1, settings.trees)],
     )
-    # A booster in memory predicts in float64 thresholds, its text rounds them: measure what will be loaded.
+    # A booster in memory has float64 thresholds, and its text rounds them: evaluate the model that will be loaded.
     booster = lightgbm.Booster(model_str=model_text(booster))
     raw = [np.asarray(booster.predict(block.features, raw_score=True, num_threads=1)) for block in lists]
     truth = np.concatenate([block.labels for block in lists])
@@ -178,7 +179,7 @@ def train_gbdt(
 def _ranked(
     catalogue: Catalogue, maker: FeatureMaker, query: Query, grades: dict[int, int], *, complete: bool
 ) -> npt.NDArray[np.int64]:
-    """What a search may bring up: BM25's top 100 and everything relevant; only what was judged, unless complete."""
+    """Return the documents that a search may find: BM25's top 100 and all relevant ones; if incomplete, the judged."""
     if not complete:
         return np.array(sorted(grades), dtype=np.int64)
     return np.array(sorted({*_lexical(catalogue, query, 100), *(row for row, grade in grades.items() if grade > 0)}))
@@ -222,7 +223,7 @@ def _title_blocks(
     embeddings: Floats | None,
     embedder: Embedder | None,
 ) -> list[_Block]:
-    """Make queries of one to three words that follow each other in a title, graded by where documents have them."""
+    """Return blocks of queries of one to three consecutive title words, graded by the field with all the words."""
     frequencies = catalogue.contents.frequencies
     rows_of: list[tuple[str, npt.NDArray[np.int64]]] = []
     for position in generator.integers(len(catalogue), size=settings.title_queries).tolist():
@@ -257,7 +258,7 @@ def _lexical(catalogue: Catalogue, query: Query, count: int) -> list[int]:
 
 
 def _platt(raw: npt.NDArray[np.float64], labels: Floats) -> tuple[float, float]:
-    """Fit sigmoid(scale · raw + offset) by Newton's method on the log loss, each step halved until the loss falls."""
+    """Fit sigmoid(scale · raw + offset) by Newton's method on the log loss, halving each step until the loss falls."""
 
     def loss(parameters: npt.NDArray[np.float64]) -> float:
         value = parameters[0] * raw + parameters[1]
@@ -277,7 +278,7 @@ def _platt(raw: npt.NDArray[np.float64], labels: Floats) -> tuple[float, float]:
             break
         fitted = fitted - step
         best = loss(fitted)
-    return float(max(fitted[0], 0.05)), float(fitted[1])  # Never flat or upside down: the order is the model's.
+    return float(max(fitted[0], 0.05)), float(fitted[1])  # Never flat or inverted: the model's order must stay.
 
 
 def _ndcg(scores: npt.ArrayLike, labels: Floats, depth: int = 10) -> float:
@@ -289,7 +290,7 @@ def _ndcg(scores: npt.ArrayLike, labels: Floats, depth: int = 10) -> float:
 
 
 def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
-    """The probability that a relevant pair scores above another, ties counted half."""
+    """Return the probability that a relevant pair scores above another one; ties count half."""
     from scipy.stats import rankdata
 
     count = int(positive.sum())
@@ -300,7 +301,7 @@ def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> fl
 
 
 def _calibration_error(predicted: npt.NDArray[np.float64], labels: Floats, bins: int = 10) -> float:
-    """ECE: the mean distance between predicted and observed relevance over ten bins of equal width."""
+    """Return the ECE: the mean distance between predicted and observed relevance over ten bins of equal width."""
     which = np.minimum((predicted * bins).astype(int), bins - 1)
     return float(
         sum(

@@ -1,4 +1,4 @@
-"""MiniLM's WordPiece tokens: the unit in which summaries are budgeted, because the models that read them count so."""
+"""MiniLM's WordPiece tokens: the unit of a summary's budget, because the models that read summaries count in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from search_env.models.embeddings import model_directory
 
 @lru_cache(maxsize=200_000)
 def wordpiece_count(text: str) -> int:
-    """Return the tokens of a text, without those that a model puts around it.
+    """Return the number of a text's tokens, without those that a model puts around it.
 
     Raises EmbeddingError if the package with the vocabulary is not installed.
     """

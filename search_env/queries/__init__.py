@@ -1,1 +1,1 @@
-"""Queries whose right answers are known: made from the catalogue, with their judgments."""
+"""Queries with known answers: made from the catalogue, with their judgments."""

@@ -1,13 +1,13 @@
-"""Attribute-intent queries: what a shopper wants is known, because the catalogue says which products have it.
+"""Attribute-intent queries: their answers are known, because the catalogue says which products have the values.
 
-A query names two attribute values of one product, with or without its brand or type; relevant is every document whose
-*attributes* hold all of them (never the text), so that the judgments owe nothing to any retrieval model. One training
-set serves two held-out tests: `test_value` has queries with at least one value that no training query names, and
-`test_pair` has pairs of values that were never asked together, although each of them was. Splits are made by hash, so
+A query names two attribute values of one product, with or without its brand or type. A document is relevant if its
+*attributes* (never its text) have all of them, so the judgments are independent of any retrieval model. One training
+set serves two held-out tests. `test_value` has queries with at least one value that no training query names.
+`test_pair` has pairs of values that were never asked together, although each value was. Splits are made by hash, so
 they stay the same when the catalogue grows.
 
-Where a catalogue has no attributes, `pseudo_queries` makes training queries from the documents' own words, with no
-judgments; relevance is then a model's.
+For a catalogue without attributes, `pseudo_queries` makes training queries from the documents' own words, without
+judgments; a model then estimates relevance.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from search_env.catalogue.corpora import (
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
 TYPE_KEYS = ("product_type", "category", "type")
-MISSES_MAX = 1_000  # Draws in a row that gave no new query: a small catalogue has no more to ask.
+MISSES_MAX = 1_000  # Consecutive draws without a new query: a small catalogue is then exhausted.
 TRIES_PER_QUERY = 12
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -45,13 +45,14 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How attribute-intent queries are made and split.
+    """Settings for making and splitting attribute-intent queries.
 
-    queries: how many to make, all splits together (fewer where the catalogue has no more).
-    relevant_min, relevant_max: documents that must match; one match cannot be learned from, thousands need no search.
-    value_documents_min: documents that hold a value; value_share_max: share of the catalogue that may hold it.
+    queries: number of queries in all splits together (fewer if the catalogue has no more).
+    relevant_min, relevant_max: documents that must match; a single match teaches nothing, and thousands need no
+    search.
+    value_documents_min: documents that have a value; value_share_max: largest share of the catalogue that has it.
     key_values_share_max: distinct values of a key per document that has it; above it the key is a measure or a name.
-    names_share: queries that say the attributes' names too. brand_share, type_share: queries with brand or type.
+    names_share: queries that also say the attributes' names. brand_share, type_share: queries with brand or type.
     value_held_out: share of values for `test_value`; pair_held_out, dev_share: shares of pairs for `test_pair`, `dev`.
     """
 
@@ -79,14 +80,14 @@ class IntentSet(NamedTuple):
 
 class _Candidate(NamedTuple):
     text: str
-    phrases: tuple[str, ...]  # every attribute value in it, lower-cased
+    phrases: tuple[str, ...]  # Every attribute value in it, lower-cased.
     pair: tuple[str, str]
     relevant: tuple[int, ...]
     keys: tuple[str, ...]
 
 
 def make_intents(documents: Sequence[Document], settings: IntentSettings) -> IntentSet:
-    """Make attribute-intent queries from a catalogue; the same catalogue, settings and seed always give the same.
+    """Return attribute-intent queries of a catalogue; the same catalogue, settings and seed always give the same.
 
     A catalogue without attributes gives empty splits. Raises CorpusError if there are attributes, but no pair of
     values with enough matching documents.
@@ -119,9 +120,10 @@ def make_intents(documents: Sequence[Document], settings: IntentSettings) -> Int
 
 
 def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, terms: int = 4) -> IntentSet:
-    """Make training queries from documents: the `terms` words of highest tf·idf among a document's first 40, in order.
+    """Return training queries: the `terms` words of highest tf·idf among a document's first 40, in order.
 
-    For catalogues without attributes and without queries. No judgments; splits `train` and `dev` (by hash) only.
+    They are for catalogues without attributes and without queries. They have no judgments, and only the splits `train`
+    and `dev` (by hash).
     """
     first = [surface_tokens(f"{document.title} {document.text}")[:40] for document in documents]
     frequency = Counter(term for tokens in first for term in set(map(_stem_of, tokens)))
@@ -148,7 +150,7 @@ def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, t
 
 
 def write_intents(directory: str | Path, intents: IntentSet) -> None:
-    """Write `queries.<split>.jsonl` and `qrels.<split>.tsv` for every split that has some; older files of others go."""
+    """Write `queries.<split>.jsonl` and `qrels.<split>.tsv` for every non-empty split; delete older files of others."""
     folder = Path(directory)
     for split in SPLITS:
         queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
@@ -163,7 +165,7 @@ def write_intents(directory: str | Path, intents: IntentSet) -> None:
 
 
 def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]:
-    """Return a split's queries and judgments; both empty if the split was not written (no such queries).
+    """Return a split's queries and judgments; both are empty if the split was not written (no such queries).
 
     Raises CorpusError for an unknown split or a folder without intents.
     """
@@ -171,7 +173,9 @@ def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]
     if split not in SPLITS:
         raise CorpusError(f"expected a split of {', '.join(SPLITS)}, got '{split}'.")
     if not (folder / "queries.train.jsonl").exists():
-        raise CorpusError(f"{folder}: no intent queries there. Index the corpus again: searchloop index CORPUS")
+        raise CorpusError(
+            f"{folder}: the folder has no intent queries. Index the corpus again: searchloop index CORPUS"
+        )
     queries_file, qrels_file = folder / f"queries.{split}.jsonl", folder / f"qrels.{split}.tsv"
     queries = load_queries(queries_file) if queries_file.exists() else []
     return queries, load_qrels(qrels_file) if qrels_file.exists() else {}
@@ -180,7 +184,7 @@ def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]
 def _askable(
     documents: Sequence[Document], settings: IntentSettings
 ) -> tuple[list[list[Attribute]], dict[tuple[str, str], set[int]]]:
-    """Return each document's askable attributes, and which documents hold each (key, value)."""
+    """Return each document's askable attributes, and the documents that have each (key, value)."""
     everything = [document_attributes(document) for document in documents]
     holders: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for position, attributes in enumerate(everything):
@@ -224,8 +228,8 @@ def _candidates(
         anchor = anchors[int(generator.integers(len(anchors)))]
         draws = generator.random(4)
         mine = attributes[anchor]
-        # Rare values are asked more often than their share: a common colour says little about what is wanted.
-        # A number without a unit is the least natural thing to type.
+        # Rare values are asked more often than their share, because a common color says little about the wanted
+        # product. A number without a unit is the least natural text to type.
         weights = np.array(
             [len(holders[a.key, a.value]) ** -0.5 * (0.3 if a.phrase[-1].isdigit() else 1.0) for a in mine]
         )
@@ -288,7 +292,7 @@ def _stem_of(token: str) -> str:
 
 
 def _fraction(salt: str, text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone."""
+    """Return a number in [0, 1) that depends only on the text."""
     return int(_hash(f"{salt}\t{text}")[:13], 16) / 16**13
 
 

@@ -1,9 +1,9 @@
-"""Judged lists: queries for attribute values that titles lack, each with the products that are ranked for it.
+"""Judged lists: queries for attribute values that titles lack, each with a list of products to rank.
 
-A query names one or two values of a product, with or without its brand; a product of its list is relevant exactly if
-its attributes hold all of them. The others of the list are hard to tell from titles: most have the asked key with
-another value. Keys are drawn by demand among the keys that the product has; values and keys are shared by training and
-test, products are not: no product of a test list has taught a policy or a model anything.
+A query names one or two values of a product, with or without its brand. A product of its list is relevant exactly if
+its attributes have all of them. The other products are hard to tell from titles: most have the requested key with
+another value. Keys are drawn by demand among the keys of the product. Training and test share values and keys, but no
+products: no product of a test list has taught a policy or a model.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ListSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How lists are made.
+    """Settings for making lists.
 
-    values_min: askable values that the title lacks, for a product to be asked for. train, dev, test: queries of each
-    split at most. candidates: products of a list. relevant_max: relevant ones among them at most. value_share_max:
-    share of a key's holders that may have the asked value. second_value_share, brand_share: queries with two values,
-    with the brand. test_products: share of products that only test lists hold.
+    values_min: least number of askable values that the title lacks, for a product to be queried. train, dev, test:
+    largest number of queries in each split. candidates: products in a list. relevant_max: largest number of relevant
+    products among them. value_share_max: largest share of a key's holders that have the requested value.
+    second_value_share, brand_share: shares of queries with two values, and with the brand. test_products: share of
+    products that only test lists contain.
     """
 
     values_min: Count = 8
@@ -67,7 +68,7 @@ class JudgedLists(NamedTuple):
 
 
 class _Shop(NamedTuple):
-    """The products of one split. asked: per product, the values that can be asked for. holders: by key and value."""
+    """The products of one split. asked: askable values per product. holders: products by key and value."""
 
     rows: list[int]
     asked: dict[int, list[Attribute]]
@@ -76,9 +77,9 @@ class _Shop(NamedTuple):
 
 
 def make_lists(documents: Sequence[Document], demand: Demand, settings: ListSettings) -> dict[str, JudgedLists]:
-    """Return the lists by split; the same catalogue, demand and settings always give the same.
+    """Return the lists by split; the same catalogue, demand and settings always give the same lists.
 
-    A brand in a query is named, and judged too: a relevant product has it. Raises CorpusError if there are none.
+    A brand in a query is also judged: every relevant product has it. Raises CorpusError if there are no lists.
     """
     held_out = [_fraction(document.id) < settings.test_products for document in documents]
     made: dict[str, JudgedLists] = {}
@@ -90,13 +91,14 @@ def make_lists(documents: Sequence[Document], demand: Demand, settings: ListSett
         made[split] = _draw(documents, shop, demand, settings, getattr(settings, split), seen, random)
     if not made["train"].queries:
         raise CorpusError(
-            f"no product has {settings.values_min} values that its title lacks and others share; lower lists.values_min"
+            f"expected products with {settings.values_min} values that their titles lack and others share, found none; "
+            "lower lists.values_min"
         )
     return made
 
 
 def write_lists(folder: Path, lists: dict[str, JudgedLists]) -> None:
-    """Write `queries.<split>.jsonl` (a query's list stands in its metadata) and `qrels.<split>.tsv`."""
+    """Write `queries.<split>.jsonl` (each query's list is in its metadata) and `qrels.<split>.tsv`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, each in lists.items():
         write_queries(folder / f"queries.{split}.jsonl", each.queries)
@@ -112,7 +114,7 @@ def load_lists(folder: Path, split: str) -> JudgedLists:
 
 
 def lacks(title: str, phrase: str) -> bool:
-    """Say whether a title leaves out at least one word of a value."""
+    """Return whether a title lacks at least one word of a value."""
     return not set(analyze(phrase)) <= set(analyze(title))
 
 
@@ -179,7 +181,7 @@ def _draw(
 def _by_demand(
     attributes: Sequence[Attribute], demand: Demand, count: int, random: np.random.Generator
 ) -> list[Attribute]:
-    """Draw attributes of different keys by their keys' demand; none if there are not enough."""
+    """Return attributes of different keys, drawn by their keys' demand; none if there are not enough."""
     first_of: dict[str, Attribute] = {}
     for attribute in attributes:
         first_of.setdefault(attribute.key, attribute)
@@ -200,7 +202,7 @@ def _choose(
     settings: ListSettings,
     random: np.random.Generator,
 ) -> list[int] | None:
-    """Return a list's products in mixed order, or None if there are too few others to rank."""
+    """Return a list's products in mixed order, or None if there are too few other products to rank."""
 
     def mixed(rows: set[int]) -> list[int]:
         ordered = sorted(rows)

@@ -1,9 +1,9 @@
-"""The environment of summaries: a group of texts about one product in, a reward for each of them out.
+"""ReLSum's environment: it takes a group of texts about one product and rewards each of them.
 
-Every text is read within the budget and every distinct (query, title with summary) pair of the whole round is scored
-once by the frozen cross-encoder. Which labelled queries a group is scored with is drawn by the group's id, the same for
-all its candidates, so a replay scores the same. A request without a product, or about a product that no training query
-asks for, is `failed`: there is nothing to pay it with.
+Every text is read within the budget. The frozen cross-encoder scores every distinct pair (query, title with summary) of
+the whole round once. The group's id draws the labeled queries for the group, the same for all its candidates, so a
+replay scores the same pairs. A request is `failed` if it has no product, or if no training query asks for its product:
+no reward can then be computed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
 from search_env.summaries.reading import Count, ParsedSummary, SummarySettings, read_summary
 from streams.events import Generation, Outcome, Product, Reward
 
-# Below what any valid summary earns, by kind: as far from the label as can be, behind everything, and e^−20 of a list.
+# Less than any valid summary earns, by kind: the largest error, a rank behind all, and probability e^−20 in a list.
 INVALID = {"error": -1.0, "reciprocal_rank": 0.0, "list_likelihood": -20.0}
 
 
 class RelsumEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How summaries are read and paid for.
+    """Settings for reading and rewarding summaries.
 
-    filter_delta: δ, a labelled pair teaches only if the description moves its probability by more than this; with 0 all
-    teach, and no description is read, which is most of what labelling costs.
-    training_queries: training lists that a run is paid with at most; each costs the cross-encoder a dozen pairs.
-    title_queries: queries made of its title's words that each of their products is paid for besides, so that what a
-    summary says for rare queries does not cost it the frequent ones; each is read against five rivals.
+    filter_delta: δ; a labeled pair teaches only if the description moves its probability by more than this. With 0, all
+    pairs teach and no description is read, which saves most of the cost of labeling.
+    training_queries: largest number of training lists that reward a run; each costs the cross-encoder a dozen pairs.
+    title_queries: additional queries per product, made of words of its title, each read against five rivals. They keep
+    a summary that serves rare queries from losing the frequent ones.
     """
 
     reward: RelsumSettings = RelsumSettings()
@@ -46,7 +46,7 @@ class RelsumEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbi
 class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):
     """One training query of a product.
 
-    label: 0 or 1. delta: how far the description moves the calibrated probability, r(q, [t; d]) − r(q, t); 1 where no
+    label: 0 or 1. delta: how far the description moves the calibrated probability, r(q, [t; d]) − r(q, t); 1 if no
     description was read. others: logits of the query's irrelevant products with their reference summaries.
     """
 
@@ -58,7 +58,7 @@ class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Read(NamedTuple):
-    """One group: its product's text for each summary, and the queries that it is scored with."""
+    """One group: its product, the queries that score it, and its parsed texts."""
 
     inputs: Input
     product: Product | None
@@ -67,7 +67,7 @@ class _Read(NamedTuple):
 
 
 class RelsumEnvironment(ScoringEnvironment):
-    """Scores groups of summaries. Not thread-safe: the cross-encoder is not."""
+    """Scores groups of summaries. Not thread-safe, because the cross-encoder is not."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class RelsumEnvironment(ScoringEnvironment):
         count: Count,
         text_of: Callable[[str, str], str],
     ) -> None:
-        """queries: training queries by product, those that δ leaves out already gone.
+        """queries: training queries by product, already without those that δ leaves out.
 
-        count: tokens of a text. text_of: from document id and summary to what the cross-encoder reads.
+        count: counts the tokens of a text. text_of: maps document id and summary to the cross-encoder's input text.
         """
         super().__init__(
             index=index,
@@ -118,7 +118,7 @@ class RelsumEnvironment(ScoringEnvironment):
         ]
 
     def readable(self, generation: Generation) -> list[bool]:
-        """Return for each candidate whether it is a summary within the budget."""
+        """Return, for each candidate, whether it is a summary within the budget."""
         return [isinstance(text, ParsedSummary) for text in self._texts(generation)]
 
     def _read(self, inputs: Input) -> _Read:

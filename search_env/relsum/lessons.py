@@ -1,4 +1,4 @@
-"""What the warm-up of a summary policy teaches: a product's values, drawn by the query log without replacement."""
+"""The warm-up lessons of a summary policy: a product's values, drawn by the query log without replacement."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from streams.events import Product
 
 
 class SummaryLessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the warm-up follows the query log.
+    """Settings for lessons that follow the query log.
 
-    prior: a value's weight is how often the log asks for its key ("counts"), or how often where a product has it
-    ("rates"). sharpness: values are drawn with weight^this; a policy that is taught the one best order is sure of it,
-    and its groups have no spread.
+    prior: a value's weight: how often the log asks for its key in all ("counts"), or per product that has the key
+    ("rates"). sharpness: values are drawn with weight^sharpness. A policy that is taught only the best order is certain
+    of it, and its groups have no spread.
     """
 
     prior: Literal["counts", "rates"] = "rates"
@@ -26,7 +26,7 @@ class SummaryLessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 def draw_values(
     values: ProductValues, product: Product, settings: SummaryLessonSettings, random: np.random.Generator
 ) -> list[int]:
-    """Return the numbers of all values that the product shows (from 1), in the order drawn (Gumbel's way)."""
+    """Return the numbers (from 1) of all values that the product shows, in the order drawn, by the Gumbel trick."""
     weights = [
         values.rate(key, value) if settings.prior == "rates" else values.counts.get(key, 0) + 0.5
         for key, (_, value) in zip(values.keys(product.document_id), product.values, strict=False)

@@ -1,8 +1,8 @@
-"""Lessons that teach a cross-encoder to match: in each, the words of a query stand in a product's text or do not.
+"""Lessons that teach a cross-encoder to match: in each, a product's text does or does not contain a query's words.
 
-Two kinds of query, as shoppers have them: for values that titles lack, made as those of the judged lists are, and for
-words that titles say. Of the second kind judged lists have none; a cross-encoder that never saw one learns that titles
-mean nothing, and ranks "gaming mouse" by whatever values a summary happens to name.
+Shoppers have two kinds of query: for values that titles lack, made like those of the judged lists, and for words of
+titles. Judged lists have no queries of the second kind. A cross-encoder that never saw one learns that titles mean
+nothing, and ranks "gaming mouse" by whatever values a summary happens to name.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from streams.events import Product
 
 
 class LessonStage(NamedTuple):
-    """A part of the lessons, by what makes it hard.
+    """A part of the lessons, defined by its difficulty.
 
-    share: of all lessons. same_key: share of the wrong ones that ask for another value of a key that the text has.
-    titled: the values stand behind their product's title. by_title: share of queries that are words of titles.
+    share: share of all lessons. same_key: share of the wrong lessons that ask for another value of a key in the text.
+    titled: the values follow their product's title. by_title: share of queries that are words of titles.
     """
 
     share: float
@@ -36,7 +36,7 @@ class LessonStage(NamedTuple):
     by_title: float
 
 
-# Easy ones first: with hard ones from the start the loss was .60 after 460 steps of 16, with these .18 after 350.
+# Easy stages come first: starting with hard lessons gave a loss of .60 after 460 steps of 16; this gives .18 after 350.
 LESSON_STAGES = (
     LessonStage(share=0.4, same_key=0.0, titled=False, by_title=0.0),
     LessonStage(share=0.2, same_key=0.75, titled=False, by_title=0.0),
@@ -45,10 +45,10 @@ LESSON_STAGES = (
 
 
 class MatchingLessons:
-    """Draws lessons about products, one after another from one generator: the same seed gives the same lessons."""
+    """Draws lessons about products in sequence from one generator: the same seed gives the same lessons."""
 
     def __init__(self, values: ProductValues, names: Sequence[str], lists: ListSettings, *, seed: int) -> None:
-        """names: the products that may teach. lists: how the queries of judged lists are made."""
+        """names: the products that may teach. lists: settings of the queries of judged lists."""
         self._values = values
         self._lists = lists
         self._random = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ class MatchingLessons:
         self._title_queries = TitleQueries([self._title(product) for product in self._products])
 
     def stages(self, count: int) -> list[list[LabelledPair]]:
-        """Return about `count` lessons, a list for each of `LESSON_STAGES`; none without products to ask for."""
+        """Return about `count` lessons, a list for each of `LESSON_STAGES`; no lessons if no product has values."""
         found: list[list[LabelledPair]] = []
         for stage in LESSON_STAGES:
             of_stage = round(stage.share * count) if self._products else 0
@@ -70,9 +70,9 @@ class MatchingLessons:
         return found
 
     def by_title(self, count: int) -> list[LabelledPair]:
-        """Return up to `count` lessons whose queries are one to three words that follow each other in a title.
+        """Return up to `count` lessons whose queries are one to three consecutive words of a title.
 
-        The text is a title with some values behind it: of that product, or of a rival that has one of several words.
+        The text is a title followed by some values: of that product, or of a rival that has one of several words.
         """
         found = []
         for _ in range(count if self._products else 0):
@@ -89,8 +89,8 @@ class MatchingLessons:
     def _by_value(self, stage: LessonStage) -> LabelledPair:
         """Return a lesson about one or two values of a product.
 
-        What a wrong one asks for in place of a value that is there is a random value at first and mostly another value
-        of the same key later, as the products of a list differ.
+        A wrong lesson asks for another value in place of one in the text. In early stages this is a random value. Later
+        it is mostly another value of the same key, since the products of a list differ this way.
         """
         random, product = self._random, self._products[self._draw(len(self._products))]
         picked = self._some_values(product)
@@ -104,12 +104,12 @@ class MatchingLessons:
         words = [asked[place] for place in random.permutation(len(asked)).tolist()]
         brand = document_brand(self._values.documents[product.document_id])
         if random.random() < self._lists.brand_share and brand:
-            words.insert(0, brand)  # It stands in most titles; no lesson is about it.
+            words.insert(0, brand)  # Most titles contain it; no lesson is about it.
         text = self._text(product, picked, titled=stage.titled)
         return LabelledPair(query=" ".join(words).lower(), text=text, label=label)
 
     def _some_values(self, product: Product) -> list[int]:
-        """Return the places of up to five values, in the order that they were drawn."""
+        """Return the places of up to five values, in the order in which they were drawn."""
         count = min(int(self._random.integers(2, 6)), len(product.values))
         return [int(place) for place in self._random.choice(len(product.values), size=count, replace=False)]
 

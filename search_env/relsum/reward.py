@@ -1,18 +1,20 @@
-"""The ReLSum reward of one summary, and two rewards by rank beside it.
+"""The ReLSum reward of one summary, and two alternative rewards by rank.
 
-ReLSum (arXiv:2508.08404), Reward: r = −|r(q, [t; s]) − l|, the distance of a frozen cross-encoder's score of query
-and title with summary from the label l. The scores must be on the label's scale, hence the calibration.
+ReLSum (arXiv:2508.08404), Reward: r = −|r(q, [t; s]) − l|, the distance between the label l and a frozen
+cross-encoder's score of query and title with summary. The scores must be on the label's scale, hence the calibration.
 
-Where we differ: a product is asked for by several queries, and one summary must serve them all, so the reward of a
-summary is the mean over up to `queries_max` labelled queries of the product (1 is the paper's pair). The absolute error
-and the ranking can disagree (a summary that lifts every score alike has a lower error and ranks no better), so `kind`
-offers two rewards that look at the product's place among the others of the query's list, each with its reference text:
+Where we differ: several queries ask for a product, and one summary must serve them all. The reward of a summary is
+therefore the mean over up to `queries_max` labeled queries of the product (1 is the paper's pair). The absolute error
+and the ranking can disagree: a summary that lifts every score alike has a lower error and ranks no better. So `kind`
+offers two rewards that depend on the product's place among the others of the query's list, each with its reference
+text:
 
     reciprocal_rank    1 / (1 + others that score higher + ½ · those that score the same)
     list_likelihood    log softmax over the list of logits, at the product
 
-Both are for relevant products; of an irrelevant one the same with the others' part exchanged would pay for saying
-nothing, so such pairs are left out under them. A cost per token is subtracted in every kind; 0 is the paper's.
+Both are for relevant products. For an irrelevant product, the same formula with the roles exchanged would reward a
+summary that says nothing, so these two kinds leave such pairs out. Every kind subtracts a cost per token; 0 is the
+paper's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Kind = Literal["error", "reciprocal_rank", "list_likelihood"]
 
 
 class RelsumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """kind: which reward. queries_max: a product's labelled queries that score one group. token_cost: of each token."""
+    """kind: the reward. queries_max: a product's labeled queries that score one group. token_cost: cost per token."""
 
     kind: Kind = "error"
     queries_max: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -35,7 +37,7 @@ class RelsumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Scored(NamedTuple):
-    """How one query scores one summary.
+    """One query's score of one summary.
 
     logit, probability: of the product with the summary, before and after calibration. label: 0 or 1. others: logits of
     the query's irrelevant products, each with its reference text.
@@ -50,7 +52,7 @@ class Scored(NamedTuple):
 def relsum_reward(scored: Sequence[Scored], tokens: int, settings: RelsumSettings) -> tuple[float, dict[str, float]]:
     """Return a summary's reward and its parts by name: error, reciprocal_rank, list_likelihood, probability.
 
-    scored: at least one query, and under a reward by rank relevant ones only. tokens: of the summary.
+    scored: at least one query; for a reward by rank, only relevant ones. tokens: the summary's length.
     """
     ranked = [each for each in scored if each.label > 0]
     parts = {"error": -math.fsum(abs(each.probability - each.label) for each in scored) / len(scored)}

@@ -1,4 +1,4 @@
-"""Which training queries each document answers: q⁺ of ReSuMe's reward, and what its retriever is adapted on."""
+"""The training queries that each document answers: q⁺ of ReSuMe's reward, and its retriever's training data."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ QUERIES_FILE = "answered.json"
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """The training queries of a run by id, and the ids of those that each document answers (q⁺)."""
+    """The training queries of a run by id, and the ids of the queries that each document answers (q⁺)."""
 
     queries: dict[str, str]
     by_document: dict[str, tuple[str, ...]]
 
 
 def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
-    """Return an index's training queries with the documents that answer them, held-out texts left out.
+    """Return an index's training queries, without held-out texts, and the documents that answer them.
 
-    Raises SettingsError if no document answers any: only queries made from attributes say what answers them.
+    Raises SettingsError if no document answers any query: only queries made from attributes come with their answers.
     """
     queries, qrels = load_intents(directory / "intents", "train")
     left_out = {plain_words(query.text) for query in held_out}
@@ -37,14 +37,14 @@ def answered_queries(directory: Path, held_out: Sequence[Query]) -> Answered:
                 by_document.setdefault(document, []).append(query)
     if not by_document:
         raise SettingsError(
-            f"index {directory.name!r} has {len(kept)} training queries, and no document that answers one: expected "
+            f"index {directory.name!r} has {len(kept)} training queries, but no document answers any of them: expected "
             "queries made from attributes. ReSuMe needs a catalogue whose products have attributes that repeat"
         )
     return Answered(queries=kept, by_document={key: tuple(sorted(ids)) for key, ids in by_document.items()})
 
 
 def write_answered(run_dir: Path, answered: Answered) -> None:
-    """Keep a run's training queries in its folder, whole or not at all."""
+    """Write a run's training queries into its folder, completely or not at all."""
     write_whole(run_dir / QUERIES_FILE, msgspec.json.encode(answered, order="deterministic"))
 
 

@@ -1,9 +1,10 @@
-"""The environment of ReSuMe's summariser: a group of summaries of a product in, a reward for each of them out.
+"""The environment of ReSuMe's summarizer: it takes a group of summaries of a product and rewards each of them.
 
-Every summary is read within its budget, put behind the product's title and encoded by one fixed version of the
-retriever, g of the turn before; so are the product itself, the queries that it answers (q⁺) and as many drawn uniformly
-from the others (q⁻), the same for a whole group. The draw depends on the group's id alone, so a replay draws the same.
-The title stays in what is encoded: a policy that was free to drop it cost human queries .13 in MRR.
+Every summary is read within its budget, put behind the product's title, and encoded by one fixed version of the
+retriever: g of the previous turn. The same version encodes the product itself, the queries that it answers (q⁺), and as
+many queries drawn uniformly from the others (q⁻). These are the same for a whole group. The draw depends only on the
+group's id, so a replay draws the same queries. The title stays in the encoded text: a policy that could drop it cost
+human queries .13 in MRR.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from streams.events import Generation, Outcome, Product, Reward
 
 
 class ResumeEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How summaries are read and scored.
+    """Settings for reading and scoring summaries.
 
-    retriever: the version of the index's retriever that scores, such as r1-0123456789ab; "" is the one not adapted yet.
-    positives_max, negatives: queries drawn for a group, of those that the product answers and of the others.
+    retriever: the version of the index's retriever that scores, such as r1-0123456789ab; "" is the version before any
+    adaptation.
+    positives_max, negatives: queries drawn for a group, from those that the product answers and from the others.
     """
 
     reward: ResumeSettings = ResumeSettings()
@@ -38,7 +40,7 @@ class ResumeEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbi
 
 
 class ResumeEnvironment(ScoringEnvironment):
-    """Scores groups of summaries with one retriever version. Not thread-safe: its memory of vectors is not."""
+    """Scores groups of summaries with one retriever version. Not thread-safe, because its cache of vectors is not."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class ResumeEnvironment(ScoringEnvironment):
         self._long = msgspec.structs.replace(settings.summary, tokens_max=512)
 
     def score_many(self, inputs: Inputs) -> list[Reward]:
-        """Return one reward for each group, in order; a product that nobody asks for has only `failed` candidates."""
+        """Return one reward for each group, in order; a product without queries gets only `failed` candidates."""
         return [self.reward(group, self._outcomes(group[0])) for group in inputs]
 
     def readable(self, generation: Generation) -> list[bool]:
@@ -86,9 +88,9 @@ class ResumeEnvironment(ScoringEnvironment):
         return self.outcomes(product, written, group_id=generation.group_id)
 
     def outcomes(self, product: Product, written: Sequence[str], *, group_id: str) -> tuple[Outcome, ...]:
-        """Return what each text about a product is worth. The product answers a query, and there are others.
+        """Return the outcome of each text about a product, which must answer a query while others remain.
 
-        group_id: what the draw of queries depends on.
+        group_id: determines the draw of queries.
         """
         asked = self._answered[product.document_id]
         positives, negatives = self._draw(group_id, asked)
@@ -120,7 +122,7 @@ class ResumeEnvironment(ScoringEnvironment):
         return tuple(outcomes)
 
     def _length(self, text: str, product: Product) -> int:
-        """Return the tokens of a summary as it was written, before the budget."""
+        """Return the number of tokens of a summary as it was written, before the budget."""
         whole = read_summary(text, product, self._long, self._encoder.token_count)
         return whole.tokens if isinstance(whole, ParsedSummary) else 0
 
@@ -141,12 +143,12 @@ class ResumeEnvironment(ScoringEnvironment):
 
 
 def embedded_text(title: str, summary: str) -> str:
-    """Return what stands for a product in the index: its title and its summary."""
+    """Return the text that represents a product in the index: its title and its summary."""
     return f"{title}. {summary}" if title and summary else title + summary
 
 
 def measured_deltas(environment: ResumeEnvironment, groups: Inputs) -> list[list[float]]:
-    """Return Δ of each valid candidate, group by group: what the edge scale of a turn is measured on."""
+    """Return Δ of each valid candidate, group by group, from which a turn's edge scale is computed."""
     return [
         [each.components["delta"] for each in reward.outcomes if each.valid and each.status == "scored"]
         for reward in environment.score_many(groups)

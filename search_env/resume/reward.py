@@ -1,7 +1,8 @@
-"""The ReSuMe reward of one summary, r(s, d) = StructureReward(s) + r_φ(Δ), of a product and the queries it answers.
+"""The ReSuMe reward of one summary, r(s, d) = StructureReward(s) + r_φ(Δ), for a product and the queries it answers.
 
-ReSuMe (WWW '26, doi:10.1145/3774904.3792959) pays a summary for being found by the queries that its document answers
-and not by others, as the retriever g of the turn before sees it, relative to the document itself, and for its form:
+ReSuMe (WWW '26, doi:10.1145/3774904.3792959) rewards a summary for two things. The first is retrieval by the queries
+that its document answers and not by others, as measured by g, the previous turn's retriever, relative to the document
+itself. The second is its form:
 
     RetScore(x) = Σ_{q ∈ q⁺} S(q, x) / (Σ_{q ∈ q⁺} S(q, x) + Σ_{q ∈ q⁻} S(q, x))                       eq. 4
     Δ           = RetScore(s) − RetScore(d)                                                          eq. 3
@@ -12,11 +13,11 @@ r_φ is a staircase: −1, −.8, −.6, −.3 for Δ in [−1, −.5), [−.5, 
 little more, .3 for fewer. A text without the format has StructureReward −1 and Δ −1, so r = −2.
 
 Where we differ: S is (1 + cosine) / 2, because with a plain cosine, which may be negative, eq. 4 is unbounded and has
-poles. Then nearly every Δ lies in [−.1, .1) and the staircase is a sign, so its edges are multiplied by `edge_scale`
-(1 is the paper's). "A little more" is up to `tokens_over`, 160 for the paper's band; beyond it a summary is worth what
-one that is too short is. Products are short, so the default band is 12 to 24 tokens, and 30 is a little more. Without
-negative queries eq. 4 is always 1: `negatives = false` (an ablation) takes the mean of S over q⁺ in its place. With
-`discrete = false` r_φ is Δ / edge_scale, clipped to [−1, 1].
+poles. Then nearly every Δ lies in [−.1, .1) and the staircase is a mere sign, so its edges are multiplied by
+`edge_scale` (1 is the paper's). "A little more" is up to `tokens_over`, 160 for the paper's band; a longer summary gets
+the value of one that is too short. Products are short, so the default band is 12 to 24 tokens, and 30 is a little more.
+Without negative queries, eq. 4 is always 1: `negatives = false` (an ablation) takes the mean of S over q⁺ instead. With
+`discrete = false`, r_φ is Δ / edge_scale, clipped to [−1, 1].
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ UNFORMATTED = -1.0
 class ResumeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shape of the reward.
 
-    edge_scale: by which the paper's bin edges are multiplied, as Δ is spread; the alternation measures it each turn.
+    edge_scale: factor of the paper's bin edges, matched to the spread of Δ; the alternation measures it each turn.
     discrete, negatives: False are the paper's ablations. structure_weight: weight of StructureReward.
-    tokens_low, tokens_high: the band that a summary's length should lie in, in the retriever's tokens. tokens_over: how
-    many are still "slightly overlength".
+    tokens_low, tokens_high: the band for a summary's length, in the retriever's tokens. tokens_over: the largest length
+    that is still "slightly overlength".
     """
 
     edge_scale: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
@@ -63,8 +64,8 @@ def resume_reward(
 ) -> tuple[float, dict[str, float]]:
     """Return a well-formed summary's reward, and each part of it by name.
 
-    positives, negatives: cosines of the queries in q⁺ and q⁻ with the summary; document_…: with the document; each at
-    least one. tokens: the summary's length. Raises ValueError if a cosine is not finite.
+    positives, negatives: cosines of the queries in q⁺ and q⁻ with the summary; document_…: with the document. Each has
+    at least one. tokens: the summary's length. Raises ValueError if a cosine is not finite.
     """
     of_summary = retrieval_score(positives, negatives, settings)
     of_document = retrieval_score(document_positives, document_negatives, settings)
@@ -90,7 +91,7 @@ def unformatted_reward(settings: ResumeSettings) -> tuple[float, dict[str, float
 
 
 def retrieval_score(positives: Sequence[float], negatives: Sequence[float], settings: ResumeSettings) -> float:
-    """Return RetScore in [0, 1] from cosines (eq. 4), S = (1 + cosine) / 2; .5 where every S is 0.
+    """Return RetScore in [0, 1] from cosines (eq. 4), S = (1 + cosine) / 2; .5 if every S is 0.
 
     Raises ValueError without positives or negatives, or for a cosine that is not finite.
     """
@@ -106,19 +107,19 @@ def retrieval_score(positives: Sequence[float], negatives: Sequence[float], sett
 
 
 def similarity(cosine: float) -> float:
-    """Return a cosine on a scale from 0 to 1; what rounding puts outside [−1, 1] is put back."""
+    """Return a cosine on a scale from 0 to 1; a value that rounding moved outside [−1, 1] is clipped."""
     return (1 + min(max(cosine, -1.0), 1.0)) / 2
 
 
 def retrieval_reward(delta: float, settings: ResumeSettings) -> float:
-    """Return r_φ: the step that Δ falls on, each closed below and open above (the paper's bins)."""
+    """Return r_φ: the step on which Δ falls; each bin is closed below and open above, as in the paper."""
     if not settings.discrete:
         return min(max(delta / settings.edge_scale, -1.0), 1.0)
     return STEPS[bisect_right([edge * settings.edge_scale for edge in EDGES], delta)]
 
 
 def structure_reward(tokens: int, settings: ResumeSettings) -> float:
-    """Return what a summary of this length is worth."""
+    """Return StructureReward for a summary of this length."""
     if settings.tokens_low <= tokens <= settings.tokens_high:
         return WELL_FORMED
     return SLIGHTLY_OVER if settings.tokens_high < tokens <= settings.tokens_over else MISSHAPEN
@@ -127,7 +128,8 @@ def structure_reward(tokens: int, settings: ResumeSettings) -> float:
 def spread_scale(groups: Sequence[Sequence[float]]) -> float:
     """Return the edge scale at which the staircase's middle edge, .2, is a standard deviation of Δ within its group.
 
-    groups: Δ of each candidate, by product. Within a group, because that is where advantages compare. At least .001.
+    groups: Δ of each candidate, by product. The deviation is taken within a group, because advantages compare there.
+    The result is at least .001 and at most 10.
     """
     squares = [(delta - math.fsum(group) / len(group)) ** 2 for group in groups for delta in group]
     deviation = math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0

@@ -1,1 +1,1 @@
-"""What ReLSum and ReSuMe share: products as a policy sees them, their values, and summaries within a budget."""
+"""Shared parts of ReLSum and ReSuMe: products as a policy sees them, their values, and summaries within a budget."""

@@ -1,4 +1,4 @@
-"""A document as a policy that writes about products is shown it, and the texts that stand for it without a policy."""
+"""Documents as products for a policy, and the baseline texts of a product, which need no policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEPARATOR = ", "
 
 
 def said_values(document: Document) -> list[Attribute]:
-    """Return a document's attribute values as they are said, in its own order: none twice, logistics left out."""
+    """Return a document's attribute values as phrases, in its own order, without repeats and logistics."""
     found: dict[str, Attribute] = {}
     for attribute in document_attributes(document):
         if not is_logistic(attribute.key):
@@ -24,9 +24,9 @@ def said_values(document: Document) -> list[Attribute]:
 
 
 def product_of(document: Document, values: Sequence[Attribute] | None = None) -> Product:
-    """Return what a policy is shown of a document: title, text, and values in their order (all that are said, if None).
+    """Return a document as a policy sees it: title, text, and values in their order (all phrases, if None).
 
-    A value is (name, phrase), and is pointed to by its place in this order.
+    A value is (name, phrase), and its pointer is its place in this order.
     """
     shown = said_values(document) if values is None else values
     return Product(
@@ -38,9 +38,9 @@ def product_of(document: Document, values: Sequence[Attribute] | None = None) ->
 
 
 def description_of(product: Product) -> str:
-    """Return everything that is known beside the title: all values, or the running text where there are none.
+    """Return a product's whole content beside the title: all values, or the running text if there are none.
 
-    A text beside values is left out: in icecat it repeats the title.
+    A text beside values is left out, because in icecat it repeats the title.
     """
     return SEPARATOR.join(value for _, value in product.values) or product.text
 
@@ -51,7 +51,7 @@ def lead(product: Product, settings: SummarySettings, count: Count) -> str:
 
 
 def random_values(product: Product, settings: SummarySettings, count: Count, *, seed: int) -> str:
-    """Return values drawn without replacement as long as one fits; the same product and seed draw the same."""
+    """Return values drawn without replacement within the budget; the same product and seed give the same values."""
     numbers = list(range(1, len(product.values) + 1))
     random.Random(f"{seed} {product.document_id}").shuffle(numbers)
     return fit_values(product, numbers, settings, count).text

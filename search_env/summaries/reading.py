@@ -1,9 +1,9 @@
-"""Reading what a policy wrote about a product: a summary within its budget, or the reason why it is none.
+"""The parser of a policy's text about a product: it gives a summary within its budget, or the reason for a refusal.
 
-Two kinds of text are read. A selector's `<v3><v7>` names values of the product by number; a value that would exceed the
-budget is left out and the next one tried, so values are always whole. Any other text is taken as it is, in one line,
-cut after the last word that fits. The budget is counted in the tokens of the model that will read the summary, and is
-the same for every arm of an experiment: `fit_values` and `fit_text` are the only two ways into it.
+There are two kinds of text. A selector's `<v3><v7>` names values of the product by number. A value that would exceed
+the budget is skipped and the next one tried, so values are always whole. Any other text is taken as one line and cut
+after the last word that fits. The budget is counted in the tokens of the model that will read the summary, and is the
+same for every arm of an experiment: only `fit_values` and `fit_text` fit a text into it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.inputs.text import clean_text
 from streams.pointers import read_pointers
 
 Count = Callable[[str], int]
-"""Tokens of a text, for the model that reads summaries; `search_env.models.wordpieces` has MiniLM's."""
+"""A function that counts a text's tokens for the reading model; `search_env.models.wordpieces` has MiniLM's."""
 
 SEPARATOR = ", "
 _WORD = re.compile(r"\w+")
@@ -29,7 +29,7 @@ _WORD = re.compile(r"\w+")
 class SummarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The budget of one summary.
 
-    tokens_max: of the reading model, title not included. bytes_max: a longer text is invalid before it is read.
+    tokens_max: tokens of the reading model, without the title. bytes_max: a longer text is invalid before it is read.
     """
 
     tokens_max: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
@@ -37,9 +37,9 @@ class SummarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ParsedSummary(NamedTuple):
-    """A summary as it is indexed: its text (may be empty), its tokens, and the numbers of its values (free text: none).
+    """A summary for the index: its text (may be empty), its tokens, and the numbers of its values (free text: none).
 
-    repeats: share of its words that stand in it before; 0 for fewer than two words. Watched as keyword stuffing.
+    repeats: share of its words that occur earlier in it; 0 for fewer than two words. It shows keyword stuffing.
     """
 
     text: str
@@ -49,10 +49,10 @@ class ParsedSummary(NamedTuple):
 
 
 def read_summary(text: str, product: Product, settings: SummarySettings, count: Count) -> ParsedSummary | Rejected:
-    """Return the summary in a text, or why there is none; never raises.
+    """Return the summary in a text, or the reason why there is none; never raises.
 
-    An empty text is a summary of nothing, and valid: the title then stands alone. A pointer to a value that the product
-    lacks is not: no prompt showed it.
+    An empty text is a valid, empty summary: the title then stands alone. A pointer to a value that the product lacks is
+    invalid, because no prompt showed it.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.bytes_max:
@@ -66,12 +66,12 @@ def read_summary(text: str, product: Product, settings: SummarySettings, count: 
 
 
 def fit_values(product: Product, numbers: Sequence[int], settings: SummarySettings, count: Count) -> ParsedSummary:
-    """Return the summary of these values (numbers from 1), best first: each that still fits, none twice."""
+    """Return the summary of these values (numbers from 1), best first: each value that still fits, without repeats."""
     named: dict[str, int] = {}
     for number in numbers:
         named.setdefault(product.values[number - 1][1], number)
     said = list(named)
-    if count(SEPARATOR.join(said)) > settings.tokens_max:  # Asked once where all of them fit.
+    if count(SEPARATOR.join(said)) > settings.tokens_max:  # A single count if all of them fit.
         said = []
         for value in named:
             if count(SEPARATOR.join([*said, value])) <= settings.tokens_max:
@@ -80,7 +80,7 @@ def fit_values(product: Product, numbers: Sequence[int], settings: SummarySettin
 
 
 def fit_text(text: str, settings: SummarySettings, count: Count) -> ParsedSummary:
-    """Return the summary that is the longest run of whole words from the text's beginning within the budget."""
+    """Return the longest beginning of the text, in whole words, that fits the budget, as a summary."""
     words = text.split()
     low, high = 0, min(len(words), settings.tokens_max)  # A word has at least one token.
     while low < high:

@@ -1,7 +1,7 @@
-"""A product's values as summaries choose among them, the query log's counts, and the methods that learn nothing.
+"""A product's values from which summaries choose, the query log's counts, and the baselines that learn nothing.
 
-Every arm of an experiment chooses among the same values of a product (those that its title lacks) and is fitted into
-the same budget, so that arms differ in what they choose and in nothing else.
+Every arm of an experiment chooses among the same values of a product (those that its title lacks) and has the same
+budget, so that arms differ only in their choice.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from streams.events import Product
 
 KeyCounts = Mapping[str, int]
 ValuesOrder = Literal["rates", "counts", "document"]
-# Products without a query that the mean rate counts as, so that a key of few products is not believed at once.
+# Weight of the mean rate, in products, so that a key of few products is not trusted at once.
 PRIOR_HOLDERS = 50
 
 
 class ProductValues:
-    """The products of a catalogue with what their titles lack, and orders of it by a log's counts.
+    """The products of a catalogue with the values that their titles lack, and orders of them by a log's counts.
 
-    An order: numbers of a product's values, from 1, best first, by the method of the name.
+    An order is a list of a product's value numbers, from 1, best first; the method's name gives the criterion.
     """
 
     def __init__(self, documents: Sequence[Document], counts: KeyCounts, *, order: ValuesOrder = "rates") -> None:
-        """counts: how often training queries ask for each key. order: of the values that are shown."""
+        """counts: how often training queries ask for each key. order: order of the values in a product."""
         self.counts = counts
         self.order = order
         self.documents = {document.id: document for document in documents}
@@ -49,7 +49,7 @@ class ProductValues:
         self._shown: dict[str, tuple[Product, tuple[Attribute, ...]]] = {}
 
     def product(self, document_id: str) -> Product:
-        """Return what can be said of a product: values that its title lacks, in the order that is shown."""
+        """Return the product with the values that its title lacks, in the order of the prompt."""
         return self._product(document_id)[0]
 
     def keys(self, document_id: str) -> tuple[str, ...]:
@@ -57,38 +57,38 @@ class ProductValues:
         return tuple(each.key for each in self._product(document_id)[1])
 
     def by_log(self, document_id: str) -> list[int]:
-        """Most asked for first: how often the query log names the value's key (ties in the document's order)."""
+        """Return the order by the query log's count of the key, highest first (ties in the document's order)."""
         return self._numbers(document_id, self._by_log(self._beside(document_id)))
 
     def by_log_per_word(self, document_id: str) -> list[int]:
-        """Most asked for by what it costs: the log's count of the key divided by the value's words."""
+        """Return the order by the log's count of the key divided by the value's number of words, highest first."""
         values, keys = self.product(document_id).values, self.keys(document_id)
         worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
         return sorted(self.by_log(document_id), key=lambda number: worth[number - 1])
 
     def by_rate(self, document_id: str) -> list[int]:
-        """Most asked for among those who have it: the log's count of the key by the products that hold it.
+        """Return the order by the log's count of the key divided by the number of products with it, highest first.
 
-        A count says how often a key is asked for over all products, a rate how often of a product that has it. A value
-        that most holders of its key share comes last: it tells no product from another.
+        A count says how often a key is asked for over all products; a rate says how often for a product that has it. A
+        value that most holders of its key share comes last, because it distinguishes no products.
         """
         return self._numbers(document_id, self._by_rate(self._beside(document_id)))
 
     def rate(self, key: str, value: str) -> float:
-        """Return how often the log asks for a key where a product has it, smoothed; of a common value a twentieth."""
+        """Return how often the log asks for a key per product with it, smoothed; a common value gets a twentieth."""
         holders = self._key_holders[key]
         rate = (self.counts.get(key, 0) + PRIOR_HOLDERS * self._mean_rate) / (holders + PRIOR_HOLDERS)
         return 0.05 * rate if self._pair_holders[key, value.lower()] > 0.5 * holders else rate
 
     def by_rarity(self, document_id: str) -> list[int]:
-        """Rarest first: idf of the value among all documents."""
+        """Return the order by the value's idf among all documents, rarest first."""
         values = self.product(document_id).values
         return sorted(
             range(1, len(values) + 1), key=lambda number: (self._holders[values[number - 1][1].lower()], number)
         )
 
     def by_chance(self, document_id: str) -> list[int]:
-        """In an order that depends on nothing but the product's id."""
+        """Return an order that depends only on the product's id."""
 
         def draw(number: int) -> bytes:
             return hashlib.sha256(f"{document_id}\t{number}".encode()).digest()
@@ -96,12 +96,12 @@ class ProductValues:
         return sorted(range(1, len(self.product(document_id).values) + 1), key=draw)
 
     def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
-        """The values of these keys first, then as the log has it: what a summary written for one query would say."""
+        """Return the order with values of these keys first, then by the log: the choice of a summary for one query."""
         mine = self.keys(document_id)
         return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
 
     def description(self, document_id: str) -> str:
-        """Return everything that the catalogue says beside the title: the text and all values with their names."""
+        """Return the catalogue's whole content beside the title: the text and all values with their names."""
         document = self.documents[document_id]
         said = [
             a.phrase if a.phrase == a.name else f"{a.name} {a.phrase}"
@@ -112,10 +112,10 @@ class ProductValues:
         return ", ".join([*([text] if text else []), *said])
 
     def expected_queries(self, document_id: str) -> str:
-        """Return likely queries about a product, Doc2Query's way: the log's share of each key, said as a query is.
+        """Return likely queries about a product, as in Doc2Query: pairs of values in the log's order of their keys.
 
         Doc2Query (arXiv:1904.08375) generates queries with a model trained on a log. Queries here are values of keys
-        that the log asks for, so the best guesses are drawn from exactly these: two-value queries in the log's order.
+        that the log asks for, so the best guesses come directly from these: two-value queries in the log's order.
         """
         values = self.product(document_id).values
         spoken = [values[number - 1][1] for number in self.by_log(document_id)]
@@ -143,6 +143,6 @@ class ProductValues:
         return sorted(values, key=lambda each: -self.rate(each.key, each.phrase))
 
     def _numbers(self, document_id: str, best: Sequence[Attribute]) -> list[int]:
-        """Return the numbers, as they are shown, of a product's values in another order."""
+        """Return the numbers, as the prompt shows them, of a product's values in another order."""
         number_of = {each: number for number, each in enumerate(self._product(document_id)[1], start=1)}
         return [number_of[each] for each in best]

@@ -1,1 +1,1 @@
-"""Traffic that other systems logged, read as feedback: whole searches, with what was shown and what was done."""
+"""Traffic that other systems logged, read as feedback: whole searches, with the shown results and user actions."""

@@ -1,4 +1,4 @@
-"""What of other systems' traffic becomes feedback: the limits that hold for every kind of log."""
+"""Limits on traffic from other systems, which apply to every kind of log that becomes feedback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from streams.inputs.counts import Counted
 from streams.inputs.files import InputFile
 from streams.inputs.text import clean_text
 
-# A search's rows are one record, which may have 8 MiB; an id may have 512 bytes, and JSON may double them.
+# A search's rows form one record of at most 8 MiB; an id may have 512 bytes, and JSON may double them.
 SEARCH_ROWS_MAX = 5_000
 NAME_CHARACTERS_MAX = 100  # UBI's own limit for applications and actions.
 VISITOR_CHARACTERS_MAX = 512
@@ -16,16 +16,16 @@ UNREADABLE = "unreadable"
 
 
 def clean_name(value: object, *, characters_max: int = NAME_CHARACTERS_MAX) -> str:
-    """Return a name that is only shown and grouped by, clean and cut; "" for what is no text."""
+    """Return a name for display and grouping, cleaned and cut; "" for a value that is not text."""
     return clean_text(value, characters_max=characters_max) if isinstance(value, str) else ""
 
 
 def require_kind(file: InputFile, *, rows: int, unreadable: int, left_out: Counted) -> None:
-    """Raise the file's error if most of its rows cannot be read: it is of another kind then, or badly damaged."""
+    """Raise the file's error if most of its rows are unreadable: it is of another kind, or badly damaged."""
     if unreadable * 2 > rows:
         raise refused(file, f"expected {file.what} rows, but {unreadable:,} of {rows:,} cannot be read", left_out)
 
 
 def refused(file: InputFile, said: str, left_out: Counted) -> InputError:
-    """Return the error of a file as a whole: what is wrong, what was left out, and where first."""
+    """Return the error of a whole file: its fault, the rows left out, and the first line of each reason."""
     return file.error(f"{said}{': ' + left_out.told() if left_out.total else ''}. Nothing was imported")

@@ -1,8 +1,8 @@
 """Ranked click sessions as CSV: `session_id,query,rank0,doc_id,clicked`, one row for every product that was shown.
 
-rank0 counts from 0. The rows of a session stand together; the file may be larger than memory. A rank that does not
-count from 0, and a click that is neither 0 nor 1, say that the columns mean something else: they refuse the file, by
-their line. Any other bad row is left out and counted.
+rank0 counts from 0. The rows of a session are adjacent; the file may be larger than memory. A rank that does not count
+from 0, or a click that is neither 0 nor 1, shows that the columns mean something else: the file is refused, with the
+line. Any other bad row is left out and counted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ WITHOUT = ("without_session", "without_query", "without_document", "repeated", "
 
 
 class SessionSummary:
-    """What the file held, counted while it is read: rows_read = rows + the sum of left_out.
+    """The content of the file, counted while it is read: rows_read = rows + the sum of left_out.
 
-    rows: those that were used. unknown: of these, rows whose product is not in the catalogue; they are kept, for they
-    were shown and clicked all the same. texts_cut: sessions whose query was cut. left_out: by reason, see `WITHOUT`:
-    no usable id, no visible query, a rank that its session has already, more than 5,000 rows in one session, or a form
-    that is no row.
+    rows: rows that were used. unknown: those of them whose product is not in the catalogue; they are kept, because they
+    were shown and clicked all the same. texts_cut: sessions whose query was cut. left_out: by reason, see `WITHOUT`: no
+    usable id, no visible query, a rank that the session already has, more than 5,000 rows in one session, or a line
+    that is not a row.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Row(NamedTuple):
 
 
 class SessionFile:
-    """A file of sessions that is read twice: through once, to see that it can be used, and again for what it holds."""
+    """A file of sessions that is read twice: first as a check that it can be used, then for its content."""
 
     def __init__(self, path: Path, *, application: str, known: Collection[str] | None) -> None:
         self._path = path
@@ -69,13 +69,13 @@ class SessionFile:
         self._summary = SessionSummary()
 
     def read_through(self) -> SessionSummary:
-        """Read the whole file, and return what it held. Raises InputError as `read_sessions` does."""
+        """Read the whole file and return its counts. Raises InputError as `read_sessions` does."""
         for _ in self._read(self._summary):
             pass
         return self._summary
 
     def read_again(self) -> Iterator[Feedback]:
-        """Yield each session as feedback. Raises InputError at the end if the file was changed in the meantime."""
+        """Yield each session as feedback. Raises InputError at the end if the file has changed in the meantime."""
         again = SessionSummary()
         yield from self._read(again)
         if again.as_dict() != self._summary.as_dict():
@@ -88,11 +88,11 @@ class SessionFile:
 def read_sessions(
     path: Path, summary: SessionSummary, *, application: str, known: Collection[str] | None = None
 ) -> Iterator[Feedback]:
-    """Yield each session as feedback, and count in `summary` what was read.
+    """Yield each session as feedback, and count the rows in `summary`.
 
-    known: the catalogue's document ids, to count the rows that name another; None counts none.
-    Raises InputError, naming the line, for a file without these columns, a number out of its range, or a session whose
-    rows do not stand together; at the end for a file of which most rows cannot be read, or none used.
+    known: the catalogue's document ids, to count the rows that name another document; None counts none.
+    Raises InputError, with the line, for a file without these columns, a number out of its range, or a session whose
+    rows are not adjacent; at the end, for a file with mostly unreadable rows or without usable rows.
     """
     file = InputFile(path, "sessions")
     application = clean_name(application)
@@ -106,7 +106,7 @@ def read_sessions(
             continue
         if key in seen:
             raise file.error(
-                f"the rows of session {session!r}, {query[:60]!r} do not stand together; sort the file", rows[0].line
+                f"the rows of session {session!r}, {query[:60]!r} are not adjacent; sort the file", rows[0].line
             )
         seen.add(key)
         summary.sessions += 1
@@ -149,24 +149,24 @@ def _usable(members: Iterable[_Row], left_out: Counted, *, has_query: bool) -> l
 
 
 def _rows(file: InputFile, summary: SessionSummary) -> Iterator[_Row]:
-    """Yield the rows that name a session and a document, ranks from 1."""
+    """Yield the rows that name a session and a document, with ranks from 1."""
 
     def unreadable(number: int, said: str) -> None:
         summary.rows_read += 1
         summary.left_out.add(UNREADABLE, number, said)
 
-    ranks: dict[str, int | None] = {str(rank): rank for rank in range(1000)}  # Nearly all there are.
+    ranks: dict[str, int | None] = {str(rank): rank for rank in range(1000)}  # Nearly all ranks that occur.
     for number, (session, query, rank0, document, clicked) in csv_rows(file, COLUMNS, unreadable):
         summary.rows_read += 1
         rank = ranks[rank0] if rank0 in ranks else read_rank(rank0)
         if rank is None:
             raise file.error(
                 f"expected rank0 to be a whole number from 0 to {RANK_MAX} (rank0 counts from 0), got {rank0[:40]!r}. "
-                "Mend the line",
+                "Fix the line",
                 number,
             )
         if clicked not in ("0", "1"):
-            raise file.error(f"expected clicked to be 0 or 1, got {clicked[:40]!r}. Mend the line", number)
+            raise file.error(f"expected clicked to be 0 or 1, got {clicked[:40]!r}. Fix the line", number)
         if read_id(session) is None:
             summary.left_out.add("without_session", number)
         elif read_id(document) is None:

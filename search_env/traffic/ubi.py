@@ -1,8 +1,8 @@
 """User Behavior Insights (UBI 1.3): query and event NDJSON of one or several applications, as feedback.
 
-Applications differ in what they log under the same names, so each is read by itself: one counts positions from 0 and
-another from 1, one writes times as ISO text and another as milliseconds, one logs no impressions. A position with more
-clicks than impressions has lost impressions, and says nothing about a click rate: it is left out.
+Applications log different things under the same names, so each is read by itself. One counts positions from 0 and
+another from 1; one writes times as ISO text and another as milliseconds; one logs no impressions. A position with more
+clicks than impressions has lost impressions. It gives no valid click rate, so it is left out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Row = dict[str, Any]
 def read_ubi(
     queries: Path, events: Path, *, application: str | None = None
 ) -> tuple[list[Feedback], list[ApplicationSummary]]:
-    """Return every search as feedback, in the order of time, and what was found in each application's log.
+    """Return every search as feedback, in the order of time, and a summary of each application's log.
 
-    Searches without a time stand at the end. Rows without an application belong to one called "", and so do lines that
-    are no JSON object. application: of this one alone.
-    Raises InputError if a file is missing or of another kind, or if no search comes out of the two.
+    Searches without a time come last. Rows without an application belong to an application called "", as do lines that
+    are not a JSON object. application: read only this one.
+    Raises InputError if a file is missing or of another kind, or if the two files contain no search.
     """
     logs: dict[str, ApplicationLog] = {}
 
@@ -76,9 +76,9 @@ def _read(
     is_kind: Callable[[Row], bool],
     expected: str,
 ) -> None:
-    """Read a file's rows; an empty one has none.
+    """Read a file's rows; an empty file has none.
 
-    Raises InputError if most lines are no JSON object, or if most rows are of another kind.
+    Raises InputError if most lines are not a JSON object, or if most rows are of another kind.
     """
     bad = Counted()
 
@@ -96,12 +96,12 @@ def _read(
     if (rows and of_kind * 2 < rows - actions) or (rows and not of_kind):
         raise refused(
             file,
-            f"expected rows with {expected}, but {rows - actions - of_kind:,} of {rows:,} have not. Were --queries and "
-            "--events exchanged, or is this another file",
+            f"expected rows with {expected}, but {rows - actions - of_kind:,} of {rows:,} lack them. Were --queries "
+            "and --events swapped, or is this another file",
             bad,
         )
 
 
 def _is_bulk_action(row: Row) -> bool:
-    """Return whether a row is an action line of Elasticsearch's bulk format, which stands before each document."""
+    """Return whether a row is an action line of Elasticsearch's bulk format, which precedes each document."""
     return len(row) == 1 and next(iter(row)) in ("index", "create") and isinstance(next(iter(row.values())), dict)

@@ -1,4 +1,4 @@
-"""The log of one UBI application: its query rows and event rows, read one by one, and the searches that they make."""
+"""The log of one UBI application: it reads query rows and event rows one by one, and gives their searches."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Row = dict[str, Any]
 
 
 class ApplicationSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What one application's log held. Every row is counted once:
+    """The counts of one application's log. Every row is counted once:
 
     query_rows = searches - searches_of_events + repeated + queries_without_id + queries_without_text +
     queries_unreadable; event_rows = shown + shown_again + actions + without_query + other + rejected + unreadable +
     beyond.
 
-    searches, shown, actions: as they became feedback. searches_of_events: of these, known from their events alone.
-    first_ordinal: what its positions begin with (0 or 1).
-    repeated: rows of the query file that name a search that came before, or say what a row without an id said before.
-    queries_without_id, queries_without_text: rows that name no search, and searches of which no text is known.
-    queries_without_time: searches whose own time is missing or cannot be read; they are kept, with the time of their
-    first event. texts_cut: searches whose text was cut at 512 characters.
-    orphans: of the actions, those whose search is not in the query file, or whose document that search did not show.
-    shown_again: impressions of a document that its search has shown already. without_query: events of no search, or of
-    one of which no text is known. other: events that name no result (filters, sorting …). positions_rejected: ranks
-    with more clicks than impressions; rejected: what was left out with them. unreadable: events without a usable time,
+    searches, shown, actions: as in the feedback. searches_of_events: searches known only from their events.
+    first_ordinal: the first of its positions (0 or 1).
+    repeated: rows of the query file that name an earlier search, or that equal an earlier row without an id.
+    queries_without_id, queries_without_text: rows that name no search, and searches without a known text.
+    queries_without_time: searches whose own time is missing or unreadable; they are kept, with the time of their first
+    event. texts_cut: searches whose text was cut at 512 characters.
+    orphans: actions whose search is not in the query file, or whose document that search did not show.
+    shown_again: impressions of a document that its search has already shown. without_query: events of no search, or of
+    a search without a known text. other: events that name no result (filters, sorting …). positions_rejected: ranks
+    with more clicks than impressions; rejected: events left out with them. unreadable: events without a usable time,
     action, position or document id, and impressions without a document or position. beyond: events of a search that
-    has 5,000 already.
+    already has 5,000.
     """
 
     application: str
@@ -67,7 +67,7 @@ class ApplicationSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Search(NamedTuple):
-    """A search as its query row tells it; text: clean, "" where it has none."""
+    """A search as its query row describes it. text: cleaned; "" if it has none."""
 
     text: str
     client: str
@@ -87,7 +87,7 @@ class _Event(NamedTuple):
 
 
 class ApplicationLog:
-    """Reads the rows of one application, and makes feedback of them when all have come."""
+    """Reads the rows of one application, and makes feedback of them after the last row."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -101,11 +101,11 @@ class ApplicationLog:
         self._query_rows = self._event_rows = 0
 
     def add_query(self, number: int, row: Row) -> None:
-        """Read a row of the query file. Of rows that name the same search the first with a text counts."""
+        """Read a row of the query file. Of rows that name the same search, the first with a text counts."""
         self._query_rows += 1
         query_id = read_id(row.get("query_id"))
         if query_id is None:
-            # Copies of one row are one fault: the action lines of the bulk format, for example.
+            # Copies of one row count as one fault, for example the action lines of the bulk format.
             digest = hashlib.sha256(msgspec.json.encode(row, order="deterministic")).digest()[:16]
             self.queries_left_out.add("repeated" if digest in self._unnamed else "queries_without_id", number)
             self._unnamed.add(digest)
@@ -120,7 +120,7 @@ class ApplicationLog:
         )
 
     def add_unreadable_query(self, number: int, said: str) -> None:
-        """Count a line of the query file that is no row."""
+        """Count a line of the query file that is not a row."""
         self._query_rows += 1
         self.queries_left_out.add(UNREADABLE, number, said)
 
@@ -141,12 +141,12 @@ class ApplicationLog:
             self._events.append(event)
 
     def add_unreadable_event(self, number: int, said: str) -> None:
-        """Count a line of the event file that is no row."""
+        """Count a line of the event file that is not a row."""
         self._event_rows += 1
         self.events_left_out.add(UNREADABLE, number, said)
 
     def told(self) -> str:
-        """Return what was left out, in one line."""
+        """Return the rows left out, in one line."""
         return "; ".join(filter(None, (self.queries_left_out.told(), self.events_left_out.told())))
 
     def read(self) -> tuple[list[Feedback], ApplicationSummary]:
@@ -154,12 +154,12 @@ class ApplicationLog:
         for query_id, search in self._searches.items():
             if not self._text_of(query_id):
                 self.queries_left_out.add("queries_without_text", search.line)
-        # An event of no known search says nothing, neither of a document nor of a position.
+        # An event of an unknown search has no information about a document or a position.
         events = self._keep(self._events, "without_query", lambda each: bool(self._text_of(each.query_id)))
         shown = [each.ordinal for each in events if each.kind == IMPRESSION and each.ordinal is not None]
         clicked = [each.ordinal for each in events if each.kind in CLICKS and each.ordinal is not None]
         base = 0 if min(shown or clicked, default=1) == 0 else 1
-        # A position 0 where impressions begin with 1 is none.
+        # Position 0 is invalid if impressions begin with 1.
         events = self._keep(events, UNREADABLE, lambda each: each.ordinal is None or each.ordinal >= base)
         rejected = _impossible(events, base)
         events = self._keep(
@@ -189,12 +189,12 @@ class ApplicationLog:
         return kept
 
     def _text_of(self, query_id: str) -> str:
-        """Return a search's text, from its query row or else from its events; "" if nothing says it."""
+        """Return a search's text, from its query row or else from its events; "" if neither has it."""
         search = self._searches.get(query_id)
         return (search.text if search else "") or self._texts.get(query_id, "")
 
     def _text(self, row: Row, number: int) -> str:
-        """Return the query's clean text from a query or an event, "" if it says none."""
+        """Return the query's cleaned text from a query or an event; "" if it has none."""
         searched = _object(_object(row.get("event_attributes")).get("object")).get("search_term")
         for text in (row.get("user_query"), searched):
             if isinstance(text, str) and (
@@ -272,7 +272,7 @@ class ApplicationLog:
 
 
 def _impossible(events: list[_Event], base: int) -> set[int]:
-    """Return the ranks that were clicked more often than shown; none where impressions were not logged at all."""
+    """Return the ranks that were clicked more often than shown; none if impressions were not logged at all."""
     shown = Counter(e.ordinal + 1 - base for e in events if e.kind == IMPRESSION and e.ordinal is not None)
     clicked = Counter(e.ordinal + 1 - base for e in events if e.kind in CLICKS and e.ordinal is not None)
     return {rank for rank, count in clicked.items() if count > shown[rank]} if shown else set()
@@ -283,9 +283,9 @@ def _rank(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def _event(row: Row, query_id: str, number: int) -> _Event | None:
-    """Return what an event says of a result, None if it has no usable time, action, position or document id.
+    """Return an event's data about a result; None if its time, action, position or document id is unusable.
 
-    document_id: "" where it names no result.
+    document_id: "" if it names no result.
     """
     attributes = _object(row.get("event_attributes"))
     position, result = _object(attributes.get("position")), _object(attributes.get("object"))
@@ -293,14 +293,14 @@ def _event(row: Row, query_id: str, number: int) -> _Event | None:
     at_ms, kind = read_time_ms(row.get("timestamp")), clean_name(row.get("action_name"))
     if at_ms is None or not kind or (ordinal is None and position.get("ordinal") is not None):
         return None
-    # What was typed into a filter is an object with an id too, but no result.
+    # A filter's input is an object with an id, too, but not a result.
     is_filter = "filter" in _object(result.get("object_detail"))
     named = None if is_filter else result.get("object_id")
     document_id = read_id(named)
     if document_id is None and named not in (None, ""):
         return None
     session = _visitor(row.get("session_id")) or _visitor(attributes.get("session_id"))
-    # The same few texts stand in millions of events: each is kept once.
+    # The same few texts occur in millions of events, so each is kept once.
     return _Event(
         query_id=intern(query_id),
         kind=intern(kind),
@@ -314,7 +314,7 @@ def _event(row: Row, query_id: str, number: int) -> _Event | None:
 
 
 def _visitor(value: object) -> str:
-    """Return a client's or session's id, "" where the log names none; a number is one too."""
+    """Return a client's or session's id; "" if the log names none. A number is also an id."""
     text = read_id(value) if isinstance(value, int) else value
     return clean_name(text, characters_max=VISITOR_CHARACTERS_MAX)
 

@@ -236,7 +236,7 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
     for version in (first.name, second.name):
         with contextlib.closing(Retriever(client, version, RetrievalSettings())) as retriever:
             assert retriever.search_many(["red"], size=9)[0].ids == ["c"]
-    with pytest.raises(IndexingError, match="document 'x' was found, and cannot be read"):
+    with pytest.raises(IndexingError, match="document 'x' was found but cannot be read"):
         shown_documents(client, second.name, ["x"])
     third = build_index(client, index, documents, directory=tmp_path, installation="test")
     assert sorted(client.indices.get(index=f"{index}-*").body) == [third.name]

@@ -237,7 +237,7 @@ def test_tls_to_a_plain_kafka_is_told_as_such(operator: App, local_services: End
 
 
 ENGINE_DOORS = {
-    "wrong key": ({"credentials": "", "api_key": "ZmFsc2NoOmZhbHNjaA=="}, r"\(401\) does not take our API key"),
+    "wrong key": ({"credentials": "", "api_key": "ZmFsc2NoOmZhbHNjaA=="}, r"\(401\) rejects our API key"),
     "no key": ({"credentials": "", "api_key": ""}, r"\(401\)"),
     "no authority": ({"ca_certs": ""}, "not trusted by the system's authorities"),
     "another authority": ({"ca_certs": "OTHER"}, "not trusted by elasticsearch.ca_certs"),

@@ -31,6 +31,6 @@ def test_a_document_answers_what_is_graded_above_zero_and_not_held_out(tmp_path:
 def test_queries_that_nothing_answers_say_what_catalogue_is_needed(tmp_path: Path) -> None:
     folder = index_folder(tmp_path, {"q1": {"d1": 0}})
     with pytest.raises(
-        SettingsError, match=r"'shop' has 2 training queries, and no document that answers one.*attributes"
+        SettingsError, match=r"'shop' has 2 training queries, but no document answers any of them.*attributes"
     ):
         answered_queries(folder, [])

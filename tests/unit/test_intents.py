@@ -113,7 +113,7 @@ def test_intents_come_back_from_their_files(tmp_path: Path, intents: IntentSet) 
     fewer = intents._replace(queries=intents.queries | {"dev": []}, qrels=intents.qrels | {"dev": {}})
     write_intents(tmp_path, fewer)
     assert load_intents(tmp_path, "dev") == ([], {})
-    with pytest.raises(CorpusError, match="no intent queries there"):
+    with pytest.raises(CorpusError, match="has no intent queries"):
         load_intents(tmp_path / "elsewhere", "train")
     with pytest.raises(CorpusError, match="expected a split of"):
         load_intents(tmp_path, "test")

@@ -126,8 +126,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path) ->
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == (
-        f"checkpoint 1-full-000001 could not be written to {tmp_path}/checkpoints: the disk is full. The checkpoint "
-        "before it is still CURRENT; free some room and start again\n"
+        f"checkpoint 1-full-000001 could not be written to {tmp_path}/checkpoints: the disk is full. The previous "
+        "checkpoint is still CURRENT; free some disk space and start again\n"
         "1-full-000000 1-full-000000 CURRENT\n"
     )
 
@@ -142,7 +142,7 @@ def test_a_resume_without_its_reference_says_what_is_missing_and_what_to_do(chec
         (first / "model.safetensors").chmod(0o600)
         with (first / "model.safetensors").open("ab") as file:
             file.write(b"more")
-    with pytest.raises(CheckpointError, match=r"kl_weight > 0 holds .* 1-first-000000.* set kl_weight to 0") as caught:
+    with pytest.raises(CheckpointError, match=r"kl_weight > 0 needs .* 1-first-000000.* set kl_weight to 0") as caught:
         resumed(checkpoints)
     assert str(checkpoints) in str(caught.value) and "\n" not in str(caught.value)
     resumed(checkpoints, LearnerSettings())

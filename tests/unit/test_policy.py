@@ -102,7 +102,7 @@ def test_a_base_is_a_folder_or_a_hubs_model_that_was_fetched(tmp_path: Path, mon
     # A hub's cache as huggingface_hub lays it out, with one model in it, and no network.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(PolicyError, match=r"no folder is called 'someone/something', .*Unset HF_HUB_OFFLINE"):
+    with pytest.raises(PolicyError, match=r"there is no folder 'someone/something', .*Unset HF_HUB_OFFLINE"):
         find_base("someone/something")
     folder = tmp_path / "cache" / "models--someone--something"
     (folder / "refs").mkdir(parents=True)

@@ -220,7 +220,6 @@ def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
                 assert len(said.split()) <= TOKENS
 
 
-def test_a_premise_of_a_recipe_that_writes_no_summaries_is_refused(tmp_path: Path) -> None:
+def test_a_premise_of_a_recipe_that_has_none_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(premise, ["--recipe", "leser"], obj=App(Home(tmp_path)))
-    assert result.exit_code == 2
-    assert "expected one whose train.recipe is summary or resume, got leser (expansion)" in result.output
+    assert str(result.exception) == "recipe 'leser' has no premise to check. Recipes that offer it: relsum, resume"

@@ -185,7 +185,7 @@ def test_sessions_become_feedback_and_unknown_products_are_counted_and_kept(tmp_
             "none of its 3 rows can be used: 1 without_session .first, line 2",
         ),
         ([], None, "none of its 0 rows can be used"),
-        (["1,q,0,d,1", "2,q,0,d,1", "1,q,1,d,0"], None, "do not stand together"),
+        (["1,q,0,d,1", "2,q,0,d,1", "1,q,1,d,0"], None, "are not adjacent"),
     ],
 )
 def test_a_bad_session_file_is_named_with_its_line(
@@ -428,7 +428,7 @@ def test_exchanged_files_and_logs_without_a_search_are_refused(tmp_path: Path) -
         ("wordless", json.dumps(query("q", ""))),
     ):
         (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match="Were --queries and --events exchanged"):
+    with pytest.raises(InputError, match="Were --queries and --events swapped"):
         read_ubi(tmp_path / "events", tmp_path / "queries")
     with pytest.raises(InputError, match=r"no search came out .*both files are empty"):
         read_ubi(tmp_path / "empty", tmp_path / "empty")

@@ -165,7 +165,7 @@ def test_back_off_grows_and_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner.vllm.time, "sleep", waits.append)
     monkeypatch.setattr(learner.vllm.random, "uniform", lambda low, high: high if low == 0 else low)
     monkeypatch.setattr(learner.vllm.time, "monotonic", lambda: sum(waits))
-    with pytest.raises(TransientError, match=r"does not answer .*asked for 20 s"):
+    with pytest.raises(TransientError, match=r"does not answer .*retried for 20 s"):
         VllmClient("http://127.0.0.1:9", VllmSettings(retry_seconds_max=20)).models()
     assert waits[:6] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
     assert sum(waits) <= 20

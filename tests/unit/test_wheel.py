@@ -53,4 +53,4 @@ def test_the_command_works_from_the_wheel_alone(installed: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(installed))
-    assert "Verbs:" in done.stdout
+    assert "Watch and prove:" in done.stdout
