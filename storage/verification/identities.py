@@ -152,7 +152,58 @@ def _versions(log: Log) -> list[Finding]:
 
 def _names(log: Log) -> list[Finding]:
     rule = "one name, one version"
+    announced = "policy_versions p JOIN updates u USING (lineage, step) WHERE p.status = 'published'"
     return [
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} was announced with another parent than its update names",
+            f"""
+            SELECT DISTINCT p.topic, p.partition, p.record_offset, lineage, step FROM {announced}
+            AND (p.parent_lineage, p.parent_step, p.parent_sha256)
+                IS DISTINCT FROM (u.parent_lineage, u.parent_step, u.parent_sha256) ORDER BY ALL
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} was announced at {path!r}, a place of another name",
+            """
+            SELECT topic, partition, record_offset, lineage, step, path FROM policy_versions
+            WHERE status = 'published' AND path <> 'checkpoints/' || lineage || '-' || lpad(step::VARCHAR, 6, '0')
+            ORDER BY ALL
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} was announced with {announced} used-up requests of partition {number}, where its "
+            "update says {said}",
+            f"""
+            SELECT topic, partition, record_offset, lineage, step, said.key AS number, said.value AS said,
+                coalesce(map_extract(consumed, said.key)[1], 0) AS announced
+            FROM (SELECT p.topic, p.partition, p.record_offset, lineage, step, p.requests_consumed AS consumed,
+                unnest(map_entries(u.requests_consumed)) AS said FROM {announced})
+            WHERE announced < said.value ORDER BY ALL
+            """,
+        ),
+        *ask(
+            log,
+            rule,
+            "{lineage}-{step:06d} was announced with {many} requests of partition {number} used up or admitted, and the "
+            "log has {held}",
+            """
+            SELECT s.topic, s.partition, s.record_offset, lineage, step, entry.key AS number, entry.value AS many,
+                coalesce(o.next_offset, 0) AS held
+            FROM (SELECT *, unnest(map_entries(requests_consumed)) AS entry FROM policy_versions
+                UNION ALL BY NAME
+                SELECT *, unnest(map_entries(requests_admitted)) AS entry FROM policy_versions) s
+            LEFT JOIN sink_offsets o ON o.topic = replace(s.topic, '.policy-versions', '.requests')
+                AND o.partition = entry.key
+            WHERE status = 'published' AND entry.value > held AND NOT {live} ORDER BY ALL
+            """.replace("{live}", "true" if log.live else "false"),
+            severity="unfinished",  # A sink that was stopped may have the announcement and lack the requests.
+        ),
         *ask(
             log,
             rule,

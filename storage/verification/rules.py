@@ -50,7 +50,10 @@ RULES = {
     "ids are functions of the log": Rule("a group's id is computed from its request's place; one request, one group"),
     "sources are in the log": Rule("the request that a generation answers is in the log"),
     "versions are announced": Rule("every version that wrote a group or came of an update was announced"),
-    "one name, one version": Rule("a version's name stands for one update, one set of weights and one manifest"),
+    "one name, one version": Rule(
+        "a version's name stands for one update, one set of weights and one manifest; its announcement names the "
+        "update's parent, its own place, and no fewer used-up requests than the update"
+    ),
     "embedded is what was written": Rule(
         "a generation holds its request, a reward its generation, a dead letter its record, as these lie in the log",
         f"{EVERY} for texts, ids and versions; tokens, log-probabilities and dead letters: {BYTES}",
