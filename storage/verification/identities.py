@@ -190,7 +190,7 @@ def _names(log: Log) -> list[Finding]:
         *ask(
             log,
             rule,
-            "{lineage}-{step:06d} was announced with {many} requests of partition {number} used up or admitted, and the "
+            "{lineage}-{step:06d} was announced with {many} requests of partition {number} used up or admitted, the "
             "log has {held}",
             """
             SELECT s.topic, s.partition, s.record_offset, lineage, step, entry.key AS number, entry.value AS many,
