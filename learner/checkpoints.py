@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,12 +16,13 @@ from pathlib import Path
 
 import msgspec
 
+from streams import whole_file
 from streams.errors import FULL, SearchloopError
 from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
 from streams.names import is_name, is_version_name
 from streams.topics import version_name
-from streams.whole_file import write_file
+from streams.whole_file import whole_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -74,28 +74,18 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
     stays CURRENT.
     """
     name = version_name(policy)
-    root.mkdir(parents=True, exist_ok=True)
-    aside = root / f".{name}.{os.getpid()}.part"
+    target = root / name
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        manifest = write_files(aside)
-        files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-        content = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
-        (aside / MANIFEST).write_bytes(content)
-        (aside / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
-        for path in aside.iterdir():
-            _sync(path)
-        _sync(aside)
-        target = root / name
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
+        with whole_folder(target, replace=True) as aside:
+            manifest = write_files(aside)
+            files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+            content = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+            (aside / MANIFEST).write_bytes(content)
+            (aside / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
         failpoint("learner.before-flip")
-        _write_current(root, name)
+        write_file(root / CURRENT, f"{name}\n".encode())
         failpoint("learner.after-flip")
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         reason = "the disk is full" if error.errno in FULL else str(error)
         raise CheckpointError(
             f"checkpoint {name} could not be written to {root}: {reason}. The previous checkpoint is still CURRENT; "
@@ -216,8 +206,9 @@ def _chain(manifests: Mapping[str, Manifest], name: str) -> set[str]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Delete the unfinished checkpoints of a killed writer; call this only as the folder's only writer."""
-    for aside in root.glob(".*.part"):
+    """Delete the unfinished checkpoints of killed writers; call this only as the folder's only writer."""
+    whole_file.remove_unfinished(root)
+    for aside in root.glob(".*.part"):  # Older versions named them so.
         if aside.is_dir():
             shutil.rmtree(aside)
 
@@ -257,15 +248,3 @@ def _written_ns(folder: Path) -> int:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def _write_current(root: Path, name: str) -> None:
-    write_file(root / CURRENT, f"{name}\n".encode())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

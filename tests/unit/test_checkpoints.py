@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_current(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="disk is full"):
         save_checkpoint(tmp_path, PolicyRef(lineage="1-a", step=2, sha256=""), write)
     assert load_current(tmp_path)[0] == first
-    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_what_was_killed_while_writing_is_never_loaded(tmp_path: Path) -> None:
