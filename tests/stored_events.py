@@ -26,7 +26,7 @@ from streams.events import (
 )
 from streams.ids import group_id
 from streams.records import Received
-from streams.topics import BY_EVENT, topic_name
+from streams.topics import BY_EVENT, topic_name, version_name
 
 RUN = "test"
 GROUP = 8
@@ -133,10 +133,18 @@ def update(step: int, groups: Iterable[int], *, lineage: str = "a", parent: Poli
     )
 
 
-def version(step: int, *, lineage: str = "a", status: str = "published") -> PolicyVersion:
+def version(step: int, *, lineage: str = "a", status: str = "published", of: Update | None = None) -> PolicyVersion:
+    """Return an announcement; of: the update that made the version."""
     ref = policy(step, lineage=lineage)
     parent = policy(step - 1, lineage=lineage) if step else None
-    return PolicyVersion(run=RUN, policy=ref, parent=parent, path=f"policies/{lineage}-{step}", status=status)
+    return PolicyVersion(
+        run=RUN,
+        policy=ref,
+        parent=of.parent if of else parent,
+        path=f"checkpoints/{version_name(ref)}",
+        status=status,
+        requests_consumed=of.requests_consumed if of else {},
+    )
 
 
 def feedback(number: int) -> Feedback:
@@ -181,6 +189,6 @@ def small_run(groups: int = 12, *, batch: int = 4) -> list[Received]:
             record(reward(number, step=step), number),
         ]
         if number % batch == batch - 1:
-            records.append(record(update(step + 1, range(number - batch + 1, number + 1)), step))
-            records.append(record(version(step + 1), step + 1))
+            made = update(step + 1, range(number - batch + 1, number + 1))
+            records += [record(made, step), record(version(step + 1, of=made), step + 1)]
     return records

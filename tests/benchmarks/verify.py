@@ -93,7 +93,7 @@ def batches(updates: int) -> Iterator[list[Received]]:
             parent_manifest_sha256=f"{step - 1:064x}",
         )
         parent = content_sha256(encode(update))
-        announced = msgspec.structs.replace(version(step), manifest_sha256=f"{step:064x}")
+        announced = msgspec.structs.replace(version(step, of=update), manifest_sha256=f"{step:064x}")
         yield [
             *(record(event, number) for number, events in zip(numbers, events, strict=True) for event in events),
             record(update, step - 1),
@@ -127,7 +127,9 @@ def prove(folder: Path, updates: int, *, rebuild: bool) -> None:
 def measured(folder: Path, updates: int, *, rebuild: bool) -> dict[str, float]:
     """Prove the log in a process of its own."""
     command = [sys.executable, __file__, "--prove", str(folder), "--updates", str(updates)]
-    done = subprocess.run([*command, *(["--rebuild"] if rebuild else [])], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, *(["--rebuild"] if rebuild else [])], stdout=subprocess.PIPE, text=True, check=True
+    )
     return dict(json.loads(done.stdout))
 
 

@@ -278,7 +278,7 @@ def test_only_the_surviving_lineage_counts_and_its_head_is_the_checkpoint(tmp_pa
         update(2, range(4, 8), lineage="b", parent=PolicyRef(lineage="a", step=1, sha256=f"{1:064x}")),
         update(3, range(8, 12), lineage="b"),
     ]
-    records = [*small_run(12), record(resumed[0], 3), record(version(2, lineage="b"), 4)]
+    records = [*small_run(12), record(resumed[0], 3), record(version(2, lineage="b", of=resumed[0]), 4)]
     topics = written(tmp_path, records)
     head = Head(policy=policy(3, lineage="b"), update=resumed[1], positions={0: 12}, staleness_max=0)
     account = proved(tmp_path, topics, head=head)
@@ -303,7 +303,7 @@ def test_a_run_without_a_checkpoint_must_not_have_trained(run: tuple[Path, FakeT
 
 def test_a_late_repetition_that_is_put_aside_as_too_old_does_not_unmake_its_outcome(tmp_path: Path) -> None:
     repeated = msgspec.structs.replace(update(4, []), expired=(generation(0).group_id,), positions={0: 13})
-    records = [*small_run(12), record(reward(0), 12), record(repeated, 3), record(version(4), 4)]
+    records = [*small_run(12), record(reward(0), 12), record(repeated, 3), record(version(4, of=repeated), 4)]
     topics = written(tmp_path, records)
     head = Head(policy=policy(4), update=None, positions={0: 13}, staleness_max=0)
     account = proved(tmp_path, topics, head=head)
