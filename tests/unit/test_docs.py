@@ -22,7 +22,7 @@ from tests.pages import commands_in
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTEXT = click.Context(cli)
-PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/SECURITY.md", "infra/VERIFY.md")
+PAGES = ("README.md", "infra/MODELS.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/SECURITY.md", "infra/VERIFY.md")
 
 
 def command_of(name: str) -> click.Command:
