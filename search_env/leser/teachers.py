@@ -9,7 +9,7 @@ was taught to add them one by one was worth less than the neighbours' first word
 word by itself, and greedy decoding then says the words that are more likely to help than not.
 
 `choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, and GRPO finds nothing to
-add to it (`infra/EXPERIMENTS.md`).
+add to it (`infra/LOG.md`).
 
 The weighted search adds scores over words, so each candidate's column of BM25 scores is looked up once. At the weight
 that serves: which words are worth adding depends on how loudly they are said, and so on how many stand before them.
