@@ -10,7 +10,7 @@ first words unchanged. Removal decides each word by itself, and greedy decoding 
 likely to help than not.
 
 `choice_gain_min = -1` keeps every word: a warm-up that only repeats its prompt begins higher, but GRPO gains nothing on
-it (`infra/EXPERIMENTS.md`).
+it (`infra/LOG.md`).
 
 The weighted search adds scores over words, so each candidate's column of BM25 scores is computed once. Words are
 measured at their serving weight, because a word's gain depends on its boost, and so on the number of words before it.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from infra.app.layers import known_keys
 from infra.app.reference import settings_reference
@@ -22,7 +24,9 @@ from tests.pages import commands_in
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTEXT = click.Context(cli)
-PAGES = ("README.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/SECURITY.md", "infra/VERIFY.md")
+WRITTEN = sorted({*ROOT.glob("*.md"), *ROOT.glob("infra/**/*.md")})
+PLACEHOLDER = re.compile("NAME|NNNN")
+PAGES = ("README.md", "infra/MODELS.md", "infra/REPLAY.md", "infra/RECIPES.md", "infra/SECURITY.md", "infra/VERIFY.md")
 
 
 def command_of(name: str) -> click.Command:
@@ -112,3 +116,58 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     for target in ("demo", "test"):
         assert f"make {target}" in README
         assert f"\n{target}:" in makefile
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not link.startswith("http")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    packages = "streams|learner|search_env|storage|infra|tests"
+    files = [name for name in re.findall(rf"`((?:{packages})/[\w./-]+)", text) if not PLACEHOLDER.search(name)]
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_function_that_a_walk_names_is_in_its_file() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`([a-z_/]+\.py):([\w.]+)`", page)
+    assert len(named) > 20
+    for file, name in named:
+        if "/" in file:  # Others stand beside the file that was named before them.
+            code = (ROOT / file).read_text()
+            for part in name.split("."):
+                assert re.search(rf"(def|class) {part}\b", code), f"{file} has no {name}"
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    for package in ("search_env", "storage", "infra", "streams"):
+        for room in (path.parent for path in (ROOT / package).glob("*/__init__.py")):
+            assert f"`{room.relative_to(ROOT)}/`" in page or f"`{room.name}/`" in page, room
+
+
+@pytest.mark.parametrize("recipe", sorted(path.parent.name for path in WINGS.glob("*/recipe.toml")))
+def test_every_recipe_has_a_page_of_its_own_with_its_paper_and_baselines(recipe: str) -> None:
+    page = (WINGS / recipe / "README.md").read_text()
+    assert len(page.splitlines()) <= 80
+    assert "Where we differ" in page
+    assert "need no policy" in page
+    assert f"(infra/recipes/{recipe}/README.md)" in README
+
+
+def test_the_readme_is_short_and_the_log_is_newest_first() -> None:
+    assert len(README.splitlines()) <= 120
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 250
+    dates = re.findall(r"^## (\d{4}-\d{2}-\d{2})$", (ROOT / "infra" / "LOG.md").read_text(), flags=re.MULTILINE)
+    assert len(dates) > 1
+    assert dates == sorted(set(dates), reverse=True)
+
+
+def test_hooks_run_out_of_the_projects_own_environment_and_hosted_checks_run_the_two_commands() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["id"] for hook in repository["hooks"]} == {"ruff", "ruff-format", "mypy", "codespell"}
+    assert all(hook["language"] == "system" and ".venv/bin/" in hook["entry"] for hook in repository["hooks"])
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
