@@ -19,6 +19,7 @@ from tests.faults.damage import flip_checkpoints, flip_ledger
 from tests.faults.disks import fill_disks
 from tests.faults.engine import FAULTS, engine_down, engine_harmed
 from tests.faults.freezes import freeze_workers
+from tests.faults.harmed_logs import add_partitions, forget_offsets, poison_rewards
 from tests.faults.kills import kill_workers
 from tests.faults.late import repeat_events
 from tests.faults.patience import outlast_patience
@@ -68,6 +69,9 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         **outages,
         **harms,
         "patience": lambda world: outlast_patience(world, dose=doses.rare),
+        "offsets": lambda world: forget_offsets(world, dose=doses.rare),
+        "partitions": lambda world: add_partitions(world, dose=doses.rare),
+        "poison": lambda world: poison_rewards(world, dose=doses.rare),
         "clocks": shift_clocks,
         "freezes": lambda world: freeze_workers(world, dose=doses.rare, seconds=doses.seconds),
         "kafka": lambda world: kill_service(world, service="kafka", name="kill -9 broker", dose=doses.rare),
