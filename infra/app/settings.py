@@ -65,8 +65,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of the turns of a summarizer and the reader of its summaries (ReSuMe's retriever, ReLSum's cross-encoder).
+    """Options of the turns in which a summarizer and the reader of its summaries are trained.
 
+    The reader is ReSuMe's retriever or ReLSum's cross-encoder.
     begin, samples, measure_scale and measured_products apply only to the retriever.
     begin: the texts that the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of
     each product, or whole "documents". An unadapted retriever hardly distinguishes two summaries of one product.
@@ -79,7 +80,7 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     turns_max: maximum number of pairs of turns; the paper allows ten, and three to five were enough. updates: number of
     the summarizer's updates per turn; 0: the summarizer never changes (a control, which learns nothing).
     gain_min: the gain on dev queries (RR@10; nDCG@5 for a cross-encoder) that a turn must add to the best turn so far.
-    patience: number of turns that may miss this gain before the turns end.
+    patience: the turns end after this number of consecutive turns without the gain.
     measure_scale: True measures the edge scale of the reward's bins again in each turn, on measured_products products.
     """
 
