@@ -90,7 +90,7 @@ def read_settings_file(run_dir: Path, kind: type[T]) -> T:
         ) from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(
-            f"{run_dir / SETTINGS_FILE}: {error}. It is damaged, or of another version of searchloop: start a new run "
+            f"{run_dir / SETTINGS_FILE}: {error}. It is damaged or from another version of searchloop: start a new run "
             "with --run NAME"
         ) from error
 

@@ -89,8 +89,8 @@ def _unread(documents: Sequence[Document]) -> str:
     if unread is None:
         return ""
     return (
-        f"attributes of {unread.documents} documents were not read, or not whole (the first, {unread.example!r}, has "
-        f"{unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
+        f"attributes of {unread.documents} documents were skipped or read only in part (the first, {unread.example!r}, "
+        f"has {unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
         "false, or lists of those"
     )
 

@@ -49,7 +49,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings from environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
 
     Values stay texts; `combine` knows each setting's type and reads lists from JSON.
-    Raises SettingsError if a list is not valid JSON, or if a variable names both a table and a setting.
+    Raises SettingsError if a list is not valid JSON, or if a name is both a table and a setting.
     """
     layer: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
@@ -60,7 +60,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
         for part in tables:
             inner = table.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise SettingsError(f"{name}: expected a key of a table, but {part!r} is set to a value beside it")
+                raise SettingsError(f"{name}: expected a key of a table, but {part!r} is also set to a value")
             table = inner
         if ".".join([*tables, key]) in LIST_SETTINGS and value.startswith("["):
             try:

@@ -10,7 +10,7 @@ from streams.acls import ROLES, acls_of, kafka_acls_command
 
 
 @click.command()
-@click.option("--run", "run_name", required=True, help="Name of the run; the run may not exist yet.")
+@click.option("--run", "run_name", required=True, help="Name of the run, which need not exist yet.")
 @click.option(
     "--user",
     "users",

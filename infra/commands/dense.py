@@ -33,7 +33,7 @@ from infra.app.progress import progress
     "--tune",
     type=click.IntRange(min=0),
     default=0,
-    help="Number of steps that first adapt the retriever to these texts.",
+    help="Number of steps to adapt the retriever to these texts first.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the tuning and of --texts random."

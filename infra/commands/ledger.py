@@ -111,7 +111,7 @@ def lineage(app: App, name: str, policy: str | None, event: str | None, as_json:
 def _print_version(made: VersionMade, console: Console) -> None:
     console.print(Text(f"{made.version}, weights {made.weights_sha256[:12]}…", style="bold"))
     groups = sorted({event["group_id"] for event in made.events if event["group_id"]})
-    console.print(f"made by {len(groups)} groups of its own update, and {made.inherited} of those before it")
+    console.print(f"made by {len(groups)} groups of its own update and {made.inherited} groups of earlier updates")
     console.print(Text(f"stands on {', '.join(made.ancestors[:ANCESTORS_SHOWN])}{_more(made.ancestors)}"))
     for row in made.events:
         at = place(row["topic"], row["partition"], row["record_offset"])

@@ -160,8 +160,8 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
     """Write a summary of every product of the catalogue, and store it with its policy version.
 
     \b
-    After --publish, `searchloop search --rerank` reads the summaries with the titles. Index versions that runs started
-    with are kept.
+    After --publish, `searchloop search --rerank` reads the summaries with the titles. The index versions that runs were
+    started on are kept.
 
     \b
     Example:

@@ -145,8 +145,8 @@ def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bo
     """Repeat a run's updates from its log, and compare every version's weights bit for bit.
 
     \b
-    The verb needs neither Kafka nor Elasticsearch. The exit status is 1 if a version's weights differ. On a CPU in fp32
-    no version's weights differ.
+    The verb needs neither Kafka nor Elasticsearch. The exit status is 1 if a version's weights differ. On a CPU in
+    fp32, all weights are equal.
 
     \b
     Example:

@@ -27,7 +27,7 @@ def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
     """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
     \b
-    The report reads only the run's folder. It works while the run is going on, too.
+    The report reads only the run's folder, even while the run continues.
 
     \b
     Example:

@@ -64,7 +64,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
 @click.command()
 @click.option("--index", default="catalogue", show_default=True, help="Index that the queries are for.")
-@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
+@click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
 @click.option(
     "--policy", default="latest", show_default=True, help="Policy version: latest, a step, or a version's name."
 )
@@ -118,8 +118,8 @@ def expand(
 
 
 @click.command()
-@click.option("--index", default="catalogue", show_default=True, help="The index to search.")
-@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to search.")
+@click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
 @click.option(
     "--policy",
     default="latest",
@@ -196,7 +196,9 @@ def queries_or_text(value: str) -> list[Query]:
     cuts = Cuts()
     text = cuts.clean(value, characters_max=QUERY_CHARACTERS_MAX, what="query", where="--queries")
     if not text:
-        raise click.BadParameter("expected a file of queries or the text of one, got nothing", param_hint="--queries")
+        raise click.BadParameter(
+            "expected a file of queries or the text of one query, got nothing", param_hint="--queries"
+        )
     for line in cuts.told():
         warn(line)
     return [Query(id="query", text=text)]

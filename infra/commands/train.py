@@ -23,7 +23,7 @@ from streams.stopping import Stop
 
 @click.command()
 @click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
 @click.option(
     "--queries",
     type=click.Path(path_type=Path),

@@ -37,8 +37,8 @@ def watch(app: App, name: str, once: bool, as_json: bool) -> None:
     letters and alerts.
 
     \b
-    `watch` reads the windows that a monitor publishes. If no monitor is running, it starts one until it ends. The run
-    depends on neither, so you can stop or kill both at any time. Ctrl-C ends `watch`.
+    `watch` reads the windows that a monitor publishes. If no monitor is running, `watch` starts one and stops it at the
+    end. The run depends on neither, so you can stop or kill both at any time. Ctrl-C ends `watch`.
 
     \b
     Example:
@@ -152,5 +152,5 @@ def _dead(view: View) -> Text:
 
 def _alerts(view: View) -> list[Text]:
     if not view.alerts:
-        return [Text("nothing to warn of", "green")]
+        return [Text("no alerts", "green")]
     return [Text(f"{alert.name}: {alert.what}", "yellow") for alert in view.alerts]

@@ -210,4 +210,6 @@ def check_alive(process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
     """Raise DeliveryError, with the last line of its output, if a monitor that we started has ended."""
     if process is not None and process.poll() is not None and not monitor_is_running(run_dir):
         lines = monitor_log(run_dir).read_text(errors="replace").strip().splitlines()
-        raise DeliveryError(f"the monitor ended with {process.returncode}: {lines[-1] if lines else 'it said nothing'}")
+        raise DeliveryError(
+            f"the monitor ended with {process.returncode}: {lines[-1] if lines else 'it wrote nothing'}"
+        )

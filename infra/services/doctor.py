@@ -76,7 +76,9 @@ def _java(services: LocalServices) -> Iterator[Finding]:
     java_home = services.settings.local.java_home
     jdks = find_jdks(java_home)
     if not jdks:
-        where = f"none at services.java_home = {java_home}" if java_home else "none: JAVA_HOME, PATH, the usual places"
+        where = (
+            f"none at services.java_home = {java_home}" if java_home else "none in JAVA_HOME, PATH or the usual folders"
+        )
         yield Finding(name="java", level=FAIL, found=where, advice="Install a JDK 21 or newer, for example Temurin 25")
         return
     used: dict[str, list[str]] = {jdk.home: [] for jdk in jdks}
@@ -138,7 +140,7 @@ def _cache(services: LocalServices) -> Iterator[Finding]:
         yield Finding(name="cache", level=OK, found=f"{cache}: {len(artefacts)} artefacts, sha256 as pinned")
     if missing:
         size = sum(artefact.bytes for artefact in missing) >> 20
-        found = f"{cache}: {len(missing)} of {len(artefacts)} artefacts are still to fetch ({size} MiB)"
+        found = f"{cache}: {len(missing)} of {len(artefacts)} artefacts are not fetched yet ({size} MiB)"
         yield Finding(name="cache", level=WARN, found=found, advice="`searchloop up` fetches them")
         yield _repository(missing[0])
 
@@ -168,7 +170,7 @@ def _room(services: LocalServices) -> Iterator[Finding]:
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         level = FAIL if free < FREE_BYTES_MIN else WARN if free < FREE_BYTES_COMFORT else OK
-        advice = "" if level == OK else f"Make room: {FREE_BYTES_COMFORT >> 30} GiB are comfortable"
+        advice = "" if level == OK else f"Make room: {FREE_BYTES_COMFORT >> 30} GiB are recommended"
         yield Finding(
             name=f"disk of {name}", level=level, found=f"{free / 2**30:.1f} GiB free at {place}", advice=advice
         )

@@ -64,7 +64,7 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         if missing:
             return f"has no {', '.join(missing)} (a JRE?)"
         if not can_enter(Path(self.java), account):
-            return "cannot be read by the user nobody, as whom Elasticsearch runs when we are root"
+            return "cannot be read by the user nobody, whom Elasticsearch runs as if we are root"
         return ""
 
 
@@ -127,7 +127,7 @@ def _first_fit(jdks: Sequence[Jdk], why: Mapping[str, str], need: str) -> Jdk:
     seen = "; ".join(f"{home} {lack}" for home, lack in why.items()) or "no Java was found"
     raise ProvisionError(
         f"{need}: {seen}. Install one (for example Temurin 25), or name it with JAVA_HOME or the setting "
-        "services.java_home; `searchloop doctor` lists what is there"
+        "services.java_home; `searchloop doctor` lists the JDKs found"
     )
 
 

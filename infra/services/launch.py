@@ -160,7 +160,7 @@ def why_it_ended(role: str, home: Path) -> str:
     causes = [line.strip() for line in lines if line.startswith("Caused by: ")][-1:]
     thrown = [line.strip() for line in lines if re.match(r"(Exception in thread .*|[\w.$]+(Exception|Error)): ", line)]
     signs = [line.strip() for line in lines if re.search(r"\b(ERROR|FATAL|Error|Exception|Could not)\b", line)]
-    reason = (causes or thrown or signs or ["it wrote nothing about it"])[0][:300]
+    reason = (causes or thrown or signs or ["it wrote no reason"])[0][:300]
     return f"{role} ended while it started: {reason}. Its logs are in {logs}"
 
 

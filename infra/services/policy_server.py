@@ -209,7 +209,7 @@ class PolicyServer:
         except OSError:
             lines = []
         errors = [line for line in lines if "Error: " in line]
-        return ((errors or lines or ["it wrote nothing about it"])[-1]).strip()[-300:]
+        return ((errors or lines or ["it wrote no reason"])[-1]).strip()[-300:]
 
     def _read_state(self) -> Served | None:
         try:
