@@ -50,7 +50,7 @@ GROUPS = {
     "Use": {
         "search": ("search", "Search queries, raw or expanded, and write a TREC run file."),
         "dense": ("dense", "Search by dense vectors and write a TREC run file."),
-        "expand": ("search", "Show what a policy version writes for queries."),
+        "expand": ("search", "Show the expansions that a policy version writes for queries."),
         "summarize": ("measure", "Write and store the summary of every product."),
     },
     "Measure": {

@@ -198,7 +198,7 @@ class App:
             endpoints = self.local_services().endpoints()
         except ServiceError:
             services = self.local_services(attached=True)
-            with at_hard_end(lambda: "the guardian is stopping the Kafka and Elasticsearch that it started"):
+            with at_hard_end(lambda: "the guardian is stopping the services that it started"):
                 try:
                     yield self.at(services.up(report))
                 finally:

@@ -49,7 +49,7 @@ def up(app: App, as_json: bool, secure: bool) -> None:
       searchloop --home secure up --secure
     """
     services = app.local_services(secure=secure)
-    with progress() as report, at_hard_end(lambda: "what it started is being stopped by its guardian"):
+    with progress() as report, at_hard_end(lambda: "the guardian is stopping the services that it started"):
         endpoints = services.up(report)
     if as_json:
         click.echo(msgspec.json.encode(endpoints))

@@ -117,7 +117,7 @@ def _account(services: LocalServices) -> Iterator[Finding]:
     if directory.is_relative_to(services.home):
         yield Finding(name="account", level=OK, found=found)
     else:
-        advice = f"nobody cannot enter {services.home}; name a --home outside root's to keep the data there"
+        advice = f"the user nobody cannot enter {services.home}; to keep the data there, name a --home outside root's"
         yield Finding(name="account", level=WARN, found=found, advice=advice)
 
 

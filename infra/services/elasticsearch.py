@@ -280,8 +280,8 @@ def open_directory(directory: Path, account: Account | None) -> Path:
         raise ProvisionError(f"{fallback} belongs to another user; remove it, or set TMPDIR to your own folder")
     if not can_enter(fallback if fallback.exists() else fallback.parent, account):
         raise ProvisionError(
-            f"Elasticsearch runs as nobody if we are root, and nobody can enter neither {directory} nor {fallback}. "
-            "Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
+            f"Elasticsearch runs as the user nobody if we are root, but this user can enter neither {directory} nor "
+            f"{fallback}. Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
         )
     return fallback
 

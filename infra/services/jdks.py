@@ -64,7 +64,7 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         if missing:
             return f"has no {', '.join(missing)} (a JRE?)"
         if not can_enter(Path(self.java), account):
-            return "cannot be read by the user nobody, whom Elasticsearch runs as if we are root"
+            return "cannot be read by the user nobody, the account of Elasticsearch if we are root"
         return ""
 
 

@@ -146,8 +146,8 @@ class LocalKafka:
         if self._security is None:
             if self.users.exists() and meta.exists():
                 raise ProvisionError(
-                    f"the Kafka of {self.directory} has users, whose passwords, in {self.directory.parent}/security, "
-                    "are gone. Put that folder back, or name another --home"
+                    f"the Kafka of {self.directory} has users, but their passwords in {self.directory.parent}/security "
+                    "are gone. Restore that folder, or name another --home"
                 )
             self._provision_open(jdk, progress)
         elif not meta.exists():

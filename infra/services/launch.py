@@ -123,7 +123,7 @@ class Launcher:
     def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
         settings, server, account = self._settings, self._elasticsearch(), self._account
         if not server.directory.is_relative_to(self._home):
-            told = f"Elasticsearch keeps its data in {server.directory}, because nobody cannot enter {self._home}"
+            told = f"Elasticsearch keeps its data in {server.directory}, as the user nobody cannot enter {self._home}"
             self._progress(told, 0, 0)
         port, transport_port = choose_ports(settings.elasticsearch_port, last_port)
         server.prepare()
