@@ -1,4 +1,4 @@
-"""The command `searchloop`: global options, one group of verbs, one line for every error."""
+"""The command `searchloop`: its global options, its group of verbs, and its one-line errors."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ from streams.secrets import redact
 
 log = logging.getLogger(__name__)
 
-# By the package of an error: whose it is. Such a one is about a service more often than about us.
+# Service by the package of an error. Such an error is about the service more often than about this code.
 SERVICES = {"kafka": "Kafka", "elastic_transport": "Elasticsearch", "elasticsearch": "Elasticsearch"}
 
-# By heading, in the order of a first day's work: where each verb lives, and what --help says of it. A verb's module is
-# imported only when the verb is used.
+# The verbs by heading, in the order of a first day's work: each verb's module and its line in --help. A verb's module
+# is imported only when the verb is used.
 GROUPS = {
     "Start": {
         "demo": ("demo", "Run the whole loop, from nothing to a report."),
         "up": ("services", "Start Kafka and Elasticsearch."),
-        "down": ("services", "Stop them."),
+        "down": ("services", "Stop Kafka, Elasticsearch and vLLM."),
         "status": ("services", "Show every process with pid, port and health."),
-        "doctor": ("services", "Say what is there, what is missing, and what to do."),
-        "acls": ("acls", "Print the rights that a run's roles need on a Kafka of one's own."),
+        "doctor": ("services", "Report what is installed, what is missing, and how to fix it."),
+        "acls": ("acls", "Print the rights that a run's roles need on your own Kafka."),
     },
     "Prepare": {
-        "index": ("search", "Load a corpus, and make training queries from it."),
-        "relevance": ("train", "Train the relevance model that rewards are made of."),
+        "index": ("search", "Load a corpus and generate training queries from it."),
+        "relevance": ("train", "Train the relevance model that computes the rewards."),
         "premise": ("measure", "Check whether a recipe's reward leads to better search, before any training."),
     },
     "Learn": {
-        "train": ("train", "Teach a policy from the search engine's answers."),
-        "alternate": ("alternate", "Let a summarizer and what reads its summaries learn from each other in turn."),
-        "prefer": ("measure", "Teach a run's first policy by DPO on its logged groups."),
-        "loop": ("loop", "Run the whole loop in one process, without Kafka, to read and to debug."),
-        "run": ("train", "Run one worker, for scale-out."),
+        "train": ("train", "Train a policy on the search engine's answers."),
+        "alternate": ("alternate", "Train a summarizer and the reader of its summaries in turns."),
+        "prefer": ("measure", "Train the first policy of a new run by DPO on logged groups."),
+        "loop": ("loop", "Run the whole loop in one process, without Kafka, for debugging."),
+        "run": ("train", "Run one worker, to scale out."),
     },
     "Use": {
-        "search": ("search", "Search queries, raw or helped, into a TREC run file."),
-        "dense": ("dense", "Search by dense vectors of documents or summaries, into a TREC run file."),
-        "expand": ("search", "Show what a policy version writes for queries."),
+        "search": ("search", "Search queries, raw or expanded, and write a TREC run file."),
+        "dense": ("dense", "Search by dense vectors and write a TREC run file."),
+        "expand": ("search", "Show the expansions that a policy version writes for queries."),
         "summarize": ("measure", "Write and store the summary of every product."),
     },
     "Measure": {
-        "evaluate": ("evaluate", "Measure run files against judgments, with intervals."),
+        "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),
         "score": ("score", "Score run files' documents with the relevance model, for the relevance gain."),
         "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),
-        "experiment": ("experiment", "Run a paper's whole table: arms by seeds, with intervals and plots."),
+        "experiment": ("experiment", "Run all arms and seeds of a paper's table, with intervals and plots."),
     },
     "Watch and prove": {
-        "watch": ("watch", "Show a run while it learns."),
-        "report": ("report", "Tell a run's story from its log."),
-        "verify": ("ledger", "Prove that nothing was lost and nothing counted twice."),
-        "lineage": ("ledger", "Show which events made a version, or which versions an event taught."),
-        "replay": ("replay", "Use a recorded window again: copied, reproduced, scored anew, or as load."),
-        "dead-letters": ("dead_letters", "Read what was given up, and send it again."),
-        "rebuild": ("report", "Build a run's DuckDB file anew from its archive."),
+        "watch": ("watch", "Show the progress of a run."),
+        "report": ("report", "Report on a run from its log."),
+        "verify": ("ledger", "Verify that no record was lost and none counted twice."),
+        "lineage": ("ledger", "Trace a version to its events, or an event to its versions."),
+        "replay": ("replay", "Replay a recorded window: copy, reproduce, rescore, or use as load."),
+        "dead-letters": ("dead_letters", "Read dead letters and resend them."),
+        "rebuild": ("report", "Rebuild a run's DuckDB file from its archive."),
     },
 }
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
 class Verbs(click.Group):
-    """A group whose verbs are imported when they are used."""
+    """A group that imports a verb when the verb is used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the verbs in the order of their headings."""
         return list(VERBS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return a verb, or None if there is none of that name."""
+        """Return a verb, or None if no verb has this name."""
         if name not in VERBS:
             return None
         command = getattr(importlib.import_module(f"infra.commands.{VERBS[name][0]}"), name.replace("-", "_"))
@@ -101,15 +101,15 @@ class Verbs(click.Group):
     default=DEFAULT_HOME,
     envvar="SEARCHLOOP_HOME",
     show_default=True,
-    help="Where all state lives.",
+    help="Directory of all state.",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     envvar="SEARCHLOOP_CONFIG",
-    help="A TOML file with settings; SEARCHLOOP_TABLE__KEY variables win over it.",
+    help="TOML file with settings; SEARCHLOOP_TABLE__KEY variables override it.",
 )
-@click.option("--verbose", is_flag=True, help="Log what happens, with times, to standard error.")
+@click.option("--verbose", is_flag=True, help="Write a log with times to standard error.")
 @click.version_option(package_name="searchloop")
 @click.pass_context
 def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) -> None:
@@ -132,26 +132,26 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
         level=logging.INFO if verbose else logging.WARNING,
         handlers=[to_stderr],
     )
-    for name in ("kafka", "elastic_transport"):  # They warn of every retry; what comes of it is told by our own error.
+    for name in ("kafka", "elastic_transport"):  # They warn of every retry; our own error reports the result.
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
     context.obj = App(Home(home.absolute()), config=config, private=private)
 
 
 class RedactingFormatter(logging.Formatter):
-    """Lines, tracebacks included, without the secrets of this process."""
+    """A formatter that removes this process's secrets from log lines, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line as it may be kept."""
+        """Return the line without secrets."""
         return redact(super().format(record))
 
 
 def main() -> None:
-    """Run the command; an error that a person can mend is one line and exit status 1.
+    """Run the command; an error that the user can fix becomes one line and exit status 1.
 
     Ctrl-C and SIGTERM end it within seconds, with one line and the status 130 or 143.
     """
     sys.excepthook = _show_without_secrets
-    if "--supervised" not in sys.argv:  # Whoever supervises a worker has more patience with it, and ends it.
+    if "--supervised" not in sys.argv:  # A worker's supervisor gives it more time, and ends it.
         end_on_signals()
     leave(_status())
 
@@ -168,21 +168,21 @@ def _status() -> int:
     except SearchloopError as error:
         click.echo(f"error: {error}", err=True)
         return 1
-    except BrokenPipeError:  # Whoever read our output, as `head`, has had enough.
+    except BrokenPipeError:  # The reader of our output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         log.info("the operating system refused", exc_info=True)
         click.echo(f"error: {explain_os_error(error)}", err=True)
         return 1
-    except Exception as error:  # The last net: what reads files and talks to services says more, and says it itself.
+    except Exception as error:  # The last resort: code that reads files or calls services raises clearer errors.
         click.echo(f"error: {_explain_unexpected(error)}", err=True)
         return 1
     return 0
 
 
 def _explain_unexpected(error: Exception) -> str:
-    """Return in one line what nobody caught, what to do, and where its trace is."""
+    """Return one line for an uncaught error: the error, the remedy, and the file of its traceback."""
     service = SERVICES.get(type(error).__module__.partition(".")[0])
     said = str(SearchloopError(f"{service + ': ' if service else ''}{type(error).__name__}: {error}"))
     said = redact(said)[:500]
@@ -197,7 +197,7 @@ def _explain_unexpected(error: Exception) -> str:
 
 
 def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what nobody has caught, an error of ours in the code, without the secrets that it may repeat."""
+    """Print an uncaught error, a bug of ours, without the secrets that its message may contain."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 

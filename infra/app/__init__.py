@@ -1,1 +1,1 @@
-"""What every verb needs: the home, settings and their layers, progress, signals, and the app that opens services."""
+"""Common parts of all verbs: the home, settings and their layers, progress, signals, and the app."""

@@ -1,6 +1,6 @@
-"""What every verb starts from: the home directory, the settings, and services that answer.
+"""The app that every verb uses: the home directory, the settings, and running services.
 
-Nothing is read before it is asked for, so that `status` and `--help` need not load a learner's libraries.
+The app reads nothing before a verb needs it, so `status` and `--help` do not load the learner's libraries.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# What of the services' doors a worker is told: everything but who it is.
+# The connection settings that a worker inherits: all except its identity.
 KAFKA_DOOR = (
     "bootstrap",
     "security_protocol",
@@ -56,7 +56,7 @@ ENGINE_DOOR = ("url", "credentials", "ca_certs", "allow_insecure")
 
 
 class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
-    """The tables of the settings that say where the services are; every other table is left for `Settings` to check."""
+    """The settings tables with the addresses of the services; `Settings` checks all other tables."""
 
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
@@ -64,20 +64,20 @@ class ConnectionTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VllmTables(msgspec.Struct, frozen=True, kw_only=True):
-    """The tables of the settings that say where vLLM is and how ours is run."""
+    """The settings tables with the address of vLLM and the options of a local vLLM."""
 
     vllm: VllmSettings = VllmSettings()
     vllm_server: VllmServerSettings = VllmServerSettings()
 
 
 class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The one table of the settings that says where workers are to die."""
+    """The settings table with the points at which workers must die."""
 
     failpoints: FailpointSettings = FailpointSettings()
 
 
 class App:
-    """The global options of one call; settings are layered: defaults, recipe, file, environment."""
+    """The global options of one call. The layers of its settings are defaults, recipe, file and environment."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class App:
         private: Mapping[str, str] | None = None,
         role: str = OPERATOR,
     ) -> None:
-        """settings: instead of files and variables. endpoints: of services that run, instead of their settings.
+        """settings: replaces files and variables. endpoints: addresses of running services; replaces their settings.
 
-        private: variables that were taken out of the environment. role: as whom the services are asked.
+        private: variables that were taken out of the environment. role: the role that calls the services.
         """
         self.home = home
         self.config = config
@@ -104,9 +104,9 @@ class App:
 
     @cached_property
     def connections(self) -> ServiceSettings:
-        """Return where Kafka and Elasticsearch are and how ours are run.
+        """Return the addresses of Kafka and Elasticsearch, and the options of local ones.
 
-        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        Raises SettingsError with the source and path of any value in these tables that is unknown or out of range.
         """
         tables = self.tables(ConnectionTables)
         kafka, elasticsearch = tables.kafka, tables.elasticsearch
@@ -123,9 +123,9 @@ class App:
 
     @cached_property
     def settings(self) -> Settings:
-        """Return the whole tree.
+        """Return the whole settings tree.
 
-        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        Raises SettingsError with the source and path of any value that is unknown or out of range.
         """
         from infra.app.settings import Settings
 
@@ -135,30 +135,30 @@ class App:
         )
 
     def tables(self, kind: type[T]) -> T:
-        """Return some tables of the settings, those that `kind` has as fields, without importing what others steer.
+        """Return the settings tables that are fields of `kind`, without importing the modules of other tables.
 
-        Raises SettingsError naming the source and path of whatever is unknown or out of range in these tables.
+        Raises SettingsError with the source and path of any value in these tables that is unknown or out of range.
         """
         if self._given is None:
             return combine(kind, self._layers())
         return kind(**{name: getattr(self._given, name) for name in kind.__struct_fields__})
 
     def at(self, endpoints: Endpoints) -> App:
-        """Return this app with the addresses of services that run."""
+        """Return this app with the addresses of running services."""
         return self._copy(recipe=self._recipe, settings=self._given, endpoints=endpoints)
 
     def as_role(self, role: str) -> App:
-        """Return this app with the credentials of a worker, and with its patience for services that are down."""
+        """Return this app with the credentials of a worker and with its longer timeout for services that are down."""
         return self._copy(recipe=self._recipe, settings=self._given, endpoints=self._endpoints, role=role)
 
     def with_recipe(self, recipe: Path) -> App:
-        """Return this app with a recipe under the user's own file and variables."""
+        """Return this app with a recipe as the layer below the user's file and variables."""
         return self._copy(recipe=recipe, endpoints=self._endpoints)
 
     def with_changes(self, source: str, changes: dict[str, Any]) -> App:
-        """Return this app with a layer over all others; `source` names it in errors.
+        """Return this app with one more layer, above all others; `source` names it in errors.
 
-        Raises SettingsError naming the source and path of whatever is unknown or out of range.
+        Raises SettingsError with the source and path of any value that is unknown or out of range.
         """
         from infra.app.settings import Settings
 
@@ -166,7 +166,7 @@ class App:
         return self.with_settings(combine(Settings, [*below, (source, changes)]))
 
     def with_settings(self, settings: Settings) -> App:
-        """Return this app with other settings, at the same services."""
+        """Return this app with other settings and the same services."""
         kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
         settings = msgspec.structs.replace(
             settings, kafka=kafka, elasticsearch=elasticsearch, services=self.connections.local
@@ -174,9 +174,9 @@ class App:
         return self._copy(settings=settings)
 
     def local_services(self, *, attached: bool = False, secure: bool = False) -> LocalServices:
-        """Return the services of this home, local or external as the settings say; nothing is started.
+        """Return the services of this home, local or external according to the settings; nothing is started.
 
-        secure: with security, whatever the settings say.
+        secure: True enables security regardless of the settings.
         """
         connections = self.connections
         if secure:
@@ -190,15 +190,15 @@ class App:
 
     @contextmanager
     def running_services(self, report: Report) -> Iterator[App]:
-        """Give this app with the addresses of services that run: those that are up, or ones started for the while.
+        """Give this app with the addresses of running services, and start local ones that are down.
 
-        What was started here stops again at the end, also after a crash of this process; what ran before runs on.
+        Services that were started here stop at the end, even if this process crashes. Others continue to run.
         """
         try:
             endpoints = self.local_services().endpoints()
         except ServiceError:
             services = self.local_services(attached=True)
-            with at_hard_end(lambda: "what it started of Kafka and Elasticsearch is being stopped by their guardian"):
+            with at_hard_end(lambda: "the guardian is stopping the services that it started"):
                 try:
                     yield self.at(services.up(report))
                 finally:
@@ -207,9 +207,10 @@ class App:
             yield self.at(endpoints)
 
     def worker_environment(self) -> dict[str, str]:
-        """Return the variables by which a worker process finds the same services and the same settings file.
+        """Return the environment variables that give a worker process the same services and settings file.
 
-        The secrets among them are for `private_variables.for_role` and a pipe, never for a child's first environment.
+        Pass the secrets among them through `private_variables.for_role` and a pipe, never in a child's first
+        environment.
         """
         kafka, elasticsearch = self.connections.kafka, self.connections.elasticsearch
         given: dict[str, dict[str, Any]] = {
@@ -235,17 +236,17 @@ class App:
 
     @cached_property
     def installation(self) -> str:
-        """Return the id of this home, which its indexes carry on whichever cluster.
+        """Return the id of this home; its indexes carry the id on every cluster.
 
-        Raises SettingsError if the file that holds it is damaged.
+        Raises SettingsError if the file of the id is damaged.
         """
         return installation_id(self.home.root)
 
     def engine(self) -> Elasticsearch:
         """Return a client of the search engine.
 
-        Raises ServiceError, within seconds, if address, key, certificate or protocol are wrong. What may pass, such as
-        an engine that is down, is left to the client's own patience.
+        Raises ServiceError within seconds if the address, key, certificate or protocol is wrong. The client retries
+        temporary failures, such as an engine that is down.
         """
         answer = ask_elasticsearch(self.connections.elasticsearch, PROBE_SECONDS)
         if answer.lasting:

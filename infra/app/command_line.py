@@ -1,4 +1,4 @@
-"""The command as a user can paste it into a shell again."""
+"""Commands that a user can paste into a shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "searchloop"
 
 
 def pasteable(home: Home, *arguments: str) -> str:
-    """Return a command line that runs from the folder of this process, whether or not `searchloop` is on the path."""
+    """Return a command line that works in this process's folder, even if `searchloop` is not on the path."""
     program = [NAME]
     if shutil.which(NAME) is None:
         called = Path(sys.argv[0])

@@ -1,4 +1,4 @@
-"""Where a user's state lies: everything under one directory, with one place for each thing."""
+"""The home: one directory for all state of a user, with a fixed place for each part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_HOME = Path(".searchloop")
 
 
 class Home(msgspec.Struct, frozen=True):
-    """The directory that `--home` names, and the places in it."""
+    """The directory of `--home`, and the places in it."""
 
     root: Path
 
@@ -34,34 +34,34 @@ class Home(msgspec.Struct, frozen=True):
 
     @property
     def policies(self) -> Path:
-        """Base policies that are unpacked once, such as smollm2."""
+        """Base policies, such as smollm2, each unpacked once."""
         return self.root / "policies"
 
     def index(self, name: str) -> Path:
-        """Return the folder of what was made from one corpus: documents, embeddings, intents, relevance, teachers.
+        """Return the folder of everything made from one corpus: documents, embeddings, intents, relevance, teachers.
 
-        Raises SettingsError if the name could not be an index's name.
+        Raises SettingsError if the name is not valid for an index.
         """
         return self.root / "indexes" / _named("index", name)
 
     def run(self, name: str) -> Path:
         """Return the folder of one run: settings, checkpoints, log and reports.
 
-        Raises SettingsError if the name could not be a topic's name.
+        Raises SettingsError if the name is not valid for a topic.
         """
         return self.runs / _named("run", name)
 
     def experiment(self, name: str) -> Path:
         """Return the folder of one experiment: its plan, rankings and results.
 
-        Raises SettingsError if the name could not begin a run's name.
+        Raises SettingsError if the name is not valid as the beginning of a run's name.
         """
         return self.root / "experiments" / _named("experiment", name)
 
     def existing_run(self, name: str) -> Path:
-        """Return the folder of a run that is there.
+        """Return the folder of an existing run.
 
-        Raises SettingsError if it is not, naming those that are.
+        Raises SettingsError, with the names of all runs, if the run does not exist.
         """
         folder = self.run(name)
         if not folder.is_dir():
@@ -74,9 +74,9 @@ class Home(msgspec.Struct, frozen=True):
 
 
 def read_settings_file(run_dir: Path, kind: type[T]) -> T:
-    """Return what a run was started with, as much of it as `kind` asks for.
+    """Return the settings that a run was started with, restricted to the fields of `kind`.
 
-    Raises SettingsError if there is no such run, naming those that there are, or if the file is damaged.
+    Raises SettingsError if the file is damaged or, with the names of all runs, if the run does not exist.
     """
     try:
         kept = msgspec.json.decode((run_dir / SETTINGS_FILE).read_bytes(), type=dict[str, Any])
@@ -90,7 +90,7 @@ def read_settings_file(run_dir: Path, kind: type[T]) -> T:
         ) from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(
-            f"{run_dir / SETTINGS_FILE}: {error}. It is damaged, or of another version of searchloop: start a new run "
+            f"{run_dir / SETTINGS_FILE}: {error}. It is damaged or from another version of searchloop: start a new run "
             "with --run NAME"
         ) from error
 

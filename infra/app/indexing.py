@@ -1,4 +1,4 @@
-"""From a corpus file to an index that can be learned on: documents behind an alias, and queries made from them."""
+"""Indexing: a corpus becomes documents behind an alias, with queries generated from them for learning."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from streams.whole_file import whole_folder
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made: the index version, and how many queries of each split; kind says what those were made from.
+    """The new index version and the number of queries per split; `kind` names the source of the queries.
 
-    unread: what of the documents' attributes was passed over for its form, in one line; "" for nothing. adopted: older
-    versions that carried no mark and were taken over.
+    unread: one line about attributes that were skipped because of their form; "" if there are none. adopted: older
+    versions without a mark that were taken over.
     """
 
     name: str
@@ -38,15 +38,16 @@ class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
 def index_corpus(
     app: App, *, name: str, documents: Iterable[Document], report: Report, adopt: bool = False
 ) -> IndexSummary:
-    """Load documents into a new version of an index, and make training and held-out queries from them.
+    """Load documents into a new version of an index, and generate training and held-out queries from them.
 
-    Queries come from attributes (with judgments, by structure) or, without attributes, from the documents' own words.
-    They are made first: what is broken off before the documents are in leaves the index and its queries as they were.
-    adopt: take over versions that a searchloop without marks has made.
-    Raises IndexingError, before anything is made, if the name is somebody else's on this cluster.
+    Queries come from attributes, which also give their judgments, or, without attributes, from the documents' words.
+    They are generated first. If indexing is interrupted before all documents are in, the index and its queries stay
+    unchanged.
+    adopt: True takes over versions that an older searchloop made without a mark.
+    Raises IndexingError, before it changes anything, if the index of this name on this cluster belongs to another home.
     """
     directory = app.home.index(name)
-    with closing(app.engine()) as client:  # Before anything is made: the key may be one that only reads.
+    with closing(app.engine()) as client:  # Before anything changes: the key may be read-only.
         require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
     loaded = list(documents)
     adopted: list[str] = []
@@ -88,8 +89,8 @@ def _unread(documents: Sequence[Document]) -> str:
     if unread is None:
         return ""
     return (
-        f"attributes of {unread.documents} documents were not read, or not whole (the first, {unread.example!r}, has "
-        f"{unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
+        f"attributes of {unread.documents} documents were skipped or read only in part (the first, {unread.example!r}, "
+        f"has {unread.found}): expected metadata.attributes to be an object whose values are texts, numbers, true or "
         "false, or lists of those"
     )
 
@@ -97,7 +98,7 @@ def _unread(documents: Sequence[Document]) -> str:
 def _queries(documents: Sequence[Document], settings: IntentSettings, report: Report) -> tuple[IntentSet, str]:
     try:
         intents = make_intents(documents, settings)
-    except CorpusError as error:  # An index is of use without them: users may have queries of their own.
+    except CorpusError as error:  # An index is useful without them: users may have their own queries.
         report(str(error), 0, 0)
     else:
         if intents.queries["train"]:

@@ -1,7 +1,7 @@
-"""The id of an installation: a file in the home, made once, by which what it made elsewhere is known as its own.
+"""The id of an installation: a file in the home, made once. The id marks everything that the installation owns.
 
-Indexes on a cluster carry it (`search_env.engine.ownership`). A home that is moved keeps its id. A copy of a home has
-the same id, and each of the two takes the other's indexes for its own.
+Indexes on a cluster carry the id (`search_env.engine.ownership`). A home that is moved keeps its id. A copy of a home
+has the same id, so the home and its copy treat each other's indexes as their own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def installation_id(root: Path) -> str:
-    """Return the id of the installation whose home this is; it is made if there is none yet.
+    """Return the id of the installation with this home; make the id if there is none yet.
 
-    Of several processes that ask at once, all get the same. Raises SettingsError if the file holds no id: it is never
-    replaced, because everything that carries the old one would be a stranger's.
+    Processes that call this at the same time get the same id. Raises SettingsError if the file holds no id. The file is
+    never replaced, because the installation would lose everything that carries the old id.
     """
     path = root / INSTALLATION_FILE
     if not path.exists():
@@ -31,15 +31,15 @@ def installation_id(root: Path) -> str:
     found = path.read_text(errors="replace").strip()
     if not _ID.fullmatch(found):
         raise SettingsError(
-            f"{path}: expected an id of 32 hex digits, got {found[:40]!r}. Put back the one that this home had: the "
-            "mapping of every index that it made holds it (_meta.searchloop.installation). If it has made none, delete "
+            f"{path}: expected an id of 32 hex digits, got {found[:40]!r}. Restore the home's former id: the mapping "
+            "of every index that it made holds the id (_meta.searchloop.installation). If it made no index, delete "
             "the file"
         )
     return found
 
 
 def _make(path: Path) -> None:
-    """Write a new id so that it is there whole or not at all, and so that the first one stays."""
+    """Write a new id completely or not at all; never replace an existing id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -47,12 +47,12 @@ def _make(path: Path) -> None:
             file.write(uuid.uuid4().hex + "\n")
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # Another process was faster: its id is the one.
+        with contextlib.suppress(FileExistsError):  # Another process was faster: its id stays.
             try:
                 os.link(aside, path)
             except FileExistsError:
                 raise
-            except OSError:  # A file system without links.
+            except OSError:  # A file system without hard links.
                 if not path.exists():
                     aside.rename(path)
         handle = os.open(path.parent, os.O_RDONLY)

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: an exception where a verb works, a flag where that would tear something, an end in any case.
+"""Ctrl-C and SIGTERM: an exception in most code, a flag in code that must not be interrupted, and a time limit.
 
-Every verb ends within `LIMIT_SECONDS` of the first signal, also from within native code, a retry over HTTP or a wait
-for a broker that is gone. By then a thread ends the process the hard way: all state here survives a kill, so that costs
-nothing but what was not finished.
+Every verb ends within `LIMIT_SECONDS` of the first signal, even from native code, from an HTTP retry, or while it waits
+for a broker that is down. After that time a thread kills the process. All state survives a kill, so only unfinished
+work is lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streams.stopping import Stop
 from streams.working import work_goes_on
 
 LIMIT_SECONDS = 3.5
-SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # A progress bar hides it.
+SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # A progress bar hides the cursor.
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _at_hard_end: list[Callable[[], str]] = []
 _received: list[int] = []
@@ -32,14 +32,14 @@ _armed = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: to whoever cleans up it is the same as Ctrl-C."""
+    """SIGTERM was received; clean-up code treats it like Ctrl-C."""
 
 
 def end_on_signals(*, limit_seconds: float = LIMIT_SECONDS) -> None:
-    """Let SIGTERM raise an exception as Ctrl-C does, and end this process so long after the first of the two.
+    """Let SIGTERM raise an exception like Ctrl-C, and kill this process `limit_seconds` after the first of the two.
 
-    Call it once, in the main thread. The kernel's signal wakes a thread of ours, so it also works while the main thread
-    is in native code.
+    Call it once, in the main thread. The signal wakes a separate thread, so the limit also works while the main thread
+    runs native code.
     """
     _armed.set()
     for number in NUMBERS:
@@ -59,7 +59,7 @@ def end_on_signals(*, limit_seconds: float = LIMIT_SECONDS) -> None:
 
 
 def _forget_in_fork() -> None:
-    """Give a forked child the defaults back: it has the socket of its parent's thread, and would end the parent."""
+    """Restore the defaults in a forked child, which shares its parent's socket and would otherwise end the parent."""
     if not _armed.is_set():
         return
     signal.set_wakeup_fd(-1)
@@ -72,18 +72,18 @@ os.register_at_fork(after_in_child=_forget_in_fork)
 
 
 def exit_status() -> int:
-    """Return the status of a process that was told to stop: 128 and the signal's number, as a shell gives it."""
+    """Return the exit status of a process that was told to stop: 128 plus the signal's number, as in a shell."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 def received() -> bool:
-    """Return whether this process was told to stop: what is left to do has only seconds."""
+    """Return whether this process was told to stop; the remaining work then has only seconds."""
     return bool(_received)
 
 
 @contextmanager
 def at_hard_end(act: Callable[[], str]) -> Iterator[None]:
-    """Call `act` if the process has to be ended the hard way within the block; it returns what to say of it, or ""."""
+    """Call `act` if the process must be killed within the block; `act` returns a note for the last message, or ""."""
     _at_hard_end.append(act)
     try:
         yield
@@ -93,7 +93,7 @@ def at_hard_end(act: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def interrupts(stop: Stop) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise the flag instead of an exception; whoever works looks at it between two steps."""
+    """Let Ctrl-C and SIGTERM set the flag instead of raising an exception; the caller checks it between two steps."""
 
     def flag(number: int, _: FrameType | None) -> None:
         _note(number)
@@ -108,7 +108,7 @@ def interrupts(stop: Stop) -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """End this process; at once if some work goes on that was given up, as no interpreter's end should meet it."""
+    """End this process; skip the interpreter's shutdown if abandoned work still runs in a thread."""
     _end_fork_server()
     if work_goes_on():
         _flush()
@@ -117,7 +117,7 @@ def leave(status: int) -> None:
 
 
 def _note(number: int) -> None:
-    if _armed.is_set():  # Else this process goes on after the verb: in a test, or as somebody's library.
+    if _armed.is_set():  # Otherwise the process continues after the verb: in a test, or as a library.
         _received.append(number)
 
 
@@ -142,7 +142,7 @@ def _end_hard(number: int, limit_seconds: float) -> None:
 
 
 def _end_fork_server() -> None:
-    """Kill the process that workers are forked from: it would end by itself, but take seconds to forget its imports."""
+    """Kill the process that forks workers: it would end by itself, but would need seconds to unload its imports."""
     if "multiprocessing.forkserver" not in sys.modules:
         return
     for child in psutil.Process().children():

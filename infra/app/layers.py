@@ -1,6 +1,6 @@
-"""Settings from layers: defaults, a recipe, a TOML file, the environment; later layers win, unknown keys are errors.
+"""Settings from layers: defaults, a recipe, a TOML file, the environment. Later layers win; unknown keys are errors.
 
-Every layer is checked by itself, so an error names the file or variable that it stands in, and the path of the key.
+Every layer is checked separately, so an error names its file or variable and the path of the key.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths,
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# The lists among the settings, checked by every verb, also one that reads none of their tables. A test holds this to
-# the tree.
+# The settings that are lists. Every verb checks them, even a verb that reads none of their tables. A test compares this
+# list with the tree.
 LIST_SETTINGS = ("policy.lora.targets", "vllm_server.arguments")
 _LISTS = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.TupleType)
 NOT_SETTINGS = frozenset({"SEARCHLOOP_HOME", "SEARCHLOOP_CONFIG", "SEARCHLOOP_CACHE"})
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's tables.
+    """Return the tables of a TOML file.
 
-    Raises SettingsError if there is no such file, or with the line where it is not TOML.
+    Raises SettingsError if the file does not exist or, with the line, if it is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise SettingsError(f"--config: expected a TOML file, found nothing at {path}") from error
-    # Not only tomllib's own errors: a number of 5,000 digits is a ValueError, and a list a thousand deep recurses.
+    # Not only tomllib's errors: a number of 5,000 digits is a ValueError, and a list nested 1,000 deep is a
+    # RecursionError.
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise SettingsError(f"{path}: expected TOML, got: {error}") from error
 
 
 def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings among environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
+    """Return the settings from environment variables: `SEARCHLOOP_BATCH__GROUPS=32` is `batch.groups = 32`.
 
-    Values stay the texts that they are; `combine`, which knows each setting's type, reads a list from JSON.
-    Raises SettingsError for a list that is no JSON, and for a variable that names a table and a setting at once.
+    Values stay texts; `combine` knows each setting's type and reads lists from JSON.
+    Raises SettingsError if a list is not valid JSON, or if a name is both a table and a setting.
     """
     layer: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
@@ -59,7 +60,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
         for part in tables:
             inner = table.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise SettingsError(f"{name}: expected a key of a table, but {part!r} is set to a value beside it")
+                raise SettingsError(f"{name}: expected a key of a table, but {part!r} is also set to a value")
             table = inner
         if ".".join([*tables, key]) in LIST_SETTINGS and value.startswith("["):
             try:
@@ -71,7 +72,7 @@ def environment_layer(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the settings in `table.key=value` texts, as `--set` takes them; lists are given as JSON.
+    """Return the settings from `table.key=value` texts, the form of `--set`; lists are written as JSON.
 
     Raises SettingsError for a text without a table, a key or a value, and for a secret.
     """
@@ -84,7 +85,7 @@ def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
         if sounds_secret(name.strip()):
             variable = PREFIX + name.strip().replace(".", "__").upper()
             raise SettingsError(
-                f"--set: expected no secret on the command line, which every user may read, got {name.strip()}. Set "
+                f"--set: expected no secret on the command line, which every user can read, got {name.strip()}. Set "
                 f"the variable {variable}, or {variable}_FILE"
             )
         variables[PREFIX + name.strip().replace(".", "__").upper()] = value.strip()
@@ -92,10 +93,11 @@ def assignments_layer(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def combine(kind: type[T], layers: list[tuple[str, dict[str, Any]]]) -> T:
-    """Return settings of this kind from (source, tables) layers, the last one winning.
+    """Return settings of this kind from (source, tables) layers; the last layer wins.
 
-    A secret may stand in a file that `NAME_file` points at; the later layer's way of giving it wins.
-    Raises SettingsError naming source, path, what was expected and what came, unless that is, or may hold, a secret.
+    A secret may be in a file that `NAME_file` names; of the two forms, the one in the later layer wins.
+    Raises SettingsError with the source, the path, the expected and the given value. A value that is or may hold a
+    secret is not shown.
     """
     merged: dict[str, Any] = {}
     for source, given in layers:
@@ -110,12 +112,12 @@ def combine(kind: type[T], layers: list[tuple[str, dict[str, Any]]]) -> T:
         merged = _merge(merged, layer)
     try:
         return _with_secret_files(msgspec.convert(merged, kind, strict=False))
-    except msgspec.ValidationError as error:  # Each layer was sound, and together they are not.
+    except msgspec.ValidationError as error:  # Each layer is valid, but their combination is not.
         raise SettingsError(_explain(kind, merged, str(error), "all sources together")) from None
 
 
 def revealed_builtins(settings: msgspec.Struct) -> dict[str, Any]:
-    """Return settings as tables, their secrets too: for another layer on top, and for nothing that is kept."""
+    """Return settings as tables, secrets included. Use them only as a layer, and never store them."""
     tables: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=_reveal_hook)
     return tables
 
@@ -148,7 +150,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, path: str = "") -> dict[str, Any]:
-    """Return the layer with the lists that came as JSON text: a variable has no other way to give one."""
+    """Return the layer with all lists parsed from their JSON text, the only form that a variable can give."""
     read = dict(layer)
     for field in msgspec.structs.fields(kind):
         value = layer.get(field.name)
@@ -168,7 +170,7 @@ def _read_lists(kind: type[msgspec.Struct], layer: dict[str, Any], source: str, 
 
 
 def is_list(hint: Any) -> bool:
-    """Return whether a setting of this type is a list, with limits or a description about it, or absent."""
+    """Return whether a setting of this type is a list; it may be annotated or optional."""
     return _lists(msgspec.inspect.type_info(hint))
 
 
@@ -181,13 +183,13 @@ def _lists(kind: msgspec.inspect.Type) -> bool:
 
 
 def _table_in(kind: Any) -> type[msgspec.Struct] | None:
-    """Return the table that a setting of this type is, also one that may be absent; None if it is none."""
+    """Return the table type of a setting, which may be optional; None if the setting is not a table."""
     choices = typing.get_args(kind) or (kind,)
     return next((each for each in choices if isinstance(each, type) and issubclass(each, msgspec.Struct)), None)
 
 
 def _one_way_to_give(path: str, layer: dict[str, Any], below: dict[str, Any], source: str) -> None:
-    """Drop from below how a secret was given there if this layer gives it in the other way."""
+    """Drop a secret from the layers below if this layer gives it in the other form."""
     *tables, key = path.split(".")
     for name in tables:
         layer, below = layer.get(name, {}), below.get(name, {})
@@ -201,7 +203,7 @@ def _one_way_to_give(path: str, layer: dict[str, Any], below: dict[str, Any], so
 
 
 def _with_secret_files(settings: T, path: str = "") -> T:
-    """Return the settings with every secret that stands in a file."""
+    """Return the settings with every secret read from its file."""
     changes: dict[str, Any] = {}
     for name in type(settings).__struct_fields__:
         value = getattr(settings, name)
@@ -211,7 +213,7 @@ def _with_secret_files(settings: T, path: str = "") -> T:
         elif name in secret_fields(type(settings)) and (place := getattr(settings, name + FILE_SUFFIX, "")):
             secret = read_secret(Path(place), setting=path + name + FILE_SUFFIX)
             changes[name] = secret
-            changes[name + FILE_SUFFIX] = ""  # It has been read; what both give would contradict itself later.
+            changes[name + FILE_SUFFIX] = ""  # The file has been read; both forms together would be an error later.
     return msgspec.structs.replace(settings, **changes) if changes else settings
 
 
@@ -227,18 +229,18 @@ def _explain(kind: type[msgspec.Struct], layer: dict[str, Any], message: str, so
     value: Any = layer
     for part in path.split(".") if path else ():
         value = value.get(part, "?") if isinstance(value, dict) else "?"
-    if path and re.match(r"[a-z_]+: ", reason):  # Said by the table itself, of one of its settings.
+    if path and re.match(r"[a-z_]+: ", reason):  # The table's own check wrote this, about one of its settings.
         return f"{path}.{reason}, in {source}"
     reason = reason[0].lower() + reason[1:]
     return f"{path or 'settings'}: {reason}, {_shown(kind, path, value)}, in {source}"
 
 
 def _shown(kind: type[msgspec.Struct], path: str, value: Any) -> str:
-    """Return what came, as an error may tell it: the value of one setting, and nothing that is or holds a secret."""
+    """Return the given value in a form that an error may show: one setting's value, never a secret."""
     setting = path.partition("[")[0]
     secrets = list(secret_paths(kind))
     if setting in secrets:
-        return "got a value that is not shown, as it is secret"
+        return "got a secret value, which is not shown"
     if isinstance(value, dict | list) or any(not setting or secret.startswith(f"{setting}.") for secret in secrets):
         names = {dict: "a table", list: "a list", str: "a text", bool: "true or false", int: "a number"}
         return f"got {names.get(type(value), 'something else')}"

@@ -1,4 +1,4 @@
-"""Progress on the terminal for whatever takes over two seconds; plain lines where there is no terminal."""
+"""Progress on the terminal for all work that takes over two seconds; plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, how much is done, of how much); after a colon `what` may say how it goes."""
+"""A function that gets (what, done, total); after a colon, `what` may give the current state of the work."""
 
 LINE_SECONDS = 10.0
 
@@ -37,10 +37,10 @@ def progress() -> Iterator[Report]:
 
 
 def plain_lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Report:
-    """Return a function that writes each thing once as a line, and a sign of life while one takes long.
+    """Return a function that writes one line when a task begins, and further lines while it takes long.
 
-    Something new is written when it begins. From then on its numbers are written every `LINE_SECONDS` at most, and its
-    end only if the line before it is that old: a log file holds nothing twice.
+    The numbers of a task are written at most every `LINE_SECONDS`. The end of a task is written only if its last line
+    is that old, so a log file has no repeated lines.
     """
     last: dict[str, tuple[float, str]] = {}
 

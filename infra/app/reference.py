@@ -1,4 +1,4 @@
-"""The reference of all settings, written from the code: `python -m infra.app.reference > infra/SETTINGS.md`."""
+"""The reference of all settings, generated from the code: `python -m infra.app.reference > infra/SETTINGS.md`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra.app.settings import Settings
 
 
 def settings_reference() -> str:
-    """Return SETTINGS.md: every table with what it is about, and every setting with its default and range."""
+    """Return SETTINGS.md: every table with its description, and every setting with its default and range."""
     lines = [
         "# Settings",
         "",

@@ -1,4 +1,4 @@
-"""Settings that have new names. Files, variables and recorded runs with the old names work for one more release."""
+"""Renamed settings. Files, variables and recorded runs with the old names work for one more release."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RENAMED_VALUES = {"train.recipe": {"expansion": "leser", "summary": "relsum"}}
 
 
 def with_new_names(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return one layer of settings with the new names, and warn of each old one.
+    """Return one layer of settings with the new names, and warn of each old name.
 
-    source: of the layer, as messages name it; "" says nothing, for a recorded run.
-    Raises SettingsError if a layer sets one setting under both names.
+    source: the layer's name in messages; "" means a recorded run and logs no warning.
+    Raises SettingsError if a layer sets a setting under both names.
     """
     renamed = _copy(tables)
     for old, new in RENAMED.items():

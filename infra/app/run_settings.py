@@ -1,4 +1,4 @@
-"""What a run was started with, kept in its folder: workers and served searches read it back."""
+"""The settings that a run was started with, stored in its folder for workers and served searches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from streams.whole_file import write_file
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run was started with.
+    """The settings that a run was started with.
 
-    index: the alias; index_version: what it pointed to then. origin: the run whose requests or generations were copied
-    into this one's topics, "" if none was.
+    index: the alias; index_version: the alias's target at the start. origin: the run whose requests or generations were
+    copied into this run's topics; "" if there is none.
     """
 
     run: str
@@ -29,7 +29,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
-    """Keep the run's settings in its folder, without the secrets and addresses of the services."""
+    """Write the run's settings to its folder, without the secrets and addresses of the services."""
     public = msgspec.structs.replace(
         settings.settings,
         kafka=type(settings.settings.kafka)(
@@ -45,8 +45,8 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
 
 
 def read_run_settings(run_dir: Path) -> RunSettings:
-    """Return what the run was started with.
+    """Return the settings that the run was started with.
 
-    Raises SettingsError if there is no such run, naming those that there are.
+    Raises SettingsError, with the names of all runs, if the run does not exist.
     """
     return read_settings_file(run_dir, RunSettings)

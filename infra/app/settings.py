@@ -1,6 +1,6 @@
-"""All settings as one typed tree: each table is a struct that stands beside the code which it steers.
+"""All settings as one typed tree. Each table is a struct beside the code that it controls.
 
-Importing this imports every room, torch included; verbs that only look at services get by with `infra.app.app`.
+This module imports all packages, torch included. Verbs that only query services import `infra.app.app` instead.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ from streams.failpoints import FailpointSettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run learns, and from which of the training queries.
+    """Options of a training run: its recipe, its length and its controls.
 
-    recipe: what is taught: "leser", "relsum", "resume", or one's own as package.module:Class (infra/RECIPES.md).
-    updates: optimizer steps.
-    warm_up: False begins from the untaught policy (an ablation). shuffle_rewards: the control that must not gain.
+    recipe: "leser", "relsum", "resume", or your own recipe as package.module:Class (infra/RECIPES.md).
+    updates: number of optimizer steps.
+    warm_up: False starts from the untrained policy (an ablation). shuffle_rewards: True shuffles the rewards, a control
+    that must not gain.
     """
 
     recipe: str = "leser"
@@ -64,21 +65,23 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a summarizer and what reads its summaries take turns: ReSuMe's retriever, or ReLSum's cross-encoder.
+    """Options of the turns in which a summarizer and the reader of its summaries are trained.
 
-    Of these, begin, samples and the two of the scale are the retriever's alone.
-    begin: what the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of each
-    product, or whole "documents". A retriever that was never adapted hardly tells two summaries of one product apart.
-    adapt: False leaves the reader as it began (the paper's ablation), and a turn is the summarizer's alone.
-    adapt_from: a turn adapts the version of the turn "before" (the paper), or the "first" one, adapted to nothing, so
-    that it has nothing to unlearn; each turn then costs all of `retriever.steps` and all versions have had as many.
-    samples: texts sampled for each product, of which the one that the turn's reward likes best stands for it; 0: one
-    text, greedily (the paper). Of a product that no training query asks for, the first sampled one stands.
-    turns_max: pairs of turns; the paper allows ten, and saw three to five do. updates: of the summarizer in each turn;
-    0: it stays as it began (a control, which learns nothing).
-    gain_min: what a turn must add to the best measure of dev queries (RR@10; nDCG@5 with a cross-encoder), or it ends;
-    patience: turns that may fail to.
-    measure_scale: measure the edge scale of the reward's bins anew in each turn, on measured_products products.
+    The reader is ReSuMe's retriever or ReLSum's cross-encoder.
+    begin, samples, measure_scale and measured_products apply only to the retriever.
+    begin: the texts that the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of
+    each product, or whole "documents". An unadapted retriever hardly distinguishes two summaries of one product.
+    adapt: False never adapts the reader (the paper's ablation); a turn then trains only the summarizer.
+    adapt_from: the version that a turn adapts: the one of the turn "before" (the paper), or the "first", unadapted one.
+    The "first" has nothing to unlearn; each turn then costs all of `retriever.steps`, and all versions have had the
+    same number of steps.
+    samples: number of texts sampled per product; the text with the highest reward of the turn represents the product.
+    0: one greedy text (the paper). If no training query asks for a product, its first sample represents it.
+    turns_max: maximum number of pairs of turns; the paper allows ten, and three to five were enough. updates: number of
+    the summarizer's updates per turn; 0: the summarizer never changes (a control, which learns nothing).
+    gain_min: the gain on dev queries (RR@10; nDCG@5 for a cross-encoder) that a turn must add to the best turn so far.
+    patience: the turns end after this number of consecutive turns without the gain.
+    measure_scale: True measures the edge scale of the reward's bins again in each turn, on measured_products products.
     """
 
     begin: Literal["nothing", "random", "documents"] = "nothing"
@@ -94,7 +97,7 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole tree; a TOML table or an environment variable's first part names a field of this."""
+    """The whole tree; each field is a TOML table, or the first part of an environment variable."""
 
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()

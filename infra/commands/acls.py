@@ -1,4 +1,4 @@
-"""`searchloop acls`: the rights that the roles of a run need on a Kafka of one's own."""
+"""`searchloop acls`: the rights that the roles of a run need on the user's own Kafka."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from streams.acls import ROLES, acls_of, kafka_acls_command
 
 
 @click.command()
-@click.option("--run", "run_name", required=True, help="The run; it need not exist yet.")
-@click.option("--user", "users", multiple=True, metavar="ROLE=USER", help="A role's user. Default: the role's name.")
+@click.option("--run", "run_name", required=True, help="Name of the run, which need not exist yet.")
+@click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="ROLE=USER",
+    help="User of a role; may be repeated. Default: the role's name.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects with role, resource, name, operation.")
 @click.pass_obj
 def acls(app: App, run_name: str, users: tuple[str, ...], as_json: bool) -> None:
-    """Print the rights that a run's roles need, as commands of Kafka's own tool.
+    """Print the rights that a run's roles need, as commands of the Kafka command-line tool.
 
     \b
-    The roles are generator, environment, learner, sink, monitor and operator (who runs all other verbs). Several may be
-    one user. On the Kafka of `up --secure` they are given by themselves.
+    The roles are generator, environment, learner, sink, monitor and operator (for all other verbs). Several roles may
+    share one user. On the Kafka of `up --secure`, searchloop grants these rights itself.
 
     \b
     Example:

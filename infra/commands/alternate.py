@@ -1,4 +1,4 @@
-"""`searchloop alternate`: a summarizer and what reads its summaries, in turn."""
+"""`searchloop alternate`: train a summarizer and the reader of its summaries in turns."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--recipe", default="resume", show_default=True, help="A recipe's name, or a TOML file of one's own.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
-@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) that must not train anything.")
+@click.option("--recipe", default="resume", show_default=True, help="Recipe: its name, or the path of a TOML file.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", "run_name", help="The name of its runs; the same goes on where it stopped. [RECIPE-INDEX-SEED]")
-@click.option("--json", "as_json", is_flag=True, help="The turns as one JSON object on standard output.")
+@click.option(
+    "--run", "run_name", help="Name of its runs; existing runs continue where they stopped. [RECIPE-INDEX-SEED]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the turns as one JSON object on standard output.")
 @click.pass_obj
 def alternate(
     app: App, recipe: str, index: str, held_out: Path | None, seed: int, run_name: str | None, as_json: bool
 ) -> None:
-    """Let a summarizer and what reads its summaries learn from each other in turn.
+    """Train a summarizer and the reader of its summaries in turns, each on the other's newest version.
 
     \b
-    ReSuMe's reader is a dense retriever. ReLSum's is a cross-encoder, which the paper keeps frozen; tuning it is its
-    authors' next step. Each turn trains the summarizer by GRPO against the reader's version of the turn before (a
-    run RUN-t1, RUN-t2 …), writes summaries, and adapts the reader to them; it ends when dev queries gain no more.
+    ReSuMe's reader is a dense retriever. ReLSum's reader is a cross-encoder; the paper keeps it frozen and names its
+    tuning as future work. Each turn trains the summarizer by GRPO against the reader of the previous turn (in a run
+    RUN-t1, RUN-t2 …), writes summaries, and adapts the reader to them. The turns end when dev queries gain no more.
 
     \b
     Example:
@@ -66,7 +68,7 @@ def alternate(
 
 
 def print_turns(done: Alternation, console: Console) -> None:
-    """Print a row a turn, and how to use the best."""
+    """Print one row per turn, and how to use the best turn."""
     told = list(done.turns[0].told)
     table = Table(title=f"{done.name}: {done.ended}")
     for column in ("turn", "run", "policy", "adapted", *told, f"{done.measure} dev, before", "after"):

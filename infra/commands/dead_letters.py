@@ -1,4 +1,4 @@
-"""`searchloop dead-letters`: read what was given up, and send it again."""
+"""`searchloop dead-letters`: read the records that workers gave up on, and resend them."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ PLACE = re.compile(r"(?:[^\[\]]*\.)?(?P<kind>[a-z-]+)\[(?P<partition>\d+)\]@(?P<
 
 
 class DeliveryTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The one table of a run's settings that sending needs."""
+    """The table of a run's settings that resending needs."""
 
     delivery: DeliverySettings
 
 
 class DeliveryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What sending needs of `RunSettings`."""
+    """The part of `RunSettings` that resending needs."""
 
     settings: DeliveryTable
 
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Read the records that a worker gave up on, and send them again.
+    """Read the records that a worker gave up on, and resend them.
 
     \b
     Example:
@@ -60,13 +60,13 @@ def dead_letters() -> None:
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose letters."""
+    """Add the options that select letters."""
     options = (
-        click.option("--run", "name", required=True, help="The run's name."),
-        click.option("--topic", default="", help="The topic that they came from, such as requests."),
-        click.option("--stage", default="", help="The worker that gave up: generator, environment, learner or sink."),
-        click.option("--error", default="", help="A part of the reason; case does not matter."),
-        click.option("--since", default="", help="Not older than this: 2026-01-31T08:00, 90m, 2h, 3d."),
+        click.option("--run", "name", required=True, help="Name of the run."),
+        click.option("--topic", default="", help="Topic that the letters came from, such as requests."),
+        click.option("--stage", default="", help="Worker that gave up: generator, environment, learner or sink."),
+        click.option("--error", default="", help="Part of the reason; case does not matter."),
+        click.option("--since", default="", help="Oldest time: 2026-01-31T08:00, 90m, 2h, 3d."),
     )
     for option in reversed(options):
         command = option(command)
@@ -75,7 +75,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dead_letters.command(name="list")
 @filters
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array on standard output.")
 @click.pass_obj
 def list_letters(app: App, name: str, topic: str, stage: str, error: str, since: str, as_json: bool) -> None:
     """List dead letters, oldest first.
@@ -106,12 +106,14 @@ def list_letters(app: App, name: str, topic: str, stage: str, error: str, since:
 
 @dead_letters.command()
 @click.argument("place")
-@click.option("--run", "name", required=True, help="The run's name.")
+@click.option("--run", "name", required=True, help="Name of the run.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the original bytes to this file.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON array; bytes in base64.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, with bytes in base64.")
 @click.pass_obj
 def show(app: App, place: str, name: str, out: Path | None, as_json: bool) -> None:
-    """Show one record whole: who gave up, why, its key, headers and bytes. PLACE is as `list` prints it.
+    """Show one complete record: the worker that gave up, the reason, the key, the headers and the bytes.
+
+    PLACE is a record's place as `list` prints it.
 
     \b
     Example:
@@ -145,9 +147,9 @@ def show(app: App, place: str, name: str, out: Path | None, as_json: bool) -> No
 
 @dead_letters.command(name="resend")
 @filters
-@click.option("--place", "places", multiple=True, help="Exactly this record, as `list` prints it; may be repeated.")
-@click.option("--again", is_flag=True, help="Also those that were sent again already.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--place", "places", multiple=True, help="Place of one record, as `list` prints it; may be repeated.")
+@click.option("--again", is_flag=True, help="Include letters that were already resent.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing.")
 @click.pass_obj
 def resend_letters(
     app: App,
@@ -160,22 +162,22 @@ def resend_letters(
     again: bool,
     dry_run: bool,
 ) -> None:
-    """Send dead letters again: original bytes, key and headers, to the topic and partition that they came from.
+    """Resend dead letters to their original topic and partition, with their original bytes, key and headers.
 
     \b
-    A group that ended as failed ends only once: its request is sent instead, and makes a new group. A record that two
-    workers gave up on is sent once; one that was sent already is left out. A letter that names a topic of another run,
-    or a partition that does not exist, is refused, and the exit status is 1.
+    A group that ended as failed cannot end again: its request is sent instead, and makes a new group. A record that
+    two workers gave up on is sent once. A record that was already resent is left out. A letter is refused if it names
+    a topic of another run or a partition that does not exist; the exit status is then 1.
 
     \b
     Example:
       searchloop dead-letters resend --run leser-shop-0 --stage environment --since 2h --dry-run
     """
     if not (topic or stage or error or since or places):
-        raise click.UsageError("say which: --topic, --stage, --error, --since or --place")
+        raise click.UsageError("expected a selection: --topic, --stage, --error, --since or --place")
     wanted = tuple(_position(name, place) for place in places)
     letters = _find(app, name, topic=topic, stage=stage, error=error, since=since, places=wanted)
-    # The environment's letter of a record says more than the sink's: it may have to be asked again.
+    # The environment's letter of a record says more than the sink's: the record's request may need to be sent again.
     by_place = {letter.source: letter for letter in sorted(letters, key=lambda letter: letter.stage == "environment")}
     outgoing = [prepare_resending(letter) for letter in by_place.values()]
     kafka = app.at(app.local_services().endpoints()).connections.kafka
@@ -205,7 +207,7 @@ def resend_letters(
 
 
 def _refused(kafka: KafkaSettings, run: str, outgoing: Sequence[Resent]) -> dict[str, str]:
-    """Return why each of these that may not be sent in this run may not, by place."""
+    """Return the reasons, by place, for the letters that may not be sent in this run."""
     if not outgoing:
         return {}
     from streams.clients import existing_topics, partitions_of
@@ -229,7 +231,7 @@ def _find(
     wanted = LetterFilter(topic=topic, stage=stage, error=error, since_ms=since_ms, places=places)
     with open_log(app.home.existing_run(name)) as log:
         if log.live:
-            click.echo("a sink is at work: letters of the newest minute may be missing", err=True)
+            click.echo("a sink is running: letters of the newest minute may be missing", err=True)
         return find_letters(log, wanted)
 
 
@@ -258,7 +260,7 @@ def _summary(letter: DeadLetter) -> dict[str, object]:
 
 
 def _shown(value: bytes | None) -> str:
-    """Return bytes for a terminal: as text if they are text, in base64 if not."""
+    """Return bytes for a terminal: as text if they are text, otherwise in base64."""
     if value is None:
         return "(none)"
     try:

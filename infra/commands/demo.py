@@ -1,4 +1,4 @@
-"""The main job on one page: index, learn, search held-out queries raw and helped, and show the difference."""
+"""`searchloop demo`: index, learn, search held-out queries raw and expanded, and show the difference."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from storage.report import read_report
 from storage.report_page import render_page
 
 NAME = "demo"
-# A row for each question that a sceptic asks: no help, feedback without learning, a look-up of what helped similar
-# training queries, the words that the prompt shows, and the policy.
+# One row for each baseline that a skeptic asks for, and one for the policy: no expansion, feedback without learning,
+# a look-up of the words that helped similar training queries, and the words that the prompt shows.
 METHODS = {"none": "raw", "rm3": "RM3", "knn": "look-up", "shown": "prompt's words", "latest": "policy"}
 MEASURES = ("nDCG@10", "RR@10", "R@100")
 TOP = 100
 
 
 @click.command()
-@click.option("--corpus", type=click.Path(path_type=Path), help="A catalogue of one's own; generated without.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Held-out queries of that catalogue.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments.")
-@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
+@click.option("--corpus", type=click.Path(path_type=Path), help="Catalogue to use. Default: a generated catalogue.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Held-out queries for the catalogue.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of the held-out queries.")
+@click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--keep-services", is_flag=True, help="Leave Kafka and Elasticsearch running at the end.")
 @click.pass_obj
@@ -87,15 +87,15 @@ def run_demo(
     seed: int,
     keep: bool,
 ) -> None:
-    """Run everything from nothing to a report, on the generated catalogue or on a user's files.
+    """Run the whole loop from nothing to a report, on the generated catalogue or on the user's files.
 
-    keep: leave the services running. What an earlier demo made is made again. Raises StorageError if `verify` finds the
-    log and the ledger at odds.
+    keep: True leaves the services running. Everything that an earlier demo made is made again. Raises StorageError if
+    `verify` finds that the log and the ledger disagree.
     """
     began = time.monotonic()
     app = app.with_recipe(recipe_path(NAME))
     console = Console(soft_wrap=True)
-    # Read before any service is started for them: they may be refused.
+    # Read the files before any service starts, because they may be invalid.
     documents = list(load_corpus(corpus)) if corpus else None
     judged = _judged(documents, queries_file, qrels_file) if documents and queries_file and qrels_file else None
     with progress() as report:
@@ -141,7 +141,7 @@ def run_demo(
 
 
 def _judged(documents: Sequence[Document], queries_file: Path, qrels_file: Path) -> tuple[list[Query], Qrels]:
-    """Return the queries that are judged, and their judgments; raises CorpusError if there are none."""
+    """Return the judged queries and their judgments. Raises CorpusError if there are none."""
     queries, qrels = load_queries(queries_file), load_qrels(qrels_file)
     check_qrels(
         qrels,

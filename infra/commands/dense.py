@@ -1,4 +1,4 @@
-"""`searchloop dense`: search by vectors among whatever stands for the documents."""
+"""`searchloop dense`: search by dense vectors of the documents or of the texts that represent them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,44 @@ from infra.app.progress import progress
 
 
 @click.command()
-@click.option("--recipe", default="resume", show_default=True, help="Whose settings; a run's own with --run.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to search.")
+@click.option(
+    "--recipe",
+    default="resume",
+    show_default=True,
+    help="Recipe whose settings apply; with --run, the run's own settings apply.",
+)
+@click.option("--index", default="catalogue", show_default=True, help="Index to search.")
 @click.option(
     "--texts",
     type=click.Choice(["documents", "titles", "lead", "random", "key-prior", "policy"]),
     default="documents",
     show_default=True,
-    help="What stands for each document.",
+    help="Text that represents each document.",
 )
-@click.option("--run", "run_name", help="The run whose policy writes the summaries; needed with --texts policy.")
-@click.option("--policy", default="latest", show_default=True, help="The policy version of that run.")
-@click.option("--retriever", default="", help="The retriever version; the one not adapted yet without.")
-@click.option("--retriever-of", metavar="INDEX", help="The index that it was adapted on. [--index]")
-@click.option("--tune", type=click.IntRange(min=0), default=0, help="First adapt it to these texts by so many steps.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the tuning and of random.")
-@click.option("--queries", "pairs", nargs=2, multiple=True, required=True, help="A QUERIES.jsonl and its OUT.run.")
-@click.option("--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Documents a query.")
+@click.option("--run", "run_name", help="Run whose policy writes the summaries; required with --texts policy.")
+@click.option("--policy", default="latest", show_default=True, help="Policy version of that run.")
+@click.option("--retriever", default="", help="Retriever version. Default: the unadapted one.")
+@click.option("--retriever-of", metavar="INDEX", help="Index on which the retriever was adapted. [--index]")
+@click.option(
+    "--tune",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Number of steps to adapt the retriever to these texts first.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the tuning and of --texts random."
+)
+@click.option(
+    "--queries",
+    "pairs",
+    nargs=2,
+    multiple=True,
+    required=True,
+    help="Query file (JSONL) and the run file to write; may be repeated.",
+)
+@click.option(
+    "--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Number of documents per query."
+)
 @click.pass_obj
 def dense(
     app: App,
@@ -43,7 +64,7 @@ def dense(
     pairs: tuple[tuple[str, str], ...],
     top: int,
 ) -> None:
-    """Search by dense vectors of documents, or of what stands for them, and write TREC runs.
+    """Search by dense vectors of documents, or of texts that represent them, and write TREC run files.
 
     \b
     Example:

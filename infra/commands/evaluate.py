@@ -1,4 +1,4 @@
-"""`searchloop evaluate`: the measures of run files, with intervals, and what they gain over a baseline."""
+"""`searchloop evaluate`: the measures of run files, with intervals, and their differences to a baseline."""
 
 from __future__ import annotations
 
@@ -23,29 +23,37 @@ Scores = dict[str, dict[str, float]]
 
 @click.command()
 @click.argument("run_files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--qrels", "qrels_file", required=True, type=click.Path(path_type=Path), help="Judgments: TREC or BEIR.")
-@click.option("--baseline", "baseline_file", type=click.Path(path_type=Path), help="The run to compare with.")
+@click.option(
+    "--qrels", "qrels_file", required=True, type=click.Path(path_type=Path), help="Judgments, in TREC or BEIR format."
+)
+@click.option(
+    "--baseline", "baseline_file", type=click.Path(path_type=Path), help="Run file to compare the others with."
+)
 @click.option(
     "--relevance",
     "relevance_file",
     type=click.Path(path_type=Path),
-    help="Relevance-model scores of the documents in every top 10, as a run file; adds the relevance gain.",
+    help="Run file with the relevance model's scores of every top 10 (see `score`); adds the relevance gain.",
 )
-@click.option("--measures", default=",".join(MEASURES), show_default=True, help="Names, separated by commas.")
+@click.option("--measures", default=",".join(MEASURES), show_default=True, help="Measures, separated by commas.")
 @click.option(
     "--relevant-grade",
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="The least grade that counts as relevant.",
+    help="Lowest grade that counts as relevant.",
 )
 @click.option(
-    "--samples", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000), help="Bootstrap draws."
+    "--samples",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(100, 1_000_000),
+    help="Number of bootstrap draws.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws.")
-@click.option("--judged-queries-only", is_flag=True, help="Leave out queries of a run that the qrels do not judge.")
-@click.option("--per-query", is_flag=True, help="With --json: every query's values too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--judged-queries-only", is_flag=True, help="Leave out queries that the qrels do not judge.")
+@click.option("--per-query", is_flag=True, help="Add every query's values; requires --json.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def evaluate(
     run_files: tuple[Path, ...],
     qrels_file: Path,
@@ -59,11 +67,11 @@ def evaluate(
     per_query: bool,
     as_json: bool,
 ) -> None:
-    """Measure run files against judgments, offline.
+    """Evaluate run files against judgments, offline.
 
     \b
-    Every number has a 95 % interval (bootstrap by query). With --baseline, each run is compared with it, paired by
-    query, and p is corrected for the number of measures (Holm).
+    Every number has a 95% interval (bootstrap over queries). With --baseline, each run is compared with the baseline,
+    paired by query, and p is corrected for the number of measures (Holm).
 
     \b
     Example:
@@ -102,7 +110,7 @@ def to_json(evaluation: Evaluation, *, per_query: bool = False) -> str:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print one table of what each run reaches and, with a baseline, one of what it gains."""
+    """Print one table with each run's measures and, if there is a baseline, one table per run with the differences."""
     console.print(
         f"{evaluation.queries} queries, {evaluation.judgments} judgments; "
         f"{evaluation.settings.confidence:.0%} intervals from {evaluation.settings.samples:,} draws by query"

@@ -1,4 +1,4 @@
-"""`searchloop experiment`: a paper's whole table, arms by seeds, from one plan."""
+"""`searchloop experiment`: all arms and seeds of a paper's table, from one plan."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("plan_name", metavar="PLAN")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn and to measure on.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to learn and to measure on.")
 @judged_options
-@click.option("--seeds", help="Seeds, separated by commas, instead of the plan's.")
-@click.option("--arm", "arms", multiple=True, help="Only this arm (and what it needs); may be given again.")
-@click.option("--baseline", help="The arm that the others are compared with, instead of the plan's.")
-@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps of every trained arm.")
-@click.option("--into", help="The experiment's name; the same name goes on where it stopped. [PLAN-INDEX]")
-@click.option("--json", "as_json", is_flag=True, help="The results as one JSON object on standard output.")
+@click.option("--seeds", help="Seeds, separated by commas. Default: the plan's seeds.")
+@click.option("--arm", "arms", multiple=True, help="Run only this arm and the arms that it needs; may be repeated.")
+@click.option("--baseline", help="Arm to compare the others with. Default: the plan's baseline.")
+@click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps of every trained arm.")
+@click.option("--into", help="Name of the experiment; an existing one continues where it stopped. [PLAN-INDEX]")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on standard output.")
 @click.pass_obj
 def experiment(
     app: App,
@@ -44,13 +44,13 @@ def experiment(
     into: str | None,
     as_json: bool,
 ) -> None:
-    """Run a paper's whole table: make every arm's policy with every seed, rank, compare, and write it down.
+    """Run a paper's whole table: train every arm with every seed, rank, compare, and write the results.
 
     \b
-    PLAN is one of ours (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or a
-    file of one's own. Measured on the held-out sets of the recipe, and on judged queries if there are any. What
-    is done is kept: stopped, the same command goes on. The results go to HOME/experiments/NAME: results.html and
-    results.json, with the commands that do it by hand.
+    PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or
+    the path of a file. The arms are measured on the recipe's held-out sets, and on judged queries if you give some.
+    Finished parts are kept: if the experiment is stopped, the same command continues it. The results are written to
+    results.html and results.json in HOME/experiments/NAME, with the commands to repeat each step by hand.
 
     \b
     Example:
@@ -90,7 +90,7 @@ def experiment(
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print one table per query set: what each arm reaches, and its difference from the baseline."""
+    """Print one table per query set, with each arm's measures and its differences to the baseline."""
     for each in results.sets:
         console.print(Text(f"\n{each.name}: {each.queries} queries", style="bold"))
         table = Table("arm", "seeds", *(measure for measure in results.measures), box=box.SIMPLE_HEAD)

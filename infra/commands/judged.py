@@ -1,4 +1,4 @@
-"""The options `--queries` and `--qrels`: judged queries of a user's own, which train nothing and are measured on."""
+"""The options `--queries` and `--qrels`: the user's judged queries, for measuring only."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ def judged_options(command: Callable[..., Any]) -> Callable[..., Any]:
     queries = click.option(
         "--queries",
         type=click.Path(path_type=Path),
-        help="Judged queries (JSONL), which train nothing: one more table.",
+        help="Judged queries (JSONL) for one more table; they train nothing.",
     )
-    qrels = click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
+    qrels = click.option(
+        "--qrels", type=click.Path(path_type=Path), help="Judgments of these queries; required with --queries."
+    )
     return queries(qrels(command))
 
 
 def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path | None = None) -> Judged | None:
-    """Return the queries and their judgments; None where none are given.
+    """Return the queries and their judgments, or None if none are given.
 
-    index_folder: of the index whose documents are judged: at least one judgment must be of its documents.
-    Raises UsageError for one file without the other, CorpusError for files that are no queries or judgments.
+    index_folder: folder of the index whose documents are judged; at least one judgment must be about one of them.
+    Raises UsageError if only one of the files is given, and CorpusError if a file holds no valid queries or judgments.
     """
     from search_env.catalogue.corpora import check_qrels, load_qrels, load_queries
     from search_env.engine.index import load_documents

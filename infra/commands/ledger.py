@@ -1,4 +1,4 @@
-"""`searchloop verify` and `lineage`: the proof that nothing was lost, and what taught which version."""
+"""`searchloop verify` and `lineage`: the proof that nothing was lost, and the events behind each version."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ ANCESTORS_SHOWN = 5
 
 
 @click.command()
-@click.option("--run", "name", help="The run's name; every run without.")
-@click.option("--rebuild", is_flag=True, help="Read every record, not only the newest, and compare all rows with them.")
-@click.option("--offline", is_flag=True, help="Without Kafka: from the DuckDB file, the archive and the checkpoints.")
-@click.option("--trusted", metavar="VALUE", help="A seal that verify printed earlier; it must be in the run's past.")
-@click.option("--json", "as_json", is_flag=True, help="The accounts as one JSON array on standard output.")
+@click.option("--run", "name", help="Name of the run. Default: every run.")
+@click.option("--rebuild", is_flag=True, help="Read every record, not only the newest, and compare it with its row.")
+@click.option("--offline", is_flag=True, help="Use only the DuckDB file, the archive and the checkpoints, not Kafka.")
+@click.option("--trusted", metavar="VALUE", help="Seal that verify printed earlier; the run's history must contain it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON array on standard output.")
 @click.pass_obj
 def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: str | None, as_json: bool) -> None:
-    """Prove that nothing was lost and nothing counted twice.
+    """Verify that no record was lost and none was counted twice.
 
     \b
-    Exit status: 0 verified, 1 something does not add up, 3 sound so far but
-    unfinished (it waits for workers, and none is alive).
+    Exit status: 0 verified; 1 something does not add up; 3 sound so far, but unfinished (records wait for workers, and
+    none is alive).
 
     \b
-    Per partition of each topic: end - gaps = rows + dead letters. Per stage: everything taken has ended, every
-    candidate with exactly one outcome. Along the checkpoints that survived: at most one gradient from each candidate.
-    The verdict names what this way of looking cannot see. Keep the seal that it prints somewhere else: with
-    --trusted it shows later that no copy of the run's past was rewritten.
-    While a sink is at work, the archive's closed segments are checked: the newest minute is not among them.
+    Per partition of each topic: end - gaps = rows + dead letters. Per stage: every record taken has ended, and every
+    candidate has exactly one outcome. Along the surviving checkpoints: at most one gradient from each candidate.
+    The verdict names the faults that this mode cannot see. Keep the printed seal elsewhere: with --trusted it later
+    proves that nobody rewrote the run's history.
+    While a sink is running, only the archive's closed segments are checked; they lack the newest minute.
 
     \b
     Example:
@@ -52,7 +52,7 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: st
     from infra.runs.verification import run_names, verify_run
 
     if trusted is not None and name is None:
-        raise click.UsageError("--trusted is one run's: name it with --run")
+        raise click.UsageError("--trusted applies to one run: name it with --run")
     names = [name] if name else run_names(app)
     accounts = [verify_run(app, each, rebuild=rebuild, offline=offline, trusted=trusted) for each in names]
     if as_json:
@@ -66,16 +66,19 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: st
 
 
 @click.command()
-@click.option("--run", "name", required=True, help="The run's name.")
-@click.option("--policy", help="What made this version: latest, a step, or a version's name.")
-@click.option("--event", help="What this event taught: its place, a group, candidate or request id, or a query.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output.")
+@click.option("--run", "name", required=True, help="Name of the run.")
+@click.option("--policy", help="Show the events of this version: latest, a step, or a version's name.")
+@click.option(
+    "--event",
+    help="Show the versions that this event taught. An event is a place, a group, candidate or request id, or a query.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 @click.pass_obj
 def lineage(app: App, name: str, policy: str | None, event: str | None, as_json: bool) -> None:
     """Show which events made a policy version, or which versions an event taught.
 
     \b
-    The same in SQL, in the run's DuckDB file: the views version_events and event_versions.
+    The views version_events and event_versions in the run's DuckDB file give the same in SQL.
 
     \b
     Example:
@@ -90,7 +93,7 @@ def lineage(app: App, name: str, policy: str | None, event: str | None, as_json:
     console = Console(soft_wrap=True)
     with open_log(app.home.existing_run(name)) as log:
         if log.live:
-            click.echo("a sink is at work: the newest minute is not in what follows", err=True)
+            click.echo("a sink is running: the output lacks the newest minute", err=True)
         if policy is not None:
             made = version_made_of(log, policy)
             if as_json:
@@ -108,7 +111,7 @@ def lineage(app: App, name: str, policy: str | None, event: str | None, as_json:
 def _print_version(made: VersionMade, console: Console) -> None:
     console.print(Text(f"{made.version}, weights {made.weights_sha256[:12]}…", style="bold"))
     groups = sorted({event["group_id"] for event in made.events if event["group_id"]})
-    console.print(f"made by {len(groups)} groups of its own update, and {made.inherited} of those before it")
+    console.print(f"made by {len(groups)} groups of its own update and {made.inherited} groups of earlier updates")
     console.print(Text(f"stands on {', '.join(made.ancestors[:ANCESTORS_SHOWN])}{_more(made.ancestors)}"))
     for row in made.events:
         at = place(row["topic"], row["partition"], row["record_offset"])
@@ -128,10 +131,10 @@ def _print_groups(taught: list[GroupTaught], console: Console) -> None:
 
 
 def print_account(account: Account, console: Console) -> None:
-    """Print a run's account: partitions, stages, findings, and a last line that says whether the contract holds."""
+    """Print a run's account: partitions, stages, findings, and a last line with the verdict."""
     console.print(Text(f"run {account.run}, policy {account.policy or 'none yet'}", style="bold"))
     if account.live:
-        console.print("[yellow]a sink is at work: what follows is as far as the archive's closed segments go[/yellow]")
+        console.print("[yellow]a sink is running: the account covers only the archive's closed segments[/yellow]")
     table = Table("topic", "", "start", "end", "stored to", "gaps", "rows", "dead letters", "archived", "residual")
     for row in account.partitions:
         counts = (row.start, row.end, row.next_offset, row.gaps, row.rows, row.dead_letters, row.archived, row.residual)
@@ -171,7 +174,7 @@ def print_account(account: Account, console: Console) -> None:
 
 
 def verdict(account: Account) -> str:
-    """Return one line: what was proved and in which mode, or that it was not."""
+    """Return one line: the proved numbers and the mode, or the failure."""
     if account.verdict == "broken":
         count = sum(finding.severity == "broken" for finding in account.findings)
         noun = "finding" if count == 1 else "findings"

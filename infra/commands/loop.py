@@ -1,4 +1,4 @@
-"""`searchloop loop`: the whole loop in one process, to read and to debug."""
+"""`searchloop loop`: the whole loop in one process, for reading and debugging."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from infra.app.progress import progress
 
 
 @click.command()
-@click.option("--recipe", default="leser", show_default=True, help="A recipe's name, or a TOML file of one's own.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
-@click.option("--updates", type=click.IntRange(min=1), default=8, show_default=True, help="Optimizer steps.")
+@click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
+@click.option("--updates", type=click.IntRange(min=1), default=8, show_default=True, help="Number of optimizer steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", "run_name", help="The run's name; the same name goes on. [loop-RECIPE-INDEX-SEED]")
+@click.option("--run", "run_name", help="Name of the run; an existing run continues. [loop-RECIPE-INDEX-SEED]")
 @click.pass_obj
 def loop(app: App, recipe: str, index: str, updates: int, seed: int, run_name: str | None) -> None:
     """Run the whole loop in one process, without Kafka and without a log.
 
     \b
-    `infra/runs/loop.py` is its one page: set a breakpoint there. The parts are the ones that the workers call, so the
-    weights equal those of a streamed run with a staleness limit of 0.
+    The loop is one page, `infra/runs/loop.py`: set a breakpoint there. It calls the same functions as the workers, so
+    the weights equal those of a streamed run with a staleness limit of 0.
 
     \b
     Example:

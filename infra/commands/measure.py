@@ -1,4 +1,4 @@
-"""`searchloop measure`, `summarize`, `premise` and `prefer`: what a recipe's policies reach, write, and stand on."""
+"""`searchloop measure`, `summarize`, `premise` and `prefer`: the verbs that measure and use a recipe's policies."""
 
 from __future__ import annotations
 
@@ -17,21 +17,35 @@ from infra.commands.judged import judged_options, read_judged
 
 @click.command()
 @click.argument("rankings", nargs=-1, required=True, metavar="RUN:POLICY…")
-@click.option("--baseline", help="One of them, which the others are compared with.")
+@click.option("--baseline", help="Ranking to compare the others with; one of RUN:POLICY.")
 @judged_options
-@click.option("--recipe", default="leser", show_default=True, help="Whose settings a method without a run has.")
-@click.option("--index", default="catalogue", show_default=True, help="The index that a method without a run ranks.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a method without a run.")
-@click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that differs here.")
+@click.option("--recipe", default="leser", show_default=True, help="Recipe for baselines that need no run.")
+@click.option("--index", default="catalogue", show_default=True, help="Index for baselines that need no run.")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy, as served."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for baselines that need no run."
 )
-@click.option("--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Documents per query.")
-@click.option("--into", type=click.Path(path_type=Path), help="Keep rankings and judgments there, as TREC files.")
-@click.option("--row", help="The name of the run file there; of one ranking. [RUN.POLICY]")
-@click.option("--measures", default="nDCG@5,R@90P", show_default=True, help="Names, separated by commas.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Setting to change for this measurement; may be repeated.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 decodes greedily, as in serving.",
+)
+@click.option(
+    "--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Number of documents per query."
+)
+@click.option("--into", type=click.Path(path_type=Path), help="Folder for the rankings and judgments, as TREC files.")
+@click.option("--row", help="Name of the run file in --into, for a single ranking. [RUN.POLICY]")
+@click.option("--measures", default="nDCG@5,R@90P", show_default=True, help="Measures, separated by commas.")
 @click.option("--samples", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.pass_obj
 def measure(
     app: App,
@@ -51,15 +65,15 @@ def measure(
     samples: int,
     as_json: bool,
 ) -> None:
-    """Measure policy versions on their recipe's held-out sets, paired by query, with 95 % intervals.
+    """Measure policy versions on their recipe's held-out sets, paired by query, with 95% intervals.
 
     \b
-    POLICY is latest, a step, a version, or a method that learns nothing: none, rm3, bo1, minilm, knn, shown for
-    expansions;
+    POLICY is latest, a step, a version's name, or a baseline. The baselines are:
+    none, rm3, bo1, minilm, knn, shown for expansions;
     title, first-tokens, random, idf, log-counts, log-counts-per-word, log-rates, doc2query, oracle, description for
     summaries;
-    documents, titles, lead, random, key-prior for ReSuMe, where tuned-… first adapts the retriever to these texts.
-    A method needs no run: `:title`.
+    documents, titles, lead, random, key-prior for ReSuMe; the prefix tuned- first adapts the retriever to these texts.
+    A baseline needs no run: `:title`.
 
     \b
     Example:
@@ -131,18 +145,23 @@ def _run_and_policy(text: str) -> tuple[str, str]:
 
 
 @click.command()
-@click.option("--run", "run_name", required=True, help="The run whose policy writes.")
-@click.option("--policy", default="latest", show_default=True, help="latest, a step, or a version.")
+@click.option("--run", "run_name", required=True, help="Run whose policy writes the summaries.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="A copy as JSON lines, beside what the run's folder keeps."
+    "--policy", default="latest", show_default=True, help="Policy version: latest, a step, or a version's name."
 )
-@click.option("--publish", is_flag=True, help="Index them beside the titles, as a new version of the index.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File for a copy as JSON lines; the run's folder keeps the original.",
+)
+@click.option("--publish", is_flag=True, help="Index the summaries beside the titles, as a new version of the index.")
 @click.pass_obj
 def summarize(app: App, run_name: str, policy: str, output: Path | None, publish: bool) -> None:
-    """Write the summary of every product of the catalogue, and store them with their policy version.
+    """Write a summary of every product of the catalogue, and store it with its policy version.
 
     \b
-    Published, `searchloop search --rerank` reads them with the titles; versions that runs were begun on stay.
+    After --publish, `searchloop search --rerank` reads the summaries with the titles. The index versions that runs were
+    started on are kept.
 
     \b
     Example:
@@ -170,19 +189,27 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
 
 
 @click.command()
-@click.option("--recipe", default="relsum", show_default=True, help="A recipe's name, or a TOML file of one's own.")
-@click.option("--index", default="catalogue", show_default=True, help="The index whose products are summarized.")
-@click.option("--queries", "queries_max", default=200, show_default=True, help="ReLSum: dev queries, at most.")
-@click.option("--candidates", default=32, show_default=True, type=click.IntRange(2, 1000), help="ReSuMe: of a product.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="ReSuMe: of the selections.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--recipe", default="relsum", show_default=True, help="Recipe: its name, or the path of a TOML file.")
+@click.option("--index", default="catalogue", show_default=True, help="Index whose products are summarized.")
+@click.option("--queries", "queries_max", default=200, show_default=True, help="ReLSum: maximum number of dev queries.")
+@click.option(
+    "--candidates",
+    default=32,
+    show_default=True,
+    type=click.IntRange(2, 1000),
+    help="ReSuMe: number of candidates per product.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="ReSuMe: seed of the random selections."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.pass_obj
 def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int, seed: int, as_json: bool) -> None:
-    """Check what a recipe for summaries stands on, before any training.
+    """Check the premise of a recipe for summaries before any training.
 
     \b
-    ReLSum: calibration, which reward agrees with nDCG, and time. ReSuMe: whether those random summaries that the
-    reward likes best are found better than any, once the retriever is adapted to them.
+    ReLSum: measure the calibration, the agreement of each reward with nDCG, and the time. ReSuMe: test whether random
+    summaries with the highest reward are found better than other random summaries, after the retriever is adapted.
 
     \b
     Example:
@@ -212,11 +239,11 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
 
 
 @click.command()
-@click.option("--run", "run_name", required=True, help="The run whose logged groups give the pairs.")
-@click.option("--into", required=True, help="Name of the new run, whose policy 0 has learned from them.")
+@click.option("--run", "run_name", required=True, help="Run whose logged groups give the pairs.")
+@click.option("--into", required=True, help="Name of the new run, whose policy 0 is trained on the pairs.")
 @click.pass_obj
 def prefer(app: App, run_name: str, into: str) -> None:
-    """Teach a run's first policy by DPO, on the best and the worst text of each group that the run has logged.
+    """Train the first policy of a new run by DPO, on the best and the worst text of each logged group of a run.
 
     \b
     Example:

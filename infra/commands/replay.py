@@ -1,4 +1,4 @@
-"""`searchloop replay`: a recorded window once more, to copy it, to reproduce it, to ask what if, or as load."""
+"""`searchloop replay`: copy or reproduce a recorded window, rescore it under other settings, or use it as load."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def replay() -> None:
-    """Replay a window of a run's log, from Kafka or, past its retention, from the archive.
+    """Replay a window of a run's log, from Kafka or, beyond its retention, from the archive.
 
     \b
-    The recorded run is only read; what a replay writes goes to topics and a folder of its own.
+    A replay only reads the recorded run. It writes to separate topics and to a separate folder.
 
     \b
     Example:
@@ -43,7 +43,7 @@ def replay() -> None:
 
 
 def window(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose a window of a run's log; the verb gets them as one `selection`."""
+    """Add the options that select a window of a run's log; the verb gets them as one `selection`."""
 
     @wraps(command)
     def with_selection(
@@ -57,31 +57,47 @@ def window(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, selection=selection, **others)
 
     options = (
-        click.option("--run", "name", required=True, help="The recorded run."),
-        click.option("--from", "begin", default="", help="First offset, or a time: 2026-01-31T08:00, 90m, 2h, 3d."),
-        click.option("--to", "end", default="", help="Where it ends: an offset (left out itself), or a time."),
-        click.option("--partition", type=click.IntRange(min=0), help="Of this partition alone."),
-        click.option("--gaps", is_flag=True, help="Kafka never had a record at offsets that no segment holds."),
+        click.option("--run", "name", required=True, help="Name of the recorded run."),
+        click.option(
+            "--from",
+            "begin",
+            default="",
+            help="Start of the window: an offset, or a time such as 2026-01-31T08:00, 90m, 2h, 3d.",
+        ),
+        click.option("--to", "end", default="", help="End of the window: an offset (exclusive), or a time."),
+        click.option("--partition", type=click.IntRange(min=0), help="Use only this partition."),
+        click.option(
+            "--gaps", is_flag=True, help="Accept missing offsets: Kafka never had a record where no segment holds one."
+        ),
     )
     return reduce(lambda decorated, option: option(decorated), reversed(options), with_selection)
 
 
-new_run = click.option("--into", required=True, help="The new run's name.")
+new_run = click.option("--into", required=True, help="Name of the new run.")
 changed_settings = click.option(
-    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="A setting that is to be different."
+    "--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Setting to change; may be repeated."
 )
 json_summary = click.option(
-    "--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output."
+    "--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output."
 )
 
 
 @replay.command(name="copy")
 @window
 @click.option(
-    "--topic", "kinds", multiple=True, type=click.Choice(sorted(BY_KIND)), help="May be repeated; all without."
+    "--topic",
+    "kinds",
+    multiple=True,
+    type=click.Choice(sorted(BY_KIND)),
+    help="Topic to copy; may be repeated. Default: all topics.",
 )
 @new_run
-@click.option("--speed", default="max", show_default=True, help="recorded, max, or times as fast: x4.")
+@click.option(
+    "--speed",
+    default="max",
+    show_default=True,
+    help="Speed: recorded, max, or a multiple of the recorded speed, such as x4.",
+)
 @json_summary
 @click.pass_obj
 def copy_topics(
@@ -92,7 +108,7 @@ def copy_topics(
     speed: str,
     as_json: bool,
 ) -> None:
-    """Copy a window onto the topics of another run, byte for byte: key, value, headers and times.
+    """Copy a window to the topics of another run, byte for byte: key, value, headers and times.
 
     \b
     Example:
@@ -118,16 +134,19 @@ def copy_topics(
 
 
 @replay.command()
-@click.option("--run", "name", required=True, help="The recorded run.")
-@click.option("--policy", default="0", show_default=True, help="The version to begin with; it must be kept.")
-@click.option("--updates", type=click.IntRange(min=1), help="Make only so many.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on standard output.")
+@click.option("--run", "name", required=True, help="Name of the recorded run.")
+@click.option(
+    "--policy", default="0", show_default=True, help="Policy version to start from; its checkpoint must still exist."
+)
+@click.option("--updates", type=click.IntRange(min=1), help="Maximum number of updates to make.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
 @click.pass_obj
 def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bool) -> None:
-    """Make a run's updates again from its log, and compare every version's weights, bit for bit.
+    """Repeat a run's updates from its log, and compare every version's weights bit for bit.
 
     \b
-    Needs neither Kafka nor Elasticsearch. Exits with 1 if a version's weights differ: on a CPU in fp32 none does.
+    The verb needs neither Kafka nor Elasticsearch. The exit status is 1 if a version's weights differ. On a CPU in
+    fp32, all weights are equal.
 
     \b
     Example:
@@ -154,7 +173,9 @@ def reproduce(app: App, name: str, policy: str, updates: int | None, as_json: bo
 @window
 @new_run
 @changed_settings
-@click.option("--policy", default="0", show_default=True, help="The version to learn on; it must be kept.")
+@click.option(
+    "--policy", default="0", show_default=True, help="Policy version to train further; its checkpoint must still exist."
+)
 @json_summary
 @click.pass_obj
 def counterfactual(
@@ -165,11 +186,11 @@ def counterfactual(
     policy: str,
     as_json: bool,
 ) -> None:
-    """Score recorded generations anew under other settings, and learn from them; nothing is generated.
+    """Rescore recorded generations under other settings, and train on them; nothing is generated.
 
     \b
-    Another reward (environment.reward.size_weight=1), relevance model (relevance.model=cosine) or objective
-    (learner.objective.kl_weight=0.1). What --set leaves alone is as it was.
+    --set can change the reward (environment.reward.size_weight=1), the relevance model (relevance.model=cosine) or the
+    objective (learner.objective.kl_weight=0.1). All other settings are those of the recorded run.
 
     \b
     Example:
@@ -195,15 +216,25 @@ def counterfactual(
 @window
 @new_run
 @changed_settings
-@click.option("--like", help="The run whose settings and policy answer; the recorded one without.")
-@click.option("--policy", default="latest", show_default=True, help="The version that answers; it must be kept.")
+@click.option("--like", help="Run whose settings and policy answer. Default: the recorded run.")
+@click.option(
+    "--policy",
+    default="latest",
+    show_default=True,
+    help="Policy version that answers; its checkpoint must still exist.",
+)
 @click.option(
     "--frozen/--learning",
     default=True,
     show_default=True,
-    help="Whether the policy stays as it is, or learns from requests of split train.",
+    help="Mode of the policy: it stays frozen, or it learns from requests of split train.",
 )
-@click.option("--speed", default="recorded", show_default=True, help="recorded, max, or times as fast: x4.")
+@click.option(
+    "--speed",
+    default="recorded",
+    show_default=True,
+    help="Speed: recorded, max, or a multiple of the recorded speed, such as x4.",
+)
 @json_summary
 @click.pass_obj
 def load(
@@ -217,7 +248,7 @@ def load(
     speed: str,
     as_json: bool,
 ) -> None:
-    """Send recorded requests to a run of their own, at the recorded speed or faster, and time its answers.
+    """Send recorded requests to a new run, at the recorded speed or faster, and time its answers.
 
     \b
     Example:

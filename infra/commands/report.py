@@ -1,4 +1,4 @@
-"""`searchloop report` and `searchloop rebuild`: what a run did, from its log alone; and the log's tables made anew."""
+"""`searchloop report` and `searchloop rebuild`: a run's report from its log alone, and the log's tables rebuilt."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from storage.report_text import print_report
 
 
 @click.command()
-@click.option("--run", "name", required=True, help="The run's name.")
-@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write one HTML file.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--run", "name", required=True, help="Name of the run.")
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report to this HTML file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.pass_obj
 def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
-    """Show what a run did: rewards by version, outcomes, staleness, dead letters, evaluations.
+    """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
     \b
-    It reads the run's folder and nothing else, also while the run goes on.
+    The report reads only the run's folder, even while the run continues.
 
     \b
     Example:
@@ -46,15 +48,17 @@ def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--run", "name", required=True, help="The run's name.")
-@click.option("--gaps", is_flag=True, help="Kafka never had a record at the offsets that no segment holds.")
+@click.option("--run", "name", required=True, help="Name of the run.")
+@click.option(
+    "--gaps", is_flag=True, help="Accept missing offsets: Kafka never had a record where no segment holds one."
+)
 @click.pass_obj
 def rebuild(app: App, name: str, gaps: bool) -> None:
-    """Build a run's DuckDB file anew from its archive, if it is lost or damaged; the old one is kept beside it.
+    """Rebuild a lost or damaged DuckDB file of a run from its archive; the old file is kept beside it.
 
     \b
-    What was not archived yet comes from the old file, if it can be read, or from Kafka when the run goes on. To see
-    first whether it would be the same, by content hash: searchloop verify --rebuild
+    Records that are not archived yet come from the old file, if it can be read, or from Kafka when the run continues.
+    To compare first, by content hash, run: searchloop verify --rebuild
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""A verb's result on standard output: a table of its fields, or one JSON object."""
+"""The output of a verb's result: a table of its fields, or one JSON object."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.table import Table
 
 
 def warn(text: str) -> None:
-    """Tell on standard error what a reader changed or left out."""
+    """Print a warning on standard error about values that a reader changed or left out."""
     click.echo(f"warning: {text}", err=True)
 
 
 def show_result(result: msgspec.Struct, title: str, *, as_json: bool) -> None:
-    """Print the fields of a result, one a row."""
+    """Print the fields of a result, one per row."""
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
         return

@@ -1,4 +1,4 @@
-"""`searchloop score`: what the relevance model thinks of ranked documents, for the relevance gain."""
+"""`searchloop score`: the relevance model's scores of ranked documents, for the relevance gain."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from storage.evaluation.tables import EvaluationSettings
 
 @click.command()
 @click.argument("run_files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--index", default="catalogue", show_default=True, help="The index that was searched.")
-@click.option("--queries", required=True, type=click.Path(path_type=Path), help="The queries that were asked (JSONL).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The scores, as a run file.")
+@click.option("--index", default="catalogue", show_default=True, help="Index that was searched.")
+@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries of the run files (JSONL).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run file to write the scores to.")
 @click.option(
     "--top",
     type=click.IntRange(1, 1000),
     default=EvaluationSettings().relevance_depth,
     show_default=True,
-    help="Documents of each ranking that are scored.",
+    help="Number of documents to score per ranking.",
 )
 @click.pass_obj
 def score(app: App, run_files: tuple[Path, ...], index: str, queries: Path, out: Path, top: int) -> None:
-    """Score the top documents of run files with the relevance model that rewards are made of.
+    """Score the top documents of run files with the relevance model that computes the rewards.
 
-    What it writes is what `searchloop evaluate --relevance` reads.
+    `searchloop evaluate --relevance` reads the scores.
 
     \b
     Example:

@@ -21,22 +21,23 @@ QUERY_SUFFIXES = (".jsonl", ".gz", ".zst", ".json", ".ndjson", ".tsv", ".csv", "
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
-@click.option("--name", default="catalogue", show_default=True, help="The index's name (its alias in Elasticsearch).")
+@click.option("--name", default="catalogue", show_default=True, help="Name of the index (its alias in Elasticsearch).")
 @click.option(
     "--adopt",
     is_flag=True,
-    help="Take over the versions NAME-<number> that a searchloop without marks has made, and replace them.",
+    help="Take over and replace versions NAME-<number> that an older searchloop made without a mark.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_obj
 def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None:
-    """Load a corpus into Elasticsearch, and make training queries from it.
+    """Load a corpus into Elasticsearch and generate training queries from it.
 
     \b
-    CORPUS is JSON lines, gzipped or not, each with _id, title, text and, if there are any, metadata.attributes: an
-    object whose values are texts, numbers, true or false, or lists of those.
-    A new version is built beside the old one, and the alias moves when it is complete.
-    Only indexes that this home has made are ever replaced: if anybody else's has the name, nothing is done.
+    CORPUS is a file of JSON lines, gzipped or not. Each line has _id, title, text and, optionally, metadata.attributes:
+    an object whose values are texts, numbers, true or false, or lists of those.
+    A new version is built beside the old one; the alias moves when the new version is complete.
+    searchloop replaces only indexes that this home made. If another index has the name, the verb stops and changes
+    nothing.
 
     \b
     Example:
@@ -47,7 +48,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
     app.home.index(name)
     check_name(name)
-    documents = list(load_corpus(corpus, tell=warn))  # Read before any service is started for it: it may be refused.
+    documents = list(load_corpus(corpus, tell=warn))  # Before any service starts: the file may be invalid.
     with progress() as report, app.running_services(report) as running:
         summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:
@@ -62,13 +63,17 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
 
 @click.command()
-@click.option("--index", default="catalogue", show_default=True, help="The index that the queries are for.")
-@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
-@click.option("--policy", default="latest", show_default=True, help="latest, a step, or a version's name.")
-@click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
-@click.option("--head", type=click.IntRange(min=1), help="Only so many texts, those that the file asks most often.")
-@click.option("--keep", is_flag=True, help="Keep what is written: search and expand look it up from then on.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per query, a line each.")
+@click.option("--index", default="catalogue", show_default=True, help="Index that the queries are for.")
+@click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
+@click.option(
+    "--policy", default="latest", show_default=True, help="Policy version: latest, a step, or a version's name."
+)
+@click.option("--run", "run_name", help="Run of the policy. Default: the newest run on the index.")
+@click.option(
+    "--head", type=click.IntRange(min=1), help="Expand only this many texts: the most frequent ones of the file."
+)
+@click.option("--keep", is_flag=True, help="Store the expansions, so that search and expand can look them up.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query, one per line.")
 @click.pass_obj
 def expand(
     app: App,
@@ -80,11 +85,11 @@ def expand(
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Show what a policy version writes for queries, decoded as it would be served.
+    """Show the expansions that a policy version writes for queries, decoded as in serving.
 
     \b
-    Head queries need no model when they are asked: --keep writes down what the version said, for this version of the
-    index; `search` and `expand` then look it up, and decode what is not there.
+    --keep stores the expansions for this policy version and this version of the index. `search` and `expand` then look
+    them up, and run the model only for queries that are not stored. Head queries therefore need no model.
 
     \b
     Example:
@@ -113,20 +118,26 @@ def expand(
 
 
 @click.command()
-@click.option("--index", default="catalogue", show_default=True, help="The index to search.")
-@click.option("--queries", required=True, help="A file of queries (JSONL), or one query's text.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to search.")
+@click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
 @click.option(
     "--policy",
     default="latest",
     show_default=True,
-    help="none, rm3, bo1, minilm (the nearest words), knn, shown (the prompt's words as they stand), latest, a step, "
-    "or a version's name.",
+    help="Policy version or baseline: none, rm3, bo1, minilm (the nearest words), knn, shown (the prompt's words), "
+    "latest, a step, or a version's name.",
 )
-@click.option("--run", "run_name", help="The run that the policy is of; the newest on the index without.")
-@click.option("--run-file", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
-@click.option("--top", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Documents per query.")
+@click.option("--run", "run_name", help="Run of the policy. Default: the newest run on the index.")
+@click.option("--run-file", type=click.Path(path_type=Path), required=True, help="TREC run file to write.")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy, as served."
+    "--top", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Number of documents per query."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 decodes greedily, as in serving.",
 )
 @click.option(
     "--rerank",
@@ -134,7 +145,7 @@ def expand(
     type=click.IntRange(0, 10_000),
     default=0,
     show_default=True,
-    help="Rerank so many documents of each query by title and summary, with the index's cross-encoder.",
+    help="Number of documents per query to rerank by title and summary, with the index's cross-encoder.",
 )
 @click.pass_obj
 def search(
@@ -148,7 +159,7 @@ def search(
     temperature: float,
     reranked: int,
 ) -> None:
-    """Search queries, raw or helped, and write a TREC run file.
+    """Search queries, raw or expanded, and write a TREC run file.
 
     \b
     Example:
@@ -176,16 +187,18 @@ def search(
 
 
 def queries_or_text(value: str) -> list[Query]:
-    """Return the queries of a file if there is one of this name (or it looks like one), else the text as one query.
+    """Return the queries of a file if `value` is or looks like a file's name, otherwise the text as one query.
 
-    A text is cleaned and cut as a file's are. Raises BadParameter if nothing of it is left.
+    A text is cleaned and cut like the queries of a file. Raises BadParameter if the result is empty.
     """
     if names_a_file(value, QUERY_SUFFIXES):
         return load_queries(value, tell=warn)
     cuts = Cuts()
     text = cuts.clean(value, characters_max=QUERY_CHARACTERS_MAX, what="query", where="--queries")
     if not text:
-        raise click.BadParameter("expected a file of queries or the text of one, got nothing", param_hint="--queries")
+        raise click.BadParameter(
+            "expected a file of queries or the text of one query, got nothing", param_hint="--queries"
+        )
     for line in cuts.told():
         warn(line)
     return [Query(id="query", text=text)]

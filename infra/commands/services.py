@@ -1,4 +1,4 @@
-"""The verbs about services: up, down, status, doctor."""
+"""The verbs for the services: up, down, status, doctor."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
-@click.option("--secure", is_flag=True, help="With TLS, and a user with rights of its own for each role.")
+@click.option("--secure", is_flag=True, help="Use TLS, and a user with its own rights for each role.")
 @click.pass_obj
 def up(app: App, as_json: bool, secure: bool) -> None:
     """Start Kafka and Elasticsearch, and leave them running until `down`.
 
     \b
-    The first time this fetches 177 MB. What already runs is kept; what has died is started again.
-    A home that was started with --secure once stays so: certificates, passwords and API keys lie in its services
-    folder, and every verb and worker takes those of its role by itself.
+    The first start downloads 177 MB. Running services are kept; services that died are restarted.
+    A home that was started with --secure once stays secure. Certificates, passwords and API keys are in its services
+    folder, and every verb and worker uses those of its role automatically.
 
     \b
     Example:
@@ -49,7 +49,7 @@ def up(app: App, as_json: bool, secure: bool) -> None:
       searchloop --home secure up --secure
     """
     services = app.local_services(secure=secure)
-    with progress() as report, at_hard_end(lambda: "what it started is being stopped by its guardian"):
+    with progress() as report, at_hard_end(lambda: "the guardian is stopping the services that it started"):
         endpoints = services.up(report)
     if as_json:
         click.echo(msgspec.json.encode(endpoints))
@@ -60,7 +60,7 @@ def up(app: App, as_json: bool, secure: bool) -> None:
 @click.command()
 @click.pass_obj
 def down(app: App) -> None:
-    """Stop Kafka, Elasticsearch and vLLM of this home; their data stay.
+    """Stop Kafka, Elasticsearch and vLLM of this home; their data are kept.
 
     \b
     Example:
@@ -76,16 +76,16 @@ def down(app: App) -> None:
 
 
 class WorkerStatus(ServiceStatus, frozen=True, kw_only=True):
-    """A worker's row. health: "ok", or "stopped" where a signal stopped it (SIGSTOP)."""
+    """A worker's row. health: "ok", or "stopped" if a signal (SIGSTOP) stopped the worker."""
 
     run: str
 
 
 class RunStatus(ServiceStatus, frozen=True, kw_only=True):
-    """A run's row: its role is "run", its health the run's state.
+    """A run's row: its role is "run", and its health is the run's state.
 
-    health: "running", "idle", "finished", "stalled", "stopped" (no worker lives) or "unknown" (Kafka does not tell).
-    waiting_for: what a stalled run waits for, for `seconds` by now; else empty. says: one line for people.
+    health: "running", "idle", "finished", "stalled", "stopped" (no worker lives) or "unknown" (Kafka does not answer).
+    waiting_for: the cause of a stall that has lasted `seconds` so far, otherwise empty. says: one line for people.
     """
 
     run: str
@@ -98,11 +98,11 @@ class RunStatus(ServiceStatus, frozen=True, kw_only=True):
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects with role, pid, port and health.")
 @click.pass_obj
 def status(app: App, as_json: bool) -> None:
-    """Show every process, with pid, port and health, and every run: running, idle, finished, stalled or stopped.
+    """Show every process with pid, port and health, and every run with its state.
 
     \b
-    A run is stalled when something waits and the stage that should take it has not moved for delivery.stall_seconds.
-    The table leaves out finished runs without workers; --json gives all.
+    A run is running, idle, finished, stalled or stopped. It is stalled if records wait and their stage has not moved
+    for delivery.stall_seconds. The table leaves out finished runs without workers; --json lists all runs.
 
     \b
     Example:
@@ -129,7 +129,7 @@ def status(app: App, as_json: bool) -> None:
 
 
 def status_rows(app: App) -> list[ServiceStatus]:
-    """Return the services' rows, then one for each living worker of any run, then one for each run."""
+    """Return the services' rows, then one row per living worker of any run, then one row per run."""
     workers = [
         WorkerStatus(role=worker.role, pid=worker.pid, port=None, health=HEALTH[worker.state], run=folder.name)
         for folder in sorted(app.home.runs.glob("*"))
@@ -162,7 +162,7 @@ def _run_rows(app: App, *, kafka_answers: bool) -> list[RunStatus]:
 
 
 def _kafka(app: App) -> KafkaSettings:
-    """Return how to reach Kafka, whether or not Elasticsearch runs."""
+    """Return the settings to reach Kafka, whether or not Elasticsearch runs."""
     kafka = app.connections.kafka
     port = next((row.port for row in app.local_services().status() if row.role == "kafka"), None)
     return kafka if kafka.bootstrap else msgspec.structs.replace(kafka, bootstrap=f"127.0.0.1:{port}")
@@ -172,7 +172,7 @@ def _kafka(app: App) -> KafkaSettings:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects with name, level, found and advice.")
 @click.pass_obj
 def doctor(app: App, as_json: bool) -> None:
-    """Say what is there, what is missing, and what to do; exit status 1 if something is missing.
+    """Report what is installed, what is missing, and how to fix it; the exit status is 1 if something is missing.
 
     \b
     Example:
@@ -188,7 +188,7 @@ def doctor(app: App, as_json: bool) -> None:
 
 
 def vllm_finding(tables: VllmTables) -> Finding:
-    """Return what there is of vLLM, which only runs with `generation.backend = "vllm"` need."""
+    """Return the state of vLLM, which only runs with `generation.backend = "vllm"` need."""
     settings = tables.vllm
     if settings.url:
         patient = msgspec.structs.replace(settings, retry_seconds_max=0, timeout_seconds=PROBE_SECONDS)
@@ -210,7 +210,7 @@ def vllm_finding(tables: VllmTables) -> Finding:
 def _print_findings(findings: Sequence[Finding]) -> None:
     table = Table(box=None, header_style="bold")
     for title in ("", "what", "found", "what to do"):
-        table.add_column(title, overflow="fold")  # a path that is cut short helps nobody
+        table.add_column(title, overflow="fold")  # a truncated path is useless
     for finding in findings:
         table.add_row(MARKS[finding.level], finding.name, finding.found, finding.advice)
     Console().print(table)

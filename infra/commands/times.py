@@ -1,4 +1,4 @@
-"""Times as people type them: a moment ("2026-01-31T08:00"), or how long ago ("90m", "2h", "3d")."""
+"""Times as people type them: a moment ("2026-01-31T08:00") or an age ("90m", "2h", "3d")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
 def moment_ms(text: str, *, now_ms: int, option: str) -> int:
-    """Return the moment in milliseconds since the epoch; without a zone it is the machine's own.
+    """Return the moment in milliseconds since the epoch; without a zone, the machine's zone applies.
 
     Raises SettingsError naming the option.
     """
@@ -21,5 +21,5 @@ def moment_ms(text: str, *, now_ms: int, option: str) -> int:
         return round(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise SettingsError(
-            f"{option}: expected a moment like 2026-01-31T08:00 or how long ago like 90m, 2h or 3d, got {text!r}"
+            f"{option}: expected a moment such as 2026-01-31T08:00, or an age such as 90m, 2h or 3d, got {text!r}"
         ) from error

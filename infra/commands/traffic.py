@@ -1,4 +1,4 @@
-"""`searchloop replay import-ubi` and `import-sessions`: traffic from outside, as a run that can be replayed."""
+"""`searchloop replay import-ubi` and `import-sessions`: external traffic, imported as a run that can be replayed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from infra.commands.results import show_result, warn
 
 
 @click.command(name="import-ubi")
-@click.option("--queries", required=True, type=click.Path(path_type=Path), help="Queries, NDJSON, plain or packed.")
-@click.option("--events", required=True, type=click.Path(path_type=Path), help="Events, NDJSON, plain or packed.")
-@click.option("--application", help="Of this application alone.")
-@click.option("--into", required=True, help="The new run's name.")
-@click.option("--index", help="Also make a request of each search, with this index's context.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.option(
+    "--queries", required=True, type=click.Path(path_type=Path), help="File of queries (NDJSON), plain or compressed."
+)
+@click.option(
+    "--events", required=True, type=click.Path(path_type=Path), help="File of events (NDJSON), plain or compressed."
+)
+@click.option("--application", help="Import only this application.")
+@click.option("--into", required=True, help="Name of the new run.")
+@click.option("--index", help="Also make a request from each search, with the context of this index.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_obj
 def import_ubi(
     app: App, queries: Path, events: Path, application: str | None, into: str, index: str | None, as_json: bool
 ) -> None:
-    """Read User Behavior Insights (UBI 1.3) as feedback, and with --index as requests.
+    """Import User Behavior Insights (UBI 1.3) as feedback and, with --index, as requests.
 
     \b
-    Each application is read by itself. A position with more clicks than impressions is left out, and counted; so is
-    whatever cannot be read. Actions without an impression are kept, and counted as orphans. A time without a zone is
-    UTC. Both files are read before anything is made; if the import fails, nothing of it stays.
+    Each application is read separately. Positions with more clicks than impressions and unreadable lines are left out
+    and counted. Actions without an impression are kept and counted as orphans. A time without a zone is UTC. Both files
+    are read before anything is written. If the import fails, everything that it wrote is deleted.
 
     \b
     Example:
@@ -51,21 +55,23 @@ def import_ubi(
 
 @click.command(name="import-sessions")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--into", required=True, help="The new run's name.")
-@click.option("--application", default="sessions", show_default=True, help="What the traffic is to be called.")
-@click.option("--corpus", type=click.Path(path_type=Path), help="The catalogue: count rows that name no product of it.")
-@click.option("--index", help="Also make a request of each session, with this index's context.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.option("--into", required=True, help="Name of the new run.")
+@click.option("--application", default="sessions", show_default=True, help="Name of the traffic's application.")
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), help="Catalogue; rows that name no product of it are counted."
+)
+@click.option("--index", help="Also make a request from each session, with the context of this index.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_obj
 def import_sessions(
     app: App, file: Path, into: str, application: str, corpus: Path | None, index: str | None, as_json: bool
 ) -> None:
-    """Read ranked click sessions (CSV) as feedback, and with --index as requests.
+    """Import ranked click sessions (CSV) as feedback and, with --index, as requests.
 
     \b
-    Columns: session_id,query,rank0,doc_id,clicked; rank0 counts from 0, and a session's rows stand together. A row that
-    cannot be used is left out, and counted. The file is read through once before anything is made; if the import
-    fails, nothing of it stays.
+    The columns are session_id,query,rank0,doc_id,clicked; rank0 counts from 0. The rows of a session must be adjacent.
+    Unusable rows are left out and counted. The file is read once before anything is written. If the import fails,
+    everything that it wrote is deleted.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`searchloop train`, `run`, `relevance` and `demo`: the verbs that make a policy."""
+"""`searchloop train`, `run` and `relevance`: the verbs that make a policy."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from streams.stopping import Stop
 
 
 @click.command()
-@click.option("--recipe", default="leser", show_default=True, help="A recipe's name, or a TOML file of one's own.")
-@click.option("--index", default="catalogue", show_default=True, help="The index to learn on.")
+@click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file.")
+@click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
 @click.option(
-    "--queries", type=click.Path(path_type=Path), help="Training queries (JSONL); made from the index without."
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="Training queries (JSONL). Default: queries generated from the index.",
 )
-@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) that must not train anything.")
-@click.option("--updates", type=click.IntRange(min=1), help="Optimizer steps; the recipe's number without.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training.")
+@click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", "run_name", help="The run's name; the same name goes on where it stopped. [RECIPE-INDEX-SEED]")
-@click.option("--from", "from_run", help="Begin with the warmed-up policy of this run instead of making one.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.option(
+    "--run", "run_name", help="Name of the run; an existing run continues where it stopped. [RECIPE-INDEX-SEED]"
+)
+@click.option("--from", "from_run", help="Start from the warmed-up policy of this run instead of making one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_obj
 def train(
     app: App,
@@ -46,11 +50,11 @@ def train(
     from_run: str | None,
     as_json: bool,
 ) -> None:
-    """Teach a policy from the search engine's answers.
+    """Train a policy on the search engine's answers.
 
     \b
-    Makes what is missing (training queries, relevance model, teacher, warm-up), starts every worker, restarts one that
-    dies, and ends with a summary. Ctrl-C stops in order; the same command goes on.
+    `train` makes the missing parts (training queries, relevance model, teacher, warm-up), starts every worker, restarts
+    workers that die, and ends with a summary. Ctrl-C stops the run in order; the same command continues it.
 
     \b
     Example:
@@ -61,7 +65,7 @@ def train(
     from search_env.catalogue.corpora import load_queries
 
     app = app.with_recipe(recipe_path(recipe))
-    # Before any service is started for it: what can be refused is refused at once.
+    # Check the input files before any service starts.
     left_out = load_queries(held_out) if held_out else []
     if queries is not None:
         load_queries(queries)
@@ -83,17 +87,21 @@ def train(
 
 @click.command()
 @click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink", "monitor"]))
-@click.option("--run", "run_name", required=True, help="The run to work for.")
+@click.option("--run", "run_name", required=True, help="Run to work for.")
 @click.option(
-    "--worker", default=1, show_default=True, type=click.IntRange(min=1), help="Number among its role's workers."
+    "--worker",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of this worker among the workers of its role.",
 )
 @click.option("--supervised", is_flag=True, hidden=True, help="Stop when standard input closes.")
 @click.pass_obj
 def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> None:
-    """Run one worker of a run, for scale-out: `train` starts the first of each by itself.
+    """Run one more worker of a run, to scale out; `train` starts the first worker of each role.
 
     \b
-    A monitor is no part of the loop: `watch` starts one where there is none.
+    A monitor is not part of the loop; `watch` starts one if none is running.
 
     \b
     Example:
@@ -130,15 +138,17 @@ def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
 
 
 @click.command()
-@click.option("--index", default="catalogue", show_default=True, help="The index whose documents it scores.")
+@click.option("--index", default="catalogue", show_default=True, help="Index whose documents the model scores.")
 @click.option(
-    "--queries", type=click.Path(path_type=Path), help="Judged queries (JSONL); made from attributes without."
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="Judged queries (JSONL). Default: queries generated from the attributes.",
 )
-@click.option("--qrels", type=click.Path(path_type=Path), help="Their judgments; needed with --queries.")
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object on standard output.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of these queries; required with --queries.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
 @click.pass_obj
 def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as_json: bool) -> None:
-    """Train the relevance model that rewards are made of: on judgments, or on the catalogue's attributes.
+    """Train the relevance model that computes the rewards, on judgments or on the catalogue's attributes.
 
     \b
     Example:

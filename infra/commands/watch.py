@@ -1,4 +1,4 @@
-"""`searchloop watch`: a run while it learns, in the terminal."""
+"""`searchloop watch`: the progress of a run, in the terminal."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ STATE_STYLES = {"stalled": "red", "unknown": "yellow", "stopped": "yellow"}
 
 
 @click.command()
-@click.option("--run", "name", required=True, help="The run's name.")
-@click.option("--once", is_flag=True, help="Show it once, as soon as everything in the log is counted, and end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
+@click.option("--run", "name", required=True, help="Name of the run.")
+@click.option("--once", is_flag=True, help="Show the run once, as soon as everything in the log is counted, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line on standard output.")
 @click.pass_obj
 def watch(app: App, name: str, once: bool, as_json: bool) -> None:
-    """Show a run while it learns: its state, reward, spread, validity and staleness by policy version, lags, dead
-    letters, alerts.
+    """Show the progress of a run: its state; reward, spread, validity and staleness by policy version; lags, dead
+    letters and alerts.
 
     \b
-    It reads what a monitor publishes, and starts one for as long as it looks if none is at work. Nothing of the run
-    depends on either: stop and kill them as you like. Ctrl-C ends it.
+    `watch` reads the windows that a monitor publishes. If no monitor is running, `watch` starts one and stops it at the
+    end. The run depends on neither, so you can stop or kill both at any time. Ctrl-C ends `watch`.
 
     \b
     Example:
@@ -53,10 +53,10 @@ def watch(app: App, name: str, once: bool, as_json: bool) -> None:
     watcher = Watcher(app, name)
     stop = Stop()
     try:
-        # kafka-python 3.0 keeps exceptions that a signal handler raises while it polls: a flag is not lost in there.
+        # kafka-python 3.0 swallows exceptions that a signal handler raises while it polls; a flag is not lost.
         with interrupts(stop), monitored(app, name) as process:
             if process is not None:
-                click.echo(f"started a monitor of run {name} for the while (pid {process.pid})", err=True)
+                click.echo(f"started a monitor of run {name} until this command ends (pid {process.pid})", err=True)
             if once:
                 wait_until_read(watcher, process, run_dir, stop)
                 _show(watcher.view(), console, as_json=as_json)
@@ -90,7 +90,7 @@ def _show(view: View, console: Console, *, as_json: bool) -> None:
 
 
 def render(view: View) -> RenderableType:
-    """Return the view for a terminal. Names from the log are shown as they are: none of them is markup."""
+    """Return the view for a terminal. Names from the log are shown literally, never as markup."""
     wanted = f" of {view.updates_wanted}" if view.updates_wanted else ""
     lag = "-" if view.policy_lag is None else str(view.policy_lag)
     head = Text(
@@ -152,5 +152,5 @@ def _dead(view: View) -> Text:
 
 def _alerts(view: View) -> list[Text]:
     if not view.alerts:
-        return [Text("nothing to warn of", "green")]
+        return [Text("no alerts", "green")]
     return [Text(f"{alert.name}: {alert.what}", "yellow") for alert in view.alerts]

@@ -1,1 +1,1 @@
-"""Experiments: a paper's whole table from one plan, arm by arm and seed by seed, and what it says."""
+"""Experiments: a paper's whole table from one plan, arm by arm and seed by seed, with its results."""

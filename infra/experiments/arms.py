@@ -1,7 +1,7 @@
-"""Doing an experiment: make what is not made, rank what is not ranked, and go on where it was stopped.
+"""Running an experiment: make the missing policies and rankings, and continue where it stopped.
 
-Everything that is done is a file under `experiments/NAME`: the plan, what was made of each policy, and one TREC run per
-arm, seed and query set. A file is written whole or not at all, so what is there is done.
+Every finished part is a file under `experiments/NAME`: the plan, the record of each policy, and one TREC run file per
+arm, seed and query set. A file is written completely or not at all, so an existing file marks a finished part.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PLAN_FILE = "plan.json"
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """What an experiment was begun with; the same folder never holds two.
+    """The start of an experiment; a folder never holds two experiments.
 
-    plan: as it was asked for last, and behind its arms those that were asked for before. judged: hash of the queries
-    and judgments of a user's own, "" where there are none; files: their two files.
+    plan: the plan of the last call; the arms of earlier calls follow its arms. judged: hash of the user's queries and
+    judgments, "" if there are none; files: the two files of these.
     """
 
     plan: Plan
@@ -42,22 +42,21 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: tuple[str, ...] = ()) -> None:
-    """Keep what the experiment was begun with, or see that it is the same that is asked for now.
+    """Write the start of the experiment, or check that an existing one matches this call.
 
-    given, files: judged queries of the user's own, and the files that they came from. More seeds or arms may be asked
-    for later, and judged queries; what is kept of an arm may not change, whenever it was made. Raises SettingsError if
-    it does.
+    given, files: the user's judged queries, and their files. A later call may add seeds, arms or judged queries. It
+    must not change an arm that the folder already holds. Raises SettingsError if it does.
     """
     path = folder / PLAN_FILE
     judged = hashlib.sha256(msgspec.json.encode(given, order="deterministic")).hexdigest() if given else ""
     if path.is_file():
         before = read_begun(folder)
-        kept = {arm.slug: arm for arm in before.plan.arms}  # Its files are named so.
+        kept = {arm.slug: arm for arm in before.plan.arms}  # The slug is in the names of the arm's files.
         changed = [arm.name for arm in plan.arms if _but_seeds(kept.get(arm.slug, arm)) != _but_seeds(arm)]
         same = (before.index, before.plan.recipe, before.plan.updates, before.plan.top)
         if changed or same != (index, plan.recipe, plan.updates, plan.top):
-            what = f"arm {changed[0]!r} was another one" if changed else "index, recipe, updates or top were others"
-            raise SettingsError(f"{folder} holds an experiment of that name, in which {what}; choose another --into")
+            what = f"arm {changed[0]!r} differs" if changed else "index, recipe, updates or top differ"
+            raise SettingsError(f"{folder} holds an experiment of that name in which {what}; choose another --into")
         if judged and before.judged not in ("", judged):
             raise SettingsError(f"{folder} holds an experiment with other judged queries; choose another --into")
         judged, files = (judged, files) if judged else (before.judged, before.files)
@@ -72,14 +71,14 @@ def _but_seeds(arm: Arm) -> Arm:
 
 
 def read_begun(folder: Path) -> Begun:
-    """Return what the experiment in this folder was begun with."""
+    """Return the start of the experiment in this folder."""
     return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=Begun)
 
 
 def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | None, report: Report) -> None:
-    """Make and rank every arm with every seed, as far as it is not done; app: with the recipe's settings.
+    """Make and rank every unfinished arm with every seed. app: has the recipe's settings.
 
-    given: judged queries of the user's own, which train nothing and are ranked too.
+    given: the user's judged queries, which are also ranked and train nothing.
     """
     folder = app.home.experiment(name)
     for job in jobs(plan, name=name, index=index):
@@ -96,7 +95,7 @@ def run_arms(app: App, plan: Plan, *, name: str, index: str, given: Judged | Non
 
 
 def jobs(plan: Plan, *, name: str, index: str) -> Iterator[Job]:
-    """Give every policy that the plan asks for."""
+    """Yield a job for every policy that the plan needs."""
     for arm in plan.arms:
         if arm.train:
             for seed in plan.seeds_of(arm):
@@ -104,12 +103,12 @@ def jobs(plan: Plan, *, name: str, index: str) -> Iterator[Job]:
 
 
 def made_file(folder: Path, job: Job) -> Path:
-    """Return where it is kept what was made of a policy."""
+    """Return the path of a policy's record."""
     return folder / "made" / f"{job.arm.slug}.{job.seed}.json"
 
 
 def read_made(home: Home, job: Job) -> Made:
-    """Return what was made of a policy."""
+    """Return a policy's record."""
     return msgspec.json.decode(made_file(home.experiment(job.name), job).read_bytes(), type=Made)
 
 
@@ -119,7 +118,7 @@ def row_name(arm: Arm, seed: int) -> str:
 
 
 def commands(home: Home, plan: Plan, *, name: str, index: str) -> list[str]:
-    """Return the commands that do by hand what the experiment has done, in order."""
+    """Return, in order, the commands that repeat the experiment by hand."""
     queries, *qrels = read_begun(home.experiment(name)).files or ("",)
     held_out = f" --held-out {queries}" if queries else ""
     judged = f" --queries {queries} --qrels {qrels[0]}" if queries else ""

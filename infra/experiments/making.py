@@ -1,6 +1,6 @@
-"""How an arm's policy is made, one way each: by a run's updates, by DPO on another run's groups, by turns.
+"""The ways to make an arm's policy: by a run's updates, by DPO on another run's groups, or by turns.
 
-Each way says too how it is done by hand, and goes on where it was stopped.
+Each way also gives its command for use by hand, and continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Points = tuple[tuple[float, float], ...]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy to make: that of an arm of an experiment, on an index, with a seed."""
+    """One policy to make: for an arm of an experiment, on an index, with a seed."""
 
     plan: Plan
     arm: Arm
@@ -38,20 +38,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def run(self) -> str:
-        """Return the name of the run that is made, or with which the names of its runs begin."""
+        """Return the name of the new run, or the common prefix of the names of its runs."""
         return run_name(self.name, self.arm, self.seed)
 
     @property
     def start(self) -> str | None:
-        """Return the run that this one begins with."""
+        """Return the name of the run whose policy this one starts from."""
         start = self.arm.train.start if self.arm.train else None
         return run_name(self.name, self.plan.arm(start), self.seed) if start else None
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made. runs: in their order, whose logs tell how it learned. answers: the run that ranks.
+    """The record of a policy. runs: the runs, in order, whose logs hold its training. answers: the run that ranks.
 
-    change: settings that its rankings need. curves: what no run's log holds, {what: (place, value) points}.
+    change: settings that its rankings need. curves: values that no run's log holds, {what: (place, value) points}.
     """
 
     runs: tuple[str, ...]
@@ -60,7 +60,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     curves: dict[str, Points] = {}
 
     def run_with(self, home: Home, policy: str) -> str:
-        """Return the run that answers for a version: the first that has it. For other names, the one that ranks."""
+        """Return the first run that has this version; for other names, return the run that ranks."""
         for run in self.runs if policy != "latest" else ():
             try:
                 find_version(home.run(run) / "checkpoints", policy)
@@ -71,7 +71,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(NamedTuple):
-    """One way to make a policy: how to do it, the command that does it by hand, and whether that takes --held-out."""
+    """One way to make a policy: its function, its command for use by hand, and whether that takes --held-out."""
 
     make: Callable[[App, Job, Sequence[Query], Report], Made]
     by_hand: Callable[[Job], str]
@@ -79,7 +79,7 @@ class Way(NamedTuple):
 
 
 def make(app: App, job: Job, *, held_out: Sequence[Query], report: Report) -> Made:
-    """Make an arm's policy as far as it is not made; app: with the recipe's settings."""
+    """Make the missing parts of an arm's policy. app: has the recipe's settings."""
     training = job.arm.train
     assert training is not None
     changed = app.with_changes(f"arm {job.arm.name!r}", assignments_layer(training.change))
@@ -92,7 +92,7 @@ def make(app: App, job: Job, *, held_out: Sequence[Query], report: Report) -> Ma
 
 
 def by_hand(job: Job, held_out: str) -> str:
-    """Return the command that makes this policy; held_out: the option that keeps queries from training anything."""
+    """Return the command that makes this policy. held_out: the option that keeps queries out of all training."""
     training = job.arm.train
     assert training is not None
     way = WAYS[training.by]
@@ -106,7 +106,7 @@ def run_name(name: str, trainer: Arm, seed: int) -> str:
 
 
 def variable(change: str) -> str:
-    """Return a change as the environment variable that makes it."""
+    """Return the environment variable, with its value, of a change."""
     path, _, value = change.partition("=")
     return f"{PREFIX}{path.replace('.', '__').upper()}={value}"
 
@@ -118,7 +118,7 @@ def _update(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
         if load_current(app.home.run(job.run) / "checkpoints")[1].policy.step >= updates:
             return made
     except CheckpointError:
-        pass  # Not begun, or not even warmed up.
+        pass  # Not started, or not warmed up yet.
     train_run(
         app,
         recipe=job.plan.recipe,
@@ -144,7 +144,7 @@ def _update_by_hand(job: Job) -> str:
 
 
 def _prefer(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:
-    assert job.start is not None  # The plan was checked for it.
+    assert job.start is not None  # The plan's check guarantees it.
     if not app.home.run(job.run).is_dir():
         prefer_run(app, run=job.start, into=job.run, report=report)
     return Made(runs=(job.run,), answers=job.run)
@@ -171,7 +171,7 @@ def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -
 
 
 def made_by_turns(state: Alternation) -> Made:
-    """Return what turns have made: the best of them ranks, with the partner's version that it ended with."""
+    """Return the record of turns: the best turn ranks, with the partner's version at its end."""
     told = {name for turn in state.turns for name in turn.told}
     return Made(
         runs=tuple(turn.run for turn in state.turns),

@@ -1,4 +1,4 @@
-"""Measuring a run's policy versions, and methods that learn nothing, on its recipe's held-out sets, paired by query."""
+"""Measures of policy versions and of baselines on a recipe's held-out sets, paired by query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_r
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One held-out set: every ranking's measures with intervals, and recall at 90 % precision with one threshold."""
+    """One held-out set: every ranking's measures with intervals, and recall at 90% precision with one threshold."""
 
     name: str
     evaluation: Evaluation
@@ -38,10 +38,10 @@ def rank_run(
     top: int = TOP,
     recipe: Recipe | None = None,
 ) -> list[Ranked]:
-    """Return how a policy version or a method ranks the held-out sets of a run's recipe, under the run's own settings.
+    """Return a policy version's or a baseline's rankings of the held-out sets of a run's recipe.
 
-    changes: tables of settings that are to differ from them. recipe: the run's, where many rankings share what it
-    keeps.
+    The run's own settings apply. changes: tables of settings that differ from them. recipe: the run's recipe object;
+    pass it if many rankings share its cached data.
     """
     ranking = app.with_settings(run.settings)
     if changes:
@@ -52,7 +52,7 @@ def rank_run(
 
 
 def without_run(app: App, *, recipe: str, index: str, seed: int) -> RunSettings:
-    """Return what stands for a run where a method needs none; app: with the recipe's settings."""
+    """Return placeholder settings for baselines, which need no run. app: has the recipe's settings."""
     return RunSettings(
         run=f"{index}-{seed}",
         recipe=recipe,
@@ -67,16 +67,16 @@ def without_run(app: App, *, recipe: str, index: str, seed: int) -> RunSettings:
 def measure_rankings(
     rankings: Mapping[str, Sequence[Ranked]], *, baseline: str | None, settings: EvaluationSettings, report: Report
 ) -> list[Measured]:
-    """Return each held-out set with all rankings, by name, measured on it.
+    """Return each held-out set with the measures of all rankings, by name.
 
-    baseline: one of these names. Raises EvaluationError if the rankings do not share their sets.
+    baseline: the name of one ranking. Raises EvaluationError if the rankings have different sets.
     """
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     qrels: dict[str, Qrels] = {}
     for name, ranked in rankings.items():
         for each in ranked:
             if qrels.setdefault(each.name, each.qrels) != each.qrels:
-                raise EvaluationError(f"runs have different judgments for {each.name!r}: measure them one by one")
+                raise EvaluationError(f"the runs have different judgments for {each.name!r}: measure them separately")
             found.setdefault(each.name, {})[name] = each.run
     return [
         Measured(

@@ -1,4 +1,4 @@
-"""An experiment as one HTML page: a table a query set, the curves of training, and the commands to do it again."""
+"""An experiment as one HTML page: one table per query set, the training curves, and the commands to repeat it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def render_experiment(results: Results) -> str:
     """Return the whole page."""
     sections = [
         f"<h1>{clean(results.title)}</h1>",
-        f'<p class="quiet">index {clean(results.index)}; differences against {clean(results.baseline)}; 95 % intervals '
-        f"from {results.samples:,} draws by query, paired; p after Holm over the measures</p>",
+        f'<p class="quiet">index {clean(results.index)}; differences to {clean(results.baseline)}; 95% intervals '
+        f"from {results.samples:,} draws over queries, paired; p after Holm over the measures</p>",
     ]
     for each in results.sets:
         sections += _set_sections(each, results)
-    sections += ['<h2>While it learned</h2><div class="charts">', *_charts(results), "</div>"]
+    sections += ['<h2>Training</h2><div class="charts">', *_charts(results), "</div>"]
     listing = "\n".join(map(clean, results.commands))
-    sections.append(f'<h2>Once more, by hand</h2><div class="wide"><pre>{listing}</pre></div>')
+    sections.append(f'<h2>Commands to repeat it by hand</h2><div class="wide"><pre>{listing}</pre></div>')
     return html_page(results.title, sections)
 
 
@@ -32,7 +32,7 @@ def _set_sections(each: SetTable, results: Results) -> list[str]:
         f"<h2>{clean(each.name)}</h2>",
         f'<p class="quiet">{each.queries} queries, {each.without_relevant} of them without a relevant document</p>',
         html_table(["arm", *measures], reached),
-        f'<p class="quiet">Against {clean(results.baseline)}</p>',
+        f'<p class="quiet">Differences to {clean(results.baseline)}</p>',
         html_table(["arm", *results.measures], gained),
     ]
 

@@ -1,8 +1,8 @@
-"""What an experiment compares: its arms, what trains each of them, and with which seeds.
+"""The plan of an experiment: its arms, their training, and their seeds.
 
 A plan is a TOML file. An arm is one row of the table: a way to rank. It uses no policy (`search = "rm3"`), a policy
-that is trained for it (`train`), or another arm's (`of`), at some version (`search = "0"` is the warmed-up policy).
-The recipe says what `search` may name.
+that is trained for it (`train`), or another arm's policy (`of`), at some version (`search = "0"` is the warmed-up
+policy). The recipe defines the names that `search` accepts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Seed = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an arm's policy is made: `change` lists settings that differ from the recipe's, as TABLE.KEY=VALUE.
+    """The training of an arm's policy. change: settings that differ from the recipe's, as TABLE.KEY=VALUE.
 
     by: "updates" of a run (GRPO), DPO on the "preferences" in another arm's logged groups, or "turns" of summarizer
-    and retriever. start: the arm whose warmed-up policy this one begins with, so that the two differ in nothing but
-    what comes after; for preferences also the one whose groups they are.
+    and reader. start: the arm whose warmed-up policy this one starts from, so that the two differ only in the training
+    after it; for "preferences" also the arm whose groups give the preferences.
     """
 
     by: WAYS = "updates"
@@ -38,10 +38,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the table.
 
-    search: a policy version or a method, as `searchloop measure RUN:POLICY` takes it. train: the policy is trained for
-    this arm. of: the arm whose run answers, where this one trains none. change: settings that differ while it ranks.
-    seeds: fewer than the plan's, where a row needs no more; where nothing is trained the first one without.
-    temperature: above 0, texts are sampled and not decoded as they are served.
+    search: a policy version or a baseline, as in `searchloop measure RUN:POLICY`. train: the training of a policy for
+    this arm. of: the arm whose run answers, if this arm trains no policy. change: settings that differ for ranking.
+    seeds: a subset of the plan's seeds, if the row needs no more. Default: all seeds; if nothing is trained, the first.
+    temperature: if above 0, texts are sampled instead of decoded greedily as in serving.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=60)]
@@ -54,16 +54,17 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def slug(self) -> str:
-        """Return the name as it stands in the names of runs and files."""
+        """Return the arm's name in the form for names of runs and files."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole experiment.
 
-    baseline: the arm that every other is compared with, query by query, seed by seed. measures: "retrieval gain" is a
-    difference only. updates: of every trained arm (of each of its turns, if it takes some); the recipe's number
-    without. top: documents of every ranking. samples: bootstrap draws.
+    baseline: the arm that every other arm is compared with, query by query and seed by seed. measures: names of
+    measures; "retrieval gain" is only a difference. updates: number of updates of every trained arm (of each turn, if
+    it takes turns). Default: the recipe's number. top: number of documents per ranking. samples: number of bootstrap
+    draws.
     """
 
     title: str
@@ -77,15 +78,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     samples: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 2_000
 
     def arm(self, name: str) -> Arm:
-        """Return the arm of that name."""
+        """Return the arm with this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def trainer(self, arm: Arm) -> Arm | None:
-        """Return the arm whose run answers for this one, or None where no run is needed."""
+        """Return the arm whose run answers for this arm, or None if it needs no run."""
         return arm if arm.train else (self.arm(arm.of) if arm.of else None)
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
-        """Return the seeds of an arm: the plan's, or those of them that it asks for; one where nothing is trained."""
+        """Return the seeds of an arm: the plan's seeds, or the arm's subset of them; one seed if nothing is trained."""
         trainer = self.trainer(arm)
         if trainer is None and arm.seeds is None:
             return self.seeds[:1]
@@ -96,11 +97,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def read_plan(
     path: Path, *, seeds: tuple[int, ...] = (), arms: tuple[str, ...] = (), baseline: str | None = None
 ) -> Plan:
-    """Return a plan; where it is asked with other seeds, with some of its arms only (and those that they need), or with
-    another arm as the baseline.
+    """Return the plan of a file, optionally with other seeds, fewer arms or another baseline.
 
-    Arms that have none of the other seeds are left out.
-    Raises SettingsError naming the file, the place, what was expected and what came.
+    seeds: arms with none of these seeds are left out. arms: only these arms are kept, and the arms that they need.
+    Raises SettingsError with the file, the place, the expected and the given value.
     """
     try:
         plan = msgspec.convert(read_toml(path), Plan)
@@ -123,12 +123,12 @@ def _check(plan: Plan, path: Path) -> None:
     names = [arm.name for arm in plan.arms]
     trained = [arm.name for arm in plan.arms if arm.train]
     if len({arm.slug for arm in plan.arms}) < len(names):
-        raise SettingsError(f"{path}: expected arms with names of their own, got {', '.join(names)}")
+        raise SettingsError(f"{path}: expected arms with unique names, got {', '.join(names)}")
     if plan.baseline not in names:
         raise SettingsError(f"{path}: baseline: expected one of the arms ({', '.join(names)}), got {plan.baseline!r}")
     for arm in plan.arms:
         if arm.train and arm.of:
-            raise SettingsError(f"{path}: arm {arm.name!r} has both `train` and `of`: give the one that answers")
+            raise SettingsError(f"{path}: arm {arm.name!r} has both `train` and `of`: keep the one that answers")
         start = arm.train.start if arm.train else None
         for other in (arm.of, start):
             if other is not None and (other not in trained or other == arm.name):
@@ -137,7 +137,7 @@ def _check(plan: Plan, path: Path) -> None:
                     f"{path}: arm {arm.name!r}: expected an arm that is trained ({known}), got {other!r}"
                 )
         if start is not None and not set(plan.seeds_of(arm)) <= set(plan.seeds_of(plan.arm(start))):
-            raise SettingsError(f"{path}: arm {arm.name!r}: expected seeds that {start!r} has too, got more")
+            raise SettingsError(f"{path}: arm {arm.name!r}: expected only seeds that {start!r} has, got others")
         if arm.train and (arm.train.by, bool(arm.train.start)) in (("preferences", False), ("turns", True)):
             wanted = "the arm whose logged groups give the preferences" if arm.train.by == "preferences" else "none"
             raise SettingsError(
@@ -146,9 +146,9 @@ def _check(plan: Plan, path: Path) -> None:
 
 
 def check_methods(plan: Plan, methods: Sequence[str]) -> None:
-    """See that every arm has a run to rank with, or needs none. methods: those of the recipe that need no run.
+    """Check that every arm has a run to rank with, or needs none. methods: the recipe's baselines, which need no run.
 
-    Raises SettingsError naming the arm and the methods.
+    Raises SettingsError with the arm and the baselines.
     """
     for arm in plan.arms:
         if plan.trainer(arm) is None and arm.search not in methods:

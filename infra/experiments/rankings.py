@@ -1,4 +1,4 @@
-"""Rankings kept as TREC files, a folder a query set: its judgments, and one run file for each row that was ranked."""
+"""Rankings stored as TREC files, in one folder per query set: its judgments, and one run file per ranked row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ QRELS_FILE = "qrels.tsv"
 
 
 def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
-    """Write a row's ranking of each set, each whole or not at all.
+    """Write a row's ranking of each set, each file completely or not at all.
 
-    Raises EvaluationError if another row was ranked there with other judgments.
+    Raises EvaluationError if the folder holds another row with different judgments.
     """
     names = set_names(folder)
     for each in ranked:
@@ -35,7 +35,7 @@ def keep_rankings(folder: Path, row: str, ranked: Sequence[Ranked]) -> None:
 
 
 def set_names(folder: Path) -> list[str]:
-    """Return the names of the sets that something was ranked for, in the order in which the recipe gave them.
+    """Return the names of the ranked sets, in the recipe's order.
 
     Raises EvaluationError if the file that lists them is damaged.
     """
@@ -49,17 +49,17 @@ def set_names(folder: Path) -> list[str]:
 
 
 def set_folder(folder: Path, name: str) -> Path:
-    """Return where a set's judgments and rankings lie.
+    """Return the folder of a set's judgments and rankings.
 
-    Raises EvaluationError for a set whose name no folder can have.
+    Raises EvaluationError if the set's name is not valid for a folder.
     """
     return folder / _named("set", name.replace(" ", "-"))
 
 
 def row_file(folder: Path, set_name: str, row: str) -> Path:
-    """Return the run file of a row on a set.
+    """Return the path of a row's run file on a set.
 
-    Raises EvaluationError for a row whose name no file can have.
+    Raises EvaluationError if the row's name is not valid for a file.
     """
     return set_folder(folder, set_name) / f"{_named('row', row)}.run"
 

@@ -1,7 +1,8 @@
-"""What an experiment found: one table a query set, one curve a measure, each arm the mean over its seeds.
+"""The results of an experiment: one table per query set and one curve per measure, averaged over the seeds.
 
-An arm's value for a query is its mean over the seeds; intervals and differences are then drawn by query, paired. Where
-the baseline has the same seeds, seed is compared with seed, and every seed's own mean stands beside the mean of all.
+An arm's value for a query is its mean over the seeds. Intervals and differences are then computed over queries, paired.
+If the baseline has the same seeds, only equal seeds are compared. The tables show each seed's mean beside the overall
+mean.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Curve = dict[str, Points]
 
 
 class ArmRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One arm on one set. by_seed: {measure: {seed: mean}}; differences are against the baseline."""
+    """One arm on one set. by_seed: {measure: {seed: mean}}; differences are to the baseline."""
 
     name: str
     seeds: tuple[int, ...]
@@ -69,7 +70,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(NamedTuple):
-    """One arm's ranking with one seed, measured: by query, and the pooled recall, which no query has."""
+    """The measures of one arm's ranking with one seed: by query, and the pooled recall over all queries."""
 
     values: dict[str, Values]
     gained: Values
@@ -77,7 +78,7 @@ class Row(NamedTuple):
 
 
 def read_results(home: Home, plan: Plan, *, name: str, index: str) -> Results:
-    """Return what a finished experiment found."""
+    """Return the results of a finished experiment."""
     rankings = home.experiment(name) / "rankings"
     return Results(
         title=plan.title,
@@ -139,7 +140,7 @@ def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, Row]]) -> ArmRow
 
 
 def _compared(plan: Plan, name: str, mine: Mapping[int, Row], base: Mapping[int, Row]) -> tuple[list[Row], list[Row]]:
-    """Return the rows of both arms that are compared: of the same seeds, or all where one arm is not trained."""
+    """Return the rows of both arms to compare: rows of the same seeds, or all rows if one arm is not trained."""
     seeds = [seed for seed in mine if seed in base]
     if not seeds or any(plan.trainer(plan.arm(arm)) is None for arm in (name, plan.baseline)):
         return list(mine.values()), list(base.values())
@@ -173,7 +174,7 @@ def _pooled(rows: Sequence[Row]) -> Drawn:
 
 
 def _curves(home: Home, plan: Plan, name: str, index: str) -> dict[str, Curve]:
-    """Return reward and its parts, validity and entropy by update, each trained arm's mean over its seeds."""
+    """Return reward, its parts, validity and entropy by update, as each trained arm's mean over its seeds."""
     found: dict[str, dict[str, dict[float, list[float]]]] = {}
 
     def add(what: str, arm: str, place: float, value: float | None) -> None:
@@ -189,7 +190,7 @@ def _curves(home: Home, plan: Plan, name: str, index: str) -> dict[str, Curve]:
             try:
                 report = read_report(home.run(run))
             except StorageError:
-                continue  # A run whose log was cleaned away, or that learned from no group, still has its rankings.
+                continue  # A run whose log was deleted, or that learned from no group, still has its rankings.
             for version in report.versions:
                 add("reward", job.arm.name, version.step, version.reward)
                 add("valid", job.arm.name, version.step, version.valid)

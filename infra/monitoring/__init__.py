@@ -1,1 +1,1 @@
-"""The live monitor, wired: it reads a run's topics, publishes windows, and shows them. Nothing depends on it."""
+"""The live monitor: it reads a run's topics, publishes windows, and shows them. Nothing depends on it."""

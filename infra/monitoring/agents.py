@@ -1,12 +1,12 @@
-"""The monitor's edge to Kafka: a faust app that folds a run's topics into windows and publishes what changed.
+"""The monitor's connection to Kafka: a faust app that folds a run's topics into windows and publishes the changes.
 
-What is known of faust-streaming 0.15.3, and how it is met: its `exactly_once` leaks duplicates, so nothing rests on
-commits: nothing is acknowledged, every monitor has a consumer group of its own, and begins at the log's beginning. It
-acknowledges what it cannot decode, so it is given bytes, and we decode. It drops records at its start, so `Reading`
-asks for them again. Its command line opens a web server on all interfaces, so the app is started without it.
+The app works around these faults of faust-streaming 0.15.3. Its `exactly_once` leaks duplicates, so the monitor uses
+no commits: it acknowledges nothing, has a separate consumer group, and starts at the log's beginning. faust
+acknowledges records that it cannot decode, so it gets bytes, and we decode them. It drops records at its start, so
+`Reading` requests them again. Its command line opens a web server on all interfaces, so the app starts without it.
 
-The windows stand in a faust table in memory whose changelog is the topic that the monitor publishes: at its start the
-table is read back from there, so only what differs is written again.
+The windows are in a faust table in memory. The table's changelog is the topic that the monitor publishes. At its start
+the monitor restores the table from the changelog, so it publishes only differences.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from streams.topics import kind_of, topic_name
 
 SESSION_SECONDS = 8.0
 STOP_SECONDS = 8.0
-SEEK_SECONDS = 2.0  # Longer than a fetch waits for news (1.5 s).
+SEEK_SECONDS = 2.0  # Longer than a fetch waits for new records (1.5 s).
 YEAR_SECONDS = 365 * 86_400.0
 FOLDER = "monitor"
 log = logging.getLogger(__name__)
@@ -51,29 +51,29 @@ RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer":
 
 
 class MonitorTables(msgspec.Struct, frozen=True, kw_only=True):
-    """The one table of a run's settings that a monitor needs."""
+    """The table of a run's settings that a monitor needs."""
 
     monitor: MonitorSettings = MonitorSettings()
 
 
 class MonitorRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a monitor needs of `RunSettings`."""
+    """The part of `RunSettings` that a monitor needs."""
 
     settings: MonitorTables
 
 
 class PublishedTable(faust.Table):  # type: ignore[misc]  # faust's types are not read
-    """A table whose changelog has one partition, whatever the partition of the record at hand."""
+    """A table whose changelog has one partition, whatever the partition of the current record."""
 
     def partition_for_key(self, key: bytes) -> int:
-        """Return 0. faust's own looks at the record at hand, and a timer has none."""
+        """Return 0. The method of faust reads the current record, and a timer has none."""
         return 0
 
 
 def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
-    """Keep the windows of a run until told to stop.
+    """Maintain the windows of a run until told to stop.
 
-    Raises DeliveryError if another monitor is at work on this run, or if faust gives up.
+    Raises DeliveryError if another monitor of this run is running, or if faust fails.
     """
     run_dir = app.home.run(run)
     settings = read_settings_file(run_dir, MonitorRun).settings.monitor
@@ -86,7 +86,7 @@ def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
 def build_app(
     run: str, kafka: KafkaSettings, windows: Windows, reading: Reading, *, datadir: Path
 ) -> tuple[Any, PublishedTable]:
-    """Return the faust app of one monitor, and its table; nothing is connected yet."""
+    """Return the faust app of one monitor and its table, both not connected yet."""
     app = faust.App(
         f"{run}.monitor.{uuid.uuid4().hex[:8]}",
         broker=[f"kafka://{address}" for address in kafka.bootstrap.split(",")],
@@ -96,10 +96,10 @@ def build_app(
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=RECORD_BYTES_MAX + 64 * 1024,
         producer_max_request_size=RECORD_BYTES_MAX + 64 * 1024,
-        stream_wait_empty=False,  # Else a stop waits for acknowledgements, which there are none of.
-        stream_processing_timeout=YEAR_SECONDS,  # Else it takes a quiet topic for a stream that hangs, every 7 s anew.
+        stream_wait_empty=False,  # Otherwise a stop waits for acknowledgements that never come.
+        stream_processing_timeout=YEAR_SECONDS,  # Otherwise faust reports a quiet topic as hanging every 7 s.
         store="memory://",
-        datadir=datadir,  # It makes the folder, though it keeps nothing in it; else in the working directory.
+        datadir=datadir,  # faust makes this folder, by default in the working directory, and stores nothing.
         autodiscover=False,
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -131,10 +131,10 @@ def build_app(
 
 
 def publish(windows: Windows, table: MutableMapping[bytes, bytes], *, truncated: bool) -> None:
-    """Put what changed into the table, which sends it to its topic.
+    """Put the changed windows into the table, which sends them to its topic.
 
-    truncated: retention has taken the log's beginning. A window that was published with more groups stays as it is: it
-    was counted when the log still held them.
+    truncated: True if retention has deleted the log's beginning. A window that was published with more groups then
+    stays unchanged, because it was counted while the log still held them.
     """
     for name, event in windows.changes().items():
         key = name.encode()
@@ -153,7 +153,7 @@ def _lost_groups(published: bytes | None, event: WindowEvent) -> bool:
 
 
 def credentials(kafka: KafkaSettings) -> Any:
-    """Return faust's form of how to be let in, None for a broker that asks for nothing."""
+    """Return the broker's credentials in faust's form; None for a broker that needs none."""
     context = kafka_context(kafka)
     if kafka.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(
@@ -181,7 +181,7 @@ async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop
     async def seek_overdue() -> None:
         known = {(item.topic, item.partition): app.consumer.highwater(item) for item in app.consumer.assignment()}
         for (topic, partition), offset in reading.overdue({item: end or 0 for item, end in known.items()}).items():
-            log.info("%s[%d]: asking again for records from offset %d", topic, partition, offset)
+            log.info("%s[%d]: requesting the records from offset %d again", topic, partition, offset)
             await app.consumer.seek(TP(topic, partition), offset)
 
     app.timer(settings.publish_seconds)(publish_changes)
@@ -192,12 +192,12 @@ async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop
         await asyncio.sleep(0.1)
     crash = app.crash_reason if app.crashed else None
     try:
-        # Stopped in the middle of its start, faust 0.15.3 waits for ever for tables that nobody registers any more.
+        # If faust 0.15.3 is stopped during its start, it waits forever for tables that are never registered.
         await asyncio.wait_for(ready.wait(), STOP_SECONDS if crash is None else 0.0)
         publish(windows, table, truncated=truncated)
         await asyncio.wait_for(asyncio.shield(app.stop()), STOP_SECONDS)
     except TimeoutError:
-        # Its threads would hold the process: it has no state to lose.
+        # Its threads would keep the process alive. The process has no state to lose.
         log.warning("faust does not stop; leaving without it")
         os._exit(0 if crash is None else 1)
     if crash is not None:

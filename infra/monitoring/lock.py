@@ -1,4 +1,4 @@
-"""One monitor at a time for a run on this machine, and how to see whether there is one."""
+"""The lock that allows one monitor at a time for a run on this machine, and its check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCK_FILE = "monitor.lock"
 
 @contextmanager
 def only_monitor(run_dir: Path) -> Iterator[None]:
-    """Hold the run's monitor lock; it goes with the process, however that ends.
+    """Hold the run's monitor lock; the system releases it when the process ends, however it ends.
 
     Raises DeliveryError if another monitor holds it.
     """
@@ -29,7 +29,7 @@ def only_monitor(run_dir: Path) -> Iterator[None]:
 
 
 def monitor_is_running(run_dir: Path) -> bool:
-    """Return whether a monitor of this run is at work on this machine."""
+    """Return whether a monitor of this run is running on this machine."""
     try:
         with (run_dir / LOCK_FILE).open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""Reading without a gap from a consumer that may drop records: what is missing is asked for again.
+"""Reading without gaps from a consumer that may drop records: missing records are requested again.
 
-faust-streaming 0.15.3 drops what it has fetched before its tables are recovered, and then goes back to the committed
-offsets; aiokafka 0.14.0 does not go back to an offset of 0. So the first records of a partition were lost in one start
-of ten. A record that does not follow the one before it is therefore not taken, and the partition is sought back.
+faust-streaming 0.15.3 drops the records that it fetched before its tables are recovered, and then seeks back to the
+committed offsets. aiokafka 0.14.0 cannot seek back to offset 0. The first records of a partition were therefore lost in
+one of ten starts. If a record does not follow the previous one, we do not take it, and seek the partition back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SEEKS_MAX = 5
 
 
 class Reading:
-    """How far each partition was taken without a gap."""
+    """The position up to which each partition was taken without a gap."""
 
     def __init__(self, starts: Mapping[Partition, int]) -> None:
         """starts: each partition's first offset."""
@@ -24,7 +24,7 @@ class Reading:
         self._seeks: Counter[Partition] = Counter()
 
     def take(self, partition: Partition, offset: int) -> bool:
-        """Return whether to take this record: it is the next one, or it was asked for in vain what lies before it."""
+        """Return whether to take this record: it is the next one, or requests for the records before it failed."""
         expected = self._next.get(partition, offset)
         if offset < expected or (offset > expected and self._seeks[partition] < SEEKS_MAX):
             return False
@@ -33,10 +33,10 @@ class Reading:
         return True
 
     def overdue(self, ends: Mapping[Partition, int]) -> dict[Partition, int]:
-        """Return where to seek: each partition that has more to read, and brought nothing since the last call.
+        """Return the offsets to seek to, for each partition with unread records that gave none since the last call.
 
-        ends: the log's end as far as it is known. After `SEEKS_MAX` times in a row the records are taken to be gone, as
-        retention takes them, and the next one that comes is taken.
+        ends: the known ends of the log. After `SEEKS_MAX` calls in a row the records count as deleted by retention, and
+        the next record that comes is taken.
         """
         found = {}
         for partition, offset in self._next.items():

@@ -1,4 +1,4 @@
-"""Following a run's windows from its derived topic, and a monitor of one's own where none is at work."""
+"""Following a run's windows from its derived topic, with a new monitor if none is running."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
 SILENCE_SECONDS_MAX = 120.0
-LAGS_SECONDS = 5.0  # They cost several connections.
+LAGS_SECONDS = 5.0  # One look at the lags costs several connections.
 
 
 class WatchedTables(msgspec.Struct, frozen=True, kw_only=True):
-    """The one table of a run's settings that the view needs."""
+    """The table of a run's settings that the view needs."""
 
     batch: BatchSettings = BatchSettings()
 
 
 class WatchedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What the view needs of `RunSettings`."""
+    """The part of `RunSettings` that the view needs."""
 
     updates: int = 0
     settings: WatchedTables = WatchedTables()
 
 
 class Watcher:
-    """Reads a run's windows as they are published and puts them together."""
+    """A reader of a run's windows that combines them into a view as they are published."""
 
     def __init__(self, app: App, run: str) -> None:
-        """Raises SettingsError if there is no such run, DeliveryError if it has no topics yet or no broker answers."""
+        """Raise SettingsError if the run does not exist, DeliveryError if it has no topics yet or no broker answers."""
         self._run = run
         self._kept = read_settings_file(app.home.run(run), WatchedRun)
         self._kafka = app.connections.kafka
@@ -81,7 +81,7 @@ class Watcher:
         self._consumer.close()
 
     def read(self, *, wait_seconds: float) -> None:
-        """Take what was published since the last call; what cannot be read is passed over, as it can be made anew."""
+        """Take the windows published since the last call; skip unreadable ones, which a monitor can make again."""
         for record in poll(self._consumer, DeliverySettings(), records_max=1000, timeout_seconds=wait_seconds):
             self._events.pop(record.key or b"", None)
             try:
@@ -90,7 +90,7 @@ class Watcher:
                 continue
 
     def view(self) -> View:
-        """Return the run as it is now."""
+        """Return the current view of the run."""
         return build_view(
             self._run,
             self.events(),
@@ -101,20 +101,20 @@ class Watcher:
         )
 
     def events(self) -> list[WindowEvent]:
-        """Return the windows and the monitor's state as they were published last, in the order of their keys."""
+        """Return the last published windows and monitor state, in the order of their keys."""
         return [event for _, event in sorted(self._events.items())]
 
     def ends(self) -> dict[str, int]:
-        """Return the log's end by "kind/partition", where anything is to be read."""
+        """Return the log's ends by "kind/partition", for partitions that hold records."""
         bounds = log_bounds(self._kafka, self._inputs)
         return {f"{kind_of(item.topic)}/{item.partition}": end for item, (start, end) in bounds.items() if start < end}
 
     def positions(self) -> dict[str, int]:
-        """Return how far the monitor has read, by "kind/partition"."""
+        """Return the monitor's positions by "kind/partition"."""
         return self._state().positions
 
     def has_read(self, ends: dict[str, int]) -> bool:
-        """Return whether the monitor has come as far as these ends."""
+        """Return whether the monitor has reached these ends."""
         return all(self.positions().get(place, 0) >= end for place, end in ends.items())
 
     def _state(self) -> MonitorState:
@@ -141,7 +141,7 @@ class Watcher:
 
 @contextmanager
 def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Give a run that a monitor is at work on: the one that is there, or one of our own that ends with this."""
+    """Ensure that a monitor of the run is running; if we start it, yield its process and end it afterwards."""
     run_dir = app.home.run(run)
     if monitor_is_running(run_dir):
         yield None
@@ -158,7 +158,7 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
             stdout=output,
             stderr=output,
             env=shown,
-            start_new_session=True,  # Ctrl-C on the terminal reaches us alone.
+            start_new_session=True,  # Ctrl-C on the terminal reaches only us.
         )
 
     def kill() -> str:
@@ -166,7 +166,7 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
         return "its monitor was killed"
 
     try:
-        with contextlib.suppress(BrokenPipeError):  # It ended before it read; whoever waits for it reports why.
+        with contextlib.suppress(BrokenPipeError):  # It ended before it read; its waiter reports why.
             assert process.stdin is not None
             process.stdin.write(secrets)
             process.stdin.flush()
@@ -184,16 +184,16 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
 
 
 def monitor_log(run_dir: Path) -> Path:
-    """Return where a monitor's output goes."""
+    """Return the path of a monitor's output."""
     return run_dir / "logs" / "monitor.log"
 
 
 def wait_until_read(
     watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: Path, stop: Stop | None = None
 ) -> None:
-    """Wait until the monitor has read what the log held at the call, or until told to stop.
+    """Wait until the monitor has read the log up to its ends at the call, or until told to stop.
 
-    Raises DeliveryError if it ends meanwhile, or gets no further for `SILENCE_SECONDS_MAX`.
+    Raises DeliveryError if the monitor ends meanwhile, or makes no progress for `SILENCE_SECONDS_MAX`.
     """
     ends, seen = watcher.ends(), watcher.positions()
     deadline = time.monotonic() + SILENCE_SECONDS_MAX
@@ -202,12 +202,14 @@ def wait_until_read(
         if watcher.positions() != seen:
             seen, deadline = watcher.positions(), time.monotonic() + SILENCE_SECONDS_MAX
         if time.monotonic() > deadline:
-            raise DeliveryError(f"the monitor got no further for {SILENCE_SECONDS_MAX:g} s; see {monitor_log(run_dir)}")
+            raise DeliveryError(f"the monitor has not moved for {SILENCE_SECONDS_MAX:g} s; see {monitor_log(run_dir)}")
         watcher.read(wait_seconds=0.2)
 
 
 def check_alive(process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
-    """Raise DeliveryError if a monitor of our own has ended, with its last words."""
+    """Raise DeliveryError, with the last line of its output, if a monitor that we started has ended."""
     if process is not None and process.poll() is not None and not monitor_is_running(run_dir):
         lines = monitor_log(run_dir).read_text(errors="replace").strip().splitlines()
-        raise DeliveryError(f"the monitor ended with {process.returncode}: {lines[-1] if lines else 'it said nothing'}")
+        raise DeliveryError(
+            f"the monitor ended with {process.returncode}: {lines[-1] if lines else 'it wrote nothing'}"
+        )

@@ -1,1 +1,1 @@
-"""A recorded run once more: read, copied, scored anew, made again bit-equal."""
+"""Replays of a recorded run: read, copied, rescored, or reproduced bit for bit."""

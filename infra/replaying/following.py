@@ -1,4 +1,4 @@
-"""Waiting for the updates of a replayed run: until no further one can come, however many that were."""
+"""Waiting for the updates of a replayed run until no further update can come."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingRewards:
-    """Which rewards of a run can still train: read once each, and counted from the learner's positions on."""
+    """The rewards of a run that can still train: each is read once, and counted from the learner's positions on."""
 
     def __init__(self, kafka: KafkaSettings, run: str) -> None:
         self._kafka = kafka
@@ -40,13 +40,13 @@ class TrainingRewards:
         self._offsets: dict[int, list[int]] = {place.partition: [] for place in self._places}
 
     def left(self, positions: dict[int, int]) -> int:
-        """Return how many groups of split "train" have a reward that the learner has not taken."""
+        """Return the number of groups of split "train" with a reward that the learner has not taken."""
         for place, end in end_offsets(self._kafka, self._places).items():
             for record in read_range(self._kafka, place, self._read[place], end, client_id=f"{self._run}-replay"):
                 try:
                     reward = decode(record.value)
                 except EventError:
-                    continue  # The learner buries it.
+                    continue  # The learner makes it a dead letter.
                 if isinstance(reward, Reward) and reward.generation.request.split == "train":
                     if reward.group_id not in self._groups:
                         self._offsets[place.partition].append(record.position.offset)
@@ -60,11 +60,11 @@ class TrainingRewards:
 def follow_updates(
     app: App, run: str, outbox: Outbox, workers: Supervisor, *, base: int, limit: int, stop: Stop, report: Report
 ) -> None:
-    """Return when a run's learner has made its `limit` updates and all is answered, or can make no more.
+    """Return when a run's learner has made its `limit` updates and all is answered, or can make no more updates.
 
-    base: the step that it began at. It can make no more when every request and generation has been answered and no
-    reward that may train is left; a short batch at the end is waited for as long as the learner waits for it. A stop
-    ends it at the next look.
+    base: the step at which the learner started. The learner can make no more updates when every request and generation
+    is answered and no reward that may train is left. For a short batch at the end, this function waits as long as the
+    learner does. A stop ends the wait at the next check.
     """
     kafka = app.connections.kafka
     settings = read_run_settings(app.home.run(run)).settings
@@ -91,10 +91,10 @@ def follow_updates(
             left = rewards.left(positions) if not behind else 0
             if not behind and (step >= base + limit or not left):
                 return
-            # A learner that has made its updates grants no further requests, so the rest may never be answered.
+            # A learner that has made all its updates grants no further requests, so the rest may never be answered.
             if stalls.waited_seconds > (SETTLED_SECONDS if step >= base + limit else patience):
                 what = f"{left} groups" if left else f"{behind} records"
-                log.warning("run %s: no further update can come; %s stay as they are", run, what)
+                log.warning("run %s: no further update can come; %s stay unused", run, what)
                 return
             if stalls.due:
                 stalls.waiting_for(what_it_waits_for(app, run))

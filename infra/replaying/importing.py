@@ -1,7 +1,7 @@
-"""Feedback from outside onto a run's topics, with a request for each search where an index gives it a context.
+"""Import of external feedback to a run's topics, with a request for each search if an index gives it a context.
 
-The records carry the times of the traffic, so that it can be replayed at the speed at which it came. The caller has
-read the input through once before anything is made here; if the import fails, what it made is gone again.
+The records carry the times of the traffic, so that it can be replayed at its original speed. The caller must read the
+whole input once before the import. If the import fails, it deletes everything that it made.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ AT_ONCE = 1000
 
 
 def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index: str | None, report: Report) -> int:
-    """Write every search to the feedback topic of the run `into`, then into its ledger; return how many there were.
+    """Write every search to the feedback topic of the run `into`, then to its ledger; return the number of searches.
 
-    index: also write each to the requests topic, as a live request: it may be answered, and never trains.
-    Raises SettingsError if the run is there, or if its topics are somebody else's, DeliveryError if one does not fit.
+    index: if given, also write each search to the requests topic as a live request, which may be answered but never
+    trains.
+    Raises SettingsError if the run exists or another installation owns its topics; raises DeliveryError if a topic does
+    not fit.
     """
     kafka = app.connections.kafka
     with _requests(app, index, into, report) as requests, new_log(app.home, kafka, into, option="--into"):
@@ -43,7 +45,7 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
 
 
 def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into: str, report: Report) -> int:
-    """Write every search, and its request if there is one; return how many searches there were."""
+    """Write every search, and its request if there is one; return the number of searches."""
     kafka = app.connections.kafka
     partitions = len(partitions_of(kafka, [topic_name(into, "feedback")]))
     producer = connect_producer(kafka, client_id=f"{into}-import")
@@ -54,7 +56,7 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
         while some := list(islice(searches, AT_ONCE)):
             asked: list[Request | None] = [*requests(some)] or [None] * len(some)
             for search, request in zip(some, asked, strict=True):
-                # A search without a time comes when the one before it came: a pause of years would end every replay.
+                # A search without a time gets the time of the previous one: a pause of years would end every replay.
                 last_ms = search.at_ms or last_ms
                 for event in (search, request):
                     if event is None:
@@ -76,7 +78,7 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
 
 
 class _Requests:
-    """Makes requests of searches; a query's context is built once."""
+    """A maker of requests from searches; it builds a query's context once."""
 
     def __init__(self, opened: LeserIndex | None, run: str) -> None:
         self._bench = opened
@@ -114,7 +116,7 @@ def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator
 
 
 def _store(app: App, run: str) -> None:
-    """Store what the run's topics hold now; there is no sink at work on a run that is being made."""
+    """Store the records that the run's topics hold now; a run that is being made has no sink."""
     kafka = app.connections.kafka
     partitions = partitions_of(kafka, [topic_name(run, topic.kind) for topic in TOPICS])
     settings: SinkSettings = app.settings.sink

@@ -1,6 +1,6 @@
-"""A run that is made from another one's log: its topics, its folder, its workers.
+"""A run made from another run's log: its topics, its folder, its workers.
 
-Its topics keep their records for ever: copied records keep their times, by which Kafka would delete them.
+Its topics have no retention limit, because copied records keep their times, and Kafka would delete them by these times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from streams.topics import kind_of, topic_name
 
 
 class NewTopics(NamedTuple):
-    """The settings with the number of partitions of a run's new topics, and which topics were made."""
+    """The settings with the number of partitions of a run's new topics, and the names of the new topics."""
 
     kafka: KafkaSettings
     made: Provisioned
@@ -49,8 +49,8 @@ class NewTopics(NamedTuple):
 def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[str]) -> NewTopics:
     """Make the topics of `into`, with the recorded number of partitions.
 
-    Raises SettingsError if `into` is the run itself or another that is there, or if its topics are somebody else's,
-    DeliveryError if one of them does not fit.
+    Raises SettingsError if `into` is the recorded run or an existing run, or if another installation owns its topics;
+    raises DeliveryError if a topic does not fit.
     """
     if into == run:
         raise SettingsError(
@@ -64,7 +64,7 @@ def new_topics(app: App, source: Recorded, run: str, into: str, kinds: Sequence[
 
 @contextmanager
 def outbox_to(app: App, kafka: KafkaSettings, into: str) -> Iterator[Outbox]:
-    """Give what events are sent to a run's topics with."""
+    """Yield an outbox that sends events to a run's topics."""
     producer = connect_producer(kafka, client_id=f"{into}-replay")
     try:
         yield Outbox(producer, into, stage="replay", settings=app.settings.delivery)
@@ -82,7 +82,7 @@ def copy_at_once(
     what: str,
     report: Report,
 ) -> ReplayCount:
-    """Copy windows topic by topic, byte for byte with key, headers and times, as fast as they are read."""
+    """Copy windows topic by topic, byte for byte with key, headers and times, as fast as they can be read."""
     total = sum(window.end - window.first for window in windows)
     with RawLog(kafka, client_id=f"{into}-replay") as log:
         return copy(
@@ -102,11 +102,11 @@ def copy_at_once(
 def new_run(
     app: App, kept: RunSettings, settings: Settings, *, into: str, origin: str, begin: str, updates: int
 ) -> int:
-    """Write the folder of the replayed run: settings, the recipe's files, the first policy; return its step."""
+    """Write the folder of the replayed run: settings, the recipe's files, the first policy. Return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded / "checkpoints", begin)
     copy_checkpoint(source, manifest, folder / "checkpoints")
-    for name in load_recipe(kept.settings.train.recipe).carried:  # What the policy is served with, prompts included.
+    for name in load_recipe(kept.settings.train.recipe).carried:  # The files for serving, prompts included.
         if (recorded / name).exists():
             shutil.copy2(recorded / name, folder / name)
     base = manifest.policy.step
@@ -129,10 +129,10 @@ def publish_only_version(app: App, into: str, outbox: Outbox) -> None:
 
 @contextmanager
 def run_workers(app: App, run: str, roles: list[str]) -> Iterator[Supervisor]:
-    """Give running workers; at the end they stop in the order of the stream, the sink last."""
+    """Yield the supervisor of running workers; at the end they stop in the order of the stream, the sink last."""
     give_rights(app, run)
     settings = read_run_settings(app.home.run(run)).settings
-    if "generator" not in roles:  # Nobody samples, so no server is needed for it.
+    if "generator" not in roles:  # Without a generator no policy server is needed.
         settings = msgspec.structs.replace(
             settings, generation=msgspec.structs.replace(settings.generation, backend="transformers")
         )

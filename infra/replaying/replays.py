@@ -1,7 +1,7 @@
-"""Runs made from another run's log: its records copied, its generations scored anew, its requests sent as load.
+"""Runs made from another run's log: its records copied, its generations rescored, its requests sent as load.
 
-A replayed run (`infra.replaying.replayed_run`) has topics, checkpoints and a ledger of its own, so that every verb
-works on it; the recorded run is only read.
+A replayed run (`infra.replaying.replayed_run`) has its own topics, checkpoints and ledger, so every verb works on it.
+The recorded run is only read.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from streams.replay import ReplayCount, in_recorded_order, replay
 from streams.stopping import Stop
 from streams.topics import BY_KIND, version_name
 
-# A frozen policy makes no update, so nothing is ever used up: the generator may go on without a learner.
+# A frozen policy makes no updates, so no group is ever consumed. These limits let the generator run without a learner.
 UNBOUNDED = {"groups": 4096, "staleness_max": 64}
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part of a recorded run is meant; gaps: see `Recorded`."""
+    """The selected part of a recorded run; gaps: see `Recorded`."""
 
     run: str
     begin: Limits = Limits()
@@ -53,7 +53,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of scoring recorded generations anew; rewards are means over all scored candidates."""
+    """The result of rescoring recorded generations; rewards are means over all scored candidates."""
 
     run: str
     policy: str
@@ -65,7 +65,7 @@ class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run bore recorded requests. Latency: from a request's record to its reward's, by the broker's clock."""
+    """The result of a load replay. Latency: from a request's record to its reward's record, by the broker's clock."""
 
     run: str
     policy: str
@@ -79,12 +79,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 def copy_window(
     app: App, selection: Selection, *, kinds: Sequence[str], into: str, speed: float, stop: Stop, report: Report
 ) -> ReplayCount:
-    """Copy a window of some topics onto those of the run `into`, byte for byte, with key, headers and times.
+    """Copy a window of some topics to the topics of the run `into`, byte for byte, with key, headers and times.
 
-    kinds: empty means every topic that has records there. speed: infinite copies topic after topic; any other keeps the
-    recorded order and pauses over all topics.
+    kinds: empty means every topic that has records in the window. speed: an infinite speed copies topic after topic;
+    any other speed keeps the recorded order and pauses across all topics.
     Raises DeliveryError if the window does not exist or `into` holds records, StorageError if a segment is missing or
-    damaged: the topics that were made for the copy are deleted then.
+    damaged. The topics that were made for the copy are then deleted.
     """
     source = _recorded(app, selection)
     chosen = kinds or list(BY_KIND)
@@ -116,17 +116,17 @@ def counterfactual(
     report: Report,
     stop: Stop | None = None,
 ) -> Counterfactual:
-    """Score and learn from recorded generations anew, under other settings; nothing is generated.
+    """Rescore recorded generations under other settings and train on them; nothing is generated.
 
-    assignments: `table.key=value` on top of the recorded run's settings. begin: the policy version to learn from.
-    Batches are cut anew, every `batch.groups` groups of the window; what is left over at its end is not learned from.
+    assignments: `table.key=value` on top of the recorded run's settings. begin: the policy version to start from.
+    Batches are cut again, every `batch.groups` groups of the window; an incomplete batch at its end is not used.
     Raises DeliveryError for a window with less than one batch, KeyboardInterrupt if asked to stop.
     """
     began = time.monotonic()
     stop = stop or Stop()
     kept = read_run_settings(app.home.existing_run(selection.run))
     settings = _settings(app, kept, assignments)
-    # The versions that wrote the groups are the recorded run's: this run cannot hold the groups against them.
+    # The versions that wrote the groups belong to the recorded run: this run cannot check the groups against them.
     claims = msgspec.structs.replace(settings.learner.claims, share=0.0)
     settings = msgspec.structs.replace(settings, learner=msgspec.structs.replace(settings.learner, claims=claims))
     source = _recorded(app, selection)
@@ -171,12 +171,12 @@ def load(
     stop: Stop,
     report: Report,
 ) -> Load:
-    """Send recorded requests to a run of their own at a chosen speed, with the policy frozen or learning.
+    """Send recorded requests to a new run at a chosen speed, with the policy frozen or learning.
 
-    like: the run whose settings and policy answer. begin: the policy version that writes, or learns on. The requests
-    get the broker's time, so that latency can be read, and their queries are cleaned as those of a file are. Learning
-    from them takes requests of split "train"; what came from outside is "live", is answered, and trains nothing.
-    Raises DeliveryError if it is to learn and none of them can train.
+    like: the run whose settings and policy answer. begin: the policy version that answers, or that is trained further.
+    The requests get the broker's time, so that latency can be measured. Their queries are cleaned like those of a file.
+    Learning needs requests of split "train"; imported requests are "live", are answered, and train nothing.
+    Raises DeliveryError if the policy is to learn and no request can train.
     """
     began = time.monotonic()
     kept = read_run_settings(app.home.existing_run(like))
@@ -192,7 +192,7 @@ def load(
     source = _recorded(app, selection)
     windows = _windows(source, selection, "requests")
     total = sum(window.end - window.first for window in windows)
-    # The last batch may be short: every request is to be answered.
+    # The last batch may be short, because every request must be answered.
     updates = math.ceil(_training_requests(source, windows, report) / batch_groups) if learning else 0
     kafka, _ = new_topics(app, source, selection.run, into, ["requests"])
     with outbox_to(app, kafka, into) as outbox:
@@ -235,14 +235,14 @@ def _windows(source: Recorded, selection: Selection, kind: str, *, may_be_empty:
 
 
 def _settings(app: App, kept: RunSettings, assignments: Sequence[str]) -> Settings:
-    """Return the recorded run's settings with what is to be different, at this app's services."""
+    """Return the recorded run's settings with the assignments, at this app's services."""
     return combine(
         Settings, [("the recorded run", msgspec.to_builtins(kept.settings)), ("--set", assignments_layer(assignments))]
     )
 
 
 def _await_answers(app: App, run: str, sent: int, workers: Supervisor, stop: Stop, report: Report) -> None:
-    """Wait until generator and environment have committed everything that was sent."""
+    """Wait until the generator and the environment have committed all requests that were sent."""
     while not stop() and (behind := sum(stage.records for stage in stage_lags(app.connections.kafka, run))):
         workers.check()
         report("groups rewarded", max(sent - behind, 0), sent)
@@ -250,9 +250,9 @@ def _await_answers(app: App, run: str, sent: int, workers: Supervisor, stop: Sto
 
 
 def _training_requests(source: Recorded, windows: Sequence[Window], report: Report) -> int:
-    """Return how many requests in these windows may train, and say so where others are among them.
+    """Return the number of requests in these windows that may train; report it if other requests are among them.
 
-    Raises DeliveryError if none may.
+    Raises DeliveryError if no request may train.
     """
     splits: Counter[str] = Counter()
     for window in windows:
@@ -265,16 +265,16 @@ def _training_requests(source: Recorded, windows: Sequence[Window], report: Repo
     if not splits["train"]:
         raise DeliveryError(
             f"--learning: expected requests of split 'train', found {found}. "
-            "Imported traffic is 'live', which is answered and never trains: leave out --learning to ask it of a "
+            "Imported traffic is 'live', which is answered and never trains: leave out --learning to send it to a "
             "frozen policy, or choose a window of a run's own requests"
         )
     if splits["train"] < splits.total():
-        report(f"requests: {found}; only those of 'train' teach", 0, 0)
+        report(f"requests: {found}; only those of split 'train' train the policy", 0, 0)
     return splits["train"]
 
 
 def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
-    """Return the ids of the groups in these windows that may be learned from, each once, in their order."""
+    """Return the ids of the groups in these windows that may train, each once, in their order."""
     found: dict[str, None] = {}
     for window in windows:
         for record in source.read(window):
@@ -285,11 +285,11 @@ def _training_groups(source: Recorded, windows: Sequence[Window]) -> list[str]:
 
 
 def clean_request(record: Received) -> Received:
-    """Return a recorded request with its query clean and cut, as a file's are: an older import may have left it raw."""
+    """Return a recorded request with its query cleaned and cut as in a file; an older import may have left it raw."""
     try:
         event = decode(record.value)
     except EventError:
-        return record  # It is buried where it is answered.
+        return record  # The worker that reads it makes it a dead letter.
     if not isinstance(event, Request):
         return record
     query = clean_text(event.query, characters_max=QUERY_CHARACTERS_MAX)

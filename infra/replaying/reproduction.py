@@ -1,7 +1,8 @@
-"""A run made again from its log: the same rewards from the same checkpoint give the same weights, bit for bit.
+"""Reproduction of a run from its log: the same rewards and the same checkpoint give the same weights, bit for bit.
 
-No broker, no search engine, no generation: the recorded rewards are cut into the recorded batches, and every version's
-weights must have the sha256 that its update announced. On a CPU in fp32 they do; a GPU promises less.
+A reproduction needs no broker, no search engine and no generation. It cuts the recorded rewards into the recorded
+batches. Every version's weights must have the sha256 that its update announced. On a CPU in fp32 they have it; a GPU
+does not guarantee it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from streams.topics import topic_name, version_name
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a run could be made again.
+    """The extent to which a run was reproduced.
 
-    begin: the version that it began with. updates: how many were made again. different: the first version whose weights
-    are not those that were announced, None if all are. policy: the last version made, and its weights' sha256.
+    begin: the first version. updates: the number of repeated updates. different: the first version whose weights differ
+    from the announced ones, None if all are equal. policy: the last version made; weights_sha256: its weights.
     """
 
     run: str
@@ -44,10 +45,10 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report: Report) -> Reproduction:
-    """Make a run's surviving updates again, from nothing but its log and its checkpoint `begin`.
+    """Repeat a run's surviving updates from only its log and its checkpoint `begin`.
 
-    begin: "0" or another version that is kept. updates_max: make only so many.
-    Raises StorageError if the log lacks a group that was trained, CheckpointError if there is no such checkpoint.
+    begin: "0" or another version whose checkpoint exists. updates_max: the maximum number of updates.
+    Raises StorageError if the log lacks a trained group, CheckpointError if the checkpoint does not exist.
     """
     folder = app.home.existing_run(run)
     kept = read_run_settings(folder)
@@ -56,7 +57,7 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
         if manifest.policy.step > 0 and kept.settings.learner.objective.kl_weight > 0:
             copy_checkpoint(*find_version(folder / "checkpoints", "0"), Path(scratch))
         start = copy_checkpoint(source, manifest, Path(scratch))
-        # What was rejected then is not in the recorded batches; the versions to hold groups against are not here.
+        # The recorded batches contain no rejected groups, and the versions to check groups against are missing here.
         claims = msgspec.structs.replace(kept.settings.learner.claims, share=0.0)
         settings = msgspec.structs.replace(kept.settings.learner, claims=claims)
         state = Learner.resume(
@@ -83,7 +84,7 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
 
 
 def _surviving(log: Log, after_step: int, updates_max: int | None) -> list[Update]:
-    """Return the updates of the surviving lineage beyond a step, in their order."""
+    """Return the updates of the surviving lineage after a step, in order."""
     wanted = {
         (row["lineage"], row["step"], row["weights_sha256"])
         for row in log.rows("SELECT lineage, step, weights_sha256 FROM surviving_updates WHERE step > ?", (after_step,))
@@ -95,12 +96,12 @@ def _surviving(log: Log, after_step: int, updates_max: int | None) -> list[Updat
     }
     chain = [found[step] for step in sorted(found)][:updates_max]
     if not chain:
-        raise StorageError(f"expected updates beyond step {after_step} in the log, found none")
+        raise StorageError(f"expected updates after step {after_step} in the log, found none")
     return chain
 
 
 def _batches(log: Log, run: str, chain: list[Update], positions: dict[int, int]) -> Iterator[tuple[Update, Batch]]:
-    """Yield each update with the batch that it was made of."""
+    """Yield each update with its batch."""
     topic = topic_name(run, "rewards")
     partitions = sorted({partition for update in chain for partition in update.positions})
     readers = {each: _Reader(log, topic, each, positions.get(each, 0)) for each in partitions}
@@ -113,17 +114,17 @@ def _batches(log: Log, run: str, chain: list[Update], positions: dict[int, int])
 
 
 def _batch(update: Update, groups: dict[str, Reward], *, partitions: int) -> Batch:
-    """Return the batch of an update: what was tried for a gradient, in the order in which the learner had it.
+    """Return the batch of an update: the groups that were tried for a gradient, in the learner's order.
 
-    With one partition that is the log's order. With several, the order between them is not in the log: groups come as
-    the update lists them, which is all that the weights depend on, unless one of them was refused.
+    With one partition this is the log's order. With several, the log does not hold the order between them. The groups
+    then come in the update's order; the weights depend on nothing else unless a group was refused.
     """
     listed = (*update.trained, *update.flat, *update.failed, *(update.disputed or ()))
     names = [group for group in groups if group in set(listed)] if partitions == 1 else listed
     if missing := [group for group in listed if group not in groups]:
         raise StorageError(
-            f"{version_name(update.policy)} was made of group {missing[0]}, which lies not between its parent's "
-            "position and its own in the rewards topic. Prove the log with: searchloop verify"
+            f"{version_name(update.policy)} was made from group {missing[0]}, which is not between its parent's "
+            "position and its own in the rewards topic. Check the log with: searchloop verify"
         )
     fresh = [
         groups[group] for group in names if sum(outcome.status == "scored" for outcome in groups[group].outcomes) >= 2
@@ -139,14 +140,14 @@ def _batch(update: Update, groups: dict[str, Reward], *, partitions: int) -> Bat
 
 
 class _Reader:
-    """One partition's rewards, handed out up to an offset at a time; what is no reward is left out."""
+    """A reader of one partition's rewards, up to one offset at a time; other records are left out."""
 
     def __init__(self, log: Log, topic: str, partition: int, first: int) -> None:
         self._records = (record for record in log.records((topic, partition)) if record.position.offset >= first)
         self._next: Received | None = next(self._records, None)
 
     def until(self, end: int) -> Iterator[Reward]:
-        """Yield the rewards below this offset that were not handed out yet."""
+        """Yield the rewards below this offset that were not read yet."""
         while self._next is not None and self._next.position.offset < end:
             try:
                 event = decode(self._next.value)

@@ -1,1 +1,1 @@
-"""The services that the loop runs on: a Kafka and an Elasticsearch of our own, or a user's."""
+"""The services that the loop runs on: local ones, or the user's own Kafka and Elasticsearch."""

@@ -1,8 +1,8 @@
-"""The Java artefacts that local services are made of: pinned by version and sha256, fetched once, kept in a cache.
+"""The Java artefacts of the local services: pinned by version and sha256, fetched once, kept in a cache.
 
-Artefacts are named by Maven coordinates only. Where they come from is the user's business: first the local Maven
-repository (`~/.m2/repository` or `M2_REPO`), then the mirrors of the user's Maven settings and the repositories of
-jgo's settings, then jgo's default. `python -m infra.services.lock` writes the pins anew.
+Only Maven coordinates name the artefacts; the user's configuration decides their source. The sources are, in order: the
+local Maven repository (`~/.m2/repository` or `M2_REPO`), the mirrors of the user's Maven settings and the repositories
+of jgo's settings, and jgo's default. `python -m infra.services.lock` rewrites the pins.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from streams.whole_file import put_file
 LOCK_FILE = Path(__file__).with_name("artefacts.lock.json")
 DOWNLOADS_AT_ONCE = 4
 ATTEMPTS = 3
-PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before the third
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled before the third
 
 Progress = Callable[[str, int, int], None]
-"""Told (what, done, total) while something takes long; total 0 means that nobody knows how long."""
+"""A function that gets (what, done, total) during long work; a total of 0 means that the total is unknown."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -62,24 +62,24 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def repository_path(self) -> Path:
-        """Where every Maven repository keeps this file."""
+        """Return the path of this file in every Maven repository."""
         return Path(*self.group.split("."), self.name, self.version, self.file_name)
 
 
 class ArtefactLock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every artefact that local services need; the order of Kafka's is that of its class path."""
+    """Every artefact that local services need; Kafka's are in the order of its class path."""
 
     kafka: tuple[Artefact, ...]
     elasticsearch: tuple[Artefact, ...]
 
 
 def read_lock(path: Path = LOCK_FILE) -> ArtefactLock:
-    """Return the pins that travel with this version of searchloop."""
+    """Return the pins of this version of searchloop."""
     return msgspec.json.decode(path.read_bytes(), type=ArtefactLock)
 
 
 def cache_directory(setting: str = "") -> Path:
-    """Return the folder for downloads, outside every checkout: the setting, `SEARCHLOOP_CACHE`, or the XDG cache."""
+    """Return the download folder, outside any checkout: the setting, `SEARCHLOOP_CACHE`, or the XDG cache."""
     chosen = setting or os.environ.get("SEARCHLOOP_CACHE", "")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -88,12 +88,12 @@ def cache_directory(setting: str = "") -> Path:
 
 
 def artefact_path(cache: Path, artefact: Artefact) -> Path:
-    """Return where an artefact lies once it is provisioned."""
+    """Return the path of a provisioned artefact."""
     return cache / "artefacts" / artefact.sha256[:16] / artefact.file_name
 
 
 def missing_artefacts(cache: Path, artefacts: tuple[Artefact, ...]) -> list[Artefact]:
-    """Return those that are not in the cache, or not with the pinned size."""
+    """Return the artefacts that are missing from the cache or differ from the pinned size."""
 
     def there(artefact: Artefact) -> bool:
         path = artefact_path(cache, artefact)
@@ -103,10 +103,10 @@ def missing_artefacts(cache: Path, artefacts: tuple[Artefact, ...]) -> list[Arte
 
 
 def provision_artefacts(cache: Path, artefacts: tuple[Artefact, ...], progress: Progress = silent) -> list[Path]:
-    """Return the artefacts' paths in the cache, in order, and fetch those that are missing.
+    """Return the artefacts' paths in the cache, in order, and fetch the missing ones.
 
-    A file enters the cache whole, checked and by rename, so an interrupted download leaves nothing that looks right.
-    Two processes may call this at once: the second waits, then finds everything there.
+    A file is checked and then renamed into the cache, so an interrupted download leaves no file that looks complete.
+    If two processes call this at once, the second waits and then finds everything in the cache.
     Raises ProvisionError for a wrong sha256, a full disk, or a network that does not answer.
     """
     if missing_artefacts(cache, artefacts):
@@ -117,7 +117,7 @@ def provision_artefacts(cache: Path, artefacts: tuple[Artefact, ...], progress: 
 
 @contextlib.contextmanager
 def cache_lock(cache: Path, progress: Progress = silent) -> Iterator[None]:
-    """Hold the cache for ourselves; whoever dies lets go, because the lock is the kernel's.
+    """Lock the cache for this process; the kernel releases the lock if the process dies.
 
     Raises ProvisionError if the cache cannot be written.
     """
@@ -144,7 +144,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> None:
-    # We hold the cache's lock, so any staging folder there was left by somebody who was killed.
+    # We hold the cache's lock, so any staging folder there belongs to a process that was killed.
     for old in cache.glob("staging-*"):
         shutil.rmtree(old, ignore_errors=True)
     staging = cache / f"staging-{os.getpid()}"
@@ -154,7 +154,7 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
     def advance(count: int) -> None:
         nonlocal done
         if stop.is_set():  # Ctrl-C, or another download failed: do not finish 132 MB first
-            raise ProvisionError("the download was broken off")
+            raise ProvisionError("the download was interrupted")
         with guard:
             done += count
             progress("fetching Kafka and Elasticsearch (MiB)", min(done, total) >> 20, max(total >> 20, 1))
@@ -165,7 +165,7 @@ def _fetch_all(cache: Path, artefacts: list[Artefact], progress: Progress) -> No
             try:
                 for future in futures:
                     future.result()
-            except BaseException:  # Ctrl-C too: tell the threads, which the pool waits for
+            except BaseException:  # Ctrl-C too: stop the threads, because the pool waits for them
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -195,7 +195,7 @@ def _fetch(cache: Path, staging: Path, artefact: Artefact, advance: Callable[[in
     if found != artefact.sha256:
         raise ProvisionError(
             f"{artefact.coordinate}: expected sha256 {artefact.sha256}, got {found} ({staged.stat().st_size} bytes, "
-            f"expected {artefact.bytes}). The repository or mirror answers with another file: check it, then run again"
+            f"expected {artefact.bytes}). The repository or mirror serves a different file: check it, then run again"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     put_file(staged, target)
@@ -208,7 +208,7 @@ def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None])
 
     staged = staging / artefact.repository_path
     for attempt in range(1, ATTEMPTS + 1):
-        # jgo writes the file in place and refuses to write over one, so each attempt starts from nothing.
+        # jgo writes the file in place and never overwrites one, so each attempt starts with an empty folder.
         staged.unlink(missing_ok=True)
         context = MavenContext(
             repo_cache=staging,
@@ -235,9 +235,9 @@ def _download(staging: Path, artefact: Artefact, advance: Callable[[int], None])
 
 
 def _trust_the_system() -> None:
-    """Let requests use the certificates of the operating system, where the user names none.
+    """Let the library requests use the operating system's certificates if the user names none.
 
-    It brings its own list, which does not know the authority of a company's proxy; Maven and curl do.
+    Its own list lacks the authority of a company's proxy. Maven and curl use the system's list.
     """
     if not os.environ.get("REQUESTS_CA_BUNDLE") and not os.environ.get("CURL_CA_BUNDLE"):
         paths = ssl.get_default_verify_paths()
@@ -254,7 +254,7 @@ def _local_repository() -> Path:
 
 
 def maven_repositories() -> dict[str, str] | None:
-    """Return the user's own repositories by name, or None where there are none and jgo's default holds."""
+    """Return the user's own repositories by name, or None if there are none and jgo's default applies."""
     for settings in (Path.home() / ".m2" / "settings.xml", Path("/etc/maven/settings.xml")):
         mirror = _mirror_of_central(settings)
         if mirror:
@@ -263,7 +263,7 @@ def maven_repositories() -> dict[str, str] | None:
 
 
 def _mirror_of_central(settings: Path) -> str:
-    """Return the URL of the first mirror that stands for Maven's central repository, or ''."""
+    """Return the URL of the first mirror of Maven's central repository, or ''."""
     try:
         root = ElementTree.parse(settings).getroot()
     except (OSError, ElementTree.ParseError):

@@ -1,4 +1,4 @@
-"""Look at this machine with the eyes of the services: what they need, what is there, what to do."""
+"""Check this machine against the needs of the services, and advise on each problem."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from infra.services.processes import port_is_free, service_account
 OK, WARN, FAIL = "ok", "warn", "fail"
 PYTHON_MIN = (3, 11)
 FREE_BYTES_COMFORT = 2 << 30  # downloads, the unpacked server, data of the two services and one run
-# Beside its heap a Java process holds code, threads and buffers: about this much, as measured.
+# A Java process needs about this much memory besides its heap for code, threads and buffers (measured).
 OUTSIDE_HEAP_BYTES = 250 << 20
 REPOSITORY_SECONDS = 10.0
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at; level is "ok", "warn" (works, but) or "fail" (nothing starts without it)."""
+    """The result of one check. level: "ok", "warn" (works with limits) or "fail" (the services cannot start)."""
 
     name: str
     level: str
@@ -51,7 +51,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def doctor_findings(services: LocalServices) -> list[Finding]:
-    """Return everything worth knowing before, or after, `searchloop up`; starts and changes nothing."""
+    """Return the findings that matter before or after `searchloop up`; start and change nothing."""
     return [
         _python(),
         *_java(services),
@@ -76,7 +76,9 @@ def _java(services: LocalServices) -> Iterator[Finding]:
     java_home = services.settings.local.java_home
     jdks = find_jdks(java_home)
     if not jdks:
-        where = f"none at services.java_home = {java_home}" if java_home else "none: JAVA_HOME, PATH, the usual places"
+        where = (
+            f"none at services.java_home = {java_home}" if java_home else "none in JAVA_HOME, PATH or the usual folders"
+        )
         yield Finding(name="java", level=FAIL, found=where, advice="Install a JDK 21 or newer, for example Temurin 25")
         return
     used: dict[str, list[str]] = {jdk.home: [] for jdk in jdks}
@@ -103,7 +105,7 @@ def _for_elasticsearch(jdks: list[Jdk]) -> Jdk:
 
 
 def _account(services: LocalServices) -> Iterator[Finding]:
-    """Elasticsearch refuses root; say as whom it runs, and where its data lie if that is not below home."""
+    """Report the account of Elasticsearch, which refuses root, and its data folder if that is outside the home."""
     if service_account() is None:
         return
     try:
@@ -115,7 +117,7 @@ def _account(services: LocalServices) -> Iterator[Finding]:
     if directory.is_relative_to(services.home):
         yield Finding(name="account", level=OK, found=found)
     else:
-        advice = f"nobody cannot enter {services.home}; name a --home outside root's to keep the data there"
+        advice = f"the user nobody cannot enter {services.home}; to keep the data there, name a --home outside root's"
         yield Finding(name="account", level=WARN, found=found, advice=advice)
 
 
@@ -138,13 +140,13 @@ def _cache(services: LocalServices) -> Iterator[Finding]:
         yield Finding(name="cache", level=OK, found=f"{cache}: {len(artefacts)} artefacts, sha256 as pinned")
     if missing:
         size = sum(artefact.bytes for artefact in missing) >> 20
-        found = f"{cache}: {len(missing)} of {len(artefacts)} artefacts are still to fetch ({size} MiB)"
+        found = f"{cache}: {len(missing)} of {len(artefacts)} artefacts are not fetched yet ({size} MiB)"
         yield Finding(name="cache", level=WARN, found=found, advice="`searchloop up` fetches them")
         yield _repository(missing[0])
 
 
 def _repository(artefact: Artefact) -> Finding:
-    """Look whether a Maven repository of this user has the first missing artefact."""
+    """Check whether one of the user's Maven repositories has the first missing artefact."""
     context = MavenContext(remote_repos=maven_repositories())
     if (Path(context.repo_cache) / artefact.repository_path).is_file():
         return Finding(name="repository", level=OK, found=f"in the local Maven repository {context.repo_cache}")
@@ -168,7 +170,7 @@ def _room(services: LocalServices) -> Iterator[Finding]:
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         level = FAIL if free < FREE_BYTES_MIN else WARN if free < FREE_BYTES_COMFORT else OK
-        advice = "" if level == OK else f"Make room: {FREE_BYTES_COMFORT >> 30} GiB are comfortable"
+        advice = "" if level == OK else f"Make room: {FREE_BYTES_COMFORT >> 30} GiB are recommended"
         yield Finding(
             name=f"disk of {name}", level=level, found=f"{free / 2**30:.1f} GiB free at {place}", advice=advice
         )
@@ -183,17 +185,17 @@ def _memory(services: LocalServices) -> Finding:
         else (local.kafka_heap_megabytes + local.elasticsearch_heap_megabytes << 20) + 2 * OUTSIDE_HEAP_BYTES
     )
     free = psutil.virtual_memory().available
-    found = f"{free / 2**30:.1f} GiB available, the services need up to {need / 2**30:.1f}"
+    found = f"{free / 2**30:.1f} GiB available; the services need up to {need / 2**30:.1f}"
     if running:
-        found = f"{free / 2**30:.1f} GiB available, services running"
+        found = f"{free / 2**30:.1f} GiB available; the services are running"
     if free >= need:
         return Finding(name="memory", level=OK, found=found)
-    advice = "Close something, or lower services.kafka_heap_megabytes and services.elasticsearch_heap_megabytes"
+    advice = "Close programs, or lower services.kafka_heap_megabytes and services.elasticsearch_heap_megabytes"
     return Finding(name="memory", level=WARN, found=found, advice=advice)
 
 
 def _loopback() -> Finding:
-    """Open a port on 127.0.0.1 and reach it, as clients will."""
+    """Open a port on 127.0.0.1 and connect to it, as clients do."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             accepted = threading.Thread(target=lambda: server.accept()[0].close(), daemon=True)
@@ -203,7 +205,7 @@ def _loopback() -> Finding:
     except OSError as error:
         advice = "Bring the loopback interface up, and let 127.0.0.1 through the firewall"
         return Finding(name="loopback", level=FAIL, found=f"127.0.0.1 cannot be used: {error}", advice=advice)
-    return Finding(name="loopback", level=OK, found="127.0.0.1 can be listened on and reached")
+    return Finding(name="loopback", level=OK, found="127.0.0.1 accepts connections")
 
 
 def _ports(services: LocalServices) -> Iterator[Finding]:
@@ -211,7 +213,7 @@ def _ports(services: LocalServices) -> Iterator[Finding]:
     ours = {row.port for row in services.status() if row.pid}
     for role, port in ((KAFKA, local.kafka_port), (ELASTICSEARCH, local.elasticsearch_port)):
         if port and port not in ours and not port_is_free(port):
-            advice = f"Stop what listens there, or set services.{role}_port to another port, or to 0 for a free one"
+            advice = f"Stop the process on that port, or set services.{role}_port to another port, or to 0 for any"
             yield Finding(name="port", level=FAIL, found=f"{port} for {role} is in use", advice=advice)
 
 

@@ -1,4 +1,4 @@
-"""One local Elasticsearch: the distribution for integration tests, unpacked once, with our analysis plugin in it."""
+"""One local Elasticsearch: the distribution for integration tests, unpacked once, with our analysis plugin."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from streams.whole_file import put_folder
 ROLE = "elasticsearch"
 PLUGIN_SOURCE = Path(__file__).with_name("plugin") / "EnglishAnalysisPlugin.java"
 PLUGIN_RELEASE = 21  # the oldest JDK that runs this Elasticsearch
-# Left out of the unpacked copy: tracing, and the security that a loopback server without accounts does not use.
-# Together they are 90 MB and half of the start-up time.
+# Modules that are not unpacked: tracing, and the security that a loopback server without accounts does not use.
+# Together they take 90 MB and half of the start-up time.
 MODULES_LEFT_OUT = ("apm", "x-pack-core", "x-pack-security")
 SECURE_MODULES_LEFT_OUT = ("apm",)
 
-# The thorough compiler's thresholds, twenty times the default: code that only starts the server stays with the fast
-# compiler, code that searches still gets there. Processor time on two contended cores with the defaults → with these →
-# with the fast compiler alone: start 15 → 10 → 8 s, indexing 20,000 products 14 → 10 → 7 s, a search after 1,000
-# others 12 → 10 → 13 ms, after 3,000 10 → 6 → 12 ms.
+# Thresholds of the optimizing compiler, twenty times the default: start-up code stays with the fast compiler, and
+# search code still reaches the optimizing one. Processor time on two contended cores, for the defaults → these
+# thresholds → only the fast compiler: start 15 → 10 → 8 s; indexing 20,000 products 14 → 10 → 7 s; a search after
+# 1,000 others 12 → 10 → 13 ms, after 3,000 others 10 → 6 → 12 ms.
 PATIENT_COMPILER = (
     "-XX:Tier4InvocationThreshold=100000",
     "-XX:Tier4MinInvocationThreshold=12000",
@@ -66,7 +66,7 @@ rootLogger.appenderRef.rolling.ref = rolling
 
 
 class LocalElasticsearch:
-    """Unpacks, writes the files and gives the command line of one local Elasticsearch; starts nothing by itself."""
+    """The installation, files and command line of one local Elasticsearch; this class starts no process."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class LocalElasticsearch:
         account: Account | None,
         security: SecurityFolder | None = None,
     ) -> None:
-        """directory: data, logs and settings; the account must be able to enter it (see `open_directory`).
+        """directory: folder of data, logs and settings; the account must be able to enter it (see `open_directory`).
 
-        security: with TLS, users and API keys.
+        security: enables TLS, users and API keys.
         """
         self._security = security
         self.directory = directory
@@ -96,7 +96,7 @@ class LocalElasticsearch:
             self.installation = self.installation.with_name(f"{self.installation.name}-secure")
 
     def provision(self, *, jdk: Jdk, progress: Progress = silent) -> None:
-        """Unpack the distribution and compile the plugin, once per version of either; whole or not at all."""
+        """Unpack the distribution and compile the plugin, once per version of either, completely or not at all."""
         if (self.installation / "plugins").is_dir():
             return
         with cache_lock(self._cache, progress):
@@ -117,7 +117,7 @@ class LocalElasticsearch:
                 shutil.rmtree(aside, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Make the folders, and give those that the server writes to its account."""
+        """Make the folders, and give the server's account ownership of those that it writes to."""
         make_open(self.directory.parent)
         for folder in (self.directory, self.data, self.logs, self.configuration, self.temporary):
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ class LocalElasticsearch:
                 os.chown(folder, self.account.uid, self.account.gid)
         (self.configuration / "log4j2.properties").write_text(LOG4J)
         if self._security is not None:
-            # A copy, which the server's account may read; nobody else may.
+            # A copy that only the server's account may read.
             store = self.configuration / f"{ENGINE}.p12"
             aside = store.with_suffix(".aside")
             aside.unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class LocalElasticsearch:
             aside.replace(store)
 
     def node_settings(self, *, port: int, transport_port: int, processors: int) -> dict[str, str]:
-        """Return what elasticsearch.yml would say."""
+        """Return the node settings, in place of elasticsearch.yml."""
         disk = "cluster.routing.allocation.disk.watermark"
         doors: dict[str, str] = {}
         if self._security is not None:
@@ -159,7 +159,7 @@ class LocalElasticsearch:
             "path.logs": str(self.logs),
             "node.processors": str(processors),
             "action.auto_create_index": "false",
-            # In bytes: the defaults are percentages, and a laptop's disk is often 90 % full.
+            # In bytes: the defaults are percentages, and a laptop's disk is often 90% full.
             f"{disk}.low": "1gb",
             f"{disk}.high": "512mb",
             f"{disk}.flood_stage": "256mb",
@@ -168,9 +168,10 @@ class LocalElasticsearch:
     def command(self, *, jdk: Jdk, heap_megabytes: int, quick: bool, tags: list[str]) -> list[str]:
         """Return the command line of the server itself.
 
-        `bin/elasticsearch` would start two more JVMs that do nothing but compute this line and hand over
-        `server_arguments`; without them a start is 4 s faster and the pid is the server's. Options as in
-        org.elasticsearch.server.cli.SystemJvmOptions and config/jvm.options of 9.5, less the garbage collector's log.
+        `bin/elasticsearch` would start two more JVMs only to compute this line and to pass on `server_arguments`.
+        Without them a start is 4 s faster, and the pid is the server's. The options are those of
+        org.elasticsearch.server.cli.SystemJvmOptions and config/jvm.options of 9.5, without the garbage collector's
+        log.
         """
         lib = self.installation / "lib"
         compiler = FAST_COMPILER if quick else PATIENT_COMPILER
@@ -223,12 +224,12 @@ class LocalElasticsearch:
         return java_environment(self.temporary) | {"LIBFFI_TMPDIR": temporary, "ES_TMPDIR": temporary}
 
     def server_arguments(self, settings: dict[str, str]) -> bytes:
-        """Return what the server reads from its standard input before it starts.
+        """Return the bytes that the server reads from its standard input before it starts.
 
-        org.elasticsearch.bootstrap.ServerArgs in the stream format of 9.5: daemonize, quiet, no pid file, a key store
-        (format 7, no password) that is empty or holds the two passwords of security, the node settings, and the folders
-        of settings and logs. Daemonized, it closes its standard streams when it is ready, and does not watch for the
-        end of its parent: our guardian does.
+        They are org.elasticsearch.bootstrap.ServerArgs in the stream format of 9.5: daemonize, quiet, no pid file, a
+        key store (format 7, no password) that is empty or holds the two passwords of security, the node settings, and
+        the folders of settings and logs. A daemonized server closes its standard streams when it is ready. It does not
+        watch its parent; our guardian does.
         """
 
         def string(text: str) -> bytes:
@@ -265,36 +266,37 @@ class LocalElasticsearch:
 
 
 def open_directory(directory: Path, account: Account | None) -> Path:
-    """Return the directory, or one in the system's temporary folder where the account cannot enter the first.
+    """Return the directory, or one in the system's temporary folder if the account cannot enter the first.
 
-    Root's home is closed to nobody, as whom Elasticsearch runs when we are root. Nothing is made (see `make_open`).
-    Raises ProvisionError if the second is closed too, or somebody else's.
+    Elasticsearch runs as the user nobody if we are root, and nobody cannot enter root's home. This function makes no
+    folder (see `make_open`).
+    Raises ProvisionError if the account cannot enter the second directory either, or if another user owns it.
     """
     if can_enter(directory.parent if not directory.exists() else directory, account):
         return directory
     name = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
     fallback = Path(tempfile.gettempdir()) / f"searchloop-{name}"
     if fallback.is_symlink() or (fallback.exists() and fallback.stat().st_uid != os.geteuid()):
-        raise ProvisionError(f"{fallback} belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
+        raise ProvisionError(f"{fallback} belongs to another user; remove it, or set TMPDIR to your own folder")
     if not can_enter(fallback if fallback.exists() else fallback.parent, account):
         raise ProvisionError(
-            f"Elasticsearch runs as nobody when we are root, who can enter neither {directory} nor {fallback}. "
-            "Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
+            f"Elasticsearch runs as the user nobody if we are root, but this user can enter neither {directory} nor "
+            f"{fallback}. Name a --home and a SEARCHLOOP_CACHE that every user may enter, or do not run as root"
         )
     return fallback
 
 
 def make_open(directory: Path) -> None:
-    """Make a directory that every user may enter, whatever our umask; one that exists stays as it is."""
+    """Make a directory that every user may enter, regardless of our umask; an existing one stays unchanged."""
     if not directory.exists():
         directory.mkdir(parents=True)
         directory.chmod(0o755)
 
 
 def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:
-    """Compile our analysis plugin against the distribution's own jars and put it into its plugins folder.
+    """Compile our analysis plugin against the distribution's jars and put it into its plugins folder.
 
-    Raises ProvisionError with the compiler's words if it does not compile.
+    Raises ProvisionError with the compiler's output if the plugin does not compile.
     """
     plugin = installation / "plugins" / "searchloop-analysis"
     plugin.mkdir(parents=True)
@@ -312,7 +314,7 @@ def install_plugin(installation: Path, *, version: str, jdk: Jdk) -> None:
 
 
 def _unpack(archive: Path, target: Path, modules_left_out: tuple[str, ...]) -> Path:
-    """Unpack the distribution without the modules that we leave out; return its root."""
+    """Unpack the distribution without `modules_left_out`; return its root."""
     with zipfile.ZipFile(archive) as distribution:
         names = distribution.namelist()
         root = names[0].split("/")[0]
@@ -322,7 +324,7 @@ def _unpack(archive: Path, target: Path, modules_left_out: tuple[str, ...]) -> P
 
 
 def _open_for_reading(root: Path) -> None:
-    """Let every user read the installation, and nobody else than its owner write it."""
+    """Let every user read the installation, and only its owner write it."""
     for folder, _, files in os.walk(root):
         Path(folder).chmod(0o755)
         for name in files:

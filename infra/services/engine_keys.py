@@ -1,4 +1,4 @@
-"""API keys of the embedded Elasticsearch: one that may only read, and one that may make indexes."""
+"""API keys of the embedded Elasticsearch: one for reading only, and one for making indexes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS: dict[str, dict[str, Any]] = {
 
 
 def make_engine_keys(security: SecurityFolder, superuser: ElasticsearchSettings) -> None:
-    """Make the keys that this home lacks.
+    """Make the missing keys of this home.
 
     Raises ServiceError if Elasticsearch refuses.
     """

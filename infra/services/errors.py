@@ -1,4 +1,4 @@
-"""What can go wrong around the services that the loop runs on."""
+"""Errors of the services that the loop runs on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from streams.errors import SearchloopError
 
 
 class ServiceError(SearchloopError, RuntimeError):
-    """Kafka or Elasticsearch cannot be started, reached or stopped; the message says what to do."""
+    """Kafka or Elasticsearch cannot be started, reached or stopped; the message names the remedy."""
 
 
 class ProvisionError(ServiceError):
-    """An artefact or a JDK is missing, or an artefact is not the one that we pinned."""
+    """An artefact or a JDK is missing, or an artefact differs from its pin."""

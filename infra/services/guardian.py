@@ -1,7 +1,7 @@
-"""A small process that ends our services when we die without a word, even by kill −9.
+"""A small process that stops our services if the parent dies, even by kill −9.
 
-It reads a pipe whose other end only its parent holds. A line "release" lets the services live on, and it ends itself.
-The end of the pipe means that the parent is gone, and so are the services.
+The guardian reads a pipe whose other end only its parent holds. The line "release" lets the services run on and ends
+the guardian. If the pipe closes without it, the parent is gone, and the guardian stops the services.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infra.services.processes import stop_processes, tagged_processes
 
 RELEASE = b"release\n"
 LOOK_SECONDS = 2.0
-# A child in the midst of exec has no command line yet, and so no tags; on a busy machine that was seen to last 0.1 s.
+# During exec a child has no command line, and therefore no tags; on a busy machine this lasted 0.1 s.
 LOOKS_SECONDS = (0.0, 0.5, 1.0, 2.0)
 
 
@@ -29,7 +29,7 @@ class Guardian:
     """The parent's end of the pipe."""
 
     def __init__(self, home: Path, roles: Sequence[str], session: str, stop_seconds: float) -> None:
-        """Start watching. home, roles, session: which processes to end; stop_seconds: how long before a kill."""
+        """Start watching. home, roles, session: the processes to end; stop_seconds: the wait before a kill."""
         project = str(Path(__file__).resolve().parents[2])
         search_path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH", "")]))
         arguments = [str(os.getpid()), str(stop_seconds), session, str(home), *roles]
@@ -38,18 +38,18 @@ class Guardian:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd="/",  # it may outlive a parent's folder, and must not hold it
+            cwd="/",  # it may outlive the parent's folder, and must not hold it
             env={**public(os.environ), "PYTHONPATH": search_path},
-            start_new_session=True,  # Ctrl-C in the terminal is for the parent, who decides
+            start_new_session=True,  # Ctrl-C in the terminal must reach only the parent, which decides
         )
 
     @property
     def pid(self) -> int:
-        """The guardian's own process."""
+        """The pid of the guardian's process."""
         return self._process.pid
 
     def release(self) -> None:
-        """Let the services live on without us."""
+        """Let the services run on after this process ends."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(RELEASE)
@@ -57,18 +57,18 @@ class Guardian:
         self._process.wait()
 
     def finish(self) -> None:
-        """Have it end whatever of the services still runs; it goes on by itself."""
+        """Let the guardian end all services that still run; do not wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
 
 def main() -> None:
-    """Watch the pipe on standard input; arguments: the parent's pid, stop_seconds, session, home, roles."""
+    """Watch the pipe on standard input. The arguments are the parent's pid, stop_seconds, session, home, roles."""
     parent, stop_seconds, session = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     home, roles = Path(sys.argv[4]), sys.argv[5:]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # A child that our parent forked may hold the pipe open after the parent's death, so look who our parent is, too.
+    # A child that our parent forked may hold the pipe open after the parent's death, so check our parent's pid, too.
     while os.getppid() == parent:
         readable, _, _ = select.select([0], [], [], LOOK_SECONDS)
         if readable:

@@ -1,4 +1,4 @@
-"""Ask a Kafka or an Elasticsearch whether it would serve us now, and if not, why not."""
+"""Health checks of Kafka and Elasticsearch, with the reason if a service cannot serve us."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SILENT = ""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a service said. health: "ok", "red" (an index cannot be searched), or '' with the reason.
+    """The answer of a service. health: "ok", "red" (an index cannot be searched), or '' with the reason.
 
-    lasting: waiting will not mend it: a wrong address, password, certificate or protocol.
+    lasting: True if waiting does not help, because an address, password, certificate or protocol is wrong.
     """
 
     health: str
@@ -35,22 +35,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def kafka_health(settings: KafkaSettings, timeout_seconds: float) -> str:
-    """Return "ok" if the cluster lists a live broker, '' if it does not answer or does not let us in."""
+    """Return "ok" if the cluster lists a live broker, '' if it does not answer or refuses us."""
     return ask_kafka(settings, timeout_seconds).health
 
 
 def elasticsearch_health(settings: ElasticsearchSettings, timeout_seconds: float) -> str:
-    """Return "ok" if every index can be searched, "red" if one cannot, '' if it is silent or does not let us in."""
+    """Return "ok" if every index can be searched, "red" if one cannot, '' if the engine is silent or refuses us."""
     return ask_elasticsearch(settings, timeout_seconds).health
 
 
 def ask_kafka(settings: KafkaSettings, timeout_seconds: float) -> Answer:
-    """Return what the cluster says within the time."""
+    """Return the cluster's answer within the timeout."""
     logger = logging.getLogger("kafka")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # no answer is an answer here, not a warning
+    logger.setLevel(logging.CRITICAL)  # silence is a valid result here, not a warning
     try:
-        # The client waits out its back-off where nobody listens; a look at the port costs nothing, and tells more.
+        # If nobody listens, the client waits for its back-off. A check of the port is fast and gives a better reason.
         options = connection_options(settings, "searchloop-status")
         if (problem := explain_silence(settings, timeout_seconds)) is not None:
             return Answer(health=SILENT, reason=problem.text, lasting=problem.lasting)
@@ -76,7 +76,7 @@ def ask_kafka(settings: KafkaSettings, timeout_seconds: float) -> Answer:
 
 
 def ask_elasticsearch(settings: ElasticsearchSettings, timeout_seconds: float) -> Answer:
-    """Return what the cluster says within the time; a key that may not ask for its health is let in all the same."""
+    """Return the cluster's answer within the timeout; a key that may not read the health counts as accepted."""
     try:
         client = connect(settings)
     except SettingsError as error:
@@ -98,5 +98,5 @@ def ask_elasticsearch(settings: ElasticsearchSettings, timeout_seconds: float) -
                 lasting=bool(reason) and not unready,
             )
         except (KeyError, TypeError):
-            return Answer(health=SILENT, reason=f"{settings.url} answers, and is no Elasticsearch", lasting=True)
+            return Answer(health=SILENT, reason=f"{settings.url} answers, but is not Elasticsearch", lasting=True)
     return Answer(health=RED if status == "red" else OK)

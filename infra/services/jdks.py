@@ -1,4 +1,4 @@
-"""Find the JDKs of this machine, and the one that a service can use."""
+"""The JDKs of this machine, and the choice of one for each service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ELASTICSEARCH_VERSION_MIN = 21
 # analysis plugin. A JRE, or a runtime cut down with jlink, has neither.
 ELASTICSEARCH_MODULES = frozenset({"jdk.jdi", "jdk.attach", "jdk.compiler", "jdk.net", "jdk.management.agent"})
 
-# Where installers put JDKs. We look at the folders, and ask each `java` what it is.
+# Folders in which installers put JDKs. We search them and ask each `java` for its version.
 PLACES = (
     "/usr/lib/jvm/*",
     "/usr/java/*",
@@ -51,11 +51,11 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         return str(Path(self.home) / "bin" / "javac")
 
     def lacks_for_kafka(self) -> str:
-        """Say why Kafka cannot run on it, or ''."""
+        """Return the reason why Kafka cannot run on this JDK, or ''."""
         return "" if self.version >= KAFKA_VERSION_MIN else f"is {self.version}, older than {KAFKA_VERSION_MIN}"
 
     def lacks_for_elasticsearch(self, account: Account | None = None) -> str:
-        """Say why Elasticsearch, run as this account, cannot run on it, or ''."""
+        """Return the reason why Elasticsearch, run as this account, cannot run on this JDK, or ''."""
         if self.version < ELASTICSEARCH_VERSION_MIN:
             return f"is {self.version}, older than {ELASTICSEARCH_VERSION_MIN}"
         missing = sorted(ELASTICSEARCH_MODULES - self.modules)
@@ -64,14 +64,14 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         if missing:
             return f"has no {', '.join(missing)} (a JRE?)"
         if not can_enter(Path(self.java), account):
-            return "cannot be read by the user nobody, as whom Elasticsearch runs when we are root"
+            return "cannot be read by the user nobody, the account of Elasticsearch if we are root"
         return ""
 
 
 def find_jdks(java_home: str = "") -> list[Jdk]:
-    """Return every Java that answers, the one to prefer first: the setting, JAVA_HOME, PATH, then newest known first.
+    """Return every Java that answers, in order of preference: the setting, JAVA_HOME, PATH, then the newest first.
 
-    java_home: look at this one alone.
+    java_home: if given, only this one is considered.
     """
     found: dict[Path, Jdk] = {}
     for home in [Path(java_home).expanduser()] if java_home else _homes():
@@ -85,7 +85,7 @@ def find_jdks(java_home: str = "") -> list[Jdk]:
 
 
 def ask_jdk(home: Path) -> Jdk | None:
-    """Run one `java` and return what it says it is, or None if it does not run."""
+    """Run one `java` and return the properties that it reports, or None if it does not run."""
     try:
         answer = subprocess.run(
             [str(home / "bin" / "java"), "-Xshare:auto", "--list-modules"],
@@ -95,16 +95,16 @@ def ask_jdk(home: Path) -> Jdk | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # broken, for another machine, or Java 8, which does not know the question
+        return None  # broken, for another machine, or Java 8, which does not know this option
     modules = dict(line.partition("@")[::2] for line in answer.stdout.split())
     version = re.match(r"\d+", modules.get("java.base", ""))
     return Jdk(home=str(home), version=int(version.group()), modules=frozenset(modules)) if version else None
 
 
 def jdk_for_kafka(jdks: Sequence[Jdk]) -> Jdk:
-    """Return the first JDK that runs both services, else the first that runs Kafka.
+    """Return the first JDK that runs both services, otherwise the first that runs Kafka.
 
-    Raises ProvisionError that says what was found.
+    Raises ProvisionError with a list of the JDKs found.
     """
     both = [jdk for jdk in jdks if not jdk.lacks_for_elasticsearch()]
     why = {jdk.home: jdk.lacks_for_kafka() for jdk in jdks}
@@ -114,7 +114,7 @@ def jdk_for_kafka(jdks: Sequence[Jdk]) -> Jdk:
 def jdk_for_elasticsearch(jdks: Sequence[Jdk], account: Account | None = None) -> Jdk:
     """Return the first JDK that runs Elasticsearch as this account.
 
-    Raises ProvisionError that says what was found.
+    Raises ProvisionError with a list of the JDKs found.
     """
     why = {jdk.home: jdk.lacks_for_elasticsearch(account) for jdk in jdks}
     return _first_fit(jdks, why, f"Elasticsearch needs a JDK (not a JRE) {ELASTICSEARCH_VERSION_MIN} or newer")
@@ -127,7 +127,7 @@ def _first_fit(jdks: Sequence[Jdk], why: Mapping[str, str], need: str) -> Jdk:
     seen = "; ".join(f"{home} {lack}" for home, lack in why.items()) or "no Java was found"
     raise ProvisionError(
         f"{need}: {seen}. Install one (for example Temurin 25), or name it with JAVA_HOME or the setting "
-        "services.java_home; `searchloop doctor` lists what is there"
+        "services.java_home; `searchloop doctor` lists the JDKs found"
     )
 
 

@@ -1,4 +1,4 @@
-"""One local Kafka: a KRaft node that is broker and controller at once, with its storage under the home directory."""
+"""One local Kafka: a KRaft node that is both broker and controller, with its storage in the home directory."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from streams.whole_file import write_file
 ROLE = "kafka"
 NODE_ID = 1
 BOOTSTRAP = "bootstrap.checkpoint"
-# A broker for tens of records a second never earns back the thorough compiler's work: 4.0 s of processor time until the
-# first answer instead of 6.5 s, and 170 MB instead of 200.
+# For tens of records per second, the optimizing compiler costs more than it saves. Without it the first answer takes
+# 4.0 s of processor time instead of 6.5 s, and 170 MB instead of 200.
 FAST_COMPILER = ("-XX:TieredStopAtLevel=1",)
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a group of 64 candidates with token ids and log-probabilities is under 1 MB
 
-# One node for one laptop: everything is replicated once, small files, few threads, and a topic that nobody declared is
-# an error instead of a new topic with default settings. Retention belongs to each topic (streams.topics). An idle
-# controller writes a record twice a second by default, which was a quarter of what the broker costs. A broker that was
-# killed may not register again before its old session has ended: 9 s by default, most of what its return took.
-# Paths are relative to the broker's working directory: Java reads .properties files as Latin-1, so the home of a
-# Käufer would become that of a KÃ¤ufer.
+# One node for one laptop: replication factor 1, small files and few threads. An undeclared topic is an error, not a new
+# topic with default settings. Each topic sets its own retention (streams.topics). By default an idle controller writes
+# two records a second, which caused a quarter of the broker's load. A broker that was killed cannot register again
+# before its old session ends; the default of 9 s was most of its restart time. Paths are relative to the broker's
+# working directory, because Java reads .properties files as Latin-1: the home of a Käufer would become that of a
+# KÃ¤ufer.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id={node_id}
@@ -78,8 +78,8 @@ broker.heartbeat.interval.ms=1000
 """
 OPEN_PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT"
 SECURE_PROTOCOLS = "BROKER:SASL_SSL,CONTROLLER:SSL"
-# The controller's port takes the broker alone, which proves itself by its certificate; clients have names and
-# passwords, and what no rule allows is refused.
+# The controller's port accepts only the broker, which authenticates by its certificate. Clients authenticate by name
+# and password. Everything that no rule allows is refused.
 SECURE_PROPERTIES = """\
 config.providers=file
 config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
@@ -118,12 +118,12 @@ rootLogger.appenderRef.file.ref = file
 
 
 class LocalKafka:
-    """Writes the files and gives the command line of one local Kafka; starts and stops nothing by itself."""
+    """The files and the command line of one local Kafka; this class starts and stops no process."""
 
     def __init__(
         self, directory: Path, *, cache: Path, jars: tuple[Artefact, ...], security: SecurityFolder | None = None
     ) -> None:
-        """directory: data, logs and settings. security: with TLS and users, whose folder lies beside the directory."""
+        """directory: folder of data, logs and settings. security: enables TLS and users; its folder is beside it."""
         self.directory = directory
         self.users = directory / "users.formatted"
         self._security = security
@@ -139,15 +139,15 @@ class LocalKafka:
     def provision(self, *, jdk: Jdk, progress: Progress = silent) -> None:
         """Let Kafka's own tool format a storage once, and keep its feature levels for every later storage.
 
-        The tool is a JVM of 2.5 s; what it writes differs between two storages in the ids of meta.properties alone.
-        Raises ProvisionError with the tool's words if it fails.
+        The tool starts a JVM, which takes 2.5 s. Its output differs between two storages only in the ids of
+        meta.properties. Raises ProvisionError with the tool's output if it fails.
         """
         meta = self.data / "meta.properties"
         if self._security is None:
             if self.users.exists() and meta.exists():
                 raise ProvisionError(
-                    f"the Kafka of {self.directory} has users, whose passwords, in {self.directory.parent}/security, "
-                    "are gone. Put that folder back, or name another --home"
+                    f"the Kafka of {self.directory} has users, but their passwords in {self.directory.parent}/security "
+                    "are gone. Restore that folder, or name another --home"
                 )
             self._provision_open(jdk, progress)
         elif not meta.exists():
@@ -165,12 +165,12 @@ class LocalKafka:
             self._format(jdk, self._bootstrap)
 
     def _format(self, jdk: Jdk, target: Path, users: Sequence[str] = ()) -> None:
-        """Have the tool format a storage, and keep its first snapshot, which holds the users too."""
+        """Let the tool format a storage, and keep its first snapshot, which also holds the users."""
         with tempfile.TemporaryDirectory() as scratch:
             trial = Path(scratch)
             properties = trial / "server.properties"
             properties.write_text(_properties(port=9092, controller_port=9093))
-            # In a file, main class and all: a command line can be read by every user, and here it holds passwords.
+            # In a file, main class included: every user can read a command line, and this one holds passwords.
             arguments = [*FAST_COMPILER, "-cp", self._class_path, "kafka.tools.StorageTool", "format"]
             arguments += [f"--cluster-id={_uuid()}", f"--config={properties.name}"]
             arguments += [part for user in users for part in ("--add-scram", user)]
@@ -182,9 +182,9 @@ class LocalKafka:
             write_file(target, (trial / "data" / BOOTSTRAP).read_bytes())
 
     def prepare(self, *, port: int, controller_port: int) -> None:
-        """Write the settings for these ports, and a new storage where there is none.
+        """Write the settings for these ports, and a new storage if there is none.
 
-        Topics and the cluster id live in the storage, so a later start on other ports keeps them.
+        The storage holds the topics and the cluster id, so a later start on other ports keeps them.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.properties.write_text(
@@ -197,10 +197,10 @@ class LocalKafka:
             if self._security is None:
                 shutil.copyfile(self._bootstrap, self.data / BOOTSTRAP)
             identity = f"version=1\nnode.id={NODE_ID}\ncluster.id={_uuid()}\ndirectory.id={_uuid()}\n"
-            write_file(meta, identity.encode())  # last and whole: with it the storage counts as formatted
+            write_file(meta, identity.encode())  # last and atomically: this file marks the storage as formatted
 
     def command(self, *, jdk: Jdk, heap_megabytes: int, tags: list[str]) -> list[str]:
-        """Return the command line of the broker; it must run in its directory."""
+        """Return the command line of the broker, which must run in its directory."""
         return [*self._java(jdk, heap_megabytes), *tags, "kafka.Kafka", self.properties.name]
 
     def environment(self) -> dict[str, str]:
@@ -221,7 +221,7 @@ class LocalKafka:
 
 
 def scram_users(security: SecurityFolder) -> list[str]:
-    """Return every role's user as the tool takes it."""
+    """Return every role's user in the format of the tool."""
     users = []
     for role in ROLES:
         kept = tomllib.loads((security.kafka / f"{role}.toml").read_text())
@@ -245,7 +245,7 @@ def _properties(*, port: int, controller_port: int, secure: bool = False) -> str
 
 
 def _uuid() -> str:
-    """Return a random id in Kafka's spelling; none begins with a dash, which a command line takes for an option."""
+    """Return a random id in Kafka's format. It never begins with a dash, which would look like an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not text.startswith("-"):

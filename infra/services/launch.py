@@ -1,4 +1,4 @@
-"""Bring one local service from nothing to a running process: its JDK, its artefacts, its ports, its command."""
+"""The launch of a local service: find its JDK, fetch its artefacts, choose its ports, and start its process."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings
 
 PROCESSORS_MAX = 2  # for Elasticsearch's thread pools; the rest of the machine is for the learner
-# Below this Elasticsearch stops to write (its flood stage is half of it), and Kafka dies when it rolls a segment.
+# With less free space, Elasticsearch stops writing (its flood stage is half of this), and Kafka dies when it rolls a
+# segment.
 FREE_BYTES_MIN = 512 << 20
 LOG_TAIL_BYTES = 65536
 
 
 def service_directory(role: str, home: Path) -> Path:
-    """Return where a service keeps its data, logs and settings.
+    """Return the folder of a service's data, logs and settings.
 
-    That is below the home directory, unless Elasticsearch runs as nobody (when we are root) and cannot enter it.
+    The folder is in the home directory, unless Elasticsearch runs as nobody (if we are root) and cannot enter it.
     """
     services = home / "services"
     return (open_directory(services, service_account()) if role == ELASTICSEARCH else services) / role
 
 
 def log_file(role: str, home: Path) -> Path:
-    """Return the log that the service writes."""
+    """Return the path of the service's log."""
     return service_directory(role, home) / "logs" / f"{role}.log"
 
 
 class Launcher:
-    """Provisions first, for all services, and then starts them: what is missing is found before anything runs."""
+    """Provisions all services first and then starts them, so missing parts are found before anything runs."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Launcher:
         progress: Progress,
         security: SecurityFolder | None = None,
     ) -> None:
-        """session: a name for this start, which the processes wear beside home and role. security: switched on."""
+        """session: a name for this start, part of each process's tags. security: not None if security is on."""
         self._security = security
         self._home = home
         self._session = session
@@ -63,9 +64,10 @@ class Launcher:
         self._account = service_account()
 
     def provision(self, roles: Sequence[str]) -> None:
-        """Find the JDKs, fetch and unpack what is missing.
+        """Find the JDKs, and fetch and unpack the missing artefacts.
 
-        Raises ProvisionError or ServiceError that says what to do: no JDK, no network, no room, a port in use.
+        Raises ProvisionError or ServiceError, with the remedy, if there is no JDK, no network or no space, or if a port
+        is in use.
         """
         settings = self._settings
         wanted = {KAFKA: settings.kafka_port, ELASTICSEARCH: settings.elasticsearch_port}
@@ -90,7 +92,7 @@ class Launcher:
     def start(self, role: str, last_port: int) -> ServiceProcess:
         """Start a provisioned service and return its process, which does not answer yet.
 
-        last_port: where it listened the last time, 0 if it never did.
+        last_port: the service's last port, or 0 if it never ran.
         """
         self._progress(f"starting {role}", 0, 0)
         return self._start_kafka(last_port) if role == KAFKA else self._start_elasticsearch(last_port)
@@ -121,7 +123,7 @@ class Launcher:
     def _start_elasticsearch(self, last_port: int) -> ServiceProcess:
         settings, server, account = self._settings, self._elasticsearch(), self._account
         if not server.directory.is_relative_to(self._home):
-            told = f"Elasticsearch keeps its data in {server.directory}: as nobody it cannot enter {self._home}"
+            told = f"Elasticsearch keeps its data in {server.directory}, as the user nobody cannot enter {self._home}"
             self._progress(told, 0, 0)
         port, transport_port = choose_ports(settings.elasticsearch_port, last_port)
         server.prepare()
@@ -146,7 +148,7 @@ class Launcher:
 
 
 def why_it_ended(role: str, home: Path) -> str:
-    """Return one line about a service that ended while it started, from what it wrote last."""
+    """Return one line about a service that ended during its start, from its last output."""
     logs = log_file(role, home).parent
     lines: list[str] = []
     for path in (logs / f"{role}.log", logs / "console.log"):
@@ -154,11 +156,11 @@ def why_it_ended(role: str, home: Path) -> str:
             with path.open("rb") as handle:
                 handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
                 lines += handle.read().decode(errors="replace").splitlines()
-    # A Java log tells the reason last, in the innermost cause; without one, in the first exception.
+    # A Java log gives the reason in the innermost cause, which comes last, or otherwise in the first exception.
     causes = [line.strip() for line in lines if line.startswith("Caused by: ")][-1:]
     thrown = [line.strip() for line in lines if re.match(r"(Exception in thread .*|[\w.$]+(Exception|Error)): ", line)]
     signs = [line.strip() for line in lines if re.search(r"\b(ERROR|FATAL|Error|Exception|Could not)\b", line)]
-    reason = (causes or thrown or signs or ["it wrote nothing about it"])[0][:300]
+    reason = (causes or thrown or signs or ["it wrote no reason"])[0][:300]
     return f"{role} ended while it started: {reason}. Its logs are in {logs}"
 
 
@@ -173,9 +175,10 @@ def spawn(
     environment: dict[str, str],
     standard_input: bytes = b"",
 ) -> ServiceProcess:
-    """Start a process in a session of its own, so that Ctrl-C in the terminal reaches us alone.
+    """Start a process in a new session, so that Ctrl-C in the terminal reaches only us.
 
-    What the one before it wrote stays beside it, in `console.before.log`: it may say why that one died.
+    The previous process's output is kept beside the new one, in `console.before.log`; it may explain that process's
+    end.
     """
     console_log = directory / "logs" / "console.log"
     if console_log.exists():
@@ -193,16 +196,16 @@ def spawn(
         )
     process = describe(child.pid, role, port, session)
     assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it ended before it read; whoever waits for it reports why
+    with contextlib.suppress(BrokenPipeError):  # it ended before it read; its waiter reports why
         child.stdin.write(standard_input)
         child.stdin.close()
     return process
 
 
 def choose_ports(wanted: int, last: int) -> tuple[int, int]:
-    """Return the service's port and a free one for its inner traffic.
+    """Return the service's port and a free port for its internal traffic.
 
-    The port is the one that the settings name, else the last one if it is free, else any free one.
+    The service's port is the one in the settings, otherwise the last one if it is free, otherwise any free port.
     """
     free, inner = free_ports(2)
     return wanted or (last if last and port_is_free(last) else free), inner
@@ -211,7 +214,7 @@ def choose_ports(wanted: int, last: int) -> tuple[int, int]:
 def require_port(role: str, port: int) -> None:
     if port and not port_is_free(port):
         raise ServiceError(
-            f"port {port} for {role} is in use by somebody else. Stop that, or set services.{role}_port to "
+            f"port {port} for {role} is in use by another process. Stop it, or set services.{role}_port to "
             "another port, or to 0 for a free one"
         )
 

@@ -1,4 +1,4 @@
-"""The two services of one home directory: start them, find them again, mend them, stop them."""
+"""The two services of one home directory: start, find, repair and stop them."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from streams.whole_file import write_file
 ROLES = (KAFKA, ELASTICSEARCH)
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 5.0
-# A service that lives but is silent for so long is stopped and started again by `up`; garbage collection on a busy
-# machine takes a fraction of it.
+# `up` restarts a service that lives but is silent for this long. Garbage collection on a busy machine takes a fraction
+# of this time.
 PATIENCE_SECONDS = 30.0
 STARTING_SECONDS = 30.0
 
 
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """Where clients find the services: kafka "host:port[,host:port]", elasticsearch "http://host:port"."""
+    """The addresses of the services: kafka "host:port[,host:port]", elasticsearch "http://host:port"."""
 
     kafka: str
     elasticsearch: str
@@ -65,8 +65,8 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One row of `searchloop status`.
 
-    pid is None where no process of ours runs (it is down, or a user's own). health: "ok", "starting", "unhealthy"
-    (lives and does not answer), "red" (an index cannot be searched), or "down".
+    pid is None if no process of ours runs (the service is down, or the user's own). health: "ok", "starting",
+    "unhealthy" (lives but does not answer), "red" (an index cannot be searched), or "down".
     """
 
     role: str
@@ -76,7 +76,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What state.json remembers: who runs, and which ports to ask for again after a stop."""
+    """The content of state.json: the running processes, and the ports to request again after a stop."""
 
     processes: tuple[ServiceProcess, ...] = ()
     ports: dict[str, int] = {}
@@ -85,8 +85,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 class LocalServices:
     """The Kafka and the Elasticsearch that belong to one home directory.
 
-    attached: what this object starts ends when this process does, however it ends (tests, the demo). Detached, it runs
-    until `down`, from whichever process. As a context manager it starts on entry and ends what it started on exit.
+    attached: True ends the services that this object starts when this process ends, however it ends (tests, the demo).
+    False lets them run until any process calls `down`. As a context manager, the object starts the services on entry
+    and ends those that it started on exit.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class LocalServices:
         self.stop_started()
 
     def endpoints(self) -> Endpoints:
-        """Return where the services are, without starting any; raises ServiceError where a local one is down."""
+        """Return the services' addresses without starting any; raises ServiceError if a local service is down."""
         running = {process.role: process.port for process in self._alive()}
         absent = [role for role in self.local_roles() if role not in running]
         if absent:
@@ -123,15 +124,15 @@ class LocalServices:
         )
 
     def up(self, progress: Progress = silent) -> Endpoints:
-        """Start what is not running, mend what does not answer, and return when both services answer.
+        """Start services that are down, restart those that do not answer, and return when both services answer.
 
-        On any failure, Ctrl-C included, what this call started is stopped again, and what ran before runs on.
-        Raises ServiceError, or ProvisionError, which is one.
+        After any failure, Ctrl-C included, the services that this call started are stopped; others run on.
+        Raises ServiceError or its subclass ProvisionError.
         """
         for role in ROLES:
             if role not in self.local_roles() and (answer := self.external_answer(role)).health == SILENT:
                 where = self._external_address(role)
-                raise ServiceError(f"{role} at {where} does not answer, or does not let us in: {answer.reason}")
+                raise ServiceError(f"{role} at {where} does not answer or refuses us: {answer.reason}")
         with self._home_lock(progress):
             self._require_lockable()
             keep = [process for process in self._alive() if self._answers_in_time(process, progress)]
@@ -154,7 +155,7 @@ class LocalServices:
             return self.endpoints()
 
     def down(self, progress: Progress = silent) -> list[ServiceProcess]:
-        """Stop both services, whoever started them, and return what was stopped; nothing running is no error."""
+        """Stop both services, whichever process started them, and return the stopped ones, possibly none."""
         with self._home_lock(progress):
             ending = self._alive()
             known = {process.pid for process in ending}
@@ -162,7 +163,7 @@ class LocalServices:
             return self._end(ending, progress)
 
     def stop_started(self, progress: Progress = silent) -> list[ServiceProcess]:
-        """Stop only what this object started, as far as it still runs, and return it."""
+        """Stop the services that this object started and that still run, and return them."""
         with self._home_lock(progress):
             return self._end([process for process in self._started if is_alive(process, self.home)], progress)
 
@@ -197,14 +198,14 @@ class LocalServices:
         return [*rows, *more]
 
     def local_roles(self) -> list[str]:
-        """Return the services that are ours to start, because no address is set for them."""
+        """Return the services that we start ourselves, because no address is set for them."""
         return [role for role in ROLES if not self._external_address(role)]
 
     def _external_address(self, role: str) -> str:
         return self.settings.kafka.bootstrap if role == KAFKA else self.settings.elasticsearch.url
 
     def external_answer(self, role: str) -> Answer:
-        """Return what a cluster of the user's own says, and why if it does not let us in."""
+        """Return the answer of the user's own cluster, with the reason if it refuses us."""
         if role == KAFKA:
             return ask_kafka(self.settings.kafka, PROBE_SECONDS)
         return ask_elasticsearch(self.settings.elasticsearch, PROBE_SECONDS)
@@ -218,21 +219,21 @@ class LocalServices:
         session = uuid.uuid4().hex
         launcher = Launcher(self.home, local, session, progress, self._security(wanted=local.secure))
         launcher.provision(roles)
-        # The guardian also watches over a detached start: killed half-way, it leaves nothing half-started.
+        # The guardian also watches a detached start: if that is killed half-way, nothing half-started stays.
         guardian = Guardian(self.home, roles, session, local.stop_seconds)
         started: list[ServiceProcess] = []
         try:
             ports = dict(remembered)
-            for role in sorted(roles):  # Elasticsearch first: it takes longest, and Kafka comes up in its shadow
+            for role in sorted(roles):  # Elasticsearch first: it takes longest, and Kafka starts meanwhile
                 process = msgspec.structs.replace(launcher.start(role, ports.get(role, 0)), keeper=this_process())
                 ports[role] = process.port
                 started.append(process)
                 self._write_state(State(processes=(*keep, *started), ports=ports))
             self._await(started, progress)
             self._make_engine_keys(started)
-        except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays
+        except BaseException:  # Ctrl-C too: nothing half-started may stay
             stop_processes([*started, *tagged_processes(self.home, roles)], self.home, local.stop_seconds)
-            guardian.finish()  # a child that Ctrl-C cut off from us on its way into the world is found by its tags
+            guardian.finish()  # finds by its tags a child whose start Ctrl-C interrupted
             self._write_state(State(processes=tuple(keep), ports=remembered))
             raise
         if self.attached:
@@ -243,7 +244,7 @@ class LocalServices:
             guardian.release()
 
     def _end(self, ending: list[ServiceProcess], progress: Progress) -> list[ServiceProcess]:
-        """End these processes and forget them, with the home locked; return them."""
+        """End these processes and remove them from the state; the home must be locked. Return them."""
         if ending:
             progress(f"stopping {' and '.join(process.role for process in ending)}", 0, 0)
         stop_processes(ending, self.home, self.settings.local.stop_seconds)
@@ -257,7 +258,7 @@ class LocalServices:
         return ending
 
     def _await(self, started: list[ServiceProcess], progress: Progress) -> None:
-        """Wait until each one answers; raises ServiceError if one ends or takes too long."""
+        """Wait until each process answers; raises ServiceError if one ends or takes too long."""
         begun = time.monotonic()
         limit = self.settings.local.start_seconds
         waiting = list(started)
@@ -265,7 +266,7 @@ class LocalServices:
             late = time.monotonic() - begun > limit
             for process in list(waiting):
                 health = self._health(process)
-                # An index may be red while it is opened; one that stays red is the user's to mend, with us running.
+                # An index may be red while it is opened. If it stays red, the user must repair it while we run.
                 if health == OK or (health == RED and late):
                     waiting.remove(process)
                 elif not is_alive(process, self.home):
@@ -281,7 +282,7 @@ class LocalServices:
                 time.sleep(POLL_SECONDS)
 
     def _answers_in_time(self, process: ServiceProcess, progress: Progress) -> bool:
-        """Return whether a process that should be up answers before our patience ends."""
+        """Return whether a process that should be up answers before the timeout."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         if process.role not in self.local_roles() or (process.keeper and not same_process(*process.keeper)):
             return False  # a guardian is about to end it
@@ -303,20 +304,20 @@ class LocalServices:
         return elasticsearch_health(self._engine_as_superuser(process.port), PROBE_SECONDS)
 
     def _require_lockable(self) -> None:
-        """Raise ServiceError if security is wanted where services were made, or run, without: nothing is changed."""
+        """Raise ServiceError if security is wanted but the services were made, or run, without it; change nothing."""
         if not self.settings.local.secure or self._security_folder.exists:
             return
         formatted = service_directory(KAFKA, self.home) / "data" / "meta.properties"
         if KAFKA in self.local_roles() and formatted.exists():
             raise ServiceError(
-                f"the Kafka of {self.home} was made without users, which stay out of a storage that is there. Name "
-                "another --home for `up --secure`"
+                f"the Kafka of {self.home} was made without users, and they cannot be added to an existing storage. "
+                "Name another --home for `up --secure`"
             )
         if self._alive():
             raise ServiceError(f"the services of {self.home} run without security. Run: searchloop down")
 
     def _security(self, *, wanted: bool = False) -> SecurityFolder | None:
-        """Return the security of this home if it has one, or is to get one."""
+        """Return the security folder of this home if it exists or is wanted; otherwise None."""
         return self._security_folder if wanted or self._security_folder.exists else None
 
     def _engine_url(self, port: int) -> str:
@@ -330,7 +331,7 @@ class LocalServices:
         return msgspec.structs.replace(engine, username="elastic", password=password, ca_certs=str(security.authority))
 
     def _make_engine_keys(self, started: Sequence[ServiceProcess]) -> None:
-        """Give the roles that ask Elasticsearch their API keys, once, with the rights that each of them needs."""
+        """Make API keys once for the roles that call Elasticsearch, each with the rights that it needs."""
         for process in started:
             if process.role == ELASTICSEARCH and (security := self._security()) is not None:
                 make_engine_keys(security, self._engine_as_superuser(process.port))
@@ -343,7 +344,7 @@ class LocalServices:
         try:
             return msgspec.json.decode(self._state_file.read_bytes(), type=State)
         except (FileNotFoundError, msgspec.DecodeError):
-            # Absent or torn: the tags on the command lines still tell which processes are ours.
+            # Absent or damaged: the tags on the command lines still identify our processes.
             return State()
 
     def _write_state(self, state: State) -> None:
@@ -361,6 +362,6 @@ class LocalServices:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress("another searchloop starts or stops these services; waiting for it", 0, 0)
+                progress("another searchloop is starting or stopping these services; waiting for it", 0, 0)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield

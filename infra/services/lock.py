@@ -1,7 +1,7 @@
-"""Write artefacts.lock.json anew: `python -m infra.services.lock`, after changing a version below.
+"""Rewrite artefacts.lock.json: run `python -m infra.services.lock` after you change a version below.
 
-It resolves Kafka's dependencies by jgo, fetches every file into the user's local Maven repository, and pins the sha256
-of each. Run it on a network that you trust, and read the difference before you commit it.
+The module resolves Kafka's dependencies with jgo, fetches every file into the user's local Maven repository, and pins
+its sha256. Run it on a network that you trust, and read the diff before you commit it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from jgo.maven import MavenContext
 from infra.services.artefacts import LOCK_FILE, Artefact, ArtefactLock, maven_repositories, sha256_of
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.1"
-# Kafka logs through slf4j 1.7 and brings log4j 2, but not the bridge between the two; its version is log4j's.
+# Kafka logs through slf4j 1.7 and includes log4j 2, but not the bridge between them; the bridge has log4j's version.
 LOGGING_BRIDGE = "org.apache.logging.log4j:log4j-slf4j-impl"
 ELASTICSEARCH = ("org.elasticsearch.distribution.integ-test-zip", "elasticsearch", "9.5.3")
 
 
 def main() -> None:
-    """Resolve, fetch, hash, write."""
+    """Resolve, fetch and hash the artefacts, and write the lock file."""
     context = MavenContext(remote_repos=maven_repositories(), timeout=60)
     inputs, transitive = context.resolver.resolve([context.create_dependency(KAFKA)])
     dependencies = [*inputs, *transitive]
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def pin(group: str, name: str, version: str, path: Path) -> Artefact:
-    """Return a resolved file as a pin."""
+    """Return the pin of a resolved file."""
     packaging = path.suffix.removeprefix(".")
     size = path.stat().st_size
     return Artefact(group=group, name=name, version=version, packaging=packaging, sha256=sha256_of(path), bytes=size)

@@ -1,7 +1,7 @@
-"""The vLLM that belongs to one home directory: started for a base model, found again, mended, and stopped.
+"""The vLLM of one home directory: start it for a base model, find, repair and stop it.
 
-Unlike Kafka and Elasticsearch it serves one run's base model, so a run starts it and ends it; like them it is known by
-pid and tags, listens on the loopback interface alone, and never outlives a parent that was killed.
+Unlike Kafka and Elasticsearch, it serves one run's base model, so a run starts and ends it. Like them, it is identified
+by pid and tags, listens only on the loopback interface, and never outlives a parent that was killed.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ LOG_LINES = 200
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """What state.json remembers: the process, what it serves, and the port to ask for again."""
+    """The content of state.json: the process, its model, and the port to request again."""
 
     process: ServiceProcess
     model: VllmModel
 
 
 class PolicyServer:
-    """The local vLLM of one home; what this object starts ends when this process does, however it ends."""
+    """The local vLLM of one home. A server that this object starts ends when this process ends, however it ends."""
 
     def __init__(self, home: Path | str, settings: VllmServerSettings | None = None) -> None:
         self.home = Path(home).expanduser().absolute()
@@ -63,7 +63,7 @@ class PolicyServer:
         self._started: Served | None = None
 
     def url(self) -> str:
-        """Return where it listens, without starting it; raises ServiceError where it is down."""
+        """Return the server's address without starting it; raises ServiceError if the server is down."""
         served = self._alive()
         if served is None:
             raise ServiceError(
@@ -73,16 +73,16 @@ class PolicyServer:
         return f"http://127.0.0.1:{served.process.port}"
 
     def key(self) -> Secret:
-        """Return what the server asks its clients for; '' where it never ran here."""
+        """Return the API key of the server; '' if it never ran in this home."""
         try:
             return Secret(self._key_file.read_text().strip())
         except FileNotFoundError:
             return Secret("")
 
     def start(self, model: VllmModel, progress: Progress = silent) -> str:
-        """Start a server for this model and return its address when it answers; one that serves it already is used.
+        """Start a server for this model, or use one that serves it already; return its address when it answers.
 
-        Raises ServiceError if the one of this home serves another model for somebody else, or does not come up.
+        Raises ServiceError if this home's server serves another model for another process, or if it does not start.
         """
         with self._lock():
             served = self._alive()
@@ -91,22 +91,22 @@ class PolicyServer:
             if served is not None and served.model != model and served.process.keeper != this_process():
                 raise ServiceError(
                     f"vllm of {self.home} serves {served.model.folder} for process "
-                    f"{(served.process.keeper or (0,))[0]}. Wait for that run, stop it by `searchloop down`, or name "
+                    f"{(served.process.keeper or (0,))[0]}. Wait for that run, stop it with `searchloop down`, or name "
                     "another --home"
                 )
             self._end()
             return self._start(model, progress)
 
     def check(self, progress: Progress = silent) -> None:
-        """Start the server again, at the same address, if it has died; nothing to do where this object started none."""
+        """Restart the server at the same address if it has died; do nothing if this object started none."""
         if self._started is not None and not is_alive(self._started.process, self.home):
-            progress("vllm has died and is started again", 0, 0)
+            progress("vllm has died; restarting it", 0, 0)
             with self._lock():
                 self._end()
                 self._start(self._started.model, progress)
 
     def stop(self) -> list[ServiceProcess]:
-        """Stop the server, whoever started it, and return what was stopped; nothing running is no error."""
+        """Stop the server, whichever process started it, and return the stopped processes, possibly none."""
         with self._lock():
             return self._end()
 
@@ -117,7 +117,7 @@ class PolicyServer:
             self._started = None
 
     def status(self) -> list[ServiceStatus]:
-        """Return its row, or none where it never ran here: most runs need no vLLM."""
+        """Return the server's row, or no row if it never ran in this home; most runs need no vLLM."""
         served = self._read_state()
         if served is None:
             return []
@@ -144,14 +144,14 @@ class PolicyServer:
             self._guardian.release()
         self._guardian = Guardian(self.home, [ROLE], session, STOP_SECONDS)
         try:
-            # By a variable, which its own user alone can read; vLLM takes it from there or from the command line only.
+            # In a variable, which only its own user can read. vLLM accepts the key only there or on the command line.
             write_private(self._key_file, secrets.token_urlsafe(24))
             variables = vllm_environment(settings, self.directory, api_key=reveal(self.key()))
             process = spawn(ROLE, command, self.directory, port, session, environment=variables)
             self._started = Served(process=msgspec.structs.replace(process, keeper=this_process()), model=model)
             self._write_state(self._started)
             self._await(self._started, progress)
-        except BaseException:  # Ctrl-C too: whatever the reason, nothing half-started stays.
+        except BaseException:  # Ctrl-C too: nothing half-started may stay.
             self._end()
             raise
         return f"http://127.0.0.1:{port}"
@@ -171,7 +171,7 @@ class PolicyServer:
             time.sleep(POLL_SECONDS)
 
     def _end(self) -> list[ServiceProcess]:
-        """End what runs, with the home locked: tagged processes first, then whoever is left of their sessions."""
+        """End the tagged processes, then the rest of their sessions; the home must be locked."""
         served = self._read_state()
         ending = list(tagged_processes(self.home, [ROLE]))
         leaders = {process.pid for process in ending} | ({served.process.pid} if served else set())
@@ -203,13 +203,13 @@ class PolicyServer:
         return log_file(ROLE, self.home).with_name("console.log")
 
     def _last_words(self) -> str:
-        """Return the line of its log that says most about why it ended."""
+        """Return the line of the server's log that best explains its end."""
         try:
             lines = self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
         except OSError:
             lines = []
         errors = [line for line in lines if "Error: " in line]
-        return ((errors or lines or ["it wrote nothing about it"])[-1]).strip()[-300:]
+        return ((errors or lines or ["it wrote no reason"])[-1]).strip()[-300:]
 
     def _read_state(self) -> Served | None:
         try:
@@ -222,7 +222,7 @@ class PolicyServer:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one process at a time start or stop it."""
+        """Let one process at a time start or stop the server."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             handle = (self.directory / ".lock").open("w")
@@ -234,10 +234,10 @@ class PolicyServer:
 
 
 def end_session(leader: int, directory: Path) -> None:
-    """Kill what is left of a session that we started in this directory.
+    """Kill the remaining processes of a session that we started in this directory.
 
-    A session's number is given to nobody else while a member lives; the directory tells ours from one that got the
-    number after ours had ended.
+    The system does not reuse a session's number while a member lives. The directory distinguishes our session from one
+    that got the number after ours had ended.
     """
     for seen in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):

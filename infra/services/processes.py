@@ -1,4 +1,4 @@
-"""Child processes that outlive us on purpose, or never: who they are, whether they live, how they end."""
+"""Child processes, attached or detached: how to identify them, check that they live, and stop them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import psutil
 POLL_SECONDS = 0.05
 PORTS = 20_000, 32_000  # Outgoing connections have ports from 32,768 on (Linux) or 49,152 (macOS).
 PORT_TRIES = 50
-START_TOLERANCE_SECONDS = 2.0  # a clock that is set back and forth moves the start times that the kernel tells
+START_TOLERANCE_SECONDS = 2.0  # a change of the clock moves the start times that the kernel reports
 
 
 class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
     """One process that we started.
 
-    started: seconds since the epoch, from the kernel. Pids are used again; a pid with its start time is not.
-    session: the name of the start, which the process wears on its command line; empty where that was not asked for.
+    started: seconds since the epoch, from the kernel. Pids are reused; a pid with its start time is unique.
+    session: the name of the start, a tag on the process's command line; empty if no tag was requested.
     keeper: the pid and start time of the process that this one must not outlive, or None if it may.
     """
 
@@ -38,22 +38,22 @@ class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """The user that a process runs as, where that is not our own."""
+    """The user that a process runs as, if it is not our own user."""
 
     uid: int
     gid: int
 
 
 def tags(home: Path, role: str, session: str) -> list[str]:
-    """Return the command-line arguments that mark a process as ours: of this home, in this role, of this start."""
+    """Return the command-line arguments that mark a process as ours: its home, its role and its start."""
     return [f"-Dsearchloop.{role}={home}", f"-Dsearchloop.session={session}"]
 
 
 def is_alive(process: ServiceProcess, home: Path) -> bool:
-    """Return whether the process still runs and is the one that we started, not another that got its pid.
+    """Return whether the process still runs and is the one that we started, not another one with the same pid.
 
-    Its command line tells, which no other process has; the start time alone would shift with the clock. Where there is
-    no command line to read (another user's on macOS, or a child in the midst of exec) the start time tells.
+    The unique tags on its command line identify it; the start time alone would shift with the clock. If the command
+    line cannot be read (another user's process on macOS, or a child during exec), the start time decides.
     """
     try:
         seen = psutil.Process(process.pid)
@@ -71,7 +71,7 @@ def is_alive(process: ServiceProcess, home: Path) -> bool:
 
 
 def same_process(pid: int, started: float) -> bool:
-    """Return whether this pid runs and began at this time."""
+    """Return whether a process with this pid runs and started at this time."""
     try:
         seen = psutil.Process(pid)
         gone = seen.status() == psutil.STATUS_ZOMBIE
@@ -81,9 +81,9 @@ def same_process(pid: int, started: float) -> bool:
 
 
 def tagged_processes(home: Path, roles: Sequence[str], session: str = "") -> Iterator[ServiceProcess]:
-    """Find processes of this home by their tags alone: those that a crash kept out of the state file.
+    """Find processes of this home by their tags alone, including those that a crash kept out of the state file.
 
-    session: only those of one start; empty means all.
+    session: the name of one start; empty means all starts.
     """
     wanted = {tags(home, role, session)[0]: role for role in roles}
     for seen in psutil.process_iter(["pid", "cmdline", "create_time"]):
@@ -94,7 +94,7 @@ def tagged_processes(home: Path, roles: Sequence[str], session: str = "") -> Ite
 
 
 def describe(pid: int, role: str, port: int, session: str) -> ServiceProcess:
-    """Return a fresh child with the start time that the kernel gives it."""
+    """Return the record of a new child, with its start time from the kernel."""
     return ServiceProcess(role=role, pid=pid, started=psutil.Process(pid).create_time(), port=port, session=session)
 
 
@@ -104,15 +104,15 @@ def this_process() -> tuple[int, float]:
 
 
 def java_environment(temporary: Path) -> dict[str, str]:
-    """Return the whole environment of a Java child: nothing of ours leaks into it.
+    """Return the whole environment of a Java child; it inherits nothing from ours.
 
-    The locale makes Java read paths as UTF-8, whatever the user's own is.
+    The locale makes Java read paths as UTF-8, whatever the user's own locale is.
     """
     return {"HOME": str(temporary), "PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 
 
 def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_seconds: float) -> list[ServiceProcess]:
-    """Ask all of them to end, wait, kill those that are still there after the limit; return those that survived it."""
+    """Ask all processes to end, wait, kill those that live after the limit, and return those that survive even this."""
     running = [process for process in processes if is_alive(process, home)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in running:
@@ -122,7 +122,7 @@ def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_second
         while running and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             for process in running:
-                # A child stays a zombie until its parent asks; whose child it is, we do not always know.
+                # A child stays a zombie until its parent waits for it; we do not always know its parent.
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
             running = [process for process in running if is_alive(process, home)]
@@ -130,7 +130,7 @@ def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_second
 
 
 def service_account() -> Account | None:
-    """Return whom Elasticsearch runs as: nobody where we are root, which it refuses; None where we stay ourselves."""
+    """Return the account of Elasticsearch: nobody if we are root, which it refuses; otherwise None, our own user."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
@@ -138,7 +138,7 @@ def service_account() -> Account | None:
 
 
 def can_enter(path: Path, account: Account | None) -> bool:
-    """Return whether the account may pass through every existing folder on the way to path and read it."""
+    """Return whether the account may enter every existing folder above `path` and read `path`."""
     if account is None:
         return True
     for folder in [path, *path.parents]:
@@ -147,7 +147,7 @@ def can_enter(path: Path, account: Account | None) -> bool:
         except FileNotFoundError:
             continue
         shift = 6 if status.st_uid == account.uid else 3 if status.st_gid == account.gid else 0
-        needed = 0o5 if folder == path else 0o1  # read and enter the last one, pass through those above it
+        needed = 0o5 if folder == path else 0o1  # read and enter the last one, only enter those above it
         if status.st_mode >> shift & needed != needed:
             return False
     return True
@@ -165,16 +165,16 @@ def port_is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different.
+    """Return distinct ports on which nobody listens.
 
-    Below those that the kernel gives to outgoing connections: a client that asks again and again for a service that is
-    down may be given the service's own port, is then connected to itself, and keeps the service from coming back.
+    The ports are below those that the kernel gives to outgoing connections. Otherwise a client that retries a service
+    that is down may get the service's own port, connect to itself, and block the service's restart.
     """
     draw = random.SystemRandom()
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
-            for port in (*(draw.randrange(*PORTS) for _ in range(PORT_TRIES)), 0):  # 0: any, where all were taken.
+            for port in (*(draw.randrange(*PORTS) for _ in range(PORT_TRIES)), 0):  # 0: any, if all were taken.
                 with contextlib.suppress(OSError):
                     probe.bind(("127.0.0.1", port))
                     break

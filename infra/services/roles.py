@@ -1,4 +1,4 @@
-"""As whom the services are asked: one user for everything, or one for each role."""
+"""The credentials for the services: one user for everything, or one user for each role."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from streams.errors import SettingsError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-ENGINE_ROLES = (OPERATOR, "environment")  # The others never ask Elasticsearch.
-WORKER_CONNECT_SECONDS = 30.0  # A worker outlives the restart of a broker on a busy machine; a verb tells sooner.
+ENGINE_ROLES = (OPERATOR, "environment")  # The others never call Elasticsearch.
+WORKER_CONNECT_SECONDS = 30.0  # A worker survives a broker's restart on a busy machine; a verb fails sooner.
 
 
 class KafkaCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file of one role for Kafka."""
+    """The credentials file of one role for Kafka."""
 
     sasl_username: str
     sasl_password: str
 
 
 class EngineCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file of one role for Elasticsearch."""
+    """The credentials file of one role for Elasticsearch."""
 
     api_key: str
 
@@ -37,9 +37,9 @@ class EngineCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 def with_credentials(
     kafka: KafkaSettings, elasticsearch: ElasticsearchSettings, *, role: str
 ) -> tuple[KafkaSettings, ElasticsearchSettings]:
-    """Return both with what this role is let in by, where the settings name a folder of credentials.
+    """Return both settings with this role's credentials, if they name a folder of credentials.
 
-    Raises SettingsError, which shows nothing of a file's content, if the role's file is missing or of another form.
+    Raises SettingsError, without any of the file's content, if the role's file is missing or has another form.
     """
     if role != OPERATOR:
         patient = max(kafka.connect_seconds, WORKER_CONNECT_SECONDS)
@@ -62,7 +62,7 @@ def with_credentials(
 def secured(
     home: Path, kafka: KafkaSettings, elasticsearch: ElasticsearchSettings, *, bootstrap: str, url: str
 ) -> tuple[KafkaSettings, ElasticsearchSettings]:
-    """Return both at the addresses of services that run; those that are ours, with the doors that they have."""
+    """Return both settings with the addresses of running services and, for local ones, their security."""
     security = SecurityFolder(home)
     own_kafka, own_engine = not kafka.bootstrap, not elasticsearch.url
     kafka = msgspec.structs.replace(kafka, bootstrap=bootstrap)
@@ -76,7 +76,7 @@ def secured(
 
 
 def secure_kafka(security: SecurityFolder, kafka: KafkaSettings) -> KafkaSettings:
-    """Return what lets a role into the embedded Kafka of this home."""
+    """Return the settings for a role's access to the embedded Kafka of this home."""
     return msgspec.structs.replace(
         kafka,
         security_protocol="SASL_SSL",
@@ -87,7 +87,7 @@ def secure_kafka(security: SecurityFolder, kafka: KafkaSettings) -> KafkaSetting
 
 
 def secure_engine(security: SecurityFolder, elasticsearch: ElasticsearchSettings) -> ElasticsearchSettings:
-    """Return what lets a role into the embedded Elasticsearch of this home."""
+    """Return the settings for a role's access to the embedded Elasticsearch of this home."""
     return msgspec.structs.replace(
         elasticsearch, ca_certs=str(security.authority), credentials=str(security.elasticsearch)
     )

@@ -1,7 +1,7 @@
-"""The embedded services with security switched on: an authority of our own, certificates, and a user for each role.
+"""Security of the embedded services: a certificate authority, certificates, and a user for each role.
 
-Everything lies in one folder of the home that nobody else may enter. The tools of the JDK make the certificates; what
-is secret reaches them through the environment or a file, never through their command line, which every user can read.
+Everything is in one folder of the home that only its owner may enter. The tools of the JDK make the certificates. The
+tools get secrets through the environment or a file, never through their command line, which every user can read.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
 from streams.acls import OPERATOR, ROLES
 
-BROKER = "searchloop-broker"  # The name in its certificate, by which the broker is known to the controller in it.
+BROKER = "searchloop-broker"  # The name in the broker's certificate; its controller knows the broker by this name.
 ENGINE = "searchloop-elasticsearch"
 MECHANISM = "SCRAM-SHA-512"
 VALID_DAYS = "3650"
 HOSTS = "san=ip:127.0.0.1,dns:localhost"
 TOOL_SECONDS = 60.0
-PASSWORD = "SEARCHLOOP_STORE"  # The variable by which keytool is told the password of its stores.
+PASSWORD = "SEARCHLOOP_STORE"  # The variable that gives keytool the password of its stores.
 
 
 class SecurityFolder:
-    """The places of one home's security; a home has security from the first `up --secure` on."""
+    """The paths of one home's security; a home has security from its first `up --secure` on."""
 
     def __init__(self, home: Path) -> None:
         self.directory = home / "services" / "security"
@@ -38,17 +38,17 @@ class SecurityFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether it was made; the authority's certificate is written last."""
+        """Return whether the security was made completely; the authority's certificate is written last."""
         return self.authority.is_file()
 
     def store(self, name: str) -> Path:
-        """Return the key store of the service of this name."""
+        """Return the path of the key store of the service with this name."""
         return self.directory / f"{name}.p12"
 
     def make(self, jdk: Jdk) -> None:
-        """Make authority, certificates and passwords; nothing if they are there.
+        """Make the authority, certificates and passwords; do nothing if they exist.
 
-        Raises ProvisionError with the tool's words if one cannot be made.
+        Raises ProvisionError with the tool's output if one cannot be made.
         """
         if self.exists:
             return
@@ -58,7 +58,7 @@ class SecurityFolder:
         password = secrets.token_urlsafe(24)
         keytool = Path(jdk.java).with_name("keytool")
         authority = self.directory / "authority.p12"
-        for leftover in (authority, self.store(BROKER), self.store(ENGINE)):  # Of a start that was broken off.
+        for leftover in (authority, self.store(BROKER), self.store(ENGINE)):  # Files of an interrupted start.
             leftover.unlink(missing_ok=True)
         pair = ["-genkeypair", "-keyalg", "EC", "-groupname", "secp256r1", "-validity", VALID_DAYS]
         ours = ["-keystore", str(authority), "-storetype", "PKCS12"]
@@ -75,7 +75,7 @@ class SecurityFolder:
             content = f'sasl_username = "{role}"\nsasl_password = "{secrets.token_urlsafe(24)}"\n'
             write_private(self.kafka / f"{role}.toml", content)
         certificate = _run(keytool, ["-exportcert", "-rfc", "-alias", "ca", *ours], password)
-        authority.unlink()  # Nobody signs with it again; a lost folder is made anew.
+        authority.unlink()  # It never signs again; a lost folder is made anew.
         for store in (self.store(BROKER), self.store(ENGINE)):
             store.chmod(0o600)
         aside = self.authority.with_suffix(".aside")
@@ -87,12 +87,12 @@ class SecurityFolder:
         return self.stores.read_text().strip().removeprefix("password=")
 
     def keep_engine_key(self, role: str, api_key: str) -> None:
-        """Keep the API key of a role."""
+        """Store the API key of a role."""
         write_private(self.elasticsearch / f"{role}.toml", f'api_key = "{api_key}"\n')
 
 
 def write_private(path: Path, content: str) -> None:
-    """Write a file that nobody else may read, from its first byte on."""
+    """Write a file that only its owner can read, from its first byte on."""
     aside = path.with_name(f".{path.name}.aside")
     aside.unlink(missing_ok=True)
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -101,12 +101,12 @@ def write_private(path: Path, content: str) -> None:
 
 
 def superusers() -> str:
-    """Return who may do everything: the operator, and the broker itself."""
+    """Return the users with all rights: the operator, and the broker itself."""
     return f"User:{OPERATOR};User:CN={BROKER}"
 
 
 def _run(keytool: Path, arguments: Sequence[str], password: str) -> str:
-    # With -importkeystore the two passwords have options of their own.
+    # With -importkeystore the two passwords have separate options.
     own = [] if "-srcstorepass:env" in arguments else ["-storepass:env", PASSWORD]
     command = [str(keytool), *arguments, *own, "-J-XX:TieredStopAtLevel=1", "-J-Duser.language=en"]
     environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", PASSWORD: password}

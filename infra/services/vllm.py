@@ -1,6 +1,6 @@
-"""One local vLLM: the command that serves a base model and takes LoRA adapters while it runs.
+"""One local vLLM: the command that serves a base model and loads LoRA adapters at run time.
 
-vLLM lives in an environment of its own (`make vllm`; its pins and ours exclude each other) and is started as a module:
+vLLM has a separate environment (`make vllm`), because its pins conflict with ours. It is started as a module, because
 the CPU package's `vllm` command fails on its own name.
 """
 
@@ -18,14 +18,14 @@ from infra.services.settings import Port
 
 ROLE = "vllm"
 BASE_NAME = "base"
-# The adapter ranks for which vLLM 0.32 has room.
+# The maximum adapter ranks that vLLM 0.32 accepts.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-vllm"
-OURS = Path(__file__).resolve().parents[1] / "vllm"  # What of ours runs in vLLM's process.
+OURS = Path(__file__).resolve().parents[1] / "vllm"  # Our code that runs in vLLM's process.
 INSTALL = "Run: make vllm (6 GB), or name a Python that has vLLM in vllm_server.python"
-# vLLM is three processes or two, and only the first wears our tags; killed by -9, it leaves the others behind, who
-# ignore SIGTERM and have overwritten their command line and environment (seen with 0.32). So a shell leads their
-# process group and kills all of it when the first ends, however it ends.
+# vLLM has two or three processes, and only the first carries our tags. If kill -9 ends the first, the others remain,
+# ignore SIGTERM, and have overwritten their command line and environment (seen with 0.32). A shell therefore leads
+# their process group and kills the whole group when the first process ends, however it ends.
 LEADER = """\
 "$@" & child=$!
 trap 'kill -TERM $child 2>/dev/null' TERM
@@ -35,18 +35,19 @@ kill -KILL 0
 
 
 class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a vLLM of our own runs, if `generation.backend` is `vllm` and `vllm.url` is empty; made for two cores.
+    """Options of a local vLLM, used if `generation.backend` is `vllm` and `vllm.url` is empty; for two cores.
 
-    python: an interpreter that has vLLM; empty: that of `make vllm`.
-    dtype: of weights and activations. fp32 agrees with the learner to 1e-5 nats; bf16 is faster and coarser, see
-    `learner.update.logprob_difference_max`. vLLM's `auto` halves an fp32 model's precision.
-    context_tokens: prompt and answer together, at most.
-    sequences_max: candidates decoded at once. cache_gigabytes: for keys and values, on a CPU.
-    threads: for the model's computation, on a CPU. Two of them on two cores that others use wait for each other: 20
-    tokens a second with SmolLM2 at load 7.
-    eager: do not compile the model: a start is 15 s shorter, and so is the first answer; off for long runs on a GPU.
-    port: 0 takes a free one. start_seconds: how long it may take until it answers.
-    arguments: more of vLLM's own, such as ["--tensor-parallel-size", "2"].
+    python: an interpreter with vLLM; empty means the one of `make vllm`.
+    dtype: type of weights and activations. fp32 agrees with the learner to 1e-5 nats; bf16 is faster and less exact
+    (see `learner.update.logprob_difference_max`). vLLM's `auto` halves an fp32 model's precision.
+    context_tokens: maximum length of prompt and answer together.
+    sequences_max: number of candidates decoded at once. cache_gigabytes: size of the key-value cache on a CPU.
+    threads: number of threads for the model's computation on a CPU. Two threads on two busy cores wait for each other:
+    SmolLM2 wrote 20 tokens a second at load 7.
+    eager: True does not compile the model. The start and the first answer are 15 s faster. Use False for long runs on a
+    GPU.
+    port: 0 takes a free port. start_seconds: time limit for the server's first answer.
+    arguments: further arguments of vLLM, such as ["--tensor-parallel-size", "2"].
     """
 
     python: str = ""
@@ -61,13 +62,13 @@ class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a key among the arguments: a command line is everybody's to read."""
+        """Raise ValueError if the arguments contain a key, because every user can read a command line."""
         if any(argument.startswith("--api-key") for argument in self.arguments):
-            raise ValueError("arguments: expected no --api-key; our server gets a key of its own, by a variable")
+            raise ValueError("arguments: expected no --api-key; our server gets its own key from a variable")
 
 
 class VllmModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server is to serve: the base model's folder, the largest adapter rank, and how many adapters at once."""
+    """The model that a server serves: the base model's folder, the largest adapter rank, the number of adapters."""
 
     folder: str
     rank: int
@@ -75,11 +76,11 @@ class VllmModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def vllm_python(settings: VllmServerSettings) -> Path:
-    """Return the interpreter that has vLLM; raises ProvisionError saying how to get one."""
+    """Return the interpreter with vLLM; raises ProvisionError, with the remedy, if there is none."""
     python = Path(settings.python).expanduser() if settings.python else ENVIRONMENT / "bin" / "python"
     if not python.is_file():
         raise ProvisionError(f"vLLM: expected a Python that has it at {python}, found none. {INSTALL}")
-    # Found by its folder: importing vLLM takes ten seconds.
+    # Look for the folder, because importing vLLM takes ten seconds.
     if not list(python.parent.parent.glob("lib/python3*/site-packages/vllm/__init__.py")):
         raise ProvisionError(f"vLLM: {python} does not have the package vllm. {INSTALL}")
     return python
@@ -90,7 +91,7 @@ def vllm_command(
 ) -> list[str]:
     """Return the command line of a server on this loopback port.
 
-    tags: what marks the process as ours; they are handed to Python as -X options, which it ignores.
+    tags: the marks of our process, passed to Python as -X options, which Python ignores.
     """
     marks = [part for tag in tags for part in ("-X", tag)]
     arguments = {
@@ -101,20 +102,20 @@ def vllm_command(
         "--dtype": settings.dtype,
         "--max-model-len": str(settings.context_tokens),
         "--max-num-seqs": str(settings.sequences_max),
-        # The default, raw_logprobs, is the distribution before the temperature: not what was sampled from.
+        # The default, raw_logprobs, is the distribution before the temperature, not the one that was sampled from.
         "--logprobs-mode": "processed_logprobs",
-        "--generation-config": "vllm",  # Not top-p and the like from the model's own file.
+        "--generation-config": "vllm",  # Ignore top-p and other values in the model's own file.
         "--max-loras": str(model.adapters_max),
         "--max-cpu-loras": str(model.adapters_max),
         "--max-lora-rank": str(lora_room(model.rank)),
     }
     flags = ["--enable-lora", *(["--enforce-eager"] if settings.eager else [])]
     if not on_gpu:
-        arguments["--distributed-executor-backend"] = "uni"  # One process less: a start takes 68 s instead of 100.
-        # Between two parts of a prompt the request's seeded generator is rewound, which a CPU's cannot be (0.32: "CPU
-        # Generator does not use offset"): the engine dies of any burst of prompts beyond its token budget.
+        arguments["--distributed-executor-backend"] = "uni"  # One process fewer: a start takes 68 s instead of 100.
+        # Between two parts of a prompt, vLLM rewinds the request's seeded generator. A CPU generator cannot be rewound
+        # (0.32: "CPU Generator does not use offset"), so any burst of prompts beyond the token budget kills the engine.
         flags.append("--no-enable-chunked-prefill")
-        if python == ENVIRONMENT / "bin" / "python":  # It reaches into the vLLM that the lock pins, and into no other.
+        if python == ENVIRONMENT / "bin" / "python":  # It patches only the vLLM that the lock pins.
             arguments["--worker-extension-cls"] = "cpu_lora.Extension"
     command = [str(python), *marks, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for pair in arguments.items() for part in pair] + flags + list(settings.arguments)
@@ -122,14 +123,14 @@ def vllm_command(
 
 
 def vllm_environment(settings: VllmServerSettings, scratch: Path, *, api_key: str = "") -> dict[str, str]:
-    """Return the server's whole environment: the caller's, without what would change its numbers or ask a network."""
+    """Return the server's environment: the caller's, without variables that change its numbers or use a network."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("SEARCHLOOP_", "PYTHON", "VLLM_"))
     }
     return kept | {
         "PYTHONPATH": str(OURS),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # Lets the CPU's engine be one process; see `vllm_command`.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # Lets the CPU engine run in one process; see `vllm_command`.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.cache_gigabytes),
         "VLLM_NO_USAGE_STATS": "1",
@@ -143,7 +144,7 @@ def vllm_environment(settings: VllmServerSettings, scratch: Path, *, api_key: st
 
 
 def lora_room(rank: int) -> int:
-    """Return the smallest adapter room of vLLM's that holds this rank; raises ProvisionError above the largest."""
+    """Return vLLM's smallest maximum rank that fits this rank; raises ProvisionError if none does."""
     for room in RANKS:
         if rank <= room:
             return room
@@ -151,7 +152,7 @@ def lora_room(rank: int) -> int:
 
 
 def has_gpu(python: Path) -> bool:
-    """Return whether this interpreter's vLLM would run on a GPU: it is not the CPU's package, and a driver is there."""
+    """Return whether this vLLM runs on a GPU: it is not the CPU package, and a GPU driver is installed."""
     if list(python.parent.parent.glob("lib/python3*/site-packages/vllm_cpu-*.dist-info")):
         return False
     try:

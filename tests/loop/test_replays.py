@@ -238,5 +238,5 @@ def test_what_cannot_be_replayed_is_a_clear_error(streamed: tuple[App, Prepared]
         counterfactual(app, TRAINED, into="wide", assignments=["groups"], begin="0", report=quiet)
     with pytest.raises(SettingsError, match="never writes to its source"):
         counterfactual(app, TRAINED, into="streamed", assignments=[], begin="0", report=quiet)
-    with pytest.raises(StorageError, match="expected updates beyond step 4"):
+    with pytest.raises(StorageError, match="expected updates after step 4"):
         reproduce(app, "streamed", begin="latest", updates_max=None, report=quiet)

@@ -146,7 +146,7 @@ def test_a_letter_that_is_not_there_is_an_error(app: App, unique_name: str) -> N
         call(app, "list", "--run", unique_name, "--since", "yesterday")
     with pytest.raises(SettingsError, match="expected one of"):
         call(app, "list", "--run", "nothing")
-    assert "say which" in call(app, "resend", "--run", unique_name).output
+    assert "expected a selection" in call(app, "resend", "--run", unique_name).output
 
 
 def test_letters_are_sent_again_as_they_were_and_only_once(app: App, unique_name: str, sent: KafkaSettings) -> None:

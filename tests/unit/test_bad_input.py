@@ -216,7 +216,7 @@ def test_a_port_in_use_is_named_with_its_setting(
         ended = searchloop(*(["up"] if verb == "up" else ["index", "corpus.jsonl"]))
     assert ended.status == 1
     assert ended.error == (
-        f"error: port {port} for kafka is in use by somebody else. Stop that, or set services.kafka_port to another "
+        f"error: port {port} for kafka is in use by another process. Stop it, or set services.kafka_port to another "
         "port, or to 0 for a free one"
     )
 

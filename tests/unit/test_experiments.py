@@ -82,14 +82,14 @@ def test_another_arm_may_be_the_baseline_and_is_then_needed_instead(tmp_path: Pa
     ("before", "after", "message"),
     [
         ('baseline = "raw"', 'baseline = "BM25"', "baseline: expected one of the arms .raw, SFT"),
-        ('name = "no λ"', 'name = "raw"', "names of their own"),
+        ('name = "no λ"', 'name = "raw"', "arms with unique names"),
         ('start = "SFT+GRPO"', 'start = "SFT"', "expected an arm that is trained .SFT.GRPO., got 'SFT'"),
         ("train = {}", 'train = { by = "preferences" }', "arm 'SFT.GRPO': train.start: expected the arm whose logged"),
         ("train = { start", 'train = { by = "turns", start', "expected none, got 'SFT.GRPO'"),
         ("train = {}", 'train = { by = "chance" }', "Invalid enum value 'chance'"),
         ("train = {}", "trian = {}", "unknown field `trian`"),
         ("seeds = [3, 5]", "seeds = []", "length >= 1"),
-        ("train = {}", "seeds = [3]\ntrain = {}", "arm 'no λ': expected seeds that 'SFT.GRPO' has too, got more"),
+        ("train = {}", "seeds = [3]\ntrain = {}", "arm 'no λ': expected only seeds that 'SFT.GRPO' has, got others"),
         ('title = "two"', "title = ", "plan.toml: expected TOML, got: Invalid"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_folder_never_holds_two_experiments(tmp_path: Path) -> None:
     begin(folder, plan, index="shop", given=None)
     begin(folder, read_plan(written(tmp_path, TWO_ARMS), seeds=(3, 5, 7)), index="shop", given=judged)
     other = read_plan(written(tmp_path, TWO_ARMS.replace("size_weight=0", "size_weight=1")))
-    with pytest.raises(SettingsError, match="arm 'no λ' was another one; choose another --into"):
+    with pytest.raises(SettingsError, match="arm 'no λ' differs; choose another --into"):
         begin(folder, other, index="shop", given=None)
     with pytest.raises(SettingsError, match="index, recipe"):
         begin(folder, plan, index="other", given=None)
@@ -143,10 +143,10 @@ def test_an_arm_is_remembered_while_others_are_asked_for_and_may_get_more_seeds(
     begin(folder, read_plan(written(tmp_path, TWO_ARMS.replace("seeds = [5]", ""))), index="shop", given=None)
     begin(folder, read_plan(written(tmp_path, TWO_ARMS), arms=("raw",)), index="shop", given=None)
     changed = read_plan(written(tmp_path, TWO_ARMS.replace("size_weight=0", "size_weight=1")))
-    with pytest.raises(SettingsError, match="arm 'no λ' was another one"):
+    with pytest.raises(SettingsError, match="arm 'no λ' differs"):
         begin(folder, changed, index="shop", given=None)
     alike = read_plan(written(tmp_path, TWO_ARMS.replace('"SFT+GRPO"', '"SFT GRPO"')), arms=("SFT GRPO",))
-    with pytest.raises(SettingsError, match="arm 'SFT GRPO' was another one"):
+    with pytest.raises(SettingsError, match="arm 'SFT GRPO' differs"):
         begin(folder, alike, index="shop", given=None)
 
 

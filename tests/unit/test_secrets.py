@@ -195,8 +195,8 @@ def test_a_secret_may_stand_in_a_file_and_the_later_layer_wins_whichever_way_it_
         (b"", "an empty file"),
         (b"\n", "an empty line|lines"),
         (b"geheim\nnoch-geheim\n", "2 lines"),
-        (b"\xff\xfegeheim", "what is no text"),
-        (b"geheim\0", "what is no text"),
+        (b"\xff\xfegeheim", "bytes that are not text"),
+        (b"geheim\0", "bytes that are not text"),
         (b"g" * 70_000, "more than 64 KiB"),
     ],
 )
