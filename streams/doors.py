@@ -244,8 +244,7 @@ def _no_tls(settings: Any, where: str, found: Sequence[Any], timeout: float) -> 
 
 
 def _no_kafka(where: str, found: Sequence[Any], timeout: float, answer: bytes) -> Problem:
-    """Return the message for a plain connection without a Kafka answer: TLS, another service, or a broker that starts.
-    """
+    """Return the message for a plain connection without a Kafka answer: TLS, another service, or a starting broker."""
     if answer[:1] in (b"\x15", b"\x16") or _speaks_tls(found, timeout):
         advice = "Set kafka.security_protocol to 'SSL' or 'SASL_SSL', and kafka.ssl_cafile to its authority"
         return Problem(text=f"{where}: it speaks TLS on this port, and we do not. {advice}", lasting=True)

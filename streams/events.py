@@ -337,7 +337,8 @@ class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-wind
 
 
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1", tag_field="event"):
-    """The number of records that one stage gave up on in one span of time (by the dead letters' `made_at_ms`); derived.
+    """The number of records that one stage gave up on in one span of time (by `made_at_ms` of the dead letters);
+    derived.
     """
 
     run: str
