@@ -155,5 +155,5 @@ def _partitions(report: Report) -> list[str]:
 def _time(milliseconds: int) -> str:
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):  # A clock that was far off.
+    except (ValueError, OverflowError, OSError):  # The time of a clock that was far off.
         return f"{milliseconds} ms"

@@ -123,10 +123,11 @@ class Outbox:
         self._pending.append(future)
 
     def answer(self, record: Received, event: Event) -> None:
-        """Send the answer to a record, in the record's partition; if the answer is too large to be read back, bury the
-        record.
+        """Send the answer to a record, in the record's partition; bury the record if the answer is too large to be read
+        back.
 
-        An answer contains its record. So the answer to a record near the codec's limit exceeds that limit.
+        An answer contains its record. So if the record is nearly as large as the codec allows, every answer exceeds the
+        limit.
         """
         try:
             self.send(event, partition=record.position.partition)

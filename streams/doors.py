@@ -1,4 +1,4 @@
-"""Diagnose why a Kafka refuses a connection: probe it with a bare socket where the client only reports a timeout.
+"""Find out why a Kafka refuses a connection: probe it with a bare socket, because the client only reports a timeout.
 
 Each step is one question, and the first that fails is the answer. Is the address valid? Is the name known? Does anybody
 listen? Does the TLS handshake succeed? Does a Kafka answer? Does it accept our sign-in mechanism and our password?

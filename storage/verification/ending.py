@@ -1,4 +1,4 @@
-"""The end: what is still owed is no breach while somebody is at work, and a finding once nobody is."""
+"""The end: work that is still owed is no breach while somebody is working, and a finding once nobody is."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def ending_findings(
     updates: int | None,
     untold: str | None = None,
 ) -> list[Finding]:
-    """Return what nobody will bring to its end unless the run goes on.
+    """Return the work that nobody will complete unless the run continues.
 
-    working: a worker of the run is alive, or a sink holds the ledger. step: updates that the newest policy has had.
-    updates: how many the run was to make; None if that is not known, as where nobody learns. untold: the newest
-    checkpoint's version if no record tells of the update that made it.
+    working: a worker of the run is alive, or a sink holds the ledger. step: updates of the newest policy. updates: the
+    number of updates that the run was to make; None if unknown, as in runs without a learner. untold: the newest
+    checkpoint's version if no record contains the update that made it.
 
-    A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be on their way.
+    A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be in progress.
     """
     if working:
         return []
@@ -51,7 +51,7 @@ def ending_findings(
             )
         )
     if not _was_begun(log):
-        return findings  # Imported traffic: requests lie ready for whoever replays them.
+        return findings  # Imported traffic: requests lie ready for a later replay.
     learns = _learns(log)
     if learns and updates is not None and step >= updates:
         return findings
@@ -74,7 +74,7 @@ def ending_findings(
 
 
 def _was_begun(log: Log) -> bool:
-    """Return whether anybody was ever at work: a version was announced, or a request answered."""
+    """Return whether anybody was ever at work: a version was announced, or a request was answered."""
     (row,) = log.rows("SELECT (SELECT count(*) FROM policy_versions) + (SELECT count(*) FROM generations) AS n")
     return bool(row["n"])
 

@@ -1,4 +1,4 @@
-"""What a verdict was reached by, and what this way of looking cannot see: both are part of it."""
+"""The mode of a verdict, and the things that this mode cannot see; both are part of the verdict."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def unseen_by(
     strays: Sequence[str] = (),
     settings: bool = False,
 ) -> tuple[str, ...]:
-    """Return what was not looked at, each in one sentence.
+    """Return the things that were not checked, each in one sentence.
 
-    unread: records whose bytes were not read. recorded: whether the chain of hashes is. foreign: generations of another
-    run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints that no
-    record tells of. settings: whether limits were taken from the run's settings.
+    unread: records whose bytes were not read. recorded: whether the chain of hashes is recorded. foreign: generations
+    of another run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints
+    without a record. settings: whether limits were taken from the run's settings.
     """
     said = []
     if live:

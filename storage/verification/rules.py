@@ -1,6 +1,6 @@
-"""Every rule of the proof, in one table: what it proves, and which ways of looking can see that it is broken.
+"""Every rule of the proof, in one table: its claim, and the modes that can see a breach of it.
 
-`infra/VERIFY.md` shows this table, and a test holds the page to it.
+`infra/VERIFY.md` shows this table, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ TOPICS = "with Kafka"
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What a rule proves, and the modes that can see a breach of it."""
+    """A rule's claim, and the modes that can see a breach of it."""
 
     proves: str
     modes: str = EVERY
 
 
 RULES = {
-    # What lies where.
+    # Places.
     "everything can be read": Rule("ledger, archive, checkpoints and settings can be read, whole"),
     "nothing shadows the ledger": Rule(
         "the ledger's tables and views are those that searchloop makes, and no macro, table or view stands beside them"
