@@ -159,7 +159,7 @@ class Recorded:
         partition = TopicPartition(*place)
         admin = connect_admin(self._kafka)
         try:
-            what = f"{place[0]}[{place[1]}]: could not ask which offset a moment is"
+            what = f"{place[0]}[{place[1]}]: could not find the offset of a moment"
             wanted = {partition: limit.moment_ms}
             offset = int(asked(what, lambda: admin.list_partition_offsets(wanted))[partition].offset)
         finally:

@@ -166,7 +166,7 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
             found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Evaluation)
         except (msgspec.DecodeError, OSError) as error:
             raise StorageError(
-                f"{path}: expected what `searchloop evaluate --json` prints, got something else ({error}); "
+                f"{path}: expected the output of `searchloop evaluate --json`, got something else ({error}); "
                 "make it again, or move it away"
             ) from error
     return found

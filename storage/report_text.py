@@ -21,7 +21,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print the report."""
     console.print(Text(f"run {printable(report.run)}", style="bold"))
     if report.live:
-        console.print("[yellow]the run goes on: the newest minute is not in this report yet[/yellow]")
+        console.print("[yellow]the run is still going: this report lacks its newest minute[/yellow]")
     rewards = [version.reward for version in report.versions if version.reward is not None]
     if rewards:
         console.print(f"reward by version  {_spark(rewards)}  {rewards[0]:.3f} → {rewards[-1]:.3f}")

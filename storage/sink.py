@@ -59,7 +59,7 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batches_ahead_max: Annotated[
         int, msgspec.Meta(ge=1, le=64, description="batches that may be decoded ahead of the one that is being stored")
     ] = 3
-    memory_mib: Annotated[int, msgspec.Meta(ge=64, description="what DuckDB may hold in memory, MiB")] = 512
+    memory_mib: Annotated[int, msgspec.Meta(ge=64, description="DuckDB's memory limit, MiB")] = 512
     threads: Annotated[int, msgspec.Meta(ge=1, le=64, description="DuckDB's threads")] = 1
     open_timeout_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=600, description="how long to wait for a reader that holds the file for a moment")

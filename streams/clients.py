@@ -75,7 +75,7 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         super().__post_init__()
         if "@" in self.bootstrap:
             raise ValueError(
-                "bootstrap: expected host:port[,host:port] alone; user name and password belong in sasl_username and "
+                "bootstrap: expected host:port[,host:port] only; user name and password belong in sasl_username and "
                 "sasl_password"
             )
 

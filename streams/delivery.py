@@ -111,9 +111,10 @@ class Outbox:
                     raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
                 if time.monotonic() > deadline:
                     raise DeliveryError(
-                        f"{self._stage}: expected a partition {partition} of {topic!r}, where the records to answer "
-                        f"lie in one of that number, found none ({error}). Give the run's requests, generations and "
-                        "rewards the same number of partitions: kafka-topics --alter --partitions N"
+                        f"{self._stage}: expected a partition {partition} of {topic!r}, because the records to "
+                        f"answer lie in a partition of that number, found none ({error}). Give the run's "
+                        "requests, generations and rewards the same number of "
+                        "partitions: kafka-topics --alter --partitions N"
                     ) from error
                 time.sleep(METADATA_SECONDS / 10)
             except KafkaError as error:
@@ -331,7 +332,7 @@ def _reader(consumer: KafkaConsumer) -> str:
 def _fenced(consumer: KafkaConsumer) -> DeliveryError:
     name, group = consumer.config["group_instance_id"], consumer.config["group_id"]
     return DeliveryError(
-        f"another worker named {name!r} has joined {group!r}; this one stops. Give a further worker a name of its own: "
+        f"another worker named {name!r} has joined {group!r}; this one stops. Give an additional worker its own name: "
         "searchloop run … --worker 2"
     )
 
@@ -348,8 +349,8 @@ def _left_behind(consumer: KafkaConsumer) -> str:
             "starved, or the network was gone"
         )
     return (
-        f"group {group!r} went on without this worker, which {why}. It stops, and what it had not committed is done "
-        "again. If it happens again, raise that setting"
+        f"group {group!r} continued without this worker, which {why}. This worker stops, and its uncommitted "
+        "work is repeated. If this happens again, raise that setting"
     )
 
 

@@ -115,7 +115,7 @@ def _look(settings: Any, host: str, port: int, timeout: float) -> Problem | None
                 return Problem(text=refused_login(settings), lasting=True)
             return None
         except TimeoutError:
-            return Problem(text=f"{where}: connected, and no answer within {timeout:g} s", lasting=False)
+            return Problem(text=f"{where}: connected, but no answer within {timeout:g} s", lasting=False)
         except ssl.SSLError as error:
             reason = explain_tls(error, host=host, cafile=settings.ssl_cafile, ca_setting="kafka.ssl_cafile")
             if "does not speak TLS" in reason:
@@ -239,7 +239,7 @@ def _no_tls(settings: Any, where: str, found: Sequence[Any], timeout: float) -> 
             f"{where}: it does not speak TLS on this port. Use its TLS port, or kafka.security_protocol = {without!r}"
         )
         return Problem(text=text, lasting=True)
-    text = f"{where}: it ended the connection in the midst of the TLS handshake: it speaks no TLS there, or is starting"
+    text = f"{where}: it closed the connection during the TLS handshake: it does not speak TLS there, or is starting"
     return Problem(text=text, lasting=False)
 
 
@@ -247,11 +247,11 @@ def _no_kafka(where: str, found: Sequence[Any], timeout: float, answer: bytes) -
     """Return the message for a plain connection without a Kafka answer: TLS, another service, or a starting broker."""
     if answer[:1] in (b"\x15", b"\x16") or _speaks_tls(found, timeout):
         advice = "Set kafka.security_protocol to 'SSL' or 'SASL_SSL', and kafka.ssl_cafile to its authority"
-        return Problem(text=f"{where}: it speaks TLS on this port, and we do not. {advice}", lasting=True)
+        return Problem(text=f"{where}: it speaks TLS on this port, but we do not. {advice}", lasting=True)
     if answer:
         what = "a web server" if answer.startswith(b"HTTP") else "something else"
-        return Problem(text=f"{where}: {what} listens there, and no Kafka. Check kafka.bootstrap", lasting=True)
-    return Problem(text=f"{where}: it ended the connection at once; it may be starting", lasting=False)
+        return Problem(text=f"{where}: {what} listens there, not Kafka. Check kafka.bootstrap", lasting=True)
+    return Problem(text=f"{where}: it closed the connection at once; it may be starting", lasting=False)
 
 
 def _speaks_tls(found: Sequence[Any], timeout: float) -> bool:

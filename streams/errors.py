@@ -36,8 +36,8 @@ def explain_os_error(error: OSError) -> str:
     """Return in one line what the operating system refused, the path if it names one, and what to do."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in FULL:
-        return f"{where}the disk is full. Free some room, or name another place"
-    return f"{where}{error.strerror or error}. Check the path and who may write there"
+        return f"{where}the disk is full. Free some space, or choose another path"
+    return f"{where}{error.strerror or error}. Check the path and its permissions"
 
 
 class SettingsError(SearchloopError, ValueError):

@@ -58,7 +58,7 @@ class FailpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         ),
     ] = ""
     folder: Annotated[
-        str, msgspec.Meta(description="remembers which places have killed: each does so once, also after a restart")
+        str, msgspec.Meta(description="records the places that have killed: each kills once, even after a restart")
     ] = ""
 
 
@@ -76,7 +76,7 @@ def arm(settings: FailpointSettings) -> None:
     if not settings.kill:
         return
     if not settings.folder:
-        raise SettingsError("failpoints.folder: expected a folder in which to remember what has killed, got none")
+        raise SettingsError("failpoints.folder: expected a folder to record the places that have killed, got none")
     _folder = Path(settings.folder)
     _folder.mkdir(parents=True, exist_ok=True)
     for text in settings.kill.split(","):

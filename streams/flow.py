@@ -62,7 +62,7 @@ class RunFlow:
         except AuthorizationError as error:
             raise self._refused(error) from error
         except KafkaError as error:
-            log.warning("the requests' end is not known now, the last one stands: %s", error)
+            log.warning("the end of the requests is unknown now, so the last known end is used: %s", error)
         return dict(self._published)
 
     def over(self, read: Mapping[int, int]) -> Offsets:
@@ -84,7 +84,7 @@ class RunFlow:
         except AuthorizationError as error:
             raise self._refused(error) from error
         except KafkaError as error:
-            log.warning("which requests are over is not known now: %s", error)
+            log.warning("the requests that are over are unknown now: %s", error)
             return {}
         return {
             partition: generated[partition]

@@ -25,7 +25,7 @@ def require_own_group(
     topics: the topics that it is to read. committed: the partitions of which it has committed offsets.
     Raises DeliveryError if the group belongs to somebody else.
     """
-    described = asked(f"could not look at the consumer group {group!r}", lambda: admin.describe_groups([group]))
+    described = asked(f"could not inspect the consumer group {group!r}", lambda: admin.describe_groups([group]))
     reason = why_not_ours(described.get(group, {}), topics, committed)
     if reason:
         raise DeliveryError(

@@ -39,13 +39,13 @@ REMEDIES: tuple[tuple[type[KafkaError] | tuple[type[KafkaError], ...], str], ...
     (AuthorizationError, "the principal of kafka.sasl_username may not do this; an administrator must allow it"),
     (
         (NotEnoughReplicasError, NotEnoughReplicasAfterAppendError),
-        "fewer replicas are in sync than the topic's min.insync.replicas asks for; start the brokers that are down",
+        "fewer replicas are in sync than the topic's min.insync.replicas requires; start the brokers that are down",
     ),
     (
         (MessageSizeTooLargeError, RecordListTooLargeError),
         "the record is larger than the topic's max.message.bytes allows; raise that, or lower sampling.candidates",
     ),
-    (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication asks for; lower that"),
+    (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication requires; lower that"),
     (PolicyViolationError, "the cluster's own policy forbids these settings; an administrator must make the topics"),
     (InvalidTopicError, "choose another --run NAME"),
     (UnsupportedCodecError, "set compression.type of the topic to gzip or producer"),

@@ -30,7 +30,7 @@ def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -
     admin = connect_admin(settings)
     try:
         wanted = dict.fromkeys(partitions, LATEST)
-        found = asked("could not ask where the topics end", lambda: admin.list_partition_offsets(wanted))
+        found = asked("could not read the end offsets of the topics", lambda: admin.list_partition_offsets(wanted))
         return {item: int(found[item].offset) for item in partitions}
     finally:
         admin.close()
@@ -44,7 +44,7 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
         ends = end_offsets(settings, partitions_of(settings, [topic]))
         admin = connect_admin(settings)
         try:
-            with told(f"could not ask how far the {stage} of run {run!r} is"):
+            with told(f"could not read the position of the {stage} of run {run!r}"):
                 committed = committed_offsets(admin, f"{run}.{stage}")
         finally:
             admin.close()
@@ -58,5 +58,5 @@ def records_behind(consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> 
 
     Raises DeliveryError if the broker does not give the consumer's position.
     """
-    with told("could not ask for a consumer's position"):
+    with told("could not read a consumer's position"):
         return sum(max(end - consumer.position(item), 0) for item, end in ends.items())

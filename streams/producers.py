@@ -25,7 +25,7 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python's types are
         try:
             super().close(timeout=CLOSE_SECONDS if timeout is None else timeout, null_logger=null_logger)
         except KafkaError as error:
-            log.warning("records that were not acknowledged are let go: %s", error)
+            log.warning("dropped unacknowledged records: %s", error)
             sender = getattr(self, "_sender", None)
             if sender is not None:
                 with contextlib.suppress(KafkaError):

@@ -82,7 +82,7 @@ def provision(
     """
     with _locked(folder):
         witness = read_witness(folder)
-        cluster = str(asked("could not ask for the cluster's id", admin.describe_cluster)["cluster_id"])
+        cluster = str(asked("could not read the cluster's id", admin.describe_cluster)["cluster_id"])
         if witness is not None and witness.cluster != cluster:
             raise DeliveryError(
                 f"run {run!r}: its topics lie in the Kafka cluster {witness.cluster!r}, and kafka.bootstrap leads to "
@@ -126,7 +126,7 @@ def look(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, FoundTopic]
     wanted = [name for name in names if name in there]
     if not wanted:
         return {}
-    what = f"could not look at the topics {', '.join(wanted)}"
+    what = f"could not inspect the topics {', '.join(wanted)}"
     shown = {item["name"]: item for item in asked(what, lambda: _described(admin, wanted))}
     resources = [ConfigResource("TOPIC", name) for name in wanted]
     settings = asked(what, lambda: admin.describe_configs(resources, config_filter="all")).get("topic", {})
@@ -245,8 +245,8 @@ def _adopted(admin: KafkaAdminClient, run: str) -> dict[str, str]:
     wanted = [name for name in names if name in there]
     if not wanted:
         return {}
-    log.info("run %r has no %s: its topics are taken for its own, since it has learned already", run, WITNESS)
-    shown = asked("could not look at the run's topics", lambda: _described(admin, wanted))
+    log.info("run %r has no %s: its topics count as its own, because it has learned already", run, WITNESS)
+    shown = asked("could not inspect the run's topics", lambda: _described(admin, wanted))
     return {item["name"]: str(item["topic_id"]) for item in shown}
 
 

@@ -33,7 +33,7 @@ def log_bounds(settings: KafkaSettings, partitions: Sequence[TopicPartition]) ->
     Raises DeliveryError if the cluster does not say.
     """
     admin = connect_admin(settings)
-    what = "could not ask what the topics hold"
+    what = "could not read the bounds of the topics"
     try:
         first = asked(what, lambda: admin.list_partition_offsets(dict.fromkeys(partitions, EARLIEST)))
         end = asked(what, lambda: admin.list_partition_offsets(dict.fromkeys(partitions, LATEST)))
@@ -151,5 +151,5 @@ def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:
 
 
 def _position(consumer: KafkaConsumer, partition: TopicPartition) -> int:
-    with told(f"could not ask for a consumer's position in {partition.topic}[{partition.partition}]"):
+    with told(f"could not read a consumer's position in {partition.topic}[{partition.partition}]"):
         return int(consumer.position(partition))

@@ -151,7 +151,7 @@ class RawLog:
                 raise DeliveryError(f"{where}{request.name} failed: {error}") from error
             if time.monotonic() > deadline:
                 raise DeliveryError(
-                    f"{where}{request.name} failed for {self._patience:g} s, at last with: {error}. Look at the "
+                    f"{where}{request.name} failed for {self._patience:g} s, most recently with: {error}. Look at the "
                     "broker with: searchloop status"
                 ) from error
             asked = None

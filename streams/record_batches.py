@@ -149,7 +149,7 @@ def _of_batch(batch: bytes) -> Iterator[RawRecord]:
     if magic != MAGIC:
         raise DeliveryError(f"record batch at offset {base}: expected message format {MAGIC}, got {magic}")
     if crc32c(memoryview(batch)[_HEAD.size :]) != checksum:
-        raise DeliveryError(f"record batch at offset {base}: its checksum does not fit, it is damaged")
+        raise DeliveryError(f"record batch at offset {base}: its checksum does not match, so it is damaged")
     attributes, _, first_ms, last_ms, _, _, _, count = _TAIL.unpack_from(batch, _HEAD.size)
     if attributes & _CONTROL:
         return
@@ -183,4 +183,4 @@ def _decompressed(batch: bytes, base: int) -> list[RawRecord]:
 
 
 def _unreadable(base: int, error: Exception) -> DeliveryError:
-    return DeliveryError(f"record batch at offset {base}: cannot be read, though its checksum fits: {error}")
+    return DeliveryError(f"record batch at offset {base}: cannot be read, although its checksum matches: {error}")

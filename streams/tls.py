@@ -58,7 +58,7 @@ def explain_tls(error: BaseException, *, host: str, cafile: str, ca_setting: str
     if isinstance(found, ssl.SSLCertVerificationError):
         trusted = f"{ca_setting} = {cafile}" if cafile else f"the system's authorities, as {ca_setting} is empty"
         if found.verify_code in OTHER_HOST:
-            return f"its certificate is for another host than {host!r}; use a name that stands in the certificate"
+            return f"its certificate is for another host than {host!r}; use a name that the certificate contains"
         if found.verify_code in NOT_TRUSTED:
             return f"its certificate is not trusted by {trusted}; name the authority that signed it"
         if found.verify_code in EXPIRED:

@@ -138,19 +138,19 @@ def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
         said.append(f"{found.name}: {setting}: expected {expected}, found {came}")
 
     if not plan.partitioned and found.partitions != 1:
-        differs("partitions", "1, for its records are in total order", found.partitions)
+        differs("partitions", "1, because its records are in total order", found.partitions)
     if plan.partitioned and found.partitions < plan.partitions and not ours:
         differs("partitions", f"{plan.partitions} (kafka.partitions)", found.partitions)
     policy = kept.get("cleanup.policy", "delete")
     if ("compact" in policy) != plan.compacted:
-        differs("cleanup.policy", "compact" if plan.compacted else "delete, for every record counts", policy)
+        differs("cleanup.policy", "compact" if plan.compacted else "delete, because every record counts", policy)
     if _number(kept, "max.message.bytes", plan.message_bytes_max) < plan.message_bytes_max:
         differs("max.message.bytes", f"at least {plan.message_bytes_max}", kept["max.message.bytes"])
     insync = _number(kept, "min.insync.replicas", 1)
     if insync > found.replication:
         differs("min.insync.replicas", f"at most its {found.replication} replicas, or nothing can be written", insync)
     if not can_read(kept.get("compression.type", "producer")):
-        readable = "gzip or producer, for this Python has no library for it"
+        readable = "gzip or producer, because this Python has no library for it"
         differs("compression.type", readable, kept["compression.type"])
     if ours:
         return said
@@ -159,14 +159,14 @@ def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
     if insync < insync_min(found.replication):
         differs("min.insync.replicas", f"{insync_min(found.replication)} of {found.replication} replicas", insync)
     if kept.get("unclean.leader.election.enable", "false") != "false":
-        differs("unclean.leader.election.enable", "false, for it forgets acknowledged records", "true")
+        differs("unclean.leader.election.enable", "false, because it loses acknowledged records", "true")
     if not plan.compacted:
         retention = _number(kept, "retention.ms", FOREVER)
         if retention != FOREVER and (plan.retention_ms == FOREVER or retention < plan.retention_ms):
-            forever = "-1 (for ever)" if plan.retention_ms == FOREVER else f"at least {plan.retention_ms}, or -1"
+            forever = "-1 (forever)" if plan.retention_ms == FOREVER else f"at least {plan.retention_ms}, or -1"
             differs("retention.ms", forever, retention)
         if (size := _number(kept, "retention.bytes", -1)) != -1:
-            differs("retention.bytes", "-1, for only time may take a record", size)
+            differs("retention.bytes", "-1, because only time may delete a record", size)
     return said
 
 

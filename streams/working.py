@@ -75,7 +75,7 @@ class Working:
                     if self._stop():
                         asked_at = asked_at or time.monotonic()
                         if time.monotonic() - asked_at > self._grace_seconds:
-                            log.warning("asked to stop: unfinished work is given up, and will be done again")
+                            log.warning("stop requested: unfinished work is abandoned and will be repeated")
                             return None
         return future.result()
 
@@ -144,8 +144,8 @@ def commit_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
 def _check(deadline: float, consumer: KafkaConsumer) -> None:
     if time.monotonic() > deadline:
         raise DeliveryError(
-            f"group {consumer.config['group_id']!r} has not ended to share out its partitions for "
-            f"{REBALANCE_SECONDS:g} s; this worker stops, and what it had not committed is done again. Another member "
+            f"group {consumer.config['group_id']!r} has not finished assigning its partitions within "
+            f"{REBALANCE_SECONDS:g} s; this worker stops, and its uncommitted work is repeated. Another member "
             "may hang: see searchloop status"
         )
     time.sleep(REBALANCE_LOOK_SECONDS)  # A poll does not rejoin before the heartbeat has reported the rebalance.

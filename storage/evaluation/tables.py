@@ -20,7 +20,7 @@ class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The measures of an evaluation, and the confidence of its intervals."""
 
     measures: tuple[str, ...] = MEASURES
-    relevant_grade: Annotated[int, msgspec.Meta(ge=1, description="the least grade that counts as relevant")] = 1
+    relevant_grade: Annotated[int, msgspec.Meta(ge=1, description="the lowest grade that counts as relevant")] = 1
     retrieval_depth: Annotated[int, msgspec.Meta(ge=1, description="rank down to which the retrieval gain counts")] = (
         100
     )

@@ -106,10 +106,10 @@ def _stuffing(lines: Sequence[Line]) -> Alert | None:
     now, first = (_recent(part, lambda line: line.repeat_share) for part in (lines, lines[:RECENT_VERSIONS]))
     if now is None or first is None or (now <= REPEAT_SHARE and now - first <= REPEAT_GAIN):
         return None
-    limit = f"limit {REPEAT_SHARE:.0%}" if now > REPEAT_SHARE else f"{first:.0%} did at first"
+    limit = f"limit {REPEAT_SHARE:.0%}" if now > REPEAT_SHARE else f"{first:.0%} at first"
     return Alert(
         name="keyword stuffing",
-        what=f"{now:.0%} of the words stand in their own answer before, {limit}; type/token ratio {1 - now:.2f}",
+        what=f"{now:.0%} of the words repeat earlier words of their answer, {limit}; type/token ratio {1 - now:.2f}",
     )
 
 

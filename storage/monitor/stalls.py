@@ -82,7 +82,7 @@ def run_state(facts: RunFacts, *, stall_seconds: float) -> RunState:
     living = any(worker.state != "dead" for worker in facts.workers) or facts.members > 0
     finished = 0 < facts.updates_wanted <= facts.updates_done
     if not living:
-        said = f"{done}; no worker of it lives"
+        said = f"{done}; no worker of the run is alive"
         return RunState(run=facts.run, state="finished" if finished else "stopped", says=done if finished else said)
     if (blamed := _blamed(facts, finished)) is not None:
         seconds = _seconds(facts, blamed)

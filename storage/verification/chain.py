@@ -108,7 +108,7 @@ def find_chain(log: Log, head: Head | None) -> tuple[Chain, list[Finding]]:
     if newest is not None and not broken and newest.policy not in {link.policy for link in links}:
         what = (
             f"the newest update in the log gave {version_name(newest.policy)}, but CURRENT names "
-            f"{version_name(policy)}, which does not stand on it"
+            f"{version_name(policy)}, which does not build on it"
         )
         findings.append(Finding(rule="head is the newest", where=newest.where, what=what))
     return chain, findings

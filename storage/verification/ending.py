@@ -34,7 +34,7 @@ def ending_findings(
             rule="everything is stored",
             where=place(row.topic, row.partition, row.next_offset),
             what=f"Kafka holds {row.behind:,} records that the ledger has not stored, and no sink is at work; let it "
-            f"catch up: searchloop run sink --run {run}, or go on with the run",
+            f"catch up: searchloop run sink --run {run}, or continue the run",
             severity="unfinished",
         )
         for row in partitions
@@ -45,8 +45,8 @@ def ending_findings(
             Finding(
                 rule="versions are announced",
                 where="CURRENT",
-                what=f"names {untold}, of which no record in the log tells: its learner was killed before it announced "
-                "it, or somebody made it up. Going on with the run announces it",
+                what=f"names {untold}, which no record in the log describes: its learner was killed before it "
+                "announced it, or somebody forged it. Continuing the run announces it",
                 severity="unfinished",
             )
         )
@@ -66,8 +66,8 @@ def ending_findings(
         Finding(
             rule="the run has ended",
             where=f"run {run}",
-            what=f"{what}; no worker is alive: the run was stopped early or it stalled. Go on with it: the command "
-            "that started it, with the same --run",
+            what=f"{what}; no worker is alive: the run was stopped early or it stalled. To continue it, "
+            "repeat the command that started it, with the same --run",
             severity="unfinished",
         ),
     ]

@@ -139,7 +139,7 @@ def _used_up(log: Log) -> list[Finding]:
         *ask(
             log,
             "reasons are given",
-            "version {version} counted group {group_id} as {fate} without saying why",
+            "version {version} counted group {group_id} as {fate} without a reason",
             "SELECT t.* FROM taken t WHERE t.fate IN ('rejected', 'disputed') AND coalesce(trim(t.reason), '') = '' "
             "ORDER BY t.record_offset, group_id",
         ),

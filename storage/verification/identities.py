@@ -117,7 +117,8 @@ def _versions(log: Log) -> list[Finding]:
         *ask(
             log,
             rule,
-            "{n} groups up to here say that {lineage}-{step:06d} with weights {sha} wrote them, which nobody announced",
+            "{n} groups up to here name {lineage}-{step:06d} with weights {sha} as their version, "
+            "which was never announced",
             f"""
             SELECT g.topic, g.partition, max(g.record_offset) AS record_offset, lineage, step,
                 coalesce(weights_sha256[1:12], '') AS sha, count(*) AS n
@@ -140,7 +141,7 @@ def _versions(log: Log) -> list[Finding]:
         *ask(
             log,
             rule,
-            "update {lineage}-{step:06d} gave a version that is not announced yet; going on with the run does it",
+            "update {lineage}-{step:06d} gave a version that is not announced yet; continuing the run announces it",
             f"""
             SELECT u.topic, u.partition, u.record_offset, lineage, step FROM updates u {announced}
             WHERE u.topic LIKE '%.updates' {limit.format("u")}

@@ -31,7 +31,7 @@ def open_for_proof(folder: Path) -> tuple[Log | None, list[Finding]]:
             log = open_log(folder)
             if log.live or not (strange := _strange(log)):
                 return log, findings
-            what = f"{strange}; take it out, or rebuild the ledger: searchloop rebuild --run {folder.name}"
+            what = f"{strange}; remove it, or rebuild the ledger: searchloop rebuild --run {folder.name}"
             findings.append(Finding(rule=FORM, where=str(path), what=what))
         else:
             what = f"there is no ledger, only the archive; rebuild it: searchloop rebuild --run {folder.name}"

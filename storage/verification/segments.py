@@ -85,7 +85,7 @@ def unlisted_findings(log: Log) -> list[Finding]:
         except StorageError as error:
             strange = str(error)
         if strange:
-            what = f"no ledger lists this segment, and {strange}; take it out, since replays read it"
+            what = f"no ledger lists this segment, and {strange}; remove it, because replays read it"
             findings.append(Finding(rule="archive", where=name, what=what))
     return findings
 

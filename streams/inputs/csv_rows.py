@@ -47,7 +47,7 @@ def csv_rows(file: InputFile, columns: Sequence[str], bad: Bad) -> Iterator[tupl
         if found is not None and len(found) == len(columns):
             yield number, found
             continue
-        bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got a quote that stands wrong")
+        bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got a misplaced quote")
         waiting = taken[1:] + waiting
 
 

@@ -29,7 +29,7 @@ def json_objects(file: InputFile, bad: Bad | None = None) -> Iterator[tuple[int,
         if isinstance(record, dict):
             yield number, record
             continue
-        mend = "Unpack it: jq -c '.[]' IN > OUT" if isinstance(record, list) else "Mend the line."
+        mend = "Unpack it: jq -c '.[]' IN > OUT" if isinstance(record, list) else "Fix the line."
         said = f"expected one JSON object, got {json_kind(record)}. {mend}"
         if bad is None:
             raise file.error(said, number)
