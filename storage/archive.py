@@ -204,10 +204,10 @@ def _missing(folder: Path, partition: tuple[str, int], first: int, last: int) ->
 
 
 def archive_holes(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Return the gaps below a partition's last archived offset, outside of all segments: (topic, partition, first,
-    last).
+    """Return the gaps below each partition's last archived offset: (topic, partition, first, last).
 
-    Kafka may never have had a record there (a transaction's marker takes an offset), or a segment is missing.
+    No segment covers them. Kafka may never have had a record there (a transaction's marker takes an offset), or a
+    segment is missing.
     """
     ends: dict[tuple[str, int], int] = {}
     holes = []

@@ -135,10 +135,10 @@ def open_ledger(
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep every other sink out while the context lasts: DuckDB's lock stops other processes, and ours also stops our
-    own threads.
+    """Keep every other sink out while the context lasts.
 
-    If a killed rebuild has left a new ledger, it is put into its place first.
+    DuckDB's lock stops other processes; our own lock also stops our own threads. If a killed rebuild has left a new
+    ledger, it is put into its place first.
     Raises StorageError if another sink has the file, or if the new ledger cannot be put into its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

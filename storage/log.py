@@ -141,10 +141,10 @@ def open_log(folder: Path) -> Log:
 
 
 def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], None] | None = None) -> Log:
-    """Build a ledger from the archive's closed segments alone, in a file that is removed when the log is closed, and
-    open it.
+    """Build a ledger from the archive's closed segments alone, and open it.
 
-    damaged: is called with each unreadable segment, whose records are then missing.
+    Its file is removed when the log is closed. damaged: is called with each unreadable segment, whose records are then
+    missing.
     Raises StorageError for such a segment if `damaged` is None.
     """
     archive = folder / ARCHIVE

@@ -124,9 +124,7 @@ class Recorded:
         return max(self._bounds(topic_name(self._run, kind)), default=0) + 1
 
     def _bounds(self, topic: str) -> dict[int, tuple[int, int, int]]:
-        """Return, per partition, the first known offset, the first offset in Kafka, and the offset after the last
-        record.
-        """
+        """Return, per partition, the first known offset, Kafka's first offset, and the offset after the last record."""
         found: dict[int, tuple[int, int, int]] = {}
         for number in archived_partitions(self._archive, topic):
             low, high = archived_bounds(self._archive, (topic, number)) or (0, 0)

@@ -94,9 +94,7 @@ class LetterRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One query with the best candidate that the newest version wrote for it. found: documents that the raw query
-    missed.
-    """
+    """One query with the newest version's best candidate. found: documents that the raw query missed."""
 
     query: str
     expansions: tuple[str, ...]
@@ -106,9 +104,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's report. live: a sink is still working, and the report covers the archive's content at the time of
-    reading.
-    """
+    """A run's report. live: a sink is still working, and the report covers the archive as it was when read."""
 
     run: str
     live: bool

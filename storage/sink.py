@@ -105,9 +105,7 @@ class Sink:
         self._planned = dict(self._stored)
 
     def positions(self) -> dict[Partition, int]:
-        """Return the next offset to read for each (topic, partition) with stored records; those records are durable on
-        disk.
-        """
+        """Return the next offset to read for each (topic, partition) with stored records, which are durable on disk."""
         return dict(self._stored)
 
     def write(self, records: Sequence[Received]) -> int:
@@ -152,8 +150,7 @@ class Sink:
         return self._thread.submit(lambda: work(self._connection)).result()
 
     def close(self) -> None:
-        """Store pending batches, close the archive's segments, fold the write-ahead log into the file and release the
-        file.
+        """Store pending batches, close the archive's segments, fold the write-ahead log, and release the file.
 
         Raises StorageError if a batch could not be stored.
         """

@@ -31,8 +31,7 @@ def run_sink(
     member: str,
     stop: Stop,
 ) -> None:
-    """Write records until told to stop, then the records that are in the log at that moment, for at most
-    `DRAIN_SECONDS`.
+    """Write records until told to stop, then the remaining records of that moment, for at most `DRAIN_SECONDS`.
 
     At the start it seeks to the offsets that the database itself holds.
     """

@@ -111,8 +111,9 @@ class GroupConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no
     begin: Callable[[], Mapping[int, int]] = dict
 
     def begin_where_nothing_is_committed(self) -> None:
-        """Seek in each assigned partition without a committed offset: new partitions, and those whose offsets Kafka has
-        forgotten.
+        """Seek in each assigned partition without a committed offset.
+
+        These are new partitions, and partitions whose offsets Kafka has forgotten.
         """
         lacking = [item for item in self.assignment() if self.committed(item) is None]
         begin = self.begin() if lacking else {}

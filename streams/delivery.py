@@ -124,11 +124,10 @@ class Outbox:
         self._pending.append(future)
 
     def answer(self, record: Received, event: Event) -> None:
-        """Send the answer to a record, in the record's partition; bury the record if the answer is too large to be read
-        back.
+        """Send the answer to a record, in the record's partition; bury the record if the answer is too large.
 
         An answer contains its record. So if the record is nearly as large as the codec allows, every answer exceeds the
-        limit.
+        limit and could not be read back.
         """
         try:
             self.send(event, partition=record.position.partition)

@@ -26,9 +26,7 @@ class SearchloopError(Exception):
     """An error that a person can understand and fix, printed in one line even if it quotes longer text."""
 
     def __str__(self) -> str:
-        """Return the message without line breaks, control characters and secrets; the quoted input may be anybody's
-        bytes.
-        """
+        """Return the message without line breaks, control characters and secrets; it may quote anybody's bytes."""
         return redact(_CONTROL.sub(" ", super().__str__()))
 
 

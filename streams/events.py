@@ -155,9 +155,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):
-    """The search environment's answer to one group. It holds everything that the learner needs; the learner reads no
-    other topic.
+    """The search environment's answer to one group.
 
+    It holds everything that the learner needs; the learner reads no other topic.
     source and content_sha256: the generation's record and the hash of its bytes. Of two rewards for one group, the one
     with the lowest source offset counts.
     raw_hits: the hits of the query alone. search_body: the body of the expanded search as a template.
@@ -337,8 +337,9 @@ class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-wind
 
 
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1", tag_field="event"):
-    """The number of records that one stage gave up on in one span of time (by `made_at_ms` of the dead letters);
-    derived.
+    """The number of records that one stage gave up on in one span of time; derived.
+
+    A dead letter's `made_at_ms` decides.
     """
 
     run: str

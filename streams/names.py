@@ -21,17 +21,18 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text may be the name of one file or folder: no path, not hidden, only letters, digits and
-    `_.+-`.
+    """Return whether a text may be the name of one file or folder, with only letters, digits and `_.+-`.
+
+    The text must not be a path and not be hidden.
     """
     return len(text) <= NAME_CHARACTERS_MAX and _NAME.fullmatch(text) is not None
 
 
 def is_version_name(text: str) -> bool:
-    """Return whether a text has the form of a policy version's name: `<lineage>-<step>`, the step of six digits or
-    more.
+    """Return whether a text has the form of a policy version's name: `<lineage>-<step>`.
 
-    A lineage is words of letters and digits with single '-' between them, such as `2-ab12cd`.
+    A lineage is words of letters and digits with single '-' between them, such as `2-ab12cd`. The step has six digits
+    or more.
     """
     return len(text) <= NAME_CHARACTERS_MAX and _VERSION.fullmatch(text) is not None
 

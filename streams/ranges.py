@@ -134,8 +134,7 @@ def answered_generations(settings: KafkaSettings, run: str) -> dict[int, int]:
 
 
 def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:
-    """Return every event of a run's topic with one partition, in the log's order; records without such an event are
-    skipped.
+    """Return every event of a run's topic with one partition, in the log's order; other records are skipped.
 
     For topics with few records, such as policy versions.
     """

@@ -133,9 +133,7 @@ class RawLog:
         *,
         asked: Future | None = None,
     ) -> Any:
-        """Return the answer to a request, and repeat the request while the broker cannot answer. asked: the first
-        attempt.
-        """
+        """Return the answer to a request, repeated while the broker cannot answer. asked: the first attempt."""
         deadline = time.monotonic() + self._patience
         while True:
             future = asked or self._ask(manager, partition, request)

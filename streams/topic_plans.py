@@ -173,7 +173,8 @@ def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
 def unequal_partitions(found: Sequence[tuple[TopicPlan, FoundTopic]], *, ours: bool) -> list[str]:
     """Return a line if topics that must have the same number of partitions do not.
 
-    ours: only the topics in which a group keeps its partition count; the run's owner may have added partitions to them.
+    ours: True compares only the topics in which a group keeps its partition; the run's owner may have added partitions
+    to them.
     """
     counts = {
         topic.name: topic.partitions for plan, topic in found if plan.partitioned and (not ours or plan.kind in CHAIN)

@@ -58,8 +58,7 @@ class Working:
         threading.Thread(target=self._serve, name=THREAD, daemon=True).start()
 
     def __call__(self, act: Callable[[], E]) -> E | None:
-        """Return the result of `act`, or raise its error; return None if the work was abandoned because of a stop
-        request.
+        """Return the result of `act`, or raise its error; return None if a stop request ended the wait.
 
         Abandoned work continues in its thread until the process ends, and nothing of it may be committed.
         """
@@ -96,8 +95,9 @@ class Working:
 
 
 def work_goes_on() -> bool:
-    """Return whether a thread of this process still works: it may be in native code, which an exit should not
-    interrupt.
+    """Return whether a thread of this process still works.
+
+    It may be in native code, which an exit should not interrupt.
     """
     return _busy.is_set()
 

@@ -26,9 +26,9 @@ def relevant_retrieved(run: Run, qrels: Qrels, *, depth: int = 100, relevant_gra
 
 
 def mean_relevance(run: Run, relevance: Mapping[str, Mapping[str, float]], *, depth: int = 10) -> Values:
-    """Return the mean relevance-model score of each query's first `depth` documents (or fewer if there are fewer; none:
-    0).
+    """Return the mean relevance-model score of each query's first `depth` documents.
 
+    If a query has fewer documents, the mean is over these; without any, it is 0.
     relevance: {query id: {document id: score in [0, 1]}}; the result covers exactly its queries.
     The relative gain in its sum is the *relevance gain*: relative gain in mean relevance-model score of the top-k.
     Raises EvaluationError if a document in the top has no score.

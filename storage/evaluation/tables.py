@@ -54,8 +54,9 @@ class RunTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole table. without_relevant: queries without any document that was judged relevant; every run scores 0
-    there.
+    """The whole table.
+
+    without_relevant: queries without any document that was judged relevant; every run scores 0 there.
     """
 
     queries: int

@@ -72,9 +72,7 @@ def measure_group(reward: Reward, position: Position, window: VersionKey) -> Gro
 
 
 def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
-    """Return whether a valid answer had no effect: it holds no expansion, or finds the same documents as the query
-    alone.
-    """
+    """Return whether a valid answer had no effect: it has no expansion, or finds the same documents as the query."""
     if not (outcome.valid and outcome.status == "scored"):
         return False
     if outcome.summary is not msgspec.UNSET:

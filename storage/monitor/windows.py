@@ -88,8 +88,7 @@ class Windows:
         self._changed_stages: set[StageKey] = set()
 
     def add(self, position: Position, value: bytes | None, *, timestamp_ms: int, now_ms: int) -> None:
-        """Add one record. Its content cannot raise an error: a record that is no event of its topic is counted as
-        malformed.
+        """Add one record; a record that is no event of its topic is counted as malformed and never raises.
 
         timestamp_ms: the record's own time, for events that carry no time. now_ms: the wall clock, which the log's time
         cannot pass.

@@ -60,10 +60,10 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """The surviving updates, newest first. origin: the version before the oldest of them; None if the chain breaks
-    earlier.
+    """The surviving updates, newest first.
 
-    announced: the hash of each announced version's manifest.
+    origin: the version before the oldest of them; None if the chain breaks earlier. announced: the hash of each
+    announced version's manifest.
     """
 
     links: tuple[Link, ...]

@@ -1,6 +1,4 @@
-"""A few hashes per record, in a table: the copy of another record inside a record is compared with that record's own
-bytes.
-"""
+"""A few hashes per record, in a table, to compare the copy of a record inside another with its own bytes."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ def _row(entry: Entry, terms: KnownRun | None) -> Row:
 
 
 def _sha256(event: Event) -> str | None:
-    """Return the hash of an event in our encoding; None for an event that we cannot encode, such as one with
-    infinities.
-    """
+    """Return the hash of an event in our encoding; None if we cannot encode the event, such as with infinities."""
     try:
         return content_sha256(encode(event))
     except EventError:

@@ -17,8 +17,7 @@ ASKED = "q.topic = g.source_topic AND q.partition = g.source_partition AND q.rec
 
 
 def embedded_findings(log: Log) -> list[Finding]:
-    """Return the records that differ from their source in the embedded part; records that a worker refused are left
-    out.
+    """Return the records whose embedded part differs from its source; records that a worker refused are left out.
 
     Needs the tables `digests`, `refused_rewards` and `refused_generations`.
     """

@@ -17,10 +17,10 @@ WORD = """
 
 
 def gradient_row(log: Log, chain: Chain, head: Head | None) -> tuple[StageRow, int, dict[str, int], list[Finding]]:
-    """Return the fates of the groups that the chain has taken, the most uses of one group, the claims that the log
-    cannot check, and the findings.
+    """Return the gradient account: fates, most uses, unchecked claims and findings.
 
-    head: None if there is no checkpoint (yet): then no group may have been trained.
+    They are the fates of the groups that the chain has taken, the most uses of one group, the claims that the log
+    cannot check, and the findings. head: None if there is no checkpoint (yet): then no group may have been trained.
     """
     register_taken(log, chain, head)
     limit = head.staleness_max if head is not None else None
@@ -147,8 +147,9 @@ def _used_up(log: Log) -> list[Finding]:
 
 
 def _fates(log: Log, staleness_max: int | None) -> list[Finding]:
-    """Check each fate against the outcomes. A group's age is the age of its version or its request, whichever is
-    greater.
+    """Check each fate against the outcomes.
+
+    A group's age is the age of its version or of its request, whichever is greater.
     """
     limit = 2**40 if staleness_max is None else staleness_max
     known = "TRUE" if staleness_max is not None else "FALSE"

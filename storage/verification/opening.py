@@ -18,11 +18,11 @@ FORM = "nothing shadows the ledger"
 
 
 def open_for_proof(folder: Path) -> tuple[Log | None, list[Finding]]:
-    """Return the run's log, and the findings. The log comes from the archive if the ledger cannot be read; it is None
-    if neither can.
+    """Return the run's log, and the findings.
 
-    A missing ledger is a finding too, because the archive alone does not show how far the sink had come. A ledger with
-    a foreign view or macro counts as unreadable, because its writer could choose its answers.
+    The log comes from the archive if the ledger cannot be read; it is None if neither can be read. A missing ledger is
+    a finding too, because the archive alone does not show how far the sink had come. A ledger with a foreign view or
+    macro counts as unreadable, because its writer could choose its answers.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
     findings: list[Finding] = []

@@ -36,8 +36,9 @@ Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, pa
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of the reading. tables: each table's hash, if the whole table was read. unread: the number of unread
-    records.
+    """The result of the reading.
+
+    tables: each table's hash, if the whole table was read. unread: the number of unread records.
     """
 
     tables: dict[str, str]

@@ -1,9 +1,8 @@
-"""The seal: one value that stands for a run's whole past. Kept elsewhere, it exposes a rewritten past, whose seal
-differs.
+"""The seal: one value that stands for a run's whole past; a rewritten past has another seal.
 
-A manifest's hash alone is not enough: old checkpoints are deleted, and then it can no longer be recomputed. The hash of
-an update's record can always be recomputed, because updates stay in the log. That record names the one before it, and
-so on. So the seal of a version is one hash over both.
+Keep the seal elsewhere to compare it later. A manifest's hash alone is not enough: old checkpoints are deleted, and
+then it can no longer be recomputed. The hash of an update's record can always be recomputed, because updates stay in
+the log. That record names the one before it, and so on. So the seal of a version is one hash over both.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ def seal_of(*, manifest_sha256: str, update_sha256: str) -> str:
 
 
 def seals(chain: Chain) -> dict[str, str]:
-    """Return the names of the chain's versions by their seals, newest first; versions of an older searchloop have no
-    seal.
-    """
+    """Return the names of the chain's versions by seal, newest first; versions of an older searchloop have none."""
     found = {}
     for link in chain.links:
         manifest = chain.announced.get(link.policy)

@@ -98,8 +98,9 @@ def _requests(log: Log) -> tuple[StageRow, list[Finding]]:
 
 
 def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
-    """Count the candidates of each group's first generation: those of a repeated generation have the same ids, and do
-    not count.
+    """Count the candidates of each group's first generation.
+
+    The candidates of a repeated generation have the same ids, and do not count.
     """
     log.connection.execute(
         f"""
@@ -184,9 +185,7 @@ def _outcomes(log: Log) -> list[Finding]:
 
 
 def _order(log: Log) -> list[Finding]:
-    """Check that the first reward of a group in the log answers its first generation, because the learner takes that
-    reward.
-    """
+    """Check that the first reward of a group in the log, which the learner takes, answers its first generation."""
     return ask(
         log,
         "first in the log wins",

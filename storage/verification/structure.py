@@ -1,5 +1,4 @@
-"""The ledger's tables and views equal those that its migrations make, and nothing shadows the names that the proof
-uses.
+"""The ledger's tables and views equal those of its migrations, and nothing shadows the names that the proof uses.
 
 The proof asks the ledger in SQL. Somebody who may write the file can also add a view, a macro or a table of another
 type, and could then choose each answer. So the structure is checked first, by names that nothing can shadow.

@@ -144,8 +144,9 @@ TYPES = {
 
 
 def register(log: Log, name: str, rows: Sequence[tuple[object, ...]], *columns: str) -> None:
-    """Make rows from Python available to queries under a table's name; columns whose type is not named here hold
-    integers.
+    """Make rows from Python available to queries under a table's name.
+
+    Columns whose type is not named here hold integers.
     """
     values = list(zip(*rows, strict=True)) or [() for _ in columns]
     log.connection.register(

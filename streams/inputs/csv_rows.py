@@ -69,8 +69,9 @@ def _ends_inside(line: str, *, inside: bool) -> bool:
 
 
 def _fields(lines: Sequence[tuple[int, str]]) -> list[str] | None:
-    """Return the fields of one record, None if it is not CSV. In a record of several lines, nothing may follow a
-    closing quote.
+    """Return the fields of one record, None if it is not CSV.
+
+    In a record of several lines, nothing may follow a closing quote.
     """
     text = "\n".join(line for _, line in lines)
     try:

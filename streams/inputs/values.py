@@ -56,10 +56,9 @@ def _escaped(character: str) -> str:
 
 
 def read_rank(value: object) -> int | None:
-    """Return a rank or position from 0 to `RANK_MAX`, from a number or its digits; None for a fraction or a negative
-    number.
+    """Return a rank or position from 0 to `RANK_MAX`, from a number or its digits; None for any other value.
 
-    A JSON number without a fractional part, such as 1.0, is whole.
+    A JSON number without a fractional part, such as 1.0, is whole. Fractions and negative numbers give None.
     """
     if isinstance(value, str):
         value = int(value) if _INTEGER.fullmatch(value) else None
