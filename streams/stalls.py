@@ -16,7 +16,7 @@ class StallWatch:
     def __init__(
         self, seconds: float, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic, where: str = ""
     ) -> None:
-        """seconds: a wait of this length is a stall (`delivery.stall_seconds`). where: begins the line, such as a run."""
+        """seconds: a wait this long is a stall (`delivery.stall_seconds`). where: begins the line, such as a run."""
         self._seconds = seconds
         self._log = log
         self._clock = clock
