@@ -1,4 +1,4 @@
-"""What the log said, kept so that it can be asked: one DuckDB ledger, a Parquet archive, evaluation and reports.
+"""Storage: one DuckDB ledger of the log, a Parquet archive, evaluation and reports.
 
-The sink alone writes the ledger. Everything else reads closed archive segments, or the ledger once the sink is gone.
+Only the sink writes the ledger. All other code reads closed archive segments, or the ledger after the sink has stopped.
 """

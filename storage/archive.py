@@ -1,10 +1,11 @@
 """Closed segments of the log as Parquet files, byte for byte, so that the log outlives Kafka's retention.
 
-A segment holds neighbouring records of one partition: `<topic>/<partition>/<first offset>-<last offset>.parquet` with
-key, value, headers and time as they came. The sink moves records out of the ledger's table `records` when there are
-enough of them: the file is written aside, synced and renamed, then one transaction lists it and empties the table. If
-it is killed between the two, the file stands unlisted and the records are still in the ledger; the next segment begins
-at the same offset and covers it. So readers may meet a record twice, byte-equal, and take it once.
+A segment holds neighboring records of one partition: `<topic>/<partition>/<first offset>-<last offset>.parquet` with
+key, value, headers and time as they came. When the ledger's table `records` holds enough records, the sink moves them
+out of it. It writes the file under a temporary name, syncs it and renames it; then one transaction lists the file and
+empties the table. If the sink is killed between the two, the file is unlisted and the records are still in the ledger.
+The next segment begins at the same offset and covers the file. Readers may therefore meet a record twice, byte-equal,
+and use it once.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ SEGMENT_SCHEMA = pa.schema(
     metadata={"searchloop": "segment/1"},
 )
 ARCHIVE = "archive"  # The folder beside the ledger.
-ROWS_AT_ONCE = 256  # A record may have 8 MB; most have some 10 kB.
+ROWS_AT_ONCE = 256  # A record may have 8 MB; most have about 10 kB.
 
 _NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
 
 
 class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When segments are closed. Readers see a running sink's records once their segment is closed."""
+    """The conditions for closing a segment. If a sink runs, readers see a record once its segment is closed."""
 
     segment_mib_max: Annotated[
         int, msgspec.Meta(ge=1, le=4096, description="close when the ledger holds this much of raw records, MiB")
@@ -60,7 +61,7 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """One closed file; both offsets are inside. path is relative to the archive's folder."""
+    """One closed file; both offsets are inclusive. path is relative to the archive's folder."""
 
     topic: str
     partition: int
@@ -73,10 +74,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Segment]:
-    """Move every record that the ledger still holds raw into closed segments, and return these.
+    """Move every record that the ledger still holds raw into closed segments, and return these segments.
 
-    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot, StorageError for a topic that Kafka
-    would not take: no record is lost then.
+    Raises OSError if a file cannot be written, duckdb.Error if the ledger cannot be written, and StorageError for a
+    topic that Kafka would not accept. No record is lost then.
     """
     open_parts = connection.execute(
         "SELECT topic, partition, min(record_offset), max(record_offset), count(*) "
@@ -86,7 +87,7 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
         return []
     closed = []
     for topic, partition, first, last, count in open_parts:
-        if not is_topic_name(topic):  # It becomes a folder, and a ledger may have been written by anybody.
+        if not is_topic_name(topic):  # The topic becomes a folder's name, and anybody may have written the ledger.
             raise StorageError(f"ledger: expected records of Kafka topics, got the topic {topic[:200]!r}; rebuild it")
         path = Path(topic) / str(partition) / f"{first:020d}-{last:020d}.parquet"
         size, sha256 = _write(connection, folder / path, topic, partition)
@@ -106,7 +107,7 @@ def close_segments(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[
     connection.execute("BEGIN")
     for segment in closed:
         list_segment(connection, segment)
-    connection.execute("DELETE FROM records")  # This thread alone writes: what was read above is all there is.
+    connection.execute("DELETE FROM records")  # Only this thread writes, so the records read above are all.
     connection.execute("COMMIT")
     return closed
 
@@ -119,9 +120,9 @@ def list_segment(connection: duckdb.DuckDBPyConnection, segment: Segment) -> Non
 
 
 def find_segments(folder: Path, partition: tuple[str, int] | None = None) -> list[Path]:
-    """Return the files of every segment under the folder: by topic, partition, then first offset, longest first.
+    """Return all segment files under the folder: by topic, partition, then first offset, longest first.
 
-    partition: of this topic and number alone.
+    partition: restricts the result to this topic and partition number.
     """
     found = []
     for path in folder.glob(f"{partition[0]}/{partition[1]}/*.parquet" if partition else "*/*/*.parquet"):
@@ -134,7 +135,7 @@ def find_segments(folder: Path, partition: tuple[str, int] | None = None) -> lis
 def read_archive(folder: Path, partition: tuple[str, int] | None = None) -> Iterator[Received]:
     """Yield every archived record once, in the order of the log within each partition.
 
-    partition: of this topic and number alone.
+    partition: restricts the result to this topic and partition number.
     Raises StorageError if a segment is damaged.
     """
     read: dict[tuple[str, int], int] = {}
@@ -147,10 +148,10 @@ def read_archive(folder: Path, partition: tuple[str, int] | None = None) -> Iter
 
 
 def read_window(folder: Path, partition: tuple[str, int], first: int, end: int, *, gaps: bool) -> Iterator[Received]:
-    """Yield the archived records of a partition from offset `first` up to, and without, offset `end`, in order.
+    """Yield the archived records of a partition from offset `first` to offset `end` (exclusive), in order.
 
-    gaps: take offsets that no segment holds for ones at which Kafka never had a record.
-    Raises StorageError, before the first record, if a segment of this window is missing; later if one is damaged.
+    gaps: treat offsets that no segment holds as offsets at which Kafka never had a record.
+    Raises StorageError, before the first record, if a segment of this window is missing; later if a segment is damaged.
     """
     named = [(match, path) for path in find_segments(folder, partition) if (match := _NAME.fullmatch(path.name))]
     wanted = [(int(match[1]), int(match[2]), path) for match, path in named]
@@ -185,13 +186,13 @@ def first_archived_at(folder: Path, partition: tuple[str, int], moment_ms: int) 
 
 
 def archived_bounds(folder: Path, partition: tuple[str, int]) -> tuple[int, int] | None:
-    """Return a partition's first archived offset and the one after its last, None if nothing of it is archived."""
+    """Return a partition's first archived offset and the offset after its last one, None without archived records."""
     names = [match for path in find_segments(folder, partition) if (match := _NAME.fullmatch(path.name))]
     return (int(names[0][1]), max(int(match[2]) for match in names) + 1) if names else None
 
 
 def archived_partitions(folder: Path, topic: str) -> list[int]:
-    """Return the partitions of a topic of which something is archived."""
+    """Return the partitions of a topic that have archived records."""
     return sorted({int(path.parent.name) for path in find_segments(folder) if path.parts[-3] == topic})
 
 
@@ -203,9 +204,10 @@ def _missing(folder: Path, partition: tuple[str, int], first: int, last: int) ->
 
 
 def archive_holes(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Return what lies below a partition's last archived offset and in no segment: (topic, partition, first, last).
+    """Return the gaps below each partition's last archived offset: (topic, partition, first, last).
 
-    Kafka may never have had a record there (a transaction's marker takes an offset), or a segment is missing.
+    No segment covers them. Kafka may never have had a record there (a transaction's marker takes an offset), or a
+    segment is missing.
     """
     ends: dict[tuple[str, int], int] = {}
     holes = []
@@ -238,7 +240,7 @@ def read_segment(path: Path) -> Iterator[Received]:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Raise StorageError for whatever Arrow says of a segment that is damaged."""
+    """Raise StorageError for every Arrow error about a damaged segment."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -249,7 +251,7 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def describe_segment(folder: Path, path: Path) -> Segment:
-    """Return what the ledger's list says of a segment's file.
+    """Return the ledger's list entry for a segment's file.
 
     Raises StorageError for a file whose name is not a segment's, or that is damaged.
     """
@@ -271,13 +273,13 @@ def describe_segment(folder: Path, path: Path) -> Segment:
 
 
 def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partition: int) -> tuple[int, str]:
-    """Write one partition's open records, whole or not at all; return the file's size and hash."""
+    """Write one partition's open records, completely or not at all; return the file's size and hash."""
     with whole_file(path) as aside:
         rows = connection.sql(
             "SELECT * FROM records WHERE topic = ? AND partition = ? ORDER BY record_offset", params=[topic, partition]
         ).to_arrow_reader(ROWS_AT_ONCE)
-        # Closed in any case: an error's traceback keeps the reader, and the reader the database; DuckDB 2.0 waits for
-        # ever to open a file anew of which this process has not let go.
+        # Close the reader in any case: an error's traceback keeps the reader, and the reader keeps the database. DuckDB
+        # 2.0 waits forever to reopen a file that this process has not released.
         with (
             rows,
             pq.ParquetWriter(aside, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
@@ -285,7 +287,8 @@ def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partit
             for batch in rows:
                 writer.write_batch(batch.cast(SEGMENT_SCHEMA))
         size, sha256 = aside.stat().st_size, file_sha256(aside)
-    # A killed sink's next segment ends at another offset: what it left has another name, and the sink is alone here.
+    # The next segment after a killed sink ends at another offset, so the leftovers have another name. The sink is the
+    # only writer here.
     remove_unfinished(path.parent)
     return size, sha256
 

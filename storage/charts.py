@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no library, no script, nothing fetched; every text in them is escaped."""
+"""Line charts as SVG text: no library, no script, no requests; every text in them is escaped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 36
 TICKS = 4
-POINTS_MARKED_MAX = 60  # More dots than these hide the line.
+POINTS_MARKED_MAX = 60  # More dots than this hide the line.
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
-    """One line: (x, y) points in the order of x; errors: half the height of the band around each point."""
+    """One line: (x, y) points in the order of x. errors: half the height of the band around each point."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -25,7 +25,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: bool = False) -> str:
     """Return a figure with one line per series; series without points are left out.
 
-    percent: values are shares; the axis runs from 0 to 100 %. Returns "" where there is nothing to draw.
+    percent: values are shares; the axis runs from 0 to 100%. Returns "" if there is nothing to draw.
     """
     drawn = [line for line in series if line.points]
     if not drawn:
@@ -84,7 +84,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
 
 
 def _nice_range(low: float, high: float) -> tuple[float, float]:
-    """Return bounds around the values whose ticks are round numbers."""
+    """Return bounds around the values that have round numbers as ticks."""
     if high - low < 1e-12:
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad

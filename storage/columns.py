@@ -1,6 +1,6 @@
-"""Arrow columns from Python values: the flat ones, and the nested ones from flat arrays and offsets.
+"""Arrow columns from Python values: flat columns, and nested columns from flat arrays and offsets.
 
-Row by row, pyarrow's own conversion of lists of structs takes five times as long as decoding the JSON they came from.
+Row by row, pyarrow's own conversion of lists of structs takes five times as long as decoding their JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POSITIONS = pa.map_(pa.int64(), pa.int64())
 
 
 def places(records: Sequence[Received], counts: Sequence[int] | None = None) -> Columns:
-    """Return the first columns of every table; counts: how many rows each record gives (default: one)."""
+    """Return the first columns of every table. counts: the number of rows per record (default: one)."""
     columns = {
         "topic": strings(record.position.topic for record in records),
         "partition": pa.array([record.position.partition for record in records], pa.int32()),
@@ -85,7 +85,7 @@ def headers(lists: Sequence[tuple[tuple[str, bytes], ...]]) -> pa.Array:
 
 
 def maps(entries: Sequence[Mapping[Any, Any] | None], kind: pa.MapType) -> pa.Array:
-    """Return one map a row; None gives NULL, which is not the empty map."""
+    """Return one map a row; None gives NULL, which differs from the empty map."""
     said = [entry or {} for entry in entries]
     keys = pa.array(list(chain.from_iterable(said)), kind.key_type)
     values = pa.array([value for entry in said for value in entry.values()], kind.item_type)
@@ -95,6 +95,6 @@ def maps(entries: Sequence[Mapping[Any, Any] | None], kind: pa.MapType) -> pa.Ar
 
 
 def _starts(said: Sequence[Sized], missing: Sequence[bool]) -> pa.Array:
-    """Return where each row begins, and the end; NULL where the row itself is NULL."""
+    """Return the start of each row, and the end; NULL if the row itself is NULL."""
     rows = bounds(said).to_pylist()
     return pa.array([*(None if none else at for at, none in zip(rows, missing, strict=False)), rows[-1]], pa.int32())

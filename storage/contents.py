@@ -1,7 +1,7 @@
-"""What the ledger holds, as one hash a table: two ledgers with equal hashes say the same, row for row.
+"""The ledger's content as one hash per table: two ledgers with equal hashes are equal, row for row.
 
-The hash does not depend on the order of rows, and a row that stands twice counts twice. Tables that only say how the
-ledger came about are left out: which migrations ran when, and which records have moved from it into the archive.
+The hash does not depend on the order of rows, and a row that occurs twice counts twice. Tables about the ledger's own
+history are left out: the applied migrations and their times, and the records that moved into the archive.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 
 import duckdb
 
-BUCKET_RECORDS = 512  # Neighbouring offsets whose rows are hashed together, so that a difference has a place.
+BUCKET_RECORDS = 512  # Neighboring offsets whose rows are hashed together, so that a difference has a place.
 
-# A ledger of an older searchloop lacks it in its old rows, where its bytes are all the same: it is compared by itself.
+# A ledger of an older searchloop lacks this column in its old rows, although its bytes are the same. So the column is
+# compared separately.
 LATER_COLUMNS = {"updates": "record_sha256"}
 LEFT_OUT = frozenset({"schema_migrations", "archive_segments", "records"})
 
 
 def table_hashes(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """Return a hash of 24 hex digits for each table, after its number of rows: "120 rows, 5f2e…"."""
+    """Return a number of rows and a hash of 24 hex digits for each table: "120 rows, 5f2e…"."""
     names = connection.execute(
         "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database() AND NOT temporary ORDER BY 1"
     ).fetchall()
@@ -30,7 +31,7 @@ def bucket_hashes(
 ) -> Iterator[tuple[tuple[str, int, int], tuple[int, int, int]]]:
     """Yield, for each (topic, partition, bucket of offsets) of a table, its number of rows and two sums of hashes.
 
-    only: a condition in SQL on the rows, which stand there as `t`. The sums of parts add up to those of the whole.
+    only: an SQL condition on the rows, which are named `t` there. The sums of parts add up to those of the whole.
     """
     columns = f"* EXCLUDE ({LATER_COLUMNS[name]})" if name in LATER_COLUMNS else "*"
     rows = connection.execute(
@@ -43,12 +44,12 @@ def bucket_hashes(
 
 
 def digest_text(count: int, low: int, high: int) -> str:
-    """Return a number of rows and the sums of their hashes for a person to read."""
+    """Return a number of rows and the sums of their hashes as text for a person."""
     return f"{count} rows, {(high & (2**48 - 1)):012x}{(low & (2**48 - 1)):012x}"
 
 
-# Rows as text: floats in their shortest exact form, text quoted, so that no two different rows look the same. Sums, and
-# not exclusive or, so that two equal rows do not cancel each other.
+# Rows as text: floats in their shortest exact form, text quoted, so that different rows never look the same. Sums
+# instead of exclusive or, so that two equal rows do not cancel each other.
 LOW = "coalesce(sum(md5_number_lower(t::VARCHAR)::HUGEINT), 0)"
 HIGH = "coalesce(sum((md5_number_upper(t::VARCHAR) >> 16)::HUGEINT), 0)"
 

@@ -1,4 +1,4 @@
-"""The dead letters of a run, each once, found by where they came from, who gave up on them, why and when."""
+"""The dead letters of a run, each once, found by source, stage, reason and time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from streams.events import DeadLetter, Position
 
 
 class LetterFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters are meant; an empty field means any.
+    """A filter for letters; an empty field matches any letter.
 
-    topic: a topic's kind ("requests") or its full name. error: a part of the reason. since_ms: not older than this, by
-    the broker's clock. places: exactly these records.
+    topic: a topic's kind ("requests") or its full name. error: a part of the reason. since_ms: the oldest time, by the
+    broker's clock. places: exactly these records.
     """
 
     topic: str = ""
@@ -23,7 +23,7 @@ class LetterFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_letters(log: Log, wanted: LetterFilter) -> list[DeadLetter]:
-    """Return the letters, oldest first; one that several workers gave up on is one for each of them."""
+    """Return the letters, oldest first; if several workers gave up on one record, each worker's letter is listed."""
     rows = log.rows(
         """
         SELECT * FROM dead_letter

@@ -19,9 +19,10 @@ class Entry(NamedTuple):
 
 
 def read_entry(record: Received) -> Entry:
-    """Decode a record; never raises for what stands in it.
+    """Decode a record; its content never raises an error.
 
-    Whole, although half of a reward is tokens that no column holds: what another stage would refuse is no row here.
+    The event is decoded completely, although half of a reward is tokens that no column holds: a record that another
+    stage would refuse must not become a row.
     """
     try:
         return Entry(record, decode(record.value))
@@ -39,5 +40,5 @@ def dead_letter(entry: Entry) -> DeadLetter:
         stage="sink",
         error=entry.error,
         attempts=1,
-        made_at_ms=entry.record.timestamp_ms,  # The record's own time: a rebuilt ledger is the same ledger.
+        made_at_ms=entry.record.timestamp_ms,  # The record's own time, so that a rebuilt ledger equals the original.
     )

@@ -1,4 +1,4 @@
-"""What can go wrong in this room.
+"""The errors of this package.
 
 SearchloopError
 ├── StorageError     the database or the archive cannot be read or written
@@ -11,7 +11,7 @@ from streams.errors import SearchloopError
 
 
 class StorageError(SearchloopError, RuntimeError):
-    """The database or the archive cannot be read or written; the message says what is still whole."""
+    """The database or the archive cannot be read or written; the message names the parts that are still whole."""
 
 
 class EvaluationError(SearchloopError, ValueError):

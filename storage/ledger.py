@@ -1,4 +1,4 @@
-"""The ledger's file: who may hold it, how it is opened, and one transaction of rows and offsets."""
+"""The ledger's file: its lock, its opening, and one transaction of rows and offsets."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from streams.records import Received
 
 LEDGER = "searchloop.duckdb"  # The file in a run's folder.
 
-# DuckDB fetches missing extensions from the network by default; the ledger needs none.
+# By default DuckDB fetches missing extensions from the network; the ledger needs none.
 OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 
 Partition = tuple[str, int]  # topic, partition
 
 
 class Extent(msgspec.Struct, frozen=True, kw_only=True):
-    """What one batch holds of one partition."""
+    """The records of one partition in one batch."""
 
     first_offset: int
     next_offset: int
@@ -41,9 +41,9 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of one transaction, and what they cover.
+    """The rows of one transaction, and the records that they cover.
 
-    letters: of the records that could not be decoded. bytes: of record values, and one for each record.
+    letters: for the records that could not be decoded. bytes: of record values, plus one for each record.
     """
 
     tables: Tables
@@ -53,13 +53,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_batch(records: Sequence[Received]) -> Batch:
-    """Decode the records and return their rows; one that cannot be decoded becomes a dead letter, never an error."""
+    """Decode the records and return their rows; an undecodable record becomes a dead letter, never an error."""
     with _without_collector():
         return build_entries([read_entry(record) for record in records])
 
 
 def build_entries(entries: Sequence[Entry]) -> Batch:
-    """Return the rows of records that were decoded already; an event that fits into no column becomes a dead letter."""
+    """Return the rows of decoded records; an event that does not fit into the columns becomes a dead letter."""
     with _without_collector():
         try:
             tables = build_tables(entries)
@@ -77,7 +77,7 @@ def build_entries(entries: Sequence[Entry]) -> Batch:
 def store_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
     """Write rows and offsets in one transaction.
 
-    Raises duckdb.Error. If COMMIT raised it, the batch may be durable all the same: open the file again and read the
+    Raises duckdb.Error. If COMMIT raised it, the batch may nevertheless be durable: reopen the file and read the
     offsets before anything else is done.
     """
     connection.execute("BEGIN")
@@ -90,16 +90,16 @@ def store_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
 
 
 def insert_rows(connection: duckdb.DuckDBPyConnection, table: str, arriving: pa.Table) -> None:
-    """Append rows to a table, column by column's name.
+    """Append rows to a table, matching columns by name.
 
     Raises duckdb.Error.
     """
-    # DuckDB finds `arriving` by its Python name; to register it first takes a millisecond and a half longer.
+    # DuckDB finds `arriving` by its Python name; registering it first takes 1.5 ms longer.
     connection.execute(f'INSERT INTO "{table}" BY NAME SELECT * FROM arriving')
 
 
 def read_positions(connection: duckdb.DuckDBPyConnection) -> dict[Partition, int]:
-    """Return the next offset to read for each partition of which something is stored."""
+    """Return the next offset to read for each partition with stored records."""
     rows = connection.execute("SELECT topic, partition, next_offset FROM sink_offsets").fetchall()
     return {(topic, partition): end for topic, partition, end in rows}
 
@@ -135,9 +135,10 @@ def open_ledger(
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep every other sink out while this lasts: DuckDB's lock stops other processes, this one our own threads too.
+    """Keep every other sink out while the context lasts.
 
-    A new ledger that a killed rebuild has left is put into its place first.
+    DuckDB's lock stops other processes; our own lock also stops our own threads. If a killed rebuild has left a new
+    ledger, it is put into its place first.
     Raises StorageError if another sink has the file, or if the new ledger cannot be put into its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,13 +162,13 @@ def held(path: Path) -> Iterator[None]:
 
 
 def is_held(error: duckdb.Error) -> bool:
-    """Return whether DuckDB could not open a file because somebody else has it open."""
+    """Return whether DuckDB could not open a file because another process or connection has it open."""
     said = str(error)
     return "Could not set lock" in said or "different configuration" in said
 
 
 def explain(path: Path, error: Exception) -> str:
-    """Return what happened to the file, in one line, and what to do."""
+    """Return the cause of the error and the remedy, in one line."""
     said = " ".join(str(error).split())
     if isinstance(error, duckdb.Error) and is_held(error):
         return f"{path}: another process has this file open ({said}). Close it, then start the sink again"
@@ -181,7 +182,7 @@ def explain(path: Path, error: Exception) -> str:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Switch the cycle collector off: events hold no cycles, and searching them costs 40 % of the decoding time."""
+    """Switch the cycle collector off: events hold no cycles, and searching them costs 40% of the decoding time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -192,7 +193,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _advance(connection: duckdb.DuckDBPyConnection, covered: pa.Table) -> None:
-    # One statement for all partitions: DuckDB takes five milliseconds to plan it, whether for one row or for ten.
+    # One statement for all partitions: DuckDB takes 5 ms to plan it, for one row as for ten.
     connection.execute(
         "INSERT INTO sink_offsets BY NAME SELECT * FROM covered ON CONFLICT DO UPDATE SET next_offset = "
         "excluded.next_offset, records = records + excluded.records, undecodable = undecodable + excluded.undecodable"

@@ -1,6 +1,6 @@
-"""Lineage in both directions: which events made a policy version, and which versions an event taught.
+"""Lineage in both directions: the events that made a policy version, and the versions that an event trained.
 
-Both are read from the views `version_events` and `event_versions`; this module names what they are asked.
+Both are read from the views `version_events` and `event_versions`; this module gives their rows names.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ PLACE = re.compile(r"(?P<topic>[^\[\]]+)\[(?P<partition>\d+)\]@(?P<offset>\d+)")
 
 
 class VersionMade(msgspec.Struct, frozen=True, kw_only=True):
-    """What one policy version was made of.
+    """The events and versions that made one policy version.
 
-    ancestors: the versions that it stands on, newest first, without itself. events: the records of its own update, and
-    of every group that gave this update a gradient. inherited: how many groups gave its ancestors one.
+    ancestors: the versions before it in its lineage, newest first, without itself. events: the records of its own
+    update, and of every group that gave this update a gradient. inherited: the number of groups that gave its ancestors
+    a gradient.
     """
 
     version: str
@@ -31,11 +32,11 @@ class VersionMade(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupTaught(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one group: the version whose update took it, as what, and until where it lives on.
+    """The fate of one group: the version whose update took it, its use there, and the versions that build on it.
 
     fate: trained, flat, expired, failed, or waiting if no update has taken it (version is None then). surviving:
-    whether the newest policy stands on that version. lives_in: how many versions, that one included, stand on it along
-    the surviving lineage.
+    whether the newest policy builds on that version. lives_in: the number of versions along the surviving lineage that
+    build on it, including that version.
     """
 
     group_id: str
@@ -48,7 +49,7 @@ class GroupTaught(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def version_made_of(log: Log, name: str) -> VersionMade:
-    """Return what made a version: "latest", `<lineage>-<step>`, or a step's number on the surviving lineage.
+    """Return the origins of a version: "latest", `<lineage>-<step>`, or a step's number on the surviving lineage.
 
     Raises StorageError if the log knows no such version.
     """
@@ -104,7 +105,7 @@ def version_made_of(log: Log, name: str) -> VersionMade:
 
 
 def groups_taught(log: Log, event: str) -> list[GroupTaught]:
-    """Return what became of the groups of an event, which is named by its place in the log or by an id.
+    """Return the fates of the groups of an event, which is named by its place in the log or by an id.
 
     event: `topic[partition]@offset` of a request, generation or reward (the topic's kind is enough), a group's or
     candidate's id, a request's id, or the text of a query.

@@ -1,8 +1,8 @@
-"""Read the log back: typed events from the archive, and questions in SQL to the ledger, also while a sink writes it.
+"""Read the log back: typed events from the archive, and SQL queries to the ledger, even while a sink writes it.
 
-One process holds the ledger's file. If that is a sink at work, the ledger is built anew in memory from the archive's
-closed segments: the same code, the same rows, only without the newest records (at most the archive's
-`segment_seconds_max`). Once the sink has stopped, the file itself is opened, read-only.
+Only one process can hold the ledger's file. If a sink holds it, the ledger is rebuilt in memory from the archive's
+closed segments. The code and the rows are the same, but the newest records are missing (at most those of the archive's
+`segment_seconds_max`). If the sink has stopped, the file itself is opened, read-only.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from streams.events import Event, Position
 from streams.records import Received
 
 RECORDS_AT_ONCE = 512
-SWITCH_SECONDS_MAX = 10.0  # For two renames, on a busy machine.
-BUILD_MEMORY = "512MiB"  # Of a ledger that is built anew to be read; the rest lies on the disk.
+SWITCH_SECONDS_MAX = 10.0  # For two renames on a busy machine.
+BUILD_MEMORY = "512MiB"  # For a ledger that is rebuilt for reading; the rest lies on the disk.
 RAW_AT_ONCE = 64  # A record may have 8 MB.
 
 E = TypeVar("E", bound=Event)
@@ -47,7 +47,8 @@ E = TypeVar("E", bound=Event)
 class Log:
     """The log of one run, open for reading.
 
-    live: False if the ledger's own file was read; True if a sink holds it, and this is what the archive has so far.
+    live: False if the ledger's own file was read; True if a sink holds the file, and this is the archive's content so
+    far.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Log:
         live: bool,
         scratch: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
-        """scratch: where the ledger was built that `connection` reads; it goes when the log is closed."""
+        """scratch: the folder of the rebuilt ledger that `connection` reads; it is removed when the log is closed."""
         self.connection = connection
         self.archive = archive
         self.live = live
@@ -79,7 +80,7 @@ class Log:
     def records(self, partition: tuple[str, int] | None = None) -> Iterator[Received]:
         """Yield every record once, in the order of the log within each partition, byte for byte as it came.
 
-        partition: of this topic and number alone.
+        partition: restricts the result to this topic and partition number.
         """
         read: dict[tuple[str, int], int] = {}
         for record in read_archive(self.archive, partition):
@@ -90,7 +91,7 @@ class Log:
                 yield record
 
     def events(self, kind: type[E]) -> Iterator[tuple[Position, E]]:
-        """Yield the place and content of every event of one kind; what cannot be decoded is left out."""
+        """Yield the place and content of every event of one kind; undecodable records are left out."""
         for record in self.records():
             try:
                 event = decode(record.value)
@@ -100,7 +101,7 @@ class Log:
                 yield record.position, event
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Release the file."""
         self.connection.close()
         if self._scratch is not None:
             self._scratch.cleanup()
@@ -140,10 +141,11 @@ def open_log(folder: Path) -> Log:
 
 
 def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], None] | None = None) -> Log:
-    """Build a ledger from the archive's closed segments alone, in a file that goes when the log is closed, and open it.
+    """Build a ledger from the archive's closed segments alone, and open it.
 
-    damaged: is called with each segment that cannot be read, whose records are then missing.
-    Raises StorageError for such a segment if there is nobody to call.
+    Its file is removed when the log is closed. damaged: is called with each unreadable segment, whose records are then
+    missing.
+    Raises StorageError for such a segment if `damaged` is None.
     """
     archive = folder / ARCHIVE
     scratch = tempfile.TemporaryDirectory(prefix="searchloop-log-", ignore_cleanup_errors=True)
@@ -170,7 +172,7 @@ def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], No
 
 
 def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> Iterator[Received]:
-    """Yield what can be read of an archive, in the order of the log within each partition."""
+    """Yield the readable records of an archive, in the order of the log within each partition."""
     read: dict[Partition, int] = {}
     for path in find_segments(archive):
         try:
@@ -184,7 +186,7 @@ def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> I
 
 
 def _finish_rebuild(path: Path) -> None:
-    """Wait until a ledger that was built anew is in its place; if its rebuild was killed, put it there."""
+    """Wait until a rebuilt ledger is in its place; if its rebuild was killed, put it there."""
     deadline = time.monotonic() + SWITCH_SECONDS_MAX
     while is_chosen(path) and time.monotonic() < deadline:
         with contextlib.suppress(StorageError), held(path):
@@ -193,12 +195,12 @@ def _finish_rebuild(path: Path) -> None:
 
 
 def rebuild_ledger(folder: Path, *, gaps: bool = False) -> int:
-    """Write the run's ledger anew from its archive, in place of a lost or damaged one; return the number of records.
+    """Rebuild the run's ledger from its archive, to replace a lost or damaged one; return the number of records.
 
-    The old file is kept beside it, named `.damaged`; what it alone still holds is taken over if it can be read. The
-    rest comes from Kafka: the sink goes on from the offsets that the new ledger holds. Whenever it is killed, the old
-    ledger stands or the new one does; see `storage.switching`.
-    gaps: take offsets that no segment holds for ones at which Kafka never had a record.
+    The old file is kept beside it, named `.damaged`. Records that only the old file still holds are copied if they can
+    be read. The rest comes from Kafka: the sink continues from the offsets that the new ledger holds. A kill at any
+    point leaves either the old ledger or the new one; see `storage.switching`.
+    gaps: treat offsets that no segment holds as offsets at which Kafka never had a record.
     Raises StorageError if a sink holds the ledger, if a segment is damaged or missing, or if the disk is full.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
@@ -223,7 +225,7 @@ def rebuild_ledger(folder: Path, *, gaps: bool = False) -> int:
 
 
 def _build(made: Path, archive: Path, old: Path) -> int:
-    """Write a ledger from the archive and from what the old one alone holds; return the number of records."""
+    """Write a ledger from the archive and the records that only the old one holds; return the number of records."""
     connection = duckdb.connect(str(made), config=dict(OFFLINE))
     try:
         migrate(connection)
@@ -244,7 +246,7 @@ def _remove_made(made: Path) -> None:
 
 
 def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Received]:
-    """Yield what the old ledger, if it can be read at all, holds beyond the stored offsets."""
+    """Yield the old ledger's records beyond the stored offsets, if the old ledger can be read at all."""
     if not path.exists():
         return
     try:
@@ -253,11 +255,11 @@ def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Recei
                 if record.position.offset >= stored.get((record.position.topic, record.position.partition), 0):
                     yield record
     except duckdb.Error:
-        return  # It is damaged; that is why it is built anew.
+        return  # It is damaged; that is the reason for the rebuild.
 
 
 def _bring_up_to_date(path: Path) -> None:
-    """Apply what an older searchloop's ledger lacks: a finished run's file is read with the views of today."""
+    """Apply the migrations that an older searchloop's ledger lacks, so that it is read with today's views."""
     connection = duckdb.connect(str(path), config=dict(OFFLINE))
     try:
         migrate(connection)
@@ -277,7 +279,7 @@ def raw_records(connection: duckdb.DuckDBPyConnection, partition: tuple[str, int
     """Yield the records that a ledger holds raw, in the order of the log within each partition."""
     only = "WHERE topic = ? AND partition = ?" if partition else ""
     columns = "topic, partition, record_offset, record_time_ms, key, value, headers"
-    with connection.cursor() as cursor:  # Of its own: the caller may ask something else between two records.
+    with connection.cursor() as cursor:  # A separate cursor: the caller may run another query between two records.
         rows = cursor.execute(
             f"SELECT {columns} FROM records {only} ORDER BY topic, partition, record_offset", list(partition or ())
         )

@@ -1,7 +1,7 @@
-"""What every page of ours is made of: one HTML file, nothing fetched, nothing run, every text escaped.
+"""The parts of every HTML page: one file, no requests, no scripts, every text escaped.
 
-Queries, expansions and errors come from outside. They are escaped, freed of control and direction characters, and stand
-in <bdi>; a content policy in the page forbids scripts and every request besides.
+Queries, expansions and errors come from outside. They are escaped, freed of control and direction characters, and
+placed in <bdi>. In addition, a content policy in the page forbids scripts and all requests.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def clean(text: str) -> str:
 
 
 def html_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table; whole numbers stand to the right."""
+    """Return a table; whole numbers are right-aligned."""
     head = "".join(f"<th>{clean(name)}</th>" for name in names)
     body = "".join(
         "<tr>"
@@ -71,7 +71,7 @@ def html_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def show_interval(interval: Interval | None, *, sign: bool = False) -> str:
-    """Return an interval as text: `.5000 [.4000, .6000]`, a dash where it is not defined."""
+    """Return an interval as text: `.5000 [.4000, .6000]`, a dash if it is undefined."""
     if interval is None or interval.value is None or interval.low is None or interval.high is None:
         return "–"
     plus = "+" if sign else ""

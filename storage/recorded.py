@@ -1,4 +1,4 @@
-"""A run's log as it was recorded: from Kafka where it still holds it, from the archive where retention has taken it."""
+"""A run's recorded log: from Kafka while Kafka holds it, and from the archive after retention has deleted it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streams.topics import topic_name
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Records of one partition from offset `first` up to, and without, `end`; kafka_start: the first that Kafka has."""
+    """Records of one partition from offset `first` to `end` (exclusive). kafka_start: Kafka's first offset."""
 
     topic: str
     partition: int
@@ -35,7 +35,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a window begins or ends: at an offset, at a moment, or (neither) where the log does."""
+    """A window's limit: an offset, a moment, or (neither) the limit of the log."""
 
     offset: int | None = None
     moment_ms: int | None = None
@@ -44,8 +44,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Recorded:
     """The recorded log of one run.
 
-    kafka: None reads the archive alone, as after the topics are gone. gaps: offsets that no segment holds are ones at
-    which Kafka never had a record.
+    kafka: None reads the archive alone, as after the topics are gone. gaps: treat offsets that no segment holds as
+    offsets at which Kafka never had a record.
     """
 
     def __init__(self, folder: Path, run: str, kafka: KafkaSettings | None, *, gaps: bool = False) -> None:
@@ -57,9 +57,9 @@ class Recorded:
     def windows(
         self, kind: str, begin: Limits, end: Limits, *, partition: int | None = None, may_be_empty: bool = False
     ) -> list[Window]:
-        """Return the window of each partition of a topic, or of one of them; empty ones are left out.
+        """Return the window of each partition of a topic, or of one of them; empty windows are left out.
 
-        Raises DeliveryError if the topic, the partition, or the offsets are not in the log, or if nothing lies there
+        Raises DeliveryError if the topic, the partition, or the offsets are not in the log, or if no record lies there
         (unless `may_be_empty`).
         """
         topic = topic_name(self._run, kind)
@@ -104,7 +104,7 @@ class Recorded:
             )
 
     def read_raw(self, window: Window, log: RawLog) -> Iterator[RawRecord]:
-        """Yield the window's records in order, as they lie in batches; log: reads what Kafka still holds.
+        """Yield the window's records in order, encoded as in batches. log: reads the part that Kafka still holds.
 
         Raises StorageError if a segment is missing or damaged.
         """
@@ -120,11 +120,11 @@ class Recorded:
             yield from read_window(self._archive, place, window.first, end, gaps=self._gaps)
 
     def partitions(self, kind: str) -> int:
-        """Return how many partitions a topic has, as far as Kafka or the archive know."""
+        """Return the number of a topic's partitions, as far as Kafka or the archive know."""
         return max(self._bounds(topic_name(self._run, kind)), default=0) + 1
 
     def _bounds(self, topic: str) -> dict[int, tuple[int, int, int]]:
-        """Return, per partition, the first offset at all, the first one in Kafka, and the one after the last."""
+        """Return, per partition, the first known offset, Kafka's first offset, and the offset after the last record."""
         found: dict[int, tuple[int, int, int]] = {}
         for number in archived_partitions(self._archive, topic):
             low, high = archived_bounds(self._archive, (topic, number)) or (0, 0)
@@ -139,7 +139,7 @@ class Recorded:
             raise
         for item, (start, end) in log_bounds(self._kafka, partitions).items():
             low, _, high = found.get(item.partition, (start, start, start))
-            if end < high:  # The topic was made anew after its archive was written: its offsets mean other records.
+            if end < high:  # The topic was made anew after its archive was written: its offsets refer to other records.
                 continue
             found[item.partition] = (min(low, start), start, end)
         return dict(sorted(found.items()))
@@ -157,7 +157,7 @@ class Recorded:
         partition = TopicPartition(*place)
         admin = connect_admin(self._kafka)
         try:
-            what = f"{place[0]}[{place[1]}]: could not ask which offset a moment is"
+            what = f"{place[0]}[{place[1]}]: could not find the offset of a moment"
             wanted = {partition: limit.moment_ms}
             offset = int(asked(what, lambda: admin.list_partition_offsets(wanted))[partition].offset)
         finally:

@@ -1,7 +1,7 @@
-"""What a run did, from its log alone: one value that can be printed, drawn or read by a script.
+"""A run's report, from its log alone: one value that can be printed, drawn or read by a script.
 
-Read again, the same log gives the same report: numbers are rounded (DuckDB adds them up in no fixed order, so the last
-bits may differ), and everything that has an order is sorted.
+The same log always gives the same report. Numbers are rounded, because DuckDB adds them up in no fixed order and the
+last bits may differ. Everything that has an order is sorted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Numbers = dict[str, float]
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one policy version wrote: one point of the reward curve.
+    """The groups that one policy version wrote: one point of the reward curve.
 
     groups: rewarded groups. reward: mean over groups of the mean over candidates, with its standard error.
     best: mean over groups of the best candidate. valid, flat: shares of candidates and of groups.
@@ -46,7 +46,7 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One optimizer step of the surviving lineage: the fate of its groups, how stale they were, what it measured."""
+    """One optimizer step of the surviving lineage: the fates and the staleness of its groups, and its metrics."""
 
     lineage: str
     step: int
@@ -60,7 +60,7 @@ class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Every candidate of one split by its outcome; uses_max: most gradients that any of them gave (at most 1)."""
+    """Every candidate of one split by its outcome. uses_max: the most gradients that any of them gave (at most 1)."""
 
     split: str
     candidates: int
@@ -72,7 +72,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition as far as it is stored; gaps: offsets in between that hold no record."""
+    """One partition as far as it is stored. gaps: offsets in between that hold no record."""
 
     topic: str
     partition: int
@@ -94,7 +94,7 @@ class LetterRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One query with the best candidate that the newest version wrote for it; found: documents the raw query missed."""
+    """One query with the newest version's best candidate. found: documents that the raw query missed."""
 
     query: str
     expansions: tuple[str, ...]
@@ -104,7 +104,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's report. live: a sink is still at work, and this is what the archive held when it was read."""
+    """A run's report. live: a sink is still working, and the report covers the archive as it was when read."""
 
     run: str
     live: bool
@@ -125,7 +125,7 @@ def read_report(folder: Path) -> Report:
     """Return the report of the run in this folder.
 
     Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` prints them.
-    Raises StorageError if there is no log, or if it or an evaluation cannot be read.
+    Raises StorageError if there is no log, or if the log or an evaluation cannot be read.
     """
     with open_log(folder) as log:
         times = log.rows("SELECT min(made_at_ms) AS first, max(made_at_ms) AS last FROM rewards WHERE made_at_ms > 0")[
@@ -162,7 +162,7 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
             found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Evaluation)
         except (msgspec.DecodeError, OSError) as error:
             raise StorageError(
-                f"{path}: expected what `searchloop evaluate --json` prints, got something else ({error}); "
+                f"{path}: expected the output of `searchloop evaluate --json`, got something else ({error}); "
                 "make it again, or move it away"
             ) from error
     return found

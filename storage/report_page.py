@@ -37,7 +37,7 @@ def _head(report: Report) -> str:
             f"({minutes:.1f} minutes)</p>"
         )
     if report.live:
-        lines.append('<p class="warn">The run goes on: the newest minute is not in this report yet.</p>')
+        lines.append('<p class="warn">The run is still going: this report lacks its newest minute.</p>')
     scored = [version for version in report.versions if version.reward is not None]
     if scored:
         first, last = scored[0], scored[-1]
@@ -129,7 +129,7 @@ def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
 def _accounts(report: Report) -> list[str]:
     rows = [[a.split, a.candidates, a.scored, a.failed, a.expired, a.waiting, a.uses_max] for a in report.accounting]
     names = ["split", "candidates", "scored", "failed", "expired", "waiting", "most uses of one"]
-    return ["<h2>Where every candidate went</h2>", html_table(names, rows)] if rows else []
+    return ["<h2>The fates of all candidates</h2>", html_table(names, rows)] if rows else []
 
 
 def _examples(report: Report) -> list[str]:
@@ -155,5 +155,5 @@ def _partitions(report: Report) -> list[str]:
 def _time(milliseconds: int) -> str:
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):  # A clock that was far off.
+    except (ValueError, OverflowError, OSError):  # The time of a clock that was far off.
         return f"{milliseconds} ms"

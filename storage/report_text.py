@@ -1,4 +1,4 @@
-"""The report for a terminal: what stands first on the page, as tables. Text from outside is never read as markup."""
+"""The report for a terminal: the page's first sections, as tables. Text from outside is never read as markup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print the report."""
     console.print(Text(f"run {printable(report.run)}", style="bold"))
     if report.live:
-        console.print("[yellow]the run goes on: the newest minute is not in this report yet[/yellow]")
+        console.print("[yellow]the run is still going: this report lacks its newest minute[/yellow]")
     rewards = [version.reward for version in report.versions if version.reward is not None]
     if rewards:
         console.print(f"reward by version  {_spark(rewards)}  {rewards[0]:.3f} → {rewards[-1]:.3f}")
@@ -94,7 +94,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _spark(values: Sequence[float], width: int = 40) -> str:
-    """Return the values as bars; more than `width` of them are averaged into neighbours."""
+    """Return the values as bars; more than `width` values are averaged with their neighbors."""
     count = min(width, len(values))
     edges = [round(part * len(values) / count) for part in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]

@@ -1,7 +1,7 @@
-"""Events as the ledger's rows, in Arrow columns: pure, and the sink's hot path.
+"""Events as the ledger's rows, in Arrow columns: pure functions, and the sink's hot path.
 
-A group of eight candidates is one row in `rewards` and eight in `outcomes`. Every column is one comprehension over all
-events of a kind.
+A group of eight candidates is one row in `rewards` and eight rows in `outcomes`. Every column is one comprehension over
+all events of a kind.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ UNDECODABLE = "undecodable"
 def build_tables(entries: Sequence[Entry]) -> Tables:
     """Return the rows of these records, by table; a table without rows is left out.
 
-    Records without an event give a row in `records` and one in `dead_letters`, stage "sink".
-    Raises pa.ArrowException, OverflowError or UnicodeError if a value fits into no column (`sound` finds out which).
+    A record without an event gives a row in `records` and one in `dead_letters`, stage "sink".
+    Raises pa.ArrowException, OverflowError or UnicodeError if a value fits into no column (`sound` finds the entry).
     """
     built = [("records", _records(entries))]
     kinds: dict[type[Event], list[Entry]] = {}
@@ -70,7 +70,7 @@ def build_tables(entries: Sequence[Entry]) -> Tables:
 
 
 def sound(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries, those whose values fit into no column marked as undecodable (a number beyond 64 bits …)."""
+    """Return the entries, and mark those whose values fit into no column as undecodable (a number beyond 64 bits …)."""
     checked = []
     for entry in entries:
         try:
@@ -87,7 +87,7 @@ def run_of(topic: str) -> str:
 
 
 def _runs(records: Sequence[Received]) -> pa.Array:
-    """Return the run whose topics the records lie in: a replayed event names the run that it was recorded in."""
+    """Return the runs whose topics hold the records; a replayed event names the run in which it was recorded."""
     names = {record.position.topic: run_of(record.position.topic) for record in records}
     return strings(names[record.position.topic] for record in records)
 

@@ -1,7 +1,7 @@
 """The ledger's tables and views, brought up to date by numbered migrations.
 
-A migration is a file `storage/migrations/NNNN_name.sql`; it is applied once, in a transaction, in the order of numbers,
-and never edited afterwards (its hash is kept, and a difference is an error). To change the schema, add a file.
+A migration is a file `storage/migrations/NNNN_name.sql`. Each is applied once, in a transaction, in the order of
+numbers, and never edited afterwards (its hash is kept, and a difference is an error). To change the schema, add a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def migrations() -> tuple[Migration, ...]:
-    """Return every migration that this version of searchloop brings, in the order of numbers."""
+    """Return every migration of this version of searchloop, in the order of numbers."""
     files = [file for file in resources.files("storage").joinpath("migrations").iterdir() if file.name.endswith(".sql")]
     found = []
     for file in sorted(files, key=lambda item: item.name):
@@ -39,7 +39,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def pending(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Return whether the database lacks a migration that this version of searchloop brings."""
+    """Return whether the database lacks a migration of this version of searchloop."""
     (newest,) = connection.execute("SELECT coalesce(max(number), 0) FROM schema_migrations").fetchall()[0]
     return int(newest) < max(step.number for step in migrations())
 

@@ -1,12 +1,12 @@
-"""The one process that writes the ledger: rows and offsets in one DuckDB transaction.
+"""The only process that writes the ledger: rows and offsets in one DuckDB transaction.
 
-At the start, read `positions()` and seek the consumer there; then hand over what comes. A record below the stored
-offset is skipped, so a redelivery changes nothing. While DuckDB commits one batch in its own thread (it lets go of the
-GIL), the next ones are decoded: `batches_ahead_max` may wait, and one is being built, never more. So the pauses in
-which DuckDB folds its write-ahead log into the file are not lost.
+At the start, read `positions()` and seek the consumer there; then hand over the records as they come. A record below
+the stored offset is skipped, so a redelivery changes nothing. While DuckDB commits one batch in its own thread (it
+releases the GIL), the next batches are decoded. At most `batches_ahead_max` batches wait, and one more is being built.
+So the pauses in which DuckDB folds its write-ahead log into the file are not lost.
 
-An exception at COMMIT proves nothing (on a full disk a commit was seen that is durable and reported as failed). So the
-sink then reopens the file, reads the offsets again, and goes on from what they say.
+An exception at COMMIT proves nothing: on a full disk, a durable commit was once reported as failed. So the sink then
+reopens the file, reads the offsets again, and continues from them.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from streams.events import DeadLetter
 from streams.records import Received
 
 T = TypeVar("T")
-LOOK_SECONDS = 1.0  # How often a sink that waits for its disk says so to whoever asked it.
+LOOK_SECONDS = 1.0  # The interval at which a sink that waits for its disk reports to its caller.
 
-# DuckDB asks for the GIL some 40 times in a transaction. With Python's own 5 ms, every time it would wait that long for
-# the thread that decodes the next batch: a transaction of 70 ms took 240 ms, and two threads gained nothing.
+# DuckDB asks for the GIL about 40 times in a transaction. With Python's default of 5 ms, it would wait that long each
+# time for the thread that decodes the next batch: a transaction of 70 ms took 240 ms, and two threads gained nothing.
 SWITCH_SECONDS = 0.0001
 
 
 class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the ledger is written.
+    """The sink's batches and waits.
 
-    A transaction costs 20 ms of the processor whatever is in it, and a run writes few records at a time: so the broker
-    holds them back a while.
+    A transaction costs 20 ms of the processor, whatever its size, and a run writes few records at a time. So the broker
+    holds records back for a while.
     """
 
     batch_records_max: Annotated[
@@ -59,7 +59,7 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batches_ahead_max: Annotated[
         int, msgspec.Meta(ge=1, le=64, description="batches that may be decoded ahead of the one that is being stored")
     ] = 3
-    memory_mib: Annotated[int, msgspec.Meta(ge=64, description="what DuckDB may hold in memory, MiB")] = 512
+    memory_mib: Annotated[int, msgspec.Meta(ge=64, description="DuckDB's memory limit, MiB")] = 512
     threads: Annotated[int, msgspec.Meta(ge=1, le=64, description="DuckDB's threads")] = 1
     open_timeout_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=600, description="how long to wait for a reader that holds the file for a moment")
@@ -70,10 +70,10 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Sink:
     """The ledger, open for writing.
 
-    path: the DuckDB file; it and its folder are made where they do not exist, and the folder `archive` beside it.
+    path: the DuckDB file. The file, its folder and the folder `archive` beside it are made if they do not exist.
     dead_letters: called with the letters of records that could not be decoded, before their batch is stored; it must
-    return only after they are safe. The ledger keeps them in any case.
-    waiting: is called again and again while a call waits for the disk.
+    return only after the letters are safe. The ledger keeps them in any case.
+    waiting: is called repeatedly while a call waits for the disk.
     Raises StorageError if another sink holds the file, if it is damaged, or if it is newer than this program.
     """
 
@@ -105,22 +105,22 @@ class Sink:
         self._planned = dict(self._stored)
 
     def positions(self) -> dict[Partition, int]:
-        """Return the next offset to read for each (topic, partition) of which something is stored: durable, on disk."""
+        """Return the next offset to read for each (topic, partition) with stored records, which are durable on disk."""
         return dict(self._stored)
 
     def write(self, records: Sequence[Received]) -> int:
         """Store the records, and return how many were new; they are durable when this returns.
 
-        Within a partition records come in the order of the log (a batch may mix partitions and repeat records). No
-        records is a fair call: it closes a segment that has become due.
-        Raises StorageError if they could not be stored; what was stored before stays.
+        Within a partition, records must come in the order of the log (a batch may mix partitions and repeat records). A
+        call without records is allowed: it closes a segment that is due.
+        Raises StorageError if they could not be stored; records that were stored before stay.
         """
         new = self.submit(records)
         self.flush()
         return new
 
     def submit(self, records: Sequence[Received]) -> int:
-        """Like `write`, but return while the last batches are still on their way; `flush` waits for them.
+        """Store the records like `write`, but return while the last batches are still pending; `flush` waits for them.
 
         The error of an earlier batch is raised here or in `flush`.
         """
@@ -140,19 +140,19 @@ class Sink:
     def flush(self) -> None:
         """Wait until everything submitted is durable.
 
-        Raises StorageError if it could not be stored.
+        Raises StorageError if a batch could not be stored.
         """
         self._settle()
 
     def run(self, work: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Call work with the ledger's connection, in the sink's thread, between two batches; return what it returns."""
+        """Call `work` with the ledger's connection, in the sink's thread, between two batches; return its result."""
         self._settle()
         return self._thread.submit(lambda: work(self._connection)).result()
 
     def close(self) -> None:
-        """Store what is on its way, close the archive's segments, fold the write-ahead log into the file and leave it.
+        """Store pending batches, close the archive's segments, fold the write-ahead log, and release the file.
 
-        Raises StorageError if something could not be stored.
+        Raises StorageError if a batch could not be stored.
         """
         with self._held:
             if self._broken is None:
@@ -168,7 +168,7 @@ class Sink:
         self.close()
 
     def _pieces(self, records: Sequence[Received]) -> Iterator[list[Received]]:
-        """Yield what is new, in the order of the log, in pieces that fit into one transaction."""
+        """Yield the new records, in the order of the log, in pieces that fit into one transaction."""
         members: list[Received] = []
         size = 0
         ends: dict[Partition, int] = {}
@@ -190,7 +190,7 @@ class Sink:
             yield members
 
     def _settle(self, pending_max: int = 0) -> None:
-        """Wait until no more than so many batches are on their way; raise what went wrong."""
+        """Wait until at most `pending_max` batches are pending; raise the error of a failed one."""
         while len(self._pending) > pending_max or (self._pending and self._pending[0].done()):
             while not wait([self._pending[0]], timeout=LOOK_SECONDS).done:
                 self.waiting()
@@ -199,7 +199,7 @@ class Sink:
             raise self._broken
 
     def _store(self, batch: Batch) -> None:
-        """Store one batch, in the sink's thread, unless one before it failed: nothing is ever stored beyond a gap."""
+        """Store one batch in the sink's thread, unless an earlier one failed: nothing is ever stored beyond a gap."""
         if self._broken:
             raise self._broken
         try:
@@ -207,12 +207,12 @@ class Sink:
         except StorageError as error:
             self._broken = error
             raise
-        except Exception as error:  # Whatever it was, it may have left a transaction open: nothing may follow it.
+        except Exception as error:  # Any error may have left a transaction open: nothing may follow it.
             self._broken = StorageError(f"{self.path}: the sink failed ({error!r}); nothing after it was stored")
             raise self._broken from error
 
     def _store_once_or_twice(self, batch: Batch) -> None:
-        """Store one batch; once more if the first attempt left no trace."""
+        """Store one batch; try again if the first attempt left no trace."""
         goal = {partition: extent.next_offset for partition, extent in batch.extents.items()}
         for attempt in (1, 2):
             try:
@@ -229,9 +229,9 @@ class Sink:
             self._close_segments()
 
     def _found_after_reopening(self, goal: dict[Partition, int], error: duckdb.Error, *, last: bool) -> bool:
-        """Open the file anew and return whether the batch is in it.
+        """Reopen the file and return whether the batch is in it.
 
-        Raises StorageError if the file cannot be opened, if it holds something else than this sink wrote, or if the
+        Raises StorageError if the file cannot be opened, if it holds anything that this sink did not write, or if the
         batch is not in it and this was the last attempt.
         """
         self._disconnect()
@@ -252,7 +252,7 @@ class Sink:
         return False
 
     def _due(self) -> bool:
-        """Return whether the ledger holds so many raw records, or for so long, that a segment is to be closed."""
+        """Return whether a segment is due, by the number or the age of the ledger's raw records."""
         limits = self.settings.archive
         age = time.monotonic() - self._open_since
         return self._open_bytes > 0 and (
@@ -275,13 +275,13 @@ class Sink:
         )
 
     def _disconnect(self) -> None:
-        with contextlib.suppress(duckdb.Error):  # After a full disk the file cannot be folded; opening it again does.
+        with contextlib.suppress(duckdb.Error):  # After a full disk the file cannot be folded; reopening does it.
             self._connection.close()
 
 
 @contextlib.contextmanager
 def _quick_switches() -> Iterator[None]:
-    """Let this process's threads hand over the GIL more often than they do by default."""
+    """Let this process's threads hand over the GIL more often than by default."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, SWITCH_SECONDS))
     try:
@@ -291,6 +291,6 @@ def _quick_switches() -> Iterator[None]:
 
 
 def _open_bytes(connection: duckdb.DuckDBPyConnection) -> int:
-    """Return how many bytes of records the ledger holds raw; one more for each record."""
+    """Return how many bytes of records the ledger holds raw, plus one for each record."""
     row = connection.execute("SELECT sum(coalesce(octet_length(value), 0) + 1) FROM records").fetchone()
     return int(row[0] or 0) if row else 0

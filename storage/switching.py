@@ -1,8 +1,8 @@
-"""From one ledger file to the next: whoever is killed in between leaves the old ledger or the new one, never neither.
+"""The switch from one ledger file to the next: a kill at any point leaves the old ledger or the new one, never neither.
 
-A ledger is two files, the DuckDB file and its write-ahead log, and no rename moves two. So the new one is first given a
-name of its own, `….rebuilt`: with that one rename it is chosen. What follows can be done again from any point, and is
-done by whoever holds the ledger next. DuckDB never sees the new file beside the old one's write-ahead log.
+A ledger is two files, the DuckDB file and its write-ahead log, and no rename moves two files. So the new one is first
+renamed to `….rebuilt`: this one rename chooses it. The following steps can be repeated from any point; the next holder
+of the ledger does so. DuckDB never sees the new file beside the old one's write-ahead log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streams.whole_file import put_file, sync
 
 
 def choose(made: Path, path: Path) -> None:
-    """Make a finished ledger the one that stands at `path`, in place of what is there. Raises OSError.
+    """Choose a finished ledger to replace the one at `path`. Raises OSError.
 
     made: a DuckDB file without a write-ahead log, in the same folder. The old files are kept, named `.damaged`.
     """
@@ -32,7 +32,7 @@ def is_chosen(path: Path) -> bool:
 
 
 def finish(path: Path) -> None:
-    """Put the chosen ledger, if there is one, into its place; only for who holds the ledger. Raises OSError."""
+    """Put the chosen ledger, if any, into its place; only the ledger's holder may call this. Raises OSError."""
     if not is_chosen(path):
         return
     log = path.with_name(f"{path.name}.wal")
@@ -46,10 +46,10 @@ def finish(path: Path) -> None:
 
 
 def _keep(path: Path, log: Path) -> None:
-    """Give the old files a second name; of a ledger that was kept before this one, nothing stays."""
+    """Give the old files a second name; delete the files of a ledger that was kept earlier."""
     kept, kept_log = (old.with_name(f"{path.name}.damaged{suffix}") for old, suffix in ((path, ""), (log, ".wal")))
     if path.exists() and kept.exists() and path.samefile(kept):
-        return  # Kept by one who was killed after that, and who may have removed the write-ahead log already.
+        return  # A killed process kept it earlier, and may have removed the write-ahead log already.
     # The log first: once the file has its second name, both are kept.
     for old, name in ((log, kept_log), (path, kept)):
         if old.exists() or path.exists():

@@ -1,4 +1,4 @@
-"""The worker of this room: it writes every topic of a run into DuckDB, rows and offsets in one transaction."""
+"""The worker of this package: it writes every topic of a run into DuckDB, rows and offsets in one transaction."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def run_sink(
     member: str,
     stop: Stop,
 ) -> None:
-    """Write records until told to stop, and then what the log holds at that moment, for at most `DRAIN_SECONDS`.
+    """Write records until told to stop, then the remaining records of that moment, for at most `DRAIN_SECONDS`.
 
-    At the start it goes to the offsets that the database itself holds.
+    At the start it seeks to the offsets that the database itself holds.
     """
     with Sink(database, sink) as writer:
         stored = writer.positions()
@@ -49,12 +49,12 @@ def run_sink(
                 if records:
                     writer.submit(records)
                 else:
-                    writer.write(records)  # Waits for what is on its way, and lets an idle run's segment close.
+                    writer.write(records)  # Waits for pending batches, and lets an idle run's segment close.
                 stalls.progress()
             writer.flush()
         stored = writer.positions()
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
-        with closing(connect(positions)) as hurried:  # Nobody waits for more: what is there is all there will be.
+        with closing(connect(positions)) as hurried:  # There is no need to wait for more: no more will come.
             ends = end_offsets(kafka, list(positions))
             deadline = time.monotonic() + DRAIN_SECONDS
             while records_behind(hurried, ends) and time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""Who may do what in Kafka: one table, from which the embedded broker's rights and those of one's own cluster come.
+"""The rights in Kafka: one table defines them for the embedded broker and for a user's own cluster.
 
 Each role is a user. Only the environment writes rewards, only the generator writes generations, only the learner writes
-updates and policy versions, only the monitor writes windows; each worker reads what it works on. The operator, who runs
-`train` and the other verbs, makes topics and writes requests and feedback: all that no worker may.
+updates and policy versions, and only the monitor writes windows. Each worker reads the topics that it works on. The
+operator runs `train` and the other verbs, makes topics, and writes requests and feedback; no worker may do that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _DERIVED_KINDS = tuple(topic.kind for topic in DERIVED)
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker does, by kinds of topics and by the names of consumer groups after the run's.
+    """The rights of one worker, by kinds of topics and by the suffixes of consumer groups after the run's name.
 
-    READ and WRITE contain DESCRIBE; describes and describes_groups are what is only looked at.
-    describes_configs: topics whose settings it holds against those that it needs. group_families: beginnings of the
-    names of groups that it makes itself.
+    READ and WRITE contain DESCRIBE. describes and describes_groups: topics and groups that the worker only looks at.
+    describes_configs: topics whose settings the worker compares with the required ones. group_families: prefixes of the
+    names of groups that the worker makes itself.
     """
 
     reads: tuple[str, ...]
@@ -42,7 +42,7 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """One right of one role; prefixed: the name is the beginning of names."""
+    """One right of one role. prefixed: the name is a prefix of names."""
 
     role: str
     resource: Resource
@@ -51,8 +51,8 @@ class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
     prefixed: bool = False
 
 
-# The learner grants requests: it looks at how far requests and generations have come, and reads what it announced in an
-# earlier life. The environment reads rewards only where Kafka has forgotten its offsets.
+# The learner grants requests: it looks up the progress of requests and generations, and it reads the announcements of
+# earlier learner processes. The environment reads rewards only if Kafka has forgotten its offsets.
 RIGHTS: dict[str, Rights] = {
     "generator": Rights(
         reads=("requests", "policy-versions", "updates"),
@@ -84,8 +84,8 @@ RIGHTS: dict[str, Rights] = {
 def acls_of(run: str, *, operator: bool = True) -> Iterator[Acl]:
     """Yield every right that the roles need for one run.
 
-    operator: False leaves out the operator's own, who on an embedded broker may do everything.
-    Raises SettingsError if the run's name could not be a topic's name.
+    operator: False omits the operator's own rights; on an embedded broker the operator may do everything.
+    Raises SettingsError if the run's name cannot be a topic's name.
     """
     for role, rights in RIGHTS.items():
         for operation, kinds in (
@@ -115,7 +115,7 @@ def allowed(role: str, kind: str, operation: str) -> bool:
 
 
 def kafka_acls_command(acl: Acl, *, user: str, bootstrap: str) -> str:
-    """Return the line of Kafka's own tool that gives this right to a user."""
+    """Return the command line of Kafka's own tool that gives this right to a user."""
     what = {"TOPIC": f"--topic '{acl.name}'", "GROUP": f"--group '{acl.name}'", "CLUSTER": "--cluster"}[acl.resource]
     pattern = " --resource-pattern-type prefixed" if acl.prefixed else ""
     return (

@@ -23,31 +23,32 @@ from streams.secrets import GuardedSettings, SecretText, reveal
 from streams.tls import guard_plain
 from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
-EARLIEST = -2  # Kafka's own name for a partition's beginning, as ListOffsets takes it.
+EARLIEST = -2  # Kafka's own code for a partition's beginning in ListOffsets.
 COORDINATOR_SECONDS = 30.0
-METADATA_SECONDS = 10  # How soon a client notices that a topic has got another partition; the default is 5 minutes.
-ATTEMPT_SECONDS = 3.0  # Of waiting for a broker, after which we look why there is none.
+METADATA_SECONDS = 10  # The time until a client notices a topic's new partition; the default is 5 minutes.
+ATTEMPT_SECONDS = 3.0  # After waiting this long for a broker, we find out why there is none.
 
 
 log = logging.getLogger(__name__)
 
 
 class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Kafka is and how to be let in (infra/SECURITY.md).
+    """The address of Kafka and the credentials for it (infra/SECURITY.md).
 
     bootstrap: "host:port[,host:port]"; empty means the local service that `searchloop up` starts.
-    sasl_password, ssl_key_password: secrets; each may stand in a file of its own, which NAME_file points at.
+    sasl_password, ssl_key_password: secrets; each may stand in a separate file, whose path NAME_file gives.
     credentials: a folder with a file ROLE.toml for each role (sasl_username, sasl_password), for users with rights by
-    role; empty: one user for all.
-    ssl_cafile: the authorities that are trusted, PEM; empty: the system's. Certificates are always verified.
+    role. Empty: one user for all roles.
+    ssl_cafile: the trusted authorities, PEM; empty: those of the system. Certificates are always verified.
     ssl_certfile, ssl_keyfile: a client certificate and its key, PEM.
-    allow_insecure: send a password beyond this machine without TLS. Never with PLAIN over a network.
-    connect_seconds: how long a client waits for a broker that does not listen. What waiting does not mend, such as a
-    wrong password or certificate, is told at once.
-    session_timeout_seconds: after this long without a heartbeat a worker's partitions go to another; a restarted worker
-    of the same name takes its own partitions back at once (static membership).
-    poll_interval_seconds_max: a worker that does not poll for so long leaves its group, and what it was doing is done
-    again by whoever takes over. Long work polls meanwhile (`streams.working`), so this only ends a worker that hangs.
+    allow_insecure: send a password beyond this machine without TLS. Never use it with PLAIN over a network.
+    connect_seconds: how long a client waits for a broker that does not listen. Waiting does not help against some
+    errors, such as a wrong password or certificate; these are reported at once.
+    session_timeout_seconds: after this long without a heartbeat, a worker's partitions go to another worker. A
+    restarted worker of the same name takes its own partitions back at once (static membership).
+    poll_interval_seconds_max: a worker that does not poll for this long leaves its group, and the new owner of its
+    partitions repeats its work. Long work polls meanwhile (`streams.working`), so this limit only ends a worker that
+    hangs.
     """
 
     bootstrap: str = ""
@@ -70,11 +71,11 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
     poll_interval_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 300.0
 
     def __post_init__(self) -> None:
-        """Hide the secrets; raises ValueError for credentials where no client looks for them."""
+        """Hide the secrets. Raises ValueError for credentials in a place where no client looks for them."""
         super().__post_init__()
         if "@" in self.bootstrap:
             raise ValueError(
-                "bootstrap: expected host:port[,host:port] alone; user name and password belong in sasl_username and "
+                "bootstrap: expected host:port[,host:port] only; user name and password belong in sasl_username and "
                 "sasl_password"
             )
 
@@ -83,9 +84,9 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProducer:
-    """Return an idempotent producer that waits for every replica in sync; records may be as large as the codec allows.
+    """Return an idempotent producer that waits for every in-sync replica; records may be as large as the codec allows.
 
-    Raises DeliveryError if no broker answers, as all that connect do.
+    Raises DeliveryError if no broker answers, as does every function here that connects.
     """
     return _client(
         Producer,
@@ -101,15 +102,19 @@ def connect_producer(settings: KafkaSettings, *, client_id: str) -> KafkaProduce
 
 
 class GroupConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """A consumer that knows where to begin in a partition of which its group has committed nothing.
+    """A consumer that knows the first offset to read in a partition without a committed offset of its group.
 
-    begin: gives the offset per partition; 0 where it names none. It is asked only if it is needed.
+    begin: returns the first offset per partition; partitions that it does not name start at 0. It is called only if it
+    is needed.
     """
 
     begin: Callable[[], Mapping[int, int]] = dict
 
     def begin_where_nothing_is_committed(self) -> None:
-        """Seek in each such partition of the assignment, a new one or one whose offsets Kafka has forgotten."""
+        """Seek in each assigned partition without a committed offset.
+
+        These are new partitions, and partitions whose offsets Kafka has forgotten.
+        """
         lacking = [item for item in self.assignment() if self.committed(item) is None]
         begin = self.begin() if lacking else {}
         for item in lacking:
@@ -127,10 +132,10 @@ def connect_group_consumer(
 ) -> GroupConsumer:
     """Return a consumer that shares a topic's partitions with the other members of its group.
 
-    Offsets are committed by hand. begin: where to begin in each partition of which the group has committed nothing, the
-    log's very first offset where it says nothing. An offset that has fallen out of retention, that one too, raises in
-    `poll`, and is never silently skipped.
-    Raises DeliveryError if the group is somebody else's.
+    Offsets are committed by hand. begin: the first offset of each partition without a committed offset of the group;
+    partitions that it does not name start at the first offset of the log. If an offset has fallen out of retention,
+    `poll` raises; no offset is silently skipped. This also holds for the log's first offset.
+    Raises DeliveryError if the group belongs to somebody else.
     """
     admin = connect_admin(settings)
     try:
@@ -161,7 +166,7 @@ def connect_consumer(
     records_max: int,
     linger_seconds: float = 0.0,
 ) -> KafkaConsumer:
-    """Return a consumer of exactly these partitions, from exactly these offsets (None: the beginning).
+    """Return a consumer of exactly these partitions, starting at exactly these offsets (None: the beginning).
 
     linger_seconds: how long the broker may hold back records until a megabyte of them has come.
     """
@@ -204,7 +209,7 @@ def partitions_of(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicP
 
 
 def existing_topics(settings: KafkaSettings, topics: Iterable[str]) -> list[str]:
-    """Return those of these topics that exist: a run that an older searchloop made may lack some."""
+    """Return those of these topics that exist. A run that an older searchloop made may lack some."""
     admin = connect_admin(settings)
     try:
         known = set(asked("could not list the cluster's topics", admin.list_topics))
@@ -221,11 +226,12 @@ def create_topics(
     folder: Path | None = None,
     known: bool = False,
 ) -> list[str]:
-    """Create the run's topics where they do not exist yet, and return the names of all of them.
+    """Create the missing topics of the run, and return the names of all its topics.
 
-    retention_ms: instead of each topic's own. A replay needs -1: its records keep their old times, by which Kafka would
-    delete them at once. folder, known: as `streams.provisioning.provision` takes them, which says whose a topic is.
-    Raises TakenError (a DeliveryError) if a topic is not this run's, DeliveryError if one does not fit.
+    retention_ms: replaces each topic's own retention. A replay needs -1: its records keep their old times, and Kafka
+    would otherwise delete them at once. folder, known: as in `streams.provisioning.provision`, which decides who owns a
+    topic.
+    Raises TakenError (a DeliveryError) if a topic is not this run's, and DeliveryError if a topic does not fit.
     """
     plans = plan_topics(
         run, partitions=settings.partitions, replication=settings.replication, retention_ms=retention_ms
@@ -236,9 +242,9 @@ def create_topics(
 def create_derived_topics(
     settings: KafkaSettings, run: str, *, folder: Path | None = None, known: bool = False
 ) -> list[str]:
-    """Create the topics that hold what was derived from the run's log, where they do not exist yet.
+    """Create the missing topics for the data that is derived from the run's log.
 
-    Raises as `create_topics` does.
+    Raises the errors of `create_topics`.
     """
     plans = plan_derived_topics(run, replication=settings.replication)
     return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
@@ -247,7 +253,7 @@ def create_derived_topics(
 def provisioned(
     settings: KafkaSettings, plans: Sequence[TopicPlan], *, run: str, folder: Path | None = None, known: bool = False
 ) -> Provisioned:
-    """Make what is missing of these topics, as `streams.provisioning.provision` does."""
+    """Make the missing ones of these topics, as `streams.provisioning.provision` does."""
     admin = connect_admin(settings)
     try:
         return provision(admin, plans, run=run, folder=folder, known=known)
@@ -256,7 +262,7 @@ def provisioned(
 
 
 def delete_made_topics(settings: KafkaSettings, made: Provisioned) -> None:
-    """Delete the topics that `provisioned` has made, and no other: what a first step that failed leaves behind."""
+    """Delete exactly the topics that `provisioned` made, to clean up after a failed first step."""
     admin = connect_admin(settings)
     try:
         delete_made(admin, made.made)
@@ -287,7 +293,7 @@ def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartitio
 
 
 def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str]) -> bool:
-    """Assign, from their start, the partitions that these topics got since then; return whether there were any."""
+    """Assign new partitions of these topics from their start; return whether there were any."""
     assigned = consumer.assignment()
     known = {TopicPartition(name, each) for name in topics for each in consumer.partitions_for_topic(name)}
     if known <= assigned:
@@ -299,10 +305,10 @@ def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str]) -> bool:
 
 
 def _client(kind: Callable[..., Any], settings: KafkaSettings, client_id: str, **options: Any) -> Any:
-    """Return a client of this kind that has met a broker.
+    """Return a client of this kind that has reached a broker.
 
-    A broker that does not listen, or does not answer yet, is waited for; raises DeliveryError when that is over, or at
-    once for what waiting does not mend: a wrong address, password, certificate or protocol.
+    It waits for a broker that does not listen or does not answer yet. Raises DeliveryError if the wait is over, or at
+    once if waiting cannot help: a wrong address, password, certificate or protocol.
     """
     deadline = time.monotonic() + settings.connect_seconds
     while True:
@@ -329,8 +335,8 @@ def _fetching(records_max: int) -> dict[str, Any]:
         "max_poll_records": records_max,
         "enable_auto_commit": False,
         "auto_offset_reset": "none",
-        # Records are answered with at once; this is only how often an idle consumer asks again, and it does so in pure
-        # Python: at 100 ms each took 1.6 % of a core, at 500 ms .7 %.
+        # The broker answers as soon as there are records. This is only the interval at which an idle consumer asks
+        # again, in pure Python: each took 1.6% of a core at 100 ms, and 0.7% at 500 ms.
         "fetch_max_wait_ms": 1000,
         "max_partition_fetch_bytes": RECORD_BYTES_MAX + 64 * 1024,
         "allow_auto_create_topics": False,
@@ -338,16 +344,16 @@ def _fetching(records_max: int) -> dict[str, Any]:
 
 
 def connection_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Return what every client of kafka-python is built with: the address, and how to be let in.
+    """Return the options that every client of kafka-python needs: the address and the credentials.
 
-    Raises SettingsError for no address, a file that cannot be read, or a password that would travel in the open.
+    Raises SettingsError if the address is missing, a file cannot be read, or a password would travel unencrypted.
     """
     brokers = addresses(settings.bootstrap)
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap.split(","),
         "client_id": client_id,
         "security_protocol": settings.security_protocol,
-        "reconnect_backoff_max_ms": 1000,  # The default of 30 s would outlast a broker's restart by far.
+        "reconnect_backoff_max_ms": 1000,  # The default of 30 s far exceeds a broker's restart.
         "metadata_max_age_ms": METADATA_SECONDS * 1000,
     }
     if settings.security_protocol.startswith("SASL"):

@@ -1,4 +1,4 @@
-"""The wall clock, in the unit of the log."""
+"""The wall clock in the unit of the log."""
 
 from __future__ import annotations
 

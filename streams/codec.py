@@ -1,7 +1,7 @@
-"""Events to bytes and back: JSON, so that a topic can be read with any tool.
+"""Encode events to bytes and decode them: JSON, so that any tool can read a topic.
 
-Floats survive the trip bit for bit (shortest round-trip form). NaN and infinity are not JSON: writing one is an error
-of ours and fails at once, so that a poisoned number never reaches the log.
+Floats survive the round trip bit for bit (shortest round-trip form). NaN and infinity are not JSON. Writing one is an
+error of ours and fails at once, so that a poisoned number never reaches the log.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 from streams.errors import EventError
 from streams.events import DeadLetter, Event, WindowEvent
 
-RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group is tens of kB; what is larger than this is not ours.
-LETTER_BYTES_MAX = 2 * RECORD_BYTES_MAX  # A dead letter holds a whole record, and base64 makes that a third larger.
+RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group is tens of kB; a larger record than this is not ours.
+LETTER_BYTES_MAX = 2 * RECORD_BYTES_MAX  # A dead letter holds a whole record, and base64 adds a third to its size.
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -26,12 +26,12 @@ E = TypeVar("E")
 
 
 def encode(event: Event | WindowEvent) -> bytes:
-    """Return the event's bytes: the same event always gives the same bytes.
+    """Return the event's bytes; the same event always gives the same bytes.
 
     Raises EventError if a number in it is NaN or infinite, or if the record would be too large to be read back.
     """
     value = _encoder.encode(event)
-    # msgspec writes NaN and infinities as null, which would come back as "no reward": look before it leaves.
+    # msgspec writes NaN and infinities as null, which would come back as "no reward". So check before encoding.
     if b"null" in value and (where := _not_finite(msgspec.structs.asdict(event), type(event).__name__)):
         raise EventError(f"{where}: expected a finite number, got NaN or infinity; it was not written to the log")
     bytes_max = _bytes_max(event)
@@ -46,14 +46,14 @@ def encode(event: Event | WindowEvent) -> bytes:
 def decode(value: bytes | None) -> Event:
     """Return the event in these bytes.
 
-    Raises EventError for a tombstone, for bytes that are no JSON, for an unknown event or version, and for a known one
-    whose fields have the wrong type: the message says where.
+    Raises EventError for a tombstone, for bytes that are not JSON, for an unknown event or version, and for a known
+    event whose fields have the wrong type. The message names the field.
     """
     return _decode(value, _decoder)
 
 
 def decode_window(value: bytes | None) -> WindowEvent:
-    """Return the derived event in these bytes. Raises EventError as `decode` does."""
+    """Return the derived event in these bytes. Raises the errors of `decode`."""
     return _decode(value, _window_decoder)
 
 
@@ -64,7 +64,7 @@ def _decode(value: bytes | None, decoder: msgspec.json.Decoder[E]) -> E:
         raise EventError(f"expected at most {RECORD_BYTES_MAX} bytes, got {len(value)}")
     try:
         event = decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError.
         raise EventError(f"not an event: {error}") from error
     except RecursionError as error:
         raise EventError("not an event: nested too deeply") from error
@@ -78,7 +78,7 @@ def _bytes_max(event: object) -> int:
 
 
 def content_sha256(value: bytes) -> str:
-    """Return the hash by which a record's content is named."""
+    """Return the hash that identifies a record's content."""
     return hashlib.sha256(value).hexdigest()
 
 

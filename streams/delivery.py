@@ -1,7 +1,7 @@
-"""How a worker takes records and hands on events: bounded polls, acknowledged produces, then the commit.
+"""Delivery: bounded polls, acknowledged produces, then the commit.
 
-The order is poll → handle → produce → wait for every acknowledgement → commit. A worker killed anywhere in it repeats
-work, never skips it, and the deterministic ids make the repetition harmless.
+The order is poll → handle → produce → wait for every acknowledgement → commit. A worker that is killed at any point
+repeats work and never skips it. The deterministic ids make the repetition harmless.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ E = TypeVar("E")
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a worker polls and how long it tries.
+    """Polling, retries and stalls of a worker.
 
-    records_max: records a poll may bring, and so the records a worker ever holds.
-    retry_seconds_max: how long one poll's records are tried again before they end as `failed` and as dead letters.
-    stall_seconds: a run or a worker that has something to do and gets on with nothing for so long is stalled: a line in
-    its log, a state in `status` and `watch`, an alert. Twice what the slowest single step here takes by default, which
-    is the wait of `batch.wait_seconds` for a batch that does not fill.
+    records_max: the most records per poll, and so the most records that a worker ever holds.
+    retry_seconds_max: how long the records of one poll are retried before they end as `failed` and as dead letters.
+    stall_seconds: a run or a worker that has work but makes no progress for this long is stalled. A stall is a line in
+    its log, a state in `status` and `watch`, and an alert. The default is twice the default length of the slowest
+    single step here: the wait of `batch.wait_seconds` for a batch that does not fill.
     """
 
     records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
@@ -61,7 +61,7 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Outbox:
-    """Where events leave: every send is remembered until the broker has acknowledged it."""
+    """The exit of a worker's events: it remembers every send until the broker has acknowledged it."""
 
     def __init__(self, producer: KafkaProducer, run: str, *, stage: str, settings: DeliverySettings) -> None:
         self._producer = producer
@@ -90,7 +90,7 @@ class Outbox:
         headers: Sequence[tuple[str, bytes]] = (),
         timestamp_ms: int | None = None,
     ) -> None:
-        """Hand a record to the producer as it is; it counts as written only after `flush`.
+        """Hand a record to the producer unchanged; it counts as written only after `flush`.
 
         Raises DeliveryError if the producer does not take it.
         """
@@ -106,14 +106,15 @@ class Outbox:
                     timestamp_ms=timestamp_ms,
                 )
                 break
-            except ValueError as error:  # A partition that this client does not know, though it may have been added.
+            except ValueError as error:  # The client does not know the partition; it may be new.
                 if "Unrecognized partition" not in str(error):
                     raise DeliveryError(f"{self._stage}: could not produce to {topic!r}: {error}") from error
                 if time.monotonic() > deadline:
                     raise DeliveryError(
-                        f"{self._stage}: expected a partition {partition} of {topic!r}, where the records to answer "
-                        f"lie in one of that number, found none ({error}). Give the run's requests, generations and "
-                        "rewards the same number of partitions: kafka-topics --alter --partitions N"
+                        f"{self._stage}: expected a partition {partition} of {topic!r}, because the records to "
+                        f"answer lie in a partition of that number, found none ({error}). Give the run's "
+                        "requests, generations and rewards the same number of "
+                        "partitions: kafka-topics --alter --partitions N"
                     ) from error
                 time.sleep(METADATA_SECONDS / 10)
             except KafkaError as error:
@@ -123,9 +124,10 @@ class Outbox:
         self._pending.append(future)
 
     def answer(self, record: Received, event: Event) -> None:
-        """Send what answers a record, in its partition; if it is too large to be read back, the record is buried.
+        """Send the answer to a record, in the record's partition; bury the record if the answer is too large.
 
-        It holds the record, so that one which is nearly as large as the codec allows has no answer that is not larger.
+        An answer contains its record. So if the record is nearly as large as the codec allows, every answer exceeds the
+        limit and could not be read back.
         """
         try:
             self.send(event, partition=record.position.partition)
@@ -135,8 +137,8 @@ class Outbox:
     def bury(self, record: Received, error: str, *, attempts: int = 1) -> None:
         """Send a record, whole, to the dead letters, with the reason.
 
-        Of one that no letter can hold (12 MiB and more, which our own topics do not take) the letter says so, and where
-        it lies.
+        If the record is too large for a dead letter (12 MiB and more, which our own topics do not take), the letter
+        says so and keeps only its position.
         """
         log.warning("dead letter from %s: %s", _where(record.position), error)
         letter = DeadLetter(
@@ -159,7 +161,7 @@ class Outbox:
     def flush(self) -> None:
         """Wait until the broker has acknowledged everything that was sent.
 
-        Raises DeliveryError if one acknowledgement fails or takes too long: nothing may be committed then.
+        Raises DeliveryError if one acknowledgement fails or takes too long. The caller may then commit nothing.
         """
         pending, self._pending = self._pending, []
         deadline = time.monotonic() + self._settings.ack_timeout_seconds
@@ -188,10 +190,10 @@ def poll(
 ) -> list[Received]:
     """Return the next records, at most `records_max`, in order within each partition.
 
-    timeout_seconds: how long to wait for the first of them; None means `poll_timeout_seconds`. A member of a group that
-    has no partitions (yet) waits for `JOIN_SECONDS` at least.
-    Raises DeliveryError if the consumer's offset has fallen out of retention: what lay there is lost to this worker,
-    and going on from `latest` would hide it.
+    timeout_seconds: how long to wait for the first record; None means `poll_timeout_seconds`. A group member that has
+    no partitions (yet) waits at least `JOIN_SECONDS`.
+    Raises DeliveryError if the consumer's offset has fallen out of retention: those records are lost to this worker,
+    and continuing from `latest` would hide the loss.
     """
     seconds = settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds
     if consumer.config["group_id"] is not None and not consumer.assignment():
@@ -213,10 +215,10 @@ def poll(
 
 
 def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
-    """Commit the offset after the last of these records of each partition.
+    """Commit, per partition, the offset after the last of these records.
 
-    Raises DeliveryError if a worker of the same name has taken over, or if the partitions went to another one while
-    this one was silent for too long: it must stop, and whoever has them now repeats its work.
+    Raises DeliveryError if a worker of the same name has taken over, or if the partitions went to another worker during
+    a long silence of this one. This worker must then stop; the new owner repeats its work.
     """
     offsets = {TopicPartition(r.position.topic, r.position.partition): r.position.offset + 1 for r in records}
     if not offsets:
@@ -235,7 +237,7 @@ def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
 
 
 def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -> list[tuple[Received, E]]:
-    """Return the records that hold an event of this kind; every other one becomes a dead letter."""
+    """Return the records that hold an event of this kind; bury all others as dead letters."""
     good: list[tuple[Received, E]] = []
     for record in records:
         try:
@@ -252,9 +254,10 @@ def decode_or_bury(records: Sequence[Received], kind: type[E], outbox: Outbox) -
 
 @contextlib.contextmanager
 def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
-    """Pause all partitions; the function that is given keeps the membership alive and brings no records.
+    """Pause all partitions; the yielded function keeps the membership alive and brings no records.
 
-    A partition that a rebalance brings meanwhile is not paused yet: what the poll has taken from it is given back.
+    A partition that a rebalance brings meanwhile is not paused yet. Records that the poll has taken from it are given
+    back.
     """
 
     def keep_alive() -> None:
@@ -276,11 +279,11 @@ def with_retries(
     stop: Stop,
     settings: DeliverySettings,
 ) -> E | None:
-    """Return what `act` gives, trying again with back-off and jitter while it raises TransientError.
+    """Return the result of `act`, retrying with back-off and jitter while it raises TransientError.
 
-    The partitions stay paused meanwhile, so memory stays bounded and the group membership alive. After
-    `retry_seconds_max` the answer is that of `give_up`, which is told how often it was tried. Returns None if asked to
-    stop while waiting: nothing was decided.
+    The partitions stay paused meanwhile, so memory stays bounded and the group membership stays alive. After
+    `retry_seconds_max` the result is that of `give_up`, which gets the number of attempts. Returns None, without a
+    decision, if a stop is requested during the wait.
     """
     began = time.monotonic()
     pause = settings.retry_first_seconds
@@ -303,7 +306,7 @@ def with_retries(
 
 
 def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
-    """Return the offset that is read next in a partition; None before the first poll has settled it."""
+    """Return the next offset to read in a partition; None before the first poll has settled it."""
     try:
         return consumer.position(partition, timeout_ms=0)  # type: ignore[no-any-return]
     except NoOffsetForPartitionError:
@@ -321,20 +324,20 @@ def _received(record: Any) -> Received:
 
 
 def _reader(consumer: KafkaConsumer) -> str:
-    """Return whose consumer it is: the group, or the client of one that has none."""
+    """Return the consumer's name: its group, or its client id if it has no group."""
     return str(consumer.config["group_id"] or consumer.config["client_id"])
 
 
 def _fenced(consumer: KafkaConsumer) -> DeliveryError:
     name, group = consumer.config["group_instance_id"], consumer.config["group_id"]
     return DeliveryError(
-        f"another worker named {name!r} has joined {group!r}; this one stops. Give a further worker a name of its own: "
+        f"another worker named {name!r} has joined {group!r}; this one stops. Give an additional worker its own name: "
         "searchloop run … --worker 2"
     )
 
 
 def _left_behind(consumer: KafkaConsumer) -> str:
-    """Return why a commit came too late: nobody polled for too long, or the broker heard nothing for too long."""
+    """Return why a commit came too late: either no poll or no heartbeat for too long."""
     group, config = consumer.config["group_id"], consumer.config
     polled, heard = config["max_poll_interval_ms"] / 1000, config["session_timeout_ms"] / 1000
     if time.monotonic() - polled_at(consumer) > polled:
@@ -345,8 +348,8 @@ def _left_behind(consumer: KafkaConsumer) -> str:
             "starved, or the network was gone"
         )
     return (
-        f"group {group!r} went on without this worker, which {why}. It stops, and what it had not committed is done "
-        "again. If it happens again, raise that setting"
+        f"group {group!r} continued without this worker, which {why}. This worker stops, and its uncommitted "
+        "work is repeated. If this happens again, raise that setting"
     )
 
 

@@ -1,8 +1,8 @@
-"""Why a Kafka does not let us in: looked at with a bare socket, where the client only says that it found nobody.
+"""Find out why a Kafka refuses a connection: probe it with a bare socket, because the client only reports a timeout.
 
-Each step is one question, and the first that fails is the answer: is the address one, is the name known, does anybody
-listen, does TLS come about, does a Kafka answer, does it take our way of signing in, and our password? kafka-python 3.0
-tries again and again after each of these, and says in the end that time is up.
+Each step is one question, and the first that fails is the answer. Is the address valid? Is the name known? Does anybody
+listen? Does the TLS handshake succeed? Does a Kafka answer? Does it accept our sign-in mechanism and our password?
+kafka-python 3.0 retries after each of these failures and finally reports only that time is up.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ANSWER_BYTES_MAX = 64 * 1024
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why nobody answers; lasting: waiting would not mend it."""
+    """The reason why no broker answers. lasting: waiting would not help."""
 
     text: str
     lasting: bool
 
 
 class _LeftError(Exception):
-    """Whoever listens there ended the connection, or answered what no Kafka answers."""
+    """The other side closed the connection, or its answer is not Kafka's."""
 
     def __init__(self, answer: bytes = b"") -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _LeftError(Exception):
 def addresses(bootstrap: str) -> list[tuple[str, int]]:
     """Return (host, port) of each broker.
 
-    Raises SettingsError if one of them is no address.
+    Raises SettingsError if one of them is not an address.
     """
     found = []
     for text in bootstrap.split(","):
@@ -57,7 +57,7 @@ def addresses(bootstrap: str) -> list[tuple[str, int]]:
 
 
 def explain_silence(settings: Any, timeout_seconds: float = PROBE_SECONDS) -> Problem | None:
-    """Return why no broker of these Kafka settings answers, or None if at least one would let us in."""
+    """Return why no broker of these Kafka settings answers, or None if at least one would accept the connection."""
     problems = []
     for host, port in addresses(settings.bootstrap):
         problem = _look(settings, host, port, timeout_seconds)
@@ -68,7 +68,7 @@ def explain_silence(settings: Any, timeout_seconds: float = PROBE_SECONDS) -> Pr
 
 
 def refused_login(settings: Any) -> str:
-    """Return what to say when a broker does not take name and password."""
+    """Return the message for a broker that refuses the name and password."""
     return (
         f"Kafka at {settings.bootstrap} refuses the user {settings.sasl_username!r}: the password is wrong, or there "
         f"is no such user for {settings.sasl_mechanism or 'PLAIN'}. Check kafka.sasl_username, kafka.sasl_password and "
@@ -77,7 +77,7 @@ def refused_login(settings: Any) -> str:
 
 
 def kafka_context(settings: Any) -> ssl.SSLContext | None:
-    """Return the TLS context that these Kafka settings ask for, None without TLS; raises SettingsError."""
+    """Return the TLS context for these Kafka settings, None without TLS. Raises SettingsError."""
     if not settings.security_protocol.endswith("SSL"):
         return None
     return client_context(
@@ -115,7 +115,7 @@ def _look(settings: Any, host: str, port: int, timeout: float) -> Problem | None
                 return Problem(text=refused_login(settings), lasting=True)
             return None
         except TimeoutError:
-            return Problem(text=f"{where}: connected, and no answer within {timeout:g} s", lasting=False)
+            return Problem(text=f"{where}: connected, but no answer within {timeout:g} s", lasting=False)
         except ssl.SSLError as error:
             reason = explain_tls(error, host=host, cafile=settings.ssl_cafile, ca_setting="kafka.ssl_cafile")
             if "does not speak TLS" in reason:
@@ -129,7 +129,7 @@ def _look(settings: Any, host: str, port: int, timeout: float) -> Problem | None
 
 
 def _connect(found: Sequence[Any], timeout: float) -> socket.socket:
-    """Return a connection to the first of the addresses that takes one; raises the last one's OSError."""
+    """Return a connection to the first address that accepts one; if none does, raise the OSError of the last."""
     last: OSError = OSError("no address")
     for family, kind, protocol, _, address in found:
         door = socket.socket(family, kind, protocol)
@@ -144,7 +144,7 @@ def _connect(found: Sequence[Any], timeout: float) -> socket.socket:
 
 
 def _sign_in_offer(door: socket.socket, mechanism: str) -> tuple[int, list[str]]:
-    """Send a SaslHandshake, and return the broker's error code and the mechanisms that it takes.
+    """Send a SaslHandshake; return the broker's error code and the mechanisms that it accepts.
 
     Raises _LeftError if the answer is not Kafka's.
     """
@@ -154,7 +154,7 @@ def _sign_in_offer(door: socket.socket, mechanism: str) -> tuple[int, list[str]]
 
 
 def _signs_in(door: socket.socket, settings: Any, host: str) -> bool:
-    """Sign in after a SaslHandshake, by the client library's own mechanism, and return whether the broker takes us."""
+    """Sign in after a SaslHandshake with the client library's own mechanism; return whether the broker accepts us."""
     mechanism = get_sasl_mechanism(settings.sasl_mechanism or "PLAIN")(
         host=host,
         security_protocol=settings.security_protocol,
@@ -167,13 +167,13 @@ def _signs_in(door: socket.socket, settings: Any, host: str) -> bool:
         code, rest = _ask(door, SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
         if code != NO_ERROR:
             return False
-        (message,) = struct.unpack_from(">h", rest)  # The length of an error's message; -1 without one.
+        (message,) = struct.unpack_from(">h", rest)  # The length of an error's message; -1 without a message.
         mechanism.receive(rest[6 + max(message, 0) :])
     return bool(mechanism.is_authenticated())
 
 
 def _ask(door: socket.socket, key: int, version: int, body: bytes) -> tuple[int, bytes]:
-    """Send a request of Kafka's, and return the error code of the answer and what follows it.
+    """Send a Kafka request; return the error code of the answer and the bytes after it.
 
     Raises _LeftError if the answer is not Kafka's.
     """
@@ -202,7 +202,7 @@ def _read(door: socket.socket, size: int) -> bytes:
 
 
 def _texts(content: bytes) -> list[str]:
-    """Return an array of strings in Kafka's form; as much of it as there is."""
+    """Return an array of strings in Kafka's format, or as much of it as is complete."""
     texts, place = [], 4
     for _ in range(struct.unpack_from(">i", content)[0] if len(content) >= 4 else 0):
         if len(content) < place + 2:
@@ -231,7 +231,7 @@ def _way_to_sign_in(settings: Any, where: str, code: int, mechanisms: list[str])
 
 
 def _no_tls(settings: Any, where: str, found: Sequence[Any], timeout: float) -> Problem:
-    """Return what to say when TLS did not come about: certain where a Kafka answers without it."""
+    """Return the message for a failed TLS handshake; the cause is certain if a Kafka answers without TLS."""
     without = settings.security_protocol.replace("SSL", "PLAINTEXT")
     with contextlib.suppress(OSError, _LeftError), contextlib.closing(_connect(found, timeout)) as door:
         _sign_in_offer(door, "PLAIN")
@@ -239,19 +239,19 @@ def _no_tls(settings: Any, where: str, found: Sequence[Any], timeout: float) -> 
             f"{where}: it does not speak TLS on this port. Use its TLS port, or kafka.security_protocol = {without!r}"
         )
         return Problem(text=text, lasting=True)
-    text = f"{where}: it ended the connection in the midst of the TLS handshake: it speaks no TLS there, or is starting"
+    text = f"{where}: it closed the connection during the TLS handshake: it does not speak TLS there, or is starting"
     return Problem(text=text, lasting=False)
 
 
 def _no_kafka(where: str, found: Sequence[Any], timeout: float, answer: bytes) -> Problem:
-    """Return what to say when a plain connection got no answer of Kafka's: TLS, another service, or a start."""
+    """Return the message for a plain connection without a Kafka answer: TLS, another service, or a starting broker."""
     if answer[:1] in (b"\x15", b"\x16") or _speaks_tls(found, timeout):
         advice = "Set kafka.security_protocol to 'SSL' or 'SASL_SSL', and kafka.ssl_cafile to its authority"
-        return Problem(text=f"{where}: it speaks TLS on this port, and we do not. {advice}", lasting=True)
+        return Problem(text=f"{where}: it speaks TLS on this port, but we do not. {advice}", lasting=True)
     if answer:
         what = "a web server" if answer.startswith(b"HTTP") else "something else"
-        return Problem(text=f"{where}: {what} listens there, and no Kafka. Check kafka.bootstrap", lasting=True)
-    return Problem(text=f"{where}: it ended the connection at once; it may be starting", lasting=False)
+        return Problem(text=f"{where}: {what} listens there, not Kafka. Check kafka.bootstrap", lasting=True)
+    return Problem(text=f"{where}: it closed the connection at once; it may be starting", lasting=False)
 
 
 def _speaks_tls(found: Sequence[Any], timeout: float) -> bool:

@@ -1,4 +1,4 @@
-"""The one root of every error that searchloop raises on purpose.
+"""The single root of all errors that searchloop raises on purpose.
 
 SearchloopError
 ├── streams: SettingsError (InputError), EventError, DeliveryError
@@ -8,7 +8,7 @@ SearchloopError
 └── infra: ServiceError, …
 
 Each leaf is also a standard error (ValueError, RuntimeError …), so callers may catch either. A message says what was
-expected, what came, where, and what to do next; the command line prints it in one line and exits with status 1.
+expected, what came, where, and what to do next. The command line prints it in one line and exits with status 1.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class SearchloopError(Exception):
-    """Something went wrong that a person can understand and mend, said in one line whatever a message repeats."""
+    """An error that a person can understand and fix, printed in one line even if it quotes longer text."""
 
     def __str__(self) -> str:
-        """Return the message without line breaks, control characters and secrets: what came may be anybody's bytes."""
+        """Return the message without line breaks, control characters and secrets; it may quote anybody's bytes."""
         return redact(_CONTROL.sub(" ", super().__str__()))
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return in one line what the operating system refused, where if it said so, and what to do."""
+    """Return in one line what the operating system refused, the path if it names one, and what to do."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in FULL:
-        return f"{where}the disk is full. Free some room, or name another place"
-    return f"{where}{error.strerror or error}. Check the path and who may write there"
+        return f"{where}the disk is full. Free some space, or choose another path"
+    return f"{where}{error.strerror or error}. Check the path and its permissions"
 
 
 class SettingsError(SearchloopError, ValueError):
@@ -43,7 +43,7 @@ class SettingsError(SearchloopError, ValueError):
 
 
 class InputError(SettingsError):
-    """A file that an option names is missing, damaged, or not of the kind that is read there."""
+    """A file that an option names is missing, damaged, or not of the expected kind."""
 
 
 class EventError(SearchloopError, ValueError):

@@ -1,11 +1,11 @@
-"""The events that travel through the loop, as typed, tagged and versioned structs.
+"""The events that travel through the loop: typed, tagged and versioned structs.
 
 One record is one event, and one `Generation` or `Reward` is one whole group: there are no partial groups, no joins and
 no windows on the training path. Every struct carries its name and version in the field `event` ("request/1"). Readers
-ignore fields that they do not know; a new field always has a default. Changing the meaning of a field is a new version.
+ignore unknown fields; a new field always has a default. A change of a field's meaning needs a new version.
 
-What stands in an event by the dozen (`Completion`, `Outcome`, `Hit`) is kept out of the cycle collector (gc=False): it
-can hold no cycle, and a group decodes a third faster.
+The small structs that an event holds in large numbers (`Completion`, `Outcome`, `Hit`) are hidden from the cycle
+collector (gc=False). They cannot hold a cycle, and a group decodes a third faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """Where a record lies in the log."""
+    """The place of a record in the log."""
 
     topic: str
     partition: int
@@ -22,10 +22,9 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class PolicyRef(msgspec.Struct, frozen=True, kw_only=True):
-    """The name of one set of weights: a resume starts a new lineage, so one name never means two weights.
+    """The name of one set of weights. A resume starts a new lineage, so one name never means two sets of weights.
 
-    step counts optimizer steps since the warm-up (0 is the warmed-up policy itself); sha256 is that of the weights
-    file.
+    step: optimizer steps since the warm-up (0 is the warmed-up policy itself). sha256: hash of the weights file.
     """
 
     lineage: str
@@ -34,12 +33,12 @@ class PolicyRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What the search engine showed the policy beside the query.
+    """The context that the search engine showed the policy beside the query.
 
     terms: feedback terms of the raw query's top documents, best first.
-    attributes: attribute values of those documents, best first; empty where the catalogue has none.
-    neighbours: expansions that served similar training queries, best first; empty where there are none.
-    documents: how many documents passed the relevance filter and gave the terms and attributes.
+    attributes: attribute values of those documents, best first; empty if the catalog has none.
+    neighbours: expansions that served similar training queries, best first; empty if there are none.
+    documents: the number of documents that passed the relevance filter and gave the terms and attributes.
     choices: words that a selector may say, in the order of its pointers; absent for a policy that writes text.
     """
 
@@ -51,9 +50,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy that writes about one document is shown of it.
+    """The view of a document that a policy gets if it writes about that document.
 
-    values: (attribute name, value as it is said) in the order in which they are numbered from 1. text: running text.
+    values: (attribute name, value as it is said), numbered from 1 in this order. text: running text.
     """
 
     document_id: str
@@ -63,10 +62,10 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_field="event"):
-    """Someone asks the policy for text about one query, or about one product.
+    """A request to the policy for text about one query or one product.
 
-    product: what is written about, where that is not the query; absent from the record otherwise, as it was before
-    there were products. The query is then the environment's alone: no prompt shows it.
+    product: the subject of the text if it is not the query; otherwise absent from the record, as before products
+    existed. With a product, only the environment uses the query: no prompt shows it.
     split: "train", "dev", "test" or "live"; only "train" requests may reach the learner.
     index: the versioned name of the index (never the alias) that gave the context.
     made_at_ms: milliseconds since the epoch, as every time in the log.
@@ -84,7 +83,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request/1", tag_fi
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How candidates are drawn; temperature 0 is greedy decoding.
+    """The sampling settings of candidates; temperature 0 is greedy decoding.
 
     no_repeat: an expansion may not begin with the token that began an earlier one (in the sampler and in the learner).
     """
@@ -98,9 +97,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class Completion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One candidate as the policy wrote it.
 
-    token_ids and logprobs have one entry per generated token, the end token included; logprobs are those of the
+    token_ids and logprobs have one entry per generated token, including the end token. logprobs are those of the
     distribution that was sampled from (after temperature and the no-repeat rule).
-    finish: "stop" if the policy ended by itself, "length" if it ran into tokens_max.
+    finish: "stop" if the policy ended by itself, "length" if it reached tokens_max.
     """
 
     text: str
@@ -112,7 +111,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation/1", tag_field="event"):
     """The group of candidates that one policy version wrote for one request.
 
-    group_id is deterministic: the same request always gives the same id, so the first in the log can win.
+    group_id is deterministic: the same request always gives the same id, so the first such record in the log counts.
     source: the request's record.
     """
 
@@ -137,12 +136,12 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How one candidate ended: exactly one outcome per candidate.
+    """The outcome of one candidate; each candidate has exactly one.
 
     status: "scored" (reward is a number) or "failed" (reward is None, error says why; never a reward of 0).
     valid: the text kept the format; an invalid text is scored with reward 0.
     components: each part of the reward by name, before weighting.
-    summary: what was read of a text about a product; absent where the text was about a query.
+    summary: the summary that was read from a text about a product; absent if the text was about a query.
     """
 
     status: str
@@ -156,11 +155,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):
-    """What the search environment answered to one group, with all that the learner needs: it reads no other topic.
+    """The search environment's answer to one group.
 
-    source and content_sha256: the generation's record and bytes. Of two rewards for one group the one with the lowest
-    source offset counts.
-    raw_hits: what the query alone retrieved. search_body: the expanded search's body as a template.
+    It holds everything that the learner needs; the learner reads no other topic.
+    source and content_sha256: the generation's record and the hash of its bytes. Of two rewards for one group, the one
+    with the lowest source offset counts.
+    raw_hits: the hits of the query alone. search_body: the body of the expanded search as a template.
     """
 
     group_id: str
@@ -177,20 +177,22 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_fiel
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_field="event"):
-    """One optimizer step: which groups it used, which it had to leave, and what it measured.
+    """One optimizer step: the groups that it used, the groups that it left out, and its measurements.
 
     policy: the weights after the step. parent: the weights before it.
     trained: groups that gave a gradient. flat: groups without spread. expired: groups older than the staleness limit.
     failed: groups with fewer than two scored candidates.
-    rejected: groups that never reached the loss, each with the reason: malformed, out of bounds, not what they claim.
-    disputed: groups without a gradient because the policy does not find their log-probabilities again, each with the
+    rejected: groups that never reached the loss, each with the reason: malformed, out of bounds, or false in their
+    claims.
+    disputed: groups without a gradient because the policy cannot reproduce their log-probabilities, each with the
     reason; they keep their place in the loss's denominators.
     positions: next offset to read per partition of the rewards topic, after this step.
     requests_consumed: per partition of the requests topic, the offset below which this or an earlier step has used up
-    every request: a group that answers one of them never trains again.
+    every request. A group that answers one of them never trains again.
     parent_update_sha256: hash of the bytes of the update that made the parent; "" if no update of this run did.
-    parent_manifest_sha256: hash of the manifest of the parent's checkpoint. Both chain the updates: whoever keeps the
-    newest manifest's hash elsewhere notices a rewritten past. The four fields are absent from records of older writers.
+    parent_manifest_sha256: hash of the manifest of the parent's checkpoint. The two hashes chain the updates: a person
+    who keeps the newest manifest's hash elsewhere notices a rewritten past. The four fields are absent from records of
+    older writers.
     """
 
     run: str
@@ -211,13 +213,13 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_fiel
 
 
 class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-version/1", tag_field="event"):
-    """A policy that can be used, announced only after its checkpoint is durable.
+    """A usable policy version, announced only after its checkpoint is durable.
 
     status: "published" or "retired". path: the policy's folder, relative to the run's folder.
-    requests_consumed: as in `Update`, or further: requests that ended without a reward are used up too.
+    requests_consumed: as in `Update`, or further, because requests that ended without a reward are used up too.
     requests_admitted: per partition of the requests topic, the offset below which requests may be answered now. One
-    version may be announced again with more of them. manifest_sha256: hash of its checkpoint's manifest. Both are
-    absent from records of older writers, and where nobody learns.
+    version may be announced again with higher offsets. manifest_sha256: hash of its checkpoint's manifest. Both are
+    absent from records of older writers, and in runs without a learner.
     """
 
     run: str
@@ -232,17 +234,17 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One result that a person was shown; rank starts at 1, whatever the traffic's own log began with."""
+    """One result that a person saw. rank starts at 1, whatever the first rank in the traffic's own log is."""
 
     document_id: str
     rank: int
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Something a person did with a result: "click", "add_to_cart" …
+    """One action of a person on a result: "click", "add_to_cart" …
 
-    rank: None where the log does not say. at_ms: 0 where the log does not say. A document that is not among the shown
-    ones is an orphan: its impression was lost, and it says nothing about a click rate.
+    rank: None if the log does not give it. at_ms: 0 if the log does not give it. A document that is not among the shown
+    ones is an orphan: its impression was lost, so it does not count in a click rate.
     """
 
     kind: str
@@ -252,10 +254,10 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_field="event"):
-    """One search as a person had it: what was shown, and what was done with it. One record is one whole search.
+    """One search by a person: the results that were shown and the actions on them. One record is one whole search.
 
-    feedback_id: a function of the traffic, so that the first record of one search in the log can win. application,
-    client, session: as the traffic names them, "" where it does not.
+    feedback_id: a function of the traffic, so that the first record of one search in the log counts. application,
+    client, session: as the traffic names them, "" if it does not.
     """
 
     feedback_id: str
@@ -271,7 +273,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1", tag_field="event"):
-    """A record that could not be processed, whole: its original bytes, its place, and why.
+    """A record that could not be processed: its original bytes, its place, and the reason.
 
     stage: the worker that gave up ("generator", "environment", "learner", "sink").
     """
@@ -287,11 +289,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1",
 
 
 FATES = ("trained", "flat", "expired", "failed", "rejected", "disputed")
-"""What may become of a group that an update takes: the names of the fields of `Update` that list groups."""
+"""The possible fates of a group that an update takes: the names of the fields of `Update` that list groups."""
 
 
 def fates_of(update: Update) -> dict[str, dict[str, str]]:
-    """Return the groups of an update by fate, each with its reason; "" where the fate is reason enough."""
+    """Return the groups of an update by fate, each with its reason; "" if the fate alone explains it."""
     reasons = {"rejected": update.rejected, "disputed": update.disputed}
     return {
         fate: (reasons[fate] or {}) if fate in reasons else dict.fromkeys(getattr(update, fate), "") for fate in FATES
@@ -302,14 +304,14 @@ Event = Request | Generation | Reward | Update | PolicyVersion | Feedback | Dead
 
 
 class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-window/1", tag_field="event"):
-    """What the groups that one policy version wrote in one span of time came to; derived, and no part of the ledger.
+    """The totals of the groups that one policy version wrote in one span of time; derived, and not part of the ledger.
 
-    A group lies in the window of its generation's `made_at_ms`: start_ms ≤ time < end_ms. closed: nothing changes it
-    any more. measured: groups with a scored candidate; the means are over these. flat: groups without spread.
-    unchanged: valid answers that left the search as it was. fates: what updates did with the groups, by `Update`'s
-    names. staleness: groups taken, by optimizer steps between the policy that wrote them and the one that took them.
-    words, repeated: of the valid answers, and of these the ones that stand in their own answer before; unset where they
-    were not counted yet.
+    A group lies in the window of its generation's `made_at_ms`: start_ms ≤ time < end_ms. closed: the window changes no
+    more. measured: groups with a scored candidate; the means are over these. flat: groups without spread. unchanged:
+    valid answers that left the search unchanged. fates: the fates of the groups in updates, by `Update`'s names.
+    staleness: groups taken, by optimizer steps between the policy that wrote them and the one that took them. words:
+    the words of the valid answers. repeated: those of them that occur earlier in their own answer. Both are unset where
+    they were not counted yet.
     """
 
     run: str
@@ -335,7 +337,10 @@ class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-wind
 
 
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1", tag_field="event"):
-    """How many records one stage gave up on in one span of time (of the dead letters' `made_at_ms`); derived."""
+    """The number of records that one stage gave up on in one span of time; derived.
+
+    A dead letter's `made_at_ms` decides.
+    """
 
     run: str
     stage: str
@@ -346,11 +351,12 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True, tag="stage-window/1
 
 
 class MonitorState(msgspec.Struct, frozen=True, kw_only=True, tag="monitor-state/1", tag_field="event"):
-    """How far the monitor has read, and what stands in no window; derived.
+    """The monitor's reading positions and the totals that belong to no window; derived.
 
     positions: next offset by "kind/partition". malformed: records that are no event of their topic, by kind.
-    duplicates: further records of a group, an update or a dead letter that was counted already. late: records whose
-    window was closed when they came. updates: how many were announced. policy, learner_positions: of the newest one.
+    duplicates: further records of a group, an update or a dead letter that was already counted. late: records whose
+    window was closed when they came. updates: the number of announced updates. policy, learner_positions: of the newest
+    update.
     """
 
     run: str

@@ -1,7 +1,7 @@
-"""Named places where a worker can be told to die, to prove that it may die anywhere.
+"""Failpoints: named places where a worker can be told to die, to prove that it may die anywhere.
 
-Off, a place costs one look at an empty dictionary. On, the process kills itself with SIGKILL, so nothing is flushed,
-closed or said, as when the machine's owner does it.
+If the failpoints are off, a place costs one lookup in an empty dictionary. If one is on, the process kills itself with
+SIGKILL. Nothing is flushed, closed or reported, as if the machine's owner had killed it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 
 from streams.errors import SettingsError
 
-# Where they stand: after the broker has acknowledged what a stage sent, before and after it commits its offsets; in a
-# checkpoint between the rename and the flip of CURRENT, and between that and the announcement; in the sink around
-# COMMIT, and between a segment's rename and its entry into the ledger's list.
+# The places of the loop. Workers: after the broker has acknowledged a stage's records, and before and after the stage
+# commits its offsets. Checkpoints: between the rename and the flip of CURRENT, and between that and the announcement.
+# The sink: around COMMIT, and between a segment's rename and its entry into the ledger's list.
 NAMES = (
     "generator.after-produce",
     "generator.before-commit",
@@ -33,9 +33,9 @@ NAMES = (
     "sink.before-listing",
 )
 
-# In whatever writes a file or a folder aside: when it is synced, and when it is in place. In a rebuild of the ledger:
-# when the new one is whole under a name of its own, when it has been chosen, when the write-ahead log of the old one is
-# gone, and when the new one is in place. The loop does not reach the last ones.
+# The places of writers. Temporary files and folders: when the content is synced, and when it is in place. A rebuild of
+# the ledger: when the new ledger is whole under a temporary name, when it is chosen, when the old write-ahead log is
+# gone, and when the new ledger is in place. The loop does not reach the places of a rebuild.
 WRITING_NAMES = (
     "file.before-rename",
     "file.after-rename",
@@ -49,7 +49,7 @@ WRITING_NAMES = (
 
 
 class FailpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where workers kill themselves, for fault tests; nowhere by default."""
+    """The places where workers kill themselves, for fault tests; none by default."""
 
     kill: Annotated[
         str,
@@ -58,7 +58,7 @@ class FailpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         ),
     ] = ""
     folder: Annotated[
-        str, msgspec.Meta(description="remembers which places have killed: each does so once, also after a restart")
+        str, msgspec.Meta(description="records the places that have killed: each kills once, even after a restart")
     ] = ""
 
 
@@ -67,16 +67,16 @@ _folder = Path()
 
 
 def arm(settings: FailpointSettings) -> None:
-    """Switch the places on that the settings name, but for those that have killed already.
+    """Switch on the places that the settings name, except those that have already killed.
 
-    Raises SettingsError for an unknown place, or without a folder to remember them in.
+    Raises SettingsError for an unknown place, or if no folder to remember them in is given.
     """
     global _folder
     _armed.clear()
     if not settings.kill:
         return
     if not settings.folder:
-        raise SettingsError("failpoints.folder: expected a folder in which to remember what has killed, got none")
+        raise SettingsError("failpoints.folder: expected a folder to record the places that have killed, got none")
     _folder = Path(settings.folder)
     _folder.mkdir(parents=True, exist_ok=True)
     for text in settings.kill.split(","):
@@ -90,7 +90,7 @@ def arm(settings: FailpointSettings) -> None:
 
 
 def failpoint(name: str) -> None:
-    """Die here, if this place is armed and has been reached often enough."""
+    """Die here if this place is armed and has been reached often enough."""
     if _armed and name in _armed:
         _armed[name] -= 1
         if _armed[name] <= 0:

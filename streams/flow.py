@@ -1,6 +1,6 @@
-"""How far a run's requests are published, and how far they are over, asked again and again over one connection.
+"""The flow of a run's requests: how far they are published and how far they are over, polled over one connection.
 
-The learner grants requests by it. A broker that is down for a while changes nothing: the last answer stands.
+The learner uses it to grant requests. A broker that is down for a while changes nothing: the last answer stands.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from streams.topics import topic_name
 log = logging.getLogger(__name__)
 
 Offsets = dict[int, int]
-"""An offset for each partition."""
+"""One offset per partition."""
 
 PARTITIONED = ("requests", "generations", "rewards")  # A group keeps its partition's number through all three.
 
 
 def lies_within(offsets: Mapping[int, int], ends: Mapping[int, int]) -> bool:
-    """Return whether all of these offsets of the requests topic lie in the log, which ends where `ends` says.
+    """Return whether all of these offsets of the requests topic lie within the log; ends: the log's end offsets.
 
-    An announcement that says otherwise is nobody's: we use up and grant what exists. Believed, it would have requests
-    published without end, passed over, or waited for for ever. `ends` must have been asked for after it was read.
+    Only requests that exist can be used up or granted, so an announcement with higher offsets is not ours. A reader
+    that believed it would publish requests without end, skip some, or wait forever for some. `ends` must be asked for
+    after the announcement was read.
     """
     return all(0 <= offset <= ends.get(partition, -1) for partition, offset in offsets.items())
 
 
 class RunFlow:
-    """One run's requests, generations and rewards; use it as a context manager."""
+    """The requests, generations and rewards of one run; use it as a context manager."""
 
     def __init__(self, settings: KafkaSettings, run: str) -> None:
         self._run = run
@@ -49,10 +50,10 @@ class RunFlow:
         self._admin.close()
 
     def published(self) -> Offsets:
-        """Return per partition the end of the requests topic, after all three topics have that partition.
+        """Return, per partition, the end of the requests topic, after all three topics have that partition.
 
-        A partition that somebody added to the requests is added to the other two first: who answers a request there
-        needs it. Raises DeliveryError, which says what to run, if this client may not do that.
+        If somebody added a partition to the requests, it is first added to the other two topics, because the workers
+        that answer its requests need it. Raises DeliveryError, with the command to run, if this client may not add it.
         """
         try:
             counts = self._counts()
@@ -61,16 +62,17 @@ class RunFlow:
         except AuthorizationError as error:
             raise self._refused(error) from error
         except KafkaError as error:
-            log.warning("the requests' end is not known now, the last one stands: %s", error)
+            log.warning("the end of the requests is unknown now, so the last known end is used: %s", error)
         return dict(self._published)
 
     def over(self, read: Mapping[int, int]) -> Offsets:
-        """Return per partition of the requests topic the offset below which no reward is on its way any more.
+        """Return, per partition of the requests topic, the offset below which no reward is still on its way.
 
         read: the next offset of the rewards topic that the caller reads, per partition.
-        The order of the questions carries the proof: what the generator had committed has been answered or buried; the
-        generations of it lie below the end that is asked for next; if the environment has committed that end, their
-        rewards lie below the end that is asked for last; and the caller has read those. Empty where that is not so.
+        The order of the questions is the proof. Every request below the generator's committed offset has been answered
+        or buried. Its generations lie below the end of the generations, which is asked for next. If the environment has
+        committed that end, their rewards lie below the end of the rewards, which is asked for last. The caller has read
+        those. The result is empty if one of these conditions does not hold.
         """
         try:
             partitions = range(self._counts()["requests"])
@@ -82,7 +84,7 @@ class RunFlow:
         except AuthorizationError as error:
             raise self._refused(error) from error
         except KafkaError as error:
-            log.warning("which requests are over is not known now: %s", error)
+            log.warning("the requests that are over are unknown now: %s", error)
             return {}
         return {
             partition: generated[partition]

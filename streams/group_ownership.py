@@ -1,9 +1,9 @@
-"""Whose a consumer group is: ours reads one topic of one run, and nothing else.
+"""The owner of a consumer group: a group of ours reads one topic of one run, and nothing else.
 
-Kafka lets nobody write on a group whose it is. The rule: a group named `<run>.<stage>` is ours if it has committed
-offsets of its stage's topic alone, and if each of its living members is a worker of ours. A worker is a static member
-whose instance has the name of its client, and that subscribes to no other topic. The offsets of any other group are
-never set.
+Kafka cannot store an owner with a group. The rule is therefore: a group named `<run>.<stage>` is ours if it has
+committed offsets of its stage's topic only, and if each of its living members is a worker of ours. A worker is a static
+member whose instance id equals its client's name, and that subscribes to no other topic. The offsets of any other group
+are never set.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from streams.kafka_errors import asked
 def require_own_group(
     admin: KafkaAdminClient, group: str, topics: Sequence[str], committed: Iterable[TopicPartition]
 ) -> None:
-    """Return if the group is ours, or is nobody's yet.
+    """Return if the group is ours or belongs to nobody yet.
 
-    topics: what it is to read. committed: the partitions of which it has committed offsets.
-    Raises DeliveryError if it is somebody else's.
+    topics: the topics that it is to read. committed: the partitions of which it has committed offsets.
+    Raises DeliveryError if the group belongs to somebody else.
     """
-    described = asked(f"could not look at the consumer group {group!r}", lambda: admin.describe_groups([group]))
+    described = asked(f"could not inspect the consumer group {group!r}", lambda: admin.describe_groups([group]))
     reason = why_not_ours(described.get(group, {}), topics, committed)
     if reason:
         raise DeliveryError(
@@ -35,7 +35,7 @@ def require_own_group(
 
 
 def why_not_ours(described: Mapping[str, Any], topics: Sequence[str], committed: Iterable[TopicPartition]) -> str:
-    """Return why a group is somebody else's, or ''; described: as kafka-python's `describe_groups` gives it."""
+    """Return why a group belongs to somebody else, or ''; described: the result of kafka-python's `describe_groups`."""
     others = sorted({f"{item.topic}[{item.partition}]" for item in committed if item.topic not in topics})
     if others:
         return f"it has committed offsets of {', '.join(others[:3])}"
@@ -46,7 +46,7 @@ def why_not_ours(described: Mapping[str, Any], topics: Sequence[str], committed:
         name = member.get("client_id")
         if not name or member.get("group_instance_id") != name:
             return f"{name or 'a client without a name'} at {member.get('client_host') or 'an unknown host'} is in it"
-        # While the group shares out its partitions, a member's subscription is not shown.
+        # While the group assigns its partitions, a member's subscription is not shown.
         metadata = member.get("member_metadata")
         subscribed = metadata.get("topics") if isinstance(metadata, dict) else None
         if strange := sorted(set(subscribed or ()) - set(topics)):

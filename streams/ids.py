@@ -1,4 +1,4 @@
-"""Names that are functions of the log, so that the same record always gives the same name."""
+"""Ids that are functions of the log, so that the same record always gives the same id."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NAMESPACE = uuid.UUID("6f1c9a5e-3a0b-5d0e-9c43-7e2b8f0f5a11")
 def group_id(run: str, request: Position) -> str:
     """Return the id of the group that answers the request at this position.
 
-    uuid5 of run and topic/partition/offset: a generator that is killed after producing and started again writes the
-    same id, and the first such record in the log wins.
+    The id is the uuid5 of run and topic/partition/offset. A generator that is killed after producing and started again
+    therefore writes the same id, and the first such record in the log counts.
     """
     return str(uuid.uuid5(NAMESPACE, f"{run}/{request.topic}/{request.partition}/{request.offset}"))
 
@@ -26,10 +26,10 @@ def candidate_id(group: str, index: int) -> str:
 
 
 def group_seed(group: str, seed: int) -> int:
-    """Return the 63-bit seed that a group's candidates are drawn from: of the run's seed and the group's id alone."""
+    """Return the 63-bit seed for a group's candidates; it depends only on the run's seed and the group's id."""
     return uuid.uuid5(NAMESPACE, f"{seed}/{group}").int >> 65
 
 
 def prompt_sha256(token_ids: Sequence[int]) -> str:
-    """Return the hash by which a prompt is known: that of its token ids as text, joined by spaces."""
+    """Return the hash that identifies a prompt: the hash of its token ids as text, joined by spaces."""
     return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()

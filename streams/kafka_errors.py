@@ -1,7 +1,7 @@
-"""What a broker refuses, as one line of ours: kafka-python's own errors never reach whoever called.
+"""Broker errors as one line of ours: kafka-python's own errors never reach the caller.
 
-A question to the cluster is asked again while it elects a leader or a coordinator, which takes a few seconds after a
-broker has died, and longer where the cluster has just begun.
+While the cluster elects a leader or a coordinator, a question to it is repeated. An election takes a few seconds after
+a broker has died, and longer if the cluster has just started.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 30.0
 PAUSE_SECONDS = 0.2
 
-# The first that fits is said. What to do stands here once, whoever was refused.
+# The first match is used. The remedies stand here once for all callers.
 REMEDIES: tuple[tuple[type[KafkaError] | tuple[type[KafkaError], ...], str], ...] = (
     (AuthorizationError, "the principal of kafka.sasl_username may not do this; an administrator must allow it"),
     (
         (NotEnoughReplicasError, NotEnoughReplicasAfterAppendError),
-        "fewer replicas are in sync than the topic's min.insync.replicas asks for; start the brokers that are down",
+        "fewer replicas are in sync than the topic's min.insync.replicas requires; start the brokers that are down",
     ),
     (
         (MessageSizeTooLargeError, RecordListTooLargeError),
         "the record is larger than the topic's max.message.bytes allows; raise that, or lower sampling.candidates",
     ),
-    (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication asks for; lower that"),
+    (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication requires; lower that"),
     (PolicyViolationError, "the cluster's own policy forbids these settings; an administrator must make the topics"),
     (InvalidTopicError, "choose another --run NAME"),
     (UnsupportedCodecError, "set compression.type of the topic to gzip or producer"),
@@ -58,7 +58,7 @@ REMEDIES: tuple[tuple[type[KafkaError] | tuple[type[KafkaError], ...], str], ...
 
 
 def explain_kafka_error(error: KafkaError) -> str:
-    """Return what the broker refused, and what to do where that is known."""
+    """Return the broker's refusal, and the remedy if it is known."""
     said = str(error)
     for kinds, remedy in REMEDIES:
         if isinstance(error, kinds):
@@ -68,7 +68,7 @@ def explain_kafka_error(error: KafkaError) -> str:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn an error of kafka-python into a DeliveryError that begins with `what` was tried."""
+    """Turn an error of kafka-python into a DeliveryError; what: the attempted action, which begins the message."""
     try:
         yield
     except KafkaError as error:
@@ -76,9 +76,9 @@ def told(what: str) -> Iterator[None]:
 
 
 def asked(what: str, ask: Callable[[], T], *, patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """Return the cluster's answer to a question that changes nothing; ask again while it cannot give one.
+    """Return the cluster's answer to a read-only question; repeat the question while the cluster cannot answer.
 
-    what: begins the message if it never does. patience_seconds: how long it may elect leaders and coordinators.
+    what: begins the message if no answer comes. patience_seconds: how long leaders and coordinators may be in election.
     Raises DeliveryError.
     """
     deadline = time.monotonic() + patience_seconds

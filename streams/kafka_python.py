@@ -1,6 +1,6 @@
-"""Workarounds for faults of kafka-python 3.0.12; the only module that reads that library's private names.
+"""Workarounds for faults of kafka-python 3.0.12; the only module that uses that library's private names.
 
-Each function names the fault. It may go when the pinned version no longer has it.
+Each function names its fault. It may go when the pinned version no longer has the fault.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import MemberState
 
-# A poll that ends before the group's coordinator has answered begins to look for it again. On a starved machine, where
-# the answer takes longer than `poll_timeout_seconds`, a worker did so for ever. So a member without partitions waits
-# longer.
+# A poll that ends before the group's coordinator has answered restarts the search for it. On a starved machine, where
+# the answer takes longer than `poll_timeout_seconds`, a worker repeated this forever. So a member without partitions
+# waits longer.
 JOIN_SECONDS = 5.0
 
 
 def poll_records(
     consumer: KafkaConsumer, *, timeout_ms: int, records_max: int | None = None
 ) -> dict[TopicPartition, list[Any]]:
-    """Poll, and say where to begin in a partition of which the group has committed nothing."""
+    """Poll, and set the first offset in each partition without a committed offset of the group."""
     _forget_read_fetch(consumer)
     try:
         return consumer.poll(timeout_ms=timeout_ms, max_records=records_max)  # type: ignore[no-any-return]
@@ -31,11 +31,11 @@ def poll_records(
 
 
 def joining_ms(consumer: KafkaConsumer) -> int:
-    """Return how long a poll of a paused consumer must last so that the consumer can join its group again.
+    """Return how long a poll of a paused consumer must last so that the consumer can rejoin its group.
 
-    A poll of 0 ms begins to join a group whose partitions are being shared out, or whose topic has got another
-    partition, and never ends it. The other members would wait for this one until `kafka.poll_interval_seconds_max`, and
-    a group of one would have no member. Only the private coordinator tells that the topic has changed.
+    If the group is assigning its partitions, or its topic has got another partition, a poll of 0 ms begins to join and
+    never finishes. The other members would then wait for this one until `kafka.poll_interval_seconds_max`, and a group
+    of one would have no member. Only the private coordinator shows that the topic has changed.
     """
     if consumer.config["group_id"] is None:
         return 0
@@ -46,21 +46,21 @@ def joining_ms(consumer: KafkaConsumer) -> int:
 
 
 def polled_at(consumer: KafkaConsumer) -> float:
-    """Return the monotonic time of the last poll; infinity if the library does not tell.
+    """Return the monotonic time of the last poll; infinity if the library does not provide it.
 
-    A member that polls too rarely leaves the group by itself, and its next commit fails with the error of a member that
-    the broker has not heard. Only this private clock tells the two apart.
+    A member that polls too rarely leaves the group by itself. Its next commit then fails with the same error as that of
+    a member whose heartbeats did not arrive. Only this private clock distinguishes the two.
     """
     heartbeat = getattr(getattr(consumer, "_coordinator", None), "heartbeat", None)
     return float(getattr(heartbeat, "last_poll", math.inf))
 
 
 def _forget_read_fetch(consumer: KafkaConsumer) -> None:
-    """Let a partition that was paused while it had records at hand go on when it is resumed.
+    """Let a partition that was paused with records at hand continue when it is resumed.
 
-    The library gives parked records back only if no fetch is in line, and it leaves a fetch in line that has been read
-    to its end. If the other partitions are at their ends, no further fetch comes, and the parked records are never
-    read. A generator of two partitions stood still for this reason.
+    The library returns parked records only if no fetch is queued, and it leaves a fully read fetch in the queue. If the
+    other partitions are at their ends, no further fetch comes, and the parked records are never read. A generator of
+    two partitions stood still for this reason.
     """
     fetcher: Any = getattr(consumer, "_fetcher", None)
     if getattr(fetcher, "_next_partition_records", None) is not None and not fetcher._next_partition_records:

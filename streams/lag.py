@@ -1,4 +1,4 @@
-"""How far behind a reader is: in records of a topic."""
+"""The lag of a reader, in records of a topic."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from streams.clients import KafkaSettings, committed_offsets, connect_admin, par
 from streams.kafka_errors import asked, told
 from streams.topics import topic_name
 
-LATEST = -1  # Kafka's own name for a partition's end, as ListOffsets takes it.
+LATEST = -1  # Kafka's own code for a partition's end in ListOffsets.
 
 
 class StageLag(msgspec.Struct, frozen=True, kw_only=True):
-    """What a consumer group has not read yet: records of its topic behind the log's end."""
+    """The lag of a consumer group: the unread records of its topic before the log's end."""
 
     stage: str
     topic: str
@@ -30,7 +30,7 @@ def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -
     admin = connect_admin(settings)
     try:
         wanted = dict.fromkeys(partitions, LATEST)
-        found = asked("could not ask where the topics end", lambda: admin.list_partition_offsets(wanted))
+        found = asked("could not read the end offsets of the topics", lambda: admin.list_partition_offsets(wanted))
         return {item: int(found[item].offset) for item in partitions}
     finally:
         admin.close()
@@ -44,7 +44,7 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
         ends = end_offsets(settings, partitions_of(settings, [topic]))
         admin = connect_admin(settings)
         try:
-            with told(f"could not ask how far the {stage} of run {run!r} is"):
+            with told(f"could not read the position of the {stage} of run {run!r}"):
                 committed = committed_offsets(admin, f"{run}.{stage}")
         finally:
             admin.close()
@@ -54,9 +54,9 @@ def stage_lags(settings: KafkaSettings, run: str) -> list[StageLag]:
 
 
 def records_behind(consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> int:
-    """Return how many records lie between this consumer's positions and the given end offsets.
+    """Return the number of records between this consumer's positions and the given end offsets.
 
-    Raises DeliveryError if the broker does not say where the consumer is.
+    Raises DeliveryError if the broker does not give the consumer's position.
     """
-    with told("could not ask for a consumer's position"):
+    with told("could not read a consumer's position"):
         return sum(max(end - consumer.position(item), 0) for item, end in ends.items())

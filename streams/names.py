@@ -1,7 +1,8 @@
-"""Names that come from outside and become part of a path: accepted whole or refused, never mended.
+"""Names from outside that become part of a path: accepted whole or refused, never repaired.
 
-A path or a name in an event, a manifest, a letter or a settings file may be anybody's: absolute, with `..`, or with a
-NUL. Joined to a folder it would lead out of it. So whoever joins one asks here first.
+Anybody may write a path or a name into an event, a manifest, a letter or a settings file. It may be absolute, or
+contain `..` or a NUL. Joined to a folder, it would lead out of that folder. So the code that joins such a name checks
+it here first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from streams.errors import EventError
 from streams.topics import version_name
 
 CHECKPOINTS = "checkpoints"
-NAME_CHARACTERS_MAX = 200  # A file name may have 255 bytes; the rest is left for what is written beside it.
+NAME_CHARACTERS_MAX = 200  # A file name may have 255 bytes; the rest is left for the suffixes of files beside it.
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*-[0-9]{6,}")
@@ -20,20 +21,24 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text may be one file's or folder's name: no path, not hidden, of plain letters and digits."""
+    """Return whether a text may be the name of one file or folder, with only letters, digits and `_.+-`.
+
+    The text must not be a path and not be hidden.
+    """
     return len(text) <= NAME_CHARACTERS_MAX and _NAME.fullmatch(text) is not None
 
 
 def is_version_name(text: str) -> bool:
-    """Return whether a text is built like a policy version's name: `<lineage>-<step>`, the step of six digits or more.
+    """Return whether a text has the form of a policy version's name: `<lineage>-<step>`.
 
-    A lineage is words of letters and digits with single '-' between them, such as `2-ab12cd`.
+    A lineage is words of letters and digits with single '-' between them, such as `2-ab12cd`. The step has six digits
+    or more.
     """
     return len(text) <= NAME_CHARACTERS_MAX and _VERSION.fullmatch(text) is not None
 
 
 def is_topic_name(text: str) -> bool:
-    """Return whether Kafka would take a text as a topic's name, which then is also a folder's name."""
+    """Return whether Kafka accepts a text as a topic's name; that name is also the name of a folder."""
     return _TOPIC.fullmatch(text) is not None and text not in (".", "..")
 
 

@@ -1,16 +1,16 @@
-"""A run's topics: made where they are missing, used where they are known to be this run's, and refused otherwise.
+"""A run's topics: missing ones are made, those known to be this run's are used, and all others are refused.
 
-Kafka lets nobody write on a topic whose it is. So the witness lies beside the run: `topics.json` in its folder holds
-the cluster's id, and for each topic the id that Kafka gave it when it was made. The rules:
+Kafka cannot store an owner with a topic. So the witness lies beside the run: `topics.json` in its folder holds the
+cluster's id, and the id that Kafka gave each topic when it was made. The rules are:
 
 1. A topic with the id that the witness holds is ours.
 2. A topic that does not exist is made, and its id is written into the witness.
 3. A topic that exists, is not in the witness, and has never held a record may be used if its settings fit: an
-   administrator may have made it for us.
+administrator may have made it for us.
 4. A topic that exists and has held a record is somebody else's, unless this run has learned already and an older
-   searchloop left it without a witness. It is never written to, changed or deleted.
-5. A topic of the witness that is gone, or that has another id, has lost this run's records. That stops loudly. One
-   that can be derived from the others is made anew.
+searchloop left it without a witness. A foreign topic is never written to, changed or deleted.
+5. If a topic of the witness is gone or has another id, this run's records are lost. The run then stops with an error. A
+topic that can be derived from the others is made anew.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from streams.topics import KINDS, topic_name
 from streams.whole_file import whole_file
 
 WITNESS = "topics.json"
-LATEST = -1  # Kafka's own name for a partition's end, as ListOffsets takes it.
+LATEST = -1  # Kafka's own code for a partition's end in ListOffsets.
 SHOWN_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ class TakenError(SettingsError, DeliveryError):
 
 
 class Witness(msgspec.Struct, frozen=True, kw_only=True):
-    """Which topics are a run's: the cluster's id, and Kafka's id of each topic by its name."""
+    """The topics of a run: the cluster's id, and Kafka's id of each topic by its name."""
 
     cluster: str
     topics: dict[str, str] = {}
 
 
 class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of all topics, and the ids of those that this call has made."""
+    """The names of all topics, and the ids of the topics that this call made."""
 
     names: tuple[str, ...]
     made: dict[str, str]
@@ -73,15 +73,16 @@ class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
 def provision(
     admin: KafkaAdminClient, plans: Sequence[TopicPlan], *, run: str, folder: Path | None, known: bool
 ) -> Provisioned:
-    """Make the topics of a run that are missing, and say which are there, by the rules above.
+    """Make the missing topics of a run, and return its topics, by the rules above.
 
-    folder: of the run, with its witness; None for topics without a run, of which none may have held a record.
-    known: this run has learned or stored something already, so what is there without a witness is its own.
-    Raises TakenError if a topic is somebody else's, DeliveryError if one does not fit, or has lost the run's records.
+    folder: the run's folder with its witness; None for topics without a run, which may never have held a record.
+    known: this run has learned or stored something already, so existing topics without a witness are its own.
+    Raises TakenError if a topic is somebody else's, and DeliveryError if a topic does not fit or has lost the run's
+    records.
     """
     with _locked(folder):
         witness = read_witness(folder)
-        cluster = str(asked("could not ask for the cluster's id", admin.describe_cluster)["cluster_id"])
+        cluster = str(asked("could not read the cluster's id", admin.describe_cluster)["cluster_id"])
         if witness is not None and witness.cluster != cluster:
             raise DeliveryError(
                 f"run {run!r}: its topics lie in the Kafka cluster {witness.cluster!r}, and kafka.bootstrap leads to "
@@ -93,7 +94,7 @@ def provision(
         made: dict[str, str] = {}
         if missing := _missing(plans, found):
             faster = _make(admin, missing)
-            # If another process was faster with one of them, whose that is must be looked at, too.
+            # If another process was faster with one of the topics, its owner must be checked, too.
             found = _shown(admin, plans, run=run, own=own, folder=folder)
             made = {} if faster else {plan.name: found[plan.name].topic_id for plan in missing}
         if folder is not None:
@@ -104,7 +105,7 @@ def provision(
 
 
 def delete_made(admin: KafkaAdminClient, made: dict[str, str]) -> None:
-    """Delete topics by the ids that they were made with; one that was made anew by somebody else stays.
+    """Delete topics by the ids that they were made with; a topic that somebody else has remade stays.
 
     Raises DeliveryError if the broker refuses.
     """
@@ -117,15 +118,15 @@ def delete_made(admin: KafkaAdminClient, made: dict[str, str]) -> None:
 
 
 def look(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, FoundTopic]:
-    """Return those of these topics that exist, as they are.
+    """Return those of these topics that exist, with their settings.
 
-    Raises DeliveryError if the cluster does not show them: whether they fit cannot be known then.
+    Raises DeliveryError if the cluster does not show them, because then nobody can know whether they fit.
     """
     there = set(asked("could not list the cluster's topics", admin.list_topics))
     wanted = [name for name in names if name in there]
     if not wanted:
         return {}
-    what = f"could not look at the topics {', '.join(wanted)}"
+    what = f"could not inspect the topics {', '.join(wanted)}"
     shown = {item["name"]: item for item in asked(what, lambda: _described(admin, wanted))}
     resources = [ConfigResource("TOPIC", name) for name in wanted]
     settings = asked(what, lambda: admin.describe_configs(resources, config_filter="all")).get("topic", {})
@@ -151,7 +152,7 @@ def look(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, FoundTopic]
 
 
 def read_witness(folder: Path | None) -> Witness | None:
-    """Return which topics are known to be the run's, None if nothing says so yet.
+    """Return the topics that are known to be the run's, None if there is no witness yet.
 
     Raises DeliveryError if the file cannot be read: a guess could write to somebody else's topics.
     """
@@ -171,7 +172,7 @@ def read_witness(folder: Path | None) -> Witness | None:
 def _usable(
     admin: KafkaAdminClient, plans: Sequence[TopicPlan], *, run: str, own: dict[str, str], folder: Path | None
 ) -> dict[str, FoundTopic]:
-    """Return the topics that exist, all of which this run may use; what it can derive anew leaves `own`."""
+    """Return the existing topics, all of which this run may use; derivable topics that are lost leave `own`."""
     found = look(admin, [plan.name for plan in plans])
     _require_whole(run, plans, own, found, folder)
     taken = [plan.name for plan in plans if plan.name in found and found[plan.name].used and plan.name not in own]
@@ -194,9 +195,9 @@ def _usable(
 def _shown(
     admin: KafkaAdminClient, plans: Sequence[TopicPlan], *, run: str, own: dict[str, str], folder: Path | None
 ) -> dict[str, FoundTopic]:
-    """Return all topics as soon as they exist: a broker may learn of them later than the one that made them.
+    """Return all topics as soon as they exist; a broker may learn of them later than the broker that made them.
 
-    One whose id is not written down now would be taken for somebody else's later. Raises DeliveryError after
+    An id that is not recorded now would later mark the topic as somebody else's. Raises DeliveryError after
     `SHOWN_SECONDS`.
     """
     deadline = time.monotonic() + SHOWN_SECONDS
@@ -211,7 +212,7 @@ def _shown(
 
 
 def _missing(plans: Sequence[TopicPlan], found: dict[str, FoundTopic]) -> list[TopicPlan]:
-    """Return the topics to make, with as many partitions as those have that are there."""
+    """Return the topics to make, with as many partitions as the existing topics have."""
     counts = [found[plan.name].partitions for plan in plans if plan.partitioned and plan.name in found]
     return [
         msgspec.structs.replace(plan, partitions=counts[0]) if plan.partitioned and counts else plan
@@ -223,12 +224,12 @@ def _missing(plans: Sequence[TopicPlan], found: dict[str, FoundTopic]) -> list[T
 def _require_whole(
     run: str, plans: Sequence[TopicPlan], own: dict[str, str], found: dict[str, FoundTopic], folder: Path | None
 ) -> None:
-    """Raise DeliveryError if a topic of the log is not the one that this run's records went to."""
+    """Raise DeliveryError if a topic of the log is not the topic that holds this run's records."""
     for plan in plans:
         if plan.name not in own or (plan.name in found and found[plan.name].topic_id == own[plan.name]):
             continue
         if plan.compacted and (plan.name not in found or not found[plan.name].used):
-            own.pop(plan.name)  # It is made anew from the others.
+            own.pop(plan.name)  # The topic is made anew from the others.
             continue
         what = "it was deleted and made anew" if plan.name in found else "it is gone"
         raise DeliveryError(
@@ -238,14 +239,14 @@ def _require_whole(
 
 
 def _adopted(admin: KafkaAdminClient, run: str) -> dict[str, str]:
-    """Return the ids of all topics of a run that an older searchloop made, which wrote no witness."""
+    """Return the ids of all topics of a run that an older searchloop made without a witness."""
     names = [topic_name(run, kind) for kind in sorted(KINDS)]
     there = set(asked("could not list the cluster's topics", admin.list_topics))
     wanted = [name for name in names if name in there]
     if not wanted:
         return {}
-    log.info("run %r has no %s: its topics are taken for its own, since it has learned already", run, WITNESS)
-    shown = asked("could not look at the run's topics", lambda: _described(admin, wanted))
+    log.info("run %r has no %s: its topics count as its own, because it has learned already", run, WITNESS)
+    shown = asked("could not inspect the run's topics", lambda: _described(admin, wanted))
     return {item["name"]: str(item["topic_id"]) for item in shown}
 
 
@@ -253,14 +254,14 @@ def _described(admin: KafkaAdminClient, names: Sequence[str]) -> list[dict[str, 
     shown: list[dict[str, Any]] = admin.describe_topics(list(names))
     for item in shown:
         for code in (item["error_code"], *(each["error_code"] for each in item["partitions"])):
-            # A replica that is away (9) is no reason: the topic is there, and its leader answers.
+            # An absent replica (9) is no reason to fail: the topic exists, and its leader answers.
             if code not in (0, 9):
                 raise for_code(code)(item["name"])
     return shown
 
 
 def _make(admin: KafkaAdminClient, plans: Sequence[TopicPlan]) -> bool:
-    """Create topics; where the broker does not know a setting of compression, without it.
+    """Create topics; if the broker does not know a compression setting, create them without it.
 
     Returns whether another process was faster with one of them. Raises DeliveryError if the broker refuses.
     """
@@ -302,7 +303,7 @@ def _write_witness(folder: Path, witness: Witness) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path | None) -> Iterator[None]:
-    """Let one process of this home at a time look at a run's topics and make them."""
+    """Let only one process of this home at a time inspect and make a run's topics."""
     if folder is None:
         yield
         return

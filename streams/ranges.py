@@ -1,4 +1,4 @@
-"""Ranges of the log: what a partition holds, which offset a time means, and its records from one offset to another."""
+"""Ranges of the log: a partition's bounds, the offset of a time, and the records between two offsets."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Bounds = dict[TopicPartition, tuple[int, int]]
 
 
 def log_bounds(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> Bounds:
-    """Return what each partition holds: its first offset, and the one after its last record.
+    """Return the bounds of each partition: its first offset, and the offset after its last record.
 
     Raises DeliveryError if the cluster does not say.
     """
     admin = connect_admin(settings)
-    what = "could not ask what the topics hold"
+    what = "could not read the bounds of the topics"
     try:
         first = asked(what, lambda: admin.list_partition_offsets(dict.fromkeys(partitions, EARLIEST)))
         end = asked(what, lambda: admin.list_partition_offsets(dict.fromkeys(partitions, LATEST)))
@@ -43,7 +43,7 @@ def log_bounds(settings: KafkaSettings, partitions: Sequence[TopicPartition]) ->
 
 
 def requests_end(settings: KafkaSettings, run: str) -> dict[int, int]:
-    """Return per partition of a run's requests the offset after the last record. Raises DeliveryError as above."""
+    """Return, per partition of a run's requests, the offset after the last record. Raises DeliveryError as above."""
     bounds = log_bounds(settings, partitions_of(settings, [topic_name(run, "requests")]))
     return {item.partition: end for item, (_, end) in bounds.items()}
 
@@ -51,10 +51,10 @@ def requests_end(settings: KafkaSettings, run: str) -> dict[int, int]:
 def read_range(
     settings: KafkaSettings, partition: TopicPartition, first: int, end: int, *, client_id: str
 ) -> Iterator[Received]:
-    """Yield the records of one partition from offset `first` up to, and without, offset `end`, in order.
+    """Yield the records of one partition from offset `first` to offset `end` (exclusive), in order.
 
-    Offsets at which there is no record are left out. Raises DeliveryError if `first` has fallen out of retention, or if
-    the broker says nothing for `SILENCE_SECONDS_MAX`: the range must lie within the partition's bounds.
+    Offsets without a record are skipped. Raises DeliveryError if `first` has fallen out of retention, or if the broker
+    is silent for `SILENCE_SECONDS_MAX`. So the range must lie within the partition's bounds.
     """
     if first >= end:
         return
@@ -81,19 +81,19 @@ def read_range(
 
 
 class RecordReader:
-    """Reads single records anywhere in the log, over one connection; not for many in a row."""
+    """Reads single records anywhere in the log over one connection; not meant for many consecutive records."""
 
     def __init__(self, settings: KafkaSettings, *, client_id: str) -> None:
         self._consumer = connect_consumer(settings, {}, client_id=client_id, records_max=1)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._consumer.close()
 
     def read(self, position: Position) -> Received | None:
         """Return the record at this place; None if the log holds none there.
 
-        Raises DeliveryError if the broker says nothing for `SILENCE_SECONDS_MAX`.
+        Raises DeliveryError if the broker is silent for `SILENCE_SECONDS_MAX`.
         """
         item = TopicPartition(position.topic, position.partition)
         (first,), (end,) = (
@@ -114,10 +114,10 @@ class RecordReader:
 
 
 def answered_generations(settings: KafkaSettings, run: str) -> dict[int, int]:
-    """Return per partition the offset after the last generation that has a reward: where an environment goes on.
+    """Return, per partition, the offset after the last generation that has a reward: an environment continues there.
 
-    Only for one whose group has no offsets. It looks from each partition's end back to the last record that is a reward
-    of this run; a partition without one is left out.
+    Only for an environment whose group has no offsets. The search runs from each partition's end back to the last
+    record that is a reward of this run; a partition without one is left out.
     """
     generations = topic_name(run, "generations")
     found: dict[int, int] = {}
@@ -134,7 +134,7 @@ def answered_generations(settings: KafkaSettings, run: str) -> dict[int, int]:
 
 
 def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:
-    """Return every event of a run's topic that has one partition, in the log's order; what is no event is left out.
+    """Return every event of a run's topic with one partition, in the log's order; other records are skipped.
 
     For topics with few records, such as policy versions.
     """
@@ -150,5 +150,5 @@ def read_events(settings: KafkaSettings, run: str, event: type[E]) -> list[E]:
 
 
 def _position(consumer: KafkaConsumer, partition: TopicPartition) -> int:
-    with told(f"could not ask for a consumer's position in {partition.topic}[{partition.partition}]"):
+    with told(f"could not read a consumer's position in {partition.topic}[{partition.partition}]"):
         return int(consumer.position(partition))

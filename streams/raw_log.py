@@ -1,8 +1,8 @@
-"""Batches to and from the broker as bytes: what kafka-python's consumer and producer do, without a record in between.
+"""Batches to and from the broker as bytes: kafka-python's consumer and producer, without building records in between.
 
-Records of 15 kB, copied through a consumer and a producer, cost a process two and a half times what it costs to consume
-them; so they cost about the same. Writes are as safe as the producer's: every replica acknowledges, and the producer's
-id and sequence numbers let the broker drop what a retry sends twice.
+If a process copies records of 15 kB through a consumer and a producer, it spends two and a half times the cost of
+consuming them. This module copies them for about the cost of consuming them. Writes are as safe as the producer's:
+every replica acknowledges, and the producer's id and sequence numbers let the broker drop duplicates of a retry.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
 from streams.record_batches import BATCH_BYTES, BatchBuilder, RawRecord, next_offset, read_records
 
-FETCH_BYTES = RECORD_BYTES_MAX + 64 * 1024  # A broker sends a batch that is larger all the same, if it comes first.
+FETCH_BYTES = RECORD_BYTES_MAX + 64 * 1024  # A broker also sends a larger batch if that batch comes first.
 FETCH_WAIT_MS = 100
-IN_FLIGHT_MAX = 4  # A broker remembers a producer's last five batches of a partition: it knows each that comes again.
+IN_FLIGHT_MAX = 4  # A broker remembers a producer's last five batches per partition and recognizes repeated ones.
 RETRY_SECONDS = 0.2
 CONNECT_SECONDS = 10.0
 
 
 class RawLog:
-    """Two connections to the cluster: one reads and one writes, and while one waits the other goes on.
+    """Two connections to the cluster, one for reading and one for writing; while one waits, the other continues.
 
-    patience_seconds: how long the broker may be silent, or put a request off, before that is an error.
+    patience_seconds: how long the broker may be silent, or defer a request, before that is an error.
     """
 
     def __init__(self, settings: KafkaSettings, *, client_id: str, patience_seconds: float = 60.0) -> None:
@@ -70,15 +70,15 @@ class RawLog:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for manager in (self._reading, self._writing):
             manager.close()
         self._net.close()
 
     def read(self, partition: TopicPartition, first: int, end: int) -> Iterator[RawRecord]:
-        """Yield the records of one partition from offset `first` up to, and without, offset `end`, in order.
+        """Yield the records of one partition from offset `first` to offset `end` (exclusive), in order.
 
-        The range must lie within the partition's bounds; offsets without a record are left out.
+        The range must lie within the partition's bounds; offsets without a record are skipped.
         Raises DeliveryError if `first` has fallen out of retention, or if the broker is silent for too long.
         """
         if first >= end:
@@ -90,7 +90,7 @@ class RawLog:
             fetched = bytes(answer.responses[0].partitions[0].records)
             wanted, at = at, next_offset(fetched) or end
             if at < end:
-                asked = self._ask(self._reading, partition, _fetch(partition, at))  # On its way while this is used.
+                asked = self._ask(self._reading, partition, _fetch(partition, at))  # Travels while this batch is used.
             for record in read_records(fetched):
                 if wanted <= record.offset < end:
                     yield record
@@ -102,14 +102,14 @@ class RawLog:
         return RawWriter(self, producer_id=answer.producer_id, producer_epoch=answer.producer_epoch)
 
     def produce(self, partition: TopicPartition, batch: bytes) -> Future:
-        """Send a batch, and return what `settle` takes."""
+        """Send a batch, and return the future that `settle` takes."""
         return self._ask(self._writing, partition, _produce(partition, batch))
 
     def settle(self, partition: TopicPartition, batch: bytes, asked: Future) -> None:
         """Wait until a batch is in the log, sending it again while the broker cannot take it.
 
-        Batches of a partition must be settled in the order in which they were produced: those behind one that failed
-        are refused as out of order, and come again in their turn.
+        Batches of a partition must be settled in the order in which they were produced. The batches behind a failed one
+        are refused as out of order, and are sent again in their turn.
         """
         self._answer(self._writing, partition, _produce(partition, batch), _produce_error, asked=asked)
 
@@ -133,7 +133,7 @@ class RawLog:
         *,
         asked: Future | None = None,
     ) -> Any:
-        """Return the answer to a request, asking again while the broker cannot give one; asked: the first try."""
+        """Return the answer to a request, repeated while the broker cannot answer. asked: the first attempt."""
         deadline = time.monotonic() + self._patience
         while True:
             future = asked or self._ask(manager, partition, request)
@@ -149,7 +149,7 @@ class RawLog:
                 raise DeliveryError(f"{where}{request.name} failed: {error}") from error
             if time.monotonic() > deadline:
                 raise DeliveryError(
-                    f"{where}{request.name} failed for {self._patience:g} s, at last with: {error}. Look at the "
+                    f"{where}{request.name} failed for {self._patience:g} s, most recently with: {error}. Look at the "
                     "broker with: searchloop status"
                 ) from error
             asked = None
@@ -158,7 +158,7 @@ class RawLog:
 
 
 class RawWriter:
-    """Records on their way into partitions, in batches of `BATCH_BYTES`; they are safe after `flush`."""
+    """Writes records to partitions in batches of `BATCH_BYTES`; the records are safe after `flush`."""
 
     def __init__(self, log: RawLog, *, producer_id: int, producer_epoch: int) -> None:
         self._log = log
@@ -214,7 +214,7 @@ def _fetch(partition: TopicPartition, offset: int) -> Any:
         forgotten_topics_data=[],
         rack_id="",
         min_version=4,
-        max_version=12,  # From 13 on topics have ids instead of names.
+        max_version=12,  # From 13 on, requests name topics by ids.
     )
 
 

@@ -1,8 +1,8 @@
-"""Kafka's record batches taken apart and put together without looking into the records.
+"""Kafka's record batches, taken apart and put together without decoding the records.
 
-A record in a batch is a time and an offset, both relative to the batch's first, and a body: key, value and headers with
-their lengths. Moved to another batch, the two numbers are written anew, and the body stays as it is. Layout: "Record
-Batch" in Kafka's documentation of its message format, version 2, which every broker since 0.11 writes.
+A record in a batch has a time and an offset, both relative to the batch's first, and a body: key, value and headers
+with their lengths. When a record moves to another batch, the two numbers are rewritten, and the body stays unchanged.
+Layout: "Record Batch" in Kafka's documentation of its message format, version 2, which every broker since 0.11 writes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kafka.record import MemoryRecords
 from streams.errors import DeliveryError
 
 MAGIC = 2
-BATCH_BYTES = 1024 * 1024  # A batch is closed when it holds this much; one record may be larger.
+BATCH_BYTES = 1024 * 1024  # A batch is closed when it holds this many bytes; a single record may be larger.
 
 # base offset, length, leader epoch, magic, crc | attributes, last offset delta, first and last time, producer id,
-# producer epoch, base sequence, records. The checksum covers what follows it.
+# producer epoch, base sequence, records. The checksum covers the bytes after it.
 _HEAD = struct.Struct(">qiibI")
 _TAIL = struct.Struct(">hiqqqhii")
 _BEFORE_LENGTH = struct.calcsize(">qi")
@@ -28,7 +28,7 @@ _COMPRESSION, _APPEND_TIME, _CONTROL = 0x07, 0x08, 0x20
 
 
 class RawRecord(NamedTuple):
-    """A record whose key, value and headers are still as they lie in a batch (`body`)."""
+    """A record whose key, value and headers are still encoded as in a batch (`body`)."""
 
     offset: int
     timestamp_ms: int
@@ -38,7 +38,7 @@ class RawRecord(NamedTuple):
 def read_records(fetched: bytes) -> Iterator[RawRecord]:
     """Yield the records of all whole batches, in order; a broker may cut the last batch short.
 
-    Markers of transactions are no records. Raises DeliveryError if a batch is damaged or in a format before 2.
+    Transaction markers are not records. Raises DeliveryError if a batch is damaged or in a format before 2.
     """
     place = 0
     while place + _BEFORE_LENGTH <= len(fetched):
@@ -50,7 +50,7 @@ def read_records(fetched: bytes) -> Iterator[RawRecord]:
 
 
 def next_offset(fetched: bytes) -> int | None:
-    """Return the offset after the last whole batch, None if there is none: also where its last record is gone."""
+    """Return the offset after the last whole batch, even if its last record is gone; None without a whole batch."""
     place, found = 0, None
     while place + _BEFORE_LENGTH <= len(fetched):
         end = place + _BEFORE_LENGTH + int.from_bytes(fetched[place + 8 : place + 12], "big")
@@ -71,7 +71,7 @@ def body_of(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str,
 
 
 def value_bytes(body: bytes) -> int:
-    """Return how long a record's value is."""
+    """Return the length of a record's value."""
     key, place = read_varint(body, 0)
     size, _ = read_varint(body, place + max(key, 0))
     return max(size, 0)
@@ -100,7 +100,7 @@ class BatchBuilder:
         self.bytes += size
 
     def build(self, *, producer_id: int, producer_epoch: int, sequence: int) -> bytes:
-        """Return the batch as an idempotent producer sends it; sequence: the number of its first record."""
+        """Return the batch in the form that an idempotent producer sends. sequence: the number of its first record."""
         last = self.records - 1
         tail = _TAIL.pack(0, last, self._first_ms, self._last_ms, producer_id, producer_epoch, sequence, self.records)
         records = b"".join(self._parts)
@@ -110,7 +110,7 @@ class BatchBuilder:
 
 
 def varint(number: int) -> bytes:
-    """Return a number as Kafka writes it: zigzag, seven bits a byte, the lowest first."""
+    """Return a number in Kafka's encoding: zigzag, seven bits a byte, the lowest first."""
     number = number << 1 if number >= 0 else (-number << 1) - 1
     if number < 0x80:
         return _SMALL[number]
@@ -123,7 +123,7 @@ def varint(number: int) -> bytes:
 
 
 def read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """Return the number at this place, and where the next thing begins."""
+    """Return the number at this place, and the place of the next item."""
     byte = data[place]
     place += 1
     number, shift = byte & 0x7F, 7
@@ -149,7 +149,7 @@ def _of_batch(batch: bytes) -> Iterator[RawRecord]:
     if magic != MAGIC:
         raise DeliveryError(f"record batch at offset {base}: expected message format {MAGIC}, got {magic}")
     if crc32c(memoryview(batch)[_HEAD.size :]) != checksum:
-        raise DeliveryError(f"record batch at offset {base}: its checksum does not fit, it is damaged")
+        raise DeliveryError(f"record batch at offset {base}: its checksum does not match, so it is damaged")
     attributes, _, first_ms, last_ms, _, _, _, count = _TAIL.unpack_from(batch, _HEAD.size)
     if attributes & _CONTROL:
         return
@@ -178,9 +178,9 @@ def _decompressed(batch: bytes, base: int) -> list[RawRecord]:
             RawRecord(record.offset, record.timestamp, body_of(record.key, record.value, record.headers))
             for record in MemoryRecords(batch).next_batch()
         ]
-    except Exception as error:  # Each of the four compression libraries has errors of its own.
+    except Exception as error:  # Each of the four compression libraries has its own errors.
         raise _unreadable(base, error) from error
 
 
 def _unreadable(base: int, error: Exception) -> DeliveryError:
-    return DeliveryError(f"record batch at offset {base}: cannot be read, though its checksum fits: {error}")
+    return DeliveryError(f"record batch at offset {base}: cannot be read, although its checksum matches: {error}")

@@ -1,4 +1,4 @@
-"""A Kafka record as this package passes it on."""
+"""A Kafka record in the form that this package passes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streams.events import Position
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """A record as it came: its place, its bytes, and nothing interpreted."""
+    """A record as received: its place and its bytes, uninterpreted."""
 
     position: Position
     timestamp_ms: int

@@ -1,8 +1,8 @@
-"""Why a reward may not teach: what no worker of ours writes, told from the event alone.
+"""The reasons why a reward may not train a policy, found from the event alone; our workers write no such reward.
 
-The learner asks before a group reaches a batch, and buries what is refused; the proof of a run asks again of every
-group that was trained. So this is a pure function of events, without torch: it stands here, where both may import it.
-Whether the log-probabilities are those of the version that is named, only its weights can tell (`learner.claims`).
+The learner asks before a group reaches a batch, and buries refused groups. The proof of a run asks again for every
+trained group. So this is a pure function of events, without torch, in a package that both may import. It cannot check
+that the log-probabilities are those of the named version; that needs the version's weights (`learner.claims`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ SPLITS = frozenset({"train", "dev", "test", "live"})
 FINISHES = frozenset({"stop", "length"})
 STATUSES = frozenset({"scored", "failed"})
 Item = TypeVar("Item")
-LOGPROB_ROUNDING = 1e-4  # A certain token's log-probability may come out a little above 0.
+LOGPROB_ROUNDING = 1e-4  # A certain token's log-probability may be slightly above 0.
 
 
 class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a reward may be at most; beyond it the group is refused, and lies among the dead letters.
+    """The limits of a reward; a group beyond them is refused and becomes a dead letter.
 
-    reward_max: above what the recipes give, so that it refuses none of theirs, and finite, so that no number that was
-    made up overflows. LESER gives −0.9 … 2.4 by default, and −20 … 41 with every weight at its limit; ReSuMe ±2, and
-    ±11; ReLSum's error −1 … 0, and its list likelihood is the logarithm of a share, some −50 at worst. A cost per term
-    or token, which is 0 by default, takes off 1 for each at most.
+    reward_max: above the rewards of the recipes, so that it refuses none of theirs, and finite, so that no invented
+    number overflows. LESER gives −0.9 … 2.4 by default, and −20 … 41 with every weight at its limit; ReSuMe ±2, and
+    ±11. ReLSum's error gives −1 … 0, and its list likelihood is the logarithm of a share, about −50 at worst. A cost
+    per term or token, which is 0 by default, subtracts at most 1 for each.
     """
 
     reward_max: Annotated[float, msgspec.Meta(gt=0, le=1e12, description="largest |reward| of a candidate")] = 1e3
@@ -42,14 +42,14 @@ class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class KnownRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run knows, against which a reward is held.
+    """The facts about a run that a reward is checked against.
 
-    origin: the run whose requests or generations were copied into this one's topics; "" if none was. Requests may then
-    be that run's, and so may their places and versions, where its generations were copied.
-    step: optimizer steps that the policy has made. staleness_max: as `BatchSettings` says. versions: the sha256 of the
-    weights by (lineage, step), of every version that was announced or that has a checkpoint; None: not known, so names
-    are not looked up. partitions: how many the run's topics have; None: not known.
-    vocabulary: token ids are below it; None: not known.
+    origin: the run whose requests or generations were copied into this one's topics; "" if none was. The reward's
+    requests may then be that run's. If its generations were copied, their places and versions may be that run's, too.
+    step: optimizer steps that the policy has made. staleness_max: as in `BatchSettings`. versions: the sha256 of the
+    weights by (lineage, step), of every version that was announced or has a checkpoint. None: unknown, so names are not
+    looked up. partitions: the number of partitions of the run's topics; None: unknown.
+    vocabulary: token ids are below it; None: unknown.
     """
 
     run: str
@@ -63,10 +63,10 @@ class KnownRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def refusal(reward: Reward, known: KnownRun) -> str:
-    """Return why this reward may not teach this run's policy, "" if nothing in it speaks against that.
+    """Return why this reward may not train this run's policy, "" if there is no reason.
 
     A group that is older than the staleness limit is not refused for an unknown version: it expires, and its version
-    may be forgotten. The learner passes over groups of other splits than "train" before it asks.
+    may be forgotten. The learner passes over groups of splits other than "train" before it asks.
     """
     generation, limits = reward.generation, known.limits
     return next(
@@ -83,13 +83,13 @@ def refusal(reward: Reward, known: KnownRun) -> str:
 
 
 def is_recorded(reward: Reward, known: KnownRun) -> bool:
-    """Return whether a group was written for another run, whose generations were copied into this one's topics."""
+    """Return whether a group was written for another run whose generations were copied into this one's topics."""
     source = reward.generation.source.topic
     return bool(known.origin) and known.origin != known.run and source == topic_name(known.origin, "requests")
 
 
 def unlike_source(reward: Reward, value: bytes | None) -> str:
-    """Return how a reward's generation differs from the record that it names as its source, "" if it does not.
+    """Return how a reward's generation differs from its named source record, "" if it does not.
 
     value: the bytes of the record at `reward.source`.
     """
@@ -110,11 +110,11 @@ def unlike_source(reward: Reward, value: bytes | None) -> str:
 
 
 def content_agrees(reward: Reward) -> bool:
-    """Return whether the reward's generation, encoded as we do, has the hash that the reward says.
+    """Return whether the reward's generation, in our encoding, has the hash that the reward names.
 
-    True needs no look at the source: the texts are those that were hashed. False may also mean that the generation was
-    written by another version, which lacked a field or wrote its JSON in another way; then read the source, and ask
-    `unlike_source`. Of a forger who writes generation and hash anew, only the source tells.
+    If True, the source need not be read: the hashed texts are these. False may also mean that another version of
+    searchloop wrote the generation, without a field or in another JSON form; then read the source, and ask
+    `unlike_source`. Only the source reveals a forger who rewrites both the generation and the hash.
     """
     try:
         return content_sha256(encode(reward.generation)) == reward.content_sha256

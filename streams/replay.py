@@ -1,8 +1,8 @@
-"""A window of the log sent once more, byte for byte, onto topics of its own, as fast as it came or as fast as it goes.
+"""Replay a window of the log, byte for byte, onto separate topics, at the recorded speed or as fast as possible.
 
-Key, value and headers stay as they were. Where records come from, Kafka or the archive, is the caller's business.
-At a speed, records go one by one, in the order of their times. As fast as it goes, partitions go one after another, and
-records move from batch to batch without being looked at (`streams.record_batches`).
+Key, value and headers stay unchanged. The caller decides whether the records come from Kafka or the archive. At a given
+speed, records are sent one by one, in the order of their times. As fast as possible, one partition is sent after
+another, and records move from batch to batch undecoded (`streams.record_batches`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from streams.records import Received
 from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 
-FLUSH_RECORDS = 2000  # So many records may wait for their acknowledgement at once.
+FLUSH_RECORDS = 2000  # At most this many records wait for their acknowledgement at once.
 REPORT_RECORDS = 500
 
 
 class ReplayCount(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay sent. bytes: of values. span_seconds: from the first record to the last, as they were recorded."""
+    """The totals of a replay. bytes: of values. span_seconds: recorded time from the first record to the last."""
 
     records: int
     bytes: int
@@ -37,9 +37,9 @@ class ReplayCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_speed(text: str) -> float:
-    """Return how many times faster than recorded: "recorded" is 1, "max" is infinite, "x4" or "4" is 4.
+    """Return the factor over the recorded speed: "recorded" is 1, "max" is infinite, "x4" or "4" is 4.
 
-    Raises SettingsError for 0, for less, and for what is no number.
+    Raises SettingsError for 0, for a negative number, and for text that is not a number.
     """
     try:
         speed = {"recorded": 1.0, "max": math.inf}.get(text) or float(text.removeprefix("x"))
@@ -53,7 +53,7 @@ def parse_speed(text: str) -> float:
 
 
 def in_recorded_order(partitions: Sequence[Iterable[Received]]) -> Iterator[Received]:
-    """Merge partitions by the records' times; within a partition the order stays as it is, whatever the times say."""
+    """Merge partitions by the records' times; within a partition the order stays the same, whatever the times are."""
     return heapq.merge(*partitions, key=lambda record: record.timestamp_ms)
 
 
@@ -67,10 +67,10 @@ def replay(
     stop: Stop,
     report: Callable[[int], None] = lambda count: None,
 ) -> ReplayCount:
-    """Send records onto the topics of the run `into`, each to its own kind and partition, and wait until they are safe.
+    """Send records to the topics of the run `into`, each to its own kind and partition, and wait until they are safe.
 
-    speed: times faster than recorded. keep_times: the records keep their times; without, the broker's clock counts.
-    report: is called now and then with how many have been sent. A stop ends it between two records.
+    speed: times faster than recorded. keep_times: True keeps the records' times; False uses the broker's clock. report:
+    is called now and then with the number of records sent. A stop ends the replay between two records.
     Raises DeliveryError if the broker does not take them.
     """
     began = time.monotonic()
@@ -116,8 +116,8 @@ def copy(
 ) -> ReplayCount:
     """Append records to partitions with their own times, one partition after another, and wait until they are safe.
 
-    partitions: where records go, and which. report: is called now and then with how many have been sent. A stop ends it
-    between two records.
+    partitions: each target partition with its records. report: is called now and then with the number of records sent.
+    A stop ends the copy between two records.
     Raises DeliveryError if the broker does not take them.
     """
     began = time.monotonic()

@@ -1,7 +1,7 @@
-"""Dead letters sent again: their original bytes, key and headers, back to where they came from, once.
+"""Resend dead letters: their original bytes, key and headers go back to their original place, once.
 
-A resent record carries its old place in a header, so the log itself says what has been sent again already. What a
-letter says of its place may be anybody's, so it goes to topics and partitions of its own run or nowhere.
+A resent record carries its old place in a header, so the log itself shows which letters were already resent. Anybody
+may have written the place in a letter. So a letter goes only to topics and partitions of its own run, or nowhere.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from streams.events import DeadLetter, Generation, Position
 from streams.ranges import log_bounds, read_range
 from streams.topics import BY_KIND, topic_name
 
-PLACE_CHARACTERS_MAX = 200  # Of a topic's name as an error shows it; Kafka's own limit is 249.
-RESENT = "searchloop-resent"  # The header's name; its value is the place of the record that was given up.
+PLACE_CHARACTERS_MAX = 200  # The length of a topic's name in an error; Kafka's own limit is 249.
+RESENT = "searchloop-resent"  # The header's name; its value is the place of the buried record.
 
 
 class Resent(msgspec.Struct, frozen=True, kw_only=True):
-    """A letter as it goes out again.
+    """A letter in the form in which it is sent again.
 
-    after: it can only have been sent again beyond this offset of its partition.
-    asked_again: its group has ended as `failed`, and ends only once; so its request is asked again, as a new one.
+    after: it can only have been resent beyond this offset of its partition.
+    asked_again: its group has ended as `failed`, and a group ends only once; so its request is repeated as a new one.
     """
 
     letter: DeadLetter
@@ -41,7 +41,7 @@ class Resent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare_resending(letter: DeadLetter) -> Resent:
-    """Return what to send for a letter: its own bytes, or the request of a group that has ended as `failed`."""
+    """Return the record to send for a letter: its own bytes, or the request of a group that has ended as `failed`."""
     headers = (*letter.headers, (RESENT, place_text(letter.source).encode()))
     try:
         event = decode(letter.value)
@@ -76,9 +76,9 @@ def topics_of(run: str) -> list[str]:
 
 
 def reason_to_refuse(resent: Resent, run: str, partitions: Collection[TopicPartition]) -> str:
-    """Return why a letter must not be sent again in this run, or "" if it may be.
+    """Return why a letter must not be resent in this run, or "" if it may be.
 
-    partitions: those that exist of the run's topics.
+    partitions: the existing partitions of the run's topics.
     """
     allowed = [topic_name(run, "requests")] if resent.asked_again else topics_of(run)
     if resent.topic not in allowed:
@@ -91,9 +91,9 @@ def reason_to_refuse(resent: Resent, run: str, partitions: Collection[TopicParti
 
 
 def resend(resent: Sequence[Resent], outbox: Outbox) -> None:
-    """Send these, and return when the broker has acknowledged all of them.
+    """Send these letters, and return when the broker has acknowledged all of them.
 
-    Raises DeliveryError if it does not; those that it took are known by their header.
+    Raises DeliveryError if the broker does not acknowledge all; the header identifies those that it took.
     """
     for each in resent:
         outbox.forward(topic=each.topic, partition=each.partition, key=each.key, value=each.value, headers=each.headers)
@@ -101,9 +101,9 @@ def resend(resent: Sequence[Resent], outbox: Outbox) -> None:
 
 
 def places_resent(kafka: KafkaSettings, resent: Sequence[Resent], *, client_id: str) -> set[str]:
-    """Return the places of these letters that the log shows as sent again already, as `place_text` writes them.
+    """Return the places of those letters that the log shows as already resent, in the form of `place_text`.
 
-    It reads each topic that they go to from the oldest record that could be such a one.
+    The function reads each target topic from the oldest record that could be a resent letter.
     """
     wanted = {place_text(each.letter.source) for each in resent}
     targets: dict[TopicPartition, int] = {}
@@ -118,5 +118,5 @@ def places_resent(kafka: KafkaSettings, resent: Sequence[Resent], *, client_id: 
 
 
 def place_text(position: Position) -> str:
-    """Return a record's place as every message writes it: `topic[partition]@offset`."""
+    """Return a record's place in the form that every message uses: `topic[partition]@offset`."""
     return f"{position.topic}[{position.partition}]@{position.offset}"

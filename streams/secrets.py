@@ -1,10 +1,10 @@
-"""Secrets: texts that settings hold and nothing prints.
+"""Secrets: texts that settings hold and that are never printed.
 
 A setting is marked by its type, `SecretText`, in a struct that derives from `GuardedSettings`. Its value is then a
-`Secret`: libraries that need it as a str get it, and every way of printing it gives `HIDDEN` instead. msgspec refuses
-to encode one, so that no settings file can hold it by accident.
+`Secret`: libraries that need a str get the text, and every way of printing it gives `HIDDEN`. msgspec refuses to encode
+a Secret, so no settings file can hold one by accident.
 
-`redact` is the last door: it blanks known secrets and the credentials of URLs in texts that others wrote.
+`redact` is the last safeguard: it blanks known secrets and the credentials of URLs in texts from other programs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ HIDDEN = "•••"
 MARK = "secret"
 SecretText = Annotated[str, msgspec.Meta(description="secret", extra={MARK: True})]
 
-REDACTED_LENGTH_MIN = 6  # A shorter one would blank out parts of ordinary words.
+REDACTED_LENGTH_MIN = 6  # A shorter secret would blank out parts of ordinary words.
 _KNOWN: set[str] = set()
-# Up to the last @ before a blank: a password may hold a / or an @ that nobody has encoded.
+# Up to the last @ before a blank: a password may hold an unencoded / or @.
 _USERINFO = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s\"'<>]*@")
 
 
@@ -40,32 +40,32 @@ class Secret(str):
         return made
 
     def __repr__(self) -> str:
-        """Return nothing of it, not even its length."""
+        """Return a placeholder that shows nothing of the secret, not even its length."""
         return repr(HIDDEN)
 
     def __str__(self) -> str:
-        """Return nothing of it, not even its length."""
+        """Return a placeholder that shows nothing of the secret, not even its length."""
         return HIDDEN
 
     def __format__(self, spec: str) -> str:
-        """Return nothing of it, not even its length."""
+        """Return a placeholder that shows nothing of the secret, not even its length."""
         return format(HIDDEN, spec)
 
     def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
-        """Stay a secret in another process."""
+        """Keep the type in another process."""
         return Secret, (reveal(self),)
 
 
 def reveal(secret: str) -> str:
-    """Return the text itself, for the one place that sends it; a text that is none stays as it is."""
+    """Return the secret text, only for the code that sends it; a text that is not a Secret stays unchanged."""
     return str.__str__(secret)
 
 
 class GuardedSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings whose fields of the type `SecretText` become a `Secret` however they were given; empty ones stay ''."""
+    """Settings whose fields of the type `SecretText` always become a `Secret`; empty ones stay ''."""
 
     def __post_init__(self) -> None:
-        """Hide the secrets; raises ValueError for one that no door would take."""
+        """Hide the secrets. Raises ValueError for a secret that no service would accept."""
         for name in secret_fields(type(self)):
             value = getattr(self, name)
             if value and not isinstance(value, Secret):
@@ -82,12 +82,12 @@ def secret_fields(kind: type[msgspec.Struct]) -> tuple[str, ...]:
 
 
 def sounds_secret(name: str) -> bool:
-    """Return whether a setting of this name, or a variable, holds a secret or a user's name; none that is a file's."""
+    """Return whether a setting or variable of this name holds a secret or a user's name; names of files do not."""
     return name.lower().endswith(("password", "key", "username", "token", "secret"))
 
 
 def is_secret(hint: Any) -> bool:
-    """Return whether a field of this type is marked."""
+    """Return whether a field of this type is marked as secret."""
     if get_origin(hint) is not Annotated:
         return False
     return any((getattr(meta, "extra", None) or {}).get(MARK) for meta in get_args(hint)[1:])
@@ -104,7 +104,7 @@ def secret_paths(kind: type[msgspec.Struct], path: str = "") -> Iterator[str]:
 
 
 def redact(text: str) -> str:
-    """Return the text without the secrets of this process, and without the credentials of URLs."""
+    """Return the text without the secrets of this process and without the credentials of URLs."""
     for secret in _KNOWN:
         if secret in text:
             text = text.replace(secret, HIDDEN)
@@ -112,9 +112,9 @@ def redact(text: str) -> str:
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:
-    """Return a URL without its credentials, then user name and password, decoded; '' and '' where it has none.
+    """Return a URL without its credentials, then user name and password, decoded; '' and '' if it has none.
 
-    Raises ValueError, which shows nothing of it, if the credentials cannot be told from the address.
+    Raises ValueError, which shows no part of the URL, if the credentials cannot be told from the address.
     """
     scheme, separator, rest = url.partition("://")
     if "@" not in url:

@@ -1,4 +1,4 @@
-"""A wait that brings nothing: after some time it becomes a line in the log, and again and again while it lasts."""
+"""Waits without progress: after some time a wait becomes a line in the log, repeated while it lasts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 
 class StallWatch:
-    """Counts the seconds since the last progress, and says every so often what is waited for.
+    """Counts the seconds since the last progress, and regularly reports what is awaited.
 
-    It has no thread: whoever waits calls `waiting_for` at each look, and `progress` when something has come.
+    It has no thread: the waiting code calls `waiting_for` at each check, and `progress` when something has come.
     """
 
     def __init__(
         self, seconds: float, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic, where: str = ""
     ) -> None:
-        """seconds: from here on a wait is a stall (`delivery.stall_seconds`). where: begins the line, such as a run."""
+        """seconds: a wait this long is a stall (`delivery.stall_seconds`). where: begins the line, such as a run."""
         self._seconds = seconds
         self._log = log
         self._clock = clock
@@ -25,16 +25,16 @@ class StallWatch:
 
     @property
     def waited_seconds(self) -> float:
-        """Return how long ago the last progress was."""
+        """Return the seconds since the last progress."""
         return self._clock() - self._since
 
     @property
     def due(self) -> bool:
-        """Return whether `waiting_for` would say something now: its text may be costly to find."""
+        """Return whether `waiting_for` would report now; building its text may be costly."""
         return self._clock() - self._told >= self._seconds
 
     def progress(self) -> None:
-        """Note that something has come: the wait begins anew."""
+        """Record progress: the wait starts anew."""
         self._since = self._told = self._clock()
 
     def waiting_for(self, what: str) -> bool:

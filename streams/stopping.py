@@ -7,7 +7,7 @@ import threading
 
 
 class Stop:
-    """A flag that SIGTERM and SIGINT raise, and that a worker looks at between two polls."""
+    """A flag that SIGTERM and SIGINT raise and that a worker checks between two polls."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -17,11 +17,11 @@ class Stop:
         return self._event.is_set()
 
     def set(self, *_: object) -> None:
-        """Ask the worker to stop after what it is doing now."""
+        """Ask the worker to stop after its current work."""
         self._event.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but wake at once when asked to stop; return whether that was asked."""
+        """Sleep, but wake at once if a stop is requested; return whether one was requested."""
         return self._event.wait(seconds)
 
     def on_signals(self) -> Stop:

@@ -1,4 +1,4 @@
-"""TLS as a client: one context for every door, and what went wrong with it in words."""
+"""TLS as a client: one context for every connection, and TLS errors in plain words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
-NOT_TRUSTED = {2, 18, 19, 20, 21}  # OpenSSL's names: no issuer certificate, self-signed, a chain that ends in neither.
+NOT_TRUSTED = {2, 18, 19, 20, 21}  # OpenSSL's codes: no issuer certificate, self-signed, and chains ending in neither.
 EXPIRED = {9, 10}
 OTHER_HOST = {62, 64}
 
@@ -23,9 +23,9 @@ def client_context(
 ) -> ssl.SSLContext:
     """Return a context that verifies certificates and host names.
 
-    cafile: a PEM file with the authorities that are trusted; empty: those of the system.
+    cafile: a PEM file with the trusted authorities; empty: those of the system.
     table, ca_setting: the names of the settings, for errors.
-    Raises SettingsError if a file is missing or is not what it should be.
+    Raises SettingsError if a file is missing or has the wrong content.
     """
     where = f"{table}.{ca_setting}"
     try:
@@ -38,7 +38,7 @@ def client_context(
         raise SettingsError(f"{where}: expected a PEM file, got {cafile}: {error.strerror}") from error
     if certfile:
         try:
-            # A password is always given: without one OpenSSL would ask on the terminal.
+            # A password is always given: without one, OpenSSL would ask on the terminal.
             context.load_cert_chain(certfile, keyfile or None, password=lambda: str.__str__(password))
         except ssl.SSLError as error:
             raise SettingsError(
@@ -53,12 +53,12 @@ def client_context(
 
 
 def explain_tls(error: BaseException, *, host: str, cafile: str, ca_setting: str) -> str:
-    """Return in words why a TLS handshake failed; '' if the error, and what it wraps, is none of TLS."""
+    """Return in words why a TLS handshake failed; '' if neither the error nor its causes are TLS errors."""
     found = next((each for each in causes(error) if isinstance(each, ssl.SSLError)), None)
     if isinstance(found, ssl.SSLCertVerificationError):
         trusted = f"{ca_setting} = {cafile}" if cafile else f"the system's authorities, as {ca_setting} is empty"
         if found.verify_code in OTHER_HOST:
-            return f"its certificate is for another host than {host!r}; use a name that stands in the certificate"
+            return f"its certificate is for another host than {host!r}; use a name that the certificate contains"
         if found.verify_code in NOT_TRUSTED:
             return f"its certificate is not trusted by {trusted}; name the authority that signed it"
         if found.verify_code in EXPIRED:
@@ -75,20 +75,20 @@ def explain_tls(error: BaseException, *, host: str, cafile: str, ca_setting: str
 
 
 def speaks_tls(connection: socket.socket) -> bool:
-    """Return whether a TLS handshake comes about on a fresh connection; nothing is sent after it, and it is closed."""
+    """Return whether a TLS handshake succeeds on a fresh connection; then close it without sending anything."""
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # Whose certificate it is, is not the question.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # The owner of the certificate does not matter.
     try:
         with connection, context.wrap_socket(connection):
             return True
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "").upper()  # It refuses us in the words of TLS.
+        return "ALERT" in (error.reason or "").upper()  # The server refuses us with a TLS alert.
     except OSError:
         return False
 
 
 def causes(error: BaseException | None, depth: int = 8) -> Iterator[BaseException]:
-    """Yield an error and everything that it wraps: HTTP libraries hide the cause in arguments and attributes."""
+    """Yield an error and everything that it wraps; HTTP libraries hide the cause in arguments and attributes."""
     if error is None or depth == 0:
         return
     yield error
@@ -100,21 +100,21 @@ def causes(error: BaseException | None, depth: int = 8) -> Iterator[BaseExceptio
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine for certain, by its name or number alone."""
+    """Return whether a host is certainly this machine, judged only by its name or number."""
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name).is_loopback  # With a zone too: "::1%lo".
+        return ipaddress.ip_address(name).is_loopback  # The address may have a zone: "::1%lo".
     except ValueError:
         return False
 
 
 def guard_plain(table: str, *, what: str, hosts: Iterable[str], instead: str, allowed: bool) -> None:
-    """Say once that a secret travels without TLS; refuse it beyond this machine, unless the settings allow it.
+    """Warn once that a secret travels without TLS; refuse it beyond this machine, unless the settings allow it.
 
-    table: of the settings. what: the secret, in words. instead: how to get TLS. allowed: on this machine it also means
-    that nobody needs to be told.
+    table: the settings table. what: the secret, in words. instead: how to get TLS. allowed: the settings allow it; on
+    this machine no warning is then needed.
     Raises SettingsError.
     """
     beyond = sorted({host for host in hosts if not is_loopback(host)})

@@ -1,6 +1,6 @@
-"""What a topic of ours must be like, and what differs in one that is there already. Knows no broker.
+"""The required settings of our topics, and their differences from an existing topic. This module needs no broker.
 
-Why each setting is what it is, and what is lost without it, stands in `infra/DURABILITY.md`.
+`infra/DURABILITY.md` gives the reason for each setting and the loss without it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.events import DeadLetter
 from streams.topics import DERIVED, FOREVER, TOPICS, topic_name
 
-BATCH_OVERHEAD_BYTES = 64 * 1024  # max.message.bytes counts a record's key, headers and batch, too.
-# Kafka refuses records from more than an hour ahead by default: a worker with a wrong clock could write nothing.
+BATCH_OVERHEAD_BYTES = 64 * 1024  # max.message.bytes also counts a record's key, headers and batch.
+# By default Kafka refuses records from more than an hour ahead: a worker with a wrong clock could write nothing.
 ANY_TIME = str(2**63 - 1)
-# The broker compresses, so that every producer's records are, and no client needs a library for it: Python reads gzip
-# by itself, zstd and lz4 it does not. Level 1 makes rewards of 12 kB a third as large, for .13 ms of the broker's time.
+# The broker compresses, so that every producer's records are compressed and no client needs a library for it: Python
+# reads gzip by itself, but not zstd and lz4. Level 1 shrinks rewards of 12 kB to a third, for 0.13 ms of the broker's
+# time.
 COMPRESSION = {"compression.type": "gzip", "compression.gzip.level": "1"}
 READABLE = {"uncompressed": True, "none": True, "producer": True, "gzip": True}
-CHAIN = ("requests", "generations", "rewards")  # A group keeps its partition number from the first to the last.
+CHAIN = ("requests", "generations", "rewards")  # A group keeps its partition number in all three topics.
 
 
 class TopicPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic as we would make it.
+    """A topic with the settings that we would give it.
 
-    partitioned: it has the run's number of partitions; the others have exactly one, by which they are in total order.
-    retention_ms: FOREVER (-1), or how long records stay at least; not looked at where `compacted`.
-    compacted: of the records of one key the last one stays; the log of a run must never be.
+    partitioned: it has the run's number of partitions; the others have exactly one, which gives a total order.
+    retention_ms: FOREVER (-1), or the minimum time that records stay; ignored if `compacted`.
+    compacted: only the last record of each key stays; the log of a run must never be compacted.
     """
 
     name: str
@@ -48,11 +49,11 @@ class TopicPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def message_bytes_max(self) -> int:
-        """Return how large a batch of one record may be."""
+        """Return the maximum size of a batch of one record."""
         return self.bytes_max + BATCH_OVERHEAD_BYTES
 
     def required(self) -> dict[str, str]:
-        """Return the settings without which the contract does not hold, whatever the cluster's own defaults are."""
+        """Return the settings that the contract needs, whatever the cluster's own defaults are."""
         kept = {"cleanup.policy": "compact"}
         if not self.compacted:
             kept = {
@@ -71,8 +72,8 @@ class TopicPlan(msgspec.Struct, frozen=True, kw_only=True):
 class FoundTopic(msgspec.Struct, frozen=True, kw_only=True):
     """A topic as the cluster shows it.
 
-    topic_id: Kafka's own, which a topic that was deleted and made anew does not have. replication: of the partition
-    with the fewest replicas. used: records lie in it, or lay there once. settings: all of them, defaults included.
+    topic_id: Kafka's own id; a topic that was deleted and made anew has another one. replication: of the partition with
+    the fewest replicas. used: the topic holds records or once held some. settings: all of them, including defaults.
     """
 
     name: str
@@ -86,15 +87,15 @@ class FoundTopic(msgspec.Struct, frozen=True, kw_only=True):
 def insync_min(replication: int) -> int:
     """Return min.insync.replicas for a number of replicas: 1 for 1, 2 for 2 and 3, 3 for 4 and 5, 4 for 6 and 7.
 
-    It is the majority. With more than one replica an acknowledged record so lies on two brokers at least. With two
-    replicas that stops all writing while one broker is away: workers wait, and nothing is lost. Where writing must go
-    on, take three.
+    It is the majority. With more than one replica, an acknowledged record therefore lies on at least two brokers. With
+    two replicas, all writing stops while one broker is away: workers wait, and nothing is lost. If writing must
+    continue, use three replicas.
     """
     return replication // 2 + 1
 
 
 def plan_topics(run: str, *, partitions: int, replication: int, retention_ms: int | None = None) -> list[TopicPlan]:
-    """Return the topics of a run's log; retention_ms: instead of each topic's own."""
+    """Return the topics of a run's log. retention_ms: replaces each topic's own retention."""
     return [
         TopicPlan(
             name=topic_name(run, topic.kind),
@@ -110,7 +111,7 @@ def plan_topics(run: str, *, partitions: int, replication: int, retention_ms: in
 
 
 def plan_derived_topics(run: str, *, replication: int) -> list[TopicPlan]:
-    """Return the topics of what is derived from a run's log."""
+    """Return the topics for the data derived from a run's log."""
     return [
         TopicPlan(
             name=topic_name(run, topic.kind),
@@ -126,10 +127,10 @@ def plan_derived_topics(run: str, *, replication: int) -> list[TopicPlan]:
 
 
 def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
-    """Return what of a topic that exists does not do for us, a line each: setting, what was expected, what was found.
+    """Return the unsuitable settings of an existing topic, one line each: setting, expected value, found value.
 
-    ours: the topic is known to be this run's. Its owner may have added partitions, or may have lowered what it costs
-    to keep; only what would break the run is said then.
+    ours: the topic is known to be this run's. Its owner may have added partitions or reduced its storage; then only
+    differences that would break the run are reported.
     """
     kept, said = found.settings, []
 
@@ -137,19 +138,19 @@ def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
         said.append(f"{found.name}: {setting}: expected {expected}, found {came}")
 
     if not plan.partitioned and found.partitions != 1:
-        differs("partitions", "1, for its records are in total order", found.partitions)
+        differs("partitions", "1, because its records are in total order", found.partitions)
     if plan.partitioned and found.partitions < plan.partitions and not ours:
         differs("partitions", f"{plan.partitions} (kafka.partitions)", found.partitions)
     policy = kept.get("cleanup.policy", "delete")
     if ("compact" in policy) != plan.compacted:
-        differs("cleanup.policy", "compact" if plan.compacted else "delete, for every record counts", policy)
+        differs("cleanup.policy", "compact" if plan.compacted else "delete, because every record counts", policy)
     if _number(kept, "max.message.bytes", plan.message_bytes_max) < plan.message_bytes_max:
         differs("max.message.bytes", f"at least {plan.message_bytes_max}", kept["max.message.bytes"])
     insync = _number(kept, "min.insync.replicas", 1)
     if insync > found.replication:
         differs("min.insync.replicas", f"at most its {found.replication} replicas, or nothing can be written", insync)
     if not can_read(kept.get("compression.type", "producer")):
-        readable = "gzip or producer, for this Python has no library for it"
+        readable = "gzip or producer, because this Python has no library for it"
         differs("compression.type", readable, kept["compression.type"])
     if ours:
         return said
@@ -158,21 +159,22 @@ def differences(plan: TopicPlan, found: FoundTopic, *, ours: bool) -> list[str]:
     if insync < insync_min(found.replication):
         differs("min.insync.replicas", f"{insync_min(found.replication)} of {found.replication} replicas", insync)
     if kept.get("unclean.leader.election.enable", "false") != "false":
-        differs("unclean.leader.election.enable", "false, for it forgets acknowledged records", "true")
+        differs("unclean.leader.election.enable", "false, because it loses acknowledged records", "true")
     if not plan.compacted:
         retention = _number(kept, "retention.ms", FOREVER)
         if retention != FOREVER and (plan.retention_ms == FOREVER or retention < plan.retention_ms):
-            forever = "-1 (for ever)" if plan.retention_ms == FOREVER else f"at least {plan.retention_ms}, or -1"
+            forever = "-1 (forever)" if plan.retention_ms == FOREVER else f"at least {plan.retention_ms}, or -1"
             differs("retention.ms", forever, retention)
         if (size := _number(kept, "retention.bytes", -1)) != -1:
-            differs("retention.bytes", "-1, for only time may take a record", size)
+            differs("retention.bytes", "-1, because only time may delete a record", size)
     return said
 
 
 def unequal_partitions(found: Sequence[tuple[TopicPlan, FoundTopic]], *, ours: bool) -> list[str]:
     """Return a line if topics that must have the same number of partitions do not.
 
-    ours: only those count in which a group keeps its partition; the run's owner may have added partitions to them.
+    ours: True compares only the topics in which a group keeps its partition; the run's owner may have added partitions
+    to them.
     """
     counts = {
         topic.name: topic.partitions for plan, topic in found if plan.partitioned and (not ours or plan.kind in CHAIN)

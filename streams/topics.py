@@ -1,7 +1,7 @@
-"""One table: which event lies in which topic, how it is keyed, and how long it stays.
+"""One table of the topics: the event of each topic, its key, and its retention.
 
 Every run has its own topics, named `<run>.<kind>`: runs never mix, and removing a run removes its topics. A group keeps
-its partition number from request to reward, so order within a partition is the requests' order all the way down.
+its partition number from request to reward, so the order within a partition is the requests' order in every topic.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DerivedTopic(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic that can be made anew from the others: no worker of the loop reads it, no ledger holds it.
+    """A topic that can be derived anew from the others: no worker of the loop reads it, and no ledger holds it.
 
-    It has one partition, and is compacted: of the records of one key the last one stays.
+    It has one partition, and is compacted: only the last record of each key stays.
     """
 
     kind: str
@@ -82,7 +82,7 @@ TOPICS: tuple[Topic, ...] = (
 
 
 def window_key(event: WindowEvent) -> str:
-    """Return what a window is called; a later record of the same name stands in its place."""
+    """Return a window's name; a later record of the same name replaces the earlier one."""
     if isinstance(event, VersionWindow):
         return f"version/{event.start_ms}/{version_name(event)}"
     if isinstance(event, StageWindow):
@@ -102,14 +102,14 @@ RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 def version_name(policy: object) -> str:
-    """Return the name of a policy version as it stands in keys, folders and tables: `<lineage>-<step>`."""
+    """Return the name of a policy version in keys, folders and tables: `<lineage>-<step>`."""
     return f"{policy.lineage}-{policy.step:06d}"  # type: ignore[attr-defined]
 
 
 def topic_name(run: str, kind: str) -> str:
     """Return a topic's full name.
 
-    Raises SettingsError if the run's name could not be a topic's name, KeyError if there is no such kind.
+    Raises SettingsError if the run's name cannot be a topic's name, KeyError if there is no such kind.
     """
     if not RUN_NAME.fullmatch(run):
         raise SettingsError(

@@ -1,11 +1,11 @@
-"""Files and folders that a reader sees whole or not at all, also after the machine has lost its power.
+"""Files and folders that a reader sees whole or not at all, even after a power cut.
 
-Content is written aside, beside its place, under a name that no other writer has. Then it is synced to the disk,
-renamed into place, and the folder that holds the name is synced. Without the first sync a power cut can leave the name
-with nothing behind it; without the second it can take the rename back.
+Content is written to a temporary name beside its place, which no other writer has. Then it is synced to the disk and
+renamed into place, and the folder that holds the name is synced. Without the first sync, a power cut can leave the name
+without content. Without the second, it can undo the rename.
 
-A writer holds a lock (flock) on what it writes aside, which ends with its process. So what a killed writer left can be
-told from what somebody is writing now: the next writer of the same place removes it.
+A writer holds a lock (flock) on its temporary file, which ends with its process. So the leftovers of a killed writer
+can be told from a file that is being written: the next writer of the same place removes the leftovers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; what stands there when the block ends becomes `path` in one rename.
+    """Yield a name beside `path` to write to; when the block ends, its content becomes `path` in one rename.
 
-    Two runs that begin at once on one index write the same caches: each has a name of its own, and the later rename
-    holds. If the block raises, `path` stays as it was and nothing is left. A killed process leaves `NAME.….writing`,
-    which the next writer of `path` removes. Makes the folders above. Raises OSError as the operating system does.
+    Two runs that start at once on one index write the same caches: each uses a separate name, and the later rename
+    wins. If the block raises, `path` stays unchanged and nothing is left. A killed process leaves `NAME.….writing`,
+    which the next writer of `path` removes. Missing parent folders are made. Raises OSError as the operating system
+    does.
     """
     _make_folder(path.parent)
     _remove_abandoned(path.parent, path.name)
@@ -46,13 +47,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write these bytes as the whole of a file, as `whole_file` does. Raises OSError."""
+    """Write these bytes as the whole content of a file, as `whole_file` does. Raises OSError."""
     with whole_file(path) as aside:
         aside.write_bytes(content)
 
 
 def put_file(aside: Path, path: Path) -> None:
-    """Make a finished file `path`, in place of what is there: synced first, in one rename. Raises OSError."""
+    """Move a finished file to `path`, replacing an existing one: sync it first, then rename it once. Raises OSError."""
     sync(aside)
     failpoint("file.before-rename")
     aside.replace(path)
@@ -62,10 +63,10 @@ def put_file(aside: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; with what the block puts into it, it becomes `path` in one rename.
+    """Yield an empty folder beside `path`; with the content that the block adds, it becomes `path` in one rename.
 
-    replace: a folder that is there is exchanged for the new one; without, it is an error (FileExistsError).
-    All else is as in `whole_file`; what a killed process leaves is called `.NAME.….writing`.
+    replace: True exchanges an existing folder for the new one; False makes it an error (FileExistsError).
+    All else is as in `whole_file`; a killed process leaves `.NAME.….writing`.
     """
     with folder_aside(path.parent, path.name) as aside:
         if not replace and path.exists():
@@ -78,8 +79,8 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def folder_aside(root: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder below `root` for content whose place is known only later; see `put_folder`.
 
-    name: of whatever is written; two writers of one name do not meet. What is not put into place when the block ends
-    is removed, and so is what a killed writer of this name left.
+    name: of the content; two writers of one name do not collide. A folder that is not put into place when the block
+    ends is removed, and so are the leftovers of a killed writer of this name.
     """
     _make_folder(root)
     _remove_abandoned(root, name)
@@ -88,10 +89,10 @@ def folder_aside(root: Path, name: str) -> Iterator[Path]:
 
 
 def put_folder(aside: Path, path: Path, *, replace: bool = False) -> None:
-    """Make a finished folder `path`: every file in it synced first, then in one rename.
+    """Move a finished folder to `path`: sync every file in it first, then rename it once.
 
-    replace: if a folder is there, the two change places in one step, and the old one is removed.
-    Raises FileExistsError if a folder is there and may not be replaced, OSError as the operating system does.
+    replace: an existing folder and the new one change places in one step, and the old one is removed.
+    Raises FileExistsError if a folder exists and may not be replaced, OSError as the operating system does.
     """
     _sync_tree(aside)
     failpoint("folder.before-rename")
@@ -111,10 +112,10 @@ def put_folder(aside: Path, path: Path, *, replace: bool = False) -> None:
 
 
 def remove_unfinished(folder: Path) -> list[Path]:
-    """Remove what killed writers left in a folder that is ours alone, whatever its place, and return it.
+    """Remove the leftovers of killed writers, for any place, in a folder that is ours alone, and return them.
 
-    What somebody is writing now stays. Not for a folder of the user's: there `whole_file` removes what was to become
-    the same file, and nothing else.
+    Files that are being written stay. Do not use this on a folder of the user: there, `whole_file` removes only
+    leftovers of the file that it writes.
     """
     return _remove_abandoned(folder, None)
 
@@ -125,7 +126,7 @@ def sync(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
         if path.is_dir():
-            return  # One may write into a folder that one may not read.
+            return  # A folder may be writable without being readable.
         raise
     try:
         os.fsync(handle)
@@ -135,7 +136,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _aside(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield a new file or folder under a name of our own, locked; at the end it is removed if it is still there."""
+    """Yield a new, locked file or folder under a unique name; remove it at the end if it is still there."""
     aside, lock = _make_locked(place, make)
     try:
         yield aside
@@ -151,8 +152,8 @@ def _make_locked(place: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
         try:
             lock = os.open(aside, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # Another writer took it for an abandoned one, before our lock was on it.
-        with contextlib.suppress(OSError):  # A file system without locks: then nothing there counts as abandoned.
+            continue  # Another writer took it for an abandoned one before we held the lock.
+        with contextlib.suppress(OSError):  # On a file system without locks, nothing counts as abandoned.
             fcntl.flock(lock, fcntl.LOCK_SH)
         if _still_named(aside, lock):
             return aside, lock
@@ -171,7 +172,7 @@ def _still_named(path: Path, handle: int) -> bool:
 
 
 def _remove_abandoned(folder: Path, place: str | None) -> list[Path]:
-    """Remove what nobody writes any more of this place, None for any, and return it."""
+    """Remove the abandoned files of this place, None for any place, and return them."""
     removed: list[Path] = []
     try:
         found = [path for path in folder.iterdir() if path.name.endswith(f".{SUFFIX}")]
@@ -193,7 +194,7 @@ def _remove_abandoned(folder: Path, place: str | None) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible: its name says what it is."""
+    """Remove a file or a folder as far as possible; its name shows what it is."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -202,7 +203,7 @@ def _remove(path: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each name durable. Raises OSError."""
+    """Make a folder and its parents, and make each name durable. Raises OSError."""
     made = []
     while not folder.exists():
         made.append(folder)
@@ -221,10 +222,10 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _exchange(aside: Path, path: Path) -> None:
-    """Let two folders change their names in one step; `aside` is then the old one.
+    """Exchange the names of two folders in one step; `aside` is then the old one.
 
-    Where the kernel or the file system cannot (renameat2 is Linux's own), the old folder steps aside first: for that
-    moment there is none.
+    If the kernel or the file system cannot do that (renameat2 is specific to Linux), the old folder is first moved
+    away. For that moment there is no folder at `path`.
     """
     if (renameat2 := _renameat2()) is not None:
         if renameat2(_AT_FDCWD, os.fsencode(aside), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:

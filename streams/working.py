@@ -1,8 +1,8 @@
-"""Long work between two polls, without leaving the consumer group: a thread works, and the consumer polls on.
+"""Long work between two polls without leaving the consumer group: a thread works, and the consumer keeps polling.
 
-kafka-python's heartbeat leaves the group when two polls lie further apart than `kafka.poll_interval_seconds_max`. What
-was done by then could not be committed, and whoever took the partitions over began the same work anew, for ever. The
-consumer stays in the thread that made it; only the work moves.
+kafka-python's heartbeat leaves the group if two polls lie further apart than `kafka.poll_interval_seconds_max`. The
+work done by then could not be committed, and the new owner of the partitions would repeat it, forever. The consumer
+stays in the thread that made it; only the work moves to another thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streams.stopping import Stop
 E = TypeVar("E")
 THREAD = "searchloop-work"
 KEEP_ALIVE_SECONDS = 1.0
-GRACE_SECONDS = 2.0  # A process is given less than 5 s between the signal and its end.
+GRACE_SECONDS = 2.0  # A process gets less than 5 s between the signal and its end.
 REBALANCE_SECONDS = 60.0
 REBALANCE_LOOK_SECONDS = 0.1
 _busy = threading.Event()
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Working:
-    """Does one piece of work at a time in a thread of its own, and keeps a consumer's membership alive meanwhile."""
+    """Runs one piece of work at a time in a separate thread, and keeps a consumer's membership alive meanwhile."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Working:
         grace_seconds: float = GRACE_SECONDS,
         waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        """grace_seconds: how long work may go on after a stop was asked for. waiting: is called while it is awaited."""
+        """grace_seconds: how long work may continue after a stop request. waiting: is called during the wait for it."""
         self._consumer = consumer
         self._stop = stop
         self._grace_seconds = grace_seconds
@@ -54,18 +54,18 @@ class Working:
         interval = float(consumer.config["max_poll_interval_ms"]) / 1000
         self._pause_seconds = min(KEEP_ALIVE_SECONDS, interval / 4)
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon: work that was given up must not hold the process.
+        # A daemon: abandoned work must not hold the process.
         threading.Thread(target=self._serve, name=THREAD, daemon=True).start()
 
     def __call__(self, act: Callable[[], E]) -> E | None:
-        """Return what `act` gives, or raise what it raises; None if it was given up because a stop was asked for.
+        """Return the result of `act`, or raise its error; return None if a stop request ended the wait.
 
-        What was given up goes on in its thread until the process ends, and nothing of it may be committed.
+        Abandoned work continues in its thread until the process ends, and nothing of it may be committed.
         """
         future: Future[E] = Future()
         self._tasks.put((act, future))
         if not _done(future, self._pause_seconds):
-            # Only work that takes longer pays for the pause: what was fetched ahead stays where it is.
+            # Only work that takes longer pays for the pause: otherwise the fetched records stay in place.
             with paused(self._consumer) as keep_alive:
                 asked_at: float | None = None
                 while not _done(future, self._pause_seconds):
@@ -74,12 +74,12 @@ class Working:
                     if self._stop():
                         asked_at = asked_at or time.monotonic()
                         if time.monotonic() - asked_at > self._grace_seconds:
-                            log.warning("asked to stop: unfinished work is given up, and will be done again")
+                            log.warning("stop requested: unfinished work is abandoned and will be repeated")
                             return None
         return future.result()
 
     def close(self) -> None:
-        """Let the thread end after what it is doing."""
+        """Let the thread end after its current work."""
         self._tasks.put(None)
 
     def _serve(self) -> None:
@@ -95,15 +95,18 @@ class Working:
 
 
 def work_goes_on() -> bool:
-    """Return whether some thread of this process still works: it may be in native code, which no exit should meet."""
+    """Return whether a thread of this process still works.
+
+    It may be in native code, which an exit should not interrupt.
+    """
     return _busy.is_set()
 
 
 def still_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> list[Received]:
-    """Return the records of partitions that are still ours: the others have a new owner, who does them again.
+    """Return the records of partitions that are still ours; the new owners of the other partitions handle the rest.
 
-    A rebalance that is under way is waited for.
-    Raises DeliveryError if it does not end within `REBALANCE_SECONDS`.
+    The function waits for a rebalance that is under way.
+    Raises DeliveryError if the rebalance does not end within `REBALANCE_SECONDS`.
     """
     deadline = time.monotonic() + REBALANCE_SECONDS
     if consumer.group_metadata().state != MemberState.STABLE:
@@ -116,11 +119,11 @@ def still_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> list[Re
 
 
 def commit_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
-    """Commit handled records of the partitions that are still ours, and go on behind them.
+    """Commit handled records of the partitions that are still ours, and continue after them.
 
-    Kafka takes no commit during a rebalance, so it is waited for. It also puts the consumer back to the commit before,
-    so that it would read the same records again.
-    Raises DeliveryError as `commit` does, and if a rebalance does not end within `REBALANCE_SECONDS`.
+    Kafka accepts no commit during a rebalance, so the function waits for its end. A rebalance also resets the consumer
+    to its previous commit, so that it would read the same records again; the function therefore seeks forward.
+    Raises the errors of `commit`, and DeliveryError if a rebalance does not end within `REBALANCE_SECONDS`.
     """
     deadline = time.monotonic() + REBALANCE_SECONDS
     while True:
@@ -141,11 +144,11 @@ def commit_owned(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
 def _check(deadline: float, consumer: KafkaConsumer) -> None:
     if time.monotonic() > deadline:
         raise DeliveryError(
-            f"group {consumer.config['group_id']!r} has not ended to share out its partitions for "
-            f"{REBALANCE_SECONDS:g} s; this worker stops, and what it had not committed is done again. Another member "
+            f"group {consumer.config['group_id']!r} has not finished assigning its partitions within "
+            f"{REBALANCE_SECONDS:g} s; this worker stops, and its uncommitted work is repeated. Another member "
             "may hang: see searchloop status"
         )
-    time.sleep(REBALANCE_LOOK_SECONDS)  # Until the heartbeat has told of the rebalance, a poll does not join anew.
+    time.sleep(REBALANCE_LOOK_SECONDS)  # A poll does not rejoin before the heartbeat has reported the rebalance.
 
 
 def _partition(record: Received) -> TopicPartition:

@@ -1,5 +1,5 @@
-"""Offline evaluation: the measures of a ranking, the gains of one over another, and how sure one may be of them.
+"""Offline evaluation: the measures of a ranking, the gains of one ranking over another, and their uncertainty.
 
-Pure functions of dictionaries: run = {query id: {document id: score}}, qrels = {query id: {document id: grade}}. No
-service, no clock, no unseeded chance: the same input gives the same bytes.
+Pure functions of dictionaries: run = {query id: {document id: score}}, qrels = {query id: {document id: grade}}. They
+use no service, no clock and no unseeded randomness: the same input gives the same bytes.
 """

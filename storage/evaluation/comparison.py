@@ -1,10 +1,11 @@
-"""How sure one may be of a difference: the paired bootstrap by query, and Holm's correction over measures.
+"""The uncertainty of a difference: the paired bootstrap by query, and Holm's correction over measures.
 
-The bootstrap (Efron and Tibshirani 1993, chapters 13 and 16; for retrieval: Sakai, SIGIR 2006) draws as many queries
-as there are, with replacement, B times, and looks at the statistic each time. Runs are compared on the same draws,
-query by query. The interval is the percentile interval. The p-value is two-sided: how often a draw lies as far from the
-observed difference as the observed difference lies from zero, (1 + count) / (B + 1). We differ from Sakai, who divides
-each draw by its own standard error: a ratio of sums has none at hand, and the same test serves means and ratios here.
+The bootstrap (Efron and Tibshirani 1993, chapters 13 and 16; for retrieval: Sakai, SIGIR 2006) draws as many queries as
+there are, with replacement, B times, and computes the statistic each time. Runs are compared on the same draws, query
+by query. The interval is the percentile interval. The p-value is two-sided: (1 + count) / (B + 1), where count is the
+number of draws at least as far from the observed difference as the observed difference is from zero. We differ from
+Sakai, who divides each draw by its own standard error. A ratio of sums has no standard error at hand, and the same test
+serves means and ratios here.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from storage.errors import EvaluationError
 Floats = NDArray[np.float64]
 Statistic = Literal["mean", "difference", "gain"]
 
-DRAWS_AT_ONCE = 4_000_000  # indices held in memory: 32 MB
+DRAWS_AT_ONCE = 4_000_000  # Indices held in memory: 32 MB.
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """An estimate with its interval; p is None where nothing is compared. None: it is not defined (0 / 0)."""
+    """An estimate with its interval. p is None if there is no comparison. None elsewhere means undefined (0 / 0)."""
 
     value: float | None
     low: float | None
@@ -71,7 +72,7 @@ def compare_gains(
 ) -> Interval:
     """Return the relative gain sum(values) / sum(baseline) - 1 over the same queries, its interval and its p-value.
 
-    Draws in which the baseline's sum is 0 have no gain and are left out; where it is 0 over all queries, all is None.
+    Draws in which the baseline's sum is 0 have no gain and are left out. If the sum is 0 over all queries, all is None.
     Raises EvaluationError if the two do not cover the same queries.
     """
     queries = _paired(values, baseline)
@@ -88,16 +89,16 @@ def interval_of(value: float, draws: Floats, confidence: float, *, test: bool) -
     low, high = np.quantile(draws, [edge, 1 - edge])
     p = None
     if test:
-        # The tolerance lets a draw that equals zero but for rounding count as being as far away as zero is.
+        # With the tolerance, a draw that equals zero except for rounding counts as being as far away as zero is.
         beyond = int((np.abs(draws - value) >= abs(value) - 1e-12).sum())
         p = (1 + beyond) / (len(draws) + 1)
     return Interval(value=value, low=float(low), high=float(high), p=p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values corrected for there being several, in the order given.
+    """Return the p-values corrected for multiple tests, in the given order.
 
-    Holm (1979): the i-th smallest of m is multiplied by m - i + 1; never smaller than the one before, never above 1.
+    Holm (1979): the i-th smallest of m is multiplied by m - i + 1; never smaller than the previous one, never above 1.
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
@@ -124,7 +125,7 @@ def _array(values: Mapping[str, float], queries: Sequence[str]) -> Floats:
 
 
 def _draw(after: Floats, before: Floats | None, statistic: Statistic, *, samples: int, seed: int) -> Floats:
-    """Return the statistic in each draw, [B]; the draws depend on the seed and the number of queries alone."""
+    """Return the statistic in each draw, [B]; the draws depend only on the seed and the number of queries."""
     count = len(after)
     random = np.random.default_rng(seed)
     drawn = []

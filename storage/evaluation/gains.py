@@ -1,7 +1,7 @@
-"""What LESER calls retrieval gain and relevance gain: how much more one run finds than another.
+"""Retrieval gain and relevance gain, two measures of LESER: how much more one run finds than another.
 
-The paper names both and defines neither. Here both are ratios of sums over queries, minus 1: a query for which the
-baseline finds nothing then still counts, where a mean of ratios would divide by zero.
+The paper names both and defines neither. Here both are ratios of sums over queries, minus 1. A query for which the
+baseline finds nothing therefore still counts; a mean of ratios would divide by zero.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def relevant_retrieved(run: Run, qrels: Qrels, *, depth: int = 100, relevant_gra
 
 
 def mean_relevance(run: Run, relevance: Mapping[str, Mapping[str, float]], *, depth: int = 10) -> Values:
-    """Return the mean relevance-model score of each query's first `depth` documents (of as many as there are; none: 0).
+    """Return the mean relevance-model score of each query's first `depth` documents.
 
-    relevance: {query id: {document id: score in [0, 1]}}; its queries are the ones that count.
+    If a query has fewer documents, the mean is over these; without any, it is 0.
+    relevance: {query id: {document id: score in [0, 1]}}; the result covers exactly its queries.
     The relative gain in its sum is the *relevance gain*: relative gain in mean relevance-model score of the top-k.
     Raises EvaluationError if a document in the top has no score.
     """
@@ -45,6 +46,6 @@ def mean_relevance(run: Run, relevance: Mapping[str, Mapping[str, float]], *, de
 
 
 def relative_gain(values: Mapping[str, float], baseline: Mapping[str, float]) -> float | None:
-    """Return sum(values) / sum(baseline) - 1 over the queries; None where the baseline's sum is 0."""
+    """Return sum(values) / sum(baseline) - 1 over the queries; None if the baseline's sum is 0."""
     before = sum(baseline[query] for query in sorted(baseline))
     return sum(values[query] for query in sorted(values)) / before - 1 if before > 0 else None

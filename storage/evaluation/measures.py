@@ -1,10 +1,11 @@
 """The measures of one run, query by query, computed by `ir_measures` (trec_eval's own code) on one order of documents.
 
 The order is score descending, then document id ascending, as in the search itself. trec_eval breaks ties by document id
-*descending*, and other providers in other ways, so every provider is given the ranks in place of the scores.
+*descending*, and other providers break them in other ways. So every provider gets the ranks in place of the scores.
 
-Pinned: the gain of a document in nDCG is max(grade, 0), linear as in trec_eval, discounted by log2(rank + 1); a
-document is relevant from `relevant_grade` on; an unjudged one is not relevant. A judged query without a ranking is 0.
+These conventions are fixed: the gain of a document in nDCG is max(grade, 0), linear as in trec_eval, discounted by
+log2(rank + 1). A document is relevant from `relevant_grade` on; an unjudged one is not relevant. A judged query without
+a ranking is 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Values = dict[str, float]  # query id → value
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@90P", "Judged@10")
 
-# No more than these, and no cutoff of 0: trec_eval ends the whole process when it gets one.
+# Only these measures, and no cutoff of 0: trec_eval ends the whole process if it gets one.
 _KNOWN = re.compile(r"(nDCG|AP|RR|Rprec)|(nDCG|AP|RR|R|P|Success|Judged)@[1-9][0-9]{0,5}")
 _RECALL_AT_PRECISION = re.compile(r"R@([1-9][0-9]?|100)P")
 
@@ -43,8 +44,8 @@ def measure_run(
     """Return {measure: {query id: value}} for every query of the qrels, in the order of query ids.
 
     measures: "nDCG", "AP" or "RR", with a cutoff ("nDCG@10") or without; "Rprec"; "R", "P", "Success" or "Judged" with
-    one ("R@100"), all in the spelling of ir_measures; or "R@90P", recall at 90 % precision (see `precision`).
-    relevant_grade: the least grade that counts as relevant, where a measure knows only relevant or not.
+    a cutoff ("R@100"), all in the spelling of ir_measures; or "R@90P", recall at 90% precision (see `precision`).
+    relevant_grade: the lowest grade that counts as relevant, for measures with binary relevance.
     Raises EvaluationError if a measure is unknown, or if the run has a query that the qrels do not judge.
     """
     check_queries(run, qrels)
@@ -52,9 +53,9 @@ def measure_run(
     standard = {name: _parsed(name, relevant_grade) for name in measures if not _RECALL_AT_PRECISION.fullmatch(name)}
     table = {name: dict.fromkeys(queries, 0.0) for name in measures}
     if standard:
-        # A fresh list of providers: the default one also holds a Perl program and pure-Python rewrites of trec_eval.
+        # A separate list of providers: the default one also holds a Perl program and pure-Python rewrites of trec_eval.
         provider = FallbackProvider([PytrecEvalProvider(), JudgedProvider(), MsMarcoProvider()])
-        # trec_eval knows no negative grades; whether a document is judged at all does not depend on the grade.
+        # trec_eval knows no negative grades; whether a document counts as judged does not depend on the grade.
         grades = {query: {document: max(grade, 0) for document, grade in of.items()} for query, of in qrels.items()}
         ranks = {query: _rank_scores(scores) for query, scores in run.items() if scores}
         found = provider.iter_calc(list(standard.values()), grades, ranks)
@@ -80,7 +81,7 @@ def mean(values: Mapping[str, float]) -> float:
 
 
 def check_queries(run: Run, qrels: Qrels) -> None:
-    """Raise EvaluationError if there is no judged query, or if the run has queries that nobody judged."""
+    """Raise EvaluationError if there is no judged query, or if the run has unjudged queries."""
     if not qrels:
         raise EvaluationError("expected judgments for at least one query, got none; check the qrels file")
     if strangers := sorted(set(run) - set(qrels)):

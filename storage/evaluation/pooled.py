@@ -1,11 +1,11 @@
-"""How sure one may be of recall at 90 % precision with one threshold for all queries: drawn by query, runs in pairs.
+"""The uncertainty of recall at 90% precision with one threshold for all queries: drawn by query, with runs in pairs.
 
-The statistic is no mean over queries: a draw of queries moves the threshold. So each draw counts the pairs of a query
-as often as the query was drawn, and looks for the best threshold anew. Draws depend on the seed and the number of
-queries alone, so runs that are drawn with the same seed are compared on the same queries. Where a few pairs decide it
-the statistic jumps (.005 in one draw, .72 in the next), and the interval of the draws need not hold the value: that
-says that it is no measure of these runs. The value itself is
-`storage.evaluation.precision.pooled_recall_at_precision`, which says what is measured.
+The statistic is not a mean over queries: a draw of queries moves the threshold. So each draw counts the pairs of a
+query as often as the query was drawn, and finds the best threshold anew. Draws depend only on the seed and the number
+of queries, so runs that are drawn with the same seed are compared on the same queries. If a few pairs decide the
+statistic, it jumps (0.005 in one draw, 0.72 in the next), and the interval of the draws need not contain the value. The
+statistic is then no suitable measure of these runs. `storage.evaluation.precision.pooled_recall_at_precision` computes
+and defines the value itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 4_000_000
 
 
 class Drawn(NamedTuple):
-    """A statistic over all queries, and in each draw of them: [B]."""
+    """A statistic over all queries, and its value in each draw of them: [B]."""
 
     value: float
     draws: Floats
@@ -39,7 +39,7 @@ def draw_pooled_recall(
     seed: int = 0,
     relevant_grade: int = 1,
 ) -> Drawn:
-    """Return the recall at 90 % precision over the judged pairs of all queries, and its draws.
+    """Return the recall at 90% precision over the judged pairs of all queries, and its draws.
 
     Raises EvaluationError without a judged query.
     """
@@ -56,7 +56,7 @@ def draw_pooled_recall(
     scores = np.array([row[0] for row in rows])
     owners = np.array([row[1] for row in rows], dtype=np.int64)  # [P]
     marks = np.array([row[2] for row in rows], dtype=bool)  # [P]
-    ends = np.append(scores[1:] != scores[:-1], True)[: len(rows)]  # [P] A threshold cannot part equal scores.
+    ends = np.append(scores[1:] != scores[:-1], True)[: len(rows)]  # [P] A threshold cannot separate equal scores.
     relevant = np.array([sum(grade >= relevant_grade for grade in qrels[query].values()) for query in queries])  # [Q]
     whole = _best(np.ones((1, len(queries)), dtype=np.int64), owners, marks, ends, relevant)
     random, drawn = np.random.default_rng(seed), []
@@ -74,12 +74,12 @@ def mean_drawn(of: Sequence[Drawn]) -> Drawn:
 
 
 def pooled_interval(of: Drawn) -> Interval:
-    """Return the value with its 95 % interval."""
+    """Return the value with its 95% interval."""
     return interval_of(of.value, of.draws, 0.95, test=False)
 
 
 def compare_pooled(of: Drawn, baseline: Drawn) -> Interval:
-    """Return the difference from the baseline, its 95 % interval and its p-value; both drawn with the same seed."""
+    """Return the difference from the baseline, its 95% interval and its p-value; both need draws with the same seed."""
     return interval_of(of.value - baseline.value, of.draws - baseline.draws, 0.95, test=True)
 
 
@@ -90,7 +90,7 @@ def _best(
     ends: NDArray[np.bool_],
     relevant: NDArray[np.int64],
 ) -> Floats:
-    """Return the highest recall of each draw, [b]; counts: [b, Q] how often each query was drawn."""
+    """Return the highest recall of each draw, [b]. counts: [b, Q], how often each query was drawn."""
     of_pairs = counts[:, owners]  # [b, P]
     kept, hits = np.cumsum(of_pairs, axis=1), np.cumsum(of_pairs * marks, axis=1)
     good = ends & (hits >= PRECISION * kept - 1e-9)

@@ -1,13 +1,13 @@
-"""Recall at a fixed precision: how much of what is relevant may be shown before one result in ten is wrong.
+"""Recall at a fixed precision: the share of the relevant documents that can be shown before one result in ten is wrong.
 
-ReLSum (a cross-encoder's summaries, trained against its relevance scores) reports "R@90P" without defining it. Here: a
-threshold on the score keeps the documents that score at least as much; of all thresholds whose kept documents are
-relevant to at least 90 %, the one with the highest recall gives the value. A threshold cannot part equal scores. If no
-threshold qualifies, the value is 0. The recall's denominator is every relevant document that is judged, retrieved or
-not. Where all documents are scored, this is the best point of scikit-learn's `precision_recall_curve`.
+ReLSum (a cross-encoder's summaries, trained against its relevance scores) reports "R@90P" without defining it. Here, a
+threshold on the score keeps the documents that score at least as much. The value is the highest recall of all
+thresholds whose kept documents are at least 90% relevant. A threshold cannot separate equal scores. If no threshold
+qualifies, the value is 0. The recall's denominator is every relevant judged document, retrieved or not. If all
+documents are scored, this is the best point of scikit-learn's `precision_recall_curve`.
 
-Per query a threshold may differ from query to query. Pooled, one threshold serves all queries, as a classifier of
-(query, document) pairs must: that is ReLSum's use, and it needs scores that mean the same for every query.
+Per query, the threshold may differ from query to query. Pooled, one threshold serves all queries, as a classifier of
+(query, document) pairs needs it. ReLSum uses the pooled form, which needs scores with the same meaning for every query.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _highest_recall(pairs: Iterable[tuple[float, bool]], relevant: int, precisio
         marks = [mark for _, mark in tied]
         kept += len(marks)
         hits += sum(marks)
-        # Compare without dividing: 9 of 10 is 90 %, whatever the last bit of 0.9 says.
+        # Compare without dividing: 9 of 10 is 90%, whatever the last bit of 0.9 says.
         if hits >= precision * kept - 1e-9:
             best = hits
     return best / relevant if relevant else 0.0

@@ -1,4 +1,4 @@
-"""Several runs against one set of judgments, as one table: what each reaches, and what it gains over a baseline."""
+"""Several runs against one set of judgments as one table: the measures of each, and its gains over a baseline."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RELEVANCE_GAIN = "relevance gain"
 
 
 class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is measured and how sure it has to be."""
+    """The measures of an evaluation, and the confidence of its intervals."""
 
     measures: tuple[str, ...] = MEASURES
-    relevant_grade: Annotated[int, msgspec.Meta(ge=1, description="the least grade that counts as relevant")] = 1
+    relevant_grade: Annotated[int, msgspec.Meta(ge=1, description="the lowest grade that counts as relevant")] = 1
     retrieval_depth: Annotated[int, msgspec.Meta(ge=1, description="rank down to which the retrieval gain counts")] = (
         100
     )
@@ -33,14 +33,14 @@ class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """A run against the baseline; p_holm is p corrected for the number of measures that were compared."""
+    """A run against the baseline. p_holm: p corrected for the number of compared measures."""
 
     interval: Interval
     p_holm: float | None
 
 
 class RunTable(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run reaches.
+    """The results of one run.
 
     unanswered: judged queries that the run does not have; each counts as 0.
     """
@@ -54,7 +54,10 @@ class RunTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole table. without_relevant: queries for which nobody judged any document relevant; all score 0 there."""
+    """The whole table.
+
+    without_relevant: queries without any document that was judged relevant; every run scores 0 there.
+    """
 
     queries: int
     judgments: int
@@ -77,7 +80,7 @@ def evaluate_runs(
 
     baseline: the name of one of the runs. relevance: relevance-model scores of every document that any run has in its
     top, {query id: {document id: score}}; without them there is no relevance gain.
-    progress: called with (what is being done, runs done, of how many).
+    progress: called with (current step, runs done, number of runs).
     Raises EvaluationError if something does not fit together; the message begins with the run's name.
     """
     settings = settings or EvaluationSettings()
@@ -168,7 +171,8 @@ def _differences(
         )
         for measure, of in gains.items()
     }
-    # How much of a ranking is judged says how far to trust the rest; it is no claim, so it costs the claims nothing.
+    # The share of judged documents says how far to trust the other measures. It is not a claim, so it does not enter
+    # their correction.
     tested = {name: item.p for name, item in found.items() if item.p is not None and not name.startswith("Judged")}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {name: Difference(interval=item, p_holm=corrected.get(name)) for name, item in found.items()}

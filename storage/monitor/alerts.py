@@ -1,4 +1,4 @@
-"""What the monitor's windows warn of: each rule with its limit, in one table. They warn, and stop nothing."""
+"""The alerts of the monitor's windows: each rule with its limit, in one table. Alerts warn, and stop nothing."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RECENT_VERSIONS = 5
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule that a run breaks now. what: the figure, and the limit that it passed."""
+    """One rule that a run breaks now. what: the value, and the limit that it passed."""
 
     name: str
     what: str
 
 
 class Line(Protocol):
-    """What the rules look at, of one policy version."""
+    """The values of one policy version that the rules use."""
 
     @property
     def groups(self) -> int: ...
@@ -59,10 +59,10 @@ class Line(Protocol):
 def alerts(
     lines: Sequence[Line], *, dead_letters: int, staleness_max: int, state: RunState | None = None
 ) -> tuple[Alert, ...]:
-    """Return what a run's policy versions, oldest first, and how it stands warn of.
+    """Return the alerts for a run's policy versions, oldest first, and for its state.
 
-    dead_letters: of the whole run. staleness_max: the run's limit; the rule about its nearness begins at 2, as any
-    step behind would break it before.
+    dead_letters: of the whole run. staleness_max: the run's limit. The rule about a near limit applies from a limit of
+    2 on, because below that a single step behind would break it.
     """
     stall = _stall(state)
     found = [rule(lines) for rule in (_dead_groups, _low_advantage, _no_op, _stuffing, _format, _failed)]
@@ -71,7 +71,7 @@ def alerts(
 
 
 def _stall(state: RunState | None) -> Alert | None:
-    """A stalled run changes no window, so no other rule would ever notice."""
+    """A stalled run changes no window, so no other rule would ever notice it."""
     if state is None or state.state != "stalled":
         return None
     return Alert(name="stall", what=stall_text(state.seconds, state.waiting_for))
@@ -89,7 +89,7 @@ def _dead_groups(lines: Sequence[Line]) -> Alert | None:
 
 
 def _low_advantage(lines: Sequence[Line]) -> Alert | None:
-    """Rewards that hardly differ within a group leave an advantage of noise, or one that std(r) blows up."""
+    """If rewards hardly differ within a group, the advantage is noise, or division by std(r) makes it too large."""
     if len(lines) <= RECENT_VERSIONS:
         return None
     now, first = (_recent(part, lambda line: line.reward_std) for part in (lines, lines[:RECENT_VERSIONS]))
@@ -102,14 +102,14 @@ def _low_advantage(lines: Sequence[Line]) -> Alert | None:
 
 
 def _stuffing(lines: Sequence[Line]) -> Alert | None:
-    """Repeats rose from .26 to .55 in a pilot that was rewarded for saying the same words again."""
+    """The share of repeats rose from 0.26 to 0.55 in a pilot whose reward favored repeated words."""
     now, first = (_recent(part, lambda line: line.repeat_share) for part in (lines, lines[:RECENT_VERSIONS]))
     if now is None or first is None or (now <= REPEAT_SHARE and now - first <= REPEAT_GAIN):
         return None
-    limit = f"limit {REPEAT_SHARE:.0%}" if now > REPEAT_SHARE else f"{first:.0%} did at first"
+    limit = f"limit {REPEAT_SHARE:.0%}" if now > REPEAT_SHARE else f"{first:.0%} at first"
     return Alert(
         name="keyword stuffing",
-        what=f"{now:.0%} of the words stand in their own answer before, {limit}; type/token ratio {1 - now:.2f}",
+        what=f"{now:.0%} of the words repeat earlier words of their answer, {limit}; type/token ratio {1 - now:.2f}",
     )
 
 

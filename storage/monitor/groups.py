@@ -1,4 +1,4 @@
-"""What one reward record says of its group, as the monitor's windows add it up."""
+"""The measurements of one group from its reward record, as the monitor's windows add them up."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import msgspec
 from streams.errors import EventError
 from streams.events import Outcome, PolicyRef, Position, Reward
 
-REWARD_MAX = 1e100  # A reward beyond this is no measurement, and would overflow the sums.
+REWARD_MAX = 1e100  # A larger reward is no measurement, and would overflow the sums.
 VersionKey = tuple[str, int, int]  # lineage, step, start_ms
 _WORD = re.compile(r"\w+")
 
 
 class Take(msgspec.Struct, frozen=True, kw_only=True):
-    """What one update did with a group; parent_step is the policy's step before it."""
+    """The use of one group in one update. parent_step: the policy's step before it."""
 
     fate: str
     parent_step: int
 
 
 class Group(msgspec.Struct, kw_only=True):
-    """One group as its first reward record tells it; rank orders records of one group by their place in the log."""
+    """One group as its first reward record describes it. rank: orders records of one group by their place."""
 
     rank: tuple[int, int, int]
     window: VersionKey
@@ -42,11 +42,11 @@ class Group(msgspec.Struct, kw_only=True):
 
 
 def measure_group(reward: Reward, position: Position, window: VersionKey) -> Group:
-    """Return what one reward record says of its group.
+    """Return the measurements of the group in one reward record.
 
-    mean, std: over the scored candidates' rewards; std as stddev_pop, None with no scored one. flat: at least two are
-    scored, and all alike. words, repeated: of the valid answers, and of these the ones that stand in their own answer
-    before. Raises EventError for a reward beyond REWARD_MAX.
+    mean, std: over the scored candidates' rewards; std as stddev_pop, None without a scored one. flat: at least two are
+    scored, and all are equal. words: the words of the valid answers. repeated: those of them that occur earlier in
+    their own answer. Raises EventError for a reward beyond REWARD_MAX.
     """
     values = [outcome.reward for outcome in reward.outcomes if outcome.reward is not None]
     if any(abs(value) > REWARD_MAX for value in values):
@@ -72,7 +72,7 @@ def measure_group(reward: Reward, position: Position, window: VersionKey) -> Gro
 
 
 def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
-    """Return whether a valid answer had no effect: it holds no expansion, or finds what the query alone found."""
+    """Return whether a valid answer had no effect: it has no expansion, or finds the same documents as the query."""
     if not (outcome.valid and outcome.status == "scored"):
         return False
     if outcome.summary is not msgspec.UNSET:
@@ -81,11 +81,11 @@ def _unchanged(outcome: Outcome, raw: Sequence[str]) -> bool:
 
 
 def _words(outcome: Outcome) -> list[str]:
-    """Return the words of a valid answer as it is used: its summary, or its expansions."""
+    """Return the words of a valid answer in the form in which it is used: its summary, or its expansions."""
     text = " ".join(outcome.expansions) if outcome.summary is msgspec.UNSET else outcome.summary
     return [word.lower() for word in _WORD.findall(text)]
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean, summed exactly; None of nothing."""
+    """Return the mean, summed exactly; None for no values."""
     return math.fsum(values) / len(values) if values else None

@@ -1,7 +1,7 @@
-"""Whether a run gets on, and if not, what it waits for: decided from what can be seen from outside, by pure functions.
+"""A run's progress, and the reason for a stall: decided by pure functions from facts that are visible from outside.
 
-The loop pushes back: with its learner gone the generator may write no more, and seems to stand still as well. So the
-stage to blame is the last one in the order of the stream that has enough to do and does not move.
+The loop has back pressure: without its learner, the generator may write no more, and seems to stand still as well. So
+the blamed stage is the last one in the order of the stream that has enough work and does not move.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one stage has before it, and when it last moved.
+    """The work that waits for one stage, and the time of its last progress.
 
-    waiting: records that it has not taken; None if that cannot be seen. since_ms: since when it could have taken the
-    next one: its own last record, or the arrival of the oldest record that waits, whichever is later; None if none
-    waits. enough: how many it needs before it can do anything.
+    waiting: records that it has not taken; None if unknown. since_ms: the time since which it could have taken the next
+    one. This is its own last record or the arrival of the oldest waiting record, whichever is later; None if none
+    waits. enough: the number of records that it needs before it can do anything.
     """
 
     stage: str
@@ -60,11 +60,11 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run stands.
+    """The state of a run.
 
     state: "running"; "idle" (no request waits); "finished" (it has made its updates); "stalled" (something waits, and
     the stage that should take it has not moved for `delivery.stall_seconds`); "stopped" (no worker lives); "unknown".
-    waiting_for: of a stalled run, what it waits for; else empty. seconds: how long it has not moved. says: one line.
+    waiting_for: the awaited event of a stalled run, else empty. seconds: the time without progress. says: one line.
     """
 
     run: str
@@ -75,14 +75,14 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_state(facts: RunFacts, *, stall_seconds: float) -> RunState:
-    """Return how a run stands, from facts alone."""
+    """Return the state of a run, from facts alone."""
     done = f"{facts.updates_done}" + (f" of {facts.updates_wanted}" if facts.updates_wanted else "") + " updates"
     if facts.unseen:
         return RunState(run=facts.run, state="unknown", says=facts.unseen)
     living = any(worker.state != "dead" for worker in facts.workers) or facts.members > 0
     finished = 0 < facts.updates_wanted <= facts.updates_done
     if not living:
-        said = f"{done}; no worker of it lives"
+        said = f"{done}; no worker of the run is alive"
         return RunState(run=facts.run, state="finished" if finished else "stopped", says=done if finished else said)
     if (blamed := _blamed(facts, finished)) is not None:
         seconds = _seconds(facts, blamed)
@@ -95,7 +95,7 @@ def run_state(facts: RunFacts, *, stall_seconds: float) -> RunState:
 
 
 def process_lines(workers: Sequence[WorkerFacts]) -> dict[str, str]:
-    """Return, for each role with a worker that does not work, what is the matter with it."""
+    """Return the fault of each role that has a worker but no working one."""
     lines: dict[str, str] = {}
     for role in dict.fromkeys(worker.role for worker in workers):
         mine = [worker for worker in workers if worker.role == role]
@@ -108,16 +108,16 @@ def process_lines(workers: Sequence[WorkerFacts]) -> dict[str, str]:
 
 
 def _blamed(facts: RunFacts, finished: bool) -> StageFacts | None:
-    """Return the last stage that has enough to do, the sink only if none of the loop has.
+    """Return the last stage that has enough work; the sink only if no stage of the loop has.
 
-    A run that has made its updates has nothing more to do for the loop, whatever waits; only its sink may be behind.
+    A run that has made its updates has no more work for the loop, whatever waits; only its sink may be behind.
     """
     by_name: Mapping[str, StageFacts] = {stage.stage: stage for stage in facts.stages}
     loop = [by_name[name] for name in ("learner", "environment", "generator") if name in by_name and not finished]
     busy = [stage for stage in loop if _has_enough(stage)]
     sink = by_name.get("sink")
     if sink is not None and _has_enough(sink) and all(_seconds(facts, sink) > _seconds(facts, each) for each in busy):
-        # The loop does not wait for its sink: it is to blame where the others move and it does not.
+        # The loop does not wait for its sink: the sink is to blame if the others move and it does not.
         return sink
     return busy[0] if busy else None
 
@@ -127,9 +127,9 @@ def _has_enough(stage: StageFacts) -> bool:
 
 
 def _seconds(facts: RunFacts, stage: StageFacts) -> float:
-    """Return how long a stage has not moved: never longer than its worker has lived, as its log may be a copy."""
+    """Return how long a stage has not moved; never longer than its worker has lived, because its log may be a copy."""
     began = [worker.started_ms for worker in facts.workers if worker.role == stage.stage]
-    # With no worker of that role, those of the others tell since when somebody wants it to move.
+    # If that role has no worker, the starts of the other workers say since when progress is wanted.
     began = began or [worker.started_ms for worker in facts.workers]
     since_ms = max([stage.since_ms or 0, *([max(began)] if began else [])])
     return max(facts.now_ms - since_ms, 0) / 1000
@@ -145,7 +145,7 @@ def _what(stage: StageFacts, workers: Sequence[WorkerFacts]) -> str:
         return f"{said}; {trouble[stage.stage]}"
     if workers and all(worker.role != stage.stage for worker in workers):
         said = f"{said}; this machine has no {stage.stage}"
-    # The stage may be held up by another one: a learner that is gone grants no requests.
+    # Another stage may hold this one up: a learner that is gone grants no requests.
     return "; ".join([said, *(f"the {role}: {what}" for role, what in trouble.items())])
 
 

@@ -1,4 +1,4 @@
-"""What the windows of a run say together: one line per policy version, sums over all, and what they warn of."""
+"""The view of a run from its windows: one line per policy version, sums over all, and the alerts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from streams.lag import StageLag
 
 
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy version over all its windows; shares and means are None where nothing was counted.
+    """One policy version over all its windows; shares and means are None if their denominator is 0.
 
     reward_mean, reward_std: means over groups of the mean and the spread within each. flat_share: of the measured
     groups. valid_share, unchanged_share: of the candidates that were scored or found invalid. failed_share: of all
-    candidates. repeat_share: of the words of valid answers, those that stand in their own answer before; 1 less that is
+    candidates. repeat_share: the share of words of valid answers that occur earlier in their own answer; 1 minus it is
     the type/token ratio. staleness_mean, staleness_p95: in versions, over the groups that updates took.
     """
 
@@ -39,11 +39,11 @@ class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as its windows tell it.
+    """A run as its windows describe it.
 
-    updates_done, updates_wanted: optimizer steps since the warm-up, and how many the run was started for. policy_lag:
-    steps between the newest policy and the one that wrote the newest groups. lags: records that a stage has not read.
-    state: how the run stands: running, idle, finished, stalled (and what it waits for), stopped or unknown.
+    updates_done, updates_wanted: optimizer steps since the warm-up, and the number that the run was started for.
+    policy_lag: steps between the newest policy and the one that wrote the newest groups. lags: records that a stage has
+    not read. state: the run's state: running, idle, finished, stalled (with the awaited event), stopped or unknown.
     """
 
     run: str
@@ -140,7 +140,7 @@ def _line(windows: Sequence[VersionWindow]) -> VersionLine:
 
 
 def percentile(counts: Counter[int], share: float) -> int | None:
-    """Return the smallest value that at least `share` of the counted ones do not exceed; None of nothing."""
+    """Return the smallest value that at least `share` of the counted ones do not exceed; None for no values."""
     seen = 0
     for value in sorted(counts):
         seen += counts[value]

@@ -1,17 +1,17 @@
-"""Windows over a run's log, by policy version: the arithmetic alone, without Kafka, clock or thread.
+"""Windows over a run's log, by policy version: only the arithmetic, without Kafka, clock or thread.
 
-Event time decides: a group lies in the window in which its candidates were written (`Generation.made_at_ms`, which its
-reward repeats), a dead letter in that of its own `made_at_ms`. So the windows are a function of the log, and a monitor
-that begins anew comes to the same ones.
+Event time decides. A group lies in the window in which its candidates were written (`Generation.made_at_ms`, which its
+reward repeats). A dead letter lies in the window of its own `made_at_ms`. So the windows are a function of the log, and
+a monitor that starts anew computes the same windows.
 
 - *Duplicates*: of two records for one group the first in the log counts (lowest source offset, then lowest offset, as
-  in the ledger's views); an update counts once by its weights, a dead letter once by the record that it buries.
-- *Out of order*: entries are kept one by one until their window closes, and sums are exact (`math.fsum`), so neither
-  the order of arrival nor the order of topics changes a window. An update that comes before its groups waits for them.
-- *Late*: a window closes when the log's time has passed its end by `late_seconds`. What comes after that is counted as
-  late and changes nothing. The log's time is the newest event time of the rewards, never beyond the wall clock; while
-  the log is still being caught up with, it is that of the partition which is furthest behind.
-- *Malformed*: counted by topic, and passed over.
+in the ledger's views). An update counts once by its weights, a dead letter once by the record that it buries.
+- *Out of order*: entries are kept one by one until their window closes, and sums are exact (`math.fsum`). So neither
+the order of arrival nor the order of topics changes a window. An update that comes before its groups waits for them.
+- *Late*: a window closes when the log's time has passed its end by `late_seconds`. Later entries are counted as late
+and change nothing. The log's time is the newest event time of the rewards, never beyond the wall clock. During the
+catch-up with the log, it is the time of the partition that is furthest behind.
+- *Malformed*: such records are counted by topic, and skipped.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ EXPECTED: dict[str, type[Event]] = {"rewards": Reward, "updates": Update, "dead-
 
 
 class MonitorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the monitor's windows are, and how long it waits for what is late.
+    """The length of the monitor's windows, and its wait for late records.
 
-    late_seconds: a window closes so long after its end, in the log's own time; longer than any outage that is to leave
-    no gap. publish_seconds: how often windows that changed are published. entries_max: groups and dead letters kept in
-    memory at most; beyond it the oldest window closes early.
+    late_seconds: a window closes this long after its end, in the log's own time; it must be longer than any outage that
+    is to leave no gap. publish_seconds: how often changed windows are published. entries_max: the most groups and dead
+    letters kept in memory; beyond it the oldest window closes early.
     """
 
     window_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 60
@@ -62,10 +62,10 @@ StageKey = tuple[str, int]  # stage, start_ms
 
 
 class Windows:
-    """The tables: fold records in, take changed windows out."""
+    """The tables: add records, take out changed windows."""
 
     def __init__(self, run: str, settings: MonitorSettings, *, ends: Mapping[tuple[str, int], int]) -> None:
-        """ends: the log's end when the monitor began, by (kind, partition): up to there it is catching up."""
+        """ends: the log's ends when the monitor started, by (kind, partition); until there it is catching up."""
         self._run = run
         self._size_ms = settings.window_seconds * 1000
         self._late_ms = settings.late_seconds * 1000
@@ -88,14 +88,14 @@ class Windows:
         self._changed_stages: set[StageKey] = set()
 
     def add(self, position: Position, value: bytes | None, *, timestamp_ms: int, now_ms: int) -> None:
-        """Fold one record in. Nothing in it can raise: what is no event of its topic is counted as malformed.
+        """Add one record; a record that is no event of its topic is counted as malformed and never raises.
 
-        timestamp_ms: the record's own, for events that carry no time. now_ms: the wall clock, which the log's time
+        timestamp_ms: the record's own time, for events that carry no time. now_ms: the wall clock, which the log's time
         cannot pass.
         """
         kind = kind_of(position.topic)
         place = (kind, position.partition)
-        # A rebalance delivers records again; counters must not see them twice. Windows know by the ids.
+        # A rebalance delivers records again, and counters must not count them twice. Windows recognize them by ids.
         again = position.offset < self._positions.get(place, 0)
         self._positions[place] = max(self._positions.get(place, 0), position.offset + 1)
         try:
@@ -116,10 +116,10 @@ class Windows:
     def changes(self) -> dict[str, WindowEvent | None]:
         """Return every window that changed since the last call, by key, and the monitor's own state.
 
-        While the log is being caught up with, only windows that are closed: the others are not whole yet.
+        During the catch-up with the log, only closed windows are returned, because the others are not complete yet.
 
-        None stands for a window that has nothing in it any more. Windows that are closed by now are forgotten: further
-        records of theirs are late.
+        None stands for a window that is empty now. Closed windows are then forgotten: further records of theirs are
+        late.
         """
         self._close()
         whole = not self._behind()
@@ -132,7 +132,7 @@ class Windows:
         return {window_key(event): None if _empty(event) else event for event in (*events, self.state())}
 
     def state(self) -> MonitorState:
-        """Return how far the log is read, and what stands in no window."""
+        """Return the reading positions, and the totals that belong to no window."""
         newest = self._newest_update[1] if self._newest_update else None
         return MonitorState(
             run=self._run,
@@ -221,7 +221,7 @@ class Windows:
         self._changed_stages |= {window for window in self._stages if self._shut(window[1])}
 
     def _behind(self) -> list[tuple[str, int]]:
-        """Return the partitions that are not read yet up to where they ended when the monitor began."""
+        """Return the partitions that are not yet read up to their ends at the monitor's start."""
         return [place for place, end in self._ends.items() if self._positions.get(place, 0) < end]
 
     def _sizes(self) -> Counter[int]:

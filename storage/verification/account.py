@@ -1,4 +1,4 @@
-"""The account that `searchloop verify` gives: what was counted per partition and stage, and what does not add up."""
+"""The account that `searchloop verify` gives: the counts per partition and stage, and the findings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Verdict = Literal["sound", "unfinished", "broken"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that does not hold: which rule (of `rules.RULES`), where, and what was found.
+    """A breach of a rule: the rule (of `rules.RULES`), the place, and the value found.
 
-    severity: "broken" for what the contract excludes. "unfinished" for what is still owed although nobody is at work:
-    going on with the run mends it.
+    severity: "broken" for a state that the contract excludes. "unfinished" for work that is still owed although nobody
+    is working; continuing the run completes it.
     """
 
     rule: str
@@ -27,16 +27,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     severity: Severity = "broken"
 
     def __post_init__(self) -> None:
-        """Hold every finding to a rule that the documentation explains."""
+        """Require a rule that the documentation explains."""
         assert self.rule in RULES, self.rule
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition of a topic: next_offset - gaps = rows + dead_letters, or there is a residual.
+    """One partition of a topic: next_offset - gaps = rows + dead_letters; otherwise there is a residual.
 
-    start, end: what Kafka holds; None without Kafka. next_offset: how far the ledger has stored. behind: records that
-    Kafka holds beyond that. gaps: offsets below it at which Kafka never had a record. rows: records in the ledger's
-    tables. dead_letters: records that the sink could not decode. archived: of all of them, those in closed segments.
+    start, end: the offsets that Kafka holds; None without Kafka. next_offset: the end of the ledger's stored offsets.
+    behind: records that Kafka holds beyond that. gaps: offsets below it at which Kafka never had a record. rows:
+    records in the ledger's tables. dead_letters: records that the sink could not decode. archived: those of all these
+    records that are in closed segments.
     """
 
     topic: str
@@ -53,10 +54,10 @@ class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What went into a stage below its checked end, and what became of it: taken - ended = residual.
+    """The inputs of a stage below its checked end, and their fates: taken - ended = residual.
 
-    unit: what is counted. fates: each terminal fate with its count. waiting: beyond the checked end, not due yet.
-    not_asked: requests that lie ready, but that the learner has not granted: nobody may answer them yet.
+    unit: the counted items. fates: each terminal fate with its count. waiting: items beyond the checked end, not due
+    yet. not_asked: requests that lie ready but that the learner has not granted; nobody may answer them yet.
     """
 
     stage: str
@@ -69,9 +70,9 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a value that the user kept elsewhere.
+    """The result for a value that the user kept elsewhere.
 
-    version: the version that it names, None if it is not in the chain. later: how many updates were made since.
+    version: the version that the value names, None if it is not in the chain. later: the number of updates made since.
     """
 
     value: str
@@ -83,13 +84,13 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """A run's whole account.
 
     verdict: "broken" if the contract does not hold, "unfinished" if it holds so far and something is still owed.
-    mode: what was looked at: kafka or offline, rebuild, live. unseen: what this mode cannot see.
+    mode: the checked sources: kafka or offline, rebuild, live. unseen: the things that this mode cannot see.
     live: a sink held the ledger, so the archive's closed segments were checked instead. kafka: whether topics were
     compared too. policy: the version that CURRENT names, None before the first. seal: one value to keep elsewhere, None
     while the chain of hashes is not recorded. manifest_sha256: of the newest checkpoint. trusted: see `Trust`.
     uses_max: the most gradients that any candidate gave along its lineage. unchecked: claims of the learner that the
-    log can neither prove nor refute, by what they say. tables: each table's content hash if the ledger was built anew
-    and compared.
+    log can neither prove nor refute, counted by kind. tables: each table's content hash if the ledger was rebuilt and
+    compared.
     """
 
     run: str
@@ -111,19 +112,19 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sound(self) -> bool:
-        """Return whether nothing was found that breaks the contract, and nothing is still owed."""
+        """Return whether the contract holds and nothing is still owed."""
         return self.verdict == "sound"
 
 
 def verdict_of(findings: Sequence[Finding]) -> Verdict:
-    """Return the one word that findings come to."""
+    """Return the verdict for the findings."""
     if any(finding.severity == "broken" for finding in findings):
         return "broken"
     return "unfinished" if findings else "sound"
 
 
 def place(topic: str, partition: int, offset: object) -> str:
-    """Return a record's place as every message writes it: `topic[partition]@offset`."""
+    """Return a record's place in the form that every message uses: `topic[partition]@offset`."""
     return f"{topic}[{partition}]@{offset}"
 
 
@@ -142,11 +143,11 @@ def spans(offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def span_text(first: int, last: int) -> str:
-    """Return a closed range of offsets for a person to read: "7" or "7-12"."""
+    """Return a closed range of offsets as text for a person: "7" or "7-12"."""
     return str(first) if first == last else f"{first}-{last}"
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line of bounded length."""
+    """Return an error's text in one line of bounded length."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= 400 else f"{said[:400]}…"

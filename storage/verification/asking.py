@@ -1,4 +1,4 @@
-"""Questions to the ledger whose answers are findings, in memory that does not grow with the log."""
+"""Queries to the ledger whose results are findings, in memory that does not grow with the log."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from storage.errors import StorageError
 from storage.log import Log
 from storage.verification.account import Finding, Severity, one_line, place
 
-SHOWN = 50  # Findings of one rule in one place; a last one says how many more there are.
+SHOWN = 50  # The limit of findings for one rule in one place; a last finding gives the number of further ones.
 MEMORY_MIB = 512
-THREADS = 1  # A second one costs more than it gives for small logs, and needs memory of its own for large ones.
+THREADS = 1  # A second thread costs more than it gains for small logs, and needs its own memory for large ones.
 ROWS_AT_ONCE = 1024
 
 
 @contextmanager
 def bounded(log: Log) -> Iterator[None]:
-    """Let DuckDB hold so much in memory and put the rest into a folder of its own, which goes at the end.
+    """Limit DuckDB's memory and put the rest into a temporary folder, which is removed at the end.
 
-    By default it would take most of the machine's memory, and spill beside the user's ledger.
+    By default DuckDB would take most of the machine's memory, and spill beside the user's ledger.
     """
     with tempfile.TemporaryDirectory(prefix="searchloop-verify-", ignore_cleanup_errors=True) as folder:
         log.connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
@@ -33,7 +33,7 @@ def bounded(log: Log) -> Iterator[None]:
 
 
 def each(log: Log, sql: str, parameters: tuple[object, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a query as dictionaries, a few at a time; ask nothing else of the log meanwhile.
+    """Yield the rows of a query as dictionaries, a few at a time; run no other query on the log meanwhile.
 
     Raises StorageError if DuckDB refuses the query or cannot read the file.
     """
@@ -56,7 +56,7 @@ def ask(
     *,
     severity: Severity = "broken",
 ) -> list[Finding]:
-    """Return a finding for each row of a query with topic, partition, record_offset and what `what` formats."""
+    """Return a finding for each row of a query with topic, partition, record_offset; `what` formats the row."""
     findings: list[Finding] = []
     more = 0
     for row in each(log, sql, parameters):
@@ -69,7 +69,7 @@ def ask(
 
 
 def shortened(rule: str, findings: list[Finding], more: int, *, severity: Severity = "broken") -> list[Finding]:
-    """Return the findings, and one that says how many more there are."""
+    """Return the findings, and one more that gives the number of further ones."""
     if not more:
         return findings
     last = Finding(rule=rule, where="…", what=f"and {more:,} more like these", severity=severity)

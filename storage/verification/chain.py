@@ -1,7 +1,7 @@
-"""The chain: the updates that the newest checkpoint stands on, each tied to the one before it by hashes.
+"""The chain: the updates that made the newest checkpoint, each tied to its predecessor by hashes.
 
-It begins at the version that CURRENT names and goes from parent to parent down to the one that the run began with. What
-a killed learner had done beyond its checkpoint is not in it.
+It begins at the version that CURRENT names and goes from parent to parent down to the version that the run began with.
+Updates of a killed learner beyond its checkpoint are not in it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from streams.topics import version_name
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What the newest checkpoint says: its version, the update that made it, and how far its learner has read.
+    """The content of the newest checkpoint: its version, the update that made it, and its learner's reading positions.
 
-    positions: next offset per partition of the rewards topic. staleness_max: the run's limit, in versions; None: not
-    known. origins: versions that no update of this run made, such as the one that a replay began with.
+    positions: next offset per partition of the rewards topic. staleness_max: the run's limit, in versions; None:
+    unknown. origins: versions that no update of this run made, such as the version that a replay began with.
     """
 
     policy: PolicyRef
@@ -34,9 +34,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """One update of the chain, as its record says. topic: None for one that its learner had no time to announce.
+    """One update of the chain, from its record. topic: None for an update that its learner had no time to announce.
 
-    sha256: of its record. event_sha256: of the event in it as we write it: the same, unless another version wrote it.
+    sha256: of its record. event_sha256: of the event in it in our encoding; the two are equal unless another version of
+    searchloop wrote the record.
     parent_update_sha256, parent_manifest_sha256: None in a record of an older searchloop.
     """
 
@@ -54,14 +55,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def where(self) -> str:
-        """Return its place as every message writes it."""
+        """Return its place in the form that every message uses."""
         return place(self.topic, self.partition, self.record_offset) if self.topic else "CURRENT"
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """The surviving updates, newest first. origin: what the oldest of them stands on; None if the chain breaks before.
+    """The surviving updates, newest first.
 
-    announced: the hash of each announced version's manifest.
+    origin: the version before the oldest of them; None if the chain breaks earlier. announced: the hash of each
+    announced version's manifest.
     """
 
     links: tuple[Link, ...]
@@ -75,7 +77,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_chain(log: Log, head: Head | None) -> tuple[Chain, list[Finding]]:
-    """Return the chain of updates, and where it breaks. Needs the table `digests`."""
+    """Return the chain of updates, and the findings where it breaks. Needs the table `digests`."""
     announced = {
         PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"]): row["manifest_sha256"]
         for row in each(
@@ -91,7 +93,7 @@ def find_chain(log: Log, head: Head | None) -> tuple[Chain, list[Finding]]:
     newest = max(once.values(), key=lambda link: link.record_offset, default=None)
     policy = head.policy if head else None
     if log.live:
-        # The archive ends before the checkpoint: the newest update that it has stands for CURRENT.
+        # The archive ends before the checkpoint, so the newest update in the archive takes the place of CURRENT.
         policy = newest.policy if newest else policy
     if head is None and newest is not None and not log.live:
         what = f"{version_name(newest.policy)} was announced, but there is no whole checkpoint"
@@ -106,7 +108,7 @@ def find_chain(log: Log, head: Head | None) -> tuple[Chain, list[Finding]]:
     if newest is not None and not broken and newest.policy not in {link.policy for link in links}:
         what = (
             f"the newest update in the log gave {version_name(newest.policy)}, but CURRENT names "
-            f"{version_name(policy)}, which does not stand on it"
+            f"{version_name(policy)}, which does not build on it"
         )
         findings.append(Finding(rule="head is the newest", where=newest.where, what=what))
     return chain, findings
@@ -120,7 +122,8 @@ def _walk(
     while policy is not None and policy.step > 0 and policy not in origins:
         link = once.get(policy)
         if link is None and head is not None and head.update is not None and policy == head.policy:
-            # The learner died between the checkpoint and its announcement, which its next life repeats.
+            # The learner died between the checkpoint and its announcement; a restarted learner repeats the
+            # announcement.
             link = _unannounced(head.update)
         if link is None:
             where = links[-1].where if links else "CURRENT"
@@ -135,7 +138,7 @@ def _walk(
 
 
 def _hashes(chain: Chain, *, live: bool) -> list[Finding]:
-    """Check that each update names the one before it and the manifest that it started from, once the first one does."""
+    """Check that each update names the update before it and its starting manifest, from the first one that does."""
     findings = []
     older: Link | None = None
     for link in reversed(chain.links):
@@ -160,7 +163,7 @@ def _hashes(chain: Chain, *, live: bool) -> list[Finding]:
                 f"{version_name(link.parent)}, which was announced with {_short(said)}"
             )
             findings.append(Finding(rule="chain of hashes", where=link.where, what=what))
-        if said is None and not live:  # In a live log the announcement may be still to come.
+        if said is None and not live:  # In a live log the announcement may still come.
             what = f"{version_name(link.parent)}, which it started from, was announced without a manifest's hash"
             findings.append(Finding(rule="chain of hashes", where=link.where, what=what))
         older = link

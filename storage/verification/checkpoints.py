@@ -1,4 +1,4 @@
-"""Checkpoints: every one that is kept is whole, is the one that was announced, and says what the log says."""
+"""Checkpoints: every kept checkpoint is whole, equals the announced one, and agrees with the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streams.topics import version_name
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint's manifest says."""
+    """The content of a checkpoint's manifest."""
 
     policy: PolicyRef
     parent: PolicyRef | None
@@ -27,10 +27,10 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint as it lies on the disk.
+    """A checkpoint on the disk.
 
-    damage: what is wrong with its files, each in one line. manifest_sha256: None if there is no manifest. told: None if
-    it cannot be read. weights_sha256: of the weights that a policy would be loaded from; None if there are none.
+    damage: the faults of its files, each in one line. manifest_sha256: None if there is no manifest. told: None if the
+    manifest cannot be read. weights_sha256: of the weights that a policy would be loaded from; None if there are none.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checkpoint_findings(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Finding]:
-    """Return what is wrong with the checkpoints. Needs the table `digests`."""
+    """Return the findings about the checkpoints. Needs the table `digests`."""
     updates = {
         PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"]): row["sha256"]
         for row in each(
@@ -60,7 +60,7 @@ def checkpoint_findings(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Fi
 
 
 def unannounced(log: Log, kept: Sequence[Kept], untold: str | None) -> list[str]:
-    """Return the names of checkpoints that no record tells of, but for the newest: nothing can vouch for them."""
+    """Return the names of checkpoints without a record, except the newest: no record can confirm them."""
     told = {
         PolicyRef(lineage=row["lineage"], step=row["step"], sha256=row["weights_sha256"])
         for row in each(
@@ -101,7 +101,7 @@ def _wrong(checkpoint: Kept, chain: Chain, updates: dict[PolicyRef, str | None])
 
 
 def _told_wrong(told: Told, updates: dict[PolicyRef, str | None], *, hashed: bool) -> list[str]:
-    """Return what a manifest says differently from its update, and its update from the log."""
+    """Return the differences between a manifest and its update, and between that update and the log."""
     update = told.update
     if update is None:
         return ["it has a parent, but no update made it"] if told.parent is not None else []
@@ -114,13 +114,13 @@ def _told_wrong(told: Told, updates: dict[PolicyRef, str | None], *, hashed: boo
         wrong.append("its update is not the one in the log")
     taken = {group for of in fates_of(update).values() for group in of}
     if not hashed and not taken <= set(told.recent_groups):
-        # Later manifests need not list them, but all of a later one's bytes are covered by its announced hash.
+        # Later manifests need not list them, but the announced hash of a later manifest covers all of its bytes.
         wrong.append("recent_groups lacks groups that its own update took: a repeated one would train again")
     return wrong
 
 
 def _beginning(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Finding]:
-    """Check that the version that the chain stands on is still there, as it was announced."""
+    """Check that the version at the beginning of the chain still exists as it was announced."""
     rule = "the beginning is kept"
     if not kept and (names := _announced_names(log)):
         what = f"{names[0]} was announced, but there is no checkpoint"
@@ -152,7 +152,7 @@ def _beginning(log: Log, kept: Sequence[Kept], chain: Chain) -> list[Finding]:
 
 
 def _announced_names(log: Log) -> list[str]:
-    """Return the name of the first version that was announced; none where nobody learned."""
+    """Return the name of the first announced version; none in runs without a learner."""
     rows = each(
         log,
         "SELECT lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published' AND lineage IS NOT NULL "

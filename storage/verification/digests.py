@@ -1,4 +1,4 @@
-"""A few hashes a record, in a table: what a record holds of another one is compared with that other one's own bytes."""
+"""A few hashes per record, in a table, to compare the copy of a record inside another with its own bytes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ TYPES = {
 class Digests:
     """Fills the temporary table `digests`, one row for each request, generation, reward and update that was read.
 
-    sha256: of the record's bytes. event_sha256: of the event as we write it, which a record that another version of
-    searchloop wrote need not equal. inner_sha256: likewise of the request that a generation holds, and of the
-    generation that a reward holds. asked_by: the run that a generation's request names. wrong_id: what is wrong with
-    the ids in it, NULL if nothing is. refusal: why a reward of split train may not teach; NULL if nothing speaks
-    against it, or if the run's terms are not known.
+    sha256: of the record's bytes. event_sha256: of the event in our encoding; a record that another version of
+    searchloop wrote need not have the same hash. inner_sha256: likewise of the request inside a generation, and of the
+    generation inside a reward. asked_by: the run that a generation's request names. wrong_id: the fault of the ids in
+    it, NULL if there is none. refusal: the reason why a reward of split train may not teach; NULL if there is none, or
+    if the run's terms are unknown.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, terms: KnownRun | None) -> None:
@@ -48,7 +48,7 @@ class Digests:
         )
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Take the hashes of some records."""
+        """Add the hashes of some records."""
         rows = [
             _row(entry, self._terms)
             for entry in entries
@@ -88,7 +88,7 @@ def _row(entry: Entry, terms: KnownRun | None) -> Row:
 
 
 def _sha256(event: Event) -> str | None:
-    """Return the hash of an event as we write it; None for one that we could not write, such as one with infinities."""
+    """Return the hash of an event in our encoding; None if we cannot encode the event, such as with infinities."""
     try:
         return content_sha256(encode(event))
     except EventError:
@@ -96,7 +96,7 @@ def _sha256(event: Event) -> str | None:
 
 
 def _wrong_id(event: Event) -> str | None:
-    """Return what is wrong with the ids in an event, None if nothing is."""
+    """Return the fault of the ids in an event, None if there is none."""
     if isinstance(event, Reward) and event.group_id != event.generation.group_id:
         return f"the reward is of group {event.group_id}, its generation of {event.generation.group_id}"
     if isinstance(event, Generation):

@@ -1,6 +1,6 @@
-"""What a record holds of another one is what lies there: a generation's request, and a reward's generation.
+"""Embedded records: a generation's request, and a reward's generation, equal the records at their sources.
 
-The ledger's rows tell ids, texts and versions apart; the records' own hashes tell everything else.
+The ledger's rows show differences in ids, texts and versions; the records' own hashes show all others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ASKED = "q.topic = g.source_topic AND q.partition = g.source_partition AND q.rec
 
 
 def embedded_findings(log: Log) -> list[Finding]:
-    """Return where a record holds something else than its source; what a worker refused is left out.
+    """Return the records whose embedded part differs from its source; records that a worker refused are left out.
 
     Needs the tables `digests`, `refused_rewards` and `refused_generations`.
     """
@@ -86,7 +86,7 @@ def _by_rows(log: Log) -> list[Finding]:
 
 
 def _by_bytes(log: Log) -> list[Finding]:
-    """Compare the hashes of what was read; a record whose source was not read is left out."""
+    """Compare the hashes of the records that were read; a record whose source was not read is left out."""
     return [
         *ask(
             log,
@@ -112,7 +112,7 @@ def _by_bytes(log: Log) -> list[Finding]:
             WHERE d.inner_sha256 IS DISTINCT FROM g.event_sha256 ORDER BY r.topic, r.partition, r.record_offset
             """,
         ),
-        # Of a record that no letter can hold, the letter has none of the bytes (`streams.delivery.Outbox.bury`).
+        # If a record is too large for a letter, the letter has none of its bytes (`streams.delivery.Outbox.bury`).
         *ask(
             log,
             RULE,

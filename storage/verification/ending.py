@@ -1,4 +1,4 @@
-"""The end: what is still owed is no breach while somebody is at work, and a finding once nobody is."""
+"""The end: work that is still owed is no breach while somebody is working, and a finding once nobody is."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def ending_findings(
     updates: int | None,
     untold: str | None = None,
 ) -> list[Finding]:
-    """Return what nobody will bring to its end unless the run goes on.
+    """Return the work that nobody will complete unless the run continues.
 
-    working: a worker of the run is alive, or a sink holds the ledger. step: updates that the newest policy has had.
-    updates: how many the run was to make; None if that is not known, as where nobody learns. untold: the newest
-    checkpoint's version if no record tells of the update that made it.
+    working: a worker of the run is alive, or a sink holds the ledger. step: updates of the newest policy. updates: the
+    number of updates that the run was to make; None if unknown, as in runs without a learner. untold: the newest
+    checkpoint's version if no record contains the update that made it.
 
-    A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be on their way.
+    A run that reached its updates owes nothing: requests lie ready beyond them, and a few may be in progress.
     """
     if working:
         return []
@@ -34,7 +34,7 @@ def ending_findings(
             rule="everything is stored",
             where=place(row.topic, row.partition, row.next_offset),
             what=f"Kafka holds {row.behind:,} records that the ledger has not stored, and no sink is at work; let it "
-            f"catch up: searchloop run sink --run {run}, or go on with the run",
+            f"catch up: searchloop run sink --run {run}, or continue the run",
             severity="unfinished",
         )
         for row in partitions
@@ -45,13 +45,13 @@ def ending_findings(
             Finding(
                 rule="versions are announced",
                 where="CURRENT",
-                what=f"names {untold}, of which no record in the log tells: its learner was killed before it announced "
-                "it, or somebody made it up. Going on with the run announces it",
+                what=f"names {untold}, which no record in the log describes: its learner was killed before it "
+                "announced it, or somebody forged it. Continuing the run announces it",
                 severity="unfinished",
             )
         )
     if not _was_begun(log):
-        return findings  # Imported traffic: requests lie ready for whoever replays them.
+        return findings  # Imported traffic: requests lie ready for a later replay.
     learns = _learns(log)
     if learns and updates is not None and step >= updates:
         return findings
@@ -66,15 +66,15 @@ def ending_findings(
         Finding(
             rule="the run has ended",
             where=f"run {run}",
-            what=f"{what}; no worker is alive: the run was stopped early or it stalled. Go on with it: the command "
-            "that started it, with the same --run",
+            what=f"{what}; no worker is alive: the run was stopped early or it stalled. To continue it, "
+            "repeat the command that started it, with the same --run",
             severity="unfinished",
         ),
     ]
 
 
 def _was_begun(log: Log) -> bool:
-    """Return whether anybody was ever at work: a version was announced, or a request answered."""
+    """Return whether anybody was ever at work: a version was announced, or a request was answered."""
     (row,) = log.rows("SELECT (SELECT count(*) FROM policy_versions) + (SELECT count(*) FROM generations) AS n")
     return bool(row["n"])
 

@@ -1,4 +1,4 @@
-"""Gradients: along the chain of updates, every group that was taken has one fate that the log bears out."""
+"""Gradients: along the chain of updates, every group that was taken has one fate, and the log confirms it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from storage.verification.chain import Chain, Head
 from storage.verification.taken import register_taken
 from streams.events import FATES
 
-# A record of an older searchloop has no place for rejected groups: it counts them as failed.
+# A record of an older searchloop has no field for rejected groups: it counts them as failed.
 WORD = """
     CASE WHEN fate IN ('rejected', 'disputed') THEN fate
         WHEN fate = 'failed' AND NOT t.chained AND d.scored >= 2 THEN 'failed, by an older searchloop' END
@@ -17,10 +17,10 @@ WORD = """
 
 
 def gradient_row(log: Log, chain: Chain, head: Head | None) -> tuple[StageRow, int, dict[str, int], list[Finding]]:
-    """Return what became of the groups that the chain has taken, the most uses of one, what the log cannot tell, and
-    what is wrong.
+    """Return the gradient account: fates, most uses, unchecked claims and findings.
 
-    head: None if there is no checkpoint (yet): then nothing may have been trained.
+    They are the fates of the groups that the chain has taken, the most uses of one group, the claims that the log
+    cannot check, and the findings. head: None if there is no checkpoint (yet): then no group may have been trained.
     """
     register_taken(log, chain, head)
     limit = head.staleness_max if head is not None else None
@@ -139,7 +139,7 @@ def _used_up(log: Log) -> list[Finding]:
         *ask(
             log,
             "reasons are given",
-            "version {version} counted group {group_id} as {fate} without saying why",
+            "version {version} counted group {group_id} as {fate} without a reason",
             "SELECT t.* FROM taken t WHERE t.fate IN ('rejected', 'disputed') AND coalesce(trim(t.reason), '') = '' "
             "ORDER BY t.record_offset, group_id",
         ),
@@ -147,7 +147,10 @@ def _used_up(log: Log) -> list[Finding]:
 
 
 def _fates(log: Log, staleness_max: int | None) -> list[Finding]:
-    """Hold each fate against the outcomes. A group is as old as its version and as its request, whichever says more."""
+    """Check each fate against the outcomes.
+
+    A group's age is the age of its version or of its request, whichever is greater.
+    """
     limit = 2**40 if staleness_max is None else staleness_max
     known = "TRUE" if staleness_max is not None else "FALSE"
     return ask(

@@ -1,4 +1,4 @@
-"""Names: ids are computed from places, sources are in the log, and every version that is named was announced."""
+"""Names: ids are computed from places, sources are in the log, and every named version was announced."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from storage.verification.account import Finding
 from storage.verification.asking import ask
 from streams.ids import NAMESPACE
 
-# The run whose topic it is: topics are named `<run>.<kind>`.
+# The run that owns the topic: topics are named `<run>.<kind>`.
 OF_THIS_RUN = "g.source_topic = regexp_replace(g.topic, '[.]generations$', '.requests')"
 
 COUNTING = "(FROM generations ANTI JOIN refused_generations USING (topic, partition, record_offset))"
 
-# uuid5, RFC 9562: sha1 of namespace and name, its version and variant bits set; as `streams.ids.group_id` has it.
+# uuid5, RFC 9562: sha1 of namespace and name, with its version and variant bits set, as in `streams.ids.group_id`.
 GROUP_ID = f"""
     (WITH h AS (SELECT sha1(unhex('{NAMESPACE.hex}') || encode(
         {{run}} || '/' || g.source_topic || '/' || g.source_partition || '/' || g.source_offset)) AS x)
@@ -22,21 +22,21 @@ GROUP_ID = f"""
 
 
 def identity_findings(log: Log) -> list[Finding]:
-    """Return what is wrong with the names in generations, rewards and updates.
+    """Return the findings about the names in generations, rewards and updates.
 
-    What a worker refused is left out. Needs the tables `digests` and `refused_generations`.
+    Records that a worker refused are left out. Needs the tables `digests` and `refused_generations`.
     """
     return [*_group_ids(log), *_sources(log), *_versions(log), *_names(log)]
 
 
 def foreign_generations(log: Log) -> int:
-    """Return how many generations answer requests of another run's log: a replay copied them."""
+    """Return the number of generations that answer requests of another run's log, which a replay copied."""
     (row,) = log.rows(f"SELECT count(*) AS n FROM generations g WHERE NOT {OF_THIS_RUN}")
     return int(row["n"])
 
 
 def _group_ids(log: Log) -> list[Finding]:
-    """Compute the ids again. A request may name another run than its topic's, where it was replayed as load."""
+    """Recompute the ids. A request that was replayed as load may name another run than its topic's."""
     rule = "ids are functions of the log"
     return [
         *ask(
@@ -77,9 +77,10 @@ def _group_ids(log: Log) -> list[Finding]:
 
 
 def _sources(log: Log) -> list[Finding]:
-    """Check that requests which were answered are there; of a log that is read live, the newest may be still to come.
+    """Check that answered requests are in the log; in a live log, the newest may still come.
 
-    What Kafka never gave to the sink cannot have been answered, and what the sink could not decode neither.
+    Records that Kafka never gave to the sink cannot have been answered; records that the sink could not decode cannot
+    either.
     """
     missing = f"""
         SELECT g.topic, g.partition, g.record_offset, g.source_topic, g.source_partition, g.source_offset
@@ -104,7 +105,7 @@ def _sources(log: Log) -> list[Finding]:
 
 
 def _versions(log: Log) -> list[Finding]:
-    """Check that every version was announced; in a log that is read live, the newest may be still to come."""
+    """Check that every version was announced; in a live log, the newest announcement may still come."""
     newest = "(SELECT coalesce(max(step), -1) FROM policy_versions WHERE status = 'published')"
     limit = f"AND {{0}}.step <= {newest}" if log.live else ""
     announced = (
@@ -116,7 +117,8 @@ def _versions(log: Log) -> list[Finding]:
         *ask(
             log,
             rule,
-            "{n} groups up to here say that {lineage}-{step:06d} with weights {sha} wrote them, which nobody announced",
+            "{n} groups up to here name {lineage}-{step:06d} with weights {sha} as their version, "
+            "which was never announced",
             f"""
             SELECT g.topic, g.partition, max(g.record_offset) AS record_offset, lineage, step,
                 coalesce(weights_sha256[1:12], '') AS sha, count(*) AS n
@@ -135,11 +137,11 @@ def _versions(log: Log) -> list[Finding]:
             ORDER BY u.topic, u.partition, u.record_offset
             """,
         ),
-        # Of the newest one alone the announcement may be missing: its learner was killed between the two records.
+        # Only the newest announcement may be missing: its learner was killed between the two records.
         *ask(
             log,
             rule,
-            "update {lineage}-{step:06d} gave a version that is not announced yet; going on with the run does it",
+            "update {lineage}-{step:06d} gave a version that is not announced yet; continuing the run announces it",
             f"""
             SELECT u.topic, u.partition, u.record_offset, lineage, step FROM updates u {announced}
             WHERE u.topic LIKE '%.updates' {limit.format("u")}

@@ -1,7 +1,7 @@
-"""Metrics: what an update says of its rewards is computed again from the rewards.
+"""Metrics: an update's metrics of its rewards are recomputed from the rewards.
 
-The chain of hashes holds the updates and so their metrics; through these it holds the rewards too, which it does not
-name one by one.
+The chain of hashes covers the updates and therefore their metrics. Through the metrics it also covers the rewards,
+which it does not name one by one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from storage.log import Log
 from storage.verification.account import Finding
 from storage.verification.asking import ask
 
-TOLERANCE = 1e-7  # Sums in another order differ by less, for any reward that is let in.
+TOLERANCE = 1e-7  # For any accepted reward, sums in another order differ by less.
 
-# Which groups an update was given. What was rejected before it is not among them, what it rejected itself is; an older
-# searchloop counted the latter as failed.
+# The groups that an update was given. Groups rejected before the update are not among them; groups that it rejected
+# itself are. An older searchloop counted the latter as failed.
 BATCHES = {
     "all": "fate IN ('trained', 'flat', 'disputed', 'rejected')",
     "kept": "fate IN ('trained', 'flat', 'disputed')",
     "old": "fate IN ('trained', 'flat', 'failed')",
 }
-# As `learner.groups.reward_metrics`.
+# The same measures as in `learner.groups.reward_metrics`.
 MEASURES = {
     "reward_mean": "avg(o.reward) FILTER ({0})",
     "reward_std": "stddev_pop(o.reward) FILTER ({0})",
@@ -29,7 +29,7 @@ MEASURES = {
 
 
 def metric_findings(log: Log) -> list[Finding]:
-    """Return each update of the chain whose metrics are not those of its groups. Needs `taken` and `rewarded`."""
+    """Return each update of the chain whose metrics differ from those of its groups. Needs `taken` and `rewarded`."""
     log.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE measured AS

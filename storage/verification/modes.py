@@ -1,4 +1,4 @@
-"""What a verdict was reached by, and what this way of looking cannot see: both are part of it."""
+"""The mode of a verdict, and the things that this mode cannot see; both are part of the verdict."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def unseen_by(
     strays: Sequence[str] = (),
     settings: bool = False,
 ) -> tuple[str, ...]:
-    """Return what was not looked at, each in one sentence.
+    """Return the things that were not checked, each in one sentence.
 
-    unread: records whose bytes were not read. recorded: whether the chain of hashes is. foreign: generations of another
-    run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints that no
-    record tells of. settings: whether limits were taken from the run's settings.
+    unread: records whose bytes were not read. recorded: whether the chain of hashes is recorded. foreign: generations
+    of another run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints
+    without a record. settings: whether limits were taken from the run's settings.
     """
     said = []
     if live:
-        said.append("a sink is at work: whatever is not in a closed segment of the archive yet")
+        said.append("records that are not yet in a closed segment of the archive: a sink is at work")
     if not kafka:
-        said.append("Kafka: whether its bytes are these, and whether it holds more (leave out --offline)")
+        said.append("Kafka: whether its bytes equal these, and whether it holds more (leave out --offline)")
     elif not retained:
         said.append("Kafka: records that have fallen out of its retention; the archive's copies count")
     if unread:
@@ -48,20 +48,20 @@ def unseen_by(
         said.append(f"the requests of {foreign:,} generations: they lie in another run's log, which was replayed")
     if strays:
         said.append(
-            f"whose the checkpoint {', '.join(strays[:3])}{' …' if len(strays) > 3 else ''} is: no record tells of it; "
-            "a killed learner may have left it, or somebody made it up"
+            f"the origin of the checkpoint {', '.join(strays[:3])}{' …' if len(strays) > 3 else ''}: no record "
+            "describes it; a killed learner may have left it, or somebody forged it"
         )
     if settings:
         said.append(
             "whether settings.json was changed: no record holds its hash, and the number of updates, the staleness "
-            "limit and the limits of rewards are what it says"
+            "limit and the limits of rewards are taken from it"
         )
     if not recorded:
         said.append("a rewritten past: updates were written by an older searchloop, which did not record the chain")
     elif trusted is None:
         said.append(
-            "a run whose every copy was rewritten alike, from its beginning or back to an earlier end: keep the seal "
-            "elsewhere and give it to --trusted"
+            "a run of which every copy was rewritten in the same way, from its beginning or back to an earlier end: "
+            "keep the seal elsewhere and give it to --trusted"
         )
     elif trusted.version is not None and trusted.later:
         said.append(f"a rewriting of the {trusted.later:,} updates after the value that you trust: keep the new seal")

@@ -1,4 +1,4 @@
-"""The log, opened for the proof however damaged it is: what cannot be read is a finding, never an exception."""
+"""The log, opened for the proof however damaged it is: unreadable parts are findings, never exceptions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ FORM = "nothing shadows the ledger"
 
 
 def open_for_proof(folder: Path) -> tuple[Log | None, list[Finding]]:
-    """Return the run's log, from its archive if its ledger cannot be read; None if neither can. And what is wrong.
+    """Return the run's log, and the findings.
 
-    A missing ledger is said too: the archive alone does not tell how far the sink had come. A ledger with a view or a
-    macro that is not ours counts as one that cannot be read: it would answer what its writer likes.
+    The log comes from the archive if the ledger cannot be read; it is None if neither can be read. A missing ledger is
+    a finding too, because the archive alone does not show how far the sink had come. A ledger with a foreign view or
+    macro counts as unreadable, because its writer could choose its answers.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
     findings: list[Finding] = []
@@ -30,7 +31,7 @@ def open_for_proof(folder: Path) -> tuple[Log | None, list[Finding]]:
             log = open_log(folder)
             if log.live or not (strange := _strange(log)):
                 return log, findings
-            what = f"{strange}; take it out, or rebuild the ledger: searchloop rebuild --run {folder.name}"
+            what = f"{strange}; remove it, or rebuild the ledger: searchloop rebuild --run {folder.name}"
             findings.append(Finding(rule=FORM, where=str(path), what=what))
         else:
             what = f"there is no ledger, only the archive; rebuild it: searchloop rebuild --run {folder.name}"
@@ -49,7 +50,7 @@ def open_for_proof(folder: Path) -> tuple[Log | None, list[Finding]]:
 
 
 def _strange(log: Log) -> str:
-    """Return what the ledger has otherwise than searchloop makes it, "" if nothing; close a log that has something."""
+    """Return the ledger's differences from searchloop's own schema, "" if there are none; close a log that has some."""
     try:
         strange = "; ".join(strange_objects(log.connection))
     except BaseException:

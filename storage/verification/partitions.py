@@ -9,11 +9,11 @@ from storage.verification.account import Finding, Partition, PartitionRow, place
 from storage.verification.asking import SHOWN, each, shortened
 
 Held = Callable[[Partition, int, int], Iterable[int]]
-"""Called with (partition, first, last): the offsets in this closed range at which Kafka holds a record."""
+"""Called with (partition, first, last): returns the offsets in this closed range at which Kafka holds a record."""
 
-# Each record gives exactly one row in exactly one of these.
+# Each record gives exactly one row in exactly one of these tables.
 TABLES = ("requests", "generations", "rewards", "updates", "policy_versions", "feedback", "dead_letters")
-# The sink's own dead letters stand at the place of the record that it could not decode.
+# The sink's own dead letters stand at the places of the records that it could not decode.
 OWN_LETTER = (
     "stage = 'sink' AND source_topic = topic AND source_partition = partition AND source_offset = record_offset"
 )
@@ -28,10 +28,10 @@ RULES = (
 def partition_rows(
     log: Log, ends: Mapping[Partition, tuple[int, int]] | None, held: Held | None
 ) -> tuple[list[PartitionRow], list[Finding]]:
-    """Return the account of every partition, and what does not add up.
+    """Return the account of every partition, and the findings.
 
-    ends: what Kafka holds of each partition, (start, end); None without Kafka, and then held is not called.
-    The temporary table `segment_offsets` must be there (`segments.archived_offsets`).
+    ends: the offsets that Kafka holds of each partition, (start, end); None without Kafka, and then held is not called.
+    The temporary table `segment_offsets` must exist (`segments.archived_offsets`).
     """
     _register(log)
     findings = [finding for rule in RULES for finding in _islands(log, *rule)]
@@ -88,7 +88,7 @@ def partition_rows(
 
 
 def _register(log: Log) -> None:
-    """Make the temporary table `offsets`: one row an offset of which anything is kept or stored."""
+    """Make the temporary table `offsets`: one row for each offset with a kept or stored record."""
     entries = " UNION ALL ".join(
         f"SELECT topic, partition, record_offset, false AS kept, false AS archived, 1 AS entries, "
         f"{f'coalesce({OWN_LETTER}, false)' if name == 'dead_letters' else 'false'} AS letter FROM {name}"
@@ -112,7 +112,7 @@ def _register(log: Log) -> None:
 
 
 def _islands(log: Log, rule: str, condition: str, what: str) -> list[Finding]:
-    """Return a finding for each run of neighbouring offsets for which the condition holds."""
+    """Return a finding for each run of neighboring offsets for which the condition holds."""
     findings: list[Finding] = []
     more = 0
     for row in each(
@@ -136,7 +136,7 @@ def _islands(log: Log, rule: str, condition: str, what: str) -> list[Finding]:
 def _holes(
     log: Log, ends: Mapping[Partition, tuple[int, int]] | None, held: Held | None
 ) -> tuple[dict[Partition, int], list[Finding]]:
-    """Return how many offsets below each partition's position Kafka never used, and a finding for what is lost."""
+    """Return how many offsets below each partition's position Kafka never used, and a finding for each lost range."""
     gaps: dict[Partition, int] = {}
     findings: list[Finding] = []
     more = 0
@@ -170,10 +170,10 @@ def _holes(
 def _lost(
     partition: Partition, first: int, last: int, start: int | None, held: Held | None
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield what of a hole had a record, as far as can be known, in closed ranges, and what to say of it.
+    """Yield the closed ranges of a hole that had records, as far as this can be known, each with its message.
 
-    Kafka leaves offsets out (a transaction's marker takes one). So a hole is a gap if Kafka holds nothing there; what
-    has fallen out of its retention, or cannot be asked, is taken for lost.
+    Kafka skips some offsets (a transaction's marker takes one). So a hole is a gap if Kafka holds nothing there.
+    Offsets that have fallen out of its retention, or that cannot be asked for, are assumed lost.
     """
     if held is None or start is None:
         yield first, last, "neither in the ledger nor in the archive; without Kafka nobody knows what stood there"

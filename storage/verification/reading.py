@@ -1,7 +1,7 @@
-"""The records' bytes, read once more: rows built anew from them must be the ledger's, and Kafka's copy must be ours.
+"""The records' bytes, read once more: rows rebuilt from them must equal the ledger's, and Kafka's copy must equal ours.
 
-Only sums of hashes and a few hashes a record are kept, so memory does not grow with the log. By default the newest
-records of each partition are read, and every update and policy version; with `--rebuild` all there is.
+Only sums of hashes and a few hashes per record are kept, so memory does not grow with the log. By default the newest
+records of each partition are read, and every update and policy version; `--rebuild` reads all records.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from streams.refusals import KnownRun
 from streams.topics import kind_of
 
 Read = Callable[[Partition, int, int], Iterator[Received]]
-"""Called with (partition, first, end): Kafka's records from `first` up to, and without, `end`."""
+"""Called with (partition, first, end): yields Kafka's records from `first` to `end` (exclusive)."""
 
-NEWEST_RECORDS = 8 * BUCKET_RECORDS  # Read of each partition by default: 3,500 records take a second.
-SCRATCH_MEMORY = "512MiB"  # Of the ledger in which rows are built; it is emptied after each batch.
-ALL_OF = frozenset({"updates", "policy-versions"})  # Few, and everything stands on them.
+NEWEST_RECORDS = 8 * BUCKET_RECORDS  # The records read of each partition by default: 3,500 records take a second.
+SCRATCH_MEMORY = "512MiB"  # The memory of the ledger in which rows are rebuilt; it is emptied after each batch.
+ALL_OF = frozenset({"updates", "policy-versions"})  # These are few, and everything depends on them.
 Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, partition, bucket → rows, low, high
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read. tables: each table's hash, if all of it was. unread: how many records were not."""
+    """The result of the reading.
+
+    tables: each table's hash, if the whole table was read. unread: the number of unread records.
+    """
 
     tables: dict[str, str]
     unread: int
@@ -51,10 +54,10 @@ def read_log(
     terms: KnownRun | None,
     findings: list[Finding],
 ) -> Reading:
-    """Read records, hold them against the ledger's rows and against Kafka, and make the temporary table `digests`.
+    """Read records, compare them with the ledger's rows and with Kafka, and make the temporary table `digests`.
 
-    ends, read: what Kafka holds, and how to get at it; None without Kafka. terms: what the run refuses, None if that is
-    not known. findings: takes what is wrong.
+    ends, read: the offsets that Kafka holds, and a function that reads them; None without Kafka. terms: the limits of
+    the run's refusals, None if unknown. findings: the list to which findings are added.
     """
     digests = Digests(log.connection, terms)
     anew: Sums = {}
@@ -81,7 +84,7 @@ def read_log(
 
 
 def _floor(partition: Partition, next_offset: int, *, rebuild: bool) -> int:
-    """Return the offset from which a partition is read: the beginning of a bucket."""
+    """Return the offset at which the reading of a partition begins: the beginning of a bucket."""
     if rebuild or kind_of(partition[0]) in ALL_OF:
         return 0
     return max(next_offset - NEWEST_RECORDS, 0) // BUCKET_RECORDS * BUCKET_RECORDS
@@ -96,9 +99,9 @@ def _truth(
     read: Read | None,
     findings: list[Finding],
 ) -> Iterator[Received]:
-    """Yield a partition's records from `first` on: Kafka's where it still holds them, the kept ones below.
+    """Yield a partition's records from `first` on: Kafka's if it still holds them, the kept ones below.
 
-    Each of Kafka's is compared with its kept copy.
+    Each of Kafka's records is compared with its kept copy.
     """
     kept = kept_records(log, partition, first, findings)
     start, end = ends.get(partition, (next_offset, next_offset)) if ends is not None else (next_offset, next_offset)
@@ -122,7 +125,7 @@ def _truth(
 def _side_by_side(
     kept: Iterator[Received], theirs: Iterator[Received]
 ) -> Iterator[tuple[Received | None, Received | None]]:
-    """Yield our record and Kafka's of each offset; None where one side has none."""
+    """Yield our record and Kafka's for each offset; None if one side has no record."""
     ours, other = next(kept, None), next(theirs, None)
     while ours is not None or other is not None:
         if other is None or (ours is not None and ours.position.offset < other.position.offset):
@@ -137,7 +140,7 @@ def _side_by_side(
 
 
 def _compared(ours: Received | None, theirs: Received | None, low: int, high: int) -> str:
-    """Return what is wrong with one offset, "" if nothing is; low, high: what Kafka was asked for."""
+    """Return the fault of one offset, "" if there is none. low, high: the range that Kafka was asked for."""
     if ours is None:
         return "the kept copy of this record is missing"
     if theirs is None:
@@ -151,7 +154,7 @@ def _compared(ours: Received | None, theirs: Received | None, low: int, high: in
 
 
 def _add(scratch: duckdb.DuckDBPyConnection, entries: list[Entry], names: Iterable[str], sums: Sums) -> None:
-    """Build the rows of some records in an empty ledger, add up their hashes, and empty it again."""
+    """Build the rows of some records in an empty ledger, add up their hashes, and empty the ledger again."""
     batch = build_entries(entries)
     tables = {name: rows for name, rows in batch.tables.items() if name not in LEFT_OUT}
     store_batch(scratch, msgspec.structs.replace(batch, tables=tables))
@@ -165,7 +168,7 @@ def _add(scratch: duckdb.DuckDBPyConnection, entries: list[Entry], names: Iterab
 def _differences(
     log: Log, anew: Sums, floors: Mapping[Partition, int], names: Iterable[str]
 ) -> tuple[list[Finding], dict[str, str]]:
-    """Return a finding for each table whose rows are not those of the bytes, and the hash that these give."""
+    """Return a finding for each table whose rows differ from the rows of the bytes, and the hash of the latter."""
     log.connection.register(
         "read_floors",
         pa.table(

@@ -1,8 +1,8 @@
-"""One value that stands for a run's whole past: keep it elsewhere, and a past that was rewritten cannot have it.
+"""The seal: one value that stands for a run's whole past; a rewritten past has another seal.
 
-A manifest's hash alone would not do: old checkpoints are deleted, and then nothing is left that it could be computed
-from. The hash of an update's record can always be computed again, since updates stay in the log; that record names the
-one before it, and so on. So the seal of a version is one hash over both.
+Keep the seal elsewhere to compare it later. A manifest's hash alone is not enough: old checkpoints are deleted, and
+then it can no longer be recomputed. The hash of an update's record can always be recomputed, because updates stay in
+the log. That record names the one before it, and so on. So the seal of a version is one hash over both.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NAME = "searchloop seal/1"
 
 
 def seal_of(*, manifest_sha256: str, update_sha256: str) -> str:
-    """Return a version's seal; update_sha256: of the record of the update that made it, "" if none did."""
+    """Return a version's seal. update_sha256: of the record of the update that made it, "" if none did."""
     return hashlib.sha256(f"{NAME}\n{manifest_sha256}\n{update_sha256}\n".encode()).hexdigest()
 
 
 def seals(chain: Chain) -> dict[str, str]:
-    """Return the names of the chain's versions by their seals, newest first; an older searchloop's have none."""
+    """Return the names of the chain's versions by seal, newest first; versions of an older searchloop have none."""
     found = {}
     for link in chain.links:
         manifest = chain.announced.get(link.policy)
@@ -36,10 +36,10 @@ def seals(chain: Chain) -> dict[str, str]:
 
 
 def trust(chain: Chain, kept: Sequence[Kept], value: str) -> tuple[Trust, list[Finding]]:
-    """Say which version of the chain a value names that the user kept elsewhere, and a finding if none.
+    """Return the version of the chain that a value kept by the user names, and a finding if there is none.
 
-    It may be a seal, the hash of an update's record, or that of a manifest whose checkpoint is still kept: of each the
-    preimage is at hand, so that nobody can make up a past that has it.
+    The value may be a seal, the hash of an update's record, or the hash of a manifest whose checkpoint is still kept.
+    For each, the hashed content is at hand, so nobody can invent a past that matches it.
     """
     value = value.strip().lower()
     names = [*(version_name(link.policy) for link in chain.links)]

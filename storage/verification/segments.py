@@ -1,4 +1,4 @@
-"""The archive's segments: each one that the ledger lists is there, unchanged, and holds what its name says."""
+"""The archive's segments: each listed segment exists, is unchanged, and holds the records that its name gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, Overf
 
 
 def archived_offsets(log: Log) -> list[Finding]:
-    """Make the temporary table `segment_offsets` of what the listed segments hold; return what is wrong with these.
+    """Make the temporary table `segment_offsets` of the listed segments' offsets; return the findings about them.
 
     A segment that is missing, has changed or cannot be read adds nothing to the table.
     """
@@ -43,9 +43,9 @@ def archived_offsets(log: Log) -> list[Finding]:
 
 
 def kept_records(log: Log, partition: Partition, first: int, findings: list[Finding]) -> Iterator[Received]:
-    """Yield what archive and ledger keep of a partition from offset `first` on, each record once, in order.
+    """Yield the records that archive and ledger keep of a partition from offset `first` on, each record once, in order.
 
-    A segment that cannot be read is left out from where it is damaged; what is wrong is added to the findings once.
+    An unreadable segment is left out from the damaged place on; its fault is added to the findings once.
     """
     at = first
     for segment in _listed(log, partition):
@@ -66,10 +66,10 @@ def kept_records(log: Log, partition: Partition, first: int, findings: list[Find
 
 
 def unlisted_findings(log: Log) -> list[Finding]:
-    """Return what is wrong with segments that the ledger does not list, which replays and rebuilds read all the same.
+    """Return the findings about segments that the ledger does not list; replays and rebuilds read these nevertheless.
 
-    A killed sink leaves such ones: each record in them is kept elsewhere, and is the same there. In a log that is read
-    live all were listed as they were found, and what is new since then is the sink's.
+    A killed sink leaves such segments; each record in them is also kept elsewhere, with the same content. In a live
+    log, all segments were listed as they were found, and newer ones belong to the sink.
     """
     if log.live:
         return []
@@ -85,13 +85,13 @@ def unlisted_findings(log: Log) -> list[Finding]:
         except StorageError as error:
             strange = str(error)
         if strange:
-            what = f"no ledger lists this segment, and {strange}; take it out, since replays read it"
+            what = f"no ledger lists this segment, and {strange}; remove it, because replays read it"
             findings.append(Finding(rule="archive", where=name, what=what))
     return findings
 
 
 def _strange_record(log: Log, partition: Partition, records: Iterator[Received]) -> str:
-    """Return what is wrong with the first record that is not the kept one of its place, "" if all are."""
+    """Return the fault of the first record that differs from the kept record of its place, "" if there is none."""
     kept: Iterator[Received] | None = None
     ours: Received | None = None
     for record in records:
@@ -119,7 +119,7 @@ def _listed(log: Log, partition: Partition | None = None) -> list[Mapping[str, A
 
 
 def _offsets(path: Path, segment: Mapping[str, Any]) -> pa.ChunkedArray:
-    """Return the offsets in a segment. Raises StorageError, which says what is wrong, for one that is not as listed."""
+    """Return the offsets in a segment. Raises StorageError with the fault if the segment is not as listed."""
     try:
         said = file_sha256(path)
     except (OSError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Requests and candidates: everything asked for below the checked end has ended, once, in one way.
+"""Requests and candidates: every request below the checked end has ended, once, in one way.
 
-A stage's checked end is, per partition of its input, the offset that it has committed, or the one after the last record
-that it answered, whichever is further: what lies beyond is waiting, and owes nothing yet.
+A stage's checked end is an offset per partition of its input: the offset that the stage has committed, or the offset
+after the last record that it answered, whichever is further. Records beyond it are waiting, and nothing is owed for
+them yet.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from storage.verification.asking import ask
 
 
 def stage_rows(log: Log, committed: Mapping[Partition, int]) -> tuple[list[StageRow], list[Finding]]:
-    """Return what became of requests and of candidates, and what does not add up.
+    """Return the fates of requests and of candidates, and the findings.
 
-    committed: next offset per input partition of generator and environment, as their consumer groups say; empty without
+    committed: next offset per input partition of generator and environment, from their consumer groups; empty without
     Kafka. Needs the temporary tables of `gradients`.
     """
     _register_ends(log, committed)
@@ -28,9 +29,9 @@ def stage_rows(log: Log, committed: Mapping[Partition, int]) -> tuple[list[Stage
 
 
 def _register_ends(log: Log, committed: Mapping[Partition, int]) -> None:
-    """Make the temporary table `checked_ends`: topic, partition, the offset below which everything has to have ended.
+    """Make the temporary table `checked_ends`: topic, partition, and the offset below which everything must have ended.
 
-    Not beyond what the ledger has stored of the answers: a stage that is ahead of the sink owes the sink nothing.
+    It is not beyond the answers that the ledger has stored: a stage that is ahead of the sink owes the sink nothing.
     """
     keys = list(committed)
     log.connection.register(
@@ -53,7 +54,8 @@ def _register_ends(log: Log, committed: Mapping[Partition, int]) -> None:
         ) GROUP BY topic, partition
         """
     )
-    # Requests lie ready before the learner grants them; nobody may answer those yet. None of an older searchloop.
+    # Requests lie ready before the learner grants them, and nobody may answer those yet. The log of an older searchloop
+    # has no grants.
     log.connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE granted AS
@@ -96,7 +98,10 @@ def _requests(log: Log) -> tuple[StageRow, list[Finding]]:
 
 
 def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
-    """Count the first generation's candidates of each group: those of a repetition have the same ids, and lost."""
+    """Count the candidates of each group's first generation.
+
+    The candidates of a repeated generation have the same ids, and do not count.
+    """
     log.connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE checked_candidates AS
@@ -131,7 +136,7 @@ def _candidates(log: Log) -> tuple[StageRow, list[Finding]]:
 
 
 def _outcomes(log: Log) -> list[Finding]:
-    """Look at each outcome for itself: its status, its number, and the generation that it answers."""
+    """Check each outcome separately: its status, its number, and the generation that it answers."""
     return [
         *ask(
             log,
@@ -154,7 +159,7 @@ def _outcomes(log: Log) -> list[Finding]:
             "rewards answer generations",
             "the reward of group {group_id} answers {source_topic}[{source_partition}]@{source_offset}, where the "
             "ledger has no generation of this group",
-            # Not what the sink has not reached yet, nor what it could not decode.
+            # Exclude records that the sink has not reached yet or could not decode.
             """
             SELECT r.* FROM rewards r ANTI JOIN refused_rewards USING (topic, partition, record_offset)
             JOIN sink_offsets o ON o.topic = r.source_topic AND o.partition = r.source_partition
@@ -180,7 +185,7 @@ def _outcomes(log: Log) -> list[Finding]:
 
 
 def _order(log: Log) -> list[Finding]:
-    """Check that the first reward of a group in the log is the one of its first generation: the learner takes it."""
+    """Check that the first reward of a group in the log, which the learner takes, answers its first generation."""
     return ask(
         log,
         "first in the log wins",

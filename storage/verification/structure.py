@@ -1,7 +1,7 @@
-"""The ledger's tables and views are those that its migrations make, and nothing shadows what the proof asks them with.
+"""The ledger's tables and views equal those of its migrations, and nothing shadows the names that the proof uses.
 
-The proof asks the ledger in SQL. Somebody who may write the file may also put a view, a macro or a table of another
-type into it, and then each answer is what he likes. So this is looked at first, by names that nothing can shadow.
+The proof asks the ledger in SQL. Somebody who may write the file can also add a view, a macro or a table of another
+type, and could then choose each answer. So the structure is checked first, by names that nothing can shadow.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import duckdb
 from storage.ledger import OFFLINE
 from storage.schema import migrate
 
-Objects = dict[tuple[str, str], str]  # kind, name → how it is made
+Objects = dict[tuple[str, str], str]  # kind, name → definition
 
-# No function and no operator stands in these, since a macro could stand in its place.
+# These queries use no function and no operator, because a macro could replace one.
 KINDS = {
     "table": "SELECT internal, schema_name, table_name, sql FROM system.main.duckdb_tables()",
     "view": "SELECT internal, schema_name, view_name, sql FROM system.main.duckdb_views()",
@@ -27,9 +27,9 @@ SHOWN = 5
 
 
 def strange_objects(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return what the ledger has otherwise than its migrations make it, lacks or has beside it, each in a few words.
+    """Return the ledger's differences from its migrations (changed, missing or foreign objects), each in a few words.
 
-    Raises duckdb.Error if its catalogue cannot be read.
+    Raises duckdb.Error if its catalog cannot be read.
     """
     with duckdb.connect(":memory:", config=dict(OFFLINE)) as scratch:
         migrate(scratch)

@@ -1,4 +1,4 @@
-"""What the chain of updates took, beside what the log has: the temporary tables that the rules about gradients ask."""
+"""The groups that the chain of updates took, and those in the log: temporary tables for the rules about gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from storage.log import Log
 from storage.verification.chain import Chain, Head
 from streams.events import Update, fates_of
 
-# What somebody wrote into the topics that no worker of ours writes, and that a worker refused, breaks nothing.
+# A record that somebody else wrote into the topics and that a worker refused breaks no rule; our workers write no such
+# record.
 REFUSED_REWARDS = """
     CREATE OR REPLACE TEMP TABLE refused_rewards AS
     SELECT DISTINCT r.topic, r.partition, r.record_offset, r.group_id, r.source_topic, r.source_partition,
@@ -29,7 +30,7 @@ REFUSED_GENERATIONS = """
 """
 
 
-# A generation or reward that a worker gave up on and that was sent again comes after its request was given up.
+# A generation or reward that a worker gave up on and that was resent comes after its request was given up.
 RESENT = """
     CREATE OR REPLACE TEMP TABLE resent AS
     SELECT g.group_id FROM generations g JOIN dead_letters d ON d.stage = 'environment' AND d.source_topic = g.topic
@@ -40,12 +41,12 @@ RESENT = """
 
 
 def register_taken(log: Log, chain: Chain, head: Head | None) -> None:
-    """Make the temporary tables that the rules ask.
+    """Make the temporary tables that the rules query.
 
-    taken: a row for every group of every update of the chain. rewarded: the first reward of each group, but for those
+    taken: a row for every group of every update of the chain. rewarded: the first reward of each group, except those
     that the learner buried as unreadable. due: those of split train below the learner's position. not_due: those beyond
-    it. batch_bounds: between which offsets of the rewards each update has read. used_up: below which requests were used
-    up before it.
+    it. batch_bounds: the offsets of the rewards between which each update has read. used_up: the offsets below which
+    requests were used up before each update.
     """
     _register_links(log, chain)
     _register_unannounced(log, head.update if head and chain.links and chain.links[0].topic is None else None)
@@ -100,7 +101,7 @@ def register_taken(log: Log, chain: Chain, head: Head | None) -> None:
 
 
 def _positions(log: Log, chain: Chain, head: Head | None) -> Mapping[int, int]:
-    """Return the offset per partition of the rewards topic below which every group has to have been taken."""
+    """Return the offset per partition of the rewards topic below which every group must have been taken."""
     if log.live or head is None:
         return chain.links[0].positions if chain.links else {}
     return head.positions
@@ -124,7 +125,7 @@ def _register_links(log: Log, chain: Chain) -> None:
 
 
 def _register_unannounced(log: Log, update: Update | None) -> None:
-    """Make `unannounced`: the groups of an update that is only in its checkpoint; none for None."""
+    """Make `unannounced`: the groups of an update that is only in its checkpoint; no groups for None."""
     groups: list[tuple[object, ...]] = []
     if update is not None:
         chained = isinstance(update.parent_update_sha256, str)
@@ -143,7 +144,10 @@ TYPES = {
 
 
 def register(log: Log, name: str, rows: Sequence[tuple[object, ...]], *columns: str) -> None:
-    """Give a query rows from Python, under a table's name; a column whose type is not named here holds integers."""
+    """Make rows from Python available to queries under a table's name.
+
+    Columns whose type is not named here hold integers.
+    """
     values = list(zip(*rows, strict=True)) or [() for _ in columns]
     log.connection.register(
         name,

@@ -1,4 +1,4 @@
-"""The whole proof, put together from its parts."""
+"""The whole proof, composed of its parts."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ T = TypeVar("T")
 
 
 class Topics(msgspec.Struct, frozen=True, kw_only=True):
-    """What Kafka says of a run.
+    """Kafka's view of a run.
 
     ends: (start, end) of each partition. committed: next offset per input partition of generator and environment.
-    held and read look into the log; see `partitions.Held` and `reading.Read`.
+    held and read access the log; see `partitions.Held` and `reading.Read`.
     """
 
     ends: Mapping[Partition, tuple[int, int]]
@@ -55,12 +55,13 @@ class Topics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run beside its log.
+    """The facts about a run that do not come from its log.
 
-    head: what the newest checkpoint says, None if there is none. kept: every checkpoint; None if nobody looked.
-    updates: how many the run was to make, None if not known. terms: what it refuses, None if not known.
-    working: whether a worker of it is alive.
-    found: what is wrong already, in what was read before.
+    head: the content of the newest checkpoint, None if there is none. kept: every checkpoint; None if they were not
+    checked.
+    updates: the number of updates that the run was to make, None if unknown. terms: the limits of its refusals, None if
+    unknown. working: whether a worker of the run is alive.
+    found: findings from earlier reading.
     """
 
     head: Head | None
@@ -74,9 +75,9 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 def verify_log(
     log: Log, *, run: str, topics: Topics | None, known: Circumstances, rebuild: bool, trusted: str | None = None
 ) -> Account:
-    """Return the account of a run. Never raises for what is damaged: that is a finding.
+    """Return the account of a run. Damage never raises an error: it is a finding.
 
-    topics: None leaves Kafka out. rebuild: read every record, not only the newest; it takes as long as reading the
+    topics: None leaves Kafka out. rebuild: read every record, not only the newest; this takes as long as reading the
     whole log. trusted: a seal or a hash that the user kept elsewhere, which must be in the chain.
     Raises DeliveryError if Kafka goes away meanwhile.
     """
@@ -86,7 +87,7 @@ def verify_log(
 
 
 def unreadable(run: str, *, kafka: bool, known: Circumstances) -> Account:
-    """Return the account of a run of whose log nothing can be read."""
+    """Return the account of a run whose log cannot be read at all."""
     found = tuple(known.found)
     return Account(
         run=run,
@@ -109,7 +110,7 @@ def unreadable(run: str, *, kafka: bool, known: Circumstances) -> Account:
 
 
 class _Proof:
-    """Runs the parts one after another; one that cannot read what it needs leaves a finding and what it gives empty."""
+    """Runs the parts one after another; a part that cannot read its input leaves a finding and an empty result."""
 
     def __init__(
         self, log: Log, run: str, topics: Topics | None, known: Circumstances, *, rebuild: bool, trusted: str | None
@@ -120,7 +121,7 @@ class _Proof:
         self._failed = False
 
     def account(self) -> Account:
-        """Go through all parts, in an order in which each finds the tables that it asks."""
+        """Run all parts, in an order in which each finds the tables that it needs."""
         log, topics, head, kept = self._log, self._topics, self._known.head, self._known.kept
         ends = topics.ends if topics else None
         self._add("the archive", lambda: archived_offsets(log))
@@ -215,12 +216,12 @@ class _Proof:
         return next((each.manifest_sha256 for each in self._known.kept or () if each.name == name), None)
 
     def _read(self, what: str, work: Callable[[], T], otherwise: T) -> T:
-        """Return what the work gives, or `otherwise`, with a finding, if it cannot read what it needs."""
+        """Return the result of `work`; if it cannot read its input, add a finding and return `otherwise`."""
         try:
             return work()
         except (StorageError, duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
             rule, where = "everything can be read", f"run {self._run}: {what}"
-            # What an earlier part could not make, a later one need not say that it misses.
+            # If an earlier part could not make a table, a later part need not report that the table is missing.
             if not (isinstance(error, StorageError | duckdb.CatalogException) and self._failed):
                 self._findings.append(Finding(rule=rule, where=where, what=one_line(error)))
             self._failed = True

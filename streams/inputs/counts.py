@@ -1,4 +1,4 @@
-"""What a reader left out or changed: counted by reason, with the line of the first, and told in one line."""
+"""The rows that a reader left out or changed, by reason, with the line of the first, reported in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Tell = Callable[[str], None]
 
 
 def tell_log(text: str) -> None:
-    """Tell by the log, where a reader was given nothing else to tell by."""
+    """Report through the log, for a reader without another way to report."""
     log.warning("%s", text)
 
 
 class Counted:
-    """Rows by reason. `said` keeps the line of the first of each reason, and what it was."""
+    """Rows by reason. `said` keeps the line number and the text of the first row of each reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -31,9 +31,9 @@ class Counted:
 
     @property
     def total(self) -> int:
-        """Return how many rows were counted."""
+        """Return the number of counted rows."""
         return self.counts.total()
 
     def told(self) -> str:
-        """Return every reason with its count and its first line, "" where nothing was counted."""
+        """Return every reason with its count and its first line, "" if no row was counted."""
         return "; ".join(f"{count:,} {reason} (first, {self.said[reason]})" for reason, count in self.counts.items())

@@ -1,4 +1,4 @@
-"""CSV with a known header, where an open quote spoils its own line alone."""
+"""CSV with a known header: an open quote spoils only its own line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from streams.inputs.files import Bad, InputFile
 
-LINES_MAX = 20  # A quoted field may go over this many lines. An open quote would otherwise swallow the whole file.
+LINES_MAX = 20  # A quoted field may span this many lines; without a limit, an open quote would swallow the whole file.
 
 
 def csv_rows(file: InputFile, columns: Sequence[str], bad: Bad) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, fields) of every row after the header; a row has as many fields as there are columns.
 
-    bad: is told of a row of another form, and the next one follows.
-    Raises the file's error if the header is another one, or as `InputFile.lines` does.
+    bad: is called for a malformed row; reading continues with the next row.
+    Raises the file's error for a different header, and the errors of `InputFile.lines`.
     """
     lines = file.lines(bad)
     first = next(lines, None)
@@ -47,14 +47,14 @@ def csv_rows(file: InputFile, columns: Sequence[str], bad: Bad) -> Iterator[tupl
         if found is not None and len(found) == len(columns):
             yield number, found
             continue
-        bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got a quote that stands wrong")
+        bad(number, f"expected {len(columns)} columns ({','.join(columns)}), got a misplaced quote")
         waiting = taken[1:] + waiting
 
 
 def _ends_inside(line: str, *, inside: bool) -> bool:
-    """Return whether a line ends within a quoted field; inside: whether it begins within one.
+    """Return whether a line ends within a quoted field. inside: whether it begins within one.
 
-    A quote opens a field only where the field begins: in `5" tv` it is a part of the text.
+    A quote opens a field only at the field's beginning: in `5" tv` the quote is part of the text.
     """
     at = line.find('"')
     while at >= 0:
@@ -69,7 +69,10 @@ def _ends_inside(line: str, *, inside: bool) -> bool:
 
 
 def _fields(lines: Sequence[tuple[int, str]]) -> list[str] | None:
-    """Return the fields of one record, None if it is no CSV. Over several lines nothing may follow a closing quote."""
+    """Return the fields of one record, None if it is not CSV.
+
+    In a record of several lines, nothing may follow a closing quote.
+    """
     text = "\n".join(line for _, line in lines)
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=len(lines) > 1))

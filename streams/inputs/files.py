@@ -1,4 +1,4 @@
-"""A text file from outside, line by line: its compression, its encoding, and what shows that it is something else."""
+"""A text file from outside, line by line: detect its compression and encoding, and refuse other kinds of files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Bad = Callable[[int, str], None]
 class InputFile:
     """A text file that may be read several times.
 
-    what: the kind that is expected, for messages. error: what is raised.
+    what: the expected kind, for messages. error: the error class to raise.
     """
 
     def __init__(self, path: str | Path, what: str, *, error: type[InputError] = InputError) -> None:
@@ -64,8 +64,9 @@ class InputFile:
     def lines(self, bad: Bad | None = None) -> Iterator[tuple[int, str]]:
         """Yield (number from 1, line without its end) of every line that is not blank.
 
-        bad: is told of a line that is too long or no UTF-8, and the next one follows; None raises instead.
-        Raises the file's error where it is missing, damaged, or of another kind altogether.
+        bad: is called for a line that is too long or not UTF-8; reading continues with the next line. None raises
+        instead.
+        Raises the file's error if it is missing, damaged, or of a different kind.
         """
         with self._opened() as stream:
             number = 0
@@ -102,7 +103,7 @@ class InputFile:
 
     @contextmanager
     def _opened(self) -> Iterator[io.BufferedReader]:
-        """Give the file unpacked. Raises the file's error for whatever the system or a decompressor says of it."""
+        """Yield the unpacked file. Raises the file's error for every error of the system or a decompressor."""
         packed = "gzip"
         try:
             self._check_regular()
@@ -123,16 +124,16 @@ class InputFile:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise self.error(f"damaged gzip ({error}). Copy or download the {self.what} file again.") from error
         except OSError as error:
-            if error.errno is None:  # Arrow's own, from zstd.
+            if error.errno is None:  # Arrow's own error, from zstd.
                 said = " ".join(str(error).split())
                 raise self.error(f"damaged {packed} ({said}). Copy or download the {self.what} file again.") from error
             raise self.error(f"cannot read this {self.what} file: {error.strerror}. Give a readable file.") from error
 
     def _check_regular(self) -> None:
-        """Raise unless the path leads to a regular file: a pipe would block, and can be read but once."""
+        """Raise unless the path leads to a regular file: a pipe would block, and it can be read only once."""
         try:
             mode = self.path.stat().st_mode
-        except ValueError as error:  # A NUL in the name.
+        except ValueError as error:  # The name contains a NUL.
             raise self.error(f"no such {self.what} file: {error}. Check the path.") from error
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(21, "Is a directory")
@@ -144,7 +145,7 @@ class InputFile:
             )
 
     def _check_kind(self, head: bytes) -> None:
-        """Raise if the file's first bytes show that it is no text, or text that no reader here takes."""
+        """Raise if the file's first bytes show that it is not text, or that it is text in an unsupported encoding."""
         for mark, name in WIDE_MARKS.items():
             if head.startswith(mark):
                 raise self.error(_convert(name))
@@ -152,7 +153,7 @@ class InputFile:
             if head.startswith(magic):
                 raise self.error(f"expected a {self.what} file, got {name}. Unpack it, or give another file.")
         even, odd = head[0::2].count(0), head[1::2].count(0)
-        if max(even, odd) * 5 > len(head):  # More than two fifths of every second byte: text in the Latin alphabet.
+        if max(even, odd) * 5 > len(head):  # More NUL than two fifths of every second byte: Latin text.
             raise self.error(_convert("UTF-16") if min(even, odd) * 4 < max(even, odd) else self._binary())
         if (even + odd) * 20 > len(head):
             raise self.error(self._binary())
@@ -169,12 +170,12 @@ class InputFile:
 
 @contextmanager
 def _unpacked(raw: io.BufferedReader, first: bytes) -> Iterator[io.BufferedReader]:
-    """Give a stream of what a file holds, unpacked by its first bytes."""
+    """Yield a stream of a file's content, unpacked according to its first bytes."""
     if first.startswith(GZIP):
         with gzip.GzipFile(fileobj=raw, mode="rb") as unzipped:
             yield io.BufferedReader(unzipped, _BUFFER_BYTES)
     elif first == ZSTD:
-        import pyarrow as pa  # Its zstd is the one at hand: Python has its own from 3.14 on.
+        import pyarrow as pa  # Arrow supplies zstd, because Python has its own only from 3.14 on.
 
         with pa.CompressedInputStream(raw, "zstd") as unpacked:
             yield io.BufferedReader(unpacked, _BUFFER_BYTES)
@@ -187,10 +188,10 @@ def _convert(name: str) -> str:
 
 
 def names_a_file(value: str, suffixes: tuple[str, ...]) -> bool:
-    """Return whether an option that takes a file or a text was given a file.
+    """Return whether the value of an option that takes a file or a text is a file.
 
-    It was if there is such a file, or if it looks like a path: by its suffix, or because it begins as paths do. What
-    cannot be a path (too long, a NUL in it) is text, and so is a word that happens to be a folder's name.
+    It is a file if such a file exists, or if the value looks like a path by its suffix or its beginning. A value that
+    cannot be a path (too long, or with a NUL) is text. A word that happens to be a folder's name is text, too.
     """
     try:
         mode = Path(value).stat().st_mode

@@ -1,7 +1,7 @@
-"""Text from outside made harmless: no control, zero-width or bidirectional characters, and never longer than allowed.
+"""Sanitized text from outside: no control, zero-width or bidirectional characters, and never longer than allowed.
 
-Catalogue text, queries and generated text are untrusted. They end in prompts, terminals and pages, where such
-characters hide words from a reader that a model or an index still sees.
+Catalog text, queries and generated text are untrusted. They end in prompts, terminals and pages. There such characters
+hide words from a reader that a model or an index still sees.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 # Cc control, Cf format (zero-width, bidi, soft hyphen, tags), Cs lone surrogates, Co private use, Cn unassigned.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 _METADATA_DEPTH_MAX = 8
-QUERY_CHARACTERS_MAX = 512  # Of a query, from whatever file it comes.
+QUERY_CHARACTERS_MAX = 512  # The limit for a query from any kind of file.
 
 
 def clean_text(text: str, *, characters_max: int) -> str:
     """Return the text in one line of visible characters, at most `characters_max` of them.
 
-    Line breaks, tabs and every other kind of space become one plain space; control, format (zero-width and
-    bidirectional), private, unassigned and lone surrogate characters vanish. What is left is in Unicode's composed form
-    (NFC): "e" with a combining accent and the one letter for both are one word. Idempotent.
+    Line breaks, tabs and every other kind of space become one plain space. Control, format (zero-width and
+    bidirectional), private, unassigned and lone surrogate characters are removed. The rest is in Unicode's composed
+    form (NFC): "e" with a combining accent and the single letter for both are one word. Idempotent.
     """
     visible = visible_text(text)
     return visible[:characters_max].rstrip() if len(visible) > characters_max else visible
 
 
 def visible_text(text: str) -> str:
-    """Return the text as `clean_text` does, however long."""
+    """Return the text as `clean_text` does, without a limit on its length."""
     if text.isprintable():  # True for nearly every field, and about 50 times faster than looking at each character.
         visible = text
     else:
@@ -37,7 +37,7 @@ def visible_text(text: str) -> str:
             for character in text
             if character.isspace() or unicodedata.category(character) not in _HIDDEN_CATEGORIES
         )
-    # Composed after the hidden ones are gone: one of them may have stood between a letter and its accent.
+    # Compose after the hidden characters are removed: one of them may have stood between a letter and its accent.
     if not visible.isascii() and not unicodedata.is_normalized("NFC", visible):
         visible = unicodedata.normalize("NFC", visible)
     if "  " in visible or visible[:1] == " " or visible[-1:] == " ":
@@ -46,14 +46,14 @@ def visible_text(text: str) -> str:
 
 
 class Cuts:
-    """Cleans texts, and counts what had to be cut or dropped; `first` says where it was for the first time."""
+    """Cleans texts, and counts cut and dropped items; `first` holds the place of the first one."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.first: dict[tuple[str, str], str] = {}
 
     def clean(self, text: str, *, characters_max: int, what: str, where: str) -> str:
-        """Return the clean text; one that had to be cut is counted as a `what`."""
+        """Return the clean text; count a text that had to be cut as a `what`."""
         visible = visible_text(text)
         if len(visible) <= characters_max:
             return visible
@@ -61,7 +61,7 @@ class Cuts:
         return visible[:characters_max].rstrip()
 
     def add(self, what: str, fate: str, where: str) -> None:
-        """Count something that was changed."""
+        """Count an item that was changed."""
         self.counts[what, fate] += 1
         self.first.setdefault((what, fate), where)
 
@@ -76,9 +76,9 @@ class Cuts:
 def clean_metadata(
     value: Any, *, characters_max: int, depth: int = 0, cuts: Cuts | None = None, where: str = ""
 ) -> Any:
-    """Return JSON data with every string (keys too) cleaned; what nests deeper than eight levels is dropped (None).
+    """Return JSON data with every string (keys too) cleaned; data nested deeper than eight levels is dropped (None).
 
-    cuts: counts what was cut or dropped; where: for its message.
+    cuts: counts the cut and dropped items. where: the place, for its message.
     """
     cuts = cuts or Cuts()
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Ids, ranks, grades, scores and times as they come from outside: each in its range, or not at all (None)."""
+"""Ids, ranks, grades, scores and times from outside: each is in its range, or None."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 ID_BYTES_MAX = 512  # Elasticsearch's own limit for `_id`.
 RANK_MAX = 10**6
-GRADE_MAX = 1_000  # trec_eval keeps a table with an entry for each grade.
-SECONDS_MAX = 10**11  # A number of seconds stays below this for 3,000 years, one of milliseconds has passed it.
-TIME_MS_MIN = 631_152_000_000  # 1990: no search was logged before, and a date written as one number lies below.
+GRADE_MAX = 1_000  # trec_eval keeps a table with one entry per grade.
+SECONDS_MAX = 10**11  # Times in seconds stay below this for 3,000 years; times in milliseconds have already passed it.
+TIME_MS_MIN = 631_152_000_000  # 1990: no search was logged earlier, and a date written as one number is smaller.
 TIME_MS_MAX = 4_102_444_800_000  # 2100.
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
@@ -21,14 +21,14 @@ _ESCAPED = frozenset("%:~")
 
 
 def read_id(value: object) -> str | None:
-    """Return an id as text; None for what is none: nothing, blank, a truth value, a fraction, or hidden characters.
+    """Return an id as text; None for an absent or blank value, a truth value, a fraction, or hidden characters.
 
-    A whole number is an id, as UBI allows. An id is never changed: other files name the same one.
+    A whole number is an id, as UBI allows. An id is never changed, because other files use the same one.
     """
     if isinstance(value, str):
         if not value.isprintable() or not value or value.isspace():
             return None
-        # A character has at most four bytes: most ids need not be encoded to be measured.
+        # A character has at most four bytes, so most ids need not be encoded to be measured.
         return value if len(value) * 4 <= ID_BYTES_MAX or len(value.encode()) <= ID_BYTES_MAX else None
     if isinstance(value, int) and not isinstance(value, bool) and -(10**18) < value < 10**18:
         return str(value)
@@ -36,10 +36,10 @@ def read_id(value: object) -> str | None:
 
 
 def join_ids(*parts: str) -> str:
-    """Return one id of several, joined by ":"; two lists of parts never give the same id.
+    """Return one id joined from several by ":"; two different lists of parts never give the same id.
 
-    What would be ambiguous or hidden is escaped as %XX of its UTF-8 bytes, so ordinary parts stay as they are. Beyond
-    512 bytes the end is replaced by "~" and a hash of the whole.
+    Ambiguous or hidden characters are escaped as %XX of their UTF-8 bytes, so ordinary parts stay unchanged. If the id
+    exceeds 512 bytes, its end is replaced by "~" and a hash of the whole.
     """
     joined = ":".join("".join(map(_escaped, part)) for part in parts)
     data = joined.encode()
@@ -56,9 +56,9 @@ def _escaped(character: str) -> str:
 
 
 def read_rank(value: object) -> int | None:
-    """Return a rank or position from 0 to `RANK_MAX`, from a number or its digits; None for a fraction or less than 0.
+    """Return a rank or position from 0 to `RANK_MAX`, from a number or its digits; None for any other value.
 
-    A JSON number without a fractional part is whole, as 1.0.
+    A JSON number without a fractional part, such as 1.0, is whole. Fractions and negative numbers give None.
     """
     if isinstance(value, str):
         value = int(value) if _INTEGER.fullmatch(value) else None
@@ -70,22 +70,22 @@ def read_rank(value: object) -> int | None:
 
 
 def read_grade(text: str) -> int | None:
-    """Return a grade from -1,000 to 1,000 (TREC grades spam below 0); None for a fraction or another text."""
+    """Return a grade from -1,000 to 1,000 (TREC grades spam below 0); None for a fraction or any other text."""
     grade = int(text) if _INTEGER.fullmatch(text) else None
     return grade if grade is not None and -GRADE_MAX <= grade <= GRADE_MAX else None
 
 
 def read_score(text: str) -> float | None:
-    """Return a finite score; None for NaN, infinity, or what is no decimal number."""
+    """Return a finite score; None for NaN, infinity, or text that is not a decimal number."""
     score = float(text) if _SCORE.fullmatch(text) else math.inf
     return score if math.isfinite(score) else None
 
 
 def read_time_ms(value: object) -> int | None:
-    """Return milliseconds since the epoch; None for what is no time between 1990 and 2100.
+    """Return milliseconds since the epoch; None if the value is not a time between 1990 and 2100.
 
-    Takes a number of seconds or milliseconds, the same as digits in a text, and ISO 8601. A time without a zone is
-    UTC, whatever this machine's own is.
+    Accepts a number of seconds or milliseconds, the same as digits in a text, and ISO 8601. A time without a zone is
+    UTC, whatever this machine's own zone is.
     """
     if isinstance(value, bool):
         return None
@@ -96,7 +96,7 @@ def read_time_ms(value: object) -> int | None:
     text = value.strip()
     if _NUMBER.fullmatch(text):
         found = _in_range(_number_ms(float(text) if "." in text else int(text)))
-        # Eight digits may be a date. Python reads longer ones as a date and an hour, whatever they are.
+        # Eight digits may be a date. Python reads longer numbers as a date and an hour, whatever they are.
         if found is not None or len(text) != 8:
             return found
     try:

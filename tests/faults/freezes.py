@@ -118,4 +118,4 @@ def _second(app: App, run: str, role: str) -> subprocess.Popen[bytes]:
 
 
 def _fencings(path: Path) -> int:
-    return path.read_text(errors="replace").count("went on without this worker")
+    return path.read_text(errors="replace").count("continued without this worker")

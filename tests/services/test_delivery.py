@@ -240,7 +240,7 @@ def test_a_worker_that_its_group_has_given_up_stops_and_says_why(
         raise CommitFailedError
 
     monkeypatch.setattr(consumer, "commit", gone)
-    with pytest.raises(DeliveryError, match="went on without this worker"):
+    with pytest.raises(DeliveryError, match="continued without this worker"):
         commit(consumer, records)
     consumer.close()
 

@@ -65,7 +65,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_version(
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         f"error: index '{unique_name}': its documents in {home}/indexes/{unique_name}: the disk is full. Free some "
-        "room, or name another place"
+        "space, or choose another path"
     )
     assert "Traceback" not in ended.stderr
     assert indexes_of(local_services, unique_name) == [f"{unique_name}-1"]

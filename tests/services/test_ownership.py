@@ -94,7 +94,7 @@ def test_a_topic_with_somebody_elses_records_is_refused_and_nothing_is_made_besi
         ("updates", {"partitions": 2}, "partitions: expected 1"),
         ("requests", {"partitions": 2, "cleanup_policy": "compact"}, "cleanup.policy: expected delete"),
         ("requests", {"partitions": 2, "retention_ms": "3600000"}, "retention.ms: expected at least 604800000, or -1"),
-        ("updates", {}, r"retention.ms: expected -1 \(for ever\), found 604800000"),
+        ("updates", {}, r"retention.ms: expected -1 \(forever\), found 604800000"),
         ("rewards", {"partitions": 2, "max_message_bytes": "1048588"}, "max.message.bytes: expected at least 8454144"),
         ("rewards", {"partitions": 2, "min_insync_replicas": "2"}, "min.insync.replicas: expected at most its 1"),
     ],
@@ -194,7 +194,7 @@ def test_what_a_failed_step_leaves_behind_is_what_it_made_and_no_more(
 
 
 def test_replicas_that_the_cluster_has_no_brokers_for_are_one_line(kafka: KafkaSettings, unique_name: str) -> None:
-    with pytest.raises(DeliveryError, match=r"fewer brokers than kafka.replication asks for") as raised:
+    with pytest.raises(DeliveryError, match=r"fewer brokers than kafka.replication requires") as raised:
         create_topics(msgspec.structs.replace(kafka, replication=3), unique_name)
     assert "\n" not in str(raised.value)
 

@@ -185,8 +185,8 @@ DOORS = {
     "mechanism": ({"sasl_mechanism": "PLAIN"}, "expected kafka.sasl_mechanism to be one of SCRAM-SHA-512, got PLAIN"),
     "no authority": ({"ssl_cafile": ""}, "not trusted by the system's authorities"),
     "another authority": ({"ssl_cafile": "OTHER"}, "not trusted by kafka.ssl_cafile"),
-    "no TLS": ({"security_protocol": "PLAINTEXT"}, "it speaks TLS on this port, and we do not"),
-    "a password without TLS": ({"security_protocol": "SASL_PLAINTEXT"}, "it speaks TLS on this port, and we do not"),
+    "no TLS": ({"security_protocol": "PLAINTEXT"}, "it speaks TLS on this port, but we do not"),
+    "a password without TLS": ({"security_protocol": "SASL_PLAINTEXT"}, "it speaks TLS on this port, but we do not"),
     "no user": ({"security_protocol": "SSL"}, "it asks for a user name (it takes SCRAM-SHA-512)"),
     "another host": ({"bootstrap": "HOSTNAME"}, "its certificate is for another host"),
     "an unknown host": (

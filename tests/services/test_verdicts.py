@@ -104,7 +104,7 @@ def test_the_verb_prints_the_seal_and_fails_for_another_one(make: Make) -> None:
     seal = proved(run).seal
     assert f"seal: {seal} (keep it elsewhere, for --trusted)" in result.output
     assert "verified: " in result.output and "(offline)" in result.output
-    assert "not seen: Kafka: whether its bytes are these" in result.output
+    assert "not seen: Kafka: whether its bytes equal these" in result.output
     assert "unproved     1 groups rejected" in result.output
     assert verb(run, "--trusted", str(seal)).exit_code == 0
     result = verb(run, "--trusted", "0" * 64)

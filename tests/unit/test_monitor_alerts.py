@@ -81,7 +81,7 @@ def test_words_that_repeat_more_than_at_first_are_warned_of() -> None:
     assert [(alert.name, alert.what) for alert in stuffed.alerts] == [
         (
             "keyword stuffing",
-            "25% of the words stand in their own answer before, 10% did at first; type/token ratio 0.75",
+            "25% of the words repeat earlier words of their answer, 10% at first; type/token ratio 0.75",
         )
     ]
     assert names(window(0, words=0, repeated=0)) == []

@@ -46,10 +46,14 @@ def test_a_topic_as_we_make_it_fits(plan: TopicPlan) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("requests", {"cleanup_policy": "compact"}, "cleanup.policy: expected delete, for every record counts, found"),
+        (
+            "requests",
+            {"cleanup_policy": "compact"},
+            "cleanup.policy: expected delete, because every record counts, found",
+        ),
         ("updates", {"cleanup_policy": "compact,delete"}, "cleanup.policy: expected delete"),
         ("rewards", {"retention_ms": "60000"}, "retention.ms: expected at least 604800000, or -1, found 60000"),
-        ("updates", {"retention_ms": "604800000"}, "retention.ms: expected -1 (for ever), found 604800000"),
+        ("updates", {"retention_ms": "604800000"}, "retention.ms: expected -1 (forever), found 604800000"),
         ("rewards", {"retention_bytes": "1000"}, "retention.bytes: expected -1"),
         ("rewards", {"max_message_bytes": "1048588"}, "max.message.bytes: expected at least 8454144, found 1048588"),
         ("dead-letters", {"max_message_bytes": "8454144"}, "max.message.bytes: expected at least 16842752"),
@@ -69,7 +73,7 @@ def test_each_setting_that_does_not_do_is_named(kind: str, changes: dict[str, st
     ("kind", "changes", "said"),
     [
         ("requests", {"partitions": 2}, "shop.requests: partitions: expected 4 (kafka.partitions), found 2"),
-        ("updates", {"partitions": 2}, "shop.updates: partitions: expected 1, for its records are in total order"),
+        ("updates", {"partitions": 2}, "shop.updates: partitions: expected 1, because its records are in total order"),
         ("requests", {"replication": 2}, "shop.requests: replication: expected 3 (kafka.replication), found 2"),
     ],
 )
