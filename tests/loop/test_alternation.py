@@ -172,7 +172,6 @@ def test_the_command_writes_what_the_next_turn_reads(
     done = subprocess.run(called, env=environment(local_services, SMALL), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == copy.read_bytes() == read_by_the_turn
-    assert max(each.tokens for each in read_summaries(path)) > 16, "written within another recipe's budget"
 
 
 def test_a_run_that_writes_expansions_has_no_summaries(local_services: Endpoints, small_world: App) -> None:

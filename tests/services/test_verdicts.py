@@ -240,5 +240,5 @@ def test_every_tampering_is_in_the_documented_table() -> None:
     from tests.tampering import TAMPERINGS
 
     page = (Path(__file__).parents[2] / "infra" / "VERIFY.md").read_text()
-    rows = [f"| {each.name} | {each.rule} | {', '.join(each.modes)} |" for each in TAMPERINGS]
+    rows = [f"| {each.name} | {each.said} | {', '.join(each.modes)} |" for each in TAMPERINGS]
     assert [row for row in rows if row not in page] == []

@@ -38,7 +38,12 @@ FILE_TAMPERINGS = (
     files("archive: a segment deleted", "archive", lambda run: run.segment("rewards").unlink()),
     files("archive: a segment cut", "archive", lambda run: cut(run, listed=False)),
     files("archive: a segment cut, with its hash adjusted", "archive", lambda run: cut(run, listed=True)),
-    files("archive: a reward changed in a segment, with its hash adjusted", "rebuilt from the log", reward_in_segment),
+    replace(
+        files(
+            "archive: a reward changed in a segment, with its hash adjusted", "rebuilt from the log", reward_in_segment
+        ),
+        kafka_rule="bytes are kept",  # Kafka's copy is the truth then, and the ledger's rows agree with it.
+    ),
     files("archive: a record taken out of a segment, with its hash adjusted", "bytes are kept", without_segment_rows),
     files("archive: a segment of no bytes", "archive", lambda run: run.segment("rewards").write_bytes(b"")),
     files("archive: a folder in place of a segment", "archive", folder_for_segment),
@@ -68,13 +73,15 @@ FILE_TAMPERINGS = (
         ),
         KAFKA,
     ),
-    files(
-        "archive: a record's time changed, with its hash adjusted",
-        "rebuilt from the log",
-        lambda run: run.rewrite_segment(
-            run.segment("rewards"), lambda found: [found[0] | {"record_time_ms": 5}, *found[1:]]
+    replace(
+        files(
+            "archive: a record's time changed, with its hash adjusted",
+            "rebuilt from the log",
+            lambda run: run.rewrite_segment(
+                run.segment("rewards"), lambda found: [found[0] | {"record_time_ms": 5}, *found[1:]]
+            ),
         ),
-        ("offline",),
+        kafka_rule="bytes are kept",
     ),
     files("archive: another reward in a segment that nobody lists", "archive", unlisted_segment),
     files("archive: a damaged segment that nobody lists", "archive", lambda run: beside(run, 99).write_bytes(b"junk")),

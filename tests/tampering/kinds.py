@@ -26,12 +26,25 @@ BOTH, KAFKA = ("offline", "kafka"), ("kafka",)
 
 
 class Tampering(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to tamper. modes: those in which the rule finds it; in the others nothing does."""
+    """One way to tamper. modes: those in which the rule finds it; in the others nothing does.
+
+    kafka_rule: the rule that finds it with Kafka, where that is another one.
+    """
 
     name: str
     do: Callable[[Tampered], Any]
     rule: str
     modes: tuple[str, ...] = BOTH
+    kafka_rule: str = ""
+
+    @property
+    def said(self) -> str:
+        """Return the rule as the page names it."""
+        return f"{self.rule}; with Kafka, {self.kafka_rule}" if self.kafka_rule else self.rule
+
+    def rule_in(self, mode: str) -> str:
+        """Return the rule that finds it in this mode."""
+        return self.kafka_rule if self.kafka_rule and mode == "kafka" else self.rule
 
 
 def rows(name: str, rule: str, *statements: str) -> Tampering:

@@ -46,11 +46,14 @@ LOG_TAMPERINGS = (
         outcome(lambda o: replace(o, reward=1e30)),
         topics=True,
     ),
-    log(
-        "a prompt that is not the one that was hashed",
-        "nothing that must be refused trains",
-        Reward,
-        lambda e: replace(e, generation=replace(e.generation, prompt_token_ids=(1, 2, 3))),
+    replace(
+        log(
+            "a prompt that is not the one that was hashed",
+            "nothing that must be refused trains",
+            Reward,
+            lambda e: replace(e, generation=replace(e.generation, prompt_token_ids=(1, 2, 3))),
+        ),
+        kafka_rule="bytes are kept",
     ),
     log("a metric of an older update changed", "chain of hashes", Update, at_step(2, metric(9.0)), topics=True),
     log(
