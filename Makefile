@@ -40,8 +40,9 @@ $(VLLM)/.ready: infra/vllm/requirements.lock
 demo: setup  ## The loop on a generated catalogue: real Kafka, real Elasticsearch, and a report
 	$(BIN)/searchloop demo
 
+# Two at a time, a file to each: each has services of its own. Most tests wait more than they compute.
 test: setup  ## Every test, on real services
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 fast: setup  ## The tests that need no service, under two minutes
 	$(BIN)/python -m pytest -q -n 2 tests/unit
