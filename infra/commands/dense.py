@@ -75,8 +75,8 @@ def dense(
     from infra.app.run_settings import read_run_settings
     from infra.recipes.files import recipe_path
     from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
-    from infra.recipes.resume.recipe import policy_texts
     from infra.recipes.resume.texts import texts_without_policy
+    from infra.recipes.resume.writing import policy_texts
     from search_env.catalogue.corpora import load_queries, write_run
 
     if (texts == "policy") != (run_name is not None):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from infra.app.app import App
+from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Prepared
+from learner.generation import Encode
+from learner.product_prompts import encode_product_request
 from search_env.engine.index import load_manifest
 from streams.events import Product, Request
+
+
+def product_encoder(settings: Settings) -> Encode:
+    """Return the prompt of a product: from a tokenizer and a request to token ids. A query is never shown."""
+    return partial(encode_product_request, settings=settings.product_prompts)
 
 
 def prepared_products(app: App, new: NewRun, products: Sequence[Product]) -> Prepared:

@@ -22,8 +22,9 @@ from infra.recipes.held_out import SPLITS
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, retrievers_of
 from infra.recipes.resume.partner import RetrieverPartner
 from infra.recipes.resume.premise import check_premise
-from infra.recipes.resume.recipe import Resume, best_rewarded, open_resume_environment
+from infra.recipes.resume.recipe import Resume
 from infra.recipes.resume.texts import document_texts, summarized_values
+from infra.recipes.resume.writing import best_rewarded, open_resume_environment
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.alternation import STATE_FILE, alternate, read_alternation
 from infra.runs.verification import verify_run

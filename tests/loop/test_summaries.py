@@ -20,7 +20,7 @@ from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
-from infra.recipes.relsum.recipe import policy_summaries
+from infra.recipes.relsum.writing import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.replaying.reproduction import reproduce
 from infra.runs.alternation import alternate

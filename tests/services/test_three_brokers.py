@@ -208,6 +208,7 @@ def test_a_leader_that_is_cut_off_from_its_followers_acknowledges_nothing_that_i
         cluster.freeze(leader)
     wait_until(lambda: cluster.leader(PARTITIONS[0]) != leader, "another leader")
     traffic.wait_for_more()
+    assert cluster.leader(PARTITIONS[0]) != leader, "it leads again while it is cut off"
     if cluster.can_cut:
         cluster.mend(leader)
     else:

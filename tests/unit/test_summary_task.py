@@ -21,7 +21,7 @@ from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.labelling import PAIRS_FILE, TITLE_RIVALS, label_titles, labelled_products, read_pairs
 from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
-from infra.recipes.relsum.recipe import policy_summaries
+from infra.recipes.relsum.writing import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.loop import run_loop
 from infra.runs.requests import RequestSequence

@@ -17,7 +17,7 @@ from infra.recipes.relsum.baselines import rank_lists
 from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import said, taught_pairs, tune_ranker
-from infra.recipes.relsum.recipe import left_out, policy_summaries
+from infra.recipes.relsum.writing import left_out, policy_summaries
 from search_env.catalogue.corpora import Query
 from search_env.models.crossencoder import current_version
 from storage.evaluation.measures import measure_run

@@ -7,9 +7,8 @@ from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
-from infra.recipes.product_requests import prepared_products
+from infra.recipes.product_requests import prepared_products, product_encoder
 from infra.recipes.recipe import (
     GIVEN,
     TOP,
@@ -37,21 +36,22 @@ from infra.recipes.recipe import (
 )
 from infra.recipes.relsum.baselines import ARMS, DESCRIBED, rank_lists, written_by
 from infra.recipes.relsum.labelling import PAIRS_FILE, labelled_products, read_pairs, usable, write_pairs
+from infra.recipes.relsum.partner import RankerPartner
+from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
-from infra.recipes.relsum.ranker import Writes, tune_ranker
-from infra.recipes.summarizing import stored_texts, summarize
+from infra.recipes.relsum.ranker import tune_ranker
+from infra.recipes.relsum.writing import left_out, policy_summaries, policy_writes
+from infra.recipes.summarizing import stored_texts
 from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
 from learner.policy import Policy, with_lora
 from learner.product_prompts import (
-    encode_product_request,
     product_prompt_text,
     render_product,
 )
 from learner.tokenizer import render_pointers
 from learner.warmup import warm_up
-from search_env.catalogue.corpora import Query
 from search_env.environments import Environment
 from search_env.models.wordpieces import wordpiece_count
 from search_env.relsum.environment import RelsumEnvironment
@@ -105,7 +105,7 @@ class Relsum:
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of title and values; the query is never shown."""
-        return partial(encode_product_request, settings=settings.product_prompts)
+        return product_encoder(settings)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
@@ -167,14 +167,10 @@ class Relsum:
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
         """Check calibration, which reward agrees with nDCG@5, and the time that scoring takes."""
-        from infra.recipes.relsum.premise import check_premise
-
         return check_premise(RankedIndex(app, index, report), queries_max=options.queries_max).found()
 
     def partner(self) -> Partner:
         """Return the cross-encoder that ranks: tuning it is the next step that the authors name."""
-        from infra.recipes.relsum.partner import RankerPartner
-
         return RankerPartner()
 
     def _index(self, app: App, index: str, report: Report) -> RankedIndex:
@@ -193,47 +189,6 @@ class Relsum:
         if known not in self._indexes:
             self._indexes[known] = RankedIndex(app, index, report)
         return self._indexes[known]
-
-
-def policy_writes(
-    app: App, relsum: RankedIndex, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
-) -> Writes:
-    """Return what a version of the run's policy writes, of whichever products are asked for."""
-
-    def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
-        documents = sorted({document for _, document in pairs})
-        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report, temperature=temperature)
-        return [written[document] for _, document in pairs]
-
-    return writes
-
-
-def left_out(queries: Iterable[Query]) -> set[str]:
-    """Return the texts of queries that must teach nothing, as lists' queries are compared with them."""
-    return {query.text.lower() for query in queries}
-
-
-def policy_summaries(
-    app: App,
-    relsum: RankedIndex,
-    run: RunSettings,
-    documents: Sequence[str],
-    *,
-    policy: str,
-    report: Report,
-    temperature: float = 0.0,
-) -> dict[str, str]:
-    """Return what a version of the run's policy writes of these documents, within the budget."""
-    return summarize(
-        app,
-        run,
-        [relsum.shown(document) for document in documents],
-        encode=Relsum().encoder(run.settings),
-        budget=run.settings.relsum.summary,
-        policy=policy,
-        report=report,
-        temperature=temperature,
-    )
 
 
 def _first_policy(app: App, relsum: RankedIndex, run_dir: Path, seed: int) -> Policy:

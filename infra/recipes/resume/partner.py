@@ -9,11 +9,13 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.decoding import decode_requests
+from infra.recipes.product_requests import product_encoder
 from infra.recipes.recipe import NewRun
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever
 from infra.recipes.resume.measuring import dev_reciprocal_rank
-from infra.recipes.resume.recipe import Resume, open_resume_environment, policy_texts
+from infra.recipes.resume.preparation import prepare
 from infra.recipes.resume.texts import texts_without_policy
+from infra.recipes.resume.writing import open_resume_environment, policy_texts
 from learner.checkpoints import load_current
 from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Query
@@ -45,14 +47,14 @@ class RetrieverPartner:
         settings = app.settings
         if not settings.alternation.measure_scale:
             return app
-        prepared = Resume().prepare(app, new, report)
+        prepared = prepare(app, new, report)
         run_dir = app.home.run(new.run)
         folder, manifest = load_current(run_dir / "checkpoints")
         some = prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
         groups = decode_requests(
             some,
             LoadedVersion(folder, manifest.policy),
-            encode=Resume().encoder(settings),
+            encode=product_encoder(settings),
             sampling=settings.generation.sampling(),
             seed=new.seed,
             name="measuring the spread",

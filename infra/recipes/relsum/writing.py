@@ -1,0 +1,55 @@
+"""Summaries by ReLSum's policy, within the budget of the cross-encoder that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings
+from infra.recipes.product_requests import product_encoder
+from infra.recipes.relsum.ranked_index import RankedIndex
+from infra.recipes.relsum.ranker import Writes
+from infra.recipes.summarizing import summarize
+from search_env.catalogue.corpora import Query
+
+
+def policy_writes(
+    app: App, relsum: RankedIndex, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> Writes:
+    """Return what a version of the run's policy writes, of whichever products are asked for."""
+
+    def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
+        documents = sorted({document for _, document in pairs})
+        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report, temperature=temperature)
+        return [written[document] for _, document in pairs]
+
+    return writes
+
+
+def left_out(queries: Iterable[Query]) -> set[str]:
+    """Return the texts of queries that must teach nothing, as lists' queries are compared with them."""
+    return {query.text.lower() for query in queries}
+
+
+def policy_summaries(
+    app: App,
+    relsum: RankedIndex,
+    run: RunSettings,
+    documents: Sequence[str],
+    *,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
+) -> dict[str, str]:
+    """Return what a version of the run's policy writes of these documents, within the budget."""
+    return summarize(
+        app,
+        run,
+        [relsum.shown(document) for document in documents],
+        encode=product_encoder(run.settings),
+        budget=run.settings.relsum.summary,
+        policy=policy,
+        report=report,
+        temperature=temperature,
+    )

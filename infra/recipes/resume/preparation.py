@@ -1,0 +1,47 @@
+"""The beginning of a ReSuMe run: training queries, products to ask for, and the first policy."""
+
+from __future__ import annotations
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.recipes.first_policy import first_policy
+from infra.recipes.product_requests import prepared_products
+from infra.recipes.recipe import NewRun, Prepared
+from infra.recipes.resume.texts import summarized_values
+from learner.checkpoints import CURRENT
+from learner.learning import write_first_checkpoint
+from learner.policy import with_lora
+from search_env.resume.answered import QUERIES_FILE, answered_queries, read_answered, write_answered
+from search_env.summaries.products import description_of
+from streams.errors import SettingsError
+
+
+def prepare(app: App, new: NewRun, report: Report) -> Prepared:
+    """Ask for every product that answers a training query and has values to choose from; make the first policy.
+
+    Raises SettingsError for queries of one's own (they have no judgments), and if no product can be asked for.
+    """
+    if new.queries_file is not None:
+        raise SettingsError("--queries: ReSuMe needs judged training queries; leave it out to take the index's own")
+    directory, run_dir = app.home.index(new.index), app.home.run(new.run)
+    if (run_dir / QUERIES_FILE).is_file():
+        answered = read_answered(run_dir)
+    else:
+        answered = answered_queries(directory, new.held_out)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_answered(run_dir, answered)
+    values = summarized_values(app, new.index, answered)
+    products = [values.product(document) for document in values.documents]
+    asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
+    if not asked:
+        raise SettingsError(
+            f"index {new.index!r} has no product with two values beside its title that answers a training query; "
+            "ReSuMe needs a catalogue with attributes"
+        )
+    if not (run_dir / "checkpoints" / CURRENT).is_file():
+        report("making the policy", 0, 0)
+        texts = (f"{each.title} {description_of(each)}" for each in products)
+        pointers = app.settings.product_prompts.values
+        policy = first_policy(app, texts, pointers=pointers, run_dir=run_dir, seed=new.seed)
+        write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
+    return prepared_products(app, new, asked)

@@ -1,0 +1,89 @@
+"""Summaries of every product by ReSuMe's policy: one text for each, or the best of several samples."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.recipes.product_requests import product_encoder
+from infra.recipes.resume.bi_encoders import open_encoder
+from infra.recipes.resume.texts import document_texts, summarized_values, summary_texts
+from infra.recipes.summarizing import Choice, summarize
+from search_env.resume.answered import read_answered
+from search_env.resume.environment import ResumeEnvironment
+from streams.codec import content_sha256, encode
+from streams.events import Generation
+
+
+def policy_texts(
+    app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> dict[str, str]:
+    """Return each document's title together with the summary that a version of the run's policy writes."""
+    summaries = policy_summaries(app, run, policy=policy, report=report, temperature=temperature)
+    return summary_texts(app.home.index(run.index), summaries)
+
+
+def policy_summaries(
+    app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+) -> dict[str, str]:
+    """Return what a version of the run's policy writes of each product that has values to choose from.
+
+    With `alternation.samples` it is the best of so many samples, unless a temperature asks for a single one.
+    """
+    answered = read_answered(app.home.run(run.run))
+    values = summarized_values(app.with_settings(run.settings), run.index, answered)
+    products = [each for each in map(values.product, values.documents) if each.values]
+    return summarize(
+        app,
+        run,
+        products,
+        encode=product_encoder(run.settings),
+        budget=run.settings.resume.summary,
+        policy=policy,
+        report=report,
+        temperature=temperature,
+        choice=None if temperature else best_rewarded(app, run),
+    )
+
+
+def best_rewarded(app: App, run: RunSettings) -> Choice | None:
+    """Return the choice that a run's settings ask for: of a product's samples, the one that the run would pay best.
+
+    The reward is the one that the run was begun with, whichever retriever searches now; equal ones by Δ.
+    """
+    samples = run.settings.alternation.samples
+    if not samples:
+        return None
+
+    @cache
+    def environment() -> ResumeEnvironment:  # Opened by the first group: where all summaries are stored there is none.
+        run_dir = app.home.run(run.run)
+        paid = app.with_settings(read_run_settings(run_dir).settings)
+        return open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
+
+    def place(group: Generation) -> int:
+        (reward,) = environment().score_many([(group, group.source, content_sha256(encode(group)))])
+        worth = [
+            (outcome.reward, outcome.components.get("delta", 0.0), -number)
+            for number, outcome in enumerate(reward.outcomes)
+            if outcome.reward is not None
+        ]
+        return -max(worth)[2] if worth else 0
+
+    return Choice(f"best-of-{samples}", samples, place)
+
+
+def open_resume_environment(app: App, index: str, run_dir: Path, *, index_version: str) -> ResumeEnvironment:
+    """Return what scores a run's groups. app: with the run's own settings."""
+    answered = read_answered(run_dir)
+    return ResumeEnvironment(
+        open_encoder(app, index, app.settings.resume.retriever),
+        index=index_version,
+        documents=document_texts(app.home.index(index)),
+        queries=answered.queries,
+        answered=answered.by_document,
+        settings=app.settings.resume,
+    )
