@@ -14,7 +14,7 @@ from learner.batches import Batch, BatchAssembler, BatchSettings
 from streams.codec import content_sha256, decode, encode
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Reward, Update
 from streams.records import Received
-from streams.topics import topic_name
+from streams.topics import topic_name, version_name
 from tests.stored_events import RUN, generation, policy, record, request, reward
 
 
@@ -104,7 +104,7 @@ class FakeLog:
         self._checkpoint, self._recent = batch, self._assembler.recent_groups
         self._die()
         self._produce("updates", made)
-        self._produce("policy-versions", _version(made.policy, parent))
+        self._produce("policy-versions", _version(made.policy, made))
 
     def _resume(self) -> BatchAssembler:
         positions = self._checkpoint.positions if self._checkpoint else {}
@@ -112,7 +112,7 @@ class FakeLog:
         # Said again, as the real one does: it may have died between its checkpoint and the announcement.
         if self.chain and (self.chain[-1].policy not in self._announced() or not self._versions_end_with_head()):
             self.of("updates").append(record(self.chain[-1], len(self.of("updates"))))
-            self._say(_version(self.chain[-1].policy, self.chain[-1].parent))
+            self._say(_version(self.chain[-1].policy, self.chain[-1]))
         elif not self.of("policy-versions"):
             self._say(_version(policy(0), None))
         return BatchAssembler(
@@ -155,12 +155,14 @@ class FakeLog:
         return Position(topic=topic_name(RUN, kind), partition=0, offset=len(self.of(kind)))
 
 
-def _version(made: PolicyRef, parent: PolicyRef | None) -> PolicyVersion:
+def _version(made: PolicyRef, of: Update | None) -> PolicyVersion:
+    """Return an announcement; of: the update that made the version."""
     return PolicyVersion(
         run=RUN,
         policy=made,
-        parent=parent,
-        path=f"checkpoints/{made.step}",
+        parent=of.parent if of else None,
+        path=f"checkpoints/{version_name(made)}",
+        requests_consumed=of.requests_consumed if of else {},
         requests_admitted={},
         manifest_sha256=_manifest_sha256(made),
     )

@@ -192,23 +192,6 @@ def _names(log: Log) -> list[Finding]:
         *ask(
             log,
             rule,
-            "{lineage}-{step:06d} was announced with {many} requests of partition {number} used up or admitted, the "
-            "log has {held}",
-            """
-            SELECT s.topic, s.partition, s.record_offset, lineage, step, entry.key AS number, entry.value AS many,
-                coalesce(o.next_offset, 0) AS held
-            FROM (SELECT *, unnest(map_entries(requests_consumed)) AS entry FROM policy_versions
-                UNION ALL BY NAME
-                SELECT *, unnest(map_entries(requests_admitted)) AS entry FROM policy_versions) s
-            LEFT JOIN sink_offsets o ON o.topic = replace(s.topic, '.policy-versions', '.requests')
-                AND o.partition = entry.key
-            WHERE status = 'published' AND entry.value > held AND NOT {live} ORDER BY ALL
-            """.replace("{live}", "true" if log.live else "false"),
-            severity="unfinished",  # A sink that was stopped may have the announcement and lack the requests.
-        ),
-        *ask(
-            log,
-            rule,
             "{lineage}-{step:06d} stands for {n} different updates: a repeated announcement repeats its bytes",
             """
             SELECT topic, partition, max(record_offset) AS record_offset, lineage, step,

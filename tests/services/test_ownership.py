@@ -33,6 +33,7 @@ from streams.replay import copy
 from streams.stopping import Stop
 from streams.topic_plans import plan_topics
 from streams.topics import topic_name
+from tests.kafka_cluster import wait_until
 from tests.stored_events import reward
 
 
@@ -187,7 +188,7 @@ def test_what_a_failed_step_leaves_behind_is_what_it_made_and_no_more(
     first = provisioned(kafka, plans, run=unique_name)
     assert set(first.names) == ours_of(admin, unique_name) and theirs not in first.made
     delete_made_topics(kafka, first)
-    assert ours_of(admin, unique_name) == {theirs}
+    wait_until(lambda: ours_of(admin, unique_name) == {theirs}, "the topics to be gone")
     second = provisioned(kafka, plans, run=unique_name)
     delete_made_topics(kafka, first)  # Its ids are gone, and the topics of the same names are not touched.
     assert set(second.names) == ours_of(admin, unique_name)

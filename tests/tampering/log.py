@@ -154,13 +154,6 @@ LOG_TAMPERINGS = (
         topics=True,
     ),
     log(
-        "an announced version that admits requests nobody wrote",
-        "one name, one version",
-        PolicyVersion,
-        lambda e: replace(e, requests_admitted={0: 10**6}) if e.policy.step == 3 else e,
-        topics=True,
-    ),
-    log(
         "an update's positions set back",
         "positions only grow",
         Update,
