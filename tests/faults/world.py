@@ -26,7 +26,7 @@ from infra.runs.verification import verify_run
 from infra.services.local import LocalServices
 from infra.services.settings import LocalSettings
 from learner.batches import BatchSettings
-from learner.checkpoints import load_current
+from learner.checkpoints import CURRENT, load_current
 from search_env.catalogue.generated import demo_catalogue
 from storage.archive import ArchiveSettings
 from storage.sink import SinkSettings
@@ -58,7 +58,8 @@ def open_world(home: Path) -> Iterator[World]:
     services = LocalServices(home, LocalSettings(quick_start=True), attached=True)
     try:
         app = App(Home(home), settings=SMALL).at(services.up())
-        if not app.home.run("first").exists():
+        # A driver that was stopped in the warm-up leaves a folder without a policy.
+        if not (app.home.run("first") / "checkpoints" / CURRENT).is_file():
             index_corpus(app, name="small", documents=demo_catalogue(SMALL.demo), report=quiet)
             prepare(app, NewRun(run="first", index="small"), quiet)
         yield World(home, services, app)
