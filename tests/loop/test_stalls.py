@@ -58,7 +58,7 @@ def test_a_frozen_worker_is_named_in_the_log_in_status_in_watch_and_in_an_alert_
         (row,) = [each for each in rows if each["role"] == "run" and each["run"] == run]  # type: ignore[index, union-attr]
         assert row["health"] == "stalled"  # type: ignore[index]
         waits_for = str(row["waiting_for"])  # type: ignore[index]
-        assert f"the environment: its process {pid} is stopped by a signal" in waits_for
+        assert "the environment: " in waits_for and f"its process {pid} is stopped by a signal" in waits_for
         (view,) = call("watch", "--run", run, "--once", "--json")
         assert view["state"]["state"] == "stalled"  # type: ignore[index]
         (alert,) = [each for each in view["alerts"] if each["name"] == "stall"]  # type: ignore[attr-defined]
