@@ -10,7 +10,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
-from infra.recipes.recipe import NewRun, load_recipe
+from infra.recipes.recipe import NewRun, Prepared, load_recipe
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
 from infra.runs.requests import RequestSequence
@@ -58,18 +58,7 @@ def train_run(
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
     new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
     prepared = recipe_of_run.prepare(app, new, report)
-    write_run_settings(
-        app.home.run(run),
-        RunSettings(
-            run=run,
-            recipe=recipe,
-            index=index,
-            index_version=prepared.index,
-            seed=seed,
-            updates=updates,
-            settings=app.settings,
-        ),
-    )
+    _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)
     return stream(app, prepared, updates=updates, seed=seed, report=report)
 
 
@@ -86,16 +75,7 @@ def loop_run(
         raise SettingsError("generation.backend: expected transformers for a loop in one process, got vllm")
     made = load_recipe(settings.train.recipe)
     prepared = made.prepare(app, NewRun(run=run, index=index, seed=seed), report)
-    kept = RunSettings(
-        run=run,
-        recipe=recipe,
-        index=index,
-        index_version=prepared.index,
-        seed=seed,
-        updates=updates,
-        settings=settings,
-    )
-    write_run_settings(app.home.run(run), kept)
+    kept = _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
     with open_environment(app, kept, report) as environment:
         yield from run_loop(
@@ -122,3 +102,18 @@ def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> Non
         (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
         for name in carried:
             shutil.copy2(source / name, aside / name)
+
+
+def _keep_settings(app: App, prepared: Prepared, *, recipe: str, index: str, seed: int, updates: int) -> RunSettings:
+    """Write the settings of a prepared run into its folder, and return them."""
+    kept = RunSettings(
+        run=prepared.run,
+        recipe=recipe,
+        index=index,
+        index_version=prepared.index,
+        seed=seed,
+        updates=updates,
+        settings=app.settings,
+    )
+    write_run_settings(app.home.run(prepared.run), kept)
+    return kept
