@@ -10,7 +10,6 @@ nor one that another generator uses on the same server.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from learner.checkpoints import CheckpointError, file_sha256
 from learner.policy import ADAPTER
 from learner.vllm import VllmClient
 from streams.events import PolicyRef
+from streams.locks import take, wait_for
 from streams.names import is_version_name
 from streams.topics import version_name
 from streams.whole_file import whole_folder
@@ -124,9 +124,7 @@ class Adapters:
                 continue
             with contextlib.ExitStack() as stack:
                 lease = stack.enter_context(self._lease_file(name).open("w"))
-                try:
-                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if not take(lease):
                     continue  # Somebody samples from it.
                 self._client.unload_adapter(name)
                 shutil.rmtree(self._directory / name, ignore_errors=True)
@@ -137,7 +135,7 @@ class Adapters:
         self._directory.mkdir(parents=True, exist_ok=True)
         while True:
             file = self._lease_file(name).open("w")
-            fcntl.flock(file, fcntl.LOCK_SH)
+            wait_for(file, shared=True)
             if os.fstat(file.fileno()).st_nlink:
                 return file
             file.close()  # The file was deleted between our open and our lock; the next one is a new file.

@@ -6,11 +6,10 @@ Both are loops over `streams.delivery`. The modules below hold the formulas, the
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from learner.following import VersionFollower
 from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
+from learner.lock import only_learner
 from learner.sampling import PromptError, Sampler
 from learner.versions import LoadedVersion, OpenVersion
 from streams.clients import KafkaSettings, connect_group_consumer, connect_producer
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_position, paused, poll, with_retries
-from streams.errors import DeliveryError, TransientError
+from streams.errors import TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
 from streams.flow import lies_within
 from streams.ranges import read_events, requests_end
@@ -161,7 +161,7 @@ def run_learner(
     Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
     """
     checkpoints = run_dir / "checkpoints"
-    with _only_one(run_dir / "learner.lock", f"learner of run {run!r}"):
+    with only_learner(run_dir):
         remove_unfinished(checkpoints)
         folder, manifest = load_current(checkpoints)
         state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
@@ -338,16 +338,3 @@ def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, u
         )
     )
     outbox.flush()
-
-
-@contextmanager
-def _only_one(path: Path, who: str) -> Iterator[Any]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DeliveryError(
-                f"another {who} is running (it holds {path}); stop it first: two would train every group twice"
-            ) from error
-        yield file

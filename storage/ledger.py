@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import time
@@ -21,6 +20,7 @@ from storage.schema import migrate
 from storage.switching import finish
 from streams.events import DeadLetter
 from streams.failpoints import failpoint
+from streams.locks import take
 from streams.records import Received
 
 LEDGER = "searchloop.duckdb"  # The file in a run's folder.
@@ -119,7 +119,7 @@ def open_ledger(
             connection = duckdb.connect(str(path), config={**config, **OFFLINE})
             break
         except duckdb.Error as error:
-            if not is_held(error) or time.monotonic() >= deadline:
+            if not is_open_elsewhere(error) or time.monotonic() >= deadline:
                 raise StorageError(explain(path, error)) from error
             time.sleep(0.05)
     try:
@@ -143,14 +143,12 @@ def held(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not take(lock):
             lock.seek(0)
             raise StorageError(
                 f"{path}: another sink (process {lock.read().strip() or 'unknown'}) holds this file; "
                 "one sink at a time writes a run. Stop it first"
-            ) from error
+            )
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -161,7 +159,7 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
-def is_held(error: duckdb.Error) -> bool:
+def is_open_elsewhere(error: duckdb.Error) -> bool:
     """Return whether DuckDB could not open a file because another process or connection has it open."""
     said = str(error)
     return "Could not set lock" in said or "different configuration" in said
@@ -170,7 +168,7 @@ def is_held(error: duckdb.Error) -> bool:
 def explain(path: Path, error: Exception) -> str:
     """Return the cause of the error and the remedy, in one line."""
     said = " ".join(str(error).split())
-    if isinstance(error, duckdb.Error) and is_held(error):
+    if isinstance(error, duckdb.Error) and is_open_elsewhere(error):
         return f"{path}: another process has this file open ({said}). Close it, then start the sink again"
     if any(words in said for words in ("No space left", "File too large", "Disk quota", "Could not write")):
         return f"{path}: the disk is full ({said}). What was stored before is whole: free space, start the sink again"

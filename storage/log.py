@@ -28,7 +28,17 @@ from storage.archive import (
     read_segment,
 )
 from storage.errors import StorageError
-from storage.ledger import LEDGER, OFFLINE, Partition, build_batch, explain, held, is_held, read_positions, store_batch
+from storage.ledger import (
+    LEDGER,
+    OFFLINE,
+    Partition,
+    build_batch,
+    explain,
+    held,
+    is_open_elsewhere,
+    read_positions,
+    store_batch,
+)
 from storage.schema import migrate, pending
 from storage.switching import choose, is_chosen
 from streams.codec import decode
@@ -133,7 +143,7 @@ def open_log(folder: Path) -> Log:
                     _bring_up_to_date(path)
                 connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
         except duckdb.Error as error:
-            if not is_held(error):
+            if not is_open_elsewhere(error):
                 raise StorageError(explain(path, error)) from error
         else:
             return Log(connection, archive, live=False)

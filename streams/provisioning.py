@@ -16,7 +16,6 @@ topic that can be derived from the others is made anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -38,6 +37,7 @@ from kafka.errors import (
 
 from streams.errors import DeliveryError, SettingsError
 from streams.kafka_errors import asked, told
+from streams.locks import wait_for
 from streams.topic_plans import COMPRESSION, FoundTopic, TopicPlan, differences, unequal_partitions
 from streams.topics import KINDS, topic_name
 from streams.whole_file import whole_file
@@ -310,7 +310,7 @@ def _locked(folder: Path | None) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        wait_for(handle)
         yield
     finally:
         os.close(handle)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import re
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from streams.failpoints import failpoint
+from streams.locks import take, wait_for
 
 SUFFIX = "writing"
 _ASIDE = re.compile(r"\.?(?P<place>.+)\.[0-9a-f]{8}\.writing")
@@ -154,7 +154,7 @@ def _make_locked(place: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
         except FileNotFoundError:
             continue  # Another writer took it for an abandoned one before we held the lock.
         with contextlib.suppress(OSError):  # On a file system without locks, nothing counts as abandoned.
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            wait_for(lock, shared=True)
         if _still_named(aside, lock):
             return aside, lock
         os.close(lock)
@@ -185,9 +185,9 @@ def _remove_abandoned(folder: Path, place: str | None) -> list[Path]:
         with contextlib.suppress(OSError):
             lock = os.open(path, os.O_RDONLY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
-                removed.append(path)
+                if take(lock):
+                    _remove(path)
+                    removed.append(path)
             finally:
                 os.close(lock)
     return removed

@@ -15,7 +15,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that a run was started with.
 
     index: the alias; index_version: the alias's target at the start. origin: the run whose requests or generations were
-    copied into this run's topics; "" if there is none.
+    copied into this run's topics; "" if there is none. streamed: False for a run in one process, which has no log.
     """
 
     run: str
@@ -26,6 +26,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     settings: Settings
     origin: str = ""
+    streamed: bool = True
 
 
 def write_run_settings(run_dir: Path, settings: RunSettings) -> None:

@@ -8,7 +8,6 @@ removes what that one had made, and begins anew. What was there before is never 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from infra.app.home import Home
 from infra.runs.topics import make_new_topics, require_no_run
 from streams.clients import KafkaSettings, delete_made_topics, existing_topics
 from streams.errors import DeliveryError
+from streams.locks import take
 from streams.provisioning import Provisioned, TakenError
 
 UNFINISHED = "unfinished.json"
@@ -85,13 +85,11 @@ def _remove_unfinished(kafka: KafkaSettings, folder: Path, *, option: str) -> No
 
 
 def _lock(marker: BinaryIO, folder: Path, *, option: str) -> None:
-    try:
-        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not take(marker):
         raise TakenError(
             f"{option}: expected a new run, another call is just writing {folder}; wait for it, or choose another name",
             (),
-        ) from error
+        )
 
 
 def _remove(kafka: KafkaSettings, folder: Path, made: Provisioned) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
@@ -17,6 +18,7 @@ from infra.runs.requests import RequestSequence
 from infra.runs.serving import check_backend
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
+from learner.lock import only_learner
 from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.catalogue.corpora import Query
@@ -53,6 +55,7 @@ def train_run(
     """
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
+    _check_kind(app.home.run(run), streamed=True)
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
@@ -67,21 +70,24 @@ def loop_run(
 ) -> Iterator[Update]:
     """Train a run in this process, one update after the other, and yield each update; nothing reaches Kafka or a log.
 
-    Raises SettingsError for a policy at a vLLM server, which only a run with workers starts.
+    Raises SettingsError for a policy at a vLLM server, which only a run with workers starts, and for a run that was
+    streamed: its next updates would be missing from its log. Raises DeliveryError if another process trains this run.
     """
     settings = app.settings
     check_trainable(settings)
+    run_dir = app.home.run(run)
+    _check_kind(run_dir, streamed=False)
     if settings.generation.backend == "vllm":
         raise SettingsError("generation.backend: expected transformers for a loop in one process, got vllm")
     made = load_recipe(settings.train.recipe)
     prepared = made.prepare(app, NewRun(run=run, index=index, seed=seed), report)
-    kept = _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)
+    kept = _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates, streamed=False)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
-    with open_environment(app, kept, report) as environment:
+    with only_learner(run_dir), open_environment(app, kept, report) as environment:
         yield from run_loop(
             [sequence[number] for number in range(updates * settings.batch.groups)],
             run=run,
-            run_dir=app.home.run(run),
+            run_dir=run_dir,
             environment=environment,
             generation=settings.generation,
             encode_prompt=made.encoder(settings),
@@ -89,6 +95,20 @@ def loop_run(
             learner=settings.learner,
             seed=seed,
         )
+
+
+def _check_kind(run_dir: Path, *, streamed: bool) -> None:
+    """Raise SettingsError if the folder holds a run of the other kind."""
+    if not (run_dir / SETTINGS_FILE).exists() or read_run_settings(run_dir).streamed == streamed:
+        return
+    if streamed:
+        was, verb = "run by `searchloop loop`, which keeps no log to go on from", "loop"
+    else:
+        was, verb = "streamed, and its next updates would be missing from its log", "train"
+    raise SettingsError(
+        f"run {run_dir.name!r} was {was}. Choose a new name with --run, or go on with: searchloop {verb} "
+        f"--run {run_dir.name}"
+    )
 
 
 def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
@@ -104,7 +124,9 @@ def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> Non
             shutil.copy2(source / name, aside / name)
 
 
-def _keep_settings(app: App, prepared: Prepared, *, recipe: str, index: str, seed: int, updates: int) -> RunSettings:
+def _keep_settings(
+    app: App, prepared: Prepared, *, recipe: str, index: str, seed: int, updates: int, streamed: bool = True
+) -> RunSettings:
     """Write the settings of a prepared run into its folder, and return them."""
     kept = RunSettings(
         run=prepared.run,
@@ -114,6 +136,7 @@ def _keep_settings(app: App, prepared: Prepared, *, recipe: str, index: str, see
         seed=seed,
         updates=updates,
         settings=app.settings,
+        streamed=streamed,
     )
     write_run_settings(app.home.run(prepared.run), kept)
     return kept

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ from jgo.config import GlobalSettings
 from jgo.maven import MavenContext, PythonResolver
 
 from infra.services.errors import ProvisionError
+from streams.locks import in_turn
 from streams.whole_file import put_file
 
 LOCK_FILE = Path(__file__).with_name("artefacts.lock.json")
@@ -115,26 +115,18 @@ def provision_artefacts(cache: Path, artefacts: tuple[Artefact, ...], progress: 
     return [artefact_path(cache, artefact) for artefact in artefacts]
 
 
-@contextlib.contextmanager
-def cache_lock(cache: Path, progress: Progress = silent) -> Iterator[None]:
+def cache_lock(cache: Path, progress: Progress = silent) -> contextlib.AbstractContextManager[None]:
     """Lock the cache for this process; the kernel releases the lock if the process dies.
 
     Raises ProvisionError if the cache cannot be written.
     """
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        handle = (cache / ".lock").open("w")
-    except OSError as error:
-        raise ProvisionError(
+    return in_turn(
+        cache / ".lock",
+        refusal=lambda error: ProvisionError(
             f"the cache {cache} cannot be written: {error.strerror}. Name another one with SEARCHLOOP_CACHE"
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another searchloop is filling the cache; waiting for it", 0, 0)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        ),
+        waiting=lambda: progress("another searchloop is filling the cache; waiting for it", 0, 0),
+    )
 
 
 def sha256_of(path: Path) -> str:

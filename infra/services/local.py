@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +43,7 @@ from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR
 from streams.clients import KafkaSettings
+from streams.locks import in_turn
 from streams.whole_file import write_file
 
 ROLES = (KAFKA, ELASTICSEARCH)
@@ -350,18 +350,12 @@ class LocalServices:
     def _write_state(self, state: State) -> None:
         write_file(self._state_file, msgspec.json.format(msgspec.json.encode(state)))
 
-    @contextlib.contextmanager
-    def _home_lock(self, progress: Progress) -> Iterator[None]:
+    def _home_lock(self, progress: Progress) -> contextlib.AbstractContextManager[None]:
         """Let one process at a time start or stop the services of this home."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle = (self.directory / ".lock").open("w")
-        except OSError as error:
-            raise ServiceError(f"{self.directory} cannot be written: {error.strerror}. Name another --home") from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress("another searchloop is starting or stopping these services; waiting for it", 0, 0)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        return in_turn(
+            self.directory / ".lock",
+            refusal=lambda error: ServiceError(
+                f"{self.directory} cannot be written: {error.strerror}. Name another --home"
+            ),
+            waiting=lambda: progress("another searchloop is starting or stopping these services; waiting for it", 0, 0),
+        )

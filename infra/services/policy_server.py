@@ -7,14 +7,12 @@ by pid and tags, listens only on the loopback interface, and never outlives a pa
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,6 +34,7 @@ from infra.services.vllm import (
     vllm_environment,
     vllm_python,
 )
+from streams.locks import in_turn
 from streams.secrets import Secret, reveal
 from streams.whole_file import write_file
 
@@ -220,17 +219,14 @@ class PolicyServer:
     def _write_state(self, served: Served) -> None:
         write_file(self.directory / "state.json", msgspec.json.format(msgspec.json.encode(served)))
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
         """Let one process at a time start or stop the server."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle = (self.directory / ".lock").open("w")
-        except OSError as error:
-            raise ServiceError(f"{self.directory} cannot be written: {error.strerror}. Name another --home") from error
-        with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        return in_turn(
+            self.directory / ".lock",
+            refusal=lambda error: ServiceError(
+                f"{self.directory} cannot be written: {error.strerror}. Name another --home"
+            ),
+        )
 
 
 def end_session(leader: int, directory: Path) -> None:

@@ -56,7 +56,7 @@ def outlast_patience(world: World, *, dose: int) -> list[Row]:
         end_in_order(app, prepared)
     repeated = _repeated(world.app, run)
     name = f"work of {RATIO:g} × the poll interval"
-    held = f"{repeated} rewards written twice, "
+    held = f"{repeated} rewards written twice"
     row = proved(world.app, run, fault=name, dose=dose, recovery=recovery, held=held, began=began)
     if repeated:
         row = msgspec.structs.replace(row, broken=(*row.broken, f"{repeated} rewards written twice"))

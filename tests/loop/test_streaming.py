@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -34,6 +33,7 @@ from infra.runs.verification import verify_run
 from infra.runs.workers import run_worker
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current, read_manifest
+from learner.lock import only_learner
 from streams.clients import connect_consumer, create_topics
 from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
@@ -235,12 +235,8 @@ def surviving(app: App, run: str) -> list[Update]:
 
 def test_a_second_learner_on_one_run_says_so_and_stops(small_world: App, new_run: Make) -> None:
     prepared = new_run(SMALL)
-    lock = app_lock = small_world.home.run(prepared.run) / "learner.lock"
-    with app_lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DeliveryError, match="another learner"):
-            run_worker(small_world, role="learner", run=prepared.run, worker=1, stop=Stop())
-    assert lock.exists()
+    with only_learner(small_world.home.run(prepared.run)), pytest.raises(DeliveryError, match="another learner"):
+        run_worker(small_world, role="learner", run=prepared.run, worker=1, stop=Stop())
 
 
 def test_workers_are_started_anew_when_the_process_that_forks_them_is_killed(small_world: App, new_run: Make) -> None:
