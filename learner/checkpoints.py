@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 MANIFEST_SHA256 = "manifest.sha256"
 CURRENT = "CURRENT"
+BEST = "BEST"  # The version that served the dev queries best, if any was measured.
 OPTIMIZER = "optimizer.safetensors"
 NAME_BYTES_MAX = 256
 LOADED = frozenset({".json", ".safetensors", ".bin", ".pt", ".model", ".jinja", ".py"})
@@ -173,7 +174,7 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifest]:
     """Delete all checkpoints except the newest `keep` and every `keep_every`-th; return the deleted ones.
 
-    The run's first checkpoint, which no update made, always stays, and so does the one that CURRENT names. The newest
+    The run's first checkpoint, which no update made, always stays. So do those that CURRENT and BEST name. The newest
     are those that CURRENT descends from: a run that was set back has left checkpoints of later steps behind.
     """
     found = []
@@ -182,17 +183,27 @@ def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifes
             found.append((folder, read_manifest(folder, verify=False)))
         except CheckpointError:
             continue  # A damaged checkpoint stays, for a person to inspect.
-    current = current_name(root)
+    current, best = current_name(root), best_name(root)
     chain = _chain({folder.name: manifest for folder, manifest in found}, current)
     found.sort(key=lambda item: (item[0].name in chain, item[1].policy.step, item[0].stat().st_mtime_ns))
     retired = []
     for folder, manifest in found[:-keep]:
-        if folder.name == current:
+        if folder.name in (current, best):
             continue
         if manifest.policy.step % keep_every and (manifest.update is not None or manifest.parent is not None):
             shutil.rmtree(folder)
             retired.append(manifest)
     return retired
+
+
+def write_best(root: Path, policy: PolicyRef) -> None:
+    """Keep the name of the best version, whose checkpoint then always stays."""
+    write_file(root / BEST, (version_name(policy) + "\n").encode())
+
+
+def best_name(root: Path) -> str:
+    """Return the name of the best version, "" if none was measured."""
+    return _first_bytes(root / BEST).strip()
 
 
 def _chain(manifests: Mapping[str, Manifest], name: str) -> set[str]:

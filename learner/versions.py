@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from learner.checkpoints import CheckpointError, Manifest, file_sha256, load_current, read_manifest
+from learner.checkpoints import CheckpointError, Manifest, best_name, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
 from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import PolicyRef, PolicyVersion
-from streams.names import version_folder
+from streams.names import is_version_name, version_folder
 from streams.records import Received
 from streams.topics import version_name
 
@@ -58,13 +58,22 @@ def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outb
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
-    """Return the folder and the manifest of a policy version: "latest", `<lineage>-<step>`, or a step's number.
+    """Return the folder and the manifest of a policy version.
+
+    name: "latest", "best" (by the dev queries), `<lineage>-<step>`, or a step's number.
 
     Raises CheckpointError if there is no such version (the message lists those that exist) or if its files have
     changed.
     """
     if name == "latest":
         return load_current(checkpoints)
+    if name == "best":
+        name = best_name(checkpoints)
+        if not is_version_name(name):
+            raise CheckpointError(
+                "--policy best: expected a run with versions measured on dev queries, got one without. Use latest, or "
+                "train with dev.every"
+            )
     kept = sorted(path for path in checkpoints.glob("*-*-*") if not path.name.startswith("."))
     if name.isdigit():
         called = [path for path in kept if path.name.endswith(f"-{int(name):06d}")]
@@ -72,7 +81,9 @@ def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:
         called = [path for path in kept if path.name == name]
     names = ", ".join(path.name for path in kept) or "none"
     if not called:
-        raise CheckpointError(f"--policy: expected latest, a step or one of the versions kept ({names}), got {name!r}")
+        raise CheckpointError(
+            f"--policy: expected latest, best, a step or one of the versions kept ({names}), got {name!r}"
+        )
     newest = max(called, key=lambda path: path.stat().st_mtime_ns)
     try:
         return newest, read_manifest(newest, verify=True)

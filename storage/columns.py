@@ -18,6 +18,9 @@ Columns = dict[str, pa.Array]
 
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 NUMBERS = pa.map_(pa.string(), pa.float64())
+DEV_SETS = pa.list_(
+    pa.struct([("name", pa.string()), ("queries", pa.int64()), ("measures", pa.map_(pa.string(), pa.float64()))])
+)
 POSITIONS = pa.map_(pa.int64(), pa.int64())
 
 

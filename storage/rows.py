@@ -15,6 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from storage.columns import (
+    DEV_SETS,
     NUMBERS,
     POSITIONS,
     Columns,
@@ -32,7 +33,18 @@ from storage.columns import (
 )
 from storage.entries import Entry, dead_letter
 from streams.codec import content_sha256
-from streams.events import DeadLetter, Event, Feedback, Generation, PolicyVersion, Request, Reward, Update, fates_of
+from streams.events import (
+    DeadLetter,
+    DevScore,
+    Event,
+    Feedback,
+    Generation,
+    PolicyVersion,
+    Request,
+    Reward,
+    Update,
+    fates_of,
+)
 from streams.records import Received
 from streams.topics import kind_of
 
@@ -108,7 +120,7 @@ def _kind(event: Event | None) -> str:
 
 _KINDS: dict[type[Event], str] = {
     kind: str(kind.__struct_config__.tag)
-    for kind in (Request, Generation, Reward, Update, PolicyVersion, Feedback, DeadLetter)
+    for kind in (Request, Generation, Reward, Update, PolicyVersion, DevScore, Feedback, DeadLetter)
 }
 
 
@@ -261,6 +273,24 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
     }
 
 
+def _dev_scores(records: list[Received], events: list[DevScore]) -> Built:
+    return "dev_scores", places(records) | {
+        "run": _runs(records),
+        **_policy([e.policy for e in events]),
+        "index": strings(e.index for e in events),
+        "measure": strings(e.measure for e in events),
+        "value": floats(e.value for e in events),
+        "sets": pa.array(
+            [
+                [{"name": s.name, "queries": s.queries, "measures": list(s.measures.items())} for s in e.sets]
+                for e in events
+            ],
+            DEV_SETS,
+        ),
+        "made_at_ms": integers(e.made_at_ms for e in events),
+    }
+
+
 def _feedback(records: list[Received], events: list[Feedback]) -> Built:
     return "feedback", places(records) | {
         "run": _runs(records),
@@ -321,6 +351,7 @@ _BUILDERS: dict[type[Event], tuple[Callable[[list[Received], Any], Built], ...]]
     Reward: (_rewards, _outcomes),
     Update: (_updates, _update_groups),
     PolicyVersion: (_policy_versions,),
+    DevScore: (_dev_scores,),
     Feedback: (_feedback,),
     DeadLetter: (_dead_letters,),
 }

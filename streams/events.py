@@ -272,6 +272,30 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_
     made_at_ms: int = 0
 
 
+class DevSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One set of dev queries and its means: {measure: mean over the queries}."""
+
+    name: str
+    queries: int
+    measures: dict[str, float]
+
+
+class DevScore(msgspec.Struct, frozen=True, kw_only=True, tag="dev-score/1", tag_field="event"):
+    """How well one policy version serves the dev queries, decoded as it is served. No dev query trains anything.
+
+    measure: the measure that decides which version is the best. value: the mean of its means over the sets.
+    index: the versioned name of the index that was searched.
+    """
+
+    run: str
+    policy: PolicyRef
+    index: str
+    measure: str
+    value: float
+    sets: tuple[DevSet, ...]
+    made_at_ms: int = 0
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, tag="dead-letter/1", tag_field="event"):
     """A record that could not be processed: its original bytes, its place, and the reason.
 
@@ -300,7 +324,7 @@ def fates_of(update: Update) -> dict[str, dict[str, str]]:
     }
 
 
-Event = Request | Generation | Reward | Update | PolicyVersion | Feedback | DeadLetter
+Event = Request | Generation | Reward | Update | PolicyVersion | DevScore | Feedback | DeadLetter
 
 
 class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-window/1", tag_field="event"):

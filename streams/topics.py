@@ -14,6 +14,7 @@ import msgspec
 from streams.errors import SettingsError
 from streams.events import (
     DeadLetter,
+    DevScore,
     Event,
     Feedback,
     Generation,
@@ -66,6 +67,13 @@ TOPICS: tuple[Topic, ...] = (
     Topic(
         kind="policy-versions",
         event=PolicyVersion,
+        key=lambda e: version_name(e.policy),  # type: ignore[union-attr]
+        partitioned=False,
+        retention_ms=FOREVER,
+    ),
+    Topic(
+        kind="dev-scores",
+        event=DevScore,
         key=lambda e: version_name(e.policy),  # type: ignore[union-attr]
         partitioned=False,
         retention_ms=FOREVER,

@@ -64,6 +64,22 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     shuffle_rewards: bool = False
 
 
+class DevSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Dev queries, which train nothing, measured while a run learns: they find the best version, and the end.
+
+    every: a version is measured every this many updates, a multiple of `learner.keep_every`, so that it is kept.
+    0: never. queries_max: dev queries of the index that are asked. measure: as `evaluate` names it.
+    gain_min: a version is the new best if its measure is more than this above that of the best so far.
+    patience: `train` ends after this many measured versions in a row that are no new best. 0: it makes all updates.
+    """
+
+    every: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    queries_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 300
+    measure: str = "nDCG@10"
+    gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    patience: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the turns in which a summarizer and the reader of its summaries are trained.
 
@@ -136,6 +152,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()
+    dev: DevSettings = DevSettings()
     resume: ResumeEnvironmentSettings = ResumeEnvironmentSettings()
     retriever: RetrieverSettings = RetrieverSettings()
     vectors: VectorSettings = VectorSettings()

@@ -25,17 +25,24 @@ def judged_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return queries(qrels(command))
 
 
-def read_judged(queries: Path | None, qrels: Path | None, *, index_folder: Path | None = None) -> Judged | None:
+def read_judged(
+    queries: Path | None,
+    qrels: Path | None,
+    *,
+    index_folder: Path | None = None,
+    options: tuple[str, str] = ("--queries", "--qrels"),
+) -> Judged | None:
     """Return the queries and their judgments, or None if none are given.
 
     index_folder: folder of the index whose documents are judged; at least one judgment must be about one of them.
+    options: the names of the two options in errors.
     Raises UsageError if only one of the files is given, and CorpusError if a file holds no valid queries or judgments.
     """
     from search_env.catalogue.corpora import check_qrels, load_qrels, load_queries
     from search_env.engine.index import load_documents
 
     if (queries is None) != (qrels is None):
-        raise click.UsageError("--queries and --qrels belong together: give both, or neither")
+        raise click.UsageError(f"{options[0]} and {options[1]} belong together: give both, or neither")
     if queries is None or qrels is None:
         return None
     asked, judged = load_queries(queries), load_qrels(qrels)

@@ -30,6 +30,8 @@ from streams.stopping import Stop
     help="Training queries (JSONL). Default: queries generated from the index.",
 )
 @click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training.")
+@click.option("--dev-queries", type=click.Path(path_type=Path), help="Judged queries (JSONL) to measure as it learns.")
+@click.option("--dev-qrels", type=click.Path(path_type=Path), help="Judgments of --dev-queries.")
 @click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -44,6 +46,8 @@ def train(
     index: str,
     queries: Path | None,
     held_out: Path | None,
+    dev_queries: Path | None,
+    dev_qrels: Path | None,
     updates: int | None,
     seed: int,
     run_name: str | None,
@@ -61,6 +65,7 @@ def train(
       searchloop train --recipe leser --index shop --updates 400
     """
     from infra.recipes.files import recipe_path
+    from infra.runs.dev import DevFiles
     from infra.runs.training_runs import train_run
     from search_env.catalogue.corpora import load_queries
 
@@ -69,6 +74,8 @@ def train(
     left_out = load_queries(held_out) if held_out else []
     if queries is not None:
         load_queries(queries)
+    read_judged(dev_queries, dev_qrels, options=("--dev-queries", "--dev-qrels"))
+    dev_files = DevFiles(queries=dev_queries, qrels=dev_qrels) if dev_queries and dev_qrels else None
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
@@ -81,12 +88,13 @@ def train(
             run=run_name or f"{Path(recipe).stem}-{index}-{seed}",
             report=report,
             from_run=from_run,
+            dev_files=dev_files,
         )
     show_result(summary, f"run {summary.run}", as_json=as_json)
 
 
 @click.command()
-@click.argument("role", type=click.Choice(["generator", "environment", "learner", "sink", "monitor"]))
+@click.argument("role", type=click.Choice(["generator", "environment", "learner", "evaluator", "sink", "monitor"]))
 @click.option("--run", "run_name", required=True, help="Run to work for.")
 @click.option(
     "--worker",

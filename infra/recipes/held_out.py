@@ -12,6 +12,7 @@ from search_env.catalogue.corpora import Qrels, Query, Ranking
 from search_env.queries.intents import load_intents
 from streams.errors import SettingsError
 
+DEV = "dev"
 SPLITS = {"test_pair": "held-out value pairs", "test_value": "held-out values"}
 
 
@@ -38,6 +39,27 @@ def held_out_intents(app: App, index: str, given: Judged | None) -> list[HeldOut
     if not sets:
         raise SettingsError(f"index {index!r} has no judged held-out queries; give some: --queries FILE --qrels FILE")
     return sets
+
+
+def dev_intents(app: App, index: str, queries_max: int, given: Judged | None) -> list[HeldOut]:
+    """Return the dev sets: the first of the index's dev intents by id, which is a hash, and the given judged queries.
+
+    Raises SettingsError if there is none.
+    """
+    queries, qrels = load_intents(app.home.index(index) / "intents", "dev")
+    asked = sorted((query for query in queries if query.id in qrels), key=lambda query: query.id)[:queries_max]
+    sets = [(DEV, asked, qrels)] if asked else []
+    if given is not None:
+        sets.append((GIVEN, [query for query in given[0] if query.id in given[1]], given[1]))
+    if not any(queries for _, queries, _ in sets):
+        raise SettingsError(
+            f"index {index!r} has no judged dev queries; give some: --dev-queries FILE --dev-qrels FILE, or set "
+            "dev.every = 0"
+        )
+    return [
+        HeldOut(name=name, queries=queries, qrels={query.id: qrels[query.id] for query in queries})
+        for name, queries, qrels in sets
+    ]
 
 
 def ranked(asked: HeldOut, rankings: Mapping[str, Ranking]) -> Ranked:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
@@ -199,6 +199,24 @@ class Partner(Protocol):
         """Return how well dev queries find their documents by these texts. name: of the alternation."""
 
 
+RankDev = Callable[[str], Sequence[Ranked]]
+"""A function from the name of a policy version to what it finds for each set of dev queries."""
+
+
+@runtime_checkable
+class MeasuresDev(Protocol):
+    """A recipe whose policy can be measured on dev queries while a run learns."""
+
+    def open_dev(
+        self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
+    ) -> AbstractContextManager[RankDev]:
+        """Give the function that ranks dev queries, decoded as served, and close what it needs after.
+
+        app: with the run's own settings. queries_max: of the index's dev queries. given: the user's own, ranked too, as
+        the set `GIVEN`. Raises SettingsError if there is no dev query.
+        """
+
+
 @runtime_checkable
 class TakesTurns(Protocol):
     """A recipe whose policy takes turns with what reads its texts."""
@@ -242,6 +260,14 @@ def premise_of(name: str) -> ChecksPremise:
     recipe = load_recipe(name)
     if not isinstance(recipe, ChecksPremise):
         raise _lacks(name, "check_premise", "has no premise to check")
+    return recipe
+
+
+def measures_dev(name: str) -> MeasuresDev:
+    """Return a recipe that measures dev queries. Raises SettingsError if this one does not."""
+    recipe = load_recipe(name)
+    if not isinstance(recipe, MeasuresDev):
+        raise _lacks(name, "open_dev", "measures no dev queries: set dev.every = 0")
     return recipe
 
 

@@ -15,6 +15,7 @@ from infra.app.app import App
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.recipe import Prepared
+from infra.runs.dev import best_version
 from infra.runs.requests import RequestFeed, RequestSequence
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
@@ -23,11 +24,13 @@ from infra.runs.stopping import stop_in_order
 from infra.runs.supervisor import Supervisor, worker_arguments
 from infra.runs.topics import make_topics
 from learner.checkpoints import current_name, load_current
+from storage.monitor.best import BestVersion
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
 from streams.delivery import Outbox, poll
 from streams.errors import EventError
-from streams.events import PolicyRef, PolicyVersion, Update
+from streams.events import DevScore, PolicyRef, PolicyVersion, Update
+from streams.ranges import read_events
 from streams.records import Received
 from streams.stalls import StallWatch
 from streams.stopping import Stop
@@ -39,7 +42,11 @@ BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the 
 
 
 class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run went; rewards and validity are means over the first and last quarter of the updates (at least one)."""
+    """How a run went; rewards and validity are means over the first and last quarter of the updates (at least one).
+
+    best: the version that served the dev queries best. dev_best, dev_first: its score, and that of the first policy.
+    None where nothing was measured. ended_early: dev no longer gained, so the run made fewer updates than asked for.
+    """
 
     run: str
     policy: str
@@ -54,6 +61,10 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     valid_last: float
     restarts: int
     seconds: float
+    best: str | None = None
+    dev_first: float | None = None
+    dev_best: float | None = None
+    ended_early: bool = False
 
 
 def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Report) -> TrainingSummary:
@@ -65,18 +76,26 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
     began = time.monotonic()
+    if settings.dev.every:
+        app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
+    roles = [*ROLES[:1], *(["evaluator"] if settings.dev.every else []), *ROLES[1:]]
     make_topics(app, run)
     give_rights(app, run)
+    best = best_version(settings)
+    for score in read_events(app.connections.kafka, run, DevScore) if settings.dev.every else ():
+        best.add(score)
     producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
     feed = RequestFeed(sequence, settings.kafka, outbox, run)
     announced = TopicPartition(topic_name(run, "updates"), 0)
     versions = TopicPartition(topic_name(run, "policy-versions"), 0)
+    scores = TopicPartition(topic_name(run, "dev-scores"), 0)
     consumer = connect_consumer(
-        settings.kafka, {announced: None, versions: None}, client_id=f"{run}-train", records_max=500
+        settings.kafka, {announced: None, versions: None, scores: None}, client_id=f"{run}-train", records_max=500
     )
     _, manifest = load_current(run_dir / "checkpoints")
+    policy = manifest.policy
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
     made: dict[str, Update] = {}
@@ -88,19 +107,30 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
             policy_server(app, run, settings, report, shown) as serving,
             interrupts(stop),
             Supervisor(
-                worker_arguments(app.home.root), ROLES, run_dir, app.worker_environment() | serving.environment
+                worker_arguments(app.home.root), roles, run_dir, app.worker_environment() | serving.environment
             ) as workers,
         ):
-            while step < updates and not stop():
+
+            def goes_on() -> bool:
+                """Return whether there is an update to make, or the last version's score to wait for."""
+                if step < updates:
+                    return not best.over
+                return bool(settings.dev.every) and not best.has(policy)
+
+            while goes_on() and not stop():
                 workers.check()
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
                 events = list(_announced(poll(consumer, settings.delivery)))
                 # Requests without a reward are used up too: a version says so, where no update needs to.
-                consumed = max(consumed, feed.used_up([event.requests_consumed for event in events]))
+                consumed = max(consumed, feed.used_up(_consumed(events)))
                 if events:
                     stalls.progress()
                 for event in events:
+                    if isinstance(event, DevScore):
+                        if best.add(event):
+                            report(f"best version so far: dev {event.measure} {event.value:.3f}", step, updates)
+                        continue
                     if not isinstance(event, Update):
                         continue
                     # After a crash a step may be announced again, on the same lineage or on the one that goes on.
@@ -108,27 +138,31 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                     # The log also holds updates of lineages that were left, and may hold anybody's: the newest
                     # checkpoint alone says how far the policy is.
                     if version_name(event.policy) == current_name(run_dir / "checkpoints"):
-                        step = event.policy.step
+                        policy, step = event.policy, event.policy.step
                         report(_headline(event), min(step, updates), updates)
                 if stalls.due:
                     stalls.waiting_for(what_it_waits_for(app, run))
-            stop_in_order(app, workers, run=run, roles=ROLES)
+            stop_in_order(app, workers, run=run, roles=roles)
             restarts = workers.restarts
     finally:
         consumer.close()
         producer.close()
     if stop():
         raise KeyboardInterrupt
-    return _summary(app, run, made, restarts, time.monotonic() - began)
+    return _summary(app, run, made, best, restarts, time.monotonic() - began, ended_early=step < updates)
 
 
-def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion]:
-    """Yield what the learner announced; what is no such event is the workers' to bury."""
+def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion | DevScore]:
+    """Yield what learner and evaluator announced; what is no such event is the workers' to bury."""
     for record in records:
         with contextlib.suppress(EventError):
             event = decode(record.value)
-            if isinstance(event, Update | PolicyVersion):
+            if isinstance(event, Update | PolicyVersion | DevScore):
                 yield event
+
+
+def _consumed(events: Sequence[Update | PolicyVersion | DevScore]) -> list[dict[int, int]]:
+    return [event.requests_consumed for event in events if not isinstance(event, DevScore)]
 
 
 def _lineage(made: Mapping[str, Update], head: PolicyRef) -> list[Update]:
@@ -143,7 +177,16 @@ def _lineage(made: Mapping[str, Update], head: PolicyRef) -> list[Update]:
     return chain[::-1]
 
 
-def _summary(app: App, run: str, made: Mapping[str, Update], restarts: int, seconds: float) -> TrainingSummary:
+def _summary(
+    app: App,
+    run: str,
+    made: Mapping[str, Update],
+    dev: BestVersion,
+    restarts: int,
+    seconds: float,
+    *,
+    ended_early: bool,
+) -> TrainingSummary:
     _, manifest = load_current(app.home.run(run) / "checkpoints")
     updates = _lineage(made, manifest.policy)
     quarter = max(len(updates) // 4, 1)
@@ -166,6 +209,10 @@ def _summary(app: App, run: str, made: Mapping[str, Update], restarts: int, seco
         valid_last=mean("validity", updates[-quarter:]),
         restarts=restarts,
         seconds=seconds,
+        best=version_name(dev.best.policy) if dev.best else None,
+        dev_first=dev.first.value if dev.first else None,
+        dev_best=dev.best.value if dev.best else None,
+        ended_early=ended_early,
     )
 
 

@@ -12,6 +12,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Prepared, load_recipe
+from infra.runs.dev import DevFiles, check_dev, given_dev, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
 from infra.runs.requests import RequestSequence
@@ -31,6 +32,7 @@ from streams.whole_file import whole_folder
 def check_trainable(settings: Settings) -> None:
     """Raise SettingsError for settings that no run could train with, before anything is made for one."""
     check_backend(settings)
+    check_dev(settings)
     check_objective(settings.learner.objective)
 
 
@@ -46,12 +48,15 @@ def train_run(
     run: str,
     report: Report,
     from_run: str | None = None,
+    dev_files: DevFiles | None = None,
 ) -> TrainingSummary:
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
     held_out: queries that must not train anything: whatever has their text is left out.
     from_run: begin with the warmed-up policy of this run, and what belongs to it, instead of making new ones (arms of
     one experiment that differ only in what GRPO does).
+    dev_files: judged queries of the user's own, measured as the run goes beside the index's dev queries; they train
+    nothing either.
     """
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
@@ -59,6 +64,9 @@ def train_run(
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
+    keep_dev_files(app.home.run(run), dev_files)
+    if (given := given_dev(app.home.run(run))) is not None:
+        held_out = [*held_out, *given[0]]
     new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
     prepared = recipe_of_run.prepare(app, new, report)
     _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)

@@ -15,7 +15,7 @@ from streams.stopping import Stop
 
 
 def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:
-    """Run a generator, learner or environment until it is told to stop.
+    """Run a generator, learner, environment or evaluator until it is told to stop.
 
     worker: tells workers of one role apart; a restarted one of the same number takes its partitions back at once.
     """
@@ -59,6 +59,10 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
             member=member,
             stop=stop,
         )
+    elif role == "evaluator":
+        from infra.runs.evaluating import run_evaluator
+
+        run_evaluator(app, run=run, member=member, stop=stop)
     else:
         from infra.runs.environments import open_environment
         from search_env.workers import run_environment

@@ -14,8 +14,10 @@ from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.rights import INDEX_PRIVILEGES, READ_PRIVILEGES
 from streams.acls import OPERATOR
 
+READER: dict[str, Any] = {"cluster": [], "indices": [{"names": ["*"], "privileges": list(READ_PRIVILEGES)}]}
 KEYS: dict[str, dict[str, Any]] = {
-    "environment": {"cluster": [], "indices": [{"names": ["*"], "privileges": list(READ_PRIVILEGES)}]},
+    "environment": READER,
+    "evaluator": READER,
     OPERATOR: {"cluster": ["monitor"], "indices": [{"names": ["*"], "privileges": list(INDEX_PRIVILEGES)}]},
 }
 

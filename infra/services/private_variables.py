@@ -20,6 +20,7 @@ TABLES = {
     "generator": ("KAFKA", "VLLM"),
     "environment": ("KAFKA", "ELASTICSEARCH"),
     "learner": ("KAFKA",),
+    "evaluator": ("KAFKA", "ELASTICSEARCH"),
     "sink": ("KAFKA",),
     "monitor": ("KAFKA",),
 }

@@ -17,7 +17,7 @@ from streams.errors import SettingsError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-ENGINE_ROLES = (OPERATOR, "environment")  # The others never call Elasticsearch.
+ENGINE_ROLES = (OPERATOR, "environment", "evaluator")  # The others never call Elasticsearch.
 WORKER_CONNECT_SECONDS = 30.0  # A worker survives a broker's restart on a busy machine; a verb fails sooner.
 
 

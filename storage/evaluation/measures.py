@@ -75,6 +75,11 @@ def measure_run(
     return table
 
 
+def is_measure(name: str) -> bool:
+    """Return whether `measure_run` knows a measure of this name."""
+    return bool(_KNOWN.fullmatch(name) or _RECALL_AT_PRECISION.fullmatch(name))
+
+
 def mean(values: Mapping[str, float]) -> float:
     """Return the mean over queries, summed in the order of query ids so that the last bit is always the same."""
     return sum(values[query] for query in sorted(values)) / len(values) if values else 0.0

@@ -50,35 +50,54 @@ def expand_queries(
     found = cache.known(queries) if temperature == 0 else {}
     missing = [query for query in queries if query.id not in found]
     if missing:
-        report("reading the documents", 0, 0)
-        with open_leser_index(app.with_settings(kept.settings), index, report) as opened:
-            contexts = _contexts(opened, kept, [query.text for query in missing])
-        requests = [
+        requests = expansion_requests(app, missing, kept, report)
+        decoded = decode_expansions(
+            requests, LoadedVersion(folder, manifest.policy), kept, report, temperature=temperature
+        )
+        if keep:
+            cache.keep(decoded)
+        found |= {each.query_id: each for each in decoded}
+    return [found[query.id] for query in queries]
+
+
+def expansion_requests(app: App, queries: Sequence[Query], kept: RunSettings, report: Report) -> list[Request]:
+    """Return what a run's policy is asked for each query: the query with its context, which no version changes."""
+    report("reading the documents", 0, 0)
+    with open_leser_index(app.with_settings(kept.settings), kept.index, report) as opened:
+        contexts = _contexts(opened, kept, [query.text for query in queries])
+        return [
             Request(
                 request_id=query.id,
                 run=kept.run,
                 query_id=query.id,
                 query=query.text,
-                index=index_version,
+                index=opened.version.name,
                 split="live",
                 context=context,
             )
-            for query, context in zip(missing, contexts, strict=True)
+            for query, context in zip(queries, contexts, strict=True)
         ]
-        groups = decode_requests(
-            requests,
-            LoadedVersion(folder, manifest.policy),
-            encode=partial(encode_request, settings=kept.settings.prompts),
-            sampling=served(kept, temperature=temperature),
-            seed=kept.seed,
-            name="expanding",
-            report=report,
-        )
-        decoded = [_read(group, kept) for group in groups]
-        if keep:
-            cache.keep(decoded)
-        found |= {each.query_id: each for each in decoded}
-    return [found[query.id] for query in queries]
+
+
+def decode_expansions(
+    requests: Sequence[Request],
+    version: LoadedVersion,
+    kept: RunSettings,
+    report: Report,
+    *,
+    temperature: float = 0.0,
+) -> list[Expanded]:
+    """Return what a version writes for each request, in order; `temperature` as in `expand_queries`."""
+    groups = decode_requests(
+        requests,
+        version,
+        encode=partial(encode_request, settings=kept.settings.prompts),
+        sampling=served(kept, temperature=temperature),
+        seed=kept.seed,
+        name="expanding",
+        report=report,
+    )
+    return [_read(group, kept) for group in groups]
 
 
 def _read(group: Generation, kept: RunSettings) -> Expanded:

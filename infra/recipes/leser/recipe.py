@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from infra.app.app import App
@@ -13,7 +13,7 @@ from infra.app.settings import Settings
 from infra.recipes.held_out import held_out_intents, ranked
 from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.recipes.leser.relevance import open_relevance
-from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, Ranked
+from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, RankDev, Ranked
 from learner.generation import Encode
 from learner.prompts import encode_request
 from search_env.catalogue.term_matrices import Catalogue
@@ -49,6 +49,14 @@ class Leser:
         finally:
             retriever.close()
             client.close()
+
+    def open_dev(
+        self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
+    ) -> AbstractContextManager[RankDev]:
+        """Give the function that searches dev intents, and the given queries, with a version's expansions."""
+        from infra.recipes.leser.dev import open_dev
+
+        return open_dev(app, run, queries_max=queries_max, given=given, report=report)
 
     def rank(
         self,

@@ -21,6 +21,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
+from infra.recipes.held_out import DEV
 from infra.recipes.product_requests import prepared_products, product_encoder
 from infra.recipes.recipe import (
     GIVEN,
@@ -32,6 +33,7 @@ from infra.recipes.recipe import (
     PremiseFound,
     PremiseOptions,
     Prepared,
+    RankDev,
     Ranked,
 )
 from infra.recipes.relsum.baselines import ARMS, DESCRIBED, rank_lists, written_by
@@ -120,6 +122,27 @@ class Relsum:
             count=wordpiece_count,
             text_of=relsum.text,
         )
+
+    @contextmanager
+    def open_dev(
+        self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
+    ) -> Iterator[RankDev]:
+        """Give the function that ranks dev lists, and judged products of the given queries, by a version's texts."""
+        relsum = self._index(app, run.index, report)
+        lists = relsum.lists("dev")
+        asked = list(lists.queries[:queries_max])
+        sets = [(DEV, asked, {query.id: lists.qrels[query.id] for query in asked})]
+        if given is not None:
+            sets.append((GIVEN, *relsum.judged(*given)))
+
+        def rank(policy: str) -> list[Ranked]:
+            writes = policy_writes(app, relsum, run, policy=policy, report=report)
+            return [
+                Ranked(name=name, run=rank_lists(relsum, writes, queries, qrels), qrels=qrels)
+                for name, queries, qrels in sets
+            ]
+
+        yield rank
 
     def rank(
         self,

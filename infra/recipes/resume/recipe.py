@@ -6,14 +6,16 @@ One run is one turn of the summarizer against one version of the bi-encoder (`re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+import msgspec
 
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
-from infra.recipes.held_out import held_out_intents, ranked
+from infra.recipes.held_out import HeldOut, dev_intents, held_out_intents, ranked
 from infra.recipes.product_requests import product_encoder
 from infra.recipes.recipe import (
     TOP,
@@ -24,6 +26,7 @@ from infra.recipes.recipe import (
     PremiseFound,
     PremiseOptions,
     Prepared,
+    RankDev,
     Ranked,
 )
 from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
@@ -34,6 +37,7 @@ from infra.recipes.resume.texts import TEXTS, texts_without_policy
 from infra.recipes.resume.writing import best_rewarded, open_resume_environment, policy_summaries, policy_texts
 from infra.recipes.summarizing import stored_texts
 from learner.generation import Encode
+from search_env.engine.vectors import VectorSettings
 from search_env.environments import Environment
 from search_env.resume.answered import QUERIES_FILE
 
@@ -86,23 +90,24 @@ class Resume:
             name = adapt_to_texts(
                 app, run.index, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
             ).name
-        encoder = open_encoder(app, run.index, name)
-        return [
-            ranked(
-                each,
-                dense_search(
-                    app,
-                    encoder,
-                    texts,
-                    each.queries,
-                    index=run.index,
-                    alias=f"{run.run}-vectors",
-                    top=top,
-                    settings=app.settings.vectors,
-                ),
-            )
-            for each in held_out_intents(app, run.index, given)
-        ]
+        return _searched(
+            app, run, name, texts, held_out_intents(app, run.index, given), top=top, settings=app.settings.vectors
+        )
+
+    @contextmanager
+    def open_dev(
+        self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
+    ) -> Iterator[RankDev]:
+        """Give the function that searches a version's summaries of the whole catalogue with the turn's retriever."""
+        sets = dev_intents(app, run.index, queries_max, given)
+        in_memory = msgspec.structs.replace(app.settings.vectors, search="memory")  # An evaluator may write no index.
+        name = run.settings.resume.retriever or first_retriever(app, run.index).name
+
+        def rank(policy: str) -> list[Ranked]:
+            texts = policy_texts(app, run, policy=policy, report=report)
+            return _searched(app, run, name, texts, sets, top=TOP, settings=in_memory)
+
+        yield rank
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
         """Write the summary of every product, as the partner of the run's turn reads it."""
@@ -117,3 +122,33 @@ class Resume:
     def partner(self) -> Partner:
         """Return the bi-encoder that searches."""
         return RetrieverPartner()
+
+
+def _searched(
+    app: App,
+    run: RunSettings,
+    retriever: str,
+    texts: Mapping[str, str],
+    sets: Sequence[HeldOut],
+    *,
+    top: int,
+    settings: VectorSettings,
+) -> list[Ranked]:
+    """Return each set's queries, searched with a version of the retriever among texts that stand for documents."""
+    encoder = open_encoder(app, run.index, retriever)
+    return [
+        ranked(
+            each,
+            dense_search(
+                app,
+                encoder,
+                texts,
+                each.queries,
+                index=run.index,
+                alias=f"{run.run}-vectors",
+                top=top,
+                settings=settings,
+            ),
+        )
+        for each in sets
+    ]
