@@ -233,9 +233,8 @@ def _kept_versions(checkpoints: Path) -> set[PolicyRef]:
 def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
     """Return the offset, per partition, below which the learner has used up the requests.
 
-    A generator starts there if its group has no offsets.
-
-    Kafka forgets a group's offsets after a week without members, and no request may be answered twice.
+    A generator starts there if its group has no offsets. Kafka forgets a group's offsets after a week without
+    members, and no request may be answered twice.
     """
     said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
     ends = requests_end(kafka, run)
