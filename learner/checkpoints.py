@@ -137,7 +137,9 @@ def read_manifest(folder: Path, *, verify: bool) -> Manifest:
         _check_names(folder, manifest)
         if verify:
             if hashlib.sha256(content).hexdigest() != (folder / MANIFEST_SHA256).read_text(errors="replace").strip():
-                raise CheckpointError(f"checkpoint {folder.name}: {MANIFEST} is not what {MANIFEST_SHA256} says")
+                raise CheckpointError(
+                    f"checkpoint {folder.name}: {MANIFEST} does not have the hash in {MANIFEST_SHA256}"
+                )
             for name, expected in manifest.files.items():
                 if (found := file_sha256(folder / name)) != expected:
                     raise CheckpointError(

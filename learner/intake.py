@@ -108,7 +108,7 @@ class Intake:
 
     @property
     def waits_for(self) -> str:
-        """Return what the next batch waits for; "" if no reward is owed."""
+        """Return the rewards that the next batch waits for, as text; "" if no reward is owed."""
         owed, waiting = self._admission.owed, self._assembler.waiting
         if not owed:
             return ""

@@ -1,10 +1,11 @@
 """The prompt for a query and its search context, and the form of an answer.
 
-A policy that writes text answers with a JSON list. A selector answers with pointers, each of which follows a word
-of its prompt. So a selector writes whole words, invents none, and makes one decision per token.
+A policy that writes text answers with a JSON list. A selector answers with pointers. In the prompt, each pointer
+follows a word; in the answer, the pointer stands for that word. So a selector writes whole words, invents none, and
+makes one decision per token.
 
 Query, feedback terms, attribute values and neighbors' words come from outside. Control characters and angle brackets
-are removed and every part is cut to a length, so no part can open another part or grow.
+are removed, so no part can open another part. Every part is cut to a length.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSe
         {"role": "system", "content": INSTRUCTION.format(expansions=settings.expansions)},
         {"role": "user", "content": prompt},
     ]
-    # Qwen3 would think first, for more tokens than the answer has; templates without thinking ignore the argument.
+    # Without this argument Qwen3 thinks first, with more tokens than an answer may have. Other templates ignore it.
     text: str = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )

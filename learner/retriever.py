@@ -1,12 +1,12 @@
 """ReSuMe's retriever g: a bi-encoder, and the turn that adapts it to summaries with a contrastive loss.
 
 `TrainableRetriever` is the interface that the turn needs, so a full encoder fits, too. The built-in retriever is
-static: a text's vector is the weighted sum of its tokens' embeddings times a learned map, scaled to length 1. The
-embeddings come from a pretrained encoder's input layer and stay fixed. Queries and documents have separate maps, and
-every token has a learned weight. A step of 64 pairs takes a few milliseconds on one core, and 3,000 products are
+static. A text's vector is the weighted sum of its tokens' embeddings, multiplied by a learned map and scaled to length
+1. The embeddings come from a pretrained encoder's input layer and stay fixed. Queries and documents have separate maps,
+and every token has a learned weight. A step of 64 pairs takes a few milliseconds on one core, and 3,000 products are
 encoded in less than a second.
 
-Shapes: Q queries of a batch, S texts of a batch, E embedding size.
+Shapes: Q queries of a batch, S texts of a batch, E embedding size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class StaticRetriever(nn.Module):
     """A static bi-encoder over the token embeddings of the encoder in `base`."""
 
     def __init__(self, base: Path, *, tokens_max: int) -> None:
-        """base: a folder with tokenizer.json and safetensors of a BERT. Raises RetrieverError if it cannot be read."""
+        """base: a folder with tokenizer.json and safetensors of a BERT. tokens_max: longer texts are cut.
+
+        Raises RetrieverError if the folder cannot be read.
+        """
         super().__init__()
         from tokenizers import Tokenizer
 
@@ -158,7 +161,7 @@ def adapt_retriever(
     known = {query: [each for each in documents if each in texts] for query, documents in relevant.items()}
     asked = sorted(query for query, documents in known.items() if documents and query in queries)
     if not asked:
-        raise RetrieverError("expected queries with a relevant document among the texts, got none; look at the qrels")
+        raise RetrieverError("expected queries with a relevant document among the texts, got none; check the qrels")
     sets = {query: frozenset(known[query]) for query in asked}
     random = np.random.default_rng([seed, len(asked)])
     optimizer = torch.optim.AdamW(retriever.parameter_groups(settings), weight_decay=0.0)
@@ -180,7 +183,8 @@ def adapt_retriever(
         )
         if not bool(loss.isfinite()):
             raise RetrieverError(
-                f"retriever turn: the loss is {loss.item()} after {len(losses)} steps; lower the rates"
+                f"retriever turn: the loss is {loss.item()} after {len(losses)} steps; lower "
+                "retriever.learning_rate and retriever.weight_learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

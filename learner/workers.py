@@ -231,9 +231,10 @@ def _kept_versions(checkpoints: Path) -> set[PolicyRef]:
 
 
 def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
-    """Return how far the learner has used up the requests: the start of a generator whose group has no offsets.
+    """Return the offset, per partition, below which the learner has used up the requests.
 
-    Kafka forgets a group's offsets after a week without members, and no request may be answered twice.
+    A generator starts there if its group has no offsets. Kafka forgets a group's offsets after a week without
+    members, and no request may be answered twice.
     """
     said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
     ends = requests_end(kafka, run)
@@ -276,7 +277,7 @@ def _give_up(
 
 
 def _room(consumer: KafkaConsumer, versions: VersionFollower, batch: BatchSettings) -> int:
-    """Return how many more requests may be taken now, without the records already in hand."""
+    """Return the number of further requests that may be taken now, without the records already in hand."""
     assigned = consumer.assignment()
     if not assigned:
         return batch.groups  # Not assigned yet: only a poll can bring the assignment.

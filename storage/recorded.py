@@ -30,7 +30,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def archived(self) -> int:
-        """Return how many of its offsets come from the archive."""
+        """Return the number of its offsets that come from the archive."""
         return max(min(self.end, self.kafka_start) - self.first, 0)
 
 

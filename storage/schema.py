@@ -1,7 +1,9 @@
-"""The ledger's tables and views, brought up to date by numbered migrations.
+"""The ledger's tables and views, made by numbered migrations.
 
-A migration is a file `storage/migrations/NNNN_name.sql`. Each is applied once, in a transaction, in the order of
-numbers, and never edited afterwards (its hash is kept, and a difference is an error). To change the schema, add a file.
+A migration is a file `storage/migrations/NNNN_name.sql`. Migrations are applied in the order of their numbers, each
+once
+and in one transaction. An applied file is never edited: its hash is kept, and a difference is an error. To change the
+schema, add a file.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def migrations() -> tuple[Migration, ...]:
-    """Return every migration of this version of searchloop, in the order of numbers."""
+    """Return every migration of this version of searchloop, in the order of its number."""
     files = [file for file in resources.files("storage").joinpath("migrations").iterdir() if file.name.endswith(".sql")]
     found = []
     for file in sorted(files, key=lambda item: item.name):
@@ -45,7 +47,7 @@ def pending(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, steps: tuple[Migration, ...] | None = None) -> list[int]:
-    """Bring the database up to date, and return the numbers of the migrations that were applied now.
+    """Bring the database up to date, and return the numbers of the migrations that were applied in this call.
 
     Raises StorageError if the database is newer than this program, or if an applied migration was edited afterwards.
     """
@@ -58,13 +60,13 @@ def migrate(connection: duckdb.DuckDBPyConnection, steps: tuple[Migration, ...] 
     known = {step.number: step for step in steps}
     if newer := sorted(set(applied) - set(known)):
         raise StorageError(
-            f"the database has migration {newer[-1]}, this searchloop knows {max(known, default=0)} at most; "
+            f"the database has migration {newer[-1]}, but this searchloop knows none above {max(known, default=0)}; "
             "upgrade searchloop, or rebuild the database from its archive"
         )
     for number, sha256 in applied.items():
         if known[number].sha256 != sha256:
             raise StorageError(
-                f"migration {number} ({known[number].name}) is not the one that this database was made with; "
+                f"migration {number} ({known[number].name}) differs from the one that was applied to this database; "
                 "rebuild the database from its archive"
             )
     now = []

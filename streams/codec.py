@@ -1,7 +1,7 @@
-"""Encode events to bytes and decode them: JSON, so that any tool can read a topic.
+"""Encoding of events to bytes, and decoding: JSON, so that any tool can read a topic.
 
-Floats survive the round trip bit for bit (shortest round-trip form). NaN and infinity are not JSON. Writing one is an
-error of ours and fails at once, so that a poisoned number never reaches the log.
+Floats survive the round trip bit for bit (shortest round-trip form). JSON has no NaN and no infinity. To encode one
+raises EventError at once, so that a poisoned number never reaches the log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from streams.errors import EventError
 from streams.events import DeadLetter, Event, WindowEvent
 
-RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group is tens of kB; a larger record than this is not ours.
+RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group has tens of kB; we write no larger record than this.
 LETTER_BYTES_MAX = 2 * RECORD_BYTES_MAX  # A dead letter holds a whole record, and base64 adds a third to its size.
 
 _encoder = msgspec.json.Encoder()
@@ -31,14 +31,14 @@ def encode(event: Event | WindowEvent) -> bytes:
     Raises EventError if a number in it is NaN or infinite, or if the record would be too large to be read back.
     """
     value = _encoder.encode(event)
-    # msgspec writes NaN and infinities as null, which would come back as "no reward". So check before encoding.
+    # msgspec writes NaN and infinities as null, which would come back as "no reward". So look where a null comes from.
     if b"null" in value and (where := _not_finite(msgspec.structs.asdict(event), type(event).__name__)):
         raise EventError(f"{where}: expected a finite number, got NaN or infinity; it was not written to the log")
     bytes_max = _bytes_max(event)
     if len(value) > bytes_max:
         raise EventError(
             f"{type(event).__name__}: expected at most {bytes_max} bytes, got {len(value)}; "
-            "lower sampling.candidates or sampling.tokens_max"
+            "lower generation.candidates or generation.tokens_max"
         )
     return value
 

@@ -31,7 +31,7 @@ def poll_records(
 
 
 def joining_ms(consumer: KafkaConsumer) -> int:
-    """Return how long a poll of a paused consumer must last so that the consumer can rejoin its group.
+    """Return the least duration of a poll with which a paused consumer can rejoin its group.
 
     If the group is assigning its partitions, or its topic has got another partition, a poll of 0 ms begins to join and
     never finishes. The other members would then wait for this one until `kafka.poll_interval_seconds_max`, and a group

@@ -89,7 +89,7 @@ def is_recorded(reward: Reward, known: KnownRun) -> bool:
 
 
 def unlike_source(reward: Reward, value: bytes | None) -> str:
-    """Return how a reward's generation differs from its named source record, "" if it does not.
+    """Return the difference between a reward's generation and its named source record, "" if there is none.
 
     value: the bytes of the record at `reward.source`.
     """

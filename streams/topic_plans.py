@@ -44,7 +44,7 @@ class TopicPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def insync_min(self) -> int:
-        """Return how many replicas must hold a record before it is acknowledged: the majority, see `insync_min`."""
+        """Return the number of replicas that acknowledge a record together: the majority, see `insync_min`."""
         return insync_min(self.replication)
 
     @property

@@ -1,1 +1,1 @@
-"""Recipes: the interface that the loop asks for, what recipes share, and a wing for each paper."""
+"""Recipes: the interface that the loop needs, the parts that recipes share, and a wing for each paper."""

@@ -1,4 +1,4 @@
-"""Decoding outside the loop: what a policy version writes for requests, some at a time, as it is served or sampled."""
+"""Decoding outside the loop: a policy version writes texts for requests, decoded as it is served or sampled."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def decode_requests(
     name: str,
     report: Report,
 ) -> Iterator[Generation]:
-    """Give one group for each request, in order.
+    """Yield one group for each request, in order, decoded `CHUNK_GROUPS` at a time.
 
-    name: of what is done; it stands where the log's topic would, so that samples differ from those of the loop.
+    name: of the task, for the report. It also stands in each position in place of the log's topic, so that samples
+    differ from those of the loop.
     """
     placed = [(Position(topic=name, partition=0, offset=number), request) for number, request in enumerate(requests)]
     for start in range(0, len(placed), CHUNK_GROUPS):
@@ -46,7 +47,7 @@ def decode_requests(
 
 
 def served(run: RunSettings, *, temperature: float = 0.0) -> Sampling:
-    """Return how a run's policy is decoded when it is served: one text, greedily; above 0 it is sampled."""
+    """Return the sampling of a served policy: one text, decoded greedily; a temperature above 0 samples it."""
     generation = run.settings.generation
     if temperature > 0:
         return msgspec.structs.replace(generation.sampling(), candidates=1, temperature=temperature)

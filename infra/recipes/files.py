@@ -1,4 +1,4 @@
-"""Recipes and plans by name: TOML files in the wings. A file of one's own works the same way."""
+"""Recipes and plans by name: TOML files in the wings. A path to a TOML file of your own works the same way."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ RECIPE_FILE = "recipe.toml"
 
 
 def recipes() -> dict[str, Path]:
-    """Return our recipes by name: a wing's `recipe.toml` has the wing's name, every other file its own."""
+    """Return the built-in recipes by name.
+
+    A wing's `recipe.toml` has the name of the wing; every other file has its own.
+    """
     found = sorted(WINGS.glob("*/*.toml"))
     named = {path.parent.name if path.name == RECIPE_FILE else path.stem: path for path in found}
     return {name: named[name] for name in sorted(named) if named[name].parent.name != "models"}
 
 
 def plans() -> dict[str, Path]:
-    """Return our experiments' plans by name."""
+    """Return the built-in plans of experiments by name."""
     return {path.stem: path for path in sorted(WINGS.glob("*/plans/*.toml"), key=lambda path: path.stem)}
 
 
 def recipe_path(name: str) -> Path:
-    """Return the file of a recipe: one of ours by name, or a path to one's own.
+    """Return the file of a recipe: a built-in one by its name, or your own by its path.
 
-    Raises SettingsError if there is neither, naming ours.
+    Raises SettingsError, which lists the built-in ones, if there is neither.
     """
     return _path("--recipe", name, recipes())
 
 
 def plan_path(name: str) -> Path:
-    """Return the file of a plan: one of ours by name, or a path to one's own.
+    """Return the file of a plan: a built-in one by its name, or your own by its path.
 
-    Raises SettingsError if there is neither, naming ours.
+    Raises SettingsError, which lists the built-in ones, if there is neither.
     """
     return _path("plan", name, plans())
 

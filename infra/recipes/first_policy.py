@@ -1,4 +1,4 @@
-"""The policy that a run begins with, before anybody taught it: made from the catalogue's words, or a given model."""
+"""The policy that a run begins with, before any warm-up: built from the catalogue's words, or a given model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from learner.policy import Policy, build_tiny, find_base, load_policy, save_poli
 
 
 def first_policy(app: App, texts: Iterable[str], *, pointers: int, run_dir: Path, seed: int) -> Policy:
-    """Return the base that `policy.base` names; the tiny one is made here, and kept in the run's folder.
+    """Return the base that `policy.base` names. The tiny one is built here and kept in the run's folder.
 
-    texts: the catalogue as prompts show it, which gives the tiny policy its vocabulary. pointers: as in `build_tiny`.
+    texts: the catalogue as prompts show it; the tiny policy takes its vocabulary from it. pointers: as in `build_tiny`.
     Raises PolicyError if there is no such model.
     """
     base = app.settings.policy.base

@@ -25,9 +25,9 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def held_out_intents(app: App, index: str, given: Judged | None) -> list[HeldOut]:
-    """Return the sets to measure on: the index's held-out intents where it has some, and the given judged queries.
+    """Return the sets to measure on: the index's held-out intents, if it has some, and the given judged queries.
 
-    Raises SettingsError if there is none.
+    Raises SettingsError if there is neither.
     """
     folder = app.home.index(index) / "intents"
     loaded = [(name, *load_intents(folder, split)) for split, name in SPLITS.items()]
@@ -63,6 +63,6 @@ def dev_intents(app: App, index: str, queries_max: int, given: Judged | None) ->
 
 
 def ranked(asked: HeldOut, rankings: Mapping[str, Ranking]) -> Ranked:
-    """Return a set with what was found for its queries."""
+    """Return a set together with the rankings of its queries."""
     found = {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in rankings.items()}
     return Ranked(name=asked.name, run=found, qrels=asked.qrels)

@@ -15,12 +15,12 @@ from streams.events import Product, Request
 
 
 def product_encoder(settings: Settings) -> Encode:
-    """Return the prompt of a product: from a tokenizer and a request to token ids. A query is never shown."""
+    """Return the prompt: a function from a tokenizer and a product's request to token ids. It never shows a query."""
     return partial(encode_product_request, settings=settings.product_prompts)
 
 
 def prepared_products(app: App, new: NewRun, products: Sequence[Product]) -> Prepared:
-    """Return a request for each product, in order; none has a query."""
+    """Return one request for each product, in order, without a query."""
     version = load_manifest(app.home.index(new.index)).name
     asked = [
         Request(request_id="", run=new.run, query_id=product.document_id, query="", index=version, product=product)

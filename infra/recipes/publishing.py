@@ -1,4 +1,4 @@
-"""Publishing summaries: a policy version's text about every product, as a field of a new version of the index."""
+"""Publishing summaries: a policy version's summary of every product, as a field of a new version of the index."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from search_env.engine.index import IndexVersion, Summaries, build_index, claim_
 
 
 class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
-    """The one part of a run's settings that says which index version it needs."""
+    """The index version that a run was begun on: the only part of its settings that is read here."""
 
     index_version: str
 
 
 def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report) -> IndexVersion:
-    """Write what is missing, index all documents anew with their summaries, and move the alias; return the version.
+    """Write the missing summaries, index all documents again with them, move the alias, and return the version.
 
-    The documents are those of the index as it is. Versions that a run was begun on stay, whatever the alias says.
+    The documents are those of the current index. A version that a run was begun on stays, wherever the alias points.
     """
-    with contextlib.closing(app.engine()) as client:  # Asked before hours of writing; `build_index` asks again.
+    with contextlib.closing(app.engine()) as client:  # Checked before hours of writing; `build_index` checks again.
         claim_name(client, run.index, installation=app.installation)
     texts = writer_of(run.settings.train.recipe).write_catalogue(
         app.with_settings(run.settings), run, policy=policy, report=report

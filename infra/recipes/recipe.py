@@ -1,8 +1,8 @@
-"""The interface between the loop and a recipe: what a recipe gives, and how one is found by its name.
+"""The interface between the loop and a recipe, and the look-up of a recipe by its name.
 
 A recipe is a TOML file whose `[train] recipe` names a class: a prompt, a parser, a reward, an evaluation. Workers, log,
-learner, replay, proof and monitor carry any recipe and know none (infra/RECIPES.md has an example of one's own).
-`Recipe` is what every recipe gives. `WritesCatalogue`, `ChecksPremise` and `TakesTurns` are further verbs, which a
+learner, replay, proof and monitor carry any recipe and know none. infra/RECIPES.md has an example of your own recipe.
+Every recipe has the parts of `Recipe`. `WritesCatalogue`, `ChecksPremise` and `TakesTurns` are further verbs, which a
 recipe may offer.
 """
 
@@ -34,12 +34,13 @@ BUILT_IN = {name: f"infra.recipes.{name}.recipe:{name.capitalize()}" for name in
 
 TOP = 100
 GIVEN = "judged queries"
-"""What `rank` calls the queries that a user gave."""
+"""Name of the set that `rank` returns for a user's own queries."""
 
 
 class NewRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is begun with. queries_file: training queries of the user's own; made from the index without.
+    """The inputs of a new run.
 
+    queries_file: the user's own training queries; None takes those generated from the index.
     held_out: queries whose text must train nothing.
     """
 
@@ -51,7 +52,7 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run asks, without request ids, which the run's order gives; index is the versioned name."""
+    """The requests of a run. index: the versioned name. asked: without request ids, which the run's order gives."""
 
     run: str
     index: str
@@ -70,23 +71,23 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recipe(Protocol):
-    """What the loop asks of a recipe. It is made without arguments, in any process; what it keeps only saves time.
+    """The interface of a recipe. It is made without arguments, in any process; state that it keeps may only save time.
 
-    carried: files of a run's folder, beside checkpoint 0, that a run begun from its policy needs too.
-    methods: names that `rank` takes in place of a policy version, and for which no run has to be there.
+    carried: names of files in a run's folder, beside checkpoint 0, that a run begun from its policy needs, too.
+    methods: names that `rank` takes in place of a policy version; they need no run.
     """
 
     carried: Sequence[str]
     methods: Sequence[str]
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
-        """Make or find the requests and, in the run's folder, checkpoint 0; a run that has one keeps it."""
+        """Make or find the requests and, in the run's folder, checkpoint 0. A run that has checkpoint 0 keeps it."""
 
     def encoder(self, settings: Settings) -> Encode:
-        """Return the prompt: from a tokenizer and a request to token ids. The same always gives the same."""
+        """Return the prompt: a function from a tokenizer and a request to token ids. Equal inputs give equal ids."""
 
     def open_environment(self, app: App, run: RunSettings, report: Report) -> AbstractContextManager[Environment]:
-        """Give what scores this run's groups, and close it after. app: with the run's own settings."""
+        """Open the environment that scores this run's groups, and close it after. app: with the run's own settings."""
 
     def rank(
         self,
@@ -99,11 +100,13 @@ class Recipe(Protocol):
         temperature: float = 0.0,
         top: int = TOP,
     ) -> list[Ranked]:
-        """Return how a policy version, decoded as it is served, ranks each held-out set. app: as above.
+        """Rank each held-out set with a policy version, decoded as it is served.
 
-        policy: a version, or the name of a method that learns nothing; of a run that was never made, for `methods`.
-        given: judged queries of the user's own, ranked too, as the set `GIVEN`. temperature: above 0 texts are sampled.
-        top: documents a query, where it searches.
+        app: with the run's own settings. policy: a version, or the name of a method that learns nothing. For one of
+        `methods`, no such run has to exist.
+        given: the user's own judged queries; they are ranked, too, as the set `GIVEN`. temperature: above 0, texts are
+        sampled.
+        top: number of documents for each query, if the recipe searches.
         """
 
 
@@ -119,9 +122,9 @@ class CatalogueTexts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PremiseOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a premise check is; each recipe reads the options that it needs.
+    """The size of a premise check; each recipe reads the options that it needs.
 
-    queries_max: dev queries. candidates: texts of each product. seed: of whatever is drawn.
+    queries_max: number of dev queries. candidates: number of texts for each product. seed: of every random draw.
     """
 
     queries_max: int = 200
@@ -130,7 +133,7 @@ class PremiseOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PremiseFound(msgspec.Struct, frozen=True, kw_only=True):
-    """What a premise check found: a table, a line above it, a line below it, and the same as a value for scripts."""
+    """The result of a premise check: a table, the lines above and below it, and the same as a value for scripts."""
 
     value: msgspec.Struct
     columns: Sequence[str]
@@ -144,7 +147,7 @@ class WritesCatalogue(Protocol):
     """A recipe whose policy writes a text for each product of a catalogue."""
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
-        """Write what a policy version has not written yet, and return all of it. app: with the run's own settings."""
+        """Write the texts that a policy version lacks, and return all of them. app: with the run's own settings."""
 
 
 @runtime_checkable
@@ -152,11 +155,11 @@ class ChecksPremise(Protocol):
     """A recipe that can check, before any training, whether its reward leads to better search."""
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
-        """Return what the check finds on an index. app: with the recipe's settings."""
+        """Check the premise on an index, and return the result. app: with the recipe's settings."""
 
 
 class Partner(Protocol):
-    """What reads summaries: it pays for them, and is adapted to them.
+    """The model that reads summaries: it rewards them, and it is adapted to them.
 
     setting: the setting that names the partner's version, as TABLE.KEY. measure: of dev queries.
     """
@@ -165,19 +168,22 @@ class Partner(Protocol):
     measure: str
 
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
-        """Return the version that pays for the first turn. Raises SettingsError for settings that it cannot follow."""
+        """Return the version that rewards the first turn. Raises SettingsError for settings that it cannot follow."""
 
     def original(self, app: App, index: str) -> str:
-        """Return the version that was adapted to no summaries, which `alternation.adapt_from = "first"` adapts."""
+        """Return the version that no summaries have adapted; `alternation.adapt_from = "first"` adapts this one."""
 
     def settle(self, app: App, new: NewRun, report: Report) -> App:
-        """Return the app with whatever has to be measured before a turn. From turn 2 on the first policy is there."""
+        """Measure everything that a turn needs beforehand, and return the app with the results in its settings.
+
+        From turn 2 on, the run has its first policy already.
+        """
 
     def told(self, settings: Settings) -> dict[str, float]:
-        """Return by name what `settle` measured."""
+        """Return the values that `settle` measured, by name."""
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
-        """Return the texts of the run's latest policy by document id, for all documents that are read below."""
+        """Return the texts of the run's latest policy by document id: all that `adapt` and `measured` read."""
 
     def adapt(
         self,
@@ -191,12 +197,12 @@ class Partner(Protocol):
         seed: int,
         report: Report,
     ) -> str:
-        """Adapt a version to these texts and return the new version. Queries with a held-out text are left out."""
+        """Adapt a version to these texts, and return the new version. Queries with a held-out text are left out."""
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
     ) -> float:
-        """Return how well dev queries find their documents by these texts. name: of the alternation."""
+        """Return the measure of dev queries on these texts. name: of the alternation."""
 
 
 RankDev = Callable[[str], Sequence[Ranked]]
@@ -219,16 +225,16 @@ class MeasuresDev(Protocol):
 
 @runtime_checkable
 class TakesTurns(Protocol):
-    """A recipe whose policy takes turns with what reads its texts."""
+    """A recipe whose policy takes turns with the model that reads its texts."""
 
     def partner(self) -> Partner:
         """Return the partner."""
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return a recipe by its built-in name, or one's own by `package.module:Class`.
+    """Return a recipe: a built-in one by its name, or your own by `package.module:Class`.
 
-    Raises SettingsError if there is none of that name, or if what is there lacks a part of `Recipe`.
+    Raises SettingsError if there is none of that name, or if the class lacks a part of `Recipe`.
     """
     where = BUILT_IN.get(name, name)
     module, _, attribute = where.partition(":")
@@ -242,13 +248,13 @@ def load_recipe(name: str) -> Recipe:
     parts = ("carried", "methods", "prepare", "encoder", "open_environment", "rank")
     if missing := [part for part in parts if not hasattr(made, part)]:
         raise SettingsError(
-            f"train.recipe: {name!r} has no {', '.join(missing)}; infra/RECIPES.md says what a recipe gives"
+            f"train.recipe: {name!r} has no {', '.join(missing)}; infra/RECIPES.md lists the parts of a recipe"
         )
     return cast(Recipe, made() if inspect.isclass(made) else made)
 
 
 def writer_of(name: str) -> WritesCatalogue:
-    """Return a recipe that writes a text for each product. Raises SettingsError if this one does not."""
+    """Return a recipe as one that writes a text for each product. Raises SettingsError if it does not."""
     recipe = load_recipe(name)
     if not isinstance(recipe, WritesCatalogue):
         raise _lacks(name, "write_catalogue", "writes no texts about products. For query expansions: searchloop expand")
@@ -256,7 +262,7 @@ def writer_of(name: str) -> WritesCatalogue:
 
 
 def premise_of(name: str) -> ChecksPremise:
-    """Return a recipe that checks its premise. Raises SettingsError if this one does not."""
+    """Return a recipe as one that checks its premise. Raises SettingsError if it does not."""
     recipe = load_recipe(name)
     if not isinstance(recipe, ChecksPremise):
         raise _lacks(name, "check_premise", "has no premise to check")

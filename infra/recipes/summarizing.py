@@ -1,4 +1,4 @@
-"""Summaries of products as one policy version writes them, stored with its name: decoded as served, or a choice."""
+"""Summaries of products by one policy version, stored under its name: decoded as served, or chosen among samples."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from streams.topics import version_name
 
 
 class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy version wrote about a document, as it is indexed.
+    """A policy version's summary of a document, as it is indexed.
 
-    summary: "" where it wrote nothing that can be read (`valid` is false then): the title stands alone.
+    summary: "" if the policy wrote nothing readable (`valid` is then False); the title then stands alone.
     tokens, repeats: as in `search_env.summaries.reading.ParsedSummary`.
     """
 
@@ -39,7 +39,11 @@ class StoredSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(NamedTuple):
-    """One of several sampled texts stands for each product. name: in the stored file's; place: of a group, from 0."""
+    """A rule that chooses one of several sampled texts for each product.
+
+    name: of the rule, a part of the stored file's name. candidates: number of samples. place: index of the chosen text
+    in its group, from 0.
+    """
 
     name: str
     candidates: int
@@ -58,10 +62,10 @@ def summarize(
     temperature: float = 0.0,
     choice: Choice | None = None,
 ) -> dict[str, str]:
-    """Return a policy version's summary of each product, by document id: those stored already, and the others written.
+    """Return a policy version's summary of each product, by document id. Missing summaries are written and stored.
 
-    policy: "latest" or a version of the run. temperature: above 0 texts are sampled, and none is stored. choice: among
-    texts that are sampled as the run's training samples; not with a temperature.
+    policy: "latest" or a version of the run. temperature: above 0, texts are sampled, and none is stored. choice: the
+    rule that chooses among texts sampled as in the run's training; do not combine it with a temperature.
     """
     folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
     path = summaries_path(app, run, version_name(manifest.policy), choice)
@@ -79,14 +83,14 @@ def summarize(
 def stored_texts(
     app: App, run: RunSettings, written: Mapping[str, str], *, policy: str, choice: Choice | None = None
 ) -> CatalogueTexts:
-    """Return what `summarize` has written and stored, with the version's name and the file."""
+    """Return the texts that `summarize` has stored, with the version's name and the file."""
     _, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
     name = version_name(manifest.policy)
     return CatalogueTexts(policy=name, by_document=dict(written), path=summaries_path(app, run, name, choice))
 
 
 def summaries_path(app: App, run: RunSettings, version: str, choice: Choice | None = None) -> Path:
-    """Return where a policy version's summaries are stored; those that were chosen among samples lie apart."""
+    """Return the file of a policy version's summaries. Summaries chosen among samples have a file of their own."""
     name = f"{version}-{choice.name}" if choice else version
     return app.home.run(run.run) / "summaries" / f"{name}.jsonl"
 

@@ -1,1 +1,1 @@
-"""A run: prepared, begun, streamed by its workers, proved, and turns that string runs together."""
+"""Runs: their preparation, their stream of workers, their proof, and alternations of several runs."""

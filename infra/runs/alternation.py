@@ -1,12 +1,16 @@
-"""A summarizer and its partner in turn, over the same workers, until dev queries gain no more.
+"""Alternation of a summarizer and its partner, over the same workers, until dev queries gain no more.
 
-One turn is (1) GRPO of the summarizer against the partner's version of the turn before, as a run of its own that begins
-with the policy where the turn before left it; (2) summaries; (3) the partner is adapted to them, which makes its next
-version; (4) a measure on dev queries. ReSuMe's algorithm 1 (WWW '26, doi:10.1145/3774904.3792959) with a retriever; the
-next step that ReLSum's authors name in their conclusion (arXiv:2508.08404) with a cross-encoder.
+One turn has four steps:
+(1) GRPO trains the summarizer against the partner's version of the turn before. This is a run of its own, which begins
+with the policy of the turn before.
+(2) The policy writes summaries.
+(3) The partner is adapted to them, which makes its next version.
+(4) Dev queries are measured.
+With a retriever this is ReSuMe's algorithm 1 (WWW '26, doi:10.1145/3774904.3792959). With a cross-encoder it is the
+next step that ReLSum's authors name in their conclusion (arXiv:2508.08404).
 
-Because a turn of the summarizer is an ordinary run with one version of the partner, verify, replay and reports hold for
-each of them. What is done stands in `alternation.json`, written whole after each step: the same command goes on there.
+A turn of the summarizer is an ordinary run with one version of the partner. Verify, replay and reports therefore hold
+for it. `alternation.json` keeps the finished turns and is written whole after each one; the same command goes on there.
 """
 
 from __future__ import annotations
@@ -32,10 +36,11 @@ STATE_FILE = "alternation.json"
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One pair of turns as it was done.
+    """One turn of the summarizer and its partner.
 
-    scored_by, adapted: the partner's versions that paid the summarizer, and that came of its summaries. before, after:
-    the partner's measure on dev queries, with either. told: what else the partner measured for the turn, by name.
+    scored_by: the partner's version that rewarded the summarizer. adapted: the version adapted to the summaries.
+    before, after: the partner's measure on dev queries, with the former and the latter. told: the partner's other
+    values for the turn, by name.
     """
 
     turn: int
@@ -49,9 +54,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alternation(msgspec.Struct, frozen=True, kw_only=True):
-    """What an alternation has done so far; ended says why it went no further, "" while it goes on.
+    """The state of an alternation.
 
-    setting: the one that names the partner's version, as TABLE.KEY. measure: what dev queries are measured by.
+    setting: the setting that names the partner's version, as TABLE.KEY. measure: of dev queries. first: the partner's
+    first version. ended: the reason for the end, "" while it goes on.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Alternation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def best(self) -> Turn:
-        """Return the turn that dev queries like best, the earliest of equal ones."""
+        """The turn with the highest measure on dev queries, the earliest of equal ones."""
         return max(self.turns, key=lambda turn: turn.after)
 
 
@@ -82,8 +88,8 @@ def alternate(
 ) -> Alternation:
     """Take turns until dev queries gain less than `alternation.gain_min`, or `turns_max` is reached.
 
-    Raises SettingsError if `name` was begun on another index or with another seed, and as `check_trainable` before the
-    partner's first version is made.
+    Raises SettingsError if `name` was begun on another index or with another seed. It also raises as `check_trainable`
+    does, before the partner's first version is made.
     """
     check_trainable(app.settings)
     path = app.home.run(name) / STATE_FILE
@@ -110,7 +116,7 @@ def alternate(
 
 
 def reason_to_end(turns: Sequence[Turn], settings: Settings) -> str:
-    """Return why no further turn is taken, or ""."""
+    """Return the reason for taking no further turn, or "" if there is none."""
     rules = settings.alternation
     if len(turns) >= rules.turns_max:
         return "turns_max was reached"
@@ -122,7 +128,7 @@ def reason_to_end(turns: Sequence[Turn], settings: Settings) -> str:
 
 
 def read_alternation(path: Path) -> Alternation:
-    """Return what an alternation has done. Raises SettingsError if there is none, or it is damaged."""
+    """Return the state of an alternation. Raises SettingsError if the file is missing or damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Alternation)
     except (OSError, msgspec.DecodeError) as error:
@@ -140,7 +146,7 @@ def _take_turn(
         report(f"turn {number}, {what}", done, total)
 
     if (app.home.run(run) / "settings.json").is_file():
-        turned = app.with_settings(read_run_settings(app.home.run(run)).settings)  # It was begun: as it was settled.
+        turned = app.with_settings(read_run_settings(app.home.run(run)).settings)  # It has begun: its settings stay.
     else:
         turned = _begin_turn(app, partner, state, run=run, scored_by=scored_by, held_out=held_out, report=told)
     train_run(
@@ -194,7 +200,7 @@ def _begin_turn(
     held_out: Sequence[Query],
     report: Report,
 ) -> App:
-    """Give the run of a turn its first policy, and return the app that pays for it by the turn's version."""
+    """Give a turn's run its first policy, and return the app with the turn's version of the partner."""
     turned = app.with_changes("the turn", assignments_layer([f"{state.setting}={scored_by}"]))
     run_dir = app.home.run(run)
     if state.turns and not (run_dir / "checkpoints").is_dir():

@@ -1,4 +1,4 @@
-"""The environment of a run, opened by its recipe with everything that it needs and closed after."""
+"""The environment of a run: its recipe opens it with everything that it needs, and closes it after."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def open_environment(app: App, run: RunSettings, report: Report = silent) -> Iterator[Environment]:
-    """Give what scores a run's groups as it did when the run began, dealt out anew where the run is a control."""
+    """Yield the environment that scores a run's groups as when the run began; in a control it shuffles the rewards."""
     recipe = load_recipe(run.settings.train.recipe)
     with recipe.open_environment(app.with_settings(run.settings), run, report) as environment:
         yield ShuffledRewards(environment) if run.settings.train.shuffle_rewards else environment

@@ -1,4 +1,4 @@
-"""A run's checkpoints as they lie on the disk, read for the proof: nothing in them is trusted, nothing raises."""
+"""A run's checkpoints as they lie on disk, read for the proof. Nothing in them is trusted, and nothing raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN = frozenset({MANIFEST, MANIFEST_SHA256})
 
 
 def read_kept(checkpoints: Path) -> list[Kept]:
-    """Return every checkpoint in the folder, oldest first; one that is deleted meanwhile is left out."""
+    """Return every checkpoint in the folder, oldest first. A checkpoint that is deleted meanwhile is left out."""
     folders = [path for path in checkpoints.glob("*-*-*") if path.is_dir() and not path.name.startswith(".")]
     found = [_read(folder) for folder in sorted(folders, key=_written_ns)]
     return [each for each in found if each is not None]
@@ -31,16 +31,17 @@ def read_kept(checkpoints: Path) -> list[Kept]:
 def read_head(
     checkpoints: Path, kept: Sequence[Kept], *, staleness_max: int | None
 ) -> tuple[Head | None, list[Finding]]:
-    """Return what the newest whole checkpoint says, and a finding if it is not the one that CURRENT names.
+    """Return the head that the newest whole checkpoint states, and a finding if CURRENT does not name it.
 
-    As `learner.checkpoints.load_current` chooses it: the one that CURRENT names, or else the newest one that is whole.
+    The choice is that of `learner.checkpoints.load_current`: the checkpoint that CURRENT names, or else the newest
+    whole one.
     """
     named = _first_bytes(checkpoints / CURRENT).strip()
     whole = [each for each in kept if each.told is not None and not each.damage]
     found = next((each for each in whole if each.name == named), whole[-1] if whole else None)
     where = str(checkpoints / CURRENT)
     if found is None or found.told is None:
-        what = "expected a checkpoint, found none that is whole"
+        what = "expected a whole checkpoint, found none"
         return None, [Finding(rule="checkpoints", where=str(checkpoints), what=what)]
     head = Head(
         policy=found.told.policy,
@@ -51,12 +52,12 @@ def read_head(
     )
     if found.name == named:
         return head, []
-    what = f"names {named!r}, which is missing or damaged; {found.name} is the newest one that is whole"
+    what = f"names {named!r}, which is missing or damaged; {found.name} is the newest whole checkpoint"
     return head, [Finding(rule="checkpoints", where=where, what=what)]
 
 
 def _read(folder: Path) -> Kept | None:
-    """Return one checkpoint; None if its folder is gone."""
+    """Return one checkpoint, or None if its folder is gone."""
     damage: list[str] = []
     content, manifest = b"", None
     try:
@@ -67,7 +68,7 @@ def _read(folder: Path) -> Kept | None:
         damage.append(f"{MANIFEST}: {one_line(error)}")
     sha256 = hashlib.sha256(content).hexdigest() if content else None
     if sha256 is not None and _first_bytes(folder / MANIFEST_SHA256).strip() != sha256:
-        damage.append(f"{MANIFEST} is not what {MANIFEST_SHA256} says")
+        damage.append(f"{MANIFEST} does not have the hash in {MANIFEST_SHA256}")
     if manifest is not None:
         damage += _wrong_files(folder, manifest.files)
     weights = None
@@ -91,7 +92,7 @@ def _read(folder: Path) -> Kept | None:
 
 
 def _sound(manifest: Manifest) -> Manifest:
-    """Return the manifest. Raises ValueError or EventError for numbers that no learner writes and no table holds."""
+    """Return the manifest. Raises ValueError or EventError for numbers that no learner writes and no table can hold."""
     numbers = [manifest.policy.step, *([manifest.parent.step] if manifest.parent else [])]
     tables = [manifest.positions, manifest.requests_consumed, manifest.low_water]
     if manifest.update is not None:
@@ -122,7 +123,7 @@ def _wrong_files(folder: Path, listed: dict[str, str]) -> list[str]:
 
 
 def _first_bytes(path: Path) -> str:
-    """Return what a file begins with, as text: more than a name may have; "" if it cannot be read."""
+    """Return the beginning of a file as text, longer than any name can be; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(NAME_BYTES_MAX).decode(errors="replace")

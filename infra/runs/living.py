@@ -1,4 +1,4 @@
-"""Which workers of a run there are on this machine, from the files that they and their supervisors keep."""
+"""The workers of a run on this machine, from the files that they and their supervisor keep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE_SECONDS = 1.0
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker in a file: a pid with its start time is never used again."""
+    """One worker in a file. A pid with its start time is never used again."""
 
     role: str
     pid: int
@@ -29,7 +29,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_workers(run_dir: Path, workers: Iterable[tuple[str, int]], *, name: str = SUPERVISED) -> None:
-    """Keep (role, pid) of running workers in the run's folder; one that has died meanwhile is left out."""
+    """Write (role, pid) of running workers into the run's folder. A worker that has died meanwhile is left out."""
     rows = []
     for role, pid in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -39,9 +39,9 @@ def write_workers(run_dir: Path, workers: Iterable[tuple[str, int]], *, name: st
 
 @contextmanager
 def registered(run_dir: Path, role: str, worker: int) -> Iterator[None]:
-    """Keep this process in the run's folder as a worker that was started by hand, for as long as the block lasts."""
+    """List this process in the run's folder as a worker started by hand, for as long as the block lasts."""
     name = f"workers-{role}-{worker}.json"
-    if run_dir.is_dir():  # A run that is not there is refused by whoever opens it.
+    if run_dir.is_dir():  # A missing run is refused where it is opened.
         write_workers(run_dir, [(role, os.getpid())], name=name)
 
     def forget() -> str:
@@ -66,12 +66,12 @@ def living_workers(runs: Path) -> list[tuple[str, str, int]]:
 
 
 def known_workers(run_dir: Path) -> list[WorkerFacts]:
-    """Return the workers of a run that the files name, dead ones too: nobody has taken those back."""
+    """Return the workers in a run's files, dead ones included: their entries are still there."""
     return [_seen(row) for file in sorted(run_dir.glob("workers*.json")) for row in _rows(file)]
 
 
 def supervised_roles(run_dir: Path) -> set[str]:
-    """Return the roles that a supervisor keeps alive, empty if none is at work."""
+    """Return the roles that a supervisor keeps alive; empty if none is at work."""
     return {row.role for row in _rows(run_dir / SUPERVISED)}
 
 

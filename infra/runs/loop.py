@@ -1,8 +1,8 @@
-"""The whole loop in one process, synchronous, no broker: to read, to debug, and as the streaming run's oracle.
+"""The whole loop in one process, synchronous, without a broker: to read, to debug, and to check streaming.
 
-request → generation → reward → batch → update → policy version, on one page. The parts are the very ones that the
-workers call; a streaming run with a staleness limit of 0 on the same requests and seed gives the same weights, bit for
-bit, and a test shows it.
+request → generation → reward → batch → update → policy version, on one page. The workers call the same parts. A
+streaming run with a staleness limit of 0 on the same requests and seed gives the same weights, bit for bit; a test
+shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_loop(
 ) -> Iterator[Update]:
     """Yield the update of every full batch of requests, each after its checkpoint is durable.
 
-    requests: from the run's first one on; those that the newest checkpoint in run_dir has used up are passed over.
+    requests: from the run's first one on. Those that the newest checkpoint in run_dir has used up are skipped.
     """
     checkpoints = run_dir / "checkpoints"
     folder, manifest = load_current(checkpoints)

@@ -1,8 +1,8 @@
-"""The log of a run that one call writes whole: if the call fails, its topics and its folder are gone again.
+"""A log that one call writes whole: if the call fails, the run's topics and its folder are removed again.
 
 While the call is at work, `unfinished.json` in the run's folder holds the ids of the topics that it has made, and the
-call holds a lock on the file. A call that was killed leaves the file without the lock: the next one of the same name
-removes what that one had made, and begins anew. What was there before is never touched.
+call holds a lock on the file. A call that was killed leaves the file without the lock. The next call of the same name
+removes everything that the killed one made, and begins anew. Older topics and files are never touched.
 """
 
 from __future__ import annotations
@@ -52,17 +52,15 @@ def new_log(home: Home, kafka: KafkaSettings, into: str, *, option: str) -> Iter
         except BaseException:
             try:
                 _remove(kafka, folder, made)
-            except DeliveryError as error:  # The marker stays, and the next call removes what this one could not.
-                log.warning(
-                    "%s: could not be removed (%s); the same command removes it when it is called again", folder, error
-                )
+            except DeliveryError as error:  # The marker stays, and the next call removes the rest.
+                log.warning("%s: could not be removed (%s); run the same command again to remove it", folder, error)
             raise
         (folder / UNFINISHED).unlink()
 
 
 @contextlib.contextmanager
 def undone_if_it_fails(kafka: KafkaSettings, made: Provisioned) -> Iterator[None]:
-    """Delete the topics that were made for the block if it raises."""
+    """Delete the topics that were made for the block if the block raises."""
     try:
         yield
     except BaseException:
@@ -74,7 +72,7 @@ def undone_if_it_fails(kafka: KafkaSettings, made: Provisioned) -> Iterator[None
 
 
 def _remove_unfinished(kafka: KafkaSettings, folder: Path, *, option: str) -> None:
-    """Remove what a call of this name had made before it was killed."""
+    """Remove the topics and the folder that a killed call of this name had made."""
     with contextlib.suppress(FileNotFoundError), (folder / UNFINISHED).open("r+b") as marker:
         _lock(marker, folder, option=option)
         try:
@@ -87,7 +85,7 @@ def _remove_unfinished(kafka: KafkaSettings, folder: Path, *, option: str) -> No
 def _lock(marker: BinaryIO, folder: Path, *, option: str) -> None:
     if not take(marker):
         raise TakenError(
-            f"{option}: expected a new run, another call is just writing {folder}; wait for it, or choose another name",
+            f"{option}: expected a new run, but another call is writing {folder}; wait for it, or choose another name",
             (),
         )
 
@@ -98,7 +96,7 @@ def _remove(kafka: KafkaSettings, folder: Path, made: Provisioned) -> None:
 
 
 def _delete_topics(kafka: KafkaSettings, made: Provisioned) -> None:
-    """Delete topics, and wait until they are gone: the next call may make them anew at once."""
+    """Delete topics, and wait until they are gone, because the next call may make them anew at once."""
     if not made.made:
         return
     delete_made_topics(kafka, made)

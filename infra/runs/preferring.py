@@ -1,4 +1,4 @@
-"""The DPO arm: a new run whose policy has learned from the pairs of another run's logged groups."""
+"""The DPO arm: a new run whose policy learns from preferences among another run's logged groups."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from streams.whole_file import whole_folder
 
 
 def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
-    """Train the run's checkpoint 0 on preferences among its logged groups, as checkpoint 0 of a new run; return pairs.
+    """Train the run's checkpoint 0 on preferences among its logged groups, and return the number of pairs.
 
-    Raises SettingsError if the new run is there already, PreferenceError if no group has a best and a worst text.
-    The new run is there whole or not at all.
+    The result is checkpoint 0 of a new run, which is there whole or not at all.
+    Raises SettingsError if the new run exists already, PreferenceError if no group has a best and a worst text.
     """
     source, target = app.home.existing_run(run), app.home.run(into)
     if target.exists():
-        raise SettingsError(f"--into: run {into!r} is there already; give a new name")
+        raise SettingsError(f"--into: expected a new run, but run {into!r} exists; choose another name")
     kept = read_run_settings(source)
     asked = app.settings.preference
     settings = kept.settings.preference if asked == PreferenceSettings() else asked

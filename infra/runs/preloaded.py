@@ -1,4 +1,4 @@
-"""What every worker imports, in one place: a process that has imported this once forks workers that have it all.
+"""The imports of all workers, in one place: a process that has imported this module forks workers that need no imports.
 
 torch, transformers and the two clients cost a worker 7 to 16 seconds of processor time at each start, and so at each
 restart after a kill. Nothing here opens a connection, loads a model, or looks for a GPU.

@@ -1,7 +1,7 @@
-"""Which request comes next: a recipe's requests in a shuffled order, epoch after epoch, the same for the same seed.
+"""The order of a run's requests: shuffled anew in each epoch, the same for the same seed.
 
-The n-th request is a function of n, and which were published is a function of the requests topic. So a run that is
-started again publishes what is missing there and goes on.
+The n-th request is a function of n, and the set of published requests is a function of the requests topic. A run that
+is started again therefore publishes the missing requests, and goes on.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from streams.topics import topic_name
 
 log = logging.getLogger(__name__)
 
-NUMBERS_AT_ONCE = 1024  # Sent before the broker must have acknowledged all of them.
+NUMBERS_AT_ONCE = 1024  # Requests sent before the broker must have acknowledged all of them.
 DIGITS_MAX = 15
 
 
 class RequestSequence:
-    """Every training request once per epoch, each epoch in an order of its own."""
+    """Every training request once per epoch, in another order in each epoch."""
 
     def __init__(self, asked: Sequence[Request], *, run: str, seed: int) -> None:
-        """asked: what a recipe prepared; each is numbered, and made this run's, when it is its turn."""
+        """asked: the requests that a recipe prepared. Each gets its id and the run's name when it is its turn."""
         self._asked = asked
         self._run = run
         self._seed = seed
@@ -53,21 +53,22 @@ class RequestSequence:
 
 
 class Published(NamedTuple):
-    """Which requests of a sequence lie in the log: all below `end`, but for `missing`."""
+    """The requests of a sequence that lie in the log: all below `end`, except `missing`."""
 
     end: int
     missing: tuple[int, ...]
 
 
 Read = Callable[[int, int, int], Iterable[Received]]
-"""Called with a partition, an offset, and the one after the last: gives the records between, in order."""
+"""A function from a partition, an offset, and the offset after the last: gives the records between, in order."""
 
 
 class RequestFeed:
-    """Writes a sequence to the requests topic, from where the topic ends, and never far ahead of the learner.
+    """Writer of a sequence to the requests topic, from the end of the topic, and never far ahead of the learner.
 
-    The log alone says what was published: one partition may have what another one lacks, if the process was killed or
-    the broker took one batch and refused another. Request n goes to partition n modulo their number.
+    Only the log says which requests were published. One partition may hold requests that another one lacks, if the
+    process was killed, or if the broker took one batch and refused another. Request n goes to partition n modulo the
+    number of partitions.
     """
 
     def __init__(self, sequence: RequestSequence, kafka: KafkaSettings, outbox: Outbox, run: str) -> None:
@@ -82,7 +83,7 @@ class RequestFeed:
     def publish_until(self, number: int) -> None:
         """Publish all requests below this number that are not published yet; return when Kafka has them.
 
-        Raises DeliveryError if Kafka does not take one; the next call looks up what it took.
+        Raises DeliveryError if Kafka does not take one; the next call looks up the ones that it took.
         """
         published = self._published or self._read_published()
         self._published = None
@@ -92,10 +93,12 @@ class RequestFeed:
         self._published = Published(max(published.end, number), ())
 
     def used_up(self, announced: Iterable[Mapping[int, int]]) -> int:
-        """Return how many requests are used up by these announcements, those that speak of more than the log left out.
+        """Return the number of requests that are used up, by these announcements.
 
-        announced: of each, per partition, the offset below which every request is used up. While the broker does not
-        say where the log ends they are kept for the next call, and the answer is 0.
+        announced: for each announcement, per partition, the offset below which every request is used up. An
+        announcement that speaks of more requests than the log has is left out.
+        If the broker does not say where the log ends, the announcements are kept for the next call, and the answer is
+        0.
         """
         self._announced += announced
         if not self._announced:
@@ -103,7 +106,7 @@ class RequestFeed:
         try:
             ends = requests_end(self._kafka, self._run)
         except DeliveryError as error:
-            log.warning("how many requests are used up is not known now: %s", error)
+            log.warning("the number of used-up requests is unknown for now: %s", error)
             return 0
         said, self._announced = self._announced, []
         return max((sum(each.values()) for each in said if lies_within(each, ends)), default=0)
@@ -127,12 +130,12 @@ class RequestFeed:
 def find_published(
     bounds: Mapping[int, tuple[int, int]], read: Read, *, run: str, at_once: int = NUMBERS_AT_ONCE
 ) -> Published:
-    """Return which of a run's requests lie in the log, from as little of its end as tells it.
+    """Return the requests of a run that lie in the log, from as little of its end as tells it.
 
-    bounds: first offset, and the one after the last, of each partition. at_once: so many numbers are sent before all of
-    them are acknowledged; what is missing is thus among the last so many.
-    Records of others, damaged ones and dead letters that were sent again count for nothing. Where retention has deleted
-    what would tell, a request counts as published: one that is left out costs less than one that trains twice.
+    bounds: first offset, and the offset after the last, of each partition. at_once: number of requests that are sent
+    before all of them are acknowledged. Missing requests are thus among the last `at_once`.
+    Records of others, damaged records and resent dead letters do not count. If retention has deleted the evidence, a
+    request counts as published: a request left out costs less than a request that trains twice.
     """
     written = sum(end for _, end in bounds.values())
     firsts = {partition: end for partition, (_, end) in bounds.items()}
@@ -151,12 +154,12 @@ def find_published(
             end = firsts[partition]
             firsts[partition] = max(end - width, bounds[partition][0])
             numbers = (request_number(record, run) for record in read(partition, firsts[partition], end))
-            # Each number up to the newest but the last `at_once` has a record: a larger one is somebody's invention.
+            # Of all numbers, only the last `at_once` may lack a record. A number above that bound is forged.
             seen[partition].update(number for number in numbers if number is not None and number < written + at_once)
         width *= 2
     deleted = {partition for partition, (start, _) in bounds.items() if start > 0 and firsts[partition] == start}
     if any(not seen[partition] for partition in deleted):
-        # Which number the last of them had, only the offsets tell, and not exactly.
+        # Only the offsets tell the number of the last one, and not exactly.
         guesses = [(end - 1) * len(bounds) + place + 1 for place, (_, end) in enumerate(bounds.values()) if end]
         return Published(max(newest + 1, written, *guesses), ())
     oldest = max((min(seen[partition]) for partition in deleted), default=-1)
@@ -166,7 +169,7 @@ def find_published(
 
 
 def request_number(record: Received, run: str) -> int | None:
-    """Return the number of the run's request that this record is; None for anything else."""
+    """Return the number of the run's request in this record; None for any other record."""
     if any(name == RESENT for name, _ in record.headers):
         return None
     try:
@@ -182,5 +185,5 @@ def request_number(record: Received, run: str) -> int | None:
 
 
 def request_id(run: str, number: int) -> str:
-    """Return what the run's request of this number is called."""
+    """Return the id of the run's request with this number."""
     return f"{run}-{number:08d}"

@@ -1,6 +1,6 @@
-"""Give the workers of a run their rights on the embedded Kafka, whose operator we are.
+"""Rights of a run's workers on the embedded Kafka, whose operator is searchloop.
 
-On a cluster of one's own nothing is given: `searchloop acls` prints what its administrator has to.
+On a cluster of your own nothing is granted: `searchloop acls` prints the rights for its administrator to grant.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from streams.clients import connect_admin, create_derived_topics
 
 
 def give_rights(app: App, run: str) -> int:
-    """Let the roles do their work for this run, and return how many rights that are; 0 without users by role.
+    """Grant the roles their rights for this run, and return the number of rights; 0 without users by role.
 
-    What is there already stays. Raises ServiceError if the broker refuses.
+    Existing rights stay. Raises ServiceError if the broker refuses.
     """
     kafka = app.connections.kafka
     security = SecurityFolder(app.home.root.absolute())
     if not kafka.credentials or Path(kafka.credentials) != security.kafka:
         return 0
-    create_derived_topics(kafka, run)  # A monitor may write them, and not make them.
+    create_derived_topics(kafka, run)  # A monitor may write them, but not make them.
     rights = [_as_kafka(acl) for acl in acls_of(run, operator=False)]
     admin = connect_admin(kafka)
     try:
         failed = admin.create_acls(rights)["failed"]
     except KafkaError as error:
-        raise ServiceError(f"Kafka gives the roles of run {run!r} no rights: {error}") from error
+        raise ServiceError(f"Kafka did not grant the rights for run {run!r}: {error}") from error
     finally:
         admin.close()
     if failed:

@@ -1,7 +1,7 @@
-"""Where a run's generators find their policy: in their own process, or at a vLLM server that the run starts or is told.
+"""The place where a run's generators find their policy: their own process, or a vLLM server, started or given.
 
-What cannot work is refused before anything is started: vLLM does not know the no-repeat rule, and takes new versions as
-LoRA adapters alone.
+Settings that cannot work are refused before anything starts. vLLM does not know the no-repeat rule, and it takes new
+versions only as LoRA adapters.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ AGREEMENT_FILE = "agreement.json"
 
 
 def check_backend(settings: Settings) -> None:
-    """Raise SettingsError if the policy cannot be sampled from as `generation.backend` says."""
+    """Raise SettingsError if `generation.backend` cannot sample from the policy under these settings."""
     if settings.generation.backend != "vllm":
         return
     if settings.generation.no_repeat:
         raise SettingsError(
             "generation.no_repeat: expected false with generation.backend = 'vllm', got true: vLLM does not know that "
-            "rule, so the learner would mask what was not masked. Set it to false, or the backend to 'transformers'"
+            "rule, and the learner would mask other tokens than vLLM. Set it to false, or the backend to 'transformers'"
         )
     if settings.prompts.select:
         raise SettingsError(
@@ -56,9 +56,9 @@ def check_backend(settings: Settings) -> None:
 
 
 class Serving:
-    """What a run has of vLLM while it runs; of none, if its generators load the policy themselves.
+    """The vLLM server of a run while it runs; empty if the generators load the policy themselves.
 
-    environment: variables by which workers find the server. url: "" without one.
+    environment: variables by which workers find the server. url: "" without a server.
     """
 
     def __init__(self, url: str = "", environment: dict[str, str] | None = None, server: PolicyServer | None = None):
@@ -76,9 +76,9 @@ class Serving:
 def policy_server(
     app: App, run: str, settings: Settings, report: Report, shown: Sequence[Request] = ()
 ) -> Iterator[Serving]:
-    """Give the server that a run's generators sample from: the one of `vllm.url`, or ours, which stops at the end.
+    """Yield the server that a run's generators sample from: the one of `vllm.url`, or ours, which stops at the end.
 
-    shown: requests, on whose prompts its log-probabilities are compared with the learner's own first.
+    shown: requests; the server's log-probabilities on their prompts are first compared with the learner's own.
     Raises AgreementError if they differ, SettingsError as `check_backend`, ServiceError if ours does not start,
     TransientError or VllmError if the user's does not answer.
     """
@@ -123,9 +123,9 @@ def policy_server(
 
 
 def version_opener(app: App, kept: RunSettings) -> OpenVersion:
-    """Return how a generator of this run opens its first policy version.
+    """Return the function by which a generator of this run opens its first policy version.
 
-    Raises ServiceError if that is a vLLM of ours that does not run.
+    Raises ServiceError if this needs a vLLM of ours that does not run.
     """
     settings = kept.settings
     check_backend(settings)
@@ -140,14 +140,14 @@ def version_opener(app: App, kept: RunSettings) -> OpenVersion:
 
 
 def own_door(server: PolicyServer) -> dict[str, str]:
-    """Return the variables by which a client is let in to a server of ours, which listens on this machine alone."""
+    """Return the variables that let a client in to a server of ours, which listens on this machine alone."""
     return {"SEARCHLOOP_VLLM__API_KEY": reveal(server.key()), "SEARCHLOOP_VLLM__ALLOW_INSECURE": "true"}
 
 
 def open_served(app: App, run: str, settings: Settings, *, url: str, door: Mapping[str, str]) -> partial[Any]:
-    """Return what opens a version of this run at the server of this address.
+    """Return the function that opens a version of this run at the server of this address.
 
-    door: variables by which it is reached, on top of our own: the key, and the path of our home on its machine.
+    door: variables for access to it, before our own ones: the key, and the path of our home on its machine.
     """
     from learner.serving import ServedVersion
 
@@ -173,10 +173,10 @@ def open_served(app: App, run: str, settings: Settings, *, url: str, door: Mappi
 def check_logprobs(
     app: App, run: str, settings: Settings, serving: Serving, shown: Sequence[Request], report: Report
 ) -> None:
-    """Compare the server's log-probabilities with the learner's own on a few prompts, and keep what was found.
+    """Compare the server's log-probabilities with the learner's own on a few prompts, and keep the result.
 
     The result lies in agreement.json in the run's folder.
-    Raises AgreementError beyond `learner.update.logprob_difference_max`.
+    Raises AgreementError if the difference is above `learner.update.logprob_difference_max`.
     """
     if not shown:
         return

@@ -1,4 +1,4 @@
-"""The sink of a run, wired without the rooms that it does not need: it loads no model and no torch."""
+"""The sink of a run, wired without the packages that it does not need: it loads no model and no torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class SinkTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SinkRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sink needs of `RunSettings`."""
+    """The part of `RunSettings` that a sink needs."""
 
     settings: SinkTables
 
 
 def run_sink_worker(app: App, *, run: str, worker: int, stop: Stop) -> None:
-    """Write a run's topics into its DuckDB file until told to stop."""
+    """Write a run's topics into its DuckDB file until `stop` is set."""
     run_dir = app.home.run(run)
     settings = read_settings_file(run_dir, SinkRun).settings
     run_sink(

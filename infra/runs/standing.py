@@ -1,7 +1,7 @@
-"""How a run stands: the facts, read from its topics, consumer groups and files, for the verdict of `stalls`.
+"""The state of runs: facts from their topics, consumer groups and files, for the verdict of `stalls`.
 
-Nothing is asked of a worker, so one that hangs cannot hide. One admin client reads all runs together: offsets, newest
-times and commits cost a few requests, whatever their number.
+No worker is asked, so a worker that hangs cannot hide. One admin client reads all runs together: offsets, newest times
+and commits cost a few requests, whatever the number of runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streams.errors import SettingsError
 from streams.lag import LATEST
 from streams.topics import TOPICS, topic_name
 
-MAX_TIMESTAMP = -3  # The record with the newest time, as ListOffsets takes it (KIP-734).
+MAX_TIMESTAMP = -3  # Asks ListOffsets for the record with the newest time (KIP-734).
 ANSWER_SECONDS = 5.0
 LEDGER_FILES = "searchloop.duckdb*"
 MOVES = {
@@ -45,7 +45,7 @@ class StandingTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StandingRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What the verdict needs of `RunSettings`."""
+    """The part of `RunSettings` that the verdict needs."""
 
     updates: int = 0
     settings: StandingTables = StandingTables()
@@ -61,10 +61,10 @@ class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offsets:
-    """What the broker tells of some topics: bounds, newest times and commits, read once."""
+    """Bounds, newest times and commits of some topics, read from the broker once."""
 
     def __init__(self, admin: KafkaAdminClient, runs: Sequence[str]) -> None:
-        """Raises KafkaError if the broker does not tell."""
+        """Read them. Raises KafkaError if the broker does not answer."""
         self._admin = admin
         wanted = {topic_name(run, topic.kind) for run in runs for topic in TOPICS} & set(admin.list_topics())
         described = admin.describe_topics(sorted(wanted)) if wanted else []
@@ -82,24 +82,24 @@ class Offsets:
         self._committed = {group: {place: each.offset for place, each in of.items()} for group, of in found.items()}
 
     def places(self, run: str, kind: str) -> Places:
-        """Return a topic's partitions, none if it does not exist."""
+        """Return a topic's partitions; empty if it does not exist."""
         return self._places.get(topic_name(run, kind), ())
 
     def committed(self, group: str) -> Mapping[TopicPartition, int]:
-        """Return what a consumer group has committed."""
+        """Return the committed offsets of a consumer group."""
         return self._committed.get(group, {})
 
     def newest_ms(self, places: Places) -> int:
-        """Return the newest time of a record there, 0 if there is none."""
+        """Return the newest time of a record in these partitions; 0 without records."""
         return max((self._newest.get(place, 0) for place in places), default=0)
 
     def after(self, places: Places, moment_ms: int) -> dict[TopicPartition, tuple[int, int]]:
-        """Return (offset, time in ms) of each partition's first record that is younger than a moment."""
+        """Return (offset, time in ms) of each partition's first record after a moment."""
         found = self._at(dict.fromkeys(places, moment_ms + 1))
         return {place: (each.offset, each.timestamp) for place, each in found.items() if each.offset >= 0}
 
     def members(self, run: str) -> int:
-        """Return how many members the run's consumer groups have now, on whichever machine."""
+        """Return the number of members that the run's consumer groups have now, on any machine."""
         groups = self._admin.describe_groups([f"{run}.generator", f"{run}.environment"])
         return sum(len(group.get("members", ())) for group in groups.values())
 
@@ -108,7 +108,7 @@ class Offsets:
 
 
 def run_states(home: Home, kafka: KafkaSettings, runs: Iterable[str]) -> list[RunState]:
-    """Return how each of these runs stands; a broker that does not answer makes them "unknown"."""
+    """Return the state of each of these runs, "unknown" if the broker does not answer."""
     kept = {run: _settings(home.run(run)) for run in runs}
     return [
         run_state(facts, stall_seconds=kept[facts.run].settings.delivery.stall_seconds)
@@ -117,7 +117,7 @@ def run_states(home: Home, kafka: KafkaSettings, runs: Iterable[str]) -> list[Ru
 
 
 def what_it_waits_for(app: App, run: str) -> str:
-    """Return what a run that makes no update waits for, as far as it can be seen."""
+    """Return the cause for which a run makes no update, as far as it can be seen."""
     kafka = app.connections.kafka
     (facts,) = read_facts(app.home, kafka, {run: _settings(app.home.run(run))})
     state = run_state(facts, stall_seconds=0.0)
@@ -138,7 +138,7 @@ def read_facts(home: Home, kafka: KafkaSettings, runs: Mapping[str, StandingRun]
         offsets = Offsets(admin, list(runs))
         return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
     except (KafkaError, OSError, ValueError) as error:
-        said = f"Kafka at {kafka.bootstrap!r} does not tell: {error}. See: searchloop doctor"
+        said = f"Kafka at {kafka.bootstrap!r} does not answer: {error}. Run: searchloop doctor"
         return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
     finally:
         if admin is not None:
@@ -146,7 +146,7 @@ def read_facts(home: Home, kafka: KafkaSettings, runs: Mapping[str, StandingRun]
 
 
 def known_runs(home: Home) -> list[str]:
-    """Return the runs of a home that have settings, in the order of their names."""
+    """Return the runs of a home that have settings, sorted by name."""
     return sorted(path.parent.name for path in home.runs.glob("*/settings.json"))
 
 
@@ -185,23 +185,23 @@ def _facts(run_dir: Path, kept: StandingRun, offsets: Offsets) -> RunFacts:
 def _stage(
     stage: str, offsets: Offsets, inputs: Places, done: Mapping[TopicPartition, int], moved_ms: int, *, enough: int
 ) -> StageFacts:
-    """Return what waits for a stage, and since when it could have taken the next of it."""
+    """Return the number of records that wait for a stage, and since when the stage could have taken the next one."""
     behind = {place: offsets.end[place] - done.get(place, offsets.first[place]) for place in inputs}
     waiting = [place for place, count in behind.items() if count > 0]
     younger = offsets.after(waiting, moved_ms)
     since = []
     for place in waiting:
         offset, arrived_ms = younger.get(place, (offsets.end[place], moved_ms))
-        # Something that waits was there when the stage last moved, or everything that waits came later.
+        # Either a waiting record was there when the stage last moved, or all waiting records came later.
         since.append(moved_ms if offset > done.get(place, offsets.first[place]) else arrived_ms)
     count = sum(behind[place] for place in waiting)
     return StageFacts(stage=stage, waiting=count, since_ms=min(since, default=None), enough=enough)
 
 
 def _sink(run_dir: Path, offsets: Offsets) -> StageFacts:
-    """Return since when a record waits for the sink: the oldest that is younger than the ledger's files.
+    """Return since when a record waits for the sink: the time of the oldest record after the ledger's last change.
 
-    While a sink works, nobody else may open its ledger, so how many wait is not known.
+    While a sink works, nobody else may open its ledger, so the number of waiting records is unknown.
     """
     stored_ms = max((_touched_ms(path) for path in run_dir.glob(LEDGER_FILES)), default=-1)
     places = [place for topic in TOPICS for place in offsets.places(run_dir.name, topic.kind)]
@@ -223,7 +223,10 @@ def _unseen(run_dir: Path, kept: StandingRun, said: str) -> RunFacts:
 
 
 def _somebody_learns(run_dir: Path, workers: Sequence[WorkerFacts]) -> bool:
-    """Return whether a learner belongs to the run: one that answers with a frozen policy has workers, but none."""
+    """Return whether a learner belongs to the run.
+
+    A run that answers with a frozen policy has workers, but no learner.
+    """
     return not supervised_roles(run_dir) or any(worker.role == "learner" for worker in workers)
 
 
@@ -231,7 +234,7 @@ def _settings(run_dir: Path) -> StandingRun:
     try:
         return read_settings_file(run_dir, StandingRun)
     except SettingsError:
-        return StandingRun()  # Of another version: what can be seen is told all the same.
+        return StandingRun()  # Settings of another version: the other facts still count.
 
 
 def _checkpoint(run_dir: Path) -> _Checkpoint:

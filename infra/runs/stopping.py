@@ -1,4 +1,4 @@
-"""The end of a run's workers: in the order of the stream, and the ledger whole even if its sink dies meanwhile."""
+"""The end of a run's workers: in the order of the stream, with a whole ledger even if the sink dies meanwhile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from streams.stopping import Stop
 
 
 def stop_in_order(app: App, workers: Supervisor, *, run: str, roles: Sequence[str]) -> None:
-    """Stop the last of the roles first; a sink that did not end by itself is followed by one in this process.
+    """Stop the roles, the last of them first. If the sink fails, another one runs in this process.
 
-    Until then whoever dies is restarted, but from here on nobody is: what a dead sink had not written yet would stay
-    out of the ledger until the run goes on, and `verify` would say so. After Ctrl-C there are only seconds: all but the
-    sink stop at once, and a sink that is cut short is made up for when the run goes on.
+    Before this call every dead worker is restarted; from here on none is. Records that a dead sink had not written
+    would stay out of the ledger until the run goes on, and `verify` would report them. After Ctrl-C there are only
+    seconds: all roles but the sink stop at once. If a sink is cut short, the run writes its records when it goes on.
     """
     first = [role for role in reversed(roles) if role != "sink"]
     for group in [first] if received() else [[role] for role in first]:

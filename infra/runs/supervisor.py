@@ -1,8 +1,8 @@
-"""Worker processes under one roof: started, watched, restarted when they die, and never left behind.
+"""Supervision of worker processes: they are started, watched, restarted when they die, and never left behind.
 
-Workers are forks of one process that has imported what they need (`infra.runs.preloaded`) and does nothing else, so
-that a restart takes no imports and the libraries lie in memory once. A worker reads its standard input, a pipe that
-only the supervisor holds; when the supervisor is killed the pipe closes, and the worker stops by itself.
+Workers are forks of one process that has imported everything they need (`infra.runs.preloaded`) and does nothing else.
+A restart therefore takes no imports, and the libraries lie in memory once. A worker reads its standard input, a pipe
+that only the supervisor holds. When the supervisor is killed the pipe closes, and the worker stops by itself.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from infra.services.private_variables import for_role
 from streams.errors import SearchloopError
 from streams.stopping import Stop
 
-# A worker that was killed is started again, always; one that ends with an error of its own is tried so often in a row.
+# A killed worker is always started again. One that ends with an error of its own is given up after so many in a row.
 ERRORS_MAX = 3
-HEALTHY_SECONDS = 60.0  # Who lived this long has recovered, and its errors are forgotten.
+HEALTHY_SECONDS = 60.0  # A worker that lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
-HURRIED_SECONDS = 1.5  # After Ctrl-C: all of us has to end within `infra.app.interrupts.LIMIT_SECONDS`.
-FORK_SERVER_DIED = 255  # Then multiprocessing gives this for each of its forks, whether it lives or not.
+HURRIED_SECONDS = 1.5  # After Ctrl-C: the whole process has to end within `infra.app.interrupts.LIMIT_SECONDS`.
+FORK_SERVER_DIED = 255  # The exit status that multiprocessing then gives each fork, alive or not.
 
 COMMAND = "infra.cli"
 
@@ -41,14 +41,14 @@ _forks = multiprocessing.get_context("forkserver")
 
 
 class WorkerError(SearchloopError, RuntimeError):
-    """A worker dies again and again."""
+    """A worker that dies again and again."""
 
 
 class Supervisor:
-    """Keeps one process per role alive; use it as a context manager."""
+    """Keeper of one process per role; use it as a context manager."""
 
     def __init__(self, arguments: list[str], roles: list[str], run_dir: Path, environment: dict[str, str]) -> None:
-        """arguments: of `searchloop`, to start a worker, before its role: `worker_arguments`.
+        """arguments: of `searchloop`, to start a worker, without its role: `worker_arguments`.
 
         environment: variables on top of this process's own.
         """
@@ -79,9 +79,9 @@ class Supervisor:
         (self._run_dir / SUPERVISED).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Restart whichever worker has died.
+        """Restart every worker that has died.
 
-        Raises WorkerError with the end of its log if one ended with an error three times in a row.
+        Raises WorkerError with the last error in its log if one ended with an error three times in a row.
         """
         for role, process in list(self._processes.items()):
             if (status := process.exitcode) is None:
@@ -89,7 +89,7 @@ class Supervisor:
             if time.monotonic() - self._started[role] > HEALTHY_SECONDS:
                 self._errors[role] = 0
             if status == FORK_SERVER_DIED:
-                with contextlib.suppress(psutil.NoSuchProcess):  # Nobody could ask after it any more.
+                with contextlib.suppress(psutil.NoSuchProcess):  # Its status can no longer be read.
                     orphan = psutil.Process(process.pid)
                     orphan.kill()
                     orphan.wait(STOP_SECONDS)
@@ -104,9 +104,9 @@ class Supervisor:
             self._start(role)
 
     def stop(self, roles: list[str]) -> bool:
-        """Ask these workers to stop, wait, and kill those that do not. Return whether every one ended by itself.
+        """Ask these workers to stop, wait, and kill those that do not; return whether every one ended by itself.
 
-        After Ctrl-C they get `HURRIED_SECONDS`: a kill costs them nothing but what they were doing.
+        After Ctrl-C they get `HURRIED_SECONDS`. A kill costs them only the work that they had in hand.
         """
         stopping = [self._processes.pop(role) for role in roles if role in self._processes]
         for process in stopping:
@@ -127,11 +127,11 @@ class Supervisor:
         return {role: process.pid or 0 for role, process in self._processes.items()}
 
     def log_path(self, role: str) -> Path:
-        """Return where a worker's output goes."""
+        """Return the file with a worker's output."""
         return self._run_dir / "logs" / f"{role}.log"
 
     def _kill(self) -> str:
-        """Kill what runs, from another thread, as the last act of this process."""
+        """Kill all workers, from another thread, as the last act of this process."""
         for process in list(self._processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid or 0, signal.SIGKILL)
@@ -140,7 +140,7 @@ class Supervisor:
     def _start(self, role: str) -> None:
         self._started[role] = time.monotonic()
         arguments = [*self._arguments, role, "--run", self._run_dir.name, "--supervised"]
-        # Through the pipe of multiprocessing: what it holds of secrets never stands in a process's first environment.
+        # It goes through multiprocessing's pipe, so its secrets never stand in a process's first environment.
         environment = for_role(os.environ | self._environment, role)
         process = _forks.Process(target=_work, args=(arguments, environment, self.log_path(role)))
         process.start()
@@ -155,17 +155,17 @@ class Supervisor:
 
 
 def worker_arguments(home: Path) -> list[str]:
-    """Return the arguments of `searchloop` that start a worker of this home, before its role."""
+    """Return the arguments of `searchloop` that start a worker of this home, without its role."""
     return ["--home", str(home), "run"]
 
 
 def worker_command(home: Path) -> list[str]:
-    """Return the command that starts a worker of this home as a process of its own, before its role."""
+    """Return the command that starts a worker of this home as a process of its own, without its role."""
     return [sys.executable, "-m", COMMAND, *worker_arguments(home)]
 
 
 def _work(arguments: list[str], environment: dict[str, str], log: Path) -> None:
-    """Be a worker: in the new process, from its first line to its exit status."""
+    """Run as a worker: in the new process, from its first line to its exit status."""
     # Ctrl-C on the terminal reaches the supervisor alone, which then stops the workers in order.
     os.setsid()
     parent = multiprocessing.parent_process()
@@ -182,7 +182,7 @@ def _work(arguments: list[str], environment: dict[str, str], log: Path) -> None:
 
 
 def stop_with_parent(stop: Stop, pipe: int) -> None:
-    """Raise the flag when the pipe (a file descriptor) closes: the process that holds its other end is gone."""
+    """Set the flag when the pipe (a file descriptor) closes: the process that holds its other end is gone."""
 
     def watch() -> None:
         # Not through sys.stdin: a thread that waits in a buffered read would abort the interpreter's exit.

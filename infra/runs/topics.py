@@ -1,4 +1,4 @@
-"""A run's topics, wired: which of them are its own is known from its folder in the home (`streams.provisioning`)."""
+"""A run's topics, wired: the run's folder in the home tells which of them are its own (`streams.provisioning`)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from streams.topics import FOREVER, kind_of
 
 
 def make_topics(app: App, run: str) -> None:
-    """Make the topics of a run whose folder is there, or use the ones that are its own.
+    """Make the topics of a run whose folder exists, or use the ones that are its own.
 
-    Raises TakenError (a SettingsError) where a new run's topics are another one's, DeliveryError if one does not fit.
+    Raises TakenError (a SettingsError) if a new run's topics belong to another one, DeliveryError if one does not fit.
     """
     try:
         create_topics(app.connections.kafka, run, folder=app.home.run(run), known=is_known(app.home, run))
     except TakenError as error:
-        # Its updates would be taken for ours, and an untaught policy for a taught one.
+        # The new run would take the other's updates for its own, and an untaught policy for a taught one.
         kinds = {kind_of(name) for name in error.topics}
         raise TakenError(
             f"run {run!r}: expected topics without records for a new run, got "
-            f"{'updates' if 'updates' in kinds else 'records'} of another one of that name, whose folder is gone "
+            f"{'updates' if 'updates' in kinds else 'records'} of another run of that name, whose folder is gone "
             f"({', '.join(error.topics)}). Choose another --run NAME",
             error.topics,
         ) from error
 
 
 def make_derived_topics(app: App, run: str) -> None:
-    """Make the topics of what a monitor derives from a run, or use the ones that are its own.
+    """Make the topics that a monitor derives from a run, or use the ones that are its own.
 
     Raises as `make_topics` does.
     """
@@ -39,10 +39,11 @@ def make_derived_topics(app: App, run: str) -> None:
 
 
 def make_new_topics(kafka: KafkaSettings, into: str, *, option: str) -> Provisioned:
-    """Make the topics of a run that is made from somewhere else; none of them may hold records.
+    """Make the topics of a run that is copied from somewhere else; none of them may hold records.
 
-    Copied records keep their times, by which Kafka would delete them: so these topics keep them for ever.
-    option: what the run was named with. Raises TakenError if the name is taken, DeliveryError if a topic does not fit.
+    Copied records keep their times, and Kafka deletes by these times. So these topics keep their records for ever.
+    option: the option that names the run. Raises TakenError if the name is taken, DeliveryError if a topic does not
+    fit.
     """
     plans = plan_topics(into, partitions=kafka.partitions, replication=kafka.replication, retention_ms=FOREVER)
     try:
@@ -57,13 +58,13 @@ def make_new_topics(kafka: KafkaSettings, into: str, *, option: str) -> Provisio
 def require_no_run(home: Home, into: str, *, option: str) -> None:
     """Raise TakenError if a run of this name has a folder in the home."""
     if home.run(into).exists():
-        raise TakenError(f"{option}: expected a new run, {home.run(into)} exists; choose another name", ())
+        raise TakenError(f"{option}: expected a new run, but {home.run(into)} exists; choose another name", ())
 
 
 def is_known(home: Home, run: str) -> bool:
-    """Return whether a run has stored or learned something, so that records in its topics must be its own.
+    """Return whether a run has stored or learned anything, so that records in its topics must be its own.
 
-    A run that begins with another's policy has made steps, and none of them is its own.
+    A run that begins with another run's policy has steps, but none of them is its own.
     """
     folder = home.run(run)
     if (folder / LEDGER).exists():

@@ -38,12 +38,13 @@ from streams.topics import topic_name, version_name
 
 ROLES = ["sink", "environment", "generator", "learner"]
 log = logging.getLogger(__name__)
-BATCHES_AHEAD = 4  # Requests published beyond the staleness limit, so that the generator never waits for one.
+BATCHES_AHEAD = 4  # Batches of requests beyond the staleness limit, so that no generator waits.
 
 
 class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run went; rewards and validity are means over the first and last quarter of the updates (at least one).
+    """The summary of a run.
 
+    Rewards and validity are means over the first and last quarter of the updates, at least one update each.
     best: the version that served the dev queries best. dev_best, dev_first: its score, and that of the first policy.
     None where nothing was measured. ended_early: dev no longer gained, so the run made fewer updates than asked for.
     """
@@ -68,10 +69,11 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Report) -> TrainingSummary:
-    """Run workers until the policy has made `updates` steps, and return what happened.
+    """Run workers until the policy has made `updates` steps, and return the summary.
 
-    A run that has made some already goes on from its newest checkpoint. Ctrl-C stops the workers in order; nothing is
-    torn, and the same command goes on later. Raises SettingsError where a new run's topics are another one's.
+    A run that has made some steps already goes on from its newest checkpoint. Ctrl-C stops the workers in order:
+    nothing is torn, and the same command goes on later. Raises SettingsError if a new run's topics belong to another
+    run.
     """
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
@@ -122,7 +124,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
                 events = list(_announced(poll(consumer, settings.delivery)))
-                # Requests without a reward are used up too: a version says so, where no update needs to.
+                # Requests without a reward are used up, too. If no update says so, a policy version does.
                 consumed = max(consumed, feed.used_up(_consumed(events)))
                 if events:
                     stalls.progress()
@@ -135,8 +137,8 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                         continue
                     # After a crash a step may be announced again, on the same lineage or on the one that goes on.
                     made.setdefault(version_name(event.policy), event)
-                    # The log also holds updates of lineages that were left, and may hold anybody's: the newest
-                    # checkpoint alone says how far the policy is.
+                    # The log also holds updates of abandoned lineages, and may hold anybody's. Only the newest
+                    # checkpoint tells the policy's step.
                     if version_name(event.policy) == current_name(run_dir / "checkpoints"):
                         policy, step = event.policy, event.policy.step
                         report(_headline(event), min(step, updates), updates)
@@ -153,7 +155,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
 
 
 def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion | DevScore]:
-    """Yield what learner and evaluator announced; what is no such event is the workers' to bury."""
+    """Yield updates, policy versions and dev scores. The workers make dead letters of other records."""
     for record in records:
         with contextlib.suppress(EventError):
             event = decode(record.value)
@@ -166,7 +168,7 @@ def _consumed(events: Sequence[Update | PolicyVersion | DevScore]) -> list[dict[
 
 
 def _lineage(made: Mapping[str, Update], head: PolicyRef) -> list[Update]:
-    """Return the updates that led to a version, oldest first, as far as they were announced."""
+    """Return the announced updates that led to a version, oldest first."""
     chain: list[Update] = []
     seen: set[str] = set()
     name = version_name(head)

@@ -1,4 +1,4 @@
-"""A run from nothing to its summary: prepare, keep the settings, stream."""
+"""A run from its preparation to its summary: prepare, keep the settings, stream."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from streams.whole_file import whole_folder
 
 
 def check_trainable(settings: Settings) -> None:
-    """Raise SettingsError for settings that no run could train with, before anything is made for one."""
+    """Raise SettingsError for settings with which no run can train, before anything is made for one."""
     check_backend(settings)
     check_dev(settings)
     check_objective(settings.learner.objective)
@@ -52,17 +52,17 @@ def train_run(
 ) -> TrainingSummary:
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
-    held_out: queries that must not train anything: whatever has their text is left out.
-    from_run: begin with the warmed-up policy of this run, and what belongs to it, instead of making new ones (arms of
-    one experiment that differ only in what GRPO does).
-    dev_files: judged queries of the user's own, measured as the run goes beside the index's dev queries; they train
+    held_out: queries whose text must train nothing; requests with such a text are left out.
+    from_run: the run whose warmed-up policy and carried files the new run begins with, instead of making new ones (for
+    arms of one experiment that differ only in GRPO).
+    dev_files: the user's own judged queries. The evaluator measures them beside the index's dev queries, and they train
     nothing either.
     """
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
     _check_kind(app.home.run(run), streamed=True)
     if from_run is not None and not app.home.run(run).exists():
-        read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
+        read_run_settings(app.home.run(from_run))  # If there is no such run, the error lists the existing ones.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
     keep_dev_files(app.home.run(run), dev_files)
     if (given := given_dev(app.home.run(run))) is not None:
@@ -120,7 +120,7 @@ def _check_kind(run_dir: Path, *, streamed: bool) -> None:
 
 
 def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
-    """Copy what a run began with, its recipe's files and checkpoint 0, as the whole of a new run.
+    """Copy a run's beginning, its recipe's files and checkpoint 0, as the whole of a new run.
 
     Raises CheckpointError if the source has no checkpoint 0.
     """

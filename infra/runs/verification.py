@@ -1,4 +1,4 @@
-"""The proof of a run, wired: its ledger, its checkpoints and its topics, as `storage.verification` wants them."""
+"""The proof of a run, wired: its ledger, checkpoints and topics in the form that `storage.verification` takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from streams.topics import TOPICS, topic_name
 
 
 class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
-    """What the proof needs of `LearnerSettings`; an older run's settings lack it."""
+    """The part of `LearnerSettings` that the proof needs; the settings of an older run lack it."""
 
     limits: RewardLimits = RewardLimits()
 
@@ -45,7 +45,7 @@ class TermTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What the proof needs of `RunSettings`."""
+    """The part of `RunSettings` that the proof needs."""
 
     settings: TermTables
     updates: int
@@ -64,11 +64,12 @@ def run_names(app: App) -> list[str]:
 
 
 def verify_run(app: App, name: str, *, rebuild: bool, offline: bool, trusted: str | None = None) -> Account:
-    """Prove the contract for one run; whatever is damaged becomes a finding.
+    """Prove the contract of one run; damage becomes a finding.
 
-    rebuild: read every record, not only the newest. offline: leave Kafka out. trusted: a seal or a hash that was kept
+    rebuild: read every record, not only the newest ones. offline: leave Kafka out. trusted: a seal or a hash that was
+    kept
     elsewhere.
-    Raises DeliveryError or ServiceError if Kafka or the run's topics are not there, StorageError if there is no log.
+    Raises DeliveryError if Kafka or the run's topics are not there, StorageError if there is no log.
     """
     folder = app.home.existing_run(name)
     working = name in {run for run, _, _ in living_workers(app.home.runs)}
@@ -79,7 +80,7 @@ def verify_run(app: App, name: str, *, rebuild: bool, offline: bool, trusted: st
 def prove(
     folder: Path, *, run: str, topics: Topics | None, working: bool, rebuild: bool, trusted: str | None = None
 ) -> Account:
-    """Prove the contract for the run in a folder. topics: what Kafka says, None without it.
+    """Prove the contract of the run in a folder. topics: its topics in Kafka; None leaves Kafka out.
 
     working: whether a worker of the run is alive.
     Raises StorageError if there is no log.
@@ -98,15 +99,13 @@ def prove(
 
 
 def run_topics(kafka: KafkaSettings, run: str) -> Topics:
-    """Return what Kafka holds of a run's topics, and how to look into them.
+    """Return the run's topics in Kafka, with functions that read them.
 
     Raises DeliveryError if the topics or the broker are not there.
     """
     names = existing_topics(kafka, [topic_name(run, topic.kind) for topic in TOPICS])
     if topic_name(run, "requests") not in names:
-        raise DeliveryError(
-            f"Kafka has no topics of run {run!r}; to prove what else there is, leave them out: --offline"
-        )
+        raise DeliveryError(f"Kafka has no topics of run {run!r}; to prove the run without its topics: --offline")
     partitions = partitions_of(kafka, names)
     committed: dict[Partition, int] = {}
     admin = connect_admin(kafka)
@@ -129,9 +128,9 @@ def run_topics(kafka: KafkaSettings, run: str) -> Topics:
 
 
 def _kafka(app: App) -> KafkaSettings:
-    """Return where Kafka answers.
+    """Return the settings of Kafka with its address.
 
-    Raises ServiceError if it is ours and not up, and says how to go on without it.
+    Raises DeliveryError if Kafka is ours and not up; the message names `--offline`.
     """
     if app.connections.kafka.bootstrap:
         return app.connections.kafka
@@ -142,8 +141,8 @@ def _kafka(app: App) -> KafkaSettings:
 
 
 def _no_files(folder: Path) -> list[Finding]:
-    """Return a finding for each pipe, socket or device where a file should be: to read one may take for ever."""
-    what = "expected a file or a folder, got a pipe, a socket or a device; take it away"
+    """Return a finding for each pipe, socket or device in place of a file, since reading one may never end."""
+    what = "expected a file or a folder, got a pipe, a socket or a device; remove it"
     return [
         Finding(rule="everything can be read", where=str(path), what=what)
         for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
@@ -152,7 +151,7 @@ def _no_files(folder: Path) -> list[Finding]:
 
 
 def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:
-    """Return what the run's folder says beside its log: settings and checkpoints."""
+    """Return the facts in the run's folder beside its log: settings and checkpoints."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
         return Circumstances(head=None, kept=(), working=working)
@@ -175,7 +174,7 @@ def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:
 
 
 def _known_run(run: str, terms: RunTerms) -> KnownRun:
-    """Return what the run refuses, whoever wrote it and whenever: of versions and age other rules speak."""
+    """Return the run's rules of refusal for any writer and any time; other rules check versions and age."""
     return KnownRun(
         run=run,
         step=sys.maxsize,

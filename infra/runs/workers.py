@@ -1,7 +1,7 @@
-"""One worker of a run, wired from the run's own settings: what `searchloop run ROLE` starts (the sink: `sinks`).
+"""One worker of a run, wired from the run's own settings, for `searchloop run ROLE` (the sink: `sinks`).
 
-The settings that shape the run are those that it was started with, kept in its folder; where Kafka and Elasticsearch
-are comes from the caller.
+The settings that shape the run are those that it was started with; its folder keeps them. The addresses of Kafka and
+Elasticsearch come from the caller.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from streams.stopping import Stop
 
 
 def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:
-    """Run a generator, learner, environment or evaluator until it is told to stop.
+    """Run a generator, learner, environment or evaluator until `stop` is set.
 
-    worker: tells workers of one role apart; a restarted one of the same number takes its partitions back at once.
+    worker: number that tells workers of one role apart. A restarted worker of the same number takes its partitions back
+    at once.
     """
     run_dir = app.home.run(run)
     kept = read_run_settings(run_dir)

@@ -274,7 +274,7 @@ class LocalServices:
                 elif late:
                     raise ServiceError(
                         f"{process.role} did not answer on port {process.port} within {limit:g} s; its log is "
-                        f"{log_file(process.role, self.home)}. A slow machine needs more: services.start_seconds"
+                        f"{log_file(process.role, self.home)}. On a slow machine, raise services.start_seconds"
                     )
             if waiting:
                 names = " and ".join(process.role for process in waiting)

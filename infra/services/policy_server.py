@@ -1,4 +1,4 @@
-"""The vLLM of one home directory: start it for a base model, find, repair and stop it.
+"""The vLLM of one home directory: its start for a base model, its restart and its end.
 
 Unlike Kafka and Elasticsearch, it serves one run's base model, so a run starts and ends it. Like them, it is identified
 by pid and tags, listens only on the loopback interface, and never outlives a parent that was killed.
@@ -45,7 +45,7 @@ LOG_LINES = 200
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of state.json: the process, its model, and the port to request again."""
+    """The content of state.json: the process, its model, and the port that a restart asks for."""
 
     process: ServiceProcess
     model: VllmModel
@@ -66,8 +66,8 @@ class PolicyServer:
         served = self._alive()
         if served is None:
             raise ServiceError(
-                f"vllm of {self.home} is not running: `searchloop train` starts it for its run. Or name your own in "
-                "vllm.url"
+                f"vllm of {self.home} is not running. `searchloop train` starts it for a run; for a server of your "
+                "own, set vllm.url"
             )
         return f"http://127.0.0.1:{served.process.port}"
 
@@ -143,14 +143,14 @@ class PolicyServer:
             self._guardian.release()
         self._guardian = Guardian(self.home, [ROLE], session, STOP_SECONDS)
         try:
-            # In a variable, which only its own user can read. vLLM accepts the key only there or on the command line.
+            # vLLM takes the key from a variable or the command line. Only the process's own user can read a variable.
             write_private(self._key_file, secrets.token_urlsafe(24))
             variables = vllm_environment(settings, self.directory, api_key=reveal(self.key()))
             process = spawn(ROLE, command, self.directory, port, session, environment=variables)
             self._started = Served(process=msgspec.structs.replace(process, keeper=this_process()), model=model)
             self._write_state(self._started)
             self._await(self._started, progress)
-        except BaseException:  # Ctrl-C too: nothing half-started may stay.
+        except BaseException:  # Ctrl-C, too: nothing half-started may stay.
             self._end()
             raise
         return f"http://127.0.0.1:{port}"
@@ -164,7 +164,7 @@ class PolicyServer:
             if seconds > self._settings.start_seconds:
                 raise ServiceError(
                     f"vllm did not answer on port {served.process.port} within {self._settings.start_seconds:g} s; its "
-                    f"log is {self._log}. A slow machine needs more: vllm_server.start_seconds"
+                    f"log is {self._log}. On a slow machine, raise vllm_server.start_seconds"
                 )
             progress(f"waiting for vllm: {seconds:.0f} s", 0, 0)
             time.sleep(POLL_SECONDS)

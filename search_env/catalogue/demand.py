@@ -37,7 +37,7 @@ class DemandSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """How often shoppers ask for each attribute key, relative to the others."""
+    """The relative frequency with which shoppers ask for each attribute key."""
 
     settings: DemandSettings
     weights: dict[str, float]

@@ -1,8 +1,8 @@
 """All calls that create, move or delete an index of a cluster; each checks the cluster first.
 
-Every index that we create carries our mark. We delete an index only if it is still the index that was seen and carries
-our mark. An index that is being filled is written through an alias that nobody else has. If somebody deletes the index
-meanwhile and creates another one in its place, that index gets none of our documents and never our alias.
+Every index that we create carries our mark. We delete an index only if it carries our mark and is still the index that
+we looked at. An index is filled through an alias that nobody else has. If somebody deletes the index meanwhile and
+creates another one in its place, that index gets none of our documents and never our alias.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from search_env.engine.ownership import IndexingError, Place, Seen, look
 
 log = logging.getLogger(__name__)
 
-WRITING_BYTES = 6  # Random ones at the end of the alias that an index is filled through, in hex.
+WRITING_BYTES = 6  # Random bytes, in hex, at the end of the alias through which an index is filled.
 
 
 def create_marked(
     client: Elasticsearch, place: Place, index: str, *, mappings: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[Seen, str]:
-    """Create an empty index of one shard; return it as it is on the cluster, and the alias for writing.
+    """Create an empty index of one shard; return the index as seen on the cluster, and the alias for writing.
 
     Raises IndexingError if a template of the cluster has put it behind other aliases.
     """
@@ -114,7 +114,9 @@ def discard(client: Elasticsearch, seen: Seen, place: Place) -> None:
         if now is not None and place.alias not in now.aliases:
             delete_ours(client, seen)
     except (ApiError, TransportError) as error:
-        log.warning("the unfinished index '%s' could not be deleted (%s); the next indexing does it", seen.name, error)
+        log.warning(
+            "the unfinished index '%s' could not be deleted (%s); the next indexing deletes it", seen.name, error
+        )
 
 
 def _made(client: Elasticsearch, index: str, place: Place, *, aliases: frozenset[str]) -> Seen:
@@ -141,5 +143,5 @@ def is_filled(seen: Seen) -> bool:
 
 
 def _is_for_writing(alias: str, index: str) -> bool:
-    """Return whether it is an alias as we make them to fill an index; a user's own may begin like it."""
+    """Return whether an alias has the form of ours for filling an index; a user's alias may begin the same way."""
     return re.fullmatch(rf"{re.escape(index)}\.[0-9a-f]{{{2 * WRITING_BYTES}}}", alias) is not None

@@ -1,13 +1,13 @@
 """Feedback terms of the top documents: Bo1 and RM3, the baselines that every learned expansion has to beat.
 
-Both treat the first documents of the raw query as relevant, and weigh the terms of `contents` in them:
+Both treat the first documents of the raw query as relevant, and weigh the terms of their field `contents`:
 
 - Bo1, Bose–Einstein 1 (Amati, PhD thesis, Glasgow 2003; as in Terrier): w(t) = tf_x · log2((1 + P) / P) + log2(1 + P),
   with tf_x the term's count in those documents and P = F / N, its count in the corpus over the number of documents.
 - RM3 (Abdul-Jaleel et al., TREC 2004; relevance model 1 of Lavrenko and Croft, SIGIR 2001): P(t|R) = Σ_d P(t|d) P(d|q),
   with P(t|d) = tf / |d| unsmoothed and P(d|q) the document's share of the scores, as in Anserini.
 
-Weights are scaled so that the best term has 1. The query and its terms are one search,
+Weights are scaled so that the best term has 1. One search combines the query and its terms:
 `Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`. We differ from the papers in two ways. BM25 takes the place of a language
 model (RM3) or of a DFR model (Bo1). The query's own part keeps weight 1, so RM3's λ is 1 / (1 + weight) up to scale.
 `weight` is tuned for each method on `dev`.

@@ -187,7 +187,7 @@ def calibration_error(probabilities: Floats, labels: Floats, *, bins: int = ECE_
 
 
 def area_under_curve(scores: Floats, labels: Floats) -> float:
-    """Return how often a relevant pair outscores another one; ties count half (Mann and Whitney)."""
+    """Return the share of cases in which a relevant pair outscores another one; ties count half (Mann and Whitney)."""
     from scipy.stats import rankdata
 
     ranks = rankdata(scores)

@@ -58,5 +58,5 @@ def random_values(product: Product, settings: SummarySettings, count: Count, *, 
 
 
 def asked_keys(queries: Iterable[Query]) -> Counter[str]:
-    """Return how often queries ask for each attribute key."""
+    """Return the number of queries that ask for each attribute key."""
     return Counter(key for query in queries for key in query_keys(query))

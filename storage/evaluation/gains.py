@@ -13,7 +13,7 @@ from storage.evaluation.measures import Qrels, Run, Values, ranked
 
 
 def relevant_retrieved(run: Run, qrels: Qrels, *, depth: int = 100, relevant_grade: int = 1) -> Values:
-    """Return how many different relevant documents each judged query finds within `depth`.
+    """Return the number of different relevant documents that each judged query finds within `depth`.
 
     The relative gain in its sum is the *retrieval gain*: relative gain in unique relevant products retrieved.
     """

@@ -3,9 +3,9 @@
 The order is score descending, then document id ascending, as in the search itself. trec_eval breaks ties by document id
 *descending*, and other providers break them in other ways. So every provider gets the ranks in place of the scores.
 
-These conventions are fixed: the gain of a document in nDCG is max(grade, 0), linear as in trec_eval, discounted by
-log2(rank + 1). A document is relevant from `relevant_grade` on; an unjudged one is not relevant. A judged query without
-a ranking is 0.
+These conventions are fixed. The gain of a document in nDCG is max(grade, 0), linear as in trec_eval, and discounted by
+log2(rank + 1). A document is relevant if its grade is at least `relevant_grade`; an unjudged document is not relevant.
+A judged query without a ranking scores 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Values = dict[str, float]  # query id → value
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@90P", "Judged@10")
 
-# Only these measures, and no cutoff of 0: trec_eval ends the whole process if it gets one.
+# Only these measures, and no cutoff of 0: with a cutoff of 0, trec_eval ends the whole process.
 _KNOWN = re.compile(r"(nDCG|AP|RR|Rprec)|(nDCG|AP|RR|R|P|Success|Judged)@[1-9][0-9]{0,5}")
 _RECALL_AT_PRECISION = re.compile(r"R@([1-9][0-9]?|100)P")
 

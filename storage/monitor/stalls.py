@@ -127,7 +127,7 @@ def _has_enough(stage: StageFacts) -> bool:
 
 
 def _seconds(facts: RunFacts, stage: StageFacts) -> float:
-    """Return how long a stage has not moved; never longer than its worker has lived, because its log may be a copy."""
+    """Return the time since a stage last moved, at most its worker's age, because its log may be a copy."""
     began = [worker.started_ms for worker in facts.workers if worker.role == stage.stage]
     # If that role has no worker, the starts of the other workers say since when progress is wanted.
     began = began or [worker.started_ms for worker in facts.workers]

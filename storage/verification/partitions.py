@@ -136,7 +136,7 @@ def _islands(log: Log, rule: str, condition: str, what: str) -> list[Finding]:
 def _holes(
     log: Log, ends: Mapping[Partition, tuple[int, int]] | None, held: Held | None
 ) -> tuple[dict[Partition, int], list[Finding]]:
-    """Return how many offsets below each partition's position Kafka never used, and a finding for each lost range."""
+    """Return the number of unused offsets below each partition's position, and a finding for each lost range."""
     gaps: dict[Partition, int] = {}
     findings: list[Finding] = []
     more = 0

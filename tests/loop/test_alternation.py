@@ -233,7 +233,7 @@ def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp
         turn=1,
         seed=0,
     )
-    assert "One of another index: --retriever-of" in str(search("--retriever", adapted.name).exception)
+    assert "For another index: --retriever-of" in str(search("--retriever", adapted.name).exception)
     assert f"retriever {adapted.name}" in search("--retriever", adapted.name, "--retriever-of", "small").output
     assert read_run(out)["q"].ids == ["d1", "d0"]
     refused = search("--retriever", adapted.name, "--retriever-of", "small", "--tune", "5")

@@ -174,7 +174,7 @@ def test_a_new_run_is_refused_where_its_topics_hold_another_runs_updates(small_w
     assert stream(app, prepared, updates=1, seed=0, report=quiet).updates == 1
     shutil.rmtree(app.home.run(prepared.run))
     again = new_run(SMALL, updates=1)
-    with pytest.raises(SettingsError, match=r"got updates of another one of that name.*another --run NAME"):
+    with pytest.raises(SettingsError, match=r"got updates of another run of that name.*another --run NAME"):
         stream(app, again, updates=1, seed=0, report=quiet)
 
 

@@ -133,7 +133,7 @@ def test_an_import_that_was_killed_is_removed_by_the_next_of_its_name(
 def test_two_imports_of_one_name_never_mix(app: App, unique_name: str) -> None:
     def meanwhile() -> Iterator[Feedback]:
         yield from searches(2)
-        with pytest.raises(SettingsError, match="another call is just writing"):
+        with pytest.raises(SettingsError, match="another call is writing"):
             import_feedback(app, searches(5), into=unique_name, index=None, report=lambda *_: None)
 
     assert import_feedback(app, meanwhile(), into=unique_name, index=None, report=lambda *_: None) == 2

@@ -114,7 +114,7 @@ CASES = {
         facts(stages((40, 9_000_000)), workers=tuple(
             msgspec.structs.replace(worker, started_ms=NOW_MS - 5_000) for worker in workers())), "running", ""),
     "a run without a limit": (facts(stages(), updates_wanted=0), "idle", ""),
-    "the broker does not tell": (facts(unseen="Kafka at 'x:1' does not tell"), "unknown", ""),
+    "the broker does not answer": (facts(unseen="Kafka at 'x:1' does not answer"), "unknown", ""),
 }  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""LESER: from an index and queries to a warmed-up policy, what a version writes, and the search that it helps."""
+"""LESER: preparation up to a warmed-up policy, expansions by a policy version, and search with them."""

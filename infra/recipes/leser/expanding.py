@@ -1,6 +1,6 @@
-"""What a run has learned to add to queries: a policy version's expansions, or the words of its lessons' neighbours.
+"""Expansions of queries: by a policy version of a run, or from the words of its lessons' neighbors.
 
-A policy is decoded greedily, as it would be served; what it writes in the wrong format is searched as the raw query.
+A policy is decoded greedily, as it is served. If its text has the wrong format, the raw query is searched.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def expand_queries(
     temperature: float = 0.0,
     keep: bool = False,
 ) -> list[Expanded]:
-    """Return what a policy version writes for each query, in order; decoding only what the run's cache does not hold.
+    """Return a policy version's expansions of each query, in order. Only queries that the cache lacks are decoded.
 
-    policy: "latest" or a version of the run; run: None takes the newest run on this index. temperature: 0 decodes
-    greedily, as served; above 0 one candidate is sampled. keep: put what is decoded into the cache.
+    policy: "latest" or a version of the run. run: None takes the newest run on this index. temperature: 0 decodes
+    greedily, as served; above 0 one candidate is sampled, without the cache. keep: put the decoded expansions into the
+    cache.
+    Raises SettingsError if there is no such run.
     """
     kept = find_run(app, index=index, run=run)
     folder, manifest = find_version(app.home.run(kept.run) / "checkpoints", policy)
@@ -115,15 +117,16 @@ def _read(group: Generation, kept: RunSettings) -> Expanded:
 
 
 def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:
-    """Return, for each query, the best words of the run's lessons on similar queries, at most `count`."""
+    """Return the best words of the run's lessons on similar queries, at most `count` for each query."""
     look_up = neighbours_of(app.with_settings(kept.settings), app.home.index(kept.index), _lessons(app, kept))
     return look_up.words(texts, count=count)
 
 
 def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Report) -> list[tuple[str, ...]]:
-    """Return, for each query, the words that its prompt shows first, as they stand: what a policy has to better.
+    """Return the words that each query's prompt shows first, as they stand: the baseline that a policy has to beat.
 
-    The neighbours' words, those first that feedback names too; the feedback terms where there are no neighbours.
+    These are the neighbors' words; those that feedback also names come first. Without neighbors they are the feedback
+    terms.
     """
     report("reading the documents", 0, 0)
     with open_leser_index(app.with_settings(kept.settings), kept.index, report) as opened:
@@ -133,7 +136,7 @@ def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Repor
 
 
 def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
-    """Return a run's settings: the named one, or the newest that learned on this index.
+    """Return a run's settings: of the named run, or of the newest one that learned on this index.
 
     Raises SettingsError if there is none.
     """

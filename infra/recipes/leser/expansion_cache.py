@@ -1,6 +1,7 @@
-"""Expansions that are kept: those of head queries are written once, and looked up from then on.
+"""A cache of expansions: those of head queries are written once, and looked up from then on.
 
-A file for each policy version and index version, since either changes what is written; sampled texts are never kept.
+Each pair of policy version and index version has a file of its own, since either changes the expansions. Sampled texts
+are never kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FOLDER = "expansions"
 
 
 class Expanded(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy wrote for one query, and what is searched: no expansions is the raw query."""
+    """A policy version's expansions of one query; without expansions the raw query is searched."""
 
     query_id: str
     query: str
@@ -28,13 +29,13 @@ class Expanded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpansionCache:
-    """What one policy version wrote for queries on one index version, by the query's exact text."""
+    """The expansions by one policy version on one index version, by the query's exact text."""
 
     def __init__(self, run_dir: Path, *, policy: str, index_version: str) -> None:
         self._path = run_dir / FOLDER / f"{policy}.{index_version}.jsonl"
 
     def known(self, queries: Iterable[Query]) -> dict[str, Expanded]:
-        """Return what is kept for these queries, by query id. A damaged file is a cache that holds nothing."""
+        """Return the cached expansions of these queries, by query id. A damaged file is an empty cache."""
         kept = {each.query: each for each in self._read()}
         return {
             query.id: msgspec.structs.replace(kept[query.text], query_id=query.id)
@@ -43,7 +44,7 @@ class ExpansionCache:
         }
 
     def keep(self, found: Iterable[Expanded]) -> int:
-        """Add expansions, replacing what is kept for the same text; return how many queries are kept now."""
+        """Add expansions, in place of older ones of the same text; return the number of cached queries."""
         kept = {each.query: each for each in [*self._read(), *found]}
         write_whole(self._path, b"".join(msgspec.json.encode(kept[query]) + b"\n" for query in sorted(kept)))
         return len(kept)
@@ -56,7 +57,7 @@ class ExpansionCache:
 
 
 def head_queries(queries: Sequence[Query], count: int) -> list[Query]:
-    """Return the `count` texts that are asked most often, the most frequent first, ties in the order of the file."""
+    """Return the `count` most frequent query texts, the most frequent first; ties stay in the order of the file."""
     first: dict[str, Query] = {}
     for query in queries:
         first.setdefault(query.text, query)

@@ -1,4 +1,4 @@
-"""An index as LESER sees it, and what a policy is shown of it: feedback by relevance, and neighbors' words."""
+"""An index as LESER sees it, and the context that the policy sees: relevance feedback and neighbors' words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streams.events import Context
 
 
 class LeserIndex:
-    """An opened index: its documents, retriever, relevance model and context builder. Close it after."""
+    """An opened index: its documents, searcher, relevance model and context builder. Close it after use."""
 
     def __init__(self, app: App, index: str, report: Report) -> None:
         self.app = app
@@ -35,7 +35,7 @@ class LeserIndex:
         self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, app.settings.context)
 
     def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
-        """Return what the policy is shown for each query, with these neighbours' words if any."""
+        """Return the context that the policy sees for each query, with these neighbors' words, if any."""
         contexts = self.builder.build_contexts(queries)
         if neighbours is not None:
             contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
@@ -49,7 +49,7 @@ class LeserIndex:
 
 @contextlib.contextmanager
 def open_leser_index(app: App, index: str, report: Report) -> Iterator[LeserIndex]:
-    """Give an opened index, and close it after."""
+    """Yield an opened index, and close it after."""
     opened = LeserIndex(app, index, report)
     try:
         yield opened
@@ -58,14 +58,17 @@ def open_leser_index(app: App, index: str, report: Report) -> Iterator[LeserInde
 
 
 def open_neighbours(opened: LeserIndex, lessons: Sequence[Lesson]) -> Neighbours | None:
-    """Return the look-up of what helped similar queries, or None where the prompt shows none or nothing was taught."""
+    """Return the look-up of words that helped similar queries; None if prompts show none, or no lesson has words."""
     if not opened.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
         return None
     return neighbours_of(opened.app, opened.directory, lessons)
 
 
 def neighbours_of(app: App, index_folder: Path, lessons: Sequence[Lesson]) -> Neighbours:
-    """Return the look-up in these lessons; their queries' vectors lie beside the index, for every run that has them."""
+    """Return the look-up in these lessons.
+
+    The vectors of their queries lie beside the index, for every run that has these lessons.
+    """
     embedder = KeptEmbedder(
         app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder / "embeddings"
     )

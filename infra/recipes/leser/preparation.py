@@ -1,7 +1,7 @@
-"""What is there before the first request for expansions: queries, contexts, a relevance model, a warmed-up policy.
+"""The preparation of a LESER run: queries, contexts, a relevance model, a warmed-up policy.
 
-Everything is a file under the home directory, so what was made once is found again; a run that is continued finds its
-own in its folder.
+Every result is a file under the home directory, so it is made once and found again. A continued run finds its own files
+in its folder.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ CONTEXTS_FILE = "contexts.jsonl"
 def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     """Make or find everything that a run needs, and return its queries with their contexts.
 
-    Training queries of one's own have no judgments, the intents of the index have. What has the text of a held-out
-    query is left out, here and among the lessons. A run that has a checkpoint keeps the policy, lessons and contexts
-    that it began with. Raises SettingsError without training queries, or for others than those the run began with.
+    The intents of the index have judgments; a user's own training queries have none. Queries with the text of a
+    held-out query are left out, here and among the lessons. A run that has a checkpoint keeps the policy, lessons and
+    contexts that it began with.
+    Raises SettingsError if there are no training queries, or if the run began with other ones.
     """
     run_dir = app.home.run(new.run)
     with open_leser_index(app, new.index, report) as opened:
@@ -61,7 +62,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
             seed=app.settings.lessons.seed,
             without=[query.text for query in new.held_out],
         )
-        # GRPO sees them too, or it unlearns to leave a query alone that is served well as it is.
+        # GRPO sees these phrases, too. Otherwise it unlearns to leave a query alone that ranks well as it is.
         asked = [*queries, *(Query(id=lesson.query_id, text=lesson.query) for lesson in head)]
         if (run_dir / "checkpoints" / CURRENT).is_file():
             contexts = read_contexts(run_dir / CONTEXTS_FILE)
@@ -95,7 +96,7 @@ def _prepared(run: str, opened: LeserIndex, queries: Sequence[Query], contexts: 
 
 
 def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:
-    """Write contexts by query id, one JSON list a line, whole or not at all."""
+    """Write contexts by query id, one JSON list a line; the file is whole or absent."""
     write_whole(path, msgspec.json.Encoder().encode_lines(list(contexts.items())))
 
 
@@ -119,7 +120,7 @@ def _first_policy(app: App, opened: LeserIndex, run_dir: Path, seed: int) -> Pol
     policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)
     if prompts.select and policy.selector is None:
         raise SettingsError(
-            f"prompts.select: expected a policy whose vocabulary has pointers, as 'tiny' is made with, got "
+            f"prompts.select: expected a policy whose vocabulary has pointers, such as 'tiny', got "
             f"{app.settings.policy.base!r}"
         )
     return policy

@@ -1,4 +1,4 @@
-"""LESER (arXiv:2509.05570) as a recipe: a query and what it finds now go in, expansions come out."""
+"""LESER (arXiv:2509.05570) as a recipe: the policy sees a query and its results now, and writes expansions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from search_env.leser.environment import LeserEnvironment
 
 
 class Leser:
-    """Expansions for queries, paid by what they retrieve."""
+    """Expansions of queries, rewarded by the documents that they retrieve."""
 
     carried: Sequence[str] = (LESSONS_FILE, CONTEXTS_FILE)
     methods: Sequence[str] = ("none", "rm3", "bo1", "minilm")
@@ -39,7 +39,7 @@ class Leser:
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
-        """Give the environment of a run: its index version, relevance model and reward as they were when it began."""
+        """Yield the environment of a run: its index version, relevance model and reward as they were when it began."""
         catalogue = Catalogue(load_documents(app.home.index(run.index)))
         relevance = open_relevance(app, index=run.index, catalogue=catalogue, report=report)
         client = app.engine()
@@ -69,7 +69,7 @@ class Leser:
         temperature: float = 0.0,
         top: int = TOP,
     ) -> list[Ranked]:
-        """Return the held-out intents and the given queries, each searched with what the policy writes for it.
+        """Search the held-out intents and the given queries with the policy's expansions.
 
         policy: as in `search_queries`; "none", "rm3", "bo1", "minilm", "knn" and "shown" learn nothing.
         """

@@ -1,4 +1,4 @@
-"""The relevance model of an index: trained where there is something to train on, opened where it is needed."""
+"""The relevance model of an index: trained if there are judgments or intents to train on, opened where it is needed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from search_env.queries.intents import load_intents
 def train_relevance(
     app: App, *, index: str, judged: tuple[Sequence[Query], Qrels] | None, report: Report
 ) -> dict[str, Any]:
-    """Train trees, save them, and return the report.
+    """Train gradient-boosted trees, save them, and return the report of the training.
 
     judged: queries with judgments of documents; None takes the training intents of the index.
-    Raises CorpusError if no judgment is about a query and a document that are there.
+    Raises CorpusError if no judgment is about a known query and a known document.
     """
     directory = app.home.index(index)
     documents = load_documents(directory)
@@ -39,12 +39,12 @@ def train_relevance(
             source=f"the judgments for index {index!r}",
         )
         if unknown.judgments:
-            report(f"leaving {unknown.judgments} judgments out: {', '.join(unknown.examples)} are unknown", 0, 0)
+            report(f"leaving out {unknown.judgments} judgments of unknown ids: {', '.join(unknown.examples)}", 0, 0)
     return _train(app, index, Catalogue(documents), queries, qrels, complete=complete, report=report)
 
 
 def open_relevance(app: App, *, index: str, catalogue: Catalogue, report: Report) -> RelevanceModel:
-    """Return the model that scores an index's documents, trained first if it is to be and is not yet."""
+    """Return the relevance model of an index; trees that the settings ask for are trained first if they are missing."""
     settings, directory = app.settings.relevance, app.home.index(index)
     trained = directory / "relevance" / "manifest.json"
     has_intents = (directory / "intents" / "qrels.train.tsv").is_file()
@@ -74,9 +74,10 @@ def score_rankings(
     top: int,
     report: Report,
 ) -> dict[str, Ranking]:
-    """Return, for each query, every document that stands in the first `top` of any ranking, by the model's score.
+    """Rank by the model's score: for each query, every document in the first `top` of any given ranking.
 
-    rankings: by query id. Raises CorpusError if a ranked query is not among the queries, or a document is not indexed.
+    rankings: each by query id. Raises CorpusError if a ranked query is not among the queries, or a document is not
+    indexed.
     """
     texts = {query.id: query.text for query in queries}
     found: dict[str, dict[str, None]] = {}

@@ -1,6 +1,6 @@
-"""Searching with help: the raw query, feedback terms, a neighbour look-up, or a policy version; the served path.
+"""Search as it is served: the raw query, feedback terms, a neighbor look-up, or a policy version.
 
-Each opens what it needs and no more: the raw query needs no documents, and feedback terms need no policy.
+Each method opens only what it needs: the raw query needs no documents, and feedback terms need no policy.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def search_queries(
     temperature: float = 0.0,
     reranked: int = 0,
 ) -> dict[str, Ranking]:
-    """Return each query's ranking of at most `top` documents: raw, or helped by a method or a policy version.
+    """Return each query's ranking of at most `top` documents, raw or helped by a method or a policy version.
 
-    policy: "none", "rm3", "bo1", "minilm" (the catalogue's words nearest by cosine), "knn", "shown" (the prompt's
+    policy: "none" (raw), "rm3", "bo1", "minilm" (the catalogue's words nearest by cosine), "knn", "shown" (the prompt's
     words as they stand), "latest" or a version.
-    run, temperature: as in `expand_queries`. reranked: so many documents of each ranking are put in the order of the
-    index's cross-encoder, which reads their titles and summaries.
-    Raises IndexingError if they are to be and the index has no summaries, CrossEncoderError if it has no cross-encoder.
+    run, temperature: as in `expand_queries`. reranked: the index's cross-encoder reads titles and summaries of so many
+    documents of each ranking, and orders them; 0 leaves the ranking as it is.
+    Raises IndexingError if the index has no summaries to rerank with, CrossEncoderError if it has no cross-encoder.
     """
     if reranked and not load_manifest(app.home.index(index)).summaries:
         raise IndexingError(
@@ -70,7 +70,7 @@ def search_queries(
     elif method := FEEDBACK.get(policy):
         rankings = _search_with_feedback(app, texts, method, index=index, tables=tables, top=top, report=report)
     else:
-        # Imported here: a policy and the neighbours' encoder bring torch, which takes seconds to import.
+        # Imported here: a policy and the neighbors' encoder bring torch, which takes seconds to import.
         from infra.recipes.leser.expanding import expand_queries, find_run, neighbour_words, shown_words
 
         kept = find_run(app, index=index, run=run)

@@ -1,4 +1,4 @@
-"""What the teacher gives a run, and the warm-up that a policy learns it by, before the first update."""
+"""The teacher's lessons for a run, and the warm-up by which a policy learns them before the first update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ LABELS_DEPTH = 200  # Documents of a raw ranking that the relevance model may ca
 
 
 class Lessons(msgspec.Struct, frozen=True, kw_only=True):
-    """What the teacher gives a run; contexts are by query id."""
+    """The teacher's lessons for a run; contexts are by query id.
+
+    look_up: the best words for each query, to be looked up by similar queries. choose: the words to choose from each
+    prompt. head: title phrases that need no words.
+    """
 
     look_up: Sequence[Lesson]
     choose: Sequence[Lesson]
@@ -38,10 +42,11 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 def teach(
     opened: LeserIndex, queries: Sequence[Query], head: Sequence[Lesson], qrels: Qrels, report: Report
 ) -> Lessons:
-    """Return the lessons to look up, the lessons to learn, and every query's context with its neighbours' words.
+    """Return the lessons to look up, the lessons to learn, and every query's context with its neighbors' words.
 
-    First round: what would serve each training query best, relevant documents' words included; too many words to
-    learn, but good to look up. Second round, for the taught share: what to choose of the words that the prompt shows.
+    The first round finds the best words for each training query, words of relevant documents included. They are too
+    many to learn, but good to look up. The second round, for the taught share, chooses among the words that the prompt
+    shows.
     """
     settings = opened.app.settings
     report("contexts", 0, len(queries))
@@ -73,7 +78,7 @@ def teach(
 
 
 def _labels_by_relevance(opened: LeserIndex, queries: Sequence[Query]) -> Qrels:
-    """Return, where nobody judged anything, the documents that the relevance model likes best."""
+    """Return labels for queries without judgments: the documents that the relevance model scores highest."""
     count = opened.app.settings.lessons.relevant_without_labels
     rankings = opened.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
     scores = opened.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
@@ -93,7 +98,7 @@ def warm_up_policy(
     report: Report,
     stop: Stop,
 ) -> Policy:
-    """Teach a policy to read its prompt, then what to choose of it."""
+    """Teach a policy to read its prompt, and then to choose from it; return the policy."""
     settings = opened.app.settings
 
     def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
@@ -119,7 +124,7 @@ def warm_up_policy(
             lambda what, done, total: report(f"reading {what}", done, total),
             stop=stop,
         )
-    # That no shown word helps is mostly chance: taught, it made the policy silent on a quarter of the held-out intents.
+    # A lesson without words is mostly chance. Such lessons made the policy silent on a quarter of the held-out intents.
     choose = [lesson for lesson in lessons.choose if lesson.words]
     if not choose and not lessons.head:
         return policy
@@ -139,7 +144,7 @@ def warm_up_policy(
 
 
 def _answer(words: Sequence[str], context: Context) -> str:
-    """Return a selector's answer that says these words: those of its choices that have the same index terms."""
+    """Return a selector's answer that says these words: its choices with the same index terms."""
     numbers = {
         tuple(analyze(word)): number for number, word in reversed(list(enumerate(context.choices or (), start=1)))
     }
@@ -148,7 +153,7 @@ def _answer(words: Sequence[str], context: Context) -> str:
 
 
 def _reading_lessons(opened: LeserIndex, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
-    """Return lessons in which the answer stands in the prompt, in mixed order, and their contexts by query id."""
+    """Return lessons whose answer stands in the prompt, in mixed order, and their contexts by query id."""
     prompts, drawn = opened.app.settings.prompts, opened.app.settings.lessons
     shape = PromptShape(terms=prompts.terms, attributes=prompts.attributes, neighbours=prompts.neighbours)
     values = sorted({value for context in lessons.contexts.values() for value in context.attributes})

@@ -1,7 +1,7 @@
-"""ReLSum's baselines: what each says of a product within the same budget, and how lists are ranked with it.
+"""ReLSum's baselines: the text of each about a product within the same budget, and the ranking of lists with it.
 
-Two arms have no budget and bound the others from above: `description` says everything, and `oracle` writes a summary
-for the query, which no catalogue could store.
+Two arms have no budget and bound the others from above. `description` takes the whole description. `oracle` writes a
+summary for the query, which no catalogue could store.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ ARMS: Mapping[str, Says] = {
 
 
 def written_by(relsum: RankedIndex, arm: str) -> Writes:
-    """Return what an arm writes."""
+    """Return the texts of an arm as a function of (query, product) pairs."""
     return lambda pairs: [ARMS[arm](relsum, query, document) for query, document in pairs]
 
 
 def rank_lists(
     relsum: RankedIndex, writes: Writes, queries: Sequence[Query], qrels: Qrels, *, described: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Return each query's judged products with the cross-encoder's calibrated probability.
+    """Return the cross-encoder's calibrated probability for each query's judged products.
 
-    writes: what stands behind titles. described: these are whole descriptions, which are cut later.
+    writes: gives the texts behind titles. described: the texts are whole descriptions, which are cut later.
+    Returns {query id: {document id: probability}}.
     """
     items = [(query, document) for query in queries for document in qrels[query.id]]
     readings = [

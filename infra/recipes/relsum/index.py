@@ -1,6 +1,6 @@
-"""An index as summaries see it: its products, their values, one demand, and the judged lists made of it.
+"""An index as summaries see it: its products, their values, one demand, and the judged lists made from it.
 
-Everything is a file under the index's folder, made once and found again by every run, worker and evaluation.
+Everything is a file under the index's folder. It is made once, and every run, worker and evaluation finds it again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streams.events import Product
 
 
 class RelsumIndex:
-    """What there is to summarize and to rank; what is missing is made when it is first asked for."""
+    """The products to summarize and the lists to rank; missing files are made at first use."""
 
     def __init__(self, app: App, index: str, report: Report) -> None:
         self.settings = app.settings
@@ -41,7 +41,7 @@ class RelsumIndex:
         return cross_encoders_of(self.folder.parent)
 
     def lists(self, split: str) -> JudgedLists:
-        """Return a split's judged lists, made with the index's one demand."""
+        """Return a split's judged lists, made from the index's one demand."""
         if not (self.folder / "lists" / "qrels.test.tsv").is_file():
             self.report("making judged lists", 0, 0)
             demand = load_or_make_demand(self.folder / "demand.json", self.documents, self.settings.demand)
@@ -52,21 +52,24 @@ class RelsumIndex:
 
     @cached_property
     def values(self) -> ProductValues:
-        """Products and their values, ordered by the training queries' keys."""
+        """The products and their values, ordered by the keys of the training queries."""
         asked = asked_keys(self.lists("train").queries)
         return ProductValues(self.documents, asked, order=self.settings.product_prompts.order)
 
     def summary(self, document_id: str, numbers: Sequence[int]) -> str:
-        """Return the summary of a product's values (numbers from 1, best first) within the budget."""
+        """Return the summary of these values of a product within the budget. numbers: from 1, best first."""
         return fit_values(self.values.product(document_id), numbers, self.settings.relsum.summary, wordpiece_count).text
 
     def shown(self, document_id: str) -> Product:
-        """Return the product as prompts show it: the first values by the log, numbered the same everywhere."""
+        """Return a product as prompts show it: its first values by the log, with the same numbers everywhere."""
         product = self.values.product(document_id)
         return msgspec.structs.replace(product, values=product.values[: self.settings.product_prompts.values])
 
     def judged(self, queries: Sequence[Query], qrels: Qrels) -> tuple[list[Query], Qrels]:
-        """Return given queries with those of their judged products that the catalogue has, where one is relevant."""
+        """Return the given queries with their judged products in the catalogue.
+
+        A query without a relevant product there is left out.
+        """
         known = {
             query: {document: grade for document, grade in of.items() if document in self.values.documents}
             for query, of in qrels.items()
@@ -80,5 +83,5 @@ class RelsumIndex:
 
 
 def cross_encoders_of(index_folder: Path) -> Path:
-    """Return where an index's cross-encoder versions lie."""
+    """Return the folder of an index's cross-encoder versions."""
     return index_folder / "summary" / "cross-encoders"

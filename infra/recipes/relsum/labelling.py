@@ -1,6 +1,6 @@
-"""What the frozen cross-encoder says of training products beforehand: queries, labels, rivals, and the filter's δ.
+"""The frozen cross-encoder's labels of training products: queries, labels, rivals, and the filter's δ.
 
-Found once for an index and kept; every arm and seed of an experiment is paid by the same labelled products.
+They are made once for an index and kept. The same labeled products reward every arm and seed of an experiment.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ TITLE_RIVALS = 5
 
 
 class LabelledProduct(msgspec.Struct, frozen=True, kw_only=True):
-    """The training queries of one product, with what the frozen cross-encoder says about them."""
+    """The training queries of one product, with the frozen cross-encoder's numbers about them."""
 
     document_id: str
     queries: tuple[LabelledQuery, ...]
 
 
 def labelled_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProduct]:
-    """Return the labelled products of a relsum as they were found before, or find and keep them: minutes of reading.
+    """Return the labeled products of an index: the kept ones, or new ones, which take minutes of reading.
 
-    Kept by everything that they depend on, so that arms and seeds of one experiment share them.
+    The file's name is a hash of everything that the labels depend on, so arms and seeds of one experiment share them.
+    left_out: texts of queries, in small letters, that label nothing.
     """
     settings = relsum.settings
     known = msgspec.json.encode(
@@ -45,7 +46,7 @@ def labelled_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledP
             settings.relsum.summary,
             settings.relsum.training_queries,
             settings.relsum.title_queries,
-            settings.relsum.filter_delta > 0,  # Without a filter no description was read.
+            settings.relsum.filter_delta > 0,  # Without a filter no description is read.
             sorted(left_out),
         ]
     )
@@ -70,7 +71,7 @@ def label_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProd
     others: dict[str, list[float]] = {}
     for (query, _), logit in zip(rivals, reference.tolist(), strict=True):
         others.setdefault(query.id, []).append(logit)
-    # The paper's reward asks of irrelevant products too: of the first of each list, since reading descriptions is slow.
+    # The paper's reward needs irrelevant products, too: only the first of each list, as reading descriptions is slow.
     first = {query.id: next((d for d, grade in lists.qrels[query.id].items() if grade == 0), "") for query in queries}
     wrong = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade == 0 and d == first[q.id]]
     taken = [*relevant, *wrong]
@@ -98,14 +99,14 @@ def label_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProd
 
 
 def label_titles(relsum: RankedIndex, names: Sequence[str], left_out: set[str]) -> dict[str, list[LabelledQuery]]:
-    """Return queries of their titles' words for these products, each with what the cross-encoder says of its rivals.
+    """Return queries from the title's words for each product, with the cross-encoder's logits of their rivals.
 
-    They are known to be relevant, and no description moves that: δ leaves none of them out.
+    Such a query is known to be relevant, and no description changes that: δ leaves none of them out.
     """
     wanted = relsum.settings.relsum.title_queries
     random = np.random.default_rng(relsum.settings.lists.seed)
     drawn = TitleQueries([relsum.values.documents[name].title for name in names])
-    asked: list[tuple[str, str, list[str]]] = []  # Of a product, a query and its rivals.
+    asked: list[tuple[str, str, list[str]]] = []  # (product, query, rivals)
     for place, name in enumerate(names):
         queries = {" ".join(words): words for words in (drawn.draw(place, random) for _ in range(wanted)) if words}
         for text, words in queries.items():
@@ -124,7 +125,10 @@ def label_titles(relsum: RankedIndex, names: Sequence[str], left_out: set[str]) 
 
 
 def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -> dict[str, tuple[LabelledQuery, ...]]:
-    """Return the products that still have a query after the paper's filter |δ|; by rank, relevant pairs only."""
+    """Return the products that keep a query after the paper's filter |δ|.
+
+    A reward by rank keeps relevant pairs only.
+    """
     wanted = settings.relsum
     by_rank = wanted.reward.kind != "error"
     kept = {
@@ -135,12 +139,12 @@ def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -
 
 
 def write_pairs(path: Path, products: Sequence[LabelledProduct]) -> None:
-    """Write labelled products, one JSON object a line, whole or not at all."""
+    """Write labeled products, one JSON object a line; the file is whole or absent."""
     write_whole(path, msgspec.json.Encoder().encode_lines(products))
 
 
 def read_pairs(path: Path) -> list[LabelledProduct]:
-    """Return labelled products.
+    """Return labeled products.
 
     Raises SettingsError if the file is missing or damaged.
     """

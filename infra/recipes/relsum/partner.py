@@ -1,6 +1,6 @@
-"""ReLSum's partner: the cross-encoder that ranks, tuned on the summaries of training lists' products.
+"""ReLSum's partner: the cross-encoder that ranks, adapted to the summaries of the training lists' products.
 
-The paper keeps it frozen, and names this as its next step (arXiv:2508.08404, conclusion).
+The paper keeps it frozen, and names its adaptation as the next step (arXiv:2508.08404, conclusion).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from streams.errors import SettingsError
 
 
 class RankerPartner:
-    """The cross-encoder versions of an index."""
+    """The cross-encoder versions of an index, as the partner of a summarizer."""
 
     setting = "cross_encoder.version"
     measure = "nDCG@5"
 
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
-        """Return the version that lists alone have trained; it is made where it is missing.
+        """Return the version that learned from lists alone; it is trained if it is missing.
 
-        Raises SettingsError for an alternation that begins or samples as a retriever's does.
+        Raises SettingsError if `alternation.begin` or `alternation.samples` asks for what only a retriever can do.
         """
         for name, only in (("begin", "nothing"), ("samples", 0)):
             if (got := getattr(app.settings.alternation, name)) != only:
@@ -44,19 +44,19 @@ class RankerPartner:
         return RankedIndex(app, index, report).cross_encoder.version
 
     def original(self, app: App, index: str) -> str:
-        """Return the index's current version, which no tuning changes."""
+        """Return the index's current version, which no adaptation changes."""
         return app.settings.cross_encoder.version or current_version(cross_encoders_of(app.home.index(index)))
 
     def settle(self, app: App, new: NewRun, report: Report) -> App:
-        """Nothing has to be measured."""
+        """Return the app as it is: a cross-encoder needs no measurement."""
         return app
 
     def told(self, settings: Settings) -> dict[str, float]:
-        """Nothing was."""
+        """Return no values, because `settle` measures none."""
         return {}
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
-        """Return the summaries of the products that teach, and of those of dev lists."""
+        """Return the summaries of the products of taught pairs and of dev lists, by document id."""
         relsum = RankedIndex(app, run.index, report)
         documents = {pair.document for pair in taught_pairs(relsum)}
         documents.update(document for of in relsum.lists("dev").qrels.values() for document in of)
@@ -74,7 +74,7 @@ class RankerPartner:
         seed: int,
         report: Report,
     ) -> str:
-        """Tune a version on pairs of training lists, calibrated on dev lists; the same for every turn and seed."""
+        """Adapt a version to pairs of training lists, and calibrate it on dev lists; turn and seed change nothing."""
         relsum = _world(app, index, parent, report)
         return tune_ranker(relsum, relsum.cross_encoder, said(texts), left_out=left_out(held_out))
 

@@ -1,7 +1,7 @@
-"""What ReLSum stands on, checked before anything is trained: calibration, agreement of rewards with ranking, and time.
+"""A check of ReLSum's premise before any training: calibration, agreement of rewards with ranking, and time.
 
-If a reward does not order methods as the ranking measure does, more of it is no better search; a pilot's absolute error
-called the commonest attributes better than random ones while nDCG said the opposite.
+If a reward does not order methods as the ranking measure does, a higher reward is no better search. In a pilot, the
+absolute error called the commonest attributes better than random ones, while nDCG said the opposite.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ TIMED_PAIRS = 200
 
 
 class Premise(msgspec.Struct, frozen=True, kw_only=True):
-    """The checks, on the dev lists.
+    """The results of the check on the dev lists.
 
-    arms: by arm nDCG@5, AUC (relevant against other products, all lists together), and the mean of each reward.
+    arms: for each arm nDCG@5, AUC (relevant products against others, over all lists together), and the mean of each
+    reward.
     agreement: Pearson's correlation of each reward with nDCG@5 over the arms. milliseconds: processor time of one pair,
-    title alone, with a summary, with the description.
+    with the title alone, with a summary, with the description.
     """
 
     calibration: Calibration | None
@@ -39,7 +40,7 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: dict[str, float]
 
     def found(self) -> PremiseFound:
-        """Return the checks as a table of arms, with the cross-encoder's calibration above it and times below."""
+        """Return the checks as a table of arms, with the cross-encoder's calibration above it and the times below."""
         names = list(next(iter(self.arms.values())))
         rows = [(arm, *(f"{row[name]:.3f}" for name in names)) for arm, row in self.arms.items()]
         agreement = [f"{self.agreement[name]:.3f}" if name in self.agreement else "" for name in names]
@@ -59,7 +60,7 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int = 200) -> Premise:
-    """Return what the index's cross-encoder and baselines say before any training."""
+    """Measure the index's cross-encoder and baselines on a split's lists, before any training."""
     lists = relsum.lists(split)
     queries = lists.queries[:queries_max]
     qrels = {query.id: lists.qrels[query.id] for query in queries}
@@ -122,7 +123,7 @@ def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int =
 
 
 def scoring_milliseconds(relsum: RankedIndex, query: str) -> dict[str, float]:
-    """Return processor milliseconds of scoring one product, by what stands beside its title; nothing is remembered."""
+    """Return processor milliseconds of scoring one product, by the text beside its title, without remembered scores."""
     documents = sorted({document for of in relsum.lists("test").qrels.values() for document in of})[:TIMED_PAIRS]
     values, found = relsum.values, dict[str, float]()
     for name, texts in {
@@ -137,5 +138,5 @@ def scoring_milliseconds(relsum: RankedIndex, query: str) -> dict[str, float]:
 
 
 def rank_logits(relsum: RankedIndex, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-    """Return each pair's logit."""
+    """Return the logit of each (query, text) pair."""
     return dict(zip(pairs, relsum.cross_encoder.logits(pairs, report=relsum.report).tolist(), strict=True))

@@ -13,13 +13,13 @@ from search_env.models.crossencoder import CURRENT_FILE, CrossEncoder, load_cros
 
 
 class RankedIndex(RelsumIndex):
-    """An index with its cross-encoder; either is made when it is first asked for and missing."""
+    """An index with its cross-encoder; either is made at first use if it is missing."""
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
-        """The frozen cross-encoder that the settings name; without a name, one that the training lists have trained.
+        """The frozen cross-encoder that the settings name.
 
-        That one is made where it is missing.
+        If they name none, it is the one that learned from the training lists, and it is trained if it is missing.
         """
         settings = self.settings.cross_encoder
         if not settings.version and not (self.cross_encoders / CURRENT_FILE).is_file():
@@ -27,7 +27,7 @@ class RankedIndex(RelsumIndex):
         return load_cross_encoder(self.cross_encoders, settings)
 
     def read_with(self, version: str) -> RankedIndex:
-        """Return the same relsum, read with another version of the cross-encoder."""
+        """Return the same index, read with another version of the cross-encoder."""
         other = copy.copy(self)
         vars(other).pop("cross_encoder", None)
         settings = msgspec.structs.replace(self.settings.cross_encoder, version=version)

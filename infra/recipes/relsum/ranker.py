@@ -1,4 +1,4 @@
-"""Teaching the cross-encoder that ranks an index's lists: the first one, and versions tuned on summaries.
+"""Training of the cross-encoder that ranks an index's lists: the first one, and versions adapted to summaries.
 
 Training lists teach and dev lists calibrate. Human queries and test lists do neither.
 """
@@ -22,14 +22,17 @@ from search_env.models.crossencoder_training import LabelledPair, calibrate, tra
 from search_env.relsum.matching_lessons import MatchingLessons
 
 T = TypeVar("T")
-NEGATIVES = 4  # Of a query's list.
-BY_TITLE = 0.25  # Lessons by title for each pair of lists, lest titles be unlearned.
+NEGATIVES = 4  # Irrelevant products of each query's list.
+BY_TITLE = 0.25  # Lessons by title for each pair of lists, so that titles are not unlearned.
 Writes = Callable[[Sequence[tuple[Query, str]]], Sequence[str]]
-"""What stands behind titles: of (query, product) pairs, in their order."""
+"""A function from (query, product) pairs to the texts behind the titles, in the order of the pairs."""
 
 
 class JudgedPair(NamedTuple):
-    """A query, a product of its list, and whether it is relevant; again: once more, with a text of another kind."""
+    """A query, a product of its list, and a label.
+
+    label: 1 for a relevant product, else 0. again: the pair's second occurrence, with a text of another kind.
+    """
 
     query: Query
     document: str
@@ -40,7 +43,7 @@ class JudgedPair(NamedTuple):
 def train_ranker(relsum: RelsumIndex) -> str:
     """Train the index's first cross-encoder, make it the current one, and return its version.
 
-    Matching is taught first; then pairs of lists with texts of every kind that is scored later.
+    It learns matching first, and then pairs of lists with every kind of text that it scores later.
     """
     settings, lessons = relsum.settings.cross_encoder, _lessons(relsum)
     stages = lessons.stages(settings.lessons)
@@ -54,10 +57,10 @@ def train_ranker(relsum: RelsumIndex) -> str:
 
 
 def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
-    """Tune a cross-encoder on summaries, and return the new version; it does not become the current one.
+    """Adapt a cross-encoder to summaries, and return the new version; it does not become the current one.
 
-    What was tuned before on the same texts, from the same parent, is found again. left_out: texts of queries, in small
-    letters, which teach nothing.
+    A version that was adapted before, to the same texts and from the same parent, is found again. left_out: texts of
+    queries, in small letters, that teach nothing.
     """
     settings = relsum.settings.cross_encoder
     dev = [pair for pair in judged_pairs(relsum, "dev") if not pair.again]
@@ -65,7 +68,7 @@ def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, le
         _written(relsum, [pair for pair in pairs if pair.query.text.lower() not in left_out], writes)
         for pairs in (taught_pairs(relsum), dev)
     )
-    same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither has to do with tuning.
+    same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither affects adaptation.
     known = msgspec.json.encode([parent.version, same, taught, measured])
     pointer = relsum.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
@@ -77,17 +80,17 @@ def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, le
 
 
 def taught_pairs(relsum: RelsumIndex) -> list[JudgedPair]:
-    """Return the pairs of training lists that tune a cross-encoder."""
+    """Return the pairs of training lists that a cross-encoder is adapted with."""
     return _some(relsum, [pair for pair in judged_pairs(relsum, "train") if not pair.again])
 
 
 def said(summaries: Mapping[str, str]) -> Writes:
-    """Return what writes these summaries, whatever is asked; nothing of a product that has none."""
+    """Return the function that gives these summaries, whatever the query; "" for a product without one."""
     return lambda pairs: [summaries.get(document, "") for _, document in pairs]
 
 
 def judged_pairs(relsum: RelsumIndex, split: str) -> list[JudgedPair]:
-    """Return the relevant products of a split's lists, each twice, and some others of each list."""
+    """Return the pairs of a split's lists: each relevant product twice, and at most `NEGATIVES` others of a list."""
     lists = relsum.lists(split)
     found: list[JudgedPair] = []
     for query in lists.queries:
@@ -102,7 +105,7 @@ def judged_pairs(relsum: RelsumIndex, split: str) -> list[JudgedPair]:
 
 
 def _lessons(relsum: RelsumIndex) -> MatchingLessons:
-    """Return what draws lessons about the products of training lists, from its beginning."""
+    """Return the source of lessons about the products of training lists, at its first lesson."""
     names = sorted({document for of in relsum.lists("train").qrels.values() for document in of})
     return MatchingLessons(relsum.values, names, relsum.settings.lists, seed=relsum.settings.cross_encoder.seed)
 
@@ -127,15 +130,17 @@ def _written(relsum: RelsumIndex, pairs: Sequence[JudgedPair], writes: Writes) -
 
 
 def _of_some_kind(relsum: RelsumIndex, pair: JudgedPair) -> LabelledPair:
-    """Return a pair with a title alone, with values by chance or by the log, or with the whole description behind it.
+    """Return a pair with one kind of text behind the title.
 
-    The kind is drawn by the pair's hash, so that a cross-encoder is calibrated for short texts and long ones alike.
+    The kinds are no text, the values asked for, values by chance, values by the log, and the whole description. The
+    pair's
+    hash draws the kind, so that a cross-encoder is calibrated for short texts and long ones alike.
     """
     query, document, label, again = pair
     kind = _draw(query, document, "b" if again else "a") % 8
     if kind == 0:
         summary = ""
-    elif kind == 1:  # Mostly cut while learning, so few.
+    elif kind == 1:  # Few, because training mostly cuts them.
         summary = relsum.values.description(document)
     elif kind <= 4:
         summary = relsum.summary(document, relsum.values.asked(document, query_keys(query)))

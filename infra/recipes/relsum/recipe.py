@@ -1,8 +1,8 @@
-"""ReLSum (arXiv:2508.08404) as a recipe: a product goes in, a summary within a budget comes out.
+"""ReLSum (arXiv:2508.08404) as a recipe: the policy sees a product, and writes a summary within a budget.
 
-One request is one training product; the policy sees title and values and never a query. The warm-up teaches a selector
-what the query log would say (`[train] warm_up = false` begins untaught, as the paper does), and GRPO goes on
-from there.
+One request is one training product. The policy sees title and values, and never a query. The warm-up teaches a selector
+the preferences of the query log, and GRPO goes on from there. With `[train] warm_up = false` the policy begins
+untaught, as in the paper.
 """
 
 from __future__ import annotations
@@ -69,25 +69,26 @@ TUNED = "tuned-"
 
 
 class Relsum:
-    """Summaries of products, paid by what a frozen cross-encoder makes of them."""
+    """Summaries of products, rewarded by the scores of a frozen cross-encoder."""
 
     carried: Sequence[str] = (PAIRS_FILE,)
     methods: Sequence[str] = (*ARMS, *(f"{TUNED}{arm}" for arm in ARMS))
 
     def __init__(self) -> None:
-        # An index takes a quarter of a minute to open and remembers scores: one for all rankings of one table.
+        # An index takes a quarter of a minute to open, and remembers scores. All rankings of one table share it.
         self._indexes: dict[bytes, RankedIndex] = {}
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
-        """Make or find lists, cross-encoder, labelled pairs and first policy.
+        """Make or find lists, cross-encoder, labeled pairs and first policy.
 
-        Training queries come from the index's demand; `queries_file` is refused. Held-out queries are left out by text.
-        Raises SettingsError for queries of one's own, and if no pair is moved by more than δ.
+        Training queries come from the index's demand, so `queries_file` is refused. Held-out queries are left out by
+        text.
+        Raises SettingsError for a user's own queries, and if no pair has |δ| above `relsum.filter_delta`.
         """
         if new.queries_file is not None:
             raise SettingsError("--queries: ReLSum makes its queries from the index's demand; leave it out")
         relsum, run_dir = RankedIndex(app, new.index, report), app.home.run(new.run)
-        # Of a run that has begun they stay. One that begins from another's policy has its own: δ is a setting.
+        # A run that has begun keeps its pairs. A run that begins from another's policy makes its own: δ is a setting.
         if not (run_dir / SETTINGS_FILE).is_file() or not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
             write_pairs(run_dir / PAIRS_FILE, labelled_products(relsum, left_out(new.held_out)))
@@ -95,8 +96,8 @@ class Relsum:
         products = [relsum.shown(document) for document in usable(labelled, app.settings)]
         if not products:
             raise SettingsError(
-                f"index {new.index!r}: no training pair is moved by more than δ = "
-                f"{app.settings.relsum.filter_delta}; lower relsum.filter_delta"
+                f"index {new.index!r}: expected a training pair with |δ| above "
+                f"{app.settings.relsum.filter_delta}, found none; lower relsum.filter_delta"
             )
         if not (run_dir / "checkpoints" / CURRENT).is_file():
             policy = _first_policy(app, relsum, run_dir, new.seed)
@@ -106,12 +107,12 @@ class Relsum:
         return prepared_products(app, new, products)
 
     def encoder(self, settings: Settings) -> Encode:
-        """Return the prompt of title and values; the query is never shown."""
+        """Return the prompt of title and values, which never shows a query."""
         return product_encoder(settings)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
-        """Give what scores this run's groups; nothing has to be closed."""
+        """Yield the environment that scores this run's groups; nothing has to be closed."""
         relsum = RankedIndex(app, run.index, report)
         labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
         yield RelsumEnvironment(
@@ -155,11 +156,11 @@ class Relsum:
         temperature: float = 0.0,
         top: int = TOP,
     ) -> list[Ranked]:
-        """Return the held-out lists (tail), and the given queries' judged products (head), ranked with summaries.
+        """Rank the held-out lists (tail) and the given queries' judged products (head) with summaries.
 
-        policy: a version, or the name of an arm in `infra.recipes.relsum.baselines`; with "tuned-" before it the
-        cross-encoder is first tuned on what it writes of training lists' products. Lists are ranked whole: `top` cuts
-        none.
+        policy: a version, or the name of an arm in `infra.recipes.relsum.baselines`. With "tuned-" before it, the
+        cross-encoder is first adapted to its texts about the training lists' products. Lists are ranked whole; `top`
+        cuts none.
         """
         relsum = self._index(app, run.index, report)
         tail = relsum.lists("test")
@@ -182,22 +183,22 @@ class Relsum:
         ]
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
-        """Write the summary of every product, within the budget of the run's cross-encoder."""
+        """Write the summary of every product, within the budget of the run's cross-encoder, and return all of them."""
         relsum = self._index(app, run.index, report)
         documents = [document.id for document in relsum.documents]
         written = policy_summaries(app, relsum, run, documents, policy=policy, report=report)
         return stored_texts(app, run, written, policy=policy)
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
-        """Check calibration, which reward agrees with nDCG@5, and the time that scoring takes."""
+        """Check calibration, the agreement of each reward with nDCG@5, and the time of scoring."""
         return check_premise(RankedIndex(app, index, report), queries_max=options.queries_max).found()
 
     def partner(self) -> Partner:
-        """Return the cross-encoder that ranks: tuning it is the next step that the authors name."""
+        """Return the cross-encoder that ranks; its adaptation is the next step that the authors name."""
         return RankerPartner()
 
     def _index(self, app: App, index: str, report: Report) -> RankedIndex:
-        """Return the opened index, one for all runs that differ in nothing that it shows or scores."""
+        """Return the opened index. Runs share it unless they differ in something that it shows or scores."""
         settings = app.settings
         known = msgspec.json.encode(
             [
@@ -222,7 +223,7 @@ def _first_policy(app: App, relsum: RankedIndex, run_dir: Path, seed: int) -> Po
 
 
 def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
-    """Teach what the log would say of each product of the paid lists, as chances rather than as one order."""
+    """Teach the log's preferences for each product of the training lists, as probabilities and not as one order."""
     settings = app.settings
     lists = relsum.lists("train")
     paid = lists.queries[: settings.relsum.training_queries]
@@ -254,8 +255,8 @@ def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: Path, seed:
 def _answer(settings: Settings, product: Product, numbers: Sequence[int], *, selector: bool) -> str:
     """Return these values as the policy writes them.
 
-    A selector names as many as it may, and the budget cuts: one that was taught to end where the budget ends, ended
-    greedily at 11 of 16 tokens, since no single value is as likely as the end.
+    A selector names as many values as it may, and the budget cuts the rest. A selector that was taught to end where the
+    budget ends stopped, in greedy decoding, at 11 of 16 tokens: no single value is as likely as the end.
     """
     if selector:
         return render_pointers(numbers[: settings.generation.tokens_max - 1])

@@ -17,7 +17,7 @@ from search_env.catalogue.corpora import Query
 def policy_writes(
     app: App, relsum: RankedIndex, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> Writes:
-    """Return what a version of the run's policy writes, of whichever products are asked for."""
+    """Return a function that gives the summaries by a version of the run's policy, for any products."""
 
     def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
         documents = sorted({document for _, document in pairs})
@@ -28,7 +28,7 @@ def policy_writes(
 
 
 def left_out(queries: Iterable[Query]) -> set[str]:
-    """Return the texts of queries that must teach nothing, as lists' queries are compared with them."""
+    """Return the texts of queries that must teach nothing, in small letters, to be compared with lists' queries."""
     return {query.text.lower() for query in queries}
 
 
@@ -42,7 +42,7 @@ def policy_summaries(
     report: Report,
     temperature: float = 0.0,
 ) -> dict[str, str]:
-    """Return what a version of the run's policy writes of these documents, within the budget."""
+    """Return the summaries of these documents by a version of the run's policy, within the budget."""
     return summarize(
         app,
         run,

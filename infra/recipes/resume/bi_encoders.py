@@ -1,4 +1,4 @@
-"""Retriever versions of an index: where they lie, the first one, adapting one, and searching with one."""
+"""Retriever versions of an index: their folder, the first version, adaptation, and search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def retrievers_of(app: App, index: str) -> Path:
 
 
 def first_retriever(app: App, index: str) -> RetrieverManifest:
-    """Return the version that was adapted to nothing; it is made if it is not there, and is always the same."""
+    """Return the version that no texts have adapted. It is made if it is missing, and it is always the same."""
     settings = app.settings.retriever
     base = model_directory()
     retriever = StaticRetriever(base, tokens_max=settings.tokens_max)
@@ -42,7 +42,7 @@ def first_retriever(app: App, index: str) -> RetrieverManifest:
 
 
 def open_encoder(app: App, index: str, name: str) -> StaticEncoder:
-    """Return a version to encode with ("" is the first one).
+    """Return the encoder of a retriever version; "" names the first one.
 
     Raises SettingsError if there is none of that name, CheckpointError if it is damaged.
     """
@@ -56,7 +56,7 @@ def _folder_of(app: App, index: str, name: str) -> Path:
     if not is_name(name) or not (root / name).is_dir():
         known = ", ".join(sorted(path.name for path in root.glob("r*-*"))) or "none"
         raise SettingsError(
-            f"retriever: expected one of {known} of index {index!r}, got {name!r}. One of another index: --retriever-of"
+            f"retriever: expected one of {known} of index {index!r}, got {name!r}. For another index: --retriever-of"
         )
     return root / name
 
@@ -64,7 +64,10 @@ def _folder_of(app: App, index: str, name: str) -> Path:
 def adapt_to_texts(
     app: App, index: str, *, parent: str, texts: Mapping[str, str], held_out: Sequence[Query], turn: int, seed: int
 ) -> RetrieverManifest:
-    """Adapt a retriever version to what stands for the documents, on training queries, and return the new version."""
+    """Adapt a retriever version to the texts that stand for documents, and return the new version.
+
+    It learns from training queries, without those that have a held-out text.
+    """
     answered = answered_queries(app.home.index(index), held_out)
     relevant: dict[str, list[str]] = {}
     for document, queries in sorted(answered.by_document.items()):
@@ -100,9 +103,10 @@ def dense_search(
     top: int,
     settings: VectorSettings,
 ) -> dict[str, Ranking]:
-    """Return each query's nearest documents among the texts that stand for them, re-indexed for this retriever version.
+    """Return each query's nearest documents among the texts that stand for them, by query id.
 
-    alias: of the vectors' index; it points to this version and these texts after. Nothing is indexed in memory.
+    The texts are indexed anew for this retriever version. alias: of the vectors' index; afterwards it points to this
+    version and these texts. With `vectors.search = "memory"` nothing is indexed.
     """
     ids = sorted(texts)
     vectors = RememberedVectors(encoder, directory=app.home.index(index) / "vectors")

@@ -1,4 +1,4 @@
-"""RR@10 of an index's dev queries among texts that stand for its documents."""
+"""RR@10 of an index's dev queries among the texts that stand for its documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CUTOFF = 10
 
 
 def dev_reciprocal_rank(app: App, index: str, retriever: str, texts: Mapping[str, str], *, alias: str) -> float:
-    """Return mean RR@10 of an index's dev queries among texts that stand for its documents; alias: of their vectors."""
+    """Return mean RR@10 of an index's dev queries among the texts that stand for its documents.
+
+    alias: of the vectors' index.
+    """
     queries, qrels = load_intents(app.home.index(index) / "intents", "dev")
     rankings = dense_search(
         app,
@@ -29,7 +32,7 @@ def dev_reciprocal_rank(app: App, index: str, retriever: str, texts: Mapping[str
 
 
 def reciprocal_rank(rankings: Mapping[str, Ranking], qrels: Qrels) -> float:
-    """Return mean RR@10 over the queries that have a relevant document."""
+    """Return mean RR@10 over the queries that have a relevant document; 0 if none has."""
     found = []
     for query, grades in qrels.items():
         relevant = {document for document, grade in grades.items() if grade > 0}

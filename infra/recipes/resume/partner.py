@@ -1,4 +1,4 @@
-"""ReSuMe's partner: a dense retriever, adapted by contrast to the summaries of the whole corpus."""
+"""ReSuMe's partner: a dense retriever, adapted to the summaries of the whole corpus by contrastive learning."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from streams.codec import content_sha256, encode
 
 
 class RetrieverPartner:
-    """The retriever versions of an index."""
+    """The retriever versions of an index, as the partner of a summarizer."""
 
     setting = "resume.retriever"
     measure = "RR@10"
 
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
-        """Return the version that scores the first turn, made as `alternation.begin` says."""
+        """Return the version that rewards the first turn, adapted as `alternation.begin` says."""
         original, begin = self.original(app, index), app.settings.alternation.begin
         if begin == "nothing":
             return original
@@ -39,11 +39,14 @@ class RetrieverPartner:
         return adapt_to_texts(app, index, parent=original, texts=texts, held_out=held_out, turn=0, seed=seed).name
 
     def original(self, app: App, index: str) -> str:
-        """Return the retriever that was adapted to nothing."""
+        """Return the retriever that no texts have adapted."""
         return first_retriever(app, index).name
 
     def settle(self, app: App, new: NewRun, report: Report) -> App:
-        """Return the app with the edge scale that fits what the turn's first policy writes for some products."""
+        """Return the app with an edge scale that fits the summaries by the turn's first policy.
+
+        The scale is measured on some products.
+        """
         settings = app.settings
         if not settings.alternation.measure_scale:
             return app
@@ -70,7 +73,7 @@ class RetrieverPartner:
         return {"edge scale": settings.resume.reward.edge_scale}
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
-        """Return title and summary of every document."""
+        """Return title and summary of every document, by document id."""
         return policy_texts(app, run, policy="latest", report=report)
 
     def adapt(
@@ -85,7 +88,7 @@ class RetrieverPartner:
         seed: int,
         report: Report,
     ) -> str:
-        """Adapt a retriever to the texts, on training queries."""
+        """Adapt a retriever to the texts on training queries, and return the new version."""
         return adapt_to_texts(app, index, parent=parent, texts=texts, held_out=held_out, turn=turn, seed=seed).name
 
     def measured(

@@ -1,8 +1,9 @@
-"""What ReSuMe stands on, checked before anything is trained: do summaries that its reward likes best help the search?
+"""A check of ReSuMe's premise before any training: the summaries that its reward prefers help the search.
 
-Every product has some random selections of its values; the reward orders them, as the retriever sees them that was
-adapted to random values. If a corpus of the best ones, a retriever adapted to it, is not found better than a corpus of
-random ones, then no policy can gain by this reward, however well it learns.
+Each product gets some random selections of its values. The reward orders them, as the retriever that was adapted to
+random values sees them. One corpus holds the best selection of each product, another a random one, and a retriever is
+adapted to each corpus. If search among the best is no better than among the random ones, then no policy can gain by
+this reward, however well it learns.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from streams.pointers import pointer
 
 
 class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
-    """A corpus of summaries chosen from the same candidates. reward: mean of them, as the environment gave it.
+    """A corpus of summaries chosen from the same candidates.
 
-    rr_before, rr: mean RR@10 on dev queries, by what scored them, and by a version adapted to them.
+    reward: mean of their rewards, as the environment gave them. rr_before: mean RR@10 on dev queries by the retriever
+    that scored them. rr: the same by a version adapted to them.
     """
 
     chosen: str
@@ -38,7 +40,11 @@ class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Premise(msgspec.Struct, frozen=True, kw_only=True):
-    """The check: the retriever version that scored, products with a choice, candidates of each, and the corpora."""
+    """The result of the check.
+
+    retriever: the version that scored. products: number of products with a choice. candidates: number of selections for
+    each product. corpora: the best, a random and the worst selection of each product.
+    """
 
     retriever: str
     products: int
@@ -60,10 +66,10 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_premise(app: App, index: str, *, candidates: int, seed: int, report: Report) -> Premise:
-    """Return how the best, a random and the worst of each product's random selections are found.
+    """Measure the search for the best, a random and the worst of each product's random selections.
 
-    app: with the recipe's settings. Nothing but retriever versions is written. Raises SettingsError if the index has
-    no judged training queries.
+    app: with the recipe's settings. Only retriever versions are written. Raises SettingsError if the index has no
+    judged training queries.
     """
     in_memory = app.with_changes("premise", {"vectors": {"search": "memory"}})
     begun = texts_without_policy(in_memory, index, "random", seed=seed)
@@ -106,14 +112,17 @@ def check_premise(app: App, index: str, *, candidates: int, seed: int, report: R
 
 
 def random_selections(product: Product, candidates: int, *, seed: int) -> list[str]:
-    """Return as many orders of all of a product's values as pointers; the budget keeps the first that fit."""
+    """Return so many random orders of all of a product's values, as pointers; the budget keeps the first that fit."""
     generator = random.Random(f"premise {seed} {product.document_id}")
     numbers = range(1, len(product.values) + 1)
     return ["".join(map(pointer, generator.sample(numbers, len(numbers)))) for _ in range(candidates)]
 
 
 def _nth(outcomes: Sequence[Outcome], place: int | None) -> Outcome:
-    """Return one by the order of rewards, ties by Δ, or simply the first, which is as random as any."""
+    """Return the outcome at this place in the order of rewards, ties by Δ.
+
+    For None, return the first outcome, which is as random as any.
+    """
     if place is None:
         return outcomes[0]
     return sorted(outcomes, key=lambda each: (each.reward or 0.0, each.components.get("delta", 0.0)))[place]

@@ -17,9 +17,9 @@ from streams.errors import SettingsError
 
 
 def prepare(app: App, new: NewRun, report: Report) -> Prepared:
-    """Ask for every product that answers a training query and has values to choose from; make the first policy.
+    """Ask for each product that answers a training query and has a choice of values; make the first policy.
 
-    Raises SettingsError for queries of one's own (they have no judgments), and if no product can be asked for.
+    Raises SettingsError for a user's own queries, which have no judgments, and if no product can be asked for.
     """
     if new.queries_file is not None:
         raise SettingsError("--queries: ReSuMe needs judged training queries; leave it out to take the index's own")

@@ -1,7 +1,7 @@
-"""ReSuMe's summarizer (WWW '26) as a recipe: a product goes in, a summary comes out, and a bi-encoder rewards it.
+"""ReSuMe's summarizer (WWW '26) as a recipe: the policy writes a product's summary, and a bi-encoder rewards it.
 
 One run is one turn of the summarizer against one version of the bi-encoder (`resume.retriever`).
-`infra.runs.alternation` strings turns together.
+`infra.runs.alternation` runs one turn after the other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TUNED = "tuned-"
 
 
 class Resume:
-    """Summaries of products, paid by the retriever."""
+    """Summaries of products, rewarded by the retriever."""
 
     carried: Sequence[str] = (QUERIES_FILE,)
     methods: Sequence[str] = (*TEXTS, *(f"{TUNED}{texts}" for texts in TEXTS))
@@ -55,12 +55,12 @@ class Resume:
         return prepare(app, new, report)
 
     def encoder(self, settings: Settings) -> Encode:
-        """Return the prompt of a product."""
+        """Return the prompt of a product, which never shows a query."""
         return product_encoder(settings)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
-        """Give the environment with the retriever version that the run began with."""
+        """Yield the environment with the retriever version that the run began with."""
         yield open_resume_environment(app, run.index, app.home.run(run.run), index_version=run.index_version)
 
     def rank(
@@ -74,10 +74,11 @@ class Resume:
         temperature: float = 0.0,
         top: int = TOP,
     ) -> list[Ranked]:
-        """Return the held-out intents and the given queries, each searched among what stands for the documents.
+        """Search the held-out intents and the given queries among the texts that stand for the documents.
 
-        policy: a version, whose summaries stand for them, or one of `TEXTS`. The retriever is that of
-        `resume.retriever`; with "tuned-" before the policy it is first adapted to those texts, by `retriever.steps`.
+        policy: a version, whose summaries stand for the documents, or one of `TEXTS`. `resume.retriever` names the
+        retriever. With "tuned-" before the policy, the retriever is first adapted to these texts for `retriever.steps`
+        steps.
         """
         texts_of = policy.removeprefix(TUNED)
         held_out = given[0] if given else []
@@ -110,12 +111,12 @@ class Resume:
         yield rank
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
-        """Write the summary of every product, as the partner of the run's turn reads it."""
+        """Write the summary of every product, as the partner of the run's turn reads it, and return all of them."""
         written = policy_summaries(app, run, policy=policy, report=report)
         return stored_texts(app, run, written, policy=policy, choice=best_rewarded(app, run))
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
-        """Check whether the search finds the random summaries that the reward likes best better than others."""
+        """Check that search works better on the random summaries with the highest rewards than on others."""
         candidates, seed = options.candidates, options.seed
         return check_premise(app, index, candidates=candidates, seed=seed, report=report).found()
 

@@ -1,4 +1,4 @@
-"""What stands for each document where a whole corpus is searched by vectors: all of it, a part, or a summary."""
+"""Texts that stand for documents in a search of a whole corpus by vectors: all of a document, a part, or a summary."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from search_env.summaries.values import ProductValues
 from streams.errors import SettingsError
 
 TEXTS = ("documents", "titles", "lead", "random", "key-prior")
-"""What can stand for documents without a policy."""
+"""Kinds of texts that can stand for documents without a policy."""
 
 
 def document_texts(directory: Path) -> dict[str, str]:
-    """Return each document of an index whole, as the retriever reads it."""
+    """Return the whole text of each document of an index, as the retriever reads it, by document id."""
     products = map(product_of, load_documents(directory))
     return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
 
 
 def summarized_values(app: App, index: str, answered: Answered) -> ProductValues:
-    """Return the products of an index with the values that a summary chooses among, ordered as prompts show them.
+    """Return the products of an index with the values that a summary chooses among, ordered as in prompts.
 
-    answered: the training queries that count; held-out texts are not among them.
+    answered: the training queries that count, without held-out texts.
     """
     directory = app.home.index(index)
     queries, _ = load_intents(directory / "intents", "train")
@@ -39,7 +39,7 @@ def summarized_values(app: App, index: str, answered: Answered) -> ProductValues
 
 
 def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, str]:
-    """Return what stands for each document of an index: its title and its summary, if it has one."""
+    """Return title and summary (if any) of each document of an index, by document id."""
     return {
         document.id: embedded_text(document.title, summaries.get(document.id, ""))
         for document in load_documents(directory)
@@ -49,11 +49,12 @@ def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, st
 def texts_without_policy(
     app: App, index: str, kind: str, *, seed: int, held_out: Sequence[Query] = ()
 ) -> dict[str, str]:
-    """Return what stands for each document where no policy writes it, summaries at the budget of `resume.summary`.
+    """Return the texts that stand for documents without a policy, by document id.
 
-    kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (values), "key-prior" (the
-    values whose attributes training queries ask for most, without RL). Values are those that the title lacks, as a
-    policy chooses among. held_out: queries that no count may know. Raises SettingsError for any other kind.
+    Summaries fit the budget of `resume.summary`. Their values are those that the title lacks, as for a policy.
+    kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (random values), "key-prior"
+    (the values whose attributes training queries ask for most, without RL).
+    held_out: queries that no count may include. Raises SettingsError for any other kind.
     """
     directory = app.home.index(index)
     budget = app.settings.resume.summary

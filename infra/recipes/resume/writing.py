@@ -21,7 +21,7 @@ from streams.events import Generation
 def policy_texts(
     app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> dict[str, str]:
-    """Return each document's title together with the summary that a version of the run's policy writes."""
+    """Return each document's title with its summary by a version of the run's policy, by document id."""
     summaries = policy_summaries(app, run, policy=policy, report=report, temperature=temperature)
     return summary_texts(app.home.index(run.index), summaries)
 
@@ -29,9 +29,9 @@ def policy_texts(
 def policy_summaries(
     app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> dict[str, str]:
-    """Return what a version of the run's policy writes of each product that has values to choose from.
+    """Return the summary of each product that has values to choose from, by a version of the run's policy.
 
-    With `alternation.samples` it is the best of so many samples, unless a temperature asks for a single one.
+    With `alternation.samples` it is the best of that many samples, unless a temperature asks for a single one.
     """
     answered = read_answered(app.home.run(run.run))
     values = summarized_values(app.with_settings(run.settings), run.index, answered)
@@ -50,16 +50,16 @@ def policy_summaries(
 
 
 def best_rewarded(app: App, run: RunSettings) -> Choice | None:
-    """Return the choice that a run's settings ask for: of a product's samples, the one that the run would pay best.
+    """Return the rule that chooses a product's sample with the highest reward; None if `alternation.samples` is 0.
 
-    The reward is the one that the run was begun with, whichever retriever searches now; equal ones by Δ.
+    The reward is the one that the run was begun with, whichever retriever searches now. Ties go by Δ.
     """
     samples = run.settings.alternation.samples
     if not samples:
         return None
 
     @cache
-    def environment() -> ResumeEnvironment:  # Opened by the first group: where all summaries are stored there is none.
+    def environment() -> ResumeEnvironment:  # Opened at the first group, so not if all summaries are stored.
         run_dir = app.home.run(run.run)
         paid = app.with_settings(read_run_settings(run_dir).settings)
         return open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
@@ -77,7 +77,7 @@ def best_rewarded(app: App, run: RunSettings) -> Choice | None:
 
 
 def open_resume_environment(app: App, index: str, run_dir: Path, *, index_version: str) -> ResumeEnvironment:
-    """Return what scores a run's groups. app: with the run's own settings."""
+    """Return the environment that scores a run's groups. app: with the run's own settings."""
     answered = read_answered(run_dir)
     return ResumeEnvironment(
         open_encoder(app, index, app.settings.resume.retriever),
