@@ -12,11 +12,13 @@ from kafka import TopicPartition
 from learner.batches import BatchSettings
 from learner.checkpoints import CheckpointError
 from learner.policy import PolicyError
-from learner.versions import LoadedVersion, OpenVersion, Version, well_named
+from learner.versions import LoadedVersion, OpenVersion, Version
 from streams.clients import KafkaSettings, connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
-from streams.errors import TransientError
+from streams.errors import EventError, TransientError
 from streams.events import PolicyRef, PolicyVersion
+from streams.names import version_folder
+from streams.records import Received
 from streams.topics import topic_name, version_name
 
 VERSIONS_MAX = 1000  # Announcements in one poll; a generator that starts tries to load the newest of each poll.
@@ -107,3 +109,19 @@ def _joined(announced: Sequence[PolicyVersion]) -> PolicyVersion:
         for partition in {partition for each in grants for partition in each}
     }
     return msgspec.structs.replace(newest, requests_admitted=admitted)
+
+
+def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outbox) -> list[PolicyVersion]:
+    """Return the announcements whose path names a checkpoint of the run; every other one becomes a dead letter.
+
+    A path is joined to the run's folder, so an unchecked path could lead anywhere.
+    """
+    good = []
+    for record, event in announced:
+        try:
+            version_folder(event.path, event.policy)
+        except EventError as error:
+            outbox.bury(record, str(error))
+        else:
+            good.append(event)
+    return good

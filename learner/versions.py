@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +13,8 @@ from safetensors.torch import load_file
 from learner.checkpoints import CheckpointError, Manifest, best_name, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
-from streams.delivery import Outbox
-from streams.errors import EventError
-from streams.events import PolicyRef, PolicyVersion
-from streams.names import is_version_name, version_folder
-from streams.records import Received
+from streams.events import PolicyRef
+from streams.names import is_version_name
 from streams.topics import version_name
 
 
@@ -39,22 +36,6 @@ class Version(Protocol):
 
 OpenVersion = Callable[[Path, PolicyRef], Version]
 """A function of a checkpoint's folder and its policy that opens the first version with which a generator writes."""
-
-
-def well_named(announced: Sequence[tuple[Received, PolicyVersion]], outbox: Outbox) -> list[PolicyVersion]:
-    """Return the announcements whose path names a checkpoint of the run; every other one becomes a dead letter.
-
-    A path is joined to the run's folder, so an unchecked path could lead anywhere.
-    """
-    good = []
-    for record, event in announced:
-        try:
-            version_folder(event.path, event.policy)
-        except EventError as error:
-            outbox.bury(record, str(error))
-        else:
-            good.append(event)
-    return good
 
 
 def find_version(checkpoints: Path, name: str) -> tuple[Path, Manifest]:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from streams.clients import KafkaSettings, committed_offsets, connect_admin, partitions_of
 from streams.kafka_errors import asked, told
+from streams.records import StageLag
 from streams.topics import topic_name
 
 LATEST = -1  # Kafka's own code for a partition's end in ListOffsets.
-
-
-class StageLag(msgspec.Struct, frozen=True, kw_only=True):
-    """The lag of a consumer group: the unread records of its topic before the log's end."""
-
-    stage: str
-    topic: str
-    records: int
 
 
 def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:

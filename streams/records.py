@@ -15,3 +15,11 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class StageLag(msgspec.Struct, frozen=True, kw_only=True):
+    """The lag of a consumer group: the unread records of its topic before the log's end."""
+
+    stage: str
+    topic: str
+    records: int

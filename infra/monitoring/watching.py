@@ -32,8 +32,9 @@ from streams.codec import decode_window
 from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError
 from streams.events import MonitorState, WindowEvent
-from streams.lag import StageLag, end_offsets, stage_lags
+from streams.lag import end_offsets, stage_lags
 from streams.ranges import log_bounds
+from streams.records import StageLag
 from streams.stopping import Stop
 from streams.topics import kind_of, topic_name
 

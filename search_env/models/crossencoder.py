@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_env.catalogue.corpora import write_whole
+from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Progress
 from streams.errors import SearchloopError
 from streams.names import is_name
@@ -251,8 +252,3 @@ def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncod
             "`searchloop train --recipe relsum` makes one"
         ) from error
     return CrossEncoder(model, settings, calibration)
-
-
-def sigmoid(values: Floats) -> Floats:
-    """Return 1 / (1 + e^−x) without overflow."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * values)), dtype=np.float64)

@@ -15,17 +15,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from search_env.models.calibration import area_under_curve, calibration_error, platt, sigmoid, smoothed
 from search_env.models.crossencoder import (
     Calibration,
     CrossEncoder,
     CrossEncoderError,
     CrossEncoderSettings,
-    Floats,
-    sigmoid,
 )
 from search_env.models.embeddings import Progress, model_directory
 
-ECE_BINS = 10
 SORTED_BATCHES = 16  # Pairs of this many batches are sorted by length together.
 
 
@@ -141,7 +139,7 @@ def calibrate(cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], report
     fitted = np.array([hashlib.sha256(pair.query.encode()).digest()[0] % 2 == 0 for pair in pairs])
     if any(len(set(labels[half].tolist())) < 2 for half in (fitted, ~fitted)):
         raise CrossEncoderError(f"calibration: expected relevant and other pairs in both halves of {len(pairs)} pairs")
-    scale, shift = platt(logits[fitted], labels[fitted])
+    scale, shift = platt(logits[fitted], smoothed(labels[fitted]))
     z, y = logits[~fitted], labels[~fitted]
     return Calibration(
         version="",
@@ -150,50 +148,8 @@ def calibrate(cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], report
         pairs=len(pairs),
         ece_before=calibration_error(sigmoid(z), y),
         ece_after=calibration_error(sigmoid(scale * z + shift), y),
-        auc=area_under_curve(z, y),
+        auc=area_under_curve(z, y > 0.5),
     )
-
-
-def platt(logits: Floats, labels: Floats, *, iterations: int = 50) -> tuple[float, float]:
-    """Return (a, b) that maximize the likelihood of labels under σ(a·z + b), by Newton's method.
-
-    Platt's targets (n₊+1)/(n₊+2) and 1/(n₋+2) replace 1 and 0, so that separable logits have a finite solution.
-    """
-    positives = float(labels.sum())
-    negatives = len(labels) - positives
-    target = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    inputs = np.stack([logits, np.ones_like(logits)], axis=1)  # [n, 2]
-    weights = np.array([1.0, 0.0])
-    for _ in range(iterations):
-        p = sigmoid(inputs @ weights)
-        gradient = inputs.T @ (p - target)
-        hessian = (inputs * (p * (1 - p))[:, None]).T @ inputs + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-10:
-            break
-    return float(weights[0]), float(weights[1])
-
-
-def calibration_error(probabilities: Floats, labels: Floats, *, bins: int = ECE_BINS) -> float:
-    """Return the expected calibration error: |mean probability − share of relevant| over bins, weighted by size."""
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    error = 0.0
-    for each in range(bins):
-        inside = place == each
-        if inside.any():
-            error += float(inside.mean()) * abs(float(probabilities[inside].mean() - labels[inside].mean()))
-    return error
-
-
-def area_under_curve(scores: Floats, labels: Floats) -> float:
-    """Return the share of cases in which a relevant pair outscores another one; ties count half (Mann and Whitney)."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores)
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    return float((ranks[labels > 0.5].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def _first(settings: CrossEncoderSettings, folder: Path) -> Any:

@@ -13,13 +13,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from search_env.catalogue.term_matrices import Catalogue
+from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Embedder
 from search_env.models.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from streams.errors import SearchloopError
@@ -159,7 +160,8 @@ class GbdtRelevance:
 
     def _predict(self, features: Floats) -> Floats:
         raw = self._booster.predict(features, raw_score=True, num_threads=1)
-        return _sigmoid(self.manifest.scale * np.asarray(raw, dtype=np.float64) + self.manifest.offset)
+        calibrated = sigmoid(self.manifest.scale * np.asarray(raw, dtype=np.float64) + self.manifest.offset)
+        return calibrated.astype(np.float32)
 
 
 class CosineRelevance:
@@ -278,7 +280,3 @@ def _rows(catalogue: Catalogue, ids: Sequence[str]) -> npt.NDArray[np.int64]:
             f"document {error.args[0]!r} was retrieved, but is not in the loaded corpus: index and files differ. "
             f"Run: searchloop index CORPUS"
         ) from None
-
-
-def _sigmoid(values: npt.NDArray[Any]) -> Floats:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values, -60, 60))), dtype=np.float32)

@@ -29,6 +29,7 @@ from search_env.catalogue.analysis import analyze, stem, surface_tokens
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.catalogue.lexical import top_documents
 from search_env.catalogue.term_matrices import Catalogue
+from search_env.models.calibration import area_under_curve, calibration_error, platt, sigmoid
 from search_env.models.embeddings import Embedder
 from search_env.models.features import FEATURES, FEATURES_VERSION, FeatureMaker
 from search_env.models.relevance import RelevanceError, RelevanceManifest, model_text
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 HELD_OUT_SHARE = 0.15
+SCALE_MIN = 0.05  # Never flat or inverted: the order of the model must stay.
 MONOTONE = {name: 1 for name in FEATURES if name.endswith(("bm25", "share", "coverage", "values", "cosine"))}
 MONOTONE["values_lacked"] = -1
 TITLE_GRADES = (1.0, 0.6, 0.4)  # for a document with every word in its title; in title or text; anywhere
@@ -151,14 +153,15 @@ def train_gbdt(
     booster = lightgbm.Booster(model_str=model_text(booster))
     raw = [np.asarray(booster.predict(block.features, raw_score=True, num_threads=1)) for block in lists]
     truth = np.concatenate([block.labels for block in lists])
-    scale, offset = _platt(np.concatenate(raw), truth)
-    calibrated = 1.0 / (1.0 + np.exp(-np.clip(scale * np.concatenate(raw) + offset, -60, 60)))
+    fitted, offset = platt(np.concatenate(raw), truth)
+    scale = max(fitted, SCALE_MIN)
+    calibrated = sigmoid(scale * np.concatenate(raw) + offset)
     measures = {
         "held_out_queries": float(len(lists)),
         "held_out_ndcg_10": float(np.mean([_ndcg(s, block.labels) for s, block in zip(raw, lists, strict=True)])),
         "held_out_bm25_ndcg_10": float(np.mean([_ndcg(block.features[:, 4], block.labels) for block in lists])),
-        "held_out_auc": _auc(np.concatenate(raw), truth > 0),
-        "held_out_ece": _calibration_error(calibrated, truth),
+        "held_out_auc": area_under_curve(np.concatenate(raw), truth > 0),
+        "held_out_ece": calibration_error(calibrated, truth),
         "held_out_mean_relevance": float(truth.mean()),
     }
     manifest = RelevanceManifest(
@@ -257,59 +260,12 @@ def _lexical(catalogue: Catalogue, query: Query, count: int) -> list[int]:
     return top_documents(catalogue.contents.bm25_scores(terms), catalogue.ids, count=count)
 
 
-def _platt(raw: npt.NDArray[np.float64], labels: Floats) -> tuple[float, float]:
-    """Fit sigmoid(scale · raw + offset) by Newton's method on the log loss, halving each step until the loss falls."""
-
-    def loss(parameters: npt.NDArray[np.float64]) -> float:
-        value = parameters[0] * raw + parameters[1]
-        return float(np.mean(np.logaddexp(0.0, value) - labels * value))
-
-    inputs = np.stack([raw, np.ones_like(raw)])  # [2, pairs]
-    fitted = np.array([1.0, 0.0])
-    best = loss(fitted)
-    for _ in range(50):
-        predicted = 1.0 / (1.0 + np.exp(-np.clip(fitted @ inputs, -60, 60)))
-        gradient = inputs @ (predicted - labels) / len(raw)
-        hessian = (inputs * np.maximum(predicted * (1 - predicted), 1e-9)) @ inputs.T / len(raw)
-        step = np.linalg.solve(hessian + 1e-6 * np.eye(2), gradient)
-        while float(np.abs(step).max()) > 1e-9 and not loss(fitted - step) < best:
-            step = step / 2
-        if float(np.abs(step).max()) <= 1e-9:
-            break
-        fitted = fitted - step
-        best = loss(fitted)
-    return float(max(fitted[0], 0.05)), float(fitted[1])  # Never flat or inverted: the model's order must stay.
-
-
 def _ndcg(scores: npt.ArrayLike, labels: Floats, depth: int = 10) -> float:
     order = np.argsort(-np.asarray(scores), kind="stable")[:depth]
     best = np.sort(labels)[::-1][:depth]
     discount = 1.0 / np.log2(np.arange(2, depth + 2))
     ideal = float(best @ discount[: len(best)])
     return float(labels[order] @ discount[: len(order)]) / ideal if ideal else 0.0
-
-
-def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
-    """Return the probability that a relevant pair scores above another one; ties count half."""
-    from scipy.stats import rankdata
-
-    count = int(positive.sum())
-    rest = len(positive) - count
-    if not count or not rest:
-        return float("nan")
-    return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * rest))
-
-
-def _calibration_error(predicted: npt.NDArray[np.float64], labels: Floats, bins: int = 10) -> float:
-    """Return the ECE: the mean distance between predicted and observed relevance over ten bins of equal width."""
-    which = np.minimum((predicted * bins).astype(int), bins - 1)
-    return float(
-        sum(
-            abs(float(predicted[which == b].mean()) - float(labels[which == b].mean())) * float((which == b).mean())
-            for b in range(bins)
-            if (which == b).any()
-        )
-    )
 
 
 def _hash(text: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from storage.monitor.alerts import Alert, alerts
 from storage.monitor.stalls import RunState
 from streams.events import MonitorState, StageWindow, VersionWindow, WindowEvent
-from streams.lag import StageLag
+from streams.records import StageLag
 
 
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from search_env.models.calibration import area_under_curve, calibration_error, platt, sigmoid, smoothed
 from search_env.models.crossencoder import (
     CrossEncoderError,
     CrossEncoderSettings,
@@ -18,14 +19,10 @@ from search_env.models.crossencoder import (
     load_cross_encoder,
     product_text,
     save_cross_encoder,
-    sigmoid,
 )
 from search_env.models.crossencoder_training import (
     LabelledPair,
-    area_under_curve,
     calibrate,
-    calibration_error,
-    platt,
     train_cross_encoder,
     tune_cross_encoder,
 )
@@ -46,18 +43,18 @@ def drawn(count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
 def test_platts_scaling_is_logistic_regression_on_smoothed_labels() -> None:
     logits, labels = drawn()
     model = LogisticRegression(C=1e10).fit(logits[:, None], labels)
-    assert platt(logits, labels) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), abs=0.01)
+    assert platt(logits, smoothed(labels)) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), abs=0.01)
 
 
 def test_separable_scores_have_a_finite_scaling() -> None:
-    scale, shift = platt(np.array([-1.0, -2.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    scale, shift = platt(np.array([-1.0, -2.0, 1.0, 2.0]), smoothed(np.array([0.0, 0.0, 1.0, 1.0])))
     assert np.isfinite([scale, shift]).all()
     assert scale > 0
 
 
 def test_scaling_takes_the_calibration_error_away() -> None:
     logits, labels = drawn()
-    scale, shift = platt(logits, labels)
+    scale, shift = platt(logits, smoothed(labels))
     assert calibration_error(sigmoid(logits), labels) > 0.1
     assert calibration_error(sigmoid(scale * logits + shift), labels) < 0.03
 
@@ -65,7 +62,7 @@ def test_scaling_takes_the_calibration_error_away() -> None:
 def test_the_area_is_scikit_learns_ties_included() -> None:
     logits, labels = drawn(500)
     scores = np.round(logits)
-    assert area_under_curve(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+    assert area_under_curve(scores, labels > 0.5) == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_an_uncalibrated_cross_encoder_gives_no_probabilities_and_a_missing_one_says_how_to_make_it(
@@ -107,7 +104,7 @@ def test_a_tuned_version_learns_on_stands_beside_its_parent_and_is_read_by_name(
     before = made.logits(asked)
     tuned = tune_cross_encoder(made, opposite * 12, SMALL, quiet)
     assert made.logits(asked).tolist() == before.tolist(), "the parent was changed"
-    labels = np.array([pair.label for pair in agreeing], dtype=np.float64)
+    labels = np.array([pair.label for pair in agreeing]) > 0.5
     assert area_under_curve(made.logits(asked), labels) > 0.9 > 0.5 > area_under_curve(tuned.logits(asked), labels)
 
     calibration = msgspec.structs.replace(calibrate(tuned, opposite, quiet), parent=parent.version)

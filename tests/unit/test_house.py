@@ -44,6 +44,36 @@ def test_what_runs_in_vllms_process_needs_nothing_of_ours_and_hides_no_module_th
         assert path.stem not in sys.stdlib_module_names | {"vllm", "torch"}
 
 
+SPEAKS_TO_KAFKA = {
+    "learner.following",
+    "learner.intake",
+    "learner.workers",
+    "search_env.workers",
+    "storage.recorded",
+    "storage.workers",
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the names that a module imports when it is imported itself, names within modules included."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_what_is_pure_loads_without_kafka() -> None:
+    """Above `streams`, the workers and what reads topics need a client; nothing else, however indirectly."""
+    imports = {".".join(path.relative_to(ROOT).with_suffix("").parts): imported_modules(path) for path in MODULES}
+    with_kafka = {name for name, found in imports.items() if any(each.split(".")[0] == "kafka" for each in found)}
+    while more := {name for name, found in imports.items() if found & with_kafka} - with_kafka:
+        with_kafka |= more
+    assert {name for name in with_kafka if not name.startswith(("streams.", "infra."))} == SPEAKS_TO_KAFKA
+
+
 def test_events_load_without_torch_and_without_kafka() -> None:
     heavy = ("torch", "kafka", "duckdb", "faust")
     code = f"import sys, streams.events; sys.exit(any(name in sys.modules for name in {heavy}))"

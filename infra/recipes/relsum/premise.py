@@ -16,8 +16,8 @@ import numpy as np
 from infra.recipes.recipe import PremiseFound
 from infra.recipes.relsum.baselines import ARMS, DESCRIBED, written_by
 from infra.recipes.relsum.ranked_index import RankedIndex
+from search_env.models.calibration import area_under_curve
 from search_env.models.crossencoder import Calibration
-from search_env.models.crossencoder_training import area_under_curve
 from search_env.relsum.reward import Kind, RelsumSettings, Scored, relsum_reward
 from storage.evaluation.measures import measure_run
 
@@ -104,7 +104,7 @@ def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int =
                     if kind == "error" or grade > 0:
                         rewards[kind].append(relsum_reward([scored], 0, RelsumSettings(kind=kind))[0])
         scores = np.array([ranked[query.id][document] for query in queries for document in qrels[query.id]])
-        labels = np.array([float(grade > 0) for query in queries for grade in qrels[query.id].values()])
+        labels = np.array([grade > 0 for query in queries for grade in qrels[query.id].values()])
         arms[arm] = {
             "nDCG@5": float(np.mean(list(ndcg.values()))),
             "AUC": area_under_curve(scores, labels),
