@@ -137,7 +137,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                         continue
                     # After a crash a step may be announced again, on the same lineage or on the one that goes on.
                     made.setdefault(version_name(event.policy), event)
-                    # The log also holds updates of abandoned lineages, and may hold anybody's. Only the newest
+                    # The log also holds updates of abandoned lineages, and may hold foreign ones. Only the newest
                     # checkpoint tells the policy's step.
                     if version_name(event.policy) == current_name(run_dir / "checkpoints"):
                         policy, step = event.policy, event.policy.step

@@ -78,7 +78,7 @@ class RelsumIndex:
         return kept, {query.id: known[query.id] for query in kept}
 
     def text(self, document_id: str, summary: str) -> str:
-        """Return what the cross-encoder reads of a product: title, then summary."""
+        """Return a product's text for the cross-encoder: title, then summary."""
         return product_text(self.values.documents[document_id].title, summary)
 
 

@@ -33,7 +33,7 @@ class RankerPartner:
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
         """Return the version that learned from lists alone; it is trained if it is missing.
 
-        Raises SettingsError if `alternation.begin` or `alternation.samples` asks for what only a retriever can do.
+        Raises SettingsError unless `alternation.begin` is "nothing" and `alternation.samples` is 0.
         """
         for name, only in (("begin", "nothing"), ("samples", 0)):
             if (got := getattr(app.settings.alternation, name)) != only:
