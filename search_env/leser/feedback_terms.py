@@ -104,10 +104,13 @@ class FeedbackTerms:
         without: a query whose own terms are left out. documents_min: documents of the corpus that must have a term.
         keep: tells which words are allowed.
         """
-        rows = [self.catalogue.row_of[document_id] for document_id in ids if document_id in self.catalogue.row_of]
-        if not rows:
+        places = {
+            document: score for document, score in zip(ids, scores, strict=True) if document in self.catalogue.row_of
+        }
+        if not places:
             return []
-        found = feedback_counts(self.catalogue.contents, rows, scores[: len(rows)])
+        rows = [self.catalogue.row_of[document] for document in places]
+        found = feedback_counts(self.catalogue.contents, rows, list(places.values()))
         weights = found.model
         if method == "bo1":
             weights = bo1_weights(found.counts, self._corpus_counts[found.columns], len(self.catalogue))

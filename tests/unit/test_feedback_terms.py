@@ -50,6 +50,12 @@ def test_terms_come_as_words_that_are_indexed_as_the_term(catalogue: Catalogue) 
     assert analyze("releas") != ["releas"]
 
 
+def test_a_document_that_is_not_loaded_takes_no_score_from_its_neighbours(catalogue: Catalogue) -> None:
+    feedback = FeedbackTerms(catalogue)
+    with_ghost = feedback.terms("rm3", ["ghost", "a", "b"], [9.0, 3.0, 1.0], count=5)
+    assert with_ghost == feedback.terms("rm3", ["a", "b"], [3.0, 1.0], count=5)
+
+
 def test_terms_of_the_query_and_rare_terms_can_be_left_out(catalogue: Catalogue) -> None:
     feedback = FeedbackTerms(catalogue)
     assert "toner" not in {
