@@ -28,7 +28,7 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
     """
     source, target = app.home.existing_run(run), app.home.run(into)
     if target.exists():
-        raise SettingsError(f"--into: run {into!r} is there already; give a new name")
+        raise SettingsError(f"run {into!r}: expected a new run, got one that is there already. Give another name")
     kept = read_run_settings(source)
     asked = app.settings.preference
     settings = kept.settings.preference if asked == PreferenceSettings() else asked
