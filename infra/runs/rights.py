@@ -1,6 +1,6 @@
 """Give the workers of a run their rights on the embedded Kafka, whose operator we are.
 
-On a cluster of one's own nothing is given: `searchloop acls` prints what its administrator has to.
+On a cluster of one's own nothing is given: `searchloop doctor --acls` prints what its administrator has to.
 """
 
 from __future__ import annotations
