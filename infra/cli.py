@@ -32,8 +32,7 @@ GROUPS = {
         "up": ("services", "Start Kafka and Elasticsearch."),
         "down": ("services", "Stop Kafka, Elasticsearch and vLLM."),
         "status": ("services", "Show every process with pid, port and health."),
-        "doctor": ("services", "Report what is installed, what is missing, and how to fix it."),
-        "acls": ("acls", "Print the rights that a run's roles need on your own Kafka."),
+        "doctor": ("services", "Report what is missing and how to fix it, or a run's rights on Kafka."),
     },
     "Prepare": {
         "index": ("search", "Load a corpus and generate training queries from it."),
@@ -43,33 +42,30 @@ GROUPS = {
     "Learn": {
         "train": ("train", "Train a policy on the search engine's answers."),
         "alternate": ("alternate", "Train a summarizer and the reader of its summaries in turns."),
-        "prefer": ("measure", "Train the first policy of a new run by DPO on logged groups."),
         "loop": ("loop", "Run the whole loop in one process, without Kafka, for debugging."),
         "run": ("train", "Run one worker, to scale out."),
     },
     "Use": {
-        "search": ("search", "Search queries, raw or expanded, and write a TREC run file."),
-        "dense": ("dense", "Search by dense vectors and write a TREC run file."),
+        "search": ("search", "Search queries, raw or expanded, by words or vectors."),
         "expand": ("search", "Show the expansions that a policy version writes for queries."),
         "summarize": ("measure", "Write and store the summary of every product."),
     },
     "Measure": {
         "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),
-        "score": ("score", "Score run files' documents with the relevance model, for the relevance gain."),
         "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),
         "experiment": ("experiment", "Run all arms and seeds of a paper's table, with intervals and plots."),
     },
     "Watch and prove": {
         "watch": ("watch", "Show the progress of a run."),
-        "report": ("report", "Report on a run from its log."),
+        "report": ("report", "Report on a run from its log, or on a version's events."),
         "verify": ("ledger", "Verify that no record was lost and none counted twice."),
-        "lineage": ("ledger", "Trace a version to its events, or an event to its versions."),
         "replay": ("replay", "Replay a recorded window: copy, reproduce, rescore, or use as load."),
         "dead-letters": ("dead_letters", "Read dead letters and resend them."),
         "rebuild": ("report", "Rebuild a run's DuckDB file from its archive."),
     },
 }
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+OLD_NAMES = ("dense", "score", "acls", "lineage", "prefer")  # Hidden verbs of one more release.
 
 
 class Verbs(click.Group):
@@ -80,10 +76,11 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return a verb, or None if no verb has this name."""
-        if name not in VERBS:
+        """Return a verb, also by its old name, or None if no verb has this name."""
+        if name not in VERBS and name not in OLD_NAMES:
             return None
-        command = getattr(importlib.import_module(f"infra.commands.{VERBS[name][0]}"), name.replace("-", "_"))
+        module = VERBS[name][0] if name in VERBS else "old_names"
+        command = getattr(importlib.import_module(f"infra.commands.{module}"), name.replace("-", "_"))
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

@@ -195,7 +195,7 @@ def partitions_of(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicP
     except AuthorizationError as error:
         raise DeliveryError(
             f"topics {', '.join(wanted)}: Kafka hides them from the user {settings.sasl_username or 'anonymous'!r} "
-            f"({error}). It needs the rights that this prints: searchloop acls --run {wanted[0].partition('.')[0]}"
+            f"({error}). It needs the rights that this prints: searchloop doctor --acls {wanted[0].partition('.')[0]}"
         ) from error
     except KafkaError as error:
         raise DeliveryError(f"topics {', '.join(wanted)}: {error}. Run: searchloop train, which makes them") from error

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", default="resume", show_default=True, help="Recipe: its name, or the path of a TOML file.")
 @click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of its runs.")
 @click.option(
     "--run", "run_name", help="Name of its runs; existing runs continue where they stopped. [RECIPE-INDEX-SEED]"
 )

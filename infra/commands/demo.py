@@ -52,7 +52,7 @@ TOP = 100
 @click.option("--queries", type=click.Path(path_type=Path), help="Held-out queries for the catalogue.")
 @click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of the held-out queries.")
 @click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--keep-services", is_flag=True, help="Leave Kafka and Elasticsearch running at the end.")
 @click.pass_obj
 def demo(

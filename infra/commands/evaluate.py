@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from infra.app.app import App
 from infra.app.progress import progress
-from search_env.catalogue.corpora import load_qrels, read_run
+from infra.commands.options import as_one, exclude, fields, need
+from infra.commands.score import say_scored, score_run_files
+from search_env.catalogue.corpora import Ranking, load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
 from storage.evaluation.measures import MEASURES
@@ -21,48 +25,116 @@ from storage.evaluation.tables import Difference, Evaluation, EvaluationSettings
 Scores = dict[str, dict[str, float]]
 
 
+class StatisticsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say what is measured, and how the intervals are drawn."""
+
+    measures: str
+    relevant_grade: int
+    samples: int
+    seed: int
+
+    def settings(self) -> EvaluationSettings:
+        """Return the settings of the evaluation. Raises EvaluationError for values that it does not take."""
+        names = tuple(dict.fromkeys(name.strip() for name in self.measures.split(",") if name.strip()))
+        if not names:
+            raise EvaluationError("--measures: expected at least one name, got none; for example nDCG@10,R@100")
+        try:
+            return msgspec.convert(msgspec.structs.asdict(self) | {"measures": names}, EvaluationSettings)
+        except msgspec.ValidationError as error:
+            raise EvaluationError(f"options: {error}") from error
+
+
+statistics_options = as_one(
+    "statistics",
+    StatisticsOptions,
+    click.option("--measures", default=",".join(MEASURES), show_default=True, help="Measures, separated by commas."),
+    click.option(
+        "--relevant-grade",
+        default=1,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Lowest grade that counts as relevant.",
+    ),
+    click.option(
+        "--samples",
+        default=10_000,
+        show_default=True,
+        type=click.IntRange(100, 1_000_000),
+        help="Number of bootstrap draws.",
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws."),
+)
+
+
+class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that give the relevance model's scores: read from a file, or computed now."""
+
+    relevance_file: Path | None
+    relevance_of: str | None
+    queries: Path | None
+    top: int
+    scores_out: Path | None
+
+
+scoring_options = as_one(
+    "scoring",
+    ScoringOptions,
+    click.option(
+        "--relevance",
+        "relevance_file",
+        type=click.Path(path_type=Path),
+        help="Run file with the relevance model's scores of every top 10 (see --scores-out); adds the relevance gain.",
+    ),
+    click.option(
+        "--relevance-of",
+        metavar="INDEX",
+        help="Index whose relevance model scores every top 10 now; adds the relevance gain. Requires --queries.",
+    ),
+    click.option(
+        "--queries",
+        type=click.Path(path_type=Path),
+        help="Queries of the run files (JSONL); required with --relevance-of.",
+    ),
+    click.option(
+        "--top",
+        type=click.IntRange(1, 1000),
+        default=EvaluationSettings().relevance_depth,
+        show_default=True,
+        help="With --relevance-of: number of documents to score per ranking.",
+    ),
+    click.option(
+        "--scores-out",
+        type=click.Path(path_type=Path),
+        help="With --relevance-of: run file to write the scores to, for --relevance. Without --qrels, nothing else is "
+        "done.",
+    ),
+)
+
+
 @click.command()
 @click.argument("run_files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--qrels", "qrels_file", required=True, type=click.Path(path_type=Path), help="Judgments, in TREC or BEIR format."
+    "--qrels",
+    "qrels_file",
+    type=click.Path(path_type=Path),
+    help="Judgments, in TREC or BEIR format. Required, except with --scores-out.",
 )
 @click.option(
     "--baseline", "baseline_file", type=click.Path(path_type=Path), help="Run file to compare the others with."
 )
-@click.option(
-    "--relevance",
-    "relevance_file",
-    type=click.Path(path_type=Path),
-    help="Run file with the relevance model's scores of every top 10 (see `score`); adds the relevance gain.",
-)
-@click.option("--measures", default=",".join(MEASURES), show_default=True, help="Measures, separated by commas.")
-@click.option(
-    "--relevant-grade",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Lowest grade that counts as relevant.",
-)
-@click.option(
-    "--samples",
-    default=10_000,
-    show_default=True,
-    type=click.IntRange(100, 1_000_000),
-    help="Number of bootstrap draws.",
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws.")
+@scoring_options
+@statistics_options
 @click.option("--judged-queries-only", is_flag=True, help="Leave out queries that the qrels do not judge.")
 @click.option("--per-query", is_flag=True, help="Add every query's values; requires --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.pass_context
 def evaluate(
+    context: click.Context,
     run_files: tuple[Path, ...],
-    qrels_file: Path,
+    qrels_file: Path | None,
     baseline_file: Path | None,
-    relevance_file: Path | None,
-    measures: str,
-    relevant_grade: int,
-    samples: int,
-    seed: int,
+    scoring: ScoringOptions,
+    statistics: StatisticsOptions,
     judged_queries_only: bool,
     per_query: bool,
     as_json: bool,
@@ -76,21 +148,28 @@ def evaluate(
     \b
     Example:
       searchloop evaluate raw.run policy.run --qrels qrels.tsv --baseline raw.run
+      searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance-of shop --queries q.jsonl
+      searchloop evaluate raw.run policy.run --relevance-of shop --queries q.jsonl --scores-out scores.run
     """
-    settings = _settings(measures, relevant_grade, samples, seed)
-    qrels = load_qrels(qrels_file)
+    _check_options(context, qrels_file, scoring)
     files = list(dict.fromkeys([*([baseline_file] if baseline_file else []), *run_files]))
+    if qrels_file is None:
+        say_scored(_score(context.obj, files, scoring), scoring.scores_out)
+        return
+    settings = statistics.settings()
+    qrels = load_qrels(qrels_file)
     runs = {str(file): _load_run(file) for file in files}
     if judged_queries_only:
         runs = {name: {query: of for query, of in run.items() if query in qrels} for name, run in runs.items()}
     for name, run in runs.items():
         _check(name, run, qrels, qrels_file)
+    relevance = _relevance(context.obj, files, scoring)
     with progress() as report:
         evaluation = evaluate_runs(
             runs,
             qrels,
             baseline=str(baseline_file) if baseline_file else None,
-            relevance=_load_run(relevance_file) if relevance_file else None,
+            relevance=relevance,
             settings=settings,
             progress=report,
         )
@@ -98,6 +177,34 @@ def evaluate(
         click.echo(to_json(evaluation, per_query=per_query))
     else:
         print_evaluation(evaluation, Console())
+
+
+def _check_options(context: click.Context, qrels_file: Path | None, scoring: ScoringOptions) -> None:
+    """Raise UsageError for options that do not apply together."""
+    if scoring.relevance_of is None:
+        need(context, fields(ScoringOptions, without=["relevance_file"]), "--relevance-of")
+    else:
+        exclude(context, ["relevance_file"], "--relevance-of")
+        if scoring.queries is None:
+            raise click.UsageError("--relevance-of: expected --queries with it, got none. Add the queries of the runs")
+    if qrels_file is None:
+        if scoring.scores_out is None:
+            raise click.UsageError("Missing option '--qrels'.", context)
+        need(context, [*fields(StatisticsOptions), "judged_queries_only", "per_query", "as_json"], "--qrels")
+
+
+def _relevance(app: App, files: Sequence[Path], scoring: ScoringOptions) -> Scores | None:
+    """Return the relevance model's scores, by query and document, or None if none are wanted."""
+    if scoring.relevance_file is not None:
+        return _load_run(scoring.relevance_file)
+    return _by_document(_score(app, files, scoring)) if scoring.relevance_of is not None else None
+
+
+def _score(app: App, files: Sequence[Path], scoring: ScoringOptions) -> dict[str, Ranking]:
+    assert scoring.relevance_of is not None and scoring.queries is not None  # `_check_options` has refused the others.
+    return score_run_files(
+        app, files, index=scoring.relevance_of, queries=scoring.queries, top=scoring.top, out=scoring.scores_out
+    )
 
 
 def to_json(evaluation: Evaluation, *, per_query: bool = False) -> str:
@@ -155,20 +262,12 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".removeprefix("0")
 
 
-def _settings(measures: str, relevant_grade: int, samples: int, seed: int) -> EvaluationSettings:
-    names = tuple(dict.fromkeys(name.strip() for name in measures.split(",") if name.strip()))
-    if not names:
-        raise EvaluationError("--measures: expected at least one name, got none; for example nDCG@10,R@100")
-    try:
-        return msgspec.convert(
-            {"measures": names, "relevant_grade": relevant_grade, "samples": samples, "seed": seed}, EvaluationSettings
-        )
-    except msgspec.ValidationError as error:
-        raise EvaluationError(f"options: {error}") from error
-
-
 def _load_run(file: Path) -> Scores:
-    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in read_run(file).items()}
+    return _by_document(read_run(file))
+
+
+def _by_document(rankings: Mapping[str, Ranking]) -> Scores:
+    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()}
 
 
 def _check(name: str, run: Scores, qrels: dict[str, dict[str, int]], qrels_file: Path) -> None:

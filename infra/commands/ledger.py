@@ -1,4 +1,4 @@
-"""`searchloop verify` and `lineage`: the proof that nothing was lost, and the events behind each version."""
+"""`searchloop verify` and `report --policy`: the proof that nothing was lost, and the events behind each version."""
 
 from __future__ import annotations
 
@@ -65,25 +65,10 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: st
         sys.exit(BROKEN if "broken" in verdicts else UNFINISHED)
 
 
-@click.command()
-@click.option("--run", "name", required=True, help="Name of the run.")
-@click.option("--policy", help="Show the events of this version: latest, a step, or a version's name.")
-@click.option(
-    "--event",
-    help="Show the versions that this event taught. An event is a place, a group, candidate or request id, or a query.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
-@click.pass_obj
-def lineage(app: App, name: str, policy: str | None, event: str | None, as_json: bool) -> None:
-    """Show which events made a policy version, or which versions an event taught.
+def print_lineage(app: App, run: str, *, policy: str | None, event: str | None, as_json: bool) -> None:
+    """Print the events that made a policy version or, if `event` is given, the versions that an event taught.
 
-    \b
-    The views version_events and event_versions in the run's DuckDB file give the same in SQL.
-
-    \b
-    Example:
-      searchloop lineage --run leser-shop-0 --policy latest
-      searchloop lineage --run leser-shop-0 --event 'requests[0]@17'
+    Raises UsageError unless exactly one of the two is given.
     """
     from storage.lineage import groups_taught, version_made_of
     from storage.log import open_log
@@ -91,7 +76,7 @@ def lineage(app: App, name: str, policy: str | None, event: str | None, as_json:
     if (policy is None) == (event is None):
         raise click.UsageError("give one of --policy and --event")
     console = Console(soft_wrap=True)
-    with open_log(app.home.existing_run(name)) as log:
+    with open_log(app.home.existing_run(run)) as log:
         if log.live:
             click.echo("a sink is running: the output lacks the newest minute", err=True)
         if policy is not None:

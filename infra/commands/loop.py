@@ -14,7 +14,7 @@ from infra.app.progress import progress
 @click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file.")
 @click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
 @click.option("--updates", type=click.IntRange(min=1), default=8, show_default=True, help="Number of optimizer steps.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--run", "run_name", help="Name of the run; an existing run continues. [loop-RECIPE-INDEX-SEED]")
 @click.pass_obj
 def loop(app: App, recipe: str, index: str, updates: int, seed: int, run_name: str | None) -> None:

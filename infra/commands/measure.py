@@ -1,8 +1,10 @@
-"""`searchloop measure`, `summarize`, `premise` and `prefer`: the verbs that measure and use a recipe's policies."""
+"""`searchloop measure`, `summarize` and `premise`: the verbs that measure and use a recipe's policies."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -11,56 +13,95 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.app.app import App
-from infra.app.progress import progress
+from infra.app.progress import Report, progress
 from infra.commands.judged import judged_options, read_judged
+from infra.commands.options import as_one
+
+if TYPE_CHECKING:
+    from infra.experiments.measuring import Measured
+    from infra.recipes.recipe import Judged, Ranked
+
+
+class BaselineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options for baselines that need no run."""
+
+    recipe: str
+    index: str
+    seed: int
+
+
+baseline_options = as_one(
+    "without",
+    BaselineOptions,
+    click.option("--recipe", default="leser", show_default=True, help="Recipe for baselines that need no run."),
+    click.option("--index", default="catalogue", show_default=True, help="Index for baselines that need no run."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for baselines that need no run."
+    ),
+)
+
+
+class RankingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say how a policy's rankings are made, and where they are kept."""
+
+    assignments: tuple[str, ...]
+    temperature: float
+    top: int
+    into: Path | None
+    row: str | None
+
+
+ranking_options = as_one(
+    "ranking",
+    RankingOptions,
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="TABLE.KEY=VALUE",
+        help="Setting to change for this measurement; may be repeated.",
+    ),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(0, 2),
+        default=0.0,
+        show_default=True,
+        help="Sampling temperature; 0 decodes greedily, as in serving.",
+    ),
+    click.option(
+        "--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Number of documents per query."
+    ),
+    click.option(
+        "--into", type=click.Path(path_type=Path), help="Folder for the rankings and judgments, as TREC files."
+    ),
+    click.option("--row", help="Name of the run file in --into, for a single ranking. [RUN.POLICY]"),
+)
 
 
 @click.command()
-@click.argument("rankings", nargs=-1, required=True, metavar="RUN:POLICY…")
+@click.argument("names", nargs=-1, required=True, metavar="RUN:POLICY…")
 @click.option("--baseline", help="Ranking to compare the others with; one of RUN:POLICY.")
 @judged_options
-@click.option("--recipe", default="leser", show_default=True, help="Recipe for baselines that need no run.")
-@click.option("--index", default="catalogue", show_default=True, help="Index for baselines that need no run.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for baselines that need no run."
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help="Setting to change for this measurement; may be repeated.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 decodes greedily, as in serving.",
-)
-@click.option(
-    "--top", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Number of documents per query."
-)
-@click.option("--into", type=click.Path(path_type=Path), help="Folder for the rankings and judgments, as TREC files.")
-@click.option("--row", help="Name of the run file in --into, for a single ranking. [RUN.POLICY]")
+@baseline_options
+@ranking_options
 @click.option("--measures", default="nDCG@5,R@90P", show_default=True, help="Measures, separated by commas.")
-@click.option("--samples", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000))
+@click.option(
+    "--samples",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(100, 1_000_000),
+    help="Number of bootstrap draws.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.pass_obj
 def measure(
     app: App,
-    rankings: tuple[str, ...],
+    names: tuple[str, ...],
     baseline: str | None,
     queries: Path | None,
     qrels: Path | None,
-    recipe: str,
-    index: str,
-    seed: int,
-    assignments: tuple[str, ...],
-    temperature: float,
-    top: int,
-    into: Path | None,
-    row: str | None,
+    without: BaselineOptions,
+    ranking: RankingOptions,
     measures: str,
     samples: int,
     as_json: bool,
@@ -81,60 +122,23 @@ def measure(
       searchloop measure :description --recipe relsum --index shop --into rankings
     """
     from infra.app.layers import assignments_layer
-    from infra.app.run_settings import read_run_settings
-    from infra.commands.evaluate import print_evaluation
-    from infra.experiments.measuring import measure_rankings, rank_run, without_run
-    from infra.experiments.rankings import keep_rankings
-    from infra.recipes.files import recipe_path
-    from infra.recipes.recipe import Recipe, load_recipe
+    from infra.experiments.measuring import measure_rankings
     from storage.evaluation.tables import EvaluationSettings
 
-    pairs = [(each, *_run_and_policy(each)) for each in rankings]
-    if baseline is not None and baseline not in rankings:
+    pairs = {name: _run_and_policy(name) for name in names}
+    if baseline is not None and baseline not in pairs:
         raise click.UsageError(f"--baseline: expected one of the rankings, got {baseline!r}")
-    if row is not None and (into is None or len(pairs) > 1):
+    if ranking.row is not None and (ranking.into is None or len(names) > 1):
         raise click.UsageError("--row: expected --into, and one ranking")
-    given, changes = read_judged(queries, qrels), assignments_layer(assignments)
+    given, changes = read_judged(queries, qrels), assignments_layer(ranking.assignments)
     settings = EvaluationSettings(measures=tuple(measures.split(",")), samples=samples)
     with progress() as report, app.running_services(report) as running:
-        found, opened = {}, dict[str, Recipe]()
-        for name, run, policy in pairs:
-            if run:
-                kept = read_run_settings(app.home.existing_run(run))
-            else:
-                recipe_app = running.with_recipe(recipe_path(recipe))
-                kept = without_run(recipe_app, recipe=Path(recipe).stem, index=index, seed=seed)
-            of = kept.settings.train.recipe
-            opened[of] = opened.get(of) or load_recipe(of)
-            found[name] = rank_run(
-                running,
-                kept,
-                policy=policy,
-                given=given,
-                changes=changes,
-                temperature=temperature,
-                top=top,
-                report=report,
-                recipe=opened[of],
-            )
-            if into is not None:
-                keep_rankings(into, row or f"{run or Path(kept.recipe).stem}.{policy}", found[name])
+        found = _rank(running, pairs, without, ranking, given=given, changes=changes, report=report)
         measured = measure_rankings(found, baseline=baseline, settings=settings, report=report)
     if as_json:
-        value = [msgspec.to_builtins(item) for item in measured]
-        for item in value:
-            for run in item["evaluation"]["runs"]:
-                del run["per_query"]
-        click.echo(msgspec.json.encode(value, order="sorted").decode())
-        return
-    console = Console()
-    for item in measured:
-        console.print(f"[bold]{item.name}[/bold]")
-        print_evaluation(item.evaluation, console)
-        table = Table("run", "R@90P, one threshold", box=box.SIMPLE_HEAD)
-        for name, recall in item.pooled_recall.items():
-            table.add_row(name, f"{recall:.4f}")
-        console.print(table)
+        click.echo(_to_json(measured))
+    else:
+        _print_measured(measured, Console())
 
 
 def _run_and_policy(text: str) -> tuple[str, str]:
@@ -142,6 +146,68 @@ def _run_and_policy(text: str) -> tuple[str, str]:
     if not colon or not policy:
         raise click.UsageError(f"expected RUN:POLICY, such as relsum-shop-0:latest, got {text!r}")
     return run, policy
+
+
+def _rank(
+    app: App,
+    pairs: Mapping[str, tuple[str, str]],
+    without: BaselineOptions,
+    options: RankingOptions,
+    *,
+    given: Judged | None,
+    changes: Mapping[str, Any],
+    report: Report,
+) -> dict[str, list[Ranked]]:
+    """Return the rankings of every RUN:POLICY by its name, and keep them in `--into` if that is given."""
+    from infra.app.run_settings import read_run_settings
+    from infra.experiments.measuring import rank_run, without_run
+    from infra.experiments.rankings import keep_rankings
+    from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import Recipe, load_recipe
+
+    found, opened = {}, dict[str, Recipe]()
+    for name, (run, policy) in pairs.items():
+        if run:
+            kept = read_run_settings(app.home.existing_run(run))
+        else:
+            recipe_app = app.with_recipe(recipe_path(without.recipe))
+            kept = without_run(recipe_app, recipe=Path(without.recipe).stem, index=without.index, seed=without.seed)
+        of = kept.settings.train.recipe
+        opened[of] = opened.get(of) or load_recipe(of)
+        found[name] = rank_run(
+            app,
+            kept,
+            policy=policy,
+            given=given,
+            changes=changes,
+            temperature=options.temperature,
+            top=options.top,
+            report=report,
+            recipe=opened[of],
+        )
+        if options.into is not None:
+            keep_rankings(options.into, options.row or f"{run or Path(kept.recipe).stem}.{policy}", found[name])
+    return found
+
+
+def _to_json(measured: Sequence[Measured]) -> str:
+    value = [msgspec.to_builtins(item) for item in measured]
+    for item in value:
+        for run in item["evaluation"]["runs"]:
+            del run["per_query"]
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _print_measured(measured: Sequence[Measured], console: Console) -> None:
+    from infra.commands.evaluate import print_evaluation
+
+    for item in measured:
+        console.print(f"[bold]{item.name}[/bold]")
+        print_evaluation(item.evaluation, console)
+        table = Table("run", "R@90P, one threshold", box=box.SIMPLE_HEAD)
+        for name, recall in item.pooled_recall.items():
+            table.add_row(name, f"{recall:.4f}")
+        console.print(table)
 
 
 @click.command()
@@ -236,21 +302,3 @@ def premise(app: App, recipe: str, index: str, queries_max: int, candidates: int
     console.print(table)
     if found.below:
         console.print(found.below)
-
-
-@click.command()
-@click.option("--run", "run_name", required=True, help="Run whose logged groups give the pairs.")
-@click.option("--into", required=True, help="Name of the new run, whose policy 0 is trained on the pairs.")
-@click.pass_obj
-def prefer(app: App, run_name: str, into: str) -> None:
-    """Train the first policy of a new run by DPO, on the best and the worst text of each logged group of a run.
-
-    \b
-    Example:
-      searchloop prefer --run relsum-shop-0 --into relsum-shop-0-dpo
-    """
-    from infra.runs.preferring import prefer_run
-
-    with progress() as report:
-        pairs = prefer_run(app, run=run_name, into=into, report=report)
-    click.echo(f"{into}: policy 0 has learned from {pairs} pairs of {run_name}")

@@ -8,6 +8,8 @@ import click
 from rich.console import Console
 
 from infra.app.app import App
+from infra.commands.ledger import print_lineage
+from infra.commands.options import exclude
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import rebuild_ledger
@@ -21,18 +23,39 @@ from storage.report_text import print_report
 @click.option(
     "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report to this HTML file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-@click.pass_obj
-def report(app: App, name: str, page: Path | None, as_json: bool) -> None:
+@click.option(
+    "--policy", help="Show instead the events that made this version: latest, a step, or a version's name (lineage)."
+)
+@click.option(
+    "--event",
+    help="Show instead the versions that this event taught. An event is a place, a group, candidate or request id, or "
+    "a query.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
+@click.pass_context
+def report(
+    context: click.Context, name: str, page: Path | None, policy: str | None, event: str | None, as_json: bool
+) -> None:
     """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
     \b
     The report reads only the run's folder, even while the run continues.
+    With --policy or --event, it shows the lineage of a version or of an event instead. The views version_events and
+    event_versions in the run's DuckDB file give the same in SQL.
 
     \b
     Example:
       searchloop report --run demo --html report.html
+      searchloop report --run demo --policy latest
+      searchloop report --run demo --event 'requests[0]@17'
     """
+    app: App = context.obj
+    if policy is not None or event is not None:
+        exclude(context, ["page"], "--policy" if policy is not None else "--event")
+        if policy is not None:
+            exclude(context, ["event"], "--policy")
+        print_lineage(app, name, policy=policy, event=event, as_json=as_json)
+        return
     found = read_report(app.home.existing_run(name))
     if page is not None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,12 +12,43 @@ from rich.table import Table
 
 from infra.app.app import App
 from infra.app.progress import progress
+from infra.commands.dense import VectorOptions, check_vectors, search_by_vectors, vector_options
+from infra.commands.options import as_one, fields, need
 from infra.commands.results import warn
 from search_env.catalogue.corpora import Query, load_corpus, load_queries, write_run
 from streams.inputs.files import names_a_file
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 
 QUERY_SUFFIXES = (".jsonl", ".gz", ".zst", ".json", ".ndjson", ".tsv", ".csv", ".txt")
+TOP_BY_WORDS, TOP_BY_VECTORS = 1000, 100
+
+
+class WordsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that apply to a search by words alone."""
+
+    temperature: float
+    reranked: int
+
+
+words_options = as_one(
+    "words",
+    WordsOptions,
+    click.option(
+        "--temperature",
+        type=click.FloatRange(0, 2),
+        default=0.0,
+        show_default=True,
+        help="By words: sampling temperature; 0 decodes greedily, as in serving.",
+    ),
+    click.option(
+        "--rerank",
+        "reranked",
+        type=click.IntRange(0, 10_000),
+        default=0,
+        show_default=True,
+        help="By words: number of documents per query to rerank by title and summary, with the index's cross-encoder.",
+    ),
+)
 
 
 @click.command()
@@ -118,72 +150,115 @@ def expand(
 
 
 @click.command()
+@click.option(
+    "--by",
+    type=click.Choice(["words", "vectors"]),
+    default="words",
+    show_default=True,
+    help="Way to search: by words, or by dense vectors of the documents or of texts that represent them.",
+)
 @click.option("--index", default="catalogue", show_default=True, help="Index to search.")
-@click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
+@click.option(
+    "--queries", "asked", multiple=True, required=True, help="File of queries (JSONL), or a query's text; repeatable."
+)
 @click.option(
     "--policy",
     default="latest",
     show_default=True,
     help="Policy version or baseline: none, rm3, bo1, minilm (the nearest words), knn, shown (the prompt's words), "
-    "latest, a step, or a version's name.",
-)
-@click.option("--run", "run_name", help="Run of the policy. Default: the newest run on the index.")
-@click.option("--run-file", type=click.Path(path_type=Path), required=True, help="TREC run file to write.")
-@click.option(
-    "--top", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Number of documents per query."
+    "latest, a step, or a version's name. By vectors: version that writes the texts of --texts policy.",
 )
 @click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 decodes greedily, as in serving.",
+    "--run",
+    "run_name",
+    help="Run of the policy. Default: the newest run on the index. By vectors: required with --texts policy.",
 )
 @click.option(
-    "--rerank",
-    "reranked",
-    type=click.IntRange(0, 10_000),
-    default=0,
-    show_default=True,
-    help="Number of documents per query to rerank by title and summary, with the index's cross-encoder.",
+    "--run-file",
+    "run_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    required=True,
+    help="TREC run file to write; one for each --queries, in the same order.",
 )
-@click.pass_obj
+@click.option(
+    "--top",
+    type=click.IntRange(1, 10_000),
+    show_default="1000 by words, 100 by vectors",
+    help="Number of documents per query.",
+)
+@words_options
+@vector_options
+@click.pass_context
 def search(
-    app: App,
+    context: click.Context,
+    by: str,
     index: str,
-    queries: str,
+    asked: tuple[str, ...],
     policy: str,
     run_name: str | None,
-    run_file: Path,
-    top: int,
-    temperature: float,
-    reranked: int,
+    run_files: tuple[Path, ...],
+    top: int | None,
+    words: WordsOptions,
+    vectors: VectorOptions,
 ) -> None:
-    """Search queries, raw or expanded, and write a TREC run file.
+    """Search queries, raw or expanded, by words or by vectors, and write TREC run files.
 
     \b
     Example:
       searchloop search --index shop --queries q.jsonl --policy none --run-file raw.run
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
       searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
+      searchloop search --by vectors --index shop --texts lead --tune 450 --queries q.jsonl --run-file lead.run
+      searchloop search --by vectors --index shop --texts policy --run resume-0-t3 --queries q.jsonl --run-file p.run
     """
+    app: App = context.obj
+    if by == "words":
+        need(context, fields(VectorOptions), "--by vectors", got="--by words")
+    else:
+        need(context, fields(WordsOptions), "--by words", got="--by vectors")
+        if vectors.texts != "policy":
+            need(context, ["policy"], "--texts policy", got=f"--texts {vectors.texts}")
+        check_vectors(vectors, index=index, run_name=run_name)
+    if len(asked) != len(run_files) or len(set(run_files)) < len(run_files):
+        raise click.UsageError(
+            f"--run-file: expected a file of its own for each of the {len(asked)} --queries, got "
+            f"{', '.join(map(str, run_files))}. Give each --queries its own --run-file"
+        )
+    pairs = [(queries_or_text(queries), out) for queries, out in zip(asked, run_files, strict=True)]
+    if by == "words":
+        _search_by_words(app, pairs, words, index=index, policy=policy, run_name=run_name, top=top or TOP_BY_WORDS)
+    else:
+        search_by_vectors(app, pairs, vectors, index=index, run_name=run_name, policy=policy, top=top or TOP_BY_VECTORS)
+
+
+def _search_by_words(
+    app: App,
+    asked: Sequence[tuple[Sequence[Query], Path]],
+    words: WordsOptions,
+    *,
+    index: str,
+    policy: str,
+    run_name: str | None,
+    top: int,
+) -> None:
     from infra.recipes.leser.searching import search_queries
 
-    asked = queries_or_text(queries)
     with progress() as report, app.running_services(report) as running:
-        found = search_queries(
-            running,
-            asked,
-            index=index,
-            policy=policy,
-            run=run_name,
-            top=top,
-            report=report,
-            temperature=temperature,
-            reranked=reranked,
-        )
-    write_run(run_file, found, tag=policy)
-    click.echo(f"{run_file}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")
+        for queries, out in asked:
+            found = search_queries(
+                running,
+                queries,
+                index=index,
+                policy=policy,
+                run=run_name,
+                top=top,
+                report=report,
+                temperature=words.temperature,
+                reranked=words.reranked,
+            )
+            write_run(out, found, tag=policy)
+            click.echo(f"{out}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")
 
 
 def queries_or_text(value: str) -> list[Query]:

@@ -14,6 +14,8 @@ from rich.text import Text
 from infra.app.app import App, VllmTables
 from infra.app.interrupts import at_hard_end
 from infra.app.progress import progress
+from infra.commands.acls import print_acls
+from infra.commands.options import need
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
 from infra.services.doctor import FAIL, OK, Finding, doctor_findings
@@ -169,15 +171,45 @@ def _kafka(app: App) -> KafkaSettings:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects with name, level, found and advice.")
-@click.pass_obj
-def doctor(app: App, as_json: bool) -> None:
+@click.option(
+    "--acls",
+    "acls_of",
+    metavar="RUN",
+    help="Print instead the rights that the roles of this run need on your own Kafka. The run need not exist yet.",
+)
+@click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="ROLE=USER",
+    help="With --acls: user of a role; may be repeated. Default: the role's name.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a list of objects with name, level, found and advice; with --acls, with role, resource, name, "
+    "operation.",
+)
+@click.pass_context
+def doctor(context: click.Context, acls_of: str | None, users: tuple[str, ...], as_json: bool) -> None:
     """Report what is installed, what is missing, and how to fix it; the exit status is 1 if something is missing.
+
+    \b
+    With --acls, print the rights that a run's roles need, as commands of the Kafka command-line tool. The roles are
+    generator, environment, learner, sink, monitor and operator (for all other verbs). Several roles may share one user.
+    On the Kafka of `up --secure`, searchloop grants these rights itself.
 
     \b
     Example:
       searchloop doctor
+      searchloop doctor --acls leser-shop-0 --user sink=warehouse
     """
+    app: App = context.obj
+    if acls_of is not None:
+        print_acls(app, acls_of, users, as_json=as_json)
+        return
+    need(context, ["users"], "--acls")
     findings = [*doctor_findings(app.local_services()), vllm_finding(app.tables(VllmTables))]
     if as_json:
         click.echo(msgspec.json.encode(findings))

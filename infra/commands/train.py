@@ -14,6 +14,7 @@ from infra.app.app import App, FailpointTable
 from infra.app.interrupts import interrupts
 from infra.app.progress import progress
 from infra.commands.judged import read_judged
+from infra.commands.options import as_one, exclude, fields
 from infra.commands.results import show_result
 from infra.runs.living import registered
 from infra.runs.supervisor import stop_with_parent
@@ -21,76 +22,145 @@ from streams.failpoints import arm
 from streams.stopping import Stop
 
 
-@click.command()
-@click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file.")
-@click.option("--index", default="catalogue", show_default=True, help="Index to learn on.")
-@click.option(
-    "--queries",
-    type=click.Path(path_type=Path),
-    help="Training queries (JSONL). Default: queries generated from the index.",
+class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say what a run learns on, and what it begins with."""
+
+    recipe: str
+    index: str
+    queries: Path | None
+    held_out: Path | None
+    dev_queries: Path | None
+    dev_qrels: Path | None
+    updates: int | None
+    seed: int
+    from_run: str | None
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name, also where the user gave a path."""
+        return Path(self.recipe).stem
+
+
+data_options = as_one(
+    "data",
+    DataOptions,
+    click.option("--recipe", default="leser", show_default=True, help="Recipe: its name, or the path of a TOML file."),
+    click.option("--index", default="catalogue", show_default=True, help="Index to learn on."),
+    click.option(
+        "--queries",
+        type=click.Path(path_type=Path),
+        help="Training queries (JSONL). Default: queries generated from the index.",
+    ),
+    click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training."),
+    click.option(
+        "--dev-queries",
+        type=click.Path(path_type=Path),
+        help="Judged queries (JSONL) on which versions are measured while the run learns; they train nothing.",
+    ),
+    click.option("--dev-qrels", type=click.Path(path_type=Path), help="Judgments of --dev-queries."),
+    click.option(
+        "--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run."),
+    click.option("--from", "from_run", help="Start from the warmed-up policy of this run instead of making one."),
 )
-@click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training.")
-@click.option("--dev-queries", type=click.Path(path_type=Path), help="Judged queries (JSONL) to measure as it learns.")
-@click.option("--dev-qrels", type=click.Path(path_type=Path), help="Judgments of --dev-queries.")
-@click.option("--updates", type=click.IntRange(min=1), help="Number of optimizer steps. Default: the recipe's number.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+
+
+class Preferred(msgspec.Struct, frozen=True, kw_only=True):
+    """A new run whose policy 0 has learned by DPO from the pairs of another run."""
+
+    run: str
+    prefer_from: str
+    pairs: int
+
+
+@click.command()
+@data_options
 @click.option(
     "--run", "run_name", help="Name of the run; an existing run continues where it stopped. [RECIPE-INDEX-SEED]"
 )
-@click.option("--from", "from_run", help="Start from the warmed-up policy of this run instead of making one.")
+@click.option(
+    "--prefer-from",
+    metavar="RUN",
+    help="Make instead the first policy of the new run --run by DPO, on the best and the worst text of each logged "
+    "group of RUN.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
-@click.pass_obj
+@click.pass_context
 def train(
-    app: App,
-    recipe: str,
-    index: str,
-    queries: Path | None,
-    held_out: Path | None,
-    dev_queries: Path | None,
-    dev_qrels: Path | None,
-    updates: int | None,
-    seed: int,
-    run_name: str | None,
-    from_run: str | None,
-    as_json: bool,
+    context: click.Context, data: DataOptions, run_name: str | None, prefer_from: str | None, as_json: bool
 ) -> None:
     """Train a policy on the search engine's answers.
 
     \b
     `train` makes the missing parts (training queries, relevance model, teacher, warm-up), starts every worker, restarts
     workers that die, and ends with a summary. Ctrl-C stops the run in order; the same command continues it.
+    With --prefer-from, `train` needs no service: a new run gets the settings of the other run, and as its policy 0 the
+    policy that the other run began with, after DPO on that run's log.
 
     \b
     Example:
       searchloop train --recipe leser --index shop --updates 400
+      searchloop train --prefer-from relsum-shop-0 --run relsum-shop-0-dpo
     """
+    app: App = context.obj
+    if prefer_from is None:
+        _train_by_grpo(app, data, run_name or f"{data.recipe_name}-{data.index}-{data.seed}", as_json=as_json)
+        return
+    exclude(context, fields(DataOptions), "--prefer-from")
+    if run_name is None:
+        raise click.UsageError("--prefer-from: expected --run with it, got none. Add --run and the name of a new run")
+    made = train_by_preference(app, prefer_from=prefer_from, run=run_name)
+    if as_json:
+        click.echo(msgspec.json.encode(made).decode())
+    else:
+        say_preferred(made)
+
+
+def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> None:
     from infra.recipes.files import recipe_path
     from infra.runs.dev import DevFiles
     from infra.runs.training_runs import train_run
     from search_env.catalogue.corpora import load_queries
 
-    app = app.with_recipe(recipe_path(recipe))
+    app = app.with_recipe(recipe_path(data.recipe))
     # Check the input files before any service starts.
-    left_out = load_queries(held_out) if held_out else []
-    if queries is not None:
-        load_queries(queries)
-    read_judged(dev_queries, dev_qrels, options=("--dev-queries", "--dev-qrels"))
-    dev_files = DevFiles(queries=dev_queries, qrels=dev_qrels) if dev_queries and dev_qrels else None
+    left_out = load_queries(data.held_out) if data.held_out else []
+    if data.queries is not None:
+        load_queries(data.queries)
+    read_judged(data.dev_queries, data.dev_qrels, options=("--dev-queries", "--dev-qrels"))
+    dev_files = None
+    if data.dev_queries and data.dev_qrels:
+        dev_files = DevFiles(queries=data.dev_queries, qrels=data.dev_qrels)
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
-            recipe=Path(recipe).stem,
-            index=index,
-            queries_file=queries,
+            recipe=data.recipe_name,
+            index=data.index,
+            queries_file=data.queries,
             held_out=left_out,
-            updates=updates or app.settings.train.updates,
-            seed=seed,
-            run=run_name or f"{Path(recipe).stem}-{index}-{seed}",
+            updates=data.updates or app.settings.train.updates,
+            seed=data.seed,
+            run=run,
             report=report,
-            from_run=from_run,
+            from_run=data.from_run,
             dev_files=dev_files,
         )
     show_result(summary, f"run {summary.run}", as_json=as_json)
+
+
+def train_by_preference(app: App, *, prefer_from: str, run: str) -> Preferred:
+    """Make policy 0 of a new run by DPO on the logged groups of the run `prefer_from`."""
+    from infra.runs.preferring import prefer_run
+
+    with progress() as report:
+        pairs = prefer_run(app, run=prefer_from, into=run, report=report)
+    return Preferred(run=run, prefer_from=prefer_from, pairs=pairs)
+
+
+def say_preferred(made: Preferred) -> None:
+    """Print which run there is now, and how many pairs it has learned from."""
+    click.echo(f"{made.run}: policy 0 has learned from {made.pairs} pairs of {made.prefer_from}")
 
 
 @click.command()

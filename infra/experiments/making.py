@@ -151,7 +151,7 @@ def _prefer(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
 
 
 def _prefer_by_hand(job: Job) -> str:
-    return f"searchloop prefer --run {job.start} --into {job.run}"
+    return f"searchloop train --prefer-from {job.start} --run {job.run}"
 
 
 def _take_turns(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Made:

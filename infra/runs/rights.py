@@ -1,6 +1,7 @@
 """Rights of a run's workers on the embedded Kafka, whose operator is searchloop.
 
-On a cluster of your own nothing is granted: `searchloop acls` prints the rights for its administrator to grant.
+On a cluster of your own nothing is granted: `searchloop doctor --acls` prints the rights that its administrator has to
+grant.
 """
 
 from __future__ import annotations

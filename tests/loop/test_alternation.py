@@ -16,7 +16,7 @@ from infra.app.home import SETTINGS_FILE
 from infra.app.indexing import index_corpus
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import AlternationSettings, TrainSettings
-from infra.commands.dense import dense
+from infra.commands.search import search as search_verb
 from infra.recipes.decoding import decode_requests
 from infra.recipes.held_out import SPLITS
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, retrievers_of
@@ -220,9 +220,8 @@ def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp
     write_queries(queries, [Query(id="q", text="warm blanket")])
 
     def search(*given: str) -> Result:
-        return CliRunner().invoke(
-            dense, ["--index", unique_name, "--queries", str(queries), str(out), *given], obj=small_world
-        )
+        common = ["--by", "vectors", "--index", unique_name, "--queries", str(queries), "--run-file", str(out)]
+        return CliRunner().invoke(search_verb, [*common, *given], obj=small_world)
 
     adapted = adapt_to_texts(
         small_world.with_settings(msgspec.structs.replace(SMALL, retriever=RetrieverSettings(steps=5, batch_pairs=32))),

@@ -106,21 +106,21 @@ UNANSWERED = {
 # Each verb that works on files alone, or reads one before anything else, with a file that never comes. The run
 # `unread` has no settings yet, and the index `unread` no documents.
 UNWRITTEN = {
-    "dense": "dense --index unread --queries {queries} {out}",
+    "search by vectors": "search --by vectors --index unread --queries {queries} --run-file {out}",
     "relevance": "relevance --index unread",
     "premise": "premise --recipe relsum --index unread",
     "summarize": "summarize --run unread",
     "loop": "loop --recipe relsum --index unread",
-    "prefer": "prefer --run unread --into other",
+    "train by preference": "train --prefer-from unread --run other",
     "alternate": "alternate --recipe resume --index unread",
     "report": "report --run unread",
     "rebuild": "rebuild --run unread",
     "dead-letters": "dead-letters resend --run unread --topic requests",
-    "lineage": "lineage --run unread --policy 1",
+    "report of a version": "report --run unread --policy 1",
     "replay reproduce": "replay reproduce --run unread",
 }
 # What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
-AT_ONCE = {"down", "acls", "evaluate", "score"}
+AT_ONCE = {"down", "evaluate"}
 
 
 def test_every_verb_that_waits_is_looked_at_here() -> None:

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from infra.app.app import App
 from infra.app.home import Home
-from infra.commands.ledger import lineage
+from infra.commands.old_names import lineage
+from infra.commands.report import report
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.lineage import groups_taught, version_made_of
@@ -90,10 +91,14 @@ def test_the_verb_prints_both_directions(folder: Path) -> None:
     app = App(Home(folder.parents[1]))
 
     def call(*arguments: str) -> str:
-        return CliRunner().invoke(lineage, ["--run", "test", *arguments], obj=app, catch_exceptions=False).output
+        said = [
+            CliRunner().invoke(verb, ["--run", "test", *arguments], obj=app, catch_exceptions=False).stdout
+            for verb in (report, lineage)
+        ]
+        assert said[0] == said[1]
+        return said[0]
 
     assert "stands on a-000002, a-000001, a-000000" in call("--policy", "latest")
     assert "did not survive" in call("--event", "request-9")
     assert json.loads(call("--event", "request-1", "--json"))[0]["version"] == "a-000001"
     assert json.loads(call("--policy", "1", "--json"))["version"] == "a-000001"
-    assert "give one of --policy and --event" in call()

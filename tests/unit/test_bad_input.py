@@ -122,7 +122,7 @@ READERS = {
     "relevance": ("relevance", "--queries", "FILE", "--qrels", "qrels.tsv"),
     "search": ("search", "--queries", "FILE", "--policy", "none", "--run-file", "out.run"),
     "expand": ("expand", "--queries", "FILE"),
-    "score": ("score", "out.run", "--queries", "FILE", "--out", "scores.run"),
+    "scores": ("evaluate", "out.run", "--relevance-of", "shop", "--queries", "FILE", "--scores-out", "scores.run"),
 }
 
 

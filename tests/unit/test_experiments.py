@@ -302,6 +302,19 @@ def test_the_commands_name_every_change_and_where_a_run_begins(tmp_path: Path) -
     assert sum(" --queries q.jsonl --qrels q.tsv --top 100" in line for line in lines) == 4
 
 
+def test_the_command_of_preferences_begins_at_the_arm_whose_groups_were_logged(tmp_path: Path) -> None:
+    plan, home = (
+        read_plan(written(tmp_path, TWO_ARMS.replace("{ start", '{ by = "preferences", start'))),
+        Home(tmp_path),
+    )
+    for row in ("sft-grpo.3", "sft-grpo.5", "no.5"):
+        run = f"x-{row.replace('.', '-')}"
+        write_whole(home.experiment("x") / "made" / f"{row}.json", msgspec.json.encode(Made(runs=(run,), answers=run)))
+    begin(home.experiment("x"), plan, index="shop", given=([], {}), files=("q.jsonl", "q.tsv"))
+    (line,) = [line for line in commands(home, plan, name="x", index="shop") if "--prefer-from" in line]
+    assert line.endswith(" searchloop train --prefer-from x-sft-grpo-5 --run x-no-5")
+
+
 def test_an_arm_is_the_mean_over_its_seeds_query_by_query() -> None:
     assert mean_over_seeds([{"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0}]) == {"a": 0.5, "b": 1.0}
 
