@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +15,94 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 SETTINGS_FILE = "settings.json"
 DEFAULT_HOME = Path(".searchloop")
+
+
+class IndexFolder(PosixPath):
+    """The folder of everything made from one corpus: documents, and what the recipes derive from them."""
+
+    @property
+    def intents(self) -> Path:
+        """Queries made from the attributes, with judgments, by split."""
+        return self / "intents"
+
+    @property
+    def embeddings(self) -> Path:
+        """Embeddings of documents and queries."""
+        return self / "embeddings"
+
+    @property
+    def relevance(self) -> Path:
+        """LESER's relevance model."""
+        return self / "relevance"
+
+    @property
+    def teachers(self) -> Path:
+        """LESER's lessons, by what they were made from."""
+        return self / "teachers"
+
+    @property
+    def demand(self) -> Path:
+        """ReLSum's demand: which keys queries ask for, and how often."""
+        return self / "summary" / "demand.json"
+
+    @property
+    def lists(self) -> Path:
+        """ReLSum's judged lists."""
+        return self / "summary" / "lists"
+
+    @property
+    def labelled(self) -> Path:
+        """ReLSum's labelled pairs."""
+        return self / "summary" / "labelled"
+
+    @property
+    def cross_encoders(self) -> Path:
+        """The versions of the cross-encoder."""
+        return self / "summary" / "cross-encoders"
+
+    @property
+    def retrievers(self) -> Path:
+        """The versions of ReSuMe's bi-encoder."""
+        return self / "retrievers"
+
+    @property
+    def vectors(self) -> Path:
+        """Vectors of texts, by bi-encoder version."""
+        return self / "vectors"
+
+
+class RunFolder(PosixPath):
+    """The folder of one run: settings, policy, log and reports."""
+
+    @property
+    def settings_file(self) -> Path:
+        """The settings that the run was started with."""
+        return self / SETTINGS_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per policy version."""
+        return self / "checkpoints"
+
+    @property
+    def warmup(self) -> Path:
+        """The policies before version 0: untaught, reading and taught."""
+        return self / "warmup"
+
+    @property
+    def logs(self) -> Path:
+        """The workers' output."""
+        return self / "logs"
+
+    @property
+    def summaries(self) -> Path:
+        """The stored texts of policy versions about products."""
+        return self / "summaries"
+
+    @property
+    def dev(self) -> Path:
+        """The user's own judged dev queries."""
+        return self / "dev"
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -37,19 +125,13 @@ class Home(msgspec.Struct, frozen=True):
         """Base policies, such as smollm2, each unpacked once."""
         return self.root / "policies"
 
-    def index(self, name: str) -> Path:
-        """Return the folder of everything made from one corpus: documents, embeddings, intents, relevance, teachers.
+    def index(self, name: str) -> IndexFolder:
+        """Return the folder of everything made from one corpus. Raises SettingsError if the name is not valid."""
+        return IndexFolder(self.root / "indexes" / _named("index", name))
 
-        Raises SettingsError if the name is not valid for an index.
-        """
-        return self.root / "indexes" / _named("index", name)
-
-    def run(self, name: str) -> Path:
-        """Return the folder of one run: settings, checkpoints, log and reports.
-
-        Raises SettingsError if the name is not valid for a topic.
-        """
-        return self.runs / _named("run", name)
+    def run(self, name: str) -> RunFolder:
+        """Return the folder of one run. Raises SettingsError if the name is not valid for a topic."""
+        return RunFolder(self.runs / _named("run", name))
 
     def experiment(self, name: str) -> Path:
         """Return the folder of one experiment: its plan, rankings and results.
@@ -58,7 +140,7 @@ class Home(msgspec.Struct, frozen=True):
         """
         return self.root / "experiments" / _named("experiment", name)
 
-    def existing_run(self, name: str) -> Path:
+    def existing_run(self, name: str) -> RunFolder:
         """Return the folder of an existing run.
 
         Raises SettingsError, with the names of all runs, if the run does not exist.

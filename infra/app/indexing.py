@@ -59,7 +59,7 @@ def index_corpus(
     intents, kind = _queries(loaded, app.settings.intents, report)
     client = app.engine()
     try:
-        with whole_folder(directory / "intents", replace=True) as aside:
+        with whole_folder(directory.intents, replace=True) as aside:
             write_intents(aside, intents)
             version: IndexVersion = build_index(
                 client,

@@ -104,7 +104,7 @@ def run_demo(
         with app.running_services(report) as running:
             documents = documents or list(demo_catalogue(app.settings.demo))
             summary = index_corpus(running, name=NAME, documents=documents, report=report)
-            held_out, qrels = judged or load_intents(app.home.index(NAME) / "intents", "test_pair")
+            held_out, qrels = judged or load_intents(app.home.index(NAME).intents, "test_pair")
             run = _new_run(app.home)
             trained = train_run(
                 running,

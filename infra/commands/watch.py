@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.app.interrupts import interrupts
 from storage.monitor.view import VersionLine, View
 from storage.report_text import printable
@@ -75,7 +75,7 @@ def watch(app: App, name: str, once: bool, as_json: bool) -> None:
         raise KeyboardInterrupt
 
 
-def _refresh(watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
+def _refresh(watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: RunFolder) -> None:
     from infra.monitoring.watching import check_alive
 
     check_alive(process, run_dir)

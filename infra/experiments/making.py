@@ -63,7 +63,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
         """Return the first run that has this version; for other names, return the run that ranks."""
         for run in self.runs if policy != "latest" else ():
             try:
-                find_version(home.run(run) / "checkpoints", policy)
+                find_version(home.run(run).checkpoints, policy)
             except CheckpointError:
                 continue
             return run
@@ -115,7 +115,7 @@ def _update(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
     made = Made(runs=(job.run,), answers=job.run)
     updates = job.plan.updates or app.settings.train.updates
     try:
-        if load_current(app.home.run(job.run) / "checkpoints")[1].policy.step >= updates:
+        if load_current(app.home.run(job.run).checkpoints)[1].policy.step >= updates:
             return made
     except CheckpointError:
         pass  # Not started, or not warmed up yet.

@@ -15,7 +15,7 @@ import msgspec
 from kafka import TopicPartition
 
 from infra.app.app import App
-from infra.app.home import read_settings_file
+from infra.app.home import RunFolder, read_settings_file
 from infra.app.interrupts import at_hard_end, received
 from infra.monitoring.lock import monitor_is_running
 from infra.runs.rights import give_rights
@@ -184,13 +184,13 @@ def monitored(app: App, run: str) -> Iterator[subprocess.Popen[bytes] | None]:
             process.stdin.close()
 
 
-def monitor_log(run_dir: Path) -> Path:
+def monitor_log(run_dir: RunFolder) -> Path:
     """Return the path of a monitor's output."""
-    return run_dir / "logs" / "monitor.log"
+    return run_dir.logs / "monitor.log"
 
 
 def wait_until_read(
-    watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: Path, stop: Stop | None = None
+    watcher: Watcher, process: subprocess.Popen[bytes] | None, run_dir: RunFolder, stop: Stop | None = None
 ) -> None:
     """Wait until the monitor has read the log up to its ends at the call, or until told to stop.
 
@@ -207,7 +207,7 @@ def wait_until_read(
         watcher.read(wait_seconds=0.2)
 
 
-def check_alive(process: subprocess.Popen[bytes] | None, run_dir: Path) -> None:
+def check_alive(process: subprocess.Popen[bytes] | None, run_dir: RunFolder) -> None:
     """Raise DeliveryError, with the last line of its output, if a monitor that we started has ended."""
     if process is not None and process.poll() is not None and not monitor_is_running(run_dir):
         lines = monitor_log(run_dir).read_text(errors="replace").strip().splitlines()

@@ -29,7 +29,7 @@ def held_out_intents(app: App, index: str, given: Judged | None) -> list[HeldOut
 
     Raises SettingsError if there is neither.
     """
-    folder = app.home.index(index) / "intents"
+    folder = app.home.index(index).intents
     loaded = [(name, *load_intents(folder, split)) for split, name in SPLITS.items()]
     sets = [
         HeldOut(name=name, queries=[query for query in queries if query.id in qrels], qrels=qrels)
@@ -46,7 +46,7 @@ def dev_intents(app: App, index: str, queries_max: int, given: Judged | None) ->
 
     Raises SettingsError if there is none.
     """
-    queries, qrels = load_intents(app.home.index(index) / "intents", "dev")
+    queries, qrels = load_intents(app.home.index(index).intents, "dev")
     asked = sorted((query for query in queries if query.id in qrels), key=lambda query: query.id)[:queries_max]
     sets = [(DEV, asked, qrels)] if asked else []
     if given is not None:

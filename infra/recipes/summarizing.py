@@ -67,7 +67,7 @@ def summarize(
     policy: "latest" or a version of the run. temperature: above 0, texts are sampled, and none is stored. choice: the
     rule that chooses among texts sampled as in the run's training; do not combine it with a temperature.
     """
-    folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    folder, manifest = find_version(app.home.run(run.run).checkpoints, policy)
     path = summaries_path(app, run, version_name(manifest.policy), choice)
     stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
     missing = [product for product in products if product.document_id not in stored]
@@ -84,7 +84,7 @@ def stored_texts(
     app: App, run: RunSettings, written: Mapping[str, str], *, policy: str, choice: Choice | None = None
 ) -> CatalogueTexts:
     """Return the texts that `summarize` has stored, with the version's name and the file."""
-    _, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+    _, manifest = find_version(app.home.run(run.run).checkpoints, policy)
     name = version_name(manifest.policy)
     return CatalogueTexts(policy=name, by_document=dict(written), path=summaries_path(app, run, name, choice))
 
@@ -92,7 +92,7 @@ def stored_texts(
 def summaries_path(app: App, run: RunSettings, version: str, choice: Choice | None = None) -> Path:
     """Return the file of a policy version's summaries. Summaries chosen among samples have a file of their own."""
     name = f"{version}-{choice.name}" if choice else version
-    return app.home.run(run.run) / "summaries" / f"{name}.jsonl"
+    return app.home.run(run.run).summaries / f"{name}.jsonl"
 
 
 def read_summaries(path: Path) -> list[StoredSummary]:

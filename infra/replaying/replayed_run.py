@@ -104,8 +104,8 @@ def new_run(
 ) -> int:
     """Write the folder of the replayed run: settings, the recipe's files, the first policy. Return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
-    source, manifest = find_version(recorded / "checkpoints", begin)
-    copy_checkpoint(source, manifest, folder / "checkpoints")
+    source, manifest = find_version(recorded.checkpoints, begin)
+    copy_checkpoint(source, manifest, folder.checkpoints)
     for name in load_recipe(kept.settings.train.recipe).carried:  # The files for serving, prompts included.
         if (recorded / name).exists():
             shutil.copy2(recorded / name, folder / name)
@@ -118,7 +118,7 @@ def new_run(
 
 def publish_only_version(app: App, into: str, outbox: Outbox) -> None:
     """Announce the one version of a frozen run, as its learner would."""
-    folder, manifest = load_current(app.home.run(into) / "checkpoints")
+    folder, manifest = load_current(app.home.run(into).checkpoints)
     outbox.send(
         PolicyVersion(
             run=into, policy=manifest.policy, parent=None, path=f"checkpoints/{folder.name}", made_at_ms=now_ms()

@@ -145,7 +145,7 @@ def counterfactual(
         follow_updates(app, into, outbox, workers, base=base, limit=batches, stop=stop, report=report)
     if stop():
         raise KeyboardInterrupt
-    _, manifest = load_current(app.home.run(into) / "checkpoints")
+    _, manifest = load_current(app.home.run(into).checkpoints)
     recorded = _mean_reward(app.home.run(selection.run), groups)
     return Counterfactual(
         run=into,
@@ -315,7 +315,7 @@ def _mean_reward(folder: Path, groups: Sequence[str]) -> float | None:
 
 
 def _load_summary(app: App, into: str, sent: ReplayCount, seconds: float) -> Load:
-    _, manifest = load_current(app.home.run(into) / "checkpoints")
+    _, manifest = load_current(app.home.run(into).checkpoints)
     with open_log(app.home.run(into)) as log:
         (row,) = log.rows(
             """

@@ -52,10 +52,10 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
     """
     folder = app.home.existing_run(run)
     kept = read_run_settings(folder)
-    source, manifest = find_version(folder / "checkpoints", begin)
+    source, manifest = find_version(folder.checkpoints, begin)
     with tempfile.TemporaryDirectory(prefix="searchloop-reproduction-") as scratch, open_log(folder) as log:
         if manifest.policy.step > 0 and kept.settings.learner.objective.kl_weight > 0:
-            copy_checkpoint(*find_version(folder / "checkpoints", "0"), Path(scratch))
+            copy_checkpoint(*find_version(folder.checkpoints, "0"), Path(scratch))
         start = copy_checkpoint(source, manifest, Path(scratch))
         # The recorded batches contain no rejected groups, and the versions to check groups against are missing here.
         claims = msgspec.structs.replace(kept.settings.learner.claims, share=0.0)

@@ -177,7 +177,7 @@ def _take_turn(
         partner.measured(turned, state.index, version, texts, name=state.name, report=told)
         for version in (scored_by, adapted)
     )
-    _, policy = load_current(app.home.run(run) / "checkpoints")
+    _, policy = load_current(app.home.run(run).checkpoints)
     return Turn(
         turn=number,
         run=run,
@@ -203,9 +203,9 @@ def _begin_turn(
     """Give a turn's run its first policy, and return the app with the turn's version of the partner."""
     turned = app.with_changes("the turn", assignments_layer([f"{state.setting}={scored_by}"]))
     run_dir = app.home.run(run)
-    if state.turns and not (run_dir / "checkpoints").is_dir():
+    if state.turns and not (run_dir.checkpoints).is_dir():
         run_dir.mkdir(parents=True, exist_ok=True)
-        copy_checkpoint(*load_current(app.home.run(state.turns[-1].run) / "checkpoints"), run_dir / "checkpoints")
+        copy_checkpoint(*load_current(app.home.run(state.turns[-1].run).checkpoints), run_dir.checkpoints)
     return partner.settle(turned, NewRun(run=run, index=state.index, seed=state.seed, held_out=held_out), report)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from infra.app.home import RunFolder
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.recipe import Judged, measures_dev
@@ -17,7 +18,6 @@ from streams.errors import SettingsError
 from streams.events import PolicyRef
 from streams.whole_file import whole_folder
 
-FOLDER = "dev"
 QUERIES, QRELS = "queries", "qrels"  # Their endings are those of the user's files, which say how they are packed.
 
 
@@ -49,9 +49,9 @@ def check_dev(settings: Settings) -> None:
         )
 
 
-def keep_dev_files(run_dir: Path, files: DevFiles | None) -> None:
+def keep_dev_files(run_dir: RunFolder, files: DevFiles | None) -> None:
     """Copy a user's dev queries and judgments into the run's folder; a run that has some keeps them."""
-    folder = run_dir / FOLDER
+    folder = run_dir.dev
     if files is None or folder.exists():
         return
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -60,9 +60,9 @@ def keep_dev_files(run_dir: Path, files: DevFiles | None) -> None:
         shutil.copyfile(files.qrels, aside / f"{QRELS}{files.qrels.suffix}")
 
 
-def given_dev(run_dir: Path) -> Judged | None:
+def given_dev(run_dir: RunFolder) -> Judged | None:
     """Return the user's dev queries of a run, or None if it has none."""
-    folder = run_dir / FOLDER
+    folder = run_dir.dev
     if not folder.is_dir():
         return None
     (queries,), (qrels,) = folder.glob(f"{QUERIES}*"), folder.glob(f"{QRELS}*")

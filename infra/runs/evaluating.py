@@ -100,7 +100,7 @@ class Evaluator:
     def count(self, score: DevScore) -> None:
         """Count a score, and keep the version's name if it is the best so far."""
         if self._best.add(score):
-            write_best(self._run_dir / "checkpoints", score.policy)
+            write_best(self._run_dir.checkpoints, score.policy)
             log.info("policy %s is the best so far: %s %.4f", version_name(score.policy), score.measure, score.value)
 
     def _ranked(self, policy: PolicyRef) -> Sequence[Ranked]:

@@ -8,8 +8,8 @@ shows it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from infra.app.home import RunFolder
 from learner.batches import BatchAssembler, BatchSettings
 from learner.checkpoints import load_current
 from learner.generation import Encode, GenerationSettings, generate_groups
@@ -25,7 +25,7 @@ def run_loop(
     requests: Sequence[Request],
     *,
     run: str,
-    run_dir: Path,
+    run_dir: RunFolder,
     environment: Environment,
     generation: GenerationSettings,
     encode_prompt: Encode,
@@ -37,7 +37,7 @@ def run_loop(
 
     requests: from the run's first one on. Those that the newest checkpoint in run_dir has used up are skipped.
     """
-    checkpoints = run_dir / "checkpoints"
+    checkpoints = run_dir.checkpoints
     folder, manifest = load_current(checkpoints)
     state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
     version = LoadedVersion(folder, manifest.policy)

@@ -7,6 +7,7 @@ import shutil
 import msgspec
 
 from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings, write_run_settings
 from infra.recipes.recipe import load_recipe
@@ -32,7 +33,7 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
     kept = read_run_settings(source)
     asked = app.settings.preference
     settings = kept.settings.preference if asked == PreferenceSettings() else asked
-    folder, _ = find_version(source / "checkpoints", "0")
+    folder, _ = find_version(source.checkpoints, "0")
     with open_log(source) as log:
         pairs = preferences((event for _, event in log.events(Reward)), settings)
     with whole_folder(target) as aside:
@@ -40,6 +41,6 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
         for name in load_recipe(kept.settings.train.recipe).carried:
             if (source / name).exists():
                 shutil.copy2(source / name, aside / name)
-        write_first_checkpoint(aside / "checkpoints", policy)
+        write_first_checkpoint(RunFolder(aside).checkpoints, policy)
         write_run_settings(aside, msgspec.structs.replace(kept, run=into, updates=0))
     return len(pairs)

@@ -109,7 +109,7 @@ def policy_server(
         check_logprobs(app, run, settings, theirs, shown, report)
         yield theirs
         return
-    folder, _ = load_current(app.home.run(run) / "checkpoints")
+    folder, _ = load_current(app.home.run(run).checkpoints)
     adapter = read_adapter(folder)
     server = PolicyServer(app.home.root, settings.vllm_server)
     model = VllmModel(folder=str(adapter.base.resolve()), rank=adapter.r, adapters_max=settings.batch.staleness_max + 2)
@@ -187,7 +187,7 @@ def check_logprobs(
 
     report("comparing vllm's log-probabilities with the learner's", 0, 0)
     encode_prompt = load_recipe(settings.train.recipe).encoder(settings)
-    folder, manifest = load_current(app.home.run(run) / "checkpoints")
+    folder, manifest = load_current(app.home.run(run).checkpoints)
     opened = open_served(app, run, settings, url=serving.url, door=serving.environment)
     version = opened(folder, manifest.policy)
     try:

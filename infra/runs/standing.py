@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
 from infra.app.app import App
-from infra.app.home import Home, read_settings_file
+from infra.app.home import Home, RunFolder, read_settings_file
 from infra.runs.living import known_workers, supervised_roles
 from learner.batches import BatchSettings
 from storage.monitor.stalls import RunFacts, RunState, StageFacts, WorkerFacts, run_state
@@ -150,7 +150,7 @@ def known_runs(home: Home) -> list[str]:
     return sorted(path.parent.name for path in home.runs.glob("*/settings.json"))
 
 
-def _facts(run_dir: Path, kept: StandingRun, offsets: Offsets) -> RunFacts:
+def _facts(run_dir: RunFolder, kept: StandingRun, offsets: Offsets) -> RunFacts:
     run = run_dir.name
     checkpoint = _checkpoint(run_dir)
     workers = tuple(known_workers(run_dir))
@@ -198,7 +198,7 @@ def _stage(
     return StageFacts(stage=stage, waiting=count, since_ms=min(since, default=None), enough=enough)
 
 
-def _sink(run_dir: Path, offsets: Offsets) -> StageFacts:
+def _sink(run_dir: RunFolder, offsets: Offsets) -> StageFacts:
     """Return since when a record waits for the sink: the time of the oldest record after the ledger's last change.
 
     While a sink works, nobody else may open its ledger, so the number of waiting records is unknown.
@@ -211,7 +211,7 @@ def _sink(run_dir: Path, offsets: Offsets) -> StageFacts:
     )
 
 
-def _unseen(run_dir: Path, kept: StandingRun, said: str) -> RunFacts:
+def _unseen(run_dir: RunFolder, kept: StandingRun, said: str) -> RunFacts:
     return RunFacts(
         run=run_dir.name,
         now_ms=now_ms(),
@@ -222,7 +222,7 @@ def _unseen(run_dir: Path, kept: StandingRun, said: str) -> RunFacts:
     )
 
 
-def _somebody_learns(run_dir: Path, workers: Sequence[WorkerFacts]) -> bool:
+def _somebody_learns(run_dir: RunFolder, workers: Sequence[WorkerFacts]) -> bool:
     """Return whether a learner belongs to the run.
 
     A run that answers with a frozen policy has workers, but no learner.
@@ -230,15 +230,15 @@ def _somebody_learns(run_dir: Path, workers: Sequence[WorkerFacts]) -> bool:
     return not supervised_roles(run_dir) or any(worker.role == "learner" for worker in workers)
 
 
-def _settings(run_dir: Path) -> StandingRun:
+def _settings(run_dir: RunFolder) -> StandingRun:
     try:
         return read_settings_file(run_dir, StandingRun)
     except SettingsError:
         return StandingRun()  # Settings of another version: the other facts still count.
 
 
-def _checkpoint(run_dir: Path) -> _Checkpoint:
-    root = run_dir / "checkpoints"
+def _checkpoint(run_dir: RunFolder) -> _Checkpoint:
+    root = run_dir.checkpoints
     try:
         name = (root / "CURRENT").read_text().strip()
         return msgspec.json.decode((root / name / "manifest.json").read_bytes(), type=_Checkpoint)

@@ -21,6 +21,7 @@ from types import TracebackType
 
 import psutil
 
+from infra.app.home import RunFolder
 from infra.app.interrupts import at_hard_end, received
 from infra.app.libraries import set_library_variables
 from infra.runs.living import SUPERVISED, write_workers
@@ -47,7 +48,7 @@ class WorkerError(SearchloopError, RuntimeError):
 class Supervisor:
     """Keeper of one process per role; use it as a context manager."""
 
-    def __init__(self, arguments: list[str], roles: list[str], run_dir: Path, environment: dict[str, str]) -> None:
+    def __init__(self, arguments: list[str], roles: list[str], run_dir: RunFolder, environment: dict[str, str]) -> None:
         """arguments: of `searchloop`, to start a worker, without its role: `worker_arguments`.
 
         environment: variables on top of this process's own.
@@ -66,7 +67,7 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         self._guard.enter_context(at_hard_end(self._kill))
-        (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        (self._run_dir.logs).mkdir(parents=True, exist_ok=True)
         for role in self._roles:
             self._start(role)
         return self
@@ -128,7 +129,7 @@ class Supervisor:
 
     def log_path(self, role: str) -> Path:
         """Return the file with a worker's output."""
-        return self._run_dir / "logs" / f"{role}.log"
+        return self._run_dir.logs / f"{role}.log"
 
     def _kill(self) -> str:
         """Kill all workers, from another thread, as the last act of this process."""

@@ -69,10 +69,10 @@ def is_known(home: Home, run: str) -> bool:
     folder = home.run(run)
     if (folder / LEDGER).exists():
         return True
-    if not (folder / "checkpoints").is_dir():
+    if not (folder.checkpoints).is_dir():
         return False
     try:
-        update = load_current(folder / "checkpoints")[1].update
+        update = load_current(folder.checkpoints)[1].update
     except CheckpointError:
         return False
     return update is not None and update.run == run

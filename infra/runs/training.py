@@ -96,7 +96,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     consumer = connect_consumer(
         settings.kafka, {announced: None, versions: None, scores: None}, client_id=f"{run}-train", records_max=500
     )
-    _, manifest = load_current(run_dir / "checkpoints")
+    _, manifest = load_current(run_dir.checkpoints)
     policy = manifest.policy
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
@@ -139,7 +139,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                     made.setdefault(version_name(event.policy), event)
                     # The log also holds updates of abandoned lineages, and may hold foreign ones. Only the newest
                     # checkpoint tells the policy's step.
-                    if version_name(event.policy) == current_name(run_dir / "checkpoints"):
+                    if version_name(event.policy) == current_name(run_dir.checkpoints):
                         policy, step = event.policy, event.policy.step
                         report(_headline(event), min(step, updates), updates)
                 if stalls.due:
@@ -189,7 +189,7 @@ def _summary(
     *,
     ended_early: bool,
 ) -> TrainingSummary:
-    _, manifest = load_current(app.home.run(run) / "checkpoints")
+    _, manifest = load_current(app.home.run(run).checkpoints)
     updates = _lineage(made, manifest.policy)
     quarter = max(len(updates) // 4, 1)
 

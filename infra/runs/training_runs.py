@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.app.app import App
-from infra.app.home import SETTINGS_FILE
+from infra.app.home import SETTINGS_FILE, RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
@@ -105,7 +105,7 @@ def loop_run(
         )
 
 
-def _check_kind(run_dir: Path, *, streamed: bool) -> None:
+def _check_kind(run_dir: RunFolder, *, streamed: bool) -> None:
     """Raise SettingsError if the folder holds a run of the other kind."""
     if not (run_dir / SETTINGS_FILE).exists() or read_run_settings(run_dir).streamed == streamed:
         return
@@ -119,15 +119,16 @@ def _check_kind(run_dir: Path, *, streamed: bool) -> None:
     )
 
 
-def copy_warmed_up(source: Path, target: Path, *, carried: Sequence[str]) -> None:
+def copy_warmed_up(source: RunFolder, target: RunFolder, *, carried: Sequence[str]) -> None:
     """Copy a run's beginning, its recipe's files and checkpoint 0, as the whole of a new run.
 
     Raises CheckpointError if the source has no checkpoint 0.
     """
-    first, manifest = find_version(source / "checkpoints", "0")
+    first, manifest = find_version(source.checkpoints, "0")
     with whole_folder(target) as aside:
-        shutil.copytree(first, aside / "checkpoints" / first.name)
-        (aside / "checkpoints" / CURRENT).write_text(version_name(manifest.policy) + "\n")
+        made = RunFolder(aside)
+        shutil.copytree(first, made.checkpoints / first.name)
+        (made.checkpoints / CURRENT).write_text(version_name(manifest.policy) + "\n")
         for name in carried:
             shutil.copy2(source / name, aside / name)
 

@@ -11,7 +11,7 @@ import msgspec
 from kafka import TopicPartition
 
 from infra.app.app import App
-from infra.app.home import SETTINGS_FILE, read_settings_file
+from infra.app.home import SETTINGS_FILE, RunFolder, read_settings_file
 from infra.runs.kept_checkpoints import read_head, read_kept
 from infra.runs.living import living_workers
 from infra.services.errors import ServiceError
@@ -78,7 +78,7 @@ def verify_run(app: App, name: str, *, rebuild: bool, offline: bool, trusted: st
 
 
 def prove(
-    folder: Path, *, run: str, topics: Topics | None, working: bool, rebuild: bool, trusted: str | None = None
+    folder: RunFolder, *, run: str, topics: Topics | None, working: bool, rebuild: bool, trusted: str | None = None
 ) -> Account:
     """Prove the contract of the run in a folder. topics: its topics in Kafka; None leaves Kafka out.
 
@@ -140,7 +140,7 @@ def _kafka(app: App) -> KafkaSettings:
         raise DeliveryError(f"{error}; or leave the topics out with --offline") from error
 
 
-def _no_files(folder: Path) -> list[Finding]:
+def _no_files(folder: RunFolder) -> list[Finding]:
     """Return a finding for each pipe, socket or device in place of a file, since reading one may never end."""
     what = "expected a file or a folder, got a pipe, a socket or a device; remove it"
     return [
@@ -150,9 +150,9 @@ def _no_files(folder: Path) -> list[Finding]:
     ]
 
 
-def _circumstances(folder: Path, run: str, *, working: bool) -> Circumstances:
+def _circumstances(folder: RunFolder, run: str, *, working: bool) -> Circumstances:
     """Return the facts in the run's folder beside its log: settings and checkpoints."""
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder.checkpoints
     if not checkpoints.is_dir():
         return Circumstances(head=None, kept=(), working=working)
     terms, found = None, []

@@ -33,7 +33,7 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
 
         run_generator(
             run=run,
-            checkpoints=run_dir / "checkpoints",
+            checkpoints=run_dir.checkpoints,
             seed=kept.seed,
             kafka=kafka,
             delivery=settings.delivery,

@@ -16,7 +16,6 @@ from infra.experiments.measuring import measure_rankings, rank_run
 from infra.recipes.leser.searching import search_queries
 from infra.recipes.publishing import publish_summaries
 from infra.recipes.relsum.baselines import ARMS
-from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
@@ -126,7 +125,7 @@ def test_summariser_and_cross_encoder_take_turns(learned: tuple[App, TrainingSum
     state = alternate(turned, RankerPartner(), **given)  # type: ignore[arg-type]
 
     first, second = state.turns
-    versions = cross_encoders_of(app.home.index("small"))
+    versions = app.home.index("small").cross_encoders
     assert (state.first, first.scored_by, second.scored_by) == (current_version(versions), state.first, first.adapted)
     assert len({state.first, first.adapted, second.adapted}) == 3
     for turn, parent in ((first, state.first), (second, first.adapted)):
@@ -148,7 +147,7 @@ def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tupl
     def ranked(policy: str) -> dict[str, dict[str, float]]:
         return rank_run(app, kept, policy=policy, given=None, report=quiet)[0].run
 
-    versions = cross_encoders_of(app.home.index("small"))
+    versions = app.home.index("small").cross_encoders
     before = {path.name for path in versions.iterdir()}
     tuned = {policy: ranked(policy) for policy in ("tuned-log-counts", "tuned-latest")}
     made = {path.name for path in versions.iterdir()} - before - {"tuned"}

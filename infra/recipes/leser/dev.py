@@ -29,7 +29,7 @@ def open_dev(
     loaded: list[LoadedVersion] = []
 
     def rank(policy: str) -> list[Ranked]:
-        folder, manifest = find_version(app.home.run(run.run) / "checkpoints", policy)
+        folder, manifest = find_version(app.home.run(run.run).checkpoints, policy)
         if loaded:
             loaded[0].refresh(folder, manifest.policy)
         else:

@@ -46,7 +46,7 @@ def expand_queries(
     Raises SettingsError if there is no such run.
     """
     kept = find_run(app, index=index, run=run)
-    folder, manifest = find_version(app.home.run(kept.run) / "checkpoints", policy)
+    folder, manifest = find_version(app.home.run(kept.run).checkpoints, policy)
     index_version = load_manifest(app.home.index(index)).name
     cache = ExpansionCache(app.home.run(kept.run), policy=version_name(manifest.policy), index_version=index_version)
     found = cache.known(queries) if temperature == 0 else {}

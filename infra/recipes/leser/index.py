@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from infra.app.app import App
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.recipes.leser.relevance import open_relevance
 from learner.prompts import with_choices
@@ -64,12 +64,12 @@ def open_neighbours(opened: LeserIndex, lessons: Sequence[Lesson]) -> Neighbours
     return neighbours_of(opened.app, opened.directory, lessons)
 
 
-def neighbours_of(app: App, index_folder: Path, lessons: Sequence[Lesson]) -> Neighbours:
+def neighbours_of(app: App, index_folder: IndexFolder, lessons: Sequence[Lesson]) -> Neighbours:
     """Return the look-up in these lessons.
 
     The vectors of their queries lie beside the index, for every run that has these lessons.
     """
     embedder = KeptEmbedder(
-        app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder / "embeddings"
+        app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder.embeddings
     )
     return Neighbours(lessons, embedder, app.settings.neighbours)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.first_policy import first_policy
@@ -49,7 +50,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)
         else:
-            queries, qrels = load_intents(opened.directory / "intents", "train")
+            queries, qrels = load_intents(opened.directory.intents, "train")
         left_out = {plain_words(query.text) for query in new.held_out}
         queries = [query for query in queries if plain_words(query.text) not in left_out]
         if not queries:
@@ -64,7 +65,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         )
         # GRPO sees these phrases, too. Otherwise it unlearns to leave a query alone that ranks well as it is.
         asked = [*queries, *(Query(id=lesson.query_id, text=lesson.query) for lesson in head)]
-        if (run_dir / "checkpoints" / CURRENT).is_file():
+        if (run_dir.checkpoints / CURRENT).is_file():
             contexts = read_contexts(run_dir / CONTEXTS_FILE)
             if set(contexts) != {query.id for query in asked}:
                 raise SettingsError(
@@ -82,7 +83,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                 policy = warm_up_policy(opened, policy, lessons, run_dir, new.seed, report, stop)
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
-        write_first_checkpoint(run_dir / "checkpoints", policy)
+        write_first_checkpoint(run_dir.checkpoints, policy)
         return _prepared(new.run, opened, asked, lessons.contexts)
 
 
@@ -111,7 +112,7 @@ def read_contexts(path: Path) -> dict[str, Context]:
         raise SettingsError(f"{path}: {error}. Start a new run with --run NAME") from error
 
 
-def _first_policy(app: App, opened: LeserIndex, run_dir: Path, seed: int) -> Policy:
+def _first_policy(app: App, opened: LeserIndex, run_dir: RunFolder, seed: int) -> Policy:
     prompts = app.settings.prompts
     texts = (
         " ".join([document.title, document.text, *map(str, raw_attributes(document).values())])

@@ -29,7 +29,7 @@ def train_relevance(
     complete = judged is None
     queries: Sequence[Query]
     if judged is None:
-        queries, qrels = load_intents(directory / "intents", "train")
+        queries, qrels = load_intents(directory.intents, "train")
     else:
         queries, qrels = judged
         unknown = check_qrels(
@@ -46,22 +46,22 @@ def train_relevance(
 def open_relevance(app: App, *, index: str, catalogue: Catalogue, report: Report) -> RelevanceModel:
     """Return the relevance model of an index; trees that the settings ask for are trained first if they are missing."""
     settings, directory = app.settings.relevance, app.home.index(index)
-    trained = directory / "relevance" / "manifest.json"
-    has_intents = (directory / "intents" / "qrels.train.tsv").is_file()
+    trained = directory.relevance / "manifest.json"
+    has_intents = (directory.intents / "qrels.train.tsv").is_file()
     model: RelevanceModel
     if settings.model == "cosine" or (settings.model == "auto" and not trained.is_file() and not has_intents):
         embedder = Embedder(app.settings.embedding)
-        embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
+        embeddings = embed_documents(catalogue.documents, embedder, directory.embeddings, report)
         model = CosineRelevance(catalogue, embeddings, embedder)
     else:
         if not trained.is_file():
             train_relevance(app, index=index, judged=None, report=report)
         if app.settings.gbdt.cosine:
             embedder = Embedder(app.settings.embedding)
-            embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
-            model = load_gbdt(directory / "relevance", catalogue, embeddings=embeddings, embedder=embedder)
+            embeddings = embed_documents(catalogue.documents, embedder, directory.embeddings, report)
+            model = load_gbdt(directory.relevance, catalogue, embeddings=embeddings, embedder=embedder)
         else:
-            model = load_gbdt(directory / "relevance", catalogue)
+            model = load_gbdt(directory.relevance, catalogue)
     return NoisyRelevance(model, noise_std=settings.noise_std) if settings.noise_std else model
 
 
@@ -113,7 +113,7 @@ def _train(
     embedder, embeddings = None, None
     if app.settings.gbdt.cosine:
         embedder = Embedder(app.settings.embedding)
-        embeddings = embed_documents(catalogue.documents, embedder, directory / "embeddings", report)
+        embeddings = embed_documents(catalogue.documents, embedder, directory.embeddings, report)
     booster, manifest = train_gbdt(
         catalogue,
         queries,
@@ -125,5 +125,5 @@ def _train(
         embedder=embedder,
         progress=report,
     )
-    save_gbdt(directory / "relevance", booster, manifest)
+    save_gbdt(directory.relevance, booster, manifest)
     return {"queries": manifest.queries, "pairs": manifest.pairs, **manifest.report}

@@ -103,10 +103,8 @@ def _rerank(
     settings: CrossEncoderSettings,
     depth: int,
 ) -> list[Ranking]:
-    from infra.recipes.relsum.index import cross_encoders_of
-
     directory = app.home.index(index)
-    encoder = load_cross_encoder(cross_encoders_of(directory), settings)
+    encoder = load_cross_encoder(directory.cross_encoders, settings)
     with contextlib.closing(app.engine()) as client:
         first = [document for ranking in rankings for document in ranking.ids[:depth]]
         shown = shown_documents(client, load_manifest(directory).name, first)
@@ -152,6 +150,6 @@ def _search_with_nearest_terms(
     directory = app.home.index(index)
     report("reading the documents", 0, 0)
     catalogue = Catalogue(load_documents(directory))
-    nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=directory / "embeddings")
+    nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=directory.embeddings)
     with _open_retriever(app, index, tables.retrieval) as retriever:
         return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top, progress=report)

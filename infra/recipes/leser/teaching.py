@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.recipes.leser.index import LeserIndex, open_neighbours
 from learner.policy import Policy
@@ -54,7 +54,7 @@ def teach(
     report("contexts", len(queries), len(queries))
     labels = qrels or _labels_by_relevance(opened, queries)
     teacher = Teacher(opened.catalogue, settings.teacher, settings.retrieval)
-    folder, index = opened.directory / "teachers", opened.version.name
+    folder, index = opened.directory.teachers, opened.version.name
     look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
     neighbours = open_neighbours(opened, look_up)
     if neighbours:
@@ -93,7 +93,7 @@ def warm_up_policy(
     opened: LeserIndex,
     policy: Policy,
     lessons: Lessons,
-    run_dir: Path,
+    run_dir: RunFolder,
     seed: int,
     report: Report,
     stop: Stop,
@@ -120,7 +120,7 @@ def warm_up_policy(
             pairs(reading[held:], shown),
             pairs(reading[:held], shown),
             warmup,
-            run_dir / "warmup" / "reading",
+            run_dir.warmup / "reading",
             lambda what, done, total: report(f"reading {what}", done, total),
             stop=stop,
         )
@@ -135,7 +135,7 @@ def warm_up_policy(
         pairs([*choose[held:], *lessons.head], lessons.contexts),
         pairs(choose[:held], lessons.contexts),
         warmup,
-        run_dir / "warmup" / "taught",
+        run_dir.warmup / "taught",
         report,
         is_valid=is_selection if policy.selector is not None else None,
         stop=stop,

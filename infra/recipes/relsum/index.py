@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import msgspec
 
@@ -30,24 +29,19 @@ class RelsumIndex:
 
     def __init__(self, app: App, index: str, report: Report) -> None:
         self.settings = app.settings
-        self.folder = app.home.index(index) / "summary"
+        self.folder = app.home.index(index)
         self.report = report
-        self.documents = load_documents(app.home.index(index))
+        self.documents = load_documents(self.folder)
         self._lists: dict[str, JudgedLists] = {}
-
-    @property
-    def cross_encoders(self) -> Path:
-        """The folder of the index's cross-encoder versions."""
-        return cross_encoders_of(self.folder.parent)
 
     def lists(self, split: str) -> JudgedLists:
         """Return a split's judged lists, made from the index's one demand."""
-        if not (self.folder / "lists" / "qrels.test.tsv").is_file():
+        if not (self.folder.lists / "qrels.test.tsv").is_file():
             self.report("making judged lists", 0, 0)
-            demand = load_or_make_demand(self.folder / "demand.json", self.documents, self.settings.demand)
-            write_lists(self.folder / "lists", make_lists(self.documents, demand, self.settings.lists))
+            demand = load_or_make_demand(self.folder.demand, self.documents, self.settings.demand)
+            write_lists(self.folder.lists, make_lists(self.documents, demand, self.settings.lists))
         if split not in self._lists:
-            self._lists[split] = load_lists(self.folder / "lists", split)
+            self._lists[split] = load_lists(self.folder.lists, split)
         return self._lists[split]
 
     @cached_property
@@ -80,8 +74,3 @@ class RelsumIndex:
     def text(self, document_id: str, summary: str) -> str:
         """Return a product's text for the cross-encoder: title, then summary."""
         return product_text(self.values.documents[document_id].title, summary)
-
-
-def cross_encoders_of(index_folder: Path) -> Path:
-    """Return the folder of an index's cross-encoder versions."""
-    return index_folder / "summary" / "cross-encoders"

@@ -50,7 +50,7 @@ def labelled_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledP
             sorted(left_out),
         ]
     )
-    path = relsum.folder / "labelled" / f"{hashlib.sha256(known).hexdigest()[:16]}.jsonl"
+    path = relsum.folder.labelled / f"{hashlib.sha256(known).hexdigest()[:16]}.jsonl"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_pairs(path, label_products(relsum, left_out))

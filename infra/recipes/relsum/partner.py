@@ -14,7 +14,6 @@ from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun
 from infra.recipes.relsum.baselines import rank_lists
-from infra.recipes.relsum.index import cross_encoders_of
 from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import said, taught_pairs, tune_ranker
 from infra.recipes.relsum.writing import left_out, policy_summaries
@@ -45,7 +44,7 @@ class RankerPartner:
 
     def original(self, app: App, index: str) -> str:
         """Return the index's current version, which no adaptation changes."""
-        return app.settings.cross_encoder.version or current_version(cross_encoders_of(app.home.index(index)))
+        return app.settings.cross_encoder.version or current_version(app.home.index(index).cross_encoders)
 
     def settle(self, app: App, new: NewRun, report: Report) -> App:
         """Return the app as it is: a cross-encoder needs no measurement."""

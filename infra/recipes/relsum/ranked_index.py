@@ -22,9 +22,9 @@ class RankedIndex(RelsumIndex):
         If they name none, it is the one that learned from the training lists, and it is trained if it is missing.
         """
         settings = self.settings.cross_encoder
-        if not settings.version and not (self.cross_encoders / CURRENT_FILE).is_file():
+        if not settings.version and not (self.folder.cross_encoders / CURRENT_FILE).is_file():
             train_ranker(self)
-        return load_cross_encoder(self.cross_encoders, settings)
+        return load_cross_encoder(self.folder.cross_encoders, settings)
 
     def read_with(self, version: str) -> RankedIndex:
         """Return the same index, read with another version of the cross-encoder."""

@@ -53,7 +53,7 @@ def train_ranker(relsum: RelsumIndex) -> str:
             stages, _with_titles(relsum, pairs, lessons), settings, Path(scratch) / "first", relsum.report
         )
     held_out = [_of_some_kind(relsum, pair) for pair in judged_pairs(relsum, "dev")]
-    return save_cross_encoder(made, calibrate(made, held_out, relsum.report), relsum.cross_encoders).version
+    return save_cross_encoder(made, calibrate(made, held_out, relsum.report), relsum.folder.cross_encoders).version
 
 
 def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
@@ -70,12 +70,14 @@ def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, le
     )
     same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither affects adaptation.
     known = msgspec.json.encode([parent.version, same, taught, measured])
-    pointer = relsum.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    pointer = relsum.folder.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
         tuned = tune_cross_encoder(parent, _with_titles(relsum, taught, _lessons(relsum)), settings, relsum.report)
         calibration = msgspec.structs.replace(calibrate(tuned, measured, relsum.report), parent=parent.version)
         pointer.parent.mkdir(exist_ok=True)
-        write_whole(pointer, save_cross_encoder(tuned, calibration, relsum.cross_encoders, current=False).version)
+        write_whole(
+            pointer, save_cross_encoder(tuned, calibration, relsum.folder.cross_encoders, current=False).version
+        )
     return pointer.read_text()
 
 

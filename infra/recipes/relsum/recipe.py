@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from infra.app.app import App
-from infra.app.home import SETTINGS_FILE
+from infra.app.home import SETTINGS_FILE, RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
@@ -99,11 +98,11 @@ class Relsum:
                 f"index {new.index!r}: expected a training pair with |δ| above "
                 f"{app.settings.relsum.filter_delta}, found none; lower relsum.filter_delta"
             )
-        if not (run_dir / "checkpoints" / CURRENT).is_file():
+        if not (run_dir.checkpoints / CURRENT).is_file():
             policy = _first_policy(app, relsum, run_dir, new.seed)
             if app.settings.train.warm_up:
                 policy = _warm_up(app, relsum, policy, run_dir, new.seed, report)
-            write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
+            write_first_checkpoint(run_dir.checkpoints, with_lora(policy, app.settings.policy.lora))
         return prepared_products(app, new, products)
 
     def encoder(self, settings: Settings) -> Encode:
@@ -215,14 +214,14 @@ class Relsum:
         return self._indexes[known]
 
 
-def _first_policy(app: App, relsum: RankedIndex, run_dir: Path, seed: int) -> Policy:
+def _first_policy(app: App, relsum: RankedIndex, run_dir: RunFolder, seed: int) -> Policy:
     prompts = app.settings.product_prompts
     products = (relsum.shown(document.id) for document in relsum.documents)
     texts = (render_product(product, prompts, pointers=False) for product in products)
     return first_policy(app, texts, pointers=prompts.values, run_dir=run_dir, seed=seed)
 
 
-def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: Path, seed: int, report: Report) -> Policy:
+def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: RunFolder, seed: int, report: Report) -> Policy:
     """Teach the log's preferences for each product of the training lists, as probabilities and not as one order."""
     settings = app.settings
     lists = relsum.lists("train")
@@ -244,7 +243,7 @@ def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: Path, seed:
             pairs[held:],
             pairs[:held],
             msgspec.structs.replace(settings.warmup, seed=seed),
-            run_dir / "warmup" / "taught",
+            run_dir.warmup / "taught",
             report,
             is_valid=is_selection if policy.selector is not None else bool,
             stop=stop,

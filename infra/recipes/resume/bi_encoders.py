@@ -27,7 +27,7 @@ from streams.names import is_name
 
 def retrievers_of(app: App, index: str) -> Path:
     """Return the folder of an index's retriever versions."""
-    return app.home.index(index) / "retrievers"
+    return app.home.index(index).retrievers
 
 
 def first_retriever(app: App, index: str) -> RetrieverManifest:
@@ -109,7 +109,7 @@ def dense_search(
     version and these texts. With `vectors.search = "memory"` nothing is indexed.
     """
     ids = sorted(texts)
-    vectors = RememberedVectors(encoder, directory=app.home.index(index) / "vectors")
+    vectors = RememberedVectors(encoder, directory=app.home.index(index).vectors)
     documents = vectors.encode_documents([texts[key] for key in ids])
     vectors.save()
     asked = encoder.encode_queries([query.text for query in queries])

@@ -17,7 +17,7 @@ def dev_reciprocal_rank(app: App, index: str, retriever: str, texts: Mapping[str
 
     alias: of the vectors' index.
     """
-    queries, qrels = load_intents(app.home.index(index) / "intents", "dev")
+    queries, qrels = load_intents(app.home.index(index).intents, "dev")
     rankings = dense_search(
         app,
         open_encoder(app, index, retriever),

@@ -52,7 +52,7 @@ class RetrieverPartner:
             return app
         prepared = prepare(app, new, report)
         run_dir = app.home.run(new.run)
-        folder, manifest = load_current(run_dir / "checkpoints")
+        folder, manifest = load_current(run_dir.checkpoints)
         some = prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
         groups = decode_requests(
             some,

@@ -38,10 +38,10 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
             f"index {new.index!r} has no product with two values beside its title that answers a training query; "
             "ReSuMe needs a catalogue with attributes"
         )
-    if not (run_dir / "checkpoints" / CURRENT).is_file():
+    if not (run_dir.checkpoints / CURRENT).is_file():
         report("making the policy", 0, 0)
         texts = (f"{each.title} {description_of(each)}" for each in products)
         pointers = app.settings.product_prompts.values
         policy = first_policy(app, texts, pointers=pointers, run_dir=run_dir, seed=new.seed)
-        write_first_checkpoint(run_dir / "checkpoints", with_lora(policy, app.settings.policy.lora))
+        write_first_checkpoint(run_dir.checkpoints, with_lora(policy, app.settings.policy.lora))
     return prepared_products(app, new, asked)

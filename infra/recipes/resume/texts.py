@@ -33,7 +33,7 @@ def summarized_values(app: App, index: str, answered: Answered) -> ProductValues
     answered: the training queries that count, without held-out texts.
     """
     directory = app.home.index(index)
-    queries, _ = load_intents(directory / "intents", "train")
+    queries, _ = load_intents(directory.intents, "train")
     asked = asked_keys(query for query in queries if query.id in answered.queries)
     return ProductValues(load_documents(directory), asked, order=app.settings.product_prompts.order)
 
