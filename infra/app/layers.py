@@ -18,6 +18,7 @@ import msgspec
 from infra.app.renamed import with_new_names
 from infra.services.private_variables import PREFIX
 from infra.services.secret_files import FILE_SUFFIX, read_secret
+from streams.descriptions import description_of
 from streams.errors import SettingsError
 from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths, sounds_secret
 
@@ -140,6 +141,16 @@ def known_keys(kind: type[msgspec.Struct], path: str = "") -> dict[str, Any]:
     return keys
 
 
+def setting_description(kind: type[msgspec.Struct], path: str) -> str:
+    """Return the description of the setting at a path, which may end in a place of a list; "" if there is none."""
+    *tables, key = path.partition("[")[0].split(".")
+    table: type[msgspec.Struct] | None = kind
+    for name in tables:
+        hints = typing.get_type_hints(table) if table else {}
+        table = _table_in(hints.get(name))
+    return description_of(typing.get_type_hints(table, include_extras=True).get(key)) if table else ""
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
@@ -232,7 +243,9 @@ def _explain(kind: type[msgspec.Struct], layer: dict[str, Any], message: str, so
     if path and re.match(r"[a-z_]+: ", reason):  # The table's own check wrote this, about one of its settings.
         return f"{path}.{reason}, in {source}"
     reason = reason[0].lower() + reason[1:]
-    return f"{path or 'settings'}: {reason}, {_shown(kind, path, value)}, in {source}"
+    described = setting_description(kind, path)
+    told = f". {path.partition('[')[0]}: {described}" if described else ""
+    return f"{path or 'settings'}: {reason}, {_shown(kind, path, value)}, in {source}{told}"
 
 
 def _shown(kind: type[msgspec.Struct], path: str, value: Any) -> str:
