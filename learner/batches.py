@@ -31,8 +31,8 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         msgspec.Meta(ge=0, le=64),
         describe(
-            "Optimizer steps between the policy that wrote a group and the policy that learns from it. More "
-            "keep workers busier; 0 is on-policy.",
+            "Optimizer steps between the policy that wrote a group and the policy that learns from it. "
+            "A larger value keeps workers busier; 0 is on-policy.",
             common=True,
         ),
     ] = 1

@@ -60,7 +60,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     keep_every: Annotated[
         int,
         msgspec.Meta(ge=1, le=100_000),
-        describe("Distance between checkpoints that are kept forever. 1 keeps all."),
+        describe("Every n-th checkpoint is kept forever. 1 keeps all."),
     ] = 50
 
 

@@ -104,8 +104,8 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     aggregation: Annotated[
         Literal["sequence", "token", "constant"],
         describe(
-            'Mean over tokens: of "sequence" means (GRPO), of every "token" (DAPO), or divided by "constant" '
-            "(Dr. GRPO)."
+            'Way to average over tokens: each "sequence" first (GRPO), every "token" alike (DAPO), or with the '
+            'divisor constant_tokens, "constant" (Dr. GRPO).'
         ),
     ] = "sequence"
     constant_tokens: Annotated[

@@ -39,7 +39,7 @@ class PreferenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         int, msgspec.Meta(ge=8), describe("Largest number of tokens in prompt and answer together.")
     ] = 320
     pairs_max: Annotated[int, msgspec.Meta(ge=1), describe("Largest number of pairs.")] = 20_000
-    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the choice and order of the pairs.")] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the training, and so of the order of the pairs.")] = 0
 
 
 class Preference(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ def settings_reference() -> str:
         "keys have the names below. In the environment `[batch] groups` is `SEARCHLOOP_BATCH__GROUPS`, and",
         "`[policy.tiny] layers` is `SEARCHLOOP_POLICY__TINY__LAYERS`. An unknown key is an error that names its path.",
         "",
-        "The name of a key contains its unit. A recipe (`--recipe`) changes some defaults, and your values win over it.",
+        "The name of a key contains its unit. A recipe (`--recipe`) changes some defaults; your values win over it.",
         "",
         "## The settings to know first",
         "",

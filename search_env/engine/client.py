@@ -73,7 +73,7 @@ class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_u
         float, msgspec.Meta(gt=0, le=600), describe("Upper limit of every pause between retries.")
     ] = 5.0
     connections: Annotated[
-        int, msgspec.Meta(ge=1, le=64), describe("Connections that a process keeps open to Elasticsearch.")
+        int, msgspec.Meta(ge=1, le=64), describe("Largest number of connections of a process to Elasticsearch.")
     ] = 4
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ class EmbeddingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     batch_tokens: Annotated[
         int,
         msgspec.Meta(ge=64, le=65_536),
-        describe("Tokens of one forward pass, padding included. A larger number suits a GPU, and is slower on a CPU."),
+        describe("Tokens of one forward pass, padding included. A larger number is slower on a CPU."),
     ] = 512
     cached_queries: Annotated[
         int, msgspec.Meta(ge=1), describe("Query embeddings that are kept in memory, 1.5 kB each.")
