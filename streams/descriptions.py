@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -32,6 +32,12 @@ def description_of(hint: Any) -> str:
 def is_common(hint: Any) -> bool:
     """Return whether a setting of this type is one that most users touch."""
     return any((meta.extra or {}).get(COMMON) for meta in marks(hint))
+
+
+def choices_of(hint: Any) -> list[str]:
+    """Return the words among which a setting of this type chooses, "" in quotes; [] if it takes other values, too."""
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return [str(choice) or '""' for choice in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def marks(hint: Any) -> Iterator[msgspec.Meta]:

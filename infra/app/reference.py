@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
 from infra.app.settings import Settings
-from streams.descriptions import description_of, is_common, marks
+from streams.descriptions import choices_of, description_of, is_common, marks
 from streams.secrets import is_secret
 
 
@@ -97,10 +97,8 @@ def _range(hint: Any) -> str:
     for mark in marks(hint):
         limits = [(">", mark.gt), ("≥", mark.ge), ("<", mark.lt), ("≤", mark.le)]
         parts += [f"{sign} {value:g}" for sign, value in limits if value is not None]
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    if get_origin(hint) is Literal:
-        parts.append(" or ".join(str(choice) or '""' for choice in get_args(hint)))
+    if choices := choices_of(hint):
+        parts.append(" or ".join(choices))
     return _cell(", ".join(parts))
 
 

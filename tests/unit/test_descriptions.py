@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -33,6 +33,7 @@ COMMON = {
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     groups: Annotated[int, msgspec.Meta(ge=1), describe("Groups in a batch.")] = 4
     names: Annotated[tuple[str, ...], describe("Names of layers.")] = ()
+    backend: Annotated[Literal["", "vllm"], describe("Writer of texts.")] = ""
     plain: int = 0
 
 
@@ -74,12 +75,17 @@ def test_ten_settings_are_marked_as_common_and_stand_first_on_the_page() -> None
 
 
 def test_a_wrong_value_is_answered_with_the_settings_description() -> None:
-    with pytest.raises(
-        SettingsError, match=r"^batch\.groups: .*, got 0, in my\.toml\. batch\.groups: Groups in a batch"
-    ):
+    with pytest.raises(SettingsError, match=r"^batch\.groups: .*, got 0, in my\.toml\. Meaning: Groups in a batch\.$"):
         combine(Tree, [("my.toml", {"batch": {"groups": 0}})])
-    with pytest.raises(SettingsError, match=r"^batch\.names\[0\]: .*in my\.toml\. batch\.names: Names of layers\.$"):
+    with pytest.raises(SettingsError, match=r"^batch\.names\[0\]: .*in my\.toml\. Meaning: Names of layers\.$"):
         combine(Tree, [("my.toml", {"batch": {"names": [["x"]]}})])
+
+
+def test_a_wrong_word_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^batch\.backend: expected \"\" or vllm, got 'x', in my\.toml\. Meaning: "
+    ):
+        combine(Tree, [("my.toml", {"batch": {"backend": "x"}})])
 
 
 @pytest.mark.parametrize("layer", [{"batch": {"plain": "x"}}, {"batch": 3}])
