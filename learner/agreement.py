@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from learner.logprobs import completion_logprobs
-from learner.packing import Candidate, Group, pack_groups
+from learner.packing import Candidate, PromptGroup, pack_groups
 from learner.policy import Policy
 from learner.sampling import Sampler
 from streams.errors import SearchloopError
@@ -43,7 +43,7 @@ def measure_agreement(
     policy: the weights that the sampler claims to use. sampling: a temperature above 0, without the no-repeat rule.
     """
     groups = [
-        Group(
+        PromptGroup(
             prompt_ids=tuple(prompt),
             candidates=tuple(
                 Candidate(token_ids=completion.token_ids, logprobs=completion.logprobs, advantage=0.0)

@@ -23,7 +23,7 @@ from learner.checkpoints import CheckpointError
 from learner.groups import reward_group
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
 from learner.objectives import ObjectiveSettings
-from learner.packing import Group, GroupError, check_group, pack_groups
+from learner.packing import GroupError, PromptGroup, check_group, pack_groups
 from learner.policy import Policy, load_policy
 from learner.sampling import completion_text
 from learner.versions import check_version, load_weights
@@ -129,7 +129,7 @@ class ClaimChecker:
 
     def _measure(self, rewards: Sequence[Reward], spare: Policy) -> dict[str, Claim]:
         found: dict[str, Claim] = {}
-        groups: dict[str, Group] = {}
+        groups: dict[str, PromptGroup] = {}
         for reward in rewards:
             try:
                 self._check_text(reward.generation, spare)
@@ -145,7 +145,7 @@ class ClaimChecker:
             found |= {name: Claim(difference=value) for name, value in differences(spare, some).items()}
         return found
 
-    def _group(self, reward: Reward, spare: Policy) -> Group | None:
+    def _group(self, reward: Reward, spare: Policy) -> PromptGroup | None:
         """Return the group as the learner would train on it. Raises GroupError if the learner would refuse it."""
         group = reward_group(
             reward,
@@ -198,7 +198,7 @@ class ClaimChecker:
 
 
 @torch.no_grad()
-def differences(policy: Policy, groups: dict[str, Group]) -> dict[str, float]:
+def differences(policy: Policy, groups: dict[str, PromptGroup]) -> dict[str, float]:
     """Return each group's largest |log π − log μ|, in nats, by its id; infinite if the policy gives no finite number.
 
     groups: with the rules that their sampler kept; they must have passed `check_group`. μ: the sampler's logged value.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from learner.objectives import ObjectiveSettings, completion_weights
-from learner.packing import Candidate, Group, GroupError, check_group
+from learner.packing import Candidate, GroupError, PromptGroup, check_group
 from learner.selecting import Selector
 from streams.events import Outcome, Reward
 
@@ -22,8 +22,8 @@ class SortedGroups:
     scored candidates. rejected: malformed groups, with the reason.
     """
 
-    spread: dict[str, Group]
-    flat: dict[str, Group]
+    spread: dict[str, PromptGroup]
+    flat: dict[str, PromptGroup]
     failed: tuple[str, ...]
     rejected: dict[str, str]
 
@@ -38,8 +38,8 @@ def sort_groups(
     selector: Selector | None = None,
 ) -> SortedGroups:
     """Return the batch's groups, checked and with advantages; the arguments are those of the functions below."""
-    spread: dict[str, Group] = {}
-    flat: dict[str, Group] = {}
+    spread: dict[str, PromptGroup] = {}
+    flat: dict[str, PromptGroup] = {}
     failed: list[str] = []
     rejected: dict[str, str] = {}
     for reward in rewards:
@@ -59,7 +59,7 @@ def sort_groups(
 
 def reward_group(
     reward: Reward, *, objective: ObjectiveSettings, opener_ids: frozenset[int], selector: Selector | None = None
-) -> Group | None:
+) -> PromptGroup | None:
     """Return an event's scored candidates with their advantages; None if fewer than two candidates were scored.
 
     A failed candidate (reward None) leaves its group: it counts neither in the mean nor in the gradient.
@@ -83,7 +83,7 @@ def reward_group(
         return None
     values = torch.tensor([[value for _, value in scored]], dtype=torch.float64)  # [1, G]
     advantages = completion_weights(values, objective)[0].tolist()
-    return Group(
+    return PromptGroup(
         prompt_ids=generation.prompt_token_ids,
         candidates=tuple(
             Candidate(token_ids=completion.token_ids, logprobs=completion.logprobs, advantage=advantage)

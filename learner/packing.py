@@ -40,7 +40,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class PromptGroup:
     """One prompt with the candidates to learn from.
 
     temperature: the sampler's, > 0. opener_ids: tokens that open an expansion (no-repeat rule); empty: no rule.
@@ -84,7 +84,7 @@ class PackedGroups:
     answer_ids: Tensor | None = None
 
 
-def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
+def check_group(group: PromptGroup, *, vocabulary: int, positions_max: int) -> None:
     """Raise GroupError unless the group can be packed and a sampler can have given its log-probabilities.
 
     vocabulary: V of the policy. positions_max: the longest prompt + completion that the policy takes, in tokens.
@@ -119,7 +119,7 @@ def check_group(group: Group, *, vocabulary: int, positions_max: int) -> None:
                 raise GroupError(f"{name}: token {token} at {position} begins an expansion twice (no-repeat rule)")
 
 
-def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.device | str = "cpu") -> PackedGroups:
+def pack_groups(groups: Sequence[PromptGroup], *, pad_id: int = 0, device: torch.device | str = "cpu") -> PackedGroups:
     """Return the groups' tensors. Group sizes and lengths may vary; groups must have passed `check_group`.
 
     pad_id: any valid token id; padding is never attended to and never predicted.
@@ -178,7 +178,7 @@ def pack_groups(groups: Sequence[Group], *, pad_id: int = 0, device: torch.devic
     )
 
 
-def _banned(group: Group, candidate: Candidate) -> list[tuple[int, int]]:
+def _banned(group: PromptGroup, candidate: Candidate) -> list[tuple[int, int]]:
     if group.selector is None:
         return banned_positions(candidate.token_ids, group.opener_ids)
     return banned_pointer_positions(group.prompt_ids, candidate.token_ids, group.selector)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from learner.groups import SortedGroups, reward_metrics, sort_groups
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
 from learner.objectives import ObjectiveSettings, TokenWeights, check_objective, policy_objective, token_weights
-from learner.packing import Group, PackedGroups, pack_groups
+from learner.packing import PackedGroups, PromptGroup, pack_groups
 from learner.selecting import Selector
 from learner.tally import Tally
 from streams.descriptions import describe
@@ -319,7 +319,7 @@ def learning_rate_at(step: int, settings: UpdateSettings) -> float:
 class _MicroBatch:
     """Some groups of a batch. learns: they can give a gradient. old_logprobs: [N, C], from the first forward."""
 
-    groups: dict[str, Group]
+    groups: dict[str, PromptGroup]
     packed: PackedGroups
     weights: TokenWeights
     learns: bool

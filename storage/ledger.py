@@ -40,7 +40,7 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
     undecodable: int
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
+class LedgerRows(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one transaction, and the records that they cover.
 
     letters: for the records that could not be decoded. bytes: of record values, plus one for each record.
@@ -52,13 +52,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-def build_batch(records: Sequence[Received]) -> Batch:
+def build_batch(records: Sequence[Received]) -> LedgerRows:
     """Decode the records and return their rows; an undecodable record becomes a dead letter, never an error."""
     with _without_collector():
         return build_entries([read_entry(record) for record in records])
 
 
-def build_entries(entries: Sequence[Entry]) -> Batch:
+def build_entries(entries: Sequence[Entry]) -> LedgerRows:
     """Return the rows of decoded records; an event that does not fit into the columns becomes a dead letter."""
     with _without_collector():
         try:
@@ -66,7 +66,7 @@ def build_entries(entries: Sequence[Entry]) -> Batch:
         except (pa.ArrowException, OverflowError, UnicodeError):
             entries = sound(entries)
             tables = build_tables(entries)
-    return Batch(
+    return LedgerRows(
         tables=tables,
         extents=_extents(entries),
         letters=[dead_letter(entry) for entry in entries if entry.event is None],
@@ -74,7 +74,7 @@ def build_entries(entries: Sequence[Entry]) -> Batch:
     )
 
 
-def store_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
+def store_batch(connection: duckdb.DuckDBPyConnection, batch: LedgerRows) -> None:
     """Write rows and offsets in one transaction.
 
     Raises duckdb.Error. If COMMIT raised it, the batch may nevertheless be durable: reopen the file and read the

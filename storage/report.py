@@ -71,7 +71,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     uses_max: int
 
 
-class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
+class StoredPartition(msgspec.Struct, frozen=True, kw_only=True):
     """One partition as far as it is stored. gaps: offsets in between that hold no record."""
 
     topic: str
@@ -110,7 +110,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     first_ms: int | None
     last_ms: int | None
-    partitions: tuple[PartitionRow, ...]
+    partitions: tuple[StoredPartition, ...]
     accounting: tuple[AccountRow, ...]
     versions: tuple[VersionRow, ...]
     updates: tuple[UpdateRow, ...]
@@ -173,12 +173,12 @@ def to_json(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode(report, order="sorted")).decode()
 
 
-def _partitions(log: Log) -> tuple[PartitionRow, ...]:
+def _partitions(log: Log) -> tuple[StoredPartition, ...]:
     rows = log.rows(
         "SELECT topic, partition, next_offset, records, next_offset - first_offset - records AS gaps, undecodable "
         "FROM sink_offsets ORDER BY topic, partition"
     )
-    return tuple(PartitionRow(**row) for row in rows)
+    return tuple(StoredPartition(**row) for row in rows)
 
 
 def _accounting(log: Log) -> tuple[AccountRow, ...]:

@@ -26,7 +26,7 @@ import msgspec
 
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments
 from storage.errors import StorageError
-from storage.ledger import Batch, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
+from storage.ledger import LedgerRows, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
 from streams.descriptions import describe
 from streams.events import DeadLetter
 from streams.records import Received
@@ -206,7 +206,7 @@ class Sink:
         if self._broken:
             raise self._broken
 
-    def _store(self, batch: Batch) -> None:
+    def _store(self, batch: LedgerRows) -> None:
         """Store one batch in the sink's thread, unless an earlier one failed: nothing is ever stored beyond a gap."""
         if self._broken:
             raise self._broken
@@ -219,7 +219,7 @@ class Sink:
             self._broken = StorageError(f"{self.path}: the sink failed ({error!r}); nothing after it was stored")
             raise self._broken from error
 
-    def _store_once_or_twice(self, batch: Batch) -> None:
+    def _store_once_or_twice(self, batch: LedgerRows) -> None:
         """Store one batch; try again if the first attempt left no trace."""
         goal = {partition: extent.next_offset for partition, extent in batch.extents.items()}
         for attempt in (1, 2):

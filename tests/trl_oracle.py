@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.packing import Candidate, Group
+from learner.packing import Candidate, PromptGroup
 from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
 
 POLICY = PolicyRef(lineage="1-test", step=0, sha256="")
@@ -48,14 +48,14 @@ def random_group(
     vocabulary: int = 97,
     temperature: float = 1.0,
     opener_ids: frozenset[int] = frozenset(),
-) -> Group:
+) -> PromptGroup:
     """Return a group of random tokens and behaviour log-probabilities, with advantages of mean 0."""
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, vocabulary, (count,), generator=generator).tolist())
 
     advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64)
-    return Group(
+    return PromptGroup(
         prompt_ids=ids(prompt),
         candidates=tuple(
             Candidate(
@@ -72,7 +72,7 @@ def random_group(
 
 def reward_event(
     group_id: str,
-    group: Group,
+    group: PromptGroup,
     *,
     rewards: Sequence[float | None] | None = None,
     valid: bool = True,
@@ -151,7 +151,7 @@ def trl_trainer(model: LlamaForCausalLM, output_dir: str, **settings: Any) -> An
     return trainer
 
 
-def trl_inputs(groups: list[Group]) -> dict[str, Tensor]:
+def trl_inputs(groups: list[PromptGroup]) -> dict[str, Tensor]:
     """Return the groups as TRL lays them out: one row a completion, prompts padded left, completions padded right."""
     rows = [(group.prompt_ids, candidate) for group in groups for candidate in group.candidates]
     prompts = max(len(prompt) for prompt, _ in rows)

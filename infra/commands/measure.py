@@ -18,7 +18,7 @@ from infra.commands.judged import judged_options, read_judged
 from infra.commands.options import as_one
 
 if TYPE_CHECKING:
-    from infra.experiments.measuring import Measured
+    from infra.experiments.measuring import MeasuredSet
     from infra.recipes.recipe import Judged, Ranked
 
 
@@ -190,7 +190,7 @@ def _rank(
     return found
 
 
-def _to_json(measured: Sequence[Measured]) -> str:
+def _to_json(measured: Sequence[MeasuredSet]) -> str:
     value = [msgspec.to_builtins(item) for item in measured]
     for item in value:
         for run in item["evaluation"]["runs"]:
@@ -198,7 +198,7 @@ def _to_json(measured: Sequence[Measured]) -> str:
     return msgspec.json.encode(value, order="sorted").decode()
 
 
-def _print_measured(measured: Sequence[Measured], console: Console) -> None:
+def _print_measured(measured: Sequence[MeasuredSet], console: Console) -> None:
     from infra.commands.evaluate import print_evaluation
 
     for item in measured:

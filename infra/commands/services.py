@@ -18,7 +18,7 @@ from infra.commands.acls import print_acls
 from infra.commands.options import need
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
-from infra.services.doctor import FAIL, OK, Finding, doctor_findings
+from infra.services.doctor import FAIL, OK, CheckResult, doctor_findings
 from infra.services.errors import ProvisionError
 from infra.services.local import ServiceStatus
 from infra.services.vllm import vllm_python
@@ -219,7 +219,7 @@ def doctor(context: click.Context, acls_of: str | None, users: tuple[str, ...], 
         sys.exit(1)
 
 
-def vllm_finding(tables: VllmTables) -> Finding:
+def vllm_finding(tables: VllmTables) -> CheckResult:
     """Return the state of vLLM, which only runs with `generation.backend = "vllm"` need."""
     settings = tables.vllm
     if settings.url:
@@ -228,18 +228,18 @@ def vllm_finding(tables: VllmTables) -> Finding:
             models = VllmClient(settings.url, patient).models()
         except (TransientError, VllmError) as error:
             advice = "Check vllm.url and vllm.api_key, and that the server is up"
-            return Finding(name="vllm", level=FAIL, found=str(error), advice=advice)
-        return Finding(name="vllm", level=OK, found=f"a server of your own, {len(models)} models")
+            return CheckResult(name="vllm", level=FAIL, found=str(error), advice=advice)
+        return CheckResult(name="vllm", level=OK, found=f"a server of your own, {len(models)} models")
     try:
         python = vllm_python(tables.vllm_server)
     except ProvisionError as error:
         found = "not installed; only generation.backend = 'vllm' needs it"
         level = FAIL if tables.vllm_server.python else OK
-        return Finding(name="vllm", level=level, found=found if level == OK else str(error), advice="make vllm")
-    return Finding(name="vllm", level=OK, found=f"at {python}, started by runs that use it")
+        return CheckResult(name="vllm", level=level, found=found if level == OK else str(error), advice="make vllm")
+    return CheckResult(name="vllm", level=OK, found=f"at {python}, started by runs that use it")
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[CheckResult]) -> None:
     table = Table(box=None, header_style="bold")
     for title in ("", "what", "found", "what to do"):
         table.add_column(title, overflow="fold")  # a truncated path is useless

@@ -18,7 +18,7 @@ from storage.evaluation.precision import pooled_recall_at_precision
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredSet(msgspec.Struct, frozen=True, kw_only=True):
     """One held-out set: every ranking's measures with intervals, and recall at 90% precision with one threshold."""
 
     name: str
@@ -66,7 +66,7 @@ def without_run(app: App, *, recipe: str, index: str, seed: int) -> RunSettings:
 
 def measure_rankings(
     rankings: Mapping[str, Sequence[Ranked]], *, baseline: str | None, settings: EvaluationSettings, report: Report
-) -> list[Measured]:
+) -> list[MeasuredSet]:
     """Return each held-out set with the measures of all rankings, by name.
 
     baseline: the name of one ranking. Raises EvaluationError if the rankings have different sets.
@@ -79,7 +79,7 @@ def measure_rankings(
                 raise EvaluationError(f"the runs have different judgments for {each.name!r}: measure them separately")
             found.setdefault(each.name, {})[name] = each.run
     return [
-        Measured(
+        MeasuredSet(
             name=name,
             evaluation=evaluate_runs(runs, qrels[name], baseline=baseline, settings=settings, progress=report),
             pooled_recall={run: pooled_recall_at_precision(scores, qrels[name]) for run, scores in runs.items()},

@@ -69,7 +69,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[str, ...]
 
 
-class Row(NamedTuple):
+class ArmMeasures(NamedTuple):
     """The measures of one arm's ranking with one seed: by query, and the pooled recall over all queries."""
 
     values: dict[str, Values]
@@ -100,11 +100,11 @@ def mean_over_seeds(of: Sequence[Mapping[str, float]]) -> Values:
 def _set_table(rankings: Path, plan: Plan, set_name: str) -> SetTable:
     qrels = read_qrels(rankings, set_name)
     by_query = [measure for measure in plan.measures if measure not in (RETRIEVAL_GAIN, POOLED_RECALL)]
-    rows: dict[str, dict[int, Row]] = {}
+    rows: dict[str, dict[int, ArmMeasures]] = {}
     for arm in plan.arms:
         for seed in plan.seeds_of(arm):
             run = read_scores(row_file(rankings, set_name, row_name(arm, seed)))
-            rows.setdefault(arm.name, {})[seed] = Row(
+            rows.setdefault(arm.name, {})[seed] = ArmMeasures(
                 values=measure_run(run, qrels, by_query, relevant_grade=1),
                 gained=relevant_retrieved(run, qrels, depth=plan.top, relevant_grade=1),
                 pooled=draw_pooled_recall(run, qrels, samples=plan.samples) if POOLED_RECALL in plan.measures else None,
@@ -117,7 +117,7 @@ def _set_table(rankings: Path, plan: Plan, set_name: str) -> SetTable:
     )
 
 
-def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, Row]]) -> ArmRow:
+def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, ArmMeasures]]) -> ArmRow:
     mine, base = rows[name], rows[plan.baseline]
     differences = {}
     if name != plan.baseline:
@@ -139,7 +139,9 @@ def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, Row]]) -> ArmRow
     )
 
 
-def _compared(plan: Plan, name: str, mine: Mapping[int, Row], base: Mapping[int, Row]) -> tuple[list[Row], list[Row]]:
+def _compared(
+    plan: Plan, name: str, mine: Mapping[int, ArmMeasures], base: Mapping[int, ArmMeasures]
+) -> tuple[list[ArmMeasures], list[ArmMeasures]]:
     """Return the rows of both arms to compare: rows of the same seeds, or all rows if one arm is not trained."""
     seeds = [seed for seed in mine if seed in base]
     if not seeds or any(plan.trainer(plan.arm(arm)) is None for arm in (name, plan.baseline)):
@@ -147,7 +149,7 @@ def _compared(plan: Plan, name: str, mine: Mapping[int, Row], base: Mapping[int,
     return [mine[seed] for seed in seeds], [base[seed] for seed in seeds]
 
 
-def _difference(measure: str, ours: Sequence[Row], theirs: Sequence[Row], samples: int) -> Interval:
+def _difference(measure: str, ours: Sequence[ArmMeasures], theirs: Sequence[ArmMeasures], samples: int) -> Interval:
     if measure == POOLED_RECALL:
         return compare_pooled(_pooled(ours), _pooled(theirs))
     if measure == RETRIEVAL_GAIN:
@@ -157,19 +159,19 @@ def _difference(measure: str, ours: Sequence[Row], theirs: Sequence[Row], sample
     return compare_means(values[0], values[1], samples=samples)
 
 
-def _reached(measure: str, rows: Sequence[Row], samples: int) -> Interval:
+def _reached(measure: str, rows: Sequence[ArmMeasures], samples: int) -> Interval:
     if measure == POOLED_RECALL:
         return pooled_interval(_pooled(rows))
     return bootstrap_mean(mean_over_seeds([row.values[measure] for row in rows]), samples=samples)
 
 
-def _reached_mean(measure: str, row: Row) -> float:
+def _reached_mean(measure: str, row: ArmMeasures) -> float:
     if measure == POOLED_RECALL:
         return _pooled([row]).value
     return math.fsum(row.values[measure].values()) / len(row.values[measure])
 
 
-def _pooled(rows: Sequence[Row]) -> Drawn:
+def _pooled(rows: Sequence[ArmMeasures]) -> Drawn:
     return mean_drawn([row.pooled for row in rows if row.pooled is not None])
 
 

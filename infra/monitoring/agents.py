@@ -1,9 +1,9 @@
 """The monitor's connection to Kafka: a faust app that folds a run's topics into windows and publishes the changes.
 
-The app works around these faults of faust-streaming 0.15.3. Its `exactly_once` leaks duplicates, so the monitor uses
-no commits: it acknowledges nothing, has a separate consumer group, and starts at the log's beginning. faust
-acknowledges records that it cannot decode, so it gets bytes, and we decode them. It drops records at its start, so
-`Reading` requests them again. Its command line opens a web server on all interfaces, so the app starts without it.
+The app works around these faults of faust-streaming 0.15.3. Its `exactly_once` leaks duplicates, so the monitor uses no
+commits: it acknowledges nothing, has a separate consumer group, and starts at the log's beginning. faust acknowledges
+records that it cannot decode, so it gets bytes, and we decode them. It drops records at its start, so `ReadPositions`
+requests them again. Its command line opens a web server on all interfaces, so the app starts without it.
 
 The windows are in a faust table in memory. The table's changelog is the topic that the monitor publishes. At its start
 the monitor restores the table from the changelog, so it publishes only differences.
@@ -26,7 +26,7 @@ from faust.types import TP
 from infra.app.app import App
 from infra.app.home import read_settings_file
 from infra.monitoring.lock import only_monitor
-from infra.monitoring.reading import Reading
+from infra.monitoring.reading import ReadPositions
 from infra.runs.topics import make_derived_topics
 from storage.monitor.windows import EXPECTED, MonitorSettings, Windows
 from streams.clients import KafkaSettings, partitions_of
@@ -84,7 +84,7 @@ def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
 
 
 def build_app(
-    run: str, kafka: KafkaSettings, windows: Windows, reading: Reading, *, datadir: Path
+    run: str, kafka: KafkaSettings, windows: Windows, reading: ReadPositions, *, datadir: Path
 ) -> tuple[Any, PublishedTable]:
     """Return the faust app of one monitor and its table, both not connected yet."""
     app = faust.App(
@@ -170,7 +170,7 @@ async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop
     truncated = any(start > 0 for start, _ in bounds.values())
     ends = {(kind_of(item.topic), item.partition): end for item, (start, end) in bounds.items() if start < end}
     windows = Windows(run, settings, ends=ends)
-    reading = Reading({(item.topic, item.partition): start for item, (start, _) in bounds.items()})
+    reading = ReadPositions({(item.topic, item.partition): start for item, (start, _) in bounds.items()})
     app, table = build_app(run, kafka, windows, reading, datadir=datadir)
     ready = asyncio.Event()
 

@@ -14,7 +14,7 @@ Partition = tuple[str, int]
 SEEKS_MAX = 5
 
 
-class Reading:
+class ReadPositions:
     """The position up to which each partition was taken without a gap."""
 
     def __init__(self, starts: Mapping[Partition, int]) -> None:

@@ -20,7 +20,7 @@ SUPERVISED = "workers.json"
 TOLERANCE_SECONDS = 1.0
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One worker in a file. A pid with its start time is never used again."""
 
     role: str
@@ -75,14 +75,14 @@ def supervised_roles(run_dir: Path) -> set[str]:
     return {row.role for row in _rows(run_dir / SUPERVISED)}
 
 
-def _rows(file: Path) -> list[Row]:
+def _rows(file: Path) -> list[WorkerEntry]:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=list[Row])
+        return msgspec.json.decode(file.read_bytes(), type=list[WorkerEntry])
     except (FileNotFoundError, msgspec.DecodeError):
         return []
 
 
-def _seen(row: Row) -> WorkerFacts:
+def _seen(row: WorkerEntry) -> WorkerFacts:
     facts = WorkerFacts(role=row.role, pid=row.pid, started_ms=int(row.started * 1000), state="dead")
     try:
         process = psutil.Process(row.pid)

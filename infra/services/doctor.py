@@ -41,7 +41,7 @@ OUTSIDE_HEAP_BYTES = 250 << 20
 REPOSITORY_SECONDS = 10.0
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one check. level: "ok", "warn" (works with limits) or "fail" (the services cannot start)."""
 
     name: str
@@ -50,7 +50,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     advice: str = ""
 
 
-def doctor_findings(services: LocalServices) -> list[Finding]:
+def doctor_findings(services: LocalServices) -> list[CheckResult]:
     """Return the findings that matter before or after `searchloop up`; start and change nothing."""
     return [
         _python(),
@@ -65,21 +65,23 @@ def doctor_findings(services: LocalServices) -> list[Finding]:
     ]
 
 
-def _python() -> Finding:
+def _python() -> CheckResult:
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info >= PYTHON_MIN:
-        return Finding(name="python", level=OK, found=found)
-    return Finding(name="python", level=FAIL, found=found, advice="Use Python 3.11 or newer")
+        return CheckResult(name="python", level=OK, found=found)
+    return CheckResult(name="python", level=FAIL, found=found, advice="Use Python 3.11 or newer")
 
 
-def _java(services: LocalServices) -> Iterator[Finding]:
+def _java(services: LocalServices) -> Iterator[CheckResult]:
     java_home = services.settings.local.java_home
     jdks = find_jdks(java_home)
     if not jdks:
         where = (
             f"none at services.java_home = {java_home}" if java_home else "none in JAVA_HOME, PATH or the usual folders"
         )
-        yield Finding(name="java", level=FAIL, found=where, advice="Install a JDK 21 or newer, for example Temurin 25")
+        yield CheckResult(
+            name="java", level=FAIL, found=where, advice="Install a JDK 21 or newer, for example Temurin 25"
+        )
         return
     used: dict[str, list[str]] = {jdk.home: [] for jdk in jdks}
     lacking = []
@@ -87,12 +89,12 @@ def _java(services: LocalServices) -> Iterator[Finding]:
         try:
             used[choose(jdks).home].append(role)
         except ProvisionError as error:
-            lacking.append(Finding(name=f"java for {role}", level=FAIL, found="none fits", advice=str(error)))
+            lacking.append(CheckResult(name=f"java for {role}", level=FAIL, found="none fits", advice=str(error)))
     for jdk in jdks:
         roles = " and ".join(used[jdk.home])
         lack = jdk.lacks_for_elasticsearch(service_account())
         note = f"used for {roles}" if roles else f"not used{f': {lack}' if lack else ''}"
-        yield Finding(name="java", level=OK, found=f"{jdk.version} at {jdk.home}, {note}")
+        yield CheckResult(name="java", level=OK, found=f"{jdk.version} at {jdk.home}, {note}")
     yield from lacking
 
 
@@ -104,30 +106,30 @@ def _for_elasticsearch(jdks: list[Jdk]) -> Jdk:
     return jdk_for_elasticsearch(jdks, service_account())
 
 
-def _account(services: LocalServices) -> Iterator[Finding]:
+def _account(services: LocalServices) -> Iterator[CheckResult]:
     """Report the account of Elasticsearch, which refuses root, and its data folder if that is outside the home."""
     if service_account() is None:
         return
     try:
         directory = service_directory(ELASTICSEARCH, services.home)
     except ProvisionError as error:
-        yield Finding(name="account", level=FAIL, found="root", advice=str(error))
+        yield CheckResult(name="account", level=FAIL, found="root", advice=str(error))
         return
     found = f"root; Elasticsearch runs as nobody, data in {directory}"
     if directory.is_relative_to(services.home):
-        yield Finding(name="account", level=OK, found=found)
+        yield CheckResult(name="account", level=OK, found=found)
     else:
         advice = f"the user nobody cannot enter {services.home}; to keep the data there, name a --home outside root's"
-        yield Finding(name="account", level=WARN, found=found, advice=advice)
+        yield CheckResult(name="account", level=WARN, found=found, advice=advice)
 
 
-def _cache(services: LocalServices) -> Iterator[Finding]:
+def _cache(services: LocalServices) -> Iterator[CheckResult]:
     cache, lock = cache_directory(services.settings.local.cache), read_lock()
     artefacts = (*lock.kafka, *lock.elasticsearch)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         advice = "Name another cache with SEARCHLOOP_CACHE"
-        yield Finding(name="cache", level=FAIL, found=f"{cache} cannot be written", advice=advice)
+        yield CheckResult(name="cache", level=FAIL, found=f"{cache} cannot be written", advice=advice)
         return
     missing = missing_artefacts(cache, artefacts)
     present = [artefact for artefact in artefacts if artefact not in missing]
@@ -135,21 +137,21 @@ def _cache(services: LocalServices) -> Iterator[Finding]:
     if damaged:
         advice = f"Remove {', '.join(str(artefact_path(cache, a)) for a in damaged)}; `searchloop up` fetches it again"
         names = ", ".join(artefact.coordinate for artefact in damaged)
-        yield Finding(name="cache", level=FAIL, found=f"damaged in {cache}: {names}", advice=advice)
+        yield CheckResult(name="cache", level=FAIL, found=f"damaged in {cache}: {names}", advice=advice)
     elif not missing:
-        yield Finding(name="cache", level=OK, found=f"{cache}: {len(artefacts)} artefacts, sha256 as pinned")
+        yield CheckResult(name="cache", level=OK, found=f"{cache}: {len(artefacts)} artefacts, sha256 as pinned")
     if missing:
         size = sum(artefact.bytes for artefact in missing) >> 20
         found = f"{cache}: {len(missing)} of {len(artefacts)} artefacts are not fetched yet ({size} MiB)"
-        yield Finding(name="cache", level=WARN, found=found, advice="`searchloop up` fetches them")
+        yield CheckResult(name="cache", level=WARN, found=found, advice="`searchloop up` fetches them")
         yield _repository(missing[0])
 
 
-def _repository(artefact: Artefact) -> Finding:
+def _repository(artefact: Artefact) -> CheckResult:
     """Check whether one of the user's Maven repositories has the first missing artefact."""
     context = MavenContext(remote_repos=maven_repositories())
     if (Path(context.repo_cache) / artefact.repository_path).is_file():
-        return Finding(name="repository", level=OK, found=f"in the local Maven repository {context.repo_cache}")
+        return CheckResult(name="repository", level=OK, found=f"in the local Maven repository {context.repo_cache}")
     problem = ""
     for name, url in context.remote_repos.items():
         try:
@@ -158,25 +160,25 @@ def _repository(artefact: Artefact) -> Finding:
             problem = f"{name} does not answer ({type(error).__name__})"
             continue
         if answer.status_code < 400:
-            return Finding(name="repository", level=OK, found=f"{name} answers")
+            return CheckResult(name="repository", level=OK, found=f"{name} answers")
         problem = f"{name} answers {answer.status_code} for {artefact.coordinate}"
     advice = "Check the network, or name your mirror in ~/.m2/settings.xml"
-    return Finding(name="repository", level=FAIL, found=problem, advice=advice)
+    return CheckResult(name="repository", level=FAIL, found=problem, advice=advice)
 
 
-def _room(services: LocalServices) -> Iterator[Finding]:
+def _room(services: LocalServices) -> Iterator[CheckResult]:
     places = {"home": services.home, "cache": cache_directory(services.settings.local.cache)}
     for name, place in places.items():
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         level = FAIL if free < FREE_BYTES_MIN else WARN if free < FREE_BYTES_COMFORT else OK
         advice = "" if level == OK else f"Make room: {FREE_BYTES_COMFORT >> 30} GiB are recommended"
-        yield Finding(
+        yield CheckResult(
             name=f"disk of {name}", level=level, found=f"{free / 2**30:.1f} GiB free at {place}", advice=advice
         )
 
 
-def _memory(services: LocalServices) -> Finding:
+def _memory(services: LocalServices) -> CheckResult:
     local = services.settings.local
     running = any(row.pid for row in services.status())
     need = (
@@ -189,12 +191,12 @@ def _memory(services: LocalServices) -> Finding:
     if running:
         found = f"{free / 2**30:.1f} GiB available; the services are running"
     if free >= need:
-        return Finding(name="memory", level=OK, found=found)
+        return CheckResult(name="memory", level=OK, found=found)
     advice = "Close programs, or lower services.kafka_heap_megabytes and services.elasticsearch_heap_megabytes"
-    return Finding(name="memory", level=WARN, found=found, advice=advice)
+    return CheckResult(name="memory", level=WARN, found=found, advice=advice)
 
 
-def _loopback() -> Finding:
+def _loopback() -> CheckResult:
     """Open a port on 127.0.0.1 and connect to it, as clients do."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -204,30 +206,32 @@ def _loopback() -> Finding:
                 accepted.join(5)
     except OSError as error:
         advice = "Bring the loopback interface up, and let 127.0.0.1 through the firewall"
-        return Finding(name="loopback", level=FAIL, found=f"127.0.0.1 cannot be used: {error}", advice=advice)
-    return Finding(name="loopback", level=OK, found="127.0.0.1 accepts connections")
+        return CheckResult(name="loopback", level=FAIL, found=f"127.0.0.1 cannot be used: {error}", advice=advice)
+    return CheckResult(name="loopback", level=OK, found="127.0.0.1 accepts connections")
 
 
-def _ports(services: LocalServices) -> Iterator[Finding]:
+def _ports(services: LocalServices) -> Iterator[CheckResult]:
     local = services.settings.local
     ours = {row.port for row in services.status() if row.pid}
     for role, port in ((KAFKA, local.kafka_port), (ELASTICSEARCH, local.elasticsearch_port)):
         if port and port not in ours and not port_is_free(port):
             advice = f"Stop the process on that port, or set services.{role}_port to another port, or to 0 for any"
-            yield Finding(name="port", level=FAIL, found=f"{port} for {role} is in use", advice=advice)
+            yield CheckResult(name="port", level=FAIL, found=f"{port} for {role} is in use", advice=advice)
 
 
-def _services(services: LocalServices) -> Iterator[Finding]:
+def _services(services: LocalServices) -> Iterator[CheckResult]:
     for row in services.status():
         local = row.role in services.local_roles()
         whose = f"pid {row.pid}, port {row.port}" if row.pid else "not running" if local else "a cluster of your own"
         if row.health in ("ok", "starting"):
-            yield Finding(name=row.role, level=OK, found=f"{row.health}, {whose}")
+            yield CheckResult(name=row.role, level=OK, found=f"{row.health}, {whose}")
         elif row.health == "down" and local:
-            yield Finding(name=row.role, level=OK, found=whose, advice="`searchloop up` starts it")
+            yield CheckResult(name=row.role, level=OK, found=whose, advice="`searchloop up` starts it")
         elif local:
-            yield Finding(name=row.role, level=WARN, found=f"{row.health}, {whose}", advice="`searchloop up` mends it")
+            yield CheckResult(
+                name=row.role, level=WARN, found=f"{row.health}, {whose}", advice="`searchloop up` mends it"
+            )
         else:
             advice = "Check its address, credentials and certificates in the settings kafka.* and elasticsearch.*"
             reason = services.external_answer(row.role).reason
-            yield Finding(name=row.role, level=FAIL, found=f"{row.health}, {whose}: {reason}", advice=advice)
+            yield CheckResult(name=row.role, level=FAIL, found=f"{row.health}, {whose}: {reason}", advice=advice)

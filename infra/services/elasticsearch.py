@@ -14,7 +14,7 @@ from pathlib import Path
 from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
 from infra.services.errors import ProvisionError
 from infra.services.jdks import Jdk
-from infra.services.processes import Account, can_enter, java_environment
+from infra.services.processes import ProcessUser, can_enter, java_environment
 from infra.services.security import ENGINE, SecurityFolder
 from streams.whole_file import put_folder
 
@@ -74,7 +74,7 @@ class LocalElasticsearch:
         *,
         cache: Path,
         distribution: Artefact,
-        account: Account | None,
+        account: ProcessUser | None,
         security: SecurityFolder | None = None,
     ) -> None:
         """directory: folder of data, logs and settings; the account must be able to enter it (see `open_directory`).
@@ -265,7 +265,7 @@ class LocalElasticsearch:
         }
 
 
-def open_directory(directory: Path, account: Account | None) -> Path:
+def open_directory(directory: Path, account: ProcessUser | None) -> Path:
     """Return the directory, or one in the system's temporary folder if the account cannot enter the first.
 
     Elasticsearch runs as the user nobody if we are root, and nobody cannot enter root's home. This function makes no

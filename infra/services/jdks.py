@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from infra.services.errors import ProvisionError
-from infra.services.processes import Account, can_enter
+from infra.services.processes import ProcessUser, can_enter
 
 KAFKA_VERSION_MIN = 17
 ELASTICSEARCH_VERSION_MIN = 21
@@ -54,7 +54,7 @@ class Jdk(msgspec.Struct, frozen=True, kw_only=True):
         """Return the reason why Kafka cannot run on this JDK, or ''."""
         return "" if self.version >= KAFKA_VERSION_MIN else f"is {self.version}, older than {KAFKA_VERSION_MIN}"
 
-    def lacks_for_elasticsearch(self, account: Account | None = None) -> str:
+    def lacks_for_elasticsearch(self, account: ProcessUser | None = None) -> str:
         """Return the reason why Elasticsearch, run as this account, cannot run on this JDK, or ''."""
         if self.version < ELASTICSEARCH_VERSION_MIN:
             return f"is {self.version}, older than {ELASTICSEARCH_VERSION_MIN}"
@@ -111,7 +111,7 @@ def jdk_for_kafka(jdks: Sequence[Jdk]) -> Jdk:
     return _first_fit([*both, *jdks], why, f"Kafka needs Java {KAFKA_VERSION_MIN} or newer")
 
 
-def jdk_for_elasticsearch(jdks: Sequence[Jdk], account: Account | None = None) -> Jdk:
+def jdk_for_elasticsearch(jdks: Sequence[Jdk], account: ProcessUser | None = None) -> Jdk:
     """Return the first JDK that runs Elasticsearch as this account.
 
     Raises ProvisionError with a list of the JDKs found.

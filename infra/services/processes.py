@@ -37,7 +37,7 @@ class ServiceProcess(msgspec.Struct, frozen=True, kw_only=True):
     keeper: tuple[int, float] | None = None
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessUser(msgspec.Struct, frozen=True, kw_only=True):
     """The user that a process runs as, if it is not our own user."""
 
     uid: int
@@ -129,15 +129,15 @@ def stop_processes(processes: Sequence[ServiceProcess], home: Path, limit_second
     return running
 
 
-def service_account() -> Account | None:
+def service_account() -> ProcessUser | None:
     """Return the account of Elasticsearch: nobody if we are root, which it refuses; otherwise None, our own user."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
-    return Account(uid=nobody.pw_uid, gid=nobody.pw_gid)
+    return ProcessUser(uid=nobody.pw_uid, gid=nobody.pw_gid)
 
 
-def can_enter(path: Path, account: Account | None) -> bool:
+def can_enter(path: Path, account: ProcessUser | None) -> bool:
     """Return whether the account may enter every existing folder above `path` and read `path`."""
     if account is None:
         return True

@@ -16,15 +16,15 @@ from elasticsearch import ApiError, Elasticsearch
 
 from search_env.catalogue.corpora import Ranking
 from search_env.engine.index import IndexingError, explain
-from search_env.models.crossencoder import CrossEncoderError, Reading
+from search_env.models.crossencoder import CrossEncoderError, ReadTexts
 
 FETCHED_AT_ONCE = 500
 
-Probabilities = Callable[[Sequence[Reading]], npt.NDArray[np.float64]]
+Probabilities = Callable[[Sequence[ReadTexts]], npt.NDArray[np.float64]]
 """A function of readings that returns the probability in [0, 1] that each product is relevant to its query."""
 
 
-class Shown(NamedTuple):
+class ShownTexts(NamedTuple):
     """The texts of a document that an index gives to a reranker. summary: "" if it has none."""
 
     title: str
@@ -34,7 +34,7 @@ class Shown(NamedTuple):
 def rerank(
     queries: Sequence[str],
     rankings: Sequence[Ranking],
-    shown: Mapping[str, Shown],
+    shown: Mapping[str, ShownTexts],
     probabilities: Probabilities,
     *,
     depth: int,
@@ -46,7 +46,7 @@ def rerank(
     Raises CrossEncoderError if a probability is not in [0, 1].
     """
     readings = [
-        Reading(query, *shown[document])
+        ReadTexts(query, *shown[document])
         for query, ranking in zip(queries, rankings, strict=True)
         for document in ranking.ids[:depth]
     ]
@@ -68,13 +68,13 @@ def rerank(
     return reranked
 
 
-def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, Shown]:
+def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, ShownTexts]:
     """Return title and summary of these documents, as they are stored in an index version.
 
     Raises IndexingError if a document is missing or Elasticsearch does not answer.
     """
     wanted = list(dict.fromkeys(ids))
-    shown: dict[str, Shown] = {}
+    shown: dict[str, ShownTexts] = {}
     try:
         for start in range(0, len(wanted), FETCHED_AT_ONCE):
             answer = client.mget(
@@ -84,7 +84,7 @@ def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> di
                 if not each.get("found"):
                     raise IndexingError(f"index '{index}': document '{each['_id']}' was found but cannot be read")
                 source: dict[str, Any] = each["_source"]
-                shown[each["_id"]] = Shown(source["title"], source.get("summary", ""))
+                shown[each["_id"]] = ShownTexts(source["title"], source.get("summary", ""))
     except ApiError as error:
         raise IndexingError(f"index '{index}': Elasticsearch refused: {explain(error)}") from error
     except TransportError as error:

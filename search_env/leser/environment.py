@@ -27,7 +27,7 @@ from search_env.engine.searching import (
 )
 from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment, all_failed
 from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
-from search_env.leser.reward import LeserSettings, Measured, invalid_reward, leser_reward
+from search_env.leser.reward import LeserSettings, SetMeasurements, invalid_reward, leser_reward
 from search_env.models.relevance import RelevanceModel
 from streams.descriptions import describe
 from streams.events import Generation, Hit, Outcome, Position, Reward
@@ -204,7 +204,7 @@ class LeserEnvironment(ScoringEnvironment):
             return Outcome(status="failed", valid=True, expansions=text.expansions, error=error)
         settings = self.settings.reward
         raw_ids = raw.ids[: settings.size_depth]
-        measured = Measured(
+        measured = SetMeasurements(
             raw_relevance=[relevance[document_id] for document_id in raw.ids[: settings.relevance_depth]],
             union_relevance=[relevance[document_id] for document_id in union.ids[: settings.relevance_depth]],
             raw_size=len(raw_ids),

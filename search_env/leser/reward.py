@@ -81,7 +81,7 @@ class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 0.0
 
 
-class Measured(NamedTuple):
+class SetMeasurements(NamedTuple):
     """The measurements of one expansion set.
 
     raw_relevance, union_relevance: relevance in [0, 1] of each list's documents, best rank first; entries beyond
@@ -95,7 +95,7 @@ class Measured(NamedTuple):
     terms: int
 
 
-def leser_reward(measured: Measured, settings: LeserSettings) -> tuple[float, dict[str, float]]:
+def leser_reward(measured: SetMeasurements, settings: LeserSettings) -> tuple[float, dict[str, float]]:
     """Return the reward of a valid expansion set, and each part of it by name, before weighting.
 
     The parts: relevance (r_rel), size (r_size), raw_relevance and union_relevance (the two means), raw_size,

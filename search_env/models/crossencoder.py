@@ -112,7 +112,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     auc: float
 
 
-class Reading(NamedTuple):
+class ReadTexts(NamedTuple):
     """A query, and the product texts that are read for it: title, and summary ("" if there is none)."""
 
     query: str
@@ -162,7 +162,7 @@ class CrossEncoder:
         return found
 
     def relevance(
-        self, readings: Sequence[Reading], *, described: bool = False, report: Progress | None = None
+        self, readings: Sequence[ReadTexts], *, described: bool = False, report: Progress | None = None
     ) -> Floats:
         """Return [n] calibrated probabilities that rank products: σ(a·((1−w)·z(q, [t; s]) + w·z(q, t)) + b).
 

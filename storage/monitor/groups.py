@@ -23,7 +23,7 @@ class Take(msgspec.Struct, frozen=True, kw_only=True):
     parent_step: int
 
 
-class Group(msgspec.Struct, kw_only=True):
+class RewardedGroup(msgspec.Struct, kw_only=True):
     """One group as its first reward record describes it. rank: orders records of one group by their place."""
 
     rank: tuple[int, int, int]
@@ -41,7 +41,7 @@ class Group(msgspec.Struct, kw_only=True):
     takes: dict[PolicyRef, Take] = {}
 
 
-def measure_group(reward: Reward, position: Position, window: VersionKey) -> Group:
+def measure_group(reward: Reward, position: Position, window: VersionKey) -> RewardedGroup:
     """Return the measurements of the group in one reward record.
 
     mean, std: over the scored candidates' rewards; std as stddev_pop, None without a scored one. flat: at least two are
@@ -55,7 +55,7 @@ def measure_group(reward: Reward, position: Position, window: VersionKey) -> Gro
     std = None if mean is None else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     texts = [_words(outcome) for outcome in reward.outcomes if outcome.valid and outcome.status == "scored"]
     raw = [hit.document_id for hit in reward.raw_hits]
-    return Group(
+    return RewardedGroup(
         rank=(reward.source.offset, position.offset, position.partition),
         window=window,
         candidates=len(reward.outcomes),

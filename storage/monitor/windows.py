@@ -23,7 +23,7 @@ from typing import Annotated
 
 import msgspec
 
-from storage.monitor.groups import Group, Take, VersionKey, mean_of, measure_group
+from storage.monitor.groups import RewardedGroup, Take, VersionKey, mean_of, measure_group
 from streams.codec import decode
 from streams.descriptions import describe
 from streams.errors import EventError
@@ -86,7 +86,7 @@ class Windows:
         self._positions: dict[tuple[str, int], int] = {}
         self._newest: dict[tuple[str, int], float] = {}
         self._closed_ms = -math.inf  # Every window that ends at or before this is closed.
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, RewardedGroup] = {}
         self._versions: dict[VersionKey, set[str]] = {}
         self._waiting: dict[str, dict[PolicyRef, tuple[int, Take]]] = {}
         self._letters: dict[tuple[Position, str], tuple[int, StageKey]] = {}

@@ -35,7 +35,7 @@ ALL_OF = frozenset({"updates", "policy-versions"})  # These are few, and everyth
 Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, partition, bucket → rows, low, high
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class RecordsRead(msgspec.Struct, frozen=True, kw_only=True):
     """The result of the reading.
 
     tables: each table's hash, if the whole table was read. unread: the number of unread records.
@@ -53,7 +53,7 @@ def read_log(
     rebuild: bool,
     terms: KnownRun | None,
     findings: list[Finding],
-) -> Reading:
+) -> RecordsRead:
     """Read records, compare them with the ledger's rows and with Kafka, and make the temporary table `digests`.
 
     ends, read: the offsets that Kafka holds, and a function that reads them; None without Kafka. terms: the limits of
@@ -80,7 +80,7 @@ def read_log(
             if totals["sink_offsets"] != live.get("sink_offsets"):
                 findings.append(_difference("sink_offsets", live.get("sink_offsets"), totals["sink_offsets"], ()))
     findings += _record_hashes(log)
-    return Reading(tables=totals if rebuild else {}, unread=sum(floors.values()))
+    return RecordsRead(tables=totals if rebuild else {}, unread=sum(floors.values()))
 
 
 def _floor(partition: Partition, next_offset: int, *, rebuild: bool) -> int:

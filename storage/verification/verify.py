@@ -31,7 +31,7 @@ from storage.verification.identities import foreign_generations, identity_findin
 from storage.verification.metrics import metric_findings
 from storage.verification.modes import mode_of, unseen_by
 from storage.verification.partitions import Held, partition_rows
-from storage.verification.reading import Read, Reading, read_log
+from storage.verification.reading import Read, RecordsRead, read_log
 from storage.verification.seal import seals, trust
 from storage.verification.segments import archived_offsets, unlisted_findings
 from storage.verification.stages import stage_rows
@@ -128,7 +128,7 @@ class _Proof:
         self._add("the archive", lambda: unlisted_findings(log))
         rows: list[PartitionRow] = []
         partitions = self._part("the offsets", lambda: partition_rows(log, ends, topics.held if topics else None), rows)
-        read = self._read("the records", self._reading, Reading(tables={}, unread=0))
+        read = self._read("the records", self._reading, RecordsRead(tables={}, unread=0))
         none = Chain(links=(), origin=None, announced={})
         chain = self._part("the updates", lambda: find_chain(log, head), none)
         gradients = self._read("the gradients", lambda: gradient_row(log, chain, head), None)
@@ -192,7 +192,7 @@ class _Proof:
             findings=tuple(self._findings),
         )
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> RecordsRead:
         topics = self._topics
         return read_log(
             self._log,

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from learner.objectives import ObjectiveSettings
-from learner.packing import Group
+from learner.packing import PromptGroup
 from learner.updates import Updater, UpdateSettings
 from tests.trl_oracle import random_group, random_llama, reward_event, trl_inputs, trl_trainer
 
@@ -103,7 +103,9 @@ def ratio(times: dict[str, list[float]]) -> float:
     return round(statistics.median(ours / trl for ours, trl in zip(times["ours"], times["trl"], strict=True)), 4)
 
 
-def steps(model: torch.nn.Module, groups: list[Group], folder: str) -> tuple[Callable[[], None], Callable[[], None]]:
+def steps(
+    model: torch.nn.Module, groups: list[PromptGroup], folder: str
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return our step and TRL's, each on its own copy of the model, each changing its copy."""
     settings = ObjectiveSettings(correction="none")
     updater = Updater(copy.deepcopy(model), objective=settings, settings=UpdateSettings(grad_norm_max=1e9))

@@ -31,7 +31,7 @@ from learner.objectives import ObjectiveSettings
 from search_env.catalogue.corpora import rank_by_score
 from search_env.catalogue.demand import DemandSettings
 from search_env.engine.index import IndexingError, build_index, load_manifest
-from search_env.models.crossencoder import CrossEncoderSettings, Reading, current_version, load_cross_encoder
+from search_env.models.crossencoder import CrossEncoderSettings, ReadTexts, current_version, load_cross_encoder
 from search_env.queries.judged_lists import ListSettings
 from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.reward import RelsumSettings
@@ -200,7 +200,7 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
         first = before[query.id].ids[:10]
         titles = [world.values.documents[document].title for document in first]
         readings = [
-            Reading(query.text, title, written[document]) for document, title in zip(first, titles, strict=True)
+            ReadTexts(query.text, title, written[document]) for document, title in zip(first, titles, strict=True)
         ]
         best = rank_by_score(first, encoder.relevance(readings).tolist())
         assert after[query.id].ids == [*best.ids, *before[query.id].ids[10:]]

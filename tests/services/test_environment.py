@@ -15,7 +15,7 @@ from search_env.engine.index import build_index
 from search_env.engine.searching import EngineUnavailable, RetrievalSettings, Retriever
 from search_env.leser.context import ContextBuilder, ContextSettings
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
-from search_env.leser.reward import LeserSettings, Measured, leser_reward
+from search_env.leser.reward import LeserSettings, SetMeasurements, leser_reward
 from search_env.models.relevance import Floats, Pairs
 from streams.codec import content_sha256, encode
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Reward, Sampling
@@ -168,7 +168,7 @@ def test_every_reward_can_be_worked_out_again_from_its_event(
         found = [hit.document_id for hit in outcome.hits]
         assert [hit.rank for hit in outcome.hits] == list(range(1, 16))
         again, components = leser_reward(
-            Measured(
+            SetMeasurements(
                 relevance.score("red mug", raw[:10]).tolist(),
                 relevance.score("red mug", found[:10]).tolist(),
                 len(raw),

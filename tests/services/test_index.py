@@ -22,7 +22,7 @@ from search_env.engine.index import (
     load_documents,
     load_manifest,
 )
-from search_env.engine.reranking import Shown, shown_documents
+from search_env.engine.reranking import ShownTexts, shown_documents
 from search_env.engine.searching import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 
@@ -226,10 +226,10 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
     assert load_manifest(tmp_path) == second
     assert current_version(client, index) == second.name
     assert shown_documents(client, second.name, ["b", "a", "a"]) == {
-        "a": Shown("lamp", "red, brass"),
-        "b": Shown("lamp"),
+        "a": ShownTexts("lamp", "red, brass"),
+        "b": ShownTexts("lamp"),
     }
-    assert shown_documents(client, first.name, ["a"]) == {"a": Shown("lamp")}, (
+    assert shown_documents(client, first.name, ["a"]) == {"a": ShownTexts("lamp")}, (
         "a version that a run was begun on must stay"
     )
     assert client.get(index=second.name, id="a")["_source"]["summary_policy"] == "1-abc-000005"

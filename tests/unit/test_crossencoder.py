@@ -14,7 +14,7 @@ from search_env.models.calibration import area_under_curve, calibration_error, p
 from search_env.models.crossencoder import (
     CrossEncoderError,
     CrossEncoderSettings,
-    Reading,
+    ReadTexts,
     current_version,
     load_cross_encoder,
     product_text,
@@ -137,5 +137,5 @@ def test_products_are_ranked_by_title_and_summary_with_the_title_alone_beside_it
     titled, whole = read.logits([("a", "lamp"), ("a", "lamp; red")])
     mixed = (1 - weight) * whole + weight * titled
     expected = sigmoid(read.calibration.scale * np.array([mixed, titled]) + read.calibration.shift)
-    found = read.relevance([Reading("a", "lamp", "red"), Reading("a", "lamp", "")])
+    found = read.relevance([ReadTexts("a", "lamp", "red"), ReadTexts("a", "lamp", "")])
     np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -7,7 +7,7 @@ from pathlib import Path
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from infra.monitoring.agents import build_app, credentials
-from infra.monitoring.reading import SEEKS_MAX, Reading
+from infra.monitoring.reading import SEEKS_MAX, ReadPositions
 from storage.monitor.windows import MonitorSettings, Windows
 from streams.clients import KafkaSettings
 
@@ -31,7 +31,7 @@ def test_the_broker_s_login_reaches_aiokafka() -> None:
 
 def test_the_app_has_no_web_server_and_makes_no_topic(tmp_path: Path) -> None:
     windows = Windows("run", MonitorSettings(), ends={})
-    app, table = build_app("run", KafkaSettings(bootstrap="a:1,b:2"), windows, Reading({}), datadir=tmp_path)
+    app, table = build_app("run", KafkaSettings(bootstrap="a:1,b:2"), windows, ReadPositions({}), datadir=tmp_path)
     app.finalize()
     assert [(url.host, url.port) for url in app.conf.broker] == [("a", 1), ("b", 2)]
     assert not app.conf.web_enabled
@@ -48,7 +48,7 @@ def test_the_app_has_no_web_server_and_makes_no_topic(tmp_path: Path) -> None:
 
 def test_a_record_that_does_not_follow_is_not_taken_and_what_is_missing_is_asked_for_again() -> None:
     here = ("run.rewards", 0)
-    reading = Reading({here: 0})
+    reading = ReadPositions({here: 0})
     assert reading.overdue({here: 4}) == {here: 0}, "nothing came: not even what would show the gap"
     assert not reading.take(here, 3)
     assert reading.overdue({here: 4}) == {here: 0}
@@ -58,7 +58,7 @@ def test_a_record_that_does_not_follow_is_not_taken_and_what_is_missing_is_asked
 
 def test_a_partition_that_moves_on_or_is_at_its_end_is_left_alone() -> None:
     here = ("run.rewards", 0)
-    reading = Reading({here: 5})
+    reading = ReadPositions({here: 5})
     assert reading.overdue({here: 5}) == reading.overdue({}) == {}
     assert reading.take(here, 5)
     assert reading.overdue({here: 100}) == {}, "it came further since the last time"
@@ -67,7 +67,7 @@ def test_a_partition_that_moves_on_or_is_at_its_end_is_left_alone() -> None:
 
 def test_records_that_are_gone_are_passed_over_in_the_end() -> None:
     here = ("run.rewards", 0)
-    reading = Reading({here: 0})
+    reading = ReadPositions({here: 0})
     for _ in range(SEEKS_MAX):
         assert not reading.take(here, 7)
         assert reading.overdue({here: 9}) == {here: 0}

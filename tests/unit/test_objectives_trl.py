@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learner.logprobs import completion_logprobs
 from learner.objectives import ObjectiveSettings, policy_objective, token_weights
-from learner.packing import Group, pack_groups
+from learner.packing import PromptGroup, pack_groups
 from tests.trl_oracle import gradients, random_group, random_llama, trl_inputs, trl_trainer
 
 TEMPERATURE = 0.9
@@ -22,7 +22,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def batch() -> list[Group]:
+def batch() -> list[PromptGroup]:
     generator = torch.Generator().manual_seed(3)
     shapes = [(9, [4, 7, 1]), (5, [3, 6, 5]), (12, [7, 2, 2])]
     return [random_group(generator, prompt=p, lengths=c, temperature=TEMPERATURE) for p, c in shapes]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import learner.logprobs
 from learner.constraints import banned_positions
 from learner.logprobs import PolicyUnfitError, check_policy, completion_logprobs, positions_max, target_logprobs
-from learner.packing import Candidate, Group, GroupError, check_group, pack_groups
+from learner.packing import Candidate, GroupError, PromptGroup, check_group, pack_groups
 from tests.trl_oracle import gradients, random_group, random_llama
 
 OPENERS = frozenset(range(0, 97, 2))  # Many, so that the no-repeat rule bans tokens in random text.
@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
     yield
 
 
-def varied_groups(seed: int = 0, *, openers: frozenset[int] = OPENERS) -> list[Group]:
+def varied_groups(seed: int = 0, *, openers: frozenset[int] = OPENERS) -> list[PromptGroup]:
     """Return groups of different sizes, lengths and temperatures; one prompt and one completion are a single token."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(7, [5, 1, 9], 0.9), (1, [4, 4], 1.3), (12, [2], 0.5)]
@@ -47,7 +47,7 @@ def in_float64(model: nn.Module) -> nn.Module:
     return exact
 
 
-def plain_logprobs(model: nn.Module, groups: list[Group]) -> list[tuple[Tensor, Tensor]]:
+def plain_logprobs(model: nn.Module, groups: list[PromptGroup]) -> list[tuple[Tensor, Tensor]]:
     """Return each completion's log-probabilities and entropies from a forward of its own, without padding."""
     results = []
     for group in groups:
@@ -125,7 +125,7 @@ def test_any_shape_of_groups_equals_plain_forwards(shapes: list[tuple[int, list[
 
 def test_a_completion_does_not_depend_on_its_neighbours() -> None:
     model, (group, *_) = random_llama(), varied_groups(openers=frozenset())
-    alone = Group(prompt_ids=group.prompt_ids, candidates=group.candidates[2:], temperature=group.temperature)
+    alone = PromptGroup(prompt_ids=group.prompt_ids, candidates=group.candidates[2:], temperature=group.temperature)
     with torch.no_grad():
         together = completion_logprobs(model, pack_groups(varied_groups(openers=frozenset())))[0][2]
         single = completion_logprobs(model, pack_groups([alone]))[0][0]
@@ -222,11 +222,11 @@ def test_a_sliding_window_bounds_the_length() -> None:
     assert positions_max(model) == 128
 
 
-def changed(**changes: object) -> Group:
+def changed(**changes: object) -> PromptGroup:
     base: dict[str, object] = {"token_ids": (5, 6), "logprobs": (-1.0, -2.0), "advantage": 0.5}
     candidate = Candidate(**(base | {key: value for key, value in changes.items() if key in base}))  # type: ignore[arg-type]
     group: dict[str, object] = {"prompt_ids": (3, 4), "candidates": (candidate,)}
-    return Group(**(group | {key: value for key, value in changes.items() if key not in base}))  # type: ignore[arg-type]
+    return PromptGroup(**(group | {key: value for key, value in changes.items() if key not in base}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def changed(**changes: object) -> Group:
         ),
     ],
 )
-def test_a_group_that_no_sampler_wrote_is_named_and_refused(group: Group, message: str) -> None:
+def test_a_group_that_no_sampler_wrote_is_named_and_refused(group: PromptGroup, message: str) -> None:
     with pytest.raises(GroupError, match=message):
         check_group(group, vocabulary=97, positions_max=32)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_env.leser.reward import LeserSettings, Measured, leser_reward
+from search_env.leser.reward import LeserSettings, SetMeasurements, leser_reward
 from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
 from search_env.resume.reward import ResumeSettings, resume_reward, unformatted_reward
 from streams.codec import content_sha256, decode, encode
@@ -133,7 +133,7 @@ def test_no_recipes_own_reward_is_out_of_bounds(
     raw: list[float], union: list[float], raw_size: int, union_size: int, cosines: list[float], logits: list[float]
 ) -> None:
     most = LeserSettings(relevance_weight=10, size_weight=10, format_bonus=1)
-    measured = Measured(raw, union, raw_size, union_size, terms=96)
+    measured = SetMeasurements(raw, union, raw_size, union_size, terms=96)
     scored = [Scored(logits[0], 0.5, 1, logits[1:])]
     resume = {
         "positives": cosines,

@@ -9,13 +9,18 @@ import numpy.typing as npt
 import pytest
 
 from search_env.catalogue.corpora import Ranking, rank_by_score
-from search_env.engine.reranking import Shown, rerank
-from search_env.models.crossencoder import CrossEncoderError, Reading
+from search_env.engine.reranking import ShownTexts, rerank
+from search_env.models.crossencoder import CrossEncoderError, ReadTexts
 
-SHOWN = {"a": Shown("lamp"), "b": Shown("lamp", "red, brass"), "c": Shown("lamp", "red"), "d": Shown("chair")}
+SHOWN = {
+    "a": ShownTexts("lamp"),
+    "b": ShownTexts("lamp", "red, brass"),
+    "c": ShownTexts("lamp", "red"),
+    "d": ShownTexts("chair"),
+}
 
 
-def shared_words(readings: Sequence[Reading]) -> npt.NDArray[np.float64]:
+def shared_words(readings: Sequence[ReadTexts]) -> npt.NDArray[np.float64]:
     """A fake relevance: the share of the query's words that title and summary hold."""
     texts = [{*title.split(), *summary.replace(",", " ").split()} for _, title, summary in readings]
     asked = [query.split() for query, _, _ in readings]

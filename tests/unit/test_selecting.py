@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.logprobs import completion_logprobs
-from learner.packing import Candidate, Group, GroupError, check_group, pack_groups
+from learner.packing import Candidate, GroupError, PromptGroup, check_group, pack_groups
 from learner.policy import Policy, TinySettings, build_tiny
 from learner.product_prompts import ProductPromptSettings, encode_product_request, render_product
 from learner.sampling import TransformersSampler
@@ -67,7 +67,7 @@ def test_what_a_selector_cannot_have_written_is_refused(token_ids: tuple[int, ..
     candidate = Candidate(token_ids=token_ids, logprobs=(-1.0,) * len(token_ids), advantage=1.0)
     with pytest.raises(GroupError, match=reason):
         check_group(
-            Group(prompt_ids=(5, 7), candidates=(candidate,), selector=SELECTOR), vocabulary=10, positions_max=9
+            PromptGroup(prompt_ids=(5, 7), candidates=(candidate,), selector=SELECTOR), vocabulary=10, positions_max=9
         )
 
 
@@ -83,7 +83,7 @@ def test_what_is_sampled_are_pointers_to_the_prompts_values_and_the_learner_find
     assert all(forbidden(prompt, each.token_ids, selector) == "" for each in written)
     assert len({each.text for each in written}) > 5
     candidates = tuple(Candidate(token_ids=w.token_ids, logprobs=w.logprobs, advantage=0.0) for w in written)
-    group = Group(prompt_ids=tuple(prompt), candidates=candidates, temperature=0.9, selector=selector)
+    group = PromptGroup(prompt_ids=tuple(prompt), candidates=candidates, temperature=0.9, selector=selector)
     packed = pack_groups([group])
     logprobs, entropies = completion_logprobs(policy.model, packed)
     torch.testing.assert_close(logprobs, packed.behaviour_logprobs, atol=1e-5, rtol=0)
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_whole_vocabulary_with_the_rest_banned(polic
     tokens = (selector.pointer_ids[2], selector.pointer_ids[0], selector.end_id)
     packed = pack_groups(
         [
-            Group(
+            PromptGroup(
                 prompt_ids=prompt,
                 candidates=(Candidate(token_ids=tokens, logprobs=(-1.0,) * 3, advantage=1.0),),
                 selector=selector,

@@ -28,7 +28,7 @@ from infra.services.jdks import ELASTICSEARCH_MODULES, find_jdks, jdk_for_elasti
 from infra.services.launch import spawn
 from infra.services.local import LocalServices, ServiceStatus
 from infra.services.processes import (
-    Account,
+    ProcessUser,
     ServiceProcess,
     can_enter,
     free_ports,
@@ -212,7 +212,7 @@ def test_an_external_service_that_is_silent_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_closed_to_an_account_is_replaced_by_one_in_the_temporary_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stranger = Account(uid=54321, gid=54321)
+    stranger = ProcessUser(uid=54321, gid=54321)
     with tempfile.TemporaryDirectory() as name:
         closed, temporary = Path(name) / "closed", Path(name) / "temporary"
         for folder, mode in ((closed, 0o700), (temporary, 0o755), (Path(name), 0o755)):

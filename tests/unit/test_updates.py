@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from learner.groups import reward_metrics
 from learner.logprobs import completion_logprobs
 from learner.objectives import ObjectiveSettings, policy_objective, token_weights
-from learner.packing import Group, pack_groups
+from learner.packing import PromptGroup, pack_groups
 from learner.updates import UpdateError, Updater, UpdateSettings, learning_rate_at
 from streams.events import Outcome, PolicyRef, Reward
 from tests.trl_oracle import POLICY, random_group, random_llama, reward_event
@@ -31,12 +31,12 @@ def _one_thread() -> Iterator[None]:
     yield
 
 
-def groups(seed: int = 0) -> list[Group]:
+def groups(seed: int = 0) -> list[PromptGroup]:
     generator = torch.Generator().manual_seed(seed)
     return [random_group(generator, prompt=p, lengths=lengths, temperature=0.9) for p, lengths in SHAPES]
 
 
-def honest(model: nn.Module, some: Sequence[Group]) -> list[Group]:
+def honest(model: nn.Module, some: Sequence[PromptGroup]) -> list[PromptGroup]:
     """Return the groups with the log-probabilities that the model gives them."""
     result = []
     for group in some:
@@ -50,7 +50,7 @@ def honest(model: nn.Module, some: Sequence[Group]) -> list[Group]:
     return result
 
 
-def batch(some: Sequence[Group] | None = None, *, policy: PolicyRef = OLDER) -> list[Reward]:
+def batch(some: Sequence[PromptGroup] | None = None, *, policy: PolicyRef = OLDER) -> list[Reward]:
     return [
         reward_event(f"group-{number}", group, policy=policy)
         for number, group in enumerate(groups() if some is None else some)

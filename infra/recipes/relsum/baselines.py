@@ -12,7 +12,7 @@ from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import Writes
 from search_env.catalogue.attributes import query_keys
 from search_env.catalogue.corpora import Qrels, Query
-from search_env.models.crossencoder import Reading
+from search_env.models.crossencoder import ReadTexts
 from search_env.models.wordpieces import wordpiece_count
 from search_env.summaries.reading import fit_text
 
@@ -70,7 +70,7 @@ def rank_lists(
     """
     items = [(query, document) for query in queries for document in qrels[query.id]]
     readings = [
-        Reading(query.text, relsum.values.documents[document].title, summary)
+        ReadTexts(query.text, relsum.values.documents[document].title, summary)
         for (query, document), summary in zip(items, writes(items), strict=True)
     ]
     scores = relsum.cross_encoder.relevance(readings, described=described, report=relsum.report)
