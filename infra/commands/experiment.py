@@ -50,7 +50,7 @@ def experiment(
     PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or
     the path of a file. The arms are measured on the recipe's held-out sets, and on judged queries if you give some.
     Finished parts are kept: if the experiment is stopped, the same command continues it. The results are written to
-    results.html and results.json in HOME/experiments/NAME, with the commands to repeat each step by hand.
+    results.html, results.md and results.json in HOME/experiments/NAME, with the commands to repeat each step by hand.
 
     \b
     Example:
@@ -59,6 +59,7 @@ def experiment(
       searchloop experiment relsum --index shop --arm "shuffled rewards" --baseline "before RL"
     """
     from infra.experiments.arms import begin, run_arms
+    from infra.experiments.markdown import markdown_table
     from infra.experiments.page import render_experiment
     from infra.experiments.plan import check_methods, read_plan
     from infra.experiments.tables import read_results
@@ -82,11 +83,12 @@ def experiment(
         results = read_results(app.home, plan, name=name, index=index)
     write_whole(folder / "results.json", msgspec.json.format(msgspec.json.encode(results)))
     write_whole(folder / "results.html", render_experiment(results))
+    write_whole(folder / "results.md", markdown_table(results))
     if as_json:
         click.echo(msgspec.json.encode(results).decode())
         return
     print_results(results, Console())
-    click.echo(f"wrote {folder / 'results.html'} and {folder / 'results.json'}")
+    click.echo(f"wrote results.html, results.json and results.md in {folder}")
 
 
 def print_results(results: Results, console: Console) -> None:
