@@ -43,7 +43,7 @@ REMEDIES: tuple[tuple[type[KafkaError] | tuple[type[KafkaError], ...], str], ...
     ),
     (
         (MessageSizeTooLargeError, RecordListTooLargeError),
-        "the record is larger than the topic's max.message.bytes allows; raise that, or lower sampling.candidates",
+        "the record is larger than the topic's max.message.bytes allows; raise that, or lower generation.candidates",
     ),
     (InvalidReplicationFactorError, "the cluster has fewer brokers than kafka.replication requires; lower that"),
     (PolicyViolationError, "the cluster's own policy forbids these settings; an administrator must make the topics"),
