@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if (
+    __name__ == "__main__"
+):  # `python -m infra.cli`: the entry point imports this module again, and hears Ctrl-C meanwhile.
+    from infra.__main__ import main as run
+
+    run()
+
 import importlib
 import logging
 import os
@@ -14,7 +21,7 @@ from types import TracebackType
 import click
 
 from infra.app.home import DEFAULT_HOME, Home
-from infra.app.interrupts import end_on_signals, exit_status, leave
+from infra.app.interrupts import end_on_signals, exit_status, leave, received
 from infra.app.libraries import set_library_variables
 from streams.errors import SearchloopError, explain_os_error
 from streams.secrets import redact
@@ -174,6 +181,10 @@ def _status() -> int:
         click.echo(f"error: {explain_os_error(error)}", err=True)
         return 1
     except Exception as error:  # The last resort: code that reads files or calls services raises clearer errors.
+        if received():  # A library that was being imported has made another error of the interrupt.
+            log.info("stopped by a signal", exc_info=True)
+            click.echo("stopped", err=True)
+            return exit_status()
         click.echo(f"error: {_explain_unexpected(error)}", err=True)
         return 1
     return 0
@@ -197,7 +208,3 @@ def _explain_unexpected(error: Exception) -> str:
 def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an uncaught error, a bug of ours, without the secrets that its message may contain."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
-
-
-if __name__ == "__main__":
-    main()

@@ -177,20 +177,23 @@ def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifes
     """Delete all checkpoints except the newest `keep` and every `keep_every`-th; return the deleted ones.
 
     The run's first checkpoint, which no update made, always stays. So do those that CURRENT and BEST name. The newest
-    are those that CURRENT descends from: a run that was set back has left checkpoints of later steps behind.
+    are those that CURRENT descends from: a run that was set back has left checkpoints of later steps behind. A link
+    and a copy under another name stay too: a person has put them there.
     """
     found = []
     for folder in root.glob("*-*-*"):
         try:
-            found.append((folder, read_manifest(folder, verify=False)))
+            manifest = read_manifest(folder, verify=False)
         except CheckpointError:
             continue  # A damaged checkpoint stays, for a person to inspect.
+        if folder.name == version_name(manifest.policy):
+            found.append((folder, manifest))
     current, best = current_name(root), best_name(root)
     chain = _chain({folder.name: manifest for folder, manifest in found}, current)
     found.sort(key=lambda item: (item[0].name in chain, item[1].policy.step, item[0].stat().st_mtime_ns))
     retired = []
     for folder, manifest in found[:-keep]:
-        if folder.name in (current, best):
+        if folder.name in (current, best) or folder.is_symlink():
             continue
         if manifest.policy.step % keep_every and (manifest.update is not None or manifest.parent is not None):
             shutil.rmtree(folder)

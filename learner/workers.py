@@ -37,10 +37,10 @@ from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_pos
 from streams.errors import TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
 from streams.flow import lies_within
+from streams.posts import Post
 from streams.ranges import read_events, requests_end
 from streams.records import Received
 from streams.stalls import StallWatch
-from streams.stopping import Stop
 from streams.topics import topic_name, version_name
 from streams.working import Working, commit_owned, still_owned
 
@@ -49,17 +49,13 @@ log = logging.getLogger(__name__)
 
 
 def run_generator(
+    post: Post,
     *,
-    run: str,
     checkpoints: Path,
     seed: int,
-    kafka: KafkaSettings,
-    delivery: DeliverySettings,
     generation: GenerationSettings,
     encode_prompt: Encode,
     batch: BatchSettings,
-    member: str,
-    stop: Stop,
     open_version: OpenVersion = LoadedVersion,
 ) -> None:
     """Write a group for every request that the learner has granted, with the newest version.
@@ -67,25 +63,27 @@ def run_generator(
     open_version: determines where the policy runs: in this process or on a server. If the server is down, the generator
     pauses its partitions and waits. Past the time limit, the requests become dead letters, to be sent again.
     """
-    producer = connect_producer(kafka, client_id=f"{run}-{member}")
-    outbox = Outbox(producer, run, stage="generator", settings=delivery)
+    producer = connect_producer(post.kafka, client_id=post.client)
+    outbox = Outbox(producer, post.run, stage="generator", settings=post.delivery)
     consumer = connect_group_consumer(
-        kafka,
-        topic_name(run, "requests"),
-        group=f"{run}.generator",
-        member=f"{run}-{member}",
-        records_max=delivery.records_max,
-        begin=partial(_consumed, kafka, run),
+        post.kafka,
+        topic_name(post.run, "requests"),
+        group=f"{post.run}.generator",
+        member=post.client,
+        records_max=post.delivery.records_max,
+        begin=partial(_consumed, post.kafka, post.run),
     )
-    versions = VersionFollower(kafka, run, checkpoints, delivery, open_version)
+    versions = VersionFollower(post.kafka, post.run, checkpoints, post.delivery, open_version)
     chunk = generation.chunk_groups or batch.groups
     waiting: list[Received] = []
     since = time.monotonic()
     wanted = 0
-    stalls = StallWatch(delivery.stall_seconds, log, where=f"generator of run {run}")
-    work = Working(consumer, stop, waiting=lambda: stalls.waiting_for(f"the policy, to answer {len(waiting)} requests"))
+    stalls = StallWatch(post.delivery.stall_seconds, log, where=f"generator of run {post.run}")
+    work = Working(
+        consumer, post.stop, waiting=lambda: stalls.waiting_for(f"the policy, to answer {len(waiting)} requests")
+    )
     try:
-        while not stop():
+        while not post.stop():
             # If no request may be answered, only a newer version can change that. Without any version, wait longer,
             # since a broker that lacks CPU time answers late, and a poll that ends too soon forgets its request.
             no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
@@ -96,7 +94,7 @@ def run_generator(
             elif not waiting:
                 stalls.progress()  # Having no granted request is not a stall; `status` shows what it waits for.
             if wanted > 0 and versions.loaded is not None:
-                fetched = _fetch(consumer, versions, batch, delivery, records_max=wanted)
+                fetched = _fetch(consumer, versions, batch, post.delivery, records_max=wanted)
                 since = time.monotonic() if fetched or not waiting else since
                 waiting += fetched
             elif consumer.assignment():  # Before it joins its group, there is no membership to keep alive.
@@ -119,7 +117,7 @@ def run_generator(
                     made_at_ms=now_ms(),
                 )
                 groups = with_retries(
-                    partial(work, write), partial(_give_up, requests, unfit, outbox), consumer, stop, delivery
+                    partial(work, write), partial(_give_up, requests, unfit, outbox), consumer, post.stop, post.delivery
                 )
                 if groups is None:
                     break  # Stopped while waiting: nothing was decided, so nothing is committed.
@@ -141,17 +139,13 @@ def run_generator(
 
 
 def run_learner(
+    post: Post,
     *,
-    run: str,
     run_dir: Path,
-    kafka: KafkaSettings,
-    delivery: DeliverySettings,
     batch: BatchSettings,
     learner: LearnerSettings,
     generation: GenerationSettings,
     updates_max: int,
-    member: str,
-    stop: Stop,
     origin: str = "",
 ) -> None:
     """Turn rewards into policy versions, from the newest checkpoint on, until `stop` is set.
@@ -164,30 +158,30 @@ def run_learner(
     with only_learner(run_dir):
         remove_unfinished(checkpoints)
         folder, manifest = load_current(checkpoints)
-        state = Learner.resume(folder, manifest, run=run, settings=learner, no_repeat=generation.no_repeat)
-        producer = connect_producer(kafka, client_id=f"{run}-{member}")
-        outbox = Outbox(producer, run, stage="learner", settings=delivery)
+        state = Learner.resume(folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat)
+        producer = connect_producer(post.kafka, client_id=post.client)
+        outbox = Outbox(producer, post.run, stage="learner", settings=post.delivery)
         try:
-            stalls = StallWatch(delivery.stall_seconds, log, where=f"learner of run {run}")
+            stalls = StallWatch(post.delivery.stall_seconds, log, where=f"learner of run {post.run}")
             with Intake(
-                run,
-                kafka,
-                delivery,
+                post.run,
+                post.kafka,
+                post.delivery,
                 batch,
                 learner,
                 manifest,
                 outbox,
                 versions=_kept_versions(checkpoints),
                 origin=origin,
-                member=f"{run}-{member}",
+                member=post.client,
             ) as intake:
                 intake.grant(_steps_left(state, updates_max))
                 # Announce again: an earlier process may have ended between the checkpoint and its announcement.
                 _announce(outbox, state, folder, intake, update=True)
-                while not stop():
+                while not post.stop():
                     steps_left = _steps_left(state, updates_max)
                     if steps_left == 0:
-                        stop.wait(delivery.poll_timeout_seconds)
+                        post.stop.wait(post.delivery.poll_timeout_seconds)
                         continue
                     if not intake.ready():
                         if intake.read(step=state.step):
@@ -209,7 +203,7 @@ def run_learner(
                     ):
                         outbox.send(
                             PolicyVersion(
-                                run=run,
+                                run=post.run,
                                 policy=retired.policy,
                                 parent=retired.parent,
                                 path=f"checkpoints/{version_name(retired.policy)}",

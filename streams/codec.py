@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streams.errors import EventError
-from streams.events import DeadLetter, Event, WindowEvent
+from streams.events import DeadLetter, Event, Generation, Reward, WindowEvent
 
 RECORD_BYTES_MAX = 8 * 1024 * 1024  # A group has tens of kB; we write no larger record than this.
 LETTER_BYTES_MAX = 2 * RECORD_BYTES_MAX  # A dead letter holds a whole record, and base64 adds a third to its size.
@@ -36,10 +36,9 @@ def encode(event: Event | WindowEvent) -> bytes:
         raise EventError(f"{where}: expected a finite number, got NaN or infinity; it was not written to the log")
     bytes_max = _bytes_max(event)
     if len(value) > bytes_max:
-        raise EventError(
-            f"{type(event).__name__}: expected at most {bytes_max} bytes, got {len(value)}; "
-            "lower generation.candidates or generation.tokens_max"
-        )
+        group = isinstance(event, Generation | Reward)  # Only settings decide on the size of a group.
+        remedy = "; lower generation.candidates or generation.tokens_max" if group else ""
+        raise EventError(f"{type(event).__name__}: expected at most {bytes_max} bytes, got {len(value)}{remedy}")
     return value
 
 

@@ -99,7 +99,10 @@ def put_folder(aside: Path, path: Path, *, replace: bool = False) -> None:
     if replace and path.exists():
         _exchange(aside, path)
         sync(path.parent)
-        shutil.rmtree(aside)
+        if aside.is_symlink():
+            aside.unlink()  # Of a link to a folder, the link alone is replaced.
+        else:
+            shutil.rmtree(aside)
     else:
         try:
             aside.rename(path)

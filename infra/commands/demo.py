@@ -19,6 +19,7 @@ from infra.commands.evaluate import print_evaluation
 from infra.commands.ledger import verdict
 from infra.recipes.files import recipe_path
 from infra.recipes.leser.searching import search_queries
+from infra.recipes.recipe import NewRun
 from infra.runs.training_runs import train_run
 from infra.runs.verification import verify_run
 from search_env.catalogue.corpora import (
@@ -108,13 +109,9 @@ def run_demo(
             run = _new_run(app.home)
             trained = train_run(
                 running,
+                NewRun(run=run, index=NAME, seed=seed, held_out=held_out),
                 recipe=NAME,
-                index=NAME,
-                queries_file=None,
-                held_out=held_out,
                 updates=updates or app.settings.train.updates,
-                seed=seed,
-                run=run,
                 report=report,
             )
             evaluation = _evaluate(running, held_out, qrels, run, report)

@@ -117,9 +117,13 @@ def _print_groups(taught: list[GroupTaught], console: Console) -> None:
 
 def print_account(account: Account, console: Console) -> None:
     """Print a run's account: partitions, stages, findings, and a last line with the verdict."""
+    from storage.ledger import LEDGER
+
     console.print(Text(f"run {account.run}, policy {account.policy or 'none yet'}", style="bold"))
     if account.live:
-        console.print("[yellow]a sink is running: the account covers only the archive's closed segments[/yellow]")
+        unusable = any(each.where.endswith(LEDGER) for each in account.findings)
+        why = "the ledger cannot be used" if unusable else "a sink is running"
+        console.print(f"[yellow]{why}: the account covers only the archive's closed segments[/yellow]")
     table = Table("topic", "", "start", "end", "stored to", "gaps", "rows", "dead letters", "archived", "residual")
     for row in account.partitions:
         counts = (row.start, row.end, row.next_offset, row.gaps, row.rows, row.dead_letters, row.archived, row.residual)

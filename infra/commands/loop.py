@@ -29,13 +29,15 @@ def loop(app: App, recipe: str, index: str, updates: int, seed: int, run_name: s
       searchloop loop --recipe leser --index shop --updates 4
     """
     from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import NewRun
     from infra.runs.training_runs import loop_run
 
     app = app.with_recipe(recipe_path(recipe))
     name = Path(recipe).stem
     run = run_name or f"loop-{name}-{index}-{seed}"
     with progress() as report, app.running_services(report) as running:
-        for update in loop_run(running, recipe=name, index=index, updates=updates, seed=seed, run=run, report=report):
+        new = NewRun(run=run, index=index, seed=seed)
+        for update in loop_run(running, new, recipe=name, updates=updates, report=report):
             metrics = update.metrics
             click.echo(
                 f"version {update.policy.step}: {len(update.trained)} groups trained, reward "

@@ -37,7 +37,7 @@ def replay() -> None:
     Example:
       searchloop replay copy --run shop-0 --topic rewards --from 2h --into shop-0-copy
       searchloop replay reproduce --run shop-0
-      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set environment.reward.size_weight=1
+      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set leser.reward.size_weight=1
       searchloop replay load --run shop-0 --into shop-0-load --speed x4
     """
 
@@ -189,12 +189,12 @@ def counterfactual(
     """Rescore recorded generations under other settings, and train on them; nothing is generated.
 
     \b
-    --set can change the reward (environment.reward.size_weight=1), the relevance model (relevance.model=cosine) or the
+    --set can change the reward (leser.reward.size_weight=1), the relevance model (relevance.model=cosine) or the
     objective (learner.objective.kl_weight=0.1). All other settings are those of the recorded run.
 
     \b
     Example:
-      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set environment.reward.size_weight=1
+      searchloop replay counterfactual --run shop-0 --into shop-0-l1 --set leser.reward.size_weight=1
     """
     from infra.replaying.replays import counterfactual as score_anew
 

@@ -119,6 +119,7 @@ def train(
 
 def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> None:
     from infra.recipes.files import recipe_path
+    from infra.recipes.recipe import NewRun
     from infra.runs.dev import DevFiles
     from infra.runs.training_runs import train_run
     from search_env.catalogue.corpora import load_queries
@@ -135,13 +136,9 @@ def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> N
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
+            NewRun(run=run, index=data.index, seed=data.seed, queries_file=data.queries, held_out=left_out),
             recipe=data.recipe_name,
-            index=data.index,
-            queries_file=data.queries,
-            held_out=left_out,
             updates=data.updates or app.settings.train.updates,
-            seed=data.seed,
-            run=run,
             report=report,
             from_run=data.from_run,
             dev_files=dev_files,

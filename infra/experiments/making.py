@@ -15,7 +15,7 @@ from infra.app.home import Home
 from infra.app.layers import assignments_layer
 from infra.app.progress import Report
 from infra.experiments.plan import Arm, Plan
-from infra.recipes.recipe import partner_of
+from infra.recipes.recipe import NewRun, partner_of
 from infra.runs.alternation import Alternation, alternate
 from infra.runs.preferring import prefer_run
 from infra.runs.training_runs import train_run
@@ -121,13 +121,9 @@ def _update(app: App, job: Job, held_out: Sequence[Query], report: Report) -> Ma
         pass  # Not started, or not warmed up yet.
     train_run(
         app,
+        NewRun(run=job.run, index=job.index, seed=job.seed, held_out=held_out),
         recipe=job.plan.recipe,
-        index=job.index,
-        queries_file=None,
-        held_out=held_out,
         updates=updates,
-        seed=job.seed,
-        run=job.run,
         report=report,
         from_run=job.start,
     )

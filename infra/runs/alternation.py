@@ -151,13 +151,9 @@ def _take_turn(
         turned = _begin_turn(app, partner, state, run=run, scored_by=scored_by, held_out=held_out, report=told)
     train_run(
         turned,
+        NewRun(run=run, index=state.index, seed=state.seed, held_out=held_out),
         recipe=recipe,
-        index=state.index,
-        queries_file=None,
-        held_out=held_out,
         updates=number * app.settings.alternation.updates,
-        seed=state.seed,
-        run=run,
         report=told,
     )
     texts = partner.texts(turned, read_run_settings(app.home.run(run)), told)

@@ -21,6 +21,7 @@ from streams.codec import decode
 from streams.delivery import Outbox, poll, with_retries
 from streams.errors import EventError, TransientError
 from streams.events import DevScore, DevSet, PolicyRef, PolicyVersion
+from streams.posts import Post
 from streams.ranges import read_events
 from streams.records import Received
 from streams.stopping import Stop
@@ -31,26 +32,26 @@ log = logging.getLogger(__name__)
 MEASURES = ("nDCG@10", "RR@10", "R@100", "Judged@10")
 
 
-def run_evaluator(app: App, *, run: str, member: str, stop: Stop) -> None:
+def run_evaluator(app: App, post: Post) -> None:
     """Measure every version that is due, in the order of their announcements, until `stop` is set.
 
     A version with a score in the log is not measured again, so a restarted evaluator continues where it was. A version
     without a checkpoint is left out, with a line in the log. While the search engine is down, the evaluator waits.
     """
+    run, stop = post.run, post.stop
     kept = read_run_settings(app.home.run(run))
-    kafka = app.connections.kafka
     announced = TopicPartition(topic_name(run, "policy-versions"), 0)
     with contextlib.ExitStack() as closing:
-        producer = connect_producer(kafka, client_id=f"{run}-{member}")
+        producer = connect_producer(post.kafka, client_id=post.client)
         closing.callback(producer.close)
-        consumer = connect_consumer(kafka, {announced: None}, client_id=f"{run}-{member}", records_max=500)
+        consumer = connect_consumer(post.kafka, {announced: None}, client_id=post.client, records_max=500)
         closing.callback(consumer.close)
-        outbox = Outbox(producer, run, stage="evaluator", settings=kept.settings.delivery)
+        outbox = Outbox(producer, run, stage="evaluator", settings=post.delivery)
         evaluator = Evaluator(app.with_settings(kept.settings), kept, consumer, closing)
-        for known in read_events(kafka, run, DevScore):
+        for known in read_events(post.kafka, run, DevScore):
             evaluator.count(known)
         while not stop():
-            for policy in evaluator.due(poll(consumer, kept.settings.delivery)):
+            for policy in evaluator.due(poll(consumer, post.delivery)):
                 if stop():
                     break
                 score = evaluator.measured(policy, stop)

@@ -80,6 +80,11 @@ class RequestFeed:
         self._published: Published | None = self._read_published()
         self._announced: list[Mapping[int, int]] = []
 
+    @property
+    def published(self) -> int:
+        """Return how many requests the log holds, as far as this feed knows."""
+        return self._published.end if self._published else 0
+
     def publish_until(self, number: int) -> None:
         """Publish all requests below this number that are not published yet; return when Kafka has them.
 

@@ -15,6 +15,7 @@ from infra.app.app import App
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.recipe import Prepared
+from infra.runs.barren import BarrenCount, barren_run
 from infra.runs.dev import best_version
 from infra.runs.requests import RequestFeed, RequestSequence
 from infra.runs.rights import give_rights
@@ -73,7 +74,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
 
     A run that has made some steps already goes on from its newest checkpoint. Ctrl-C stops the workers in order:
     nothing is torn, and the same command goes on later. Raises SettingsError if a new run's topics belong to another
-    run.
+    run, and BarrenRunError if no request gets a reward.
     """
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
@@ -100,6 +101,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     policy = manifest.policy
     step, consumed = manifest.policy.step, sum(manifest.requests_consumed.values())
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
+    barren = BarrenCount(published=feed.published, asked=len(prepared.asked), ahead=ahead)
     made: dict[str, Update] = {}
     shown = prepared.asked[: settings.vllm.checked_prompts]
     stop = Stop()
@@ -126,8 +128,13 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 events = list(_announced(poll(consumer, settings.delivery)))
                 # Requests without a reward are used up, too. If no update says so, a policy version does.
                 consumed = max(consumed, feed.used_up(_consumed(events)))
-                if events:
+                # A grant is no progress: a run whose requests all end without a reward gets one after the other.
+                if any(isinstance(event, Update | DevScore) for event in events):
                     stalls.progress()
+                if any(isinstance(event, Update) and event.run == run for event in events):
+                    barren.updated(consumed)
+                if step < updates and barren.over(consumed):
+                    raise barren_run(app.home, settings.kafka, run, count=barren.limit)
                 for event in events:
                     if isinstance(event, DevScore):
                         if best.add(event):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+import msgspec
 
 from infra.app.app import App
 from infra.app.home import SETTINGS_FILE, RunFolder
@@ -22,7 +23,6 @@ from learner.checkpoints import CURRENT
 from learner.lock import only_learner
 from learner.objectives import check_objective
 from learner.versions import find_version
-from search_env.catalogue.corpora import Query
 from streams.errors import SettingsError
 from streams.events import Update
 from streams.topics import version_name
@@ -38,21 +38,16 @@ def check_trainable(settings: Settings) -> None:
 
 def train_run(
     app: App,
+    new: NewRun,
     *,
     recipe: str,
-    index: str,
-    queries_file: Path | None,
-    held_out: Sequence[Query],
     updates: int,
-    seed: int,
-    run: str,
     report: Report,
     from_run: str | None = None,
     dev_files: DevFiles | None = None,
 ) -> TrainingSummary:
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
-    held_out: queries whose text must train nothing; requests with such a text are left out.
     from_run: the run whose warmed-up policy and carried files the new run begins with, instead of making new ones (for
     arms of one experiment that differ only in GRPO).
     dev_files: the user's own judged queries. The evaluator measures them beside the index's dev queries, and they train
@@ -60,22 +55,20 @@ def train_run(
     """
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
-    _check_kind(app.home.run(run), streamed=True)
-    if from_run is not None and not app.home.run(run).exists():
+    run_dir = app.home.run(new.run)
+    _check_kind(run_dir, streamed=True)
+    if from_run is not None and not run_dir.exists():
         read_run_settings(app.home.run(from_run))  # If there is no such run, the error lists the existing ones.
-        copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
-    keep_dev_files(app.home.run(run), dev_files)
-    if (given := given_dev(app.home.run(run))) is not None:
-        held_out = [*held_out, *given[0]]
-    new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
+        copy_warmed_up(app.home.run(from_run), run_dir, carried=recipe_of_run.carried)
+    keep_dev_files(run_dir, dev_files)
+    if (given := given_dev(run_dir)) is not None:
+        new = msgspec.structs.replace(new, held_out=[*new.held_out, *given[0]])
     prepared = recipe_of_run.prepare(app, new, report)
-    _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)
-    return stream(app, prepared, updates=updates, seed=seed, report=report)
+    _keep_settings(app, prepared, new, recipe=recipe, updates=updates)
+    return stream(app, prepared, updates=updates, seed=new.seed, report=report)
 
 
-def loop_run(
-    app: App, *, recipe: str, index: str, updates: int, seed: int, run: str, report: Report
-) -> Iterator[Update]:
+def loop_run(app: App, new: NewRun, *, recipe: str, updates: int, report: Report) -> Iterator[Update]:
     """Train a run in this process, one update after the other, and yield each update; nothing reaches Kafka or a log.
 
     Raises SettingsError for a policy at a vLLM server, which only a run with workers starts, and for a run that was
@@ -83,25 +76,25 @@ def loop_run(
     """
     settings = app.settings
     check_trainable(settings)
-    run_dir = app.home.run(run)
+    run_dir = app.home.run(new.run)
     _check_kind(run_dir, streamed=False)
     if settings.generation.backend == "vllm":
         raise SettingsError("generation.backend: expected transformers for a loop in one process, got vllm")
     made = load_recipe(settings.train.recipe)
-    prepared = made.prepare(app, NewRun(run=run, index=index, seed=seed), report)
-    kept = _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates, streamed=False)
-    sequence = RequestSequence(prepared.asked, run=run, seed=seed)
+    prepared = made.prepare(app, new, report)
+    kept = _keep_settings(app, prepared, new, recipe=recipe, updates=updates, streamed=False)
+    sequence = RequestSequence(prepared.asked, run=new.run, seed=new.seed)
     with only_learner(run_dir), open_environment(app, kept, report) as environment:
         yield from run_loop(
             [sequence[number] for number in range(updates * settings.batch.groups)],
-            run=run,
+            run=new.run,
             run_dir=run_dir,
             environment=environment,
             generation=settings.generation,
             encode_prompt=made.encoder(settings),
             batch=settings.batch,
             learner=settings.learner,
-            seed=seed,
+            seed=new.seed,
         )
 
 
@@ -134,15 +127,15 @@ def copy_warmed_up(source: RunFolder, target: RunFolder, *, carried: Sequence[st
 
 
 def _keep_settings(
-    app: App, prepared: Prepared, *, recipe: str, index: str, seed: int, updates: int, streamed: bool = True
+    app: App, prepared: Prepared, new: NewRun, *, recipe: str, updates: int, streamed: bool = True
 ) -> RunSettings:
     """Write the settings of a prepared run into its folder, and return them."""
     kept = RunSettings(
         run=prepared.run,
         recipe=recipe,
-        index=index,
+        index=new.index,
         index_version=prepared.index,
-        seed=seed,
+        seed=new.seed,
         updates=updates,
         settings=app.settings,
         streamed=streamed,

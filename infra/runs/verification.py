@@ -90,8 +90,8 @@ def prove(
     if odd := _no_files(folder):
         return unreadable(run, kafka=topics is not None, known=Circumstances(head=None, found=odd))
     known = _circumstances(folder, run, working=working)
-    log, found = open_for_proof(folder)
-    known = msgspec.structs.replace(known, found=(*known.found, *found))
+    log, found, foreign = open_for_proof(folder)
+    known = msgspec.structs.replace(known, found=(*known.found, *found), foreign=foreign)
     if log is None:
         return unreadable(run, kafka=topics is not None, known=known)
     with log:

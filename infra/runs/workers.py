@@ -11,6 +11,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.run_settings import read_run_settings
 from infra.recipes.recipe import load_recipe
+from streams.posts import Post
 from streams.stopping import Stop
 
 
@@ -26,49 +27,39 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
         app.connections.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
     )
     settings = kept.settings
-    member = f"{role}-{worker}"
+    post = Post(run=run, member=f"{role}-{worker}", kafka=kafka, delivery=settings.delivery, stop=stop)
     if role == "generator":
         from infra.runs.serving import version_opener
         from learner.workers import run_generator
 
         run_generator(
-            run=run,
+            post,
             checkpoints=run_dir.checkpoints,
             seed=kept.seed,
-            kafka=kafka,
-            delivery=settings.delivery,
             generation=settings.generation,
             encode_prompt=load_recipe(settings.train.recipe).encoder(settings),
             batch=settings.batch,
-            member=member,
-            stop=stop,
             open_version=version_opener(app, kept),
         )
     elif role == "learner":
         from learner.workers import run_learner
 
         run_learner(
-            run=run,
+            post,
             run_dir=run_dir,
-            kafka=kafka,
-            delivery=settings.delivery,
             batch=settings.batch,
             learner=settings.learner,
             generation=settings.generation,
             updates_max=kept.updates,
             origin=kept.origin,
-            member=member,
-            stop=stop,
         )
     elif role == "evaluator":
         from infra.runs.evaluating import run_evaluator
 
-        run_evaluator(app, run=run, member=member, stop=stop)
+        run_evaluator(app, post)
     else:
         from infra.runs.environments import open_environment
         from search_env.workers import run_environment
 
         with open_environment(app, kept) as environment:
-            run_environment(
-                run=run, environment=environment, kafka=kafka, delivery=settings.delivery, member=member, stop=stop
-            )
+            run_environment(post, environment)

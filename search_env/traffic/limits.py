@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from streams.codec import RECORD_BYTES_MAX
 from streams.errors import InputError
 from streams.inputs.counts import Counted
 from streams.inputs.files import InputFile
 from streams.inputs.text import clean_text
 
-# A search's rows form one record of at most 8 MiB; an id may have 512 bytes, and JSON may double them.
+# A search's rows form one record of at most 8 MiB; an id may have 512 bytes, and JSON may double them. A UBI row is
+# shown or an action, so 5,000 have room. A session's row may be both: then the bytes tell how many have room.
 SEARCH_ROWS_MAX = 5_000
+SEARCH_BYTES_MAX = RECORD_BYTES_MAX - 64 * 1024  # Query, ids of search and session, and application are below 16 KiB.
 NAME_CHARACTERS_MAX = 100  # UBI's own limit for applications and actions.
 VISITOR_CHARACTERS_MAX = 512
 

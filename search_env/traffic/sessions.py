@@ -12,17 +12,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from search_env.traffic.limits import SEARCH_ROWS_MAX, UNREADABLE, clean_name, refused, require_kind
+import msgspec
+
+from search_env.traffic.limits import SEARCH_BYTES_MAX, SEARCH_ROWS_MAX, UNREADABLE, clean_name, refused, require_kind
 from streams.errors import InputError
 from streams.events import Action, Feedback, Shown
 from streams.inputs.counts import Counted
 from streams.inputs.csv_rows import csv_rows
 from streams.inputs.files import InputFile
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
-from streams.inputs.values import RANK_MAX, join_ids, read_id, read_rank
+from streams.inputs.values import ID_BYTES_MAX, RANK_MAX, join_ids, read_id, read_rank
 
 COLUMNS = ["session_id", "query", "rank0", "doc_id", "clicked"]
 WITHOUT = ("without_session", "without_query", "without_document", "repeated", "beyond", UNREADABLE)
+FIELD_BYTES = 72  # {"kind":"click","document_id":,"rank":1000001,"at_ms":0}, and a comma.
+ROW_BYTES_MAX = 2 * (2 * ID_BYTES_MAX + FIELD_BYTES)
 
 
 class SessionSummary:
@@ -30,8 +34,8 @@ class SessionSummary:
 
     rows: rows that were used. unknown: those of them whose product is not in the catalogue; they are kept, because they
     were shown and clicked all the same. texts_cut: sessions whose query was cut. left_out: by reason, see `WITHOUT`: no
-    usable id, no visible query, a rank that the session already has, more than 5,000 rows in one session, or a line
-    that is not a row.
+    usable id, no visible query, a rank that the session already has, more than 5,000 rows in one session or more than a
+    record holds, or a line that is not a row.
     """
 
     def __init__(self) -> None:
@@ -145,7 +149,21 @@ def _usable(members: Iterable[_Row], left_out: Counted, *, has_query: bool) -> l
             left_out.add("beyond", row.line)
         else:
             rows[row.rank] = row
-    return list(rows.values())
+    return list(_that_fit(rows.values(), left_out))
+
+
+def _that_fit(rows: Collection[_Row], left_out: Counted) -> Iterator[_Row]:
+    """Yield the rows that have room in one record, and count the others."""
+    if len(rows) * ROW_BYTES_MAX <= SEARCH_BYTES_MAX:  # Nearly every session.
+        yield from rows
+        return
+    size = 0
+    for row in rows:
+        size += (len(msgspec.json.encode(row.document_id)) + FIELD_BYTES) * (2 if row.clicked else 1)
+        if size <= SEARCH_BYTES_MAX:
+            yield row
+        else:
+            left_out.add("beyond", row.line)
 
 
 def _rows(file: InputFile, summary: SessionSummary) -> Iterator[_Row]:

@@ -24,17 +24,22 @@ def unseen_by(
     foreign: int,
     retained: bool,
     strays: Sequence[str] = (),
+    objects: Sequence[str] = (),
     settings: bool = False,
 ) -> tuple[str, ...]:
     """Return the things that were not checked, each in one sentence.
 
     unread: records whose bytes were not read. recorded: whether the chain of hashes is recorded. foreign: generations
     of another run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints
-    without a record. settings: whether limits were taken from the run's settings.
+    without a record. objects: those in the ledger that are not ours. settings: whether limits were taken from the run's
+    settings.
     """
     said = []
     if live:
-        said.append("records that are not yet in a closed segment of the archive: a sink is at work")
+        said.append(
+            "records that are not yet in a closed segment of the archive: a sink is at work, or the ledger cannot be "
+            "used"
+        )
     if not kafka:
         said.append("Kafka: whether its bytes equal these, and whether it holds more (leave out --offline)")
     elif not retained:
@@ -51,6 +56,8 @@ def unseen_by(
             f"the origin of the checkpoint {', '.join(strays[:3])}{' …' if len(strays) > 3 else ''}: no record "
             "describes it; a killed learner may have left it, or somebody forged it"
         )
+    if objects:
+        said.append(f"{', '.join(objects)} in the ledger: not searchloop's, and no rule asks it anything")
     if settings:
         said.append(
             "whether settings.json was changed: no record holds its hash, and the number of updates, the staleness "

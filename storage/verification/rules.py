@@ -23,7 +23,7 @@ RULES = {
     # Places.
     "everything can be read": Rule("ledger, archive, checkpoints and settings can be read, whole"),
     "nothing shadows the ledger": Rule(
-        "the ledger's tables and views are those that searchloop makes, and there are no other macros, tables or views"
+        "the ledger's tables and views are those that searchloop makes, and nothing else in it could answer for them"
     ),
     "nothing lost": Rule("every offset below the ledger's position has a kept record, or never had a record in Kafka"),
     "one row a record": Rule("each kept record has exactly one row, or is the sink's dead letter"),

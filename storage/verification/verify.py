@@ -61,7 +61,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     checked.
     updates: the number of updates that the run was to make, None if unknown. terms: the limits of its refusals, None if
     unknown. working: whether a worker of the run is alive.
-    found: findings from earlier reading.
+    found: findings from earlier reading. foreign: objects in the ledger that are not searchloop's.
     """
 
     head: Head | None
@@ -70,6 +70,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     terms: KnownRun | None = None
     working: bool = False
     found: Sequence[Finding] = ()
+    foreign: Sequence[str] = ()
 
 
 def verify_log(
@@ -186,6 +187,7 @@ class _Proof:
                 trusted=trusted,
                 foreign=foreign,
                 strays=strays,
+                objects=self._known.foreign,
                 settings=self._known.updates is not None,
                 retained=ends is None or all(start == 0 for start, _ in ends.values()),
             ),

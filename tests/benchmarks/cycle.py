@@ -39,6 +39,7 @@ from infra.app.home import Home
 from infra.app.indexing import index_corpus
 from infra.app.progress import progress
 from infra.recipes.files import recipe_path
+from infra.recipes.recipe import NewRun
 from infra.runs.training_runs import train_run
 from search_env.catalogue.corpora import Document, load_corpus
 from search_env.catalogue.generated import demo_catalogue
@@ -137,13 +138,9 @@ def run_loop(app: App, documents: Iterable[Document], *, recipe: str, updates: i
         index_corpus(running, name=RUN, documents=documents, report=report)
         train_run(
             running,
+            NewRun(run=RUN, index=RUN, seed=0),
             recipe=recipe,
-            index=RUN,
-            queries_file=None,
-            held_out=(),
             updates=updates,
-            seed=0,
-            run=RUN,
             report=note,
         )
         PEAKS.update({role: peak_mib(pid) for role, pid in pids.items()})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.app.app import App
-from infra.recipes.recipe import Prepared
+from infra.recipes.recipe import NewRun, Prepared
 from infra.runs.training_runs import loop_run, train_run
 from learner.checkpoints import load_current
 from learner.lock import only_learner
@@ -19,7 +19,7 @@ Make = Callable[..., Prepared]
 
 
 def updates_of(app: App, run: str, updates: int) -> list[int]:
-    made = loop_run(app, recipe="leser", index="small", updates=updates, seed=0, run=run, report=quiet)
+    made = loop_run(app, NewRun(run=run, index="small"), recipe="leser", updates=updates, report=quiet)
     return [update.policy.step for update in made]
 
 
@@ -36,13 +36,9 @@ def test_the_same_name_goes_on_and_a_streamed_run_cannot_follow_it(small_world: 
     with pytest.raises(SettingsError, match=r"run by `searchloop loop`, which keeps no log .* new name with --run"):
         train_run(
             small_world,
+            NewRun(run=fresh, index="small", seed=0),
             recipe="leser",
-            index="small",
-            queries_file=None,
-            held_out=[],
             updates=4,
-            seed=0,
-            run=fresh,
             report=quiet,
         )
 

@@ -11,6 +11,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.settings import TrainSettings
+from infra.recipes.recipe import NewRun
 from infra.runs.training_runs import train_run
 from infra.runs.verification import verify_run
 from infra.services.local import Endpoints
@@ -24,13 +25,9 @@ def test_a_users_own_recipe_trains_through_the_real_loop_and_its_log_proves_whol
     app = small_world.with_settings(settings)
     summary = train_run(
         app,
+        NewRun(run="own", index="small", seed=0),
         recipe="distinction",
-        index="small",
-        queries_file=None,
-        held_out=[],
         updates=3,
-        seed=0,
-        run="own",
         report=quiet,
     )
     assert summary.updates == 3

@@ -15,6 +15,7 @@ from infra.app.settings import AlternationSettings, Settings, TrainSettings
 from infra.experiments.measuring import measure_rankings, rank_run
 from infra.recipes.leser.searching import search_queries
 from infra.recipes.publishing import publish_summaries
+from infra.recipes.recipe import NewRun
 from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
@@ -63,8 +64,7 @@ def summary_settings() -> Settings:
 @pytest.fixture(scope="module")
 def learned(small_world: App) -> tuple[App, TrainingSummary]:
     app = small_world.with_settings(summary_settings())
-    given = {"index": "small", "queries_file": None, "held_out": [], "updates": 3, "seed": 0, "report": quiet}
-    return app, train_run(app, recipe="relsum", run="summaries", **given)  # type: ignore[arg-type]
+    return app, train_run(app, NewRun(run="summaries", index="small"), recipe="relsum", updates=3, report=quiet)
 
 
 def test_summaries_learn_through_the_same_loop_and_its_log_proves_whole(learned: tuple[App, TrainingSummary]) -> None:

@@ -27,6 +27,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox, commit, poll
 from streams.errors import DeliveryError
 from streams.events import Outcome, Reward
+from streams.posts import Post
 from streams.records import Received
 from streams.stopping import Stop
 from streams.topics import topic_name
@@ -100,7 +101,7 @@ def environment_at_work(run: str, kafka: KafkaSettings, environment: SlowEnviron
 
     def body() -> None:
         try:
-            run_environment(run=run, environment=environment, kafka=kafka, delivery=DELIVERY, member=member, stop=stop)
+            run_environment(Post(run=run, member=member, kafka=kafka, delivery=DELIVERY, stop=stop), environment)
         except BaseException as error:
             failed.append(error)
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -242,3 +243,58 @@ def test_every_tampering_is_in_the_documented_table() -> None:
     page = (Path(__file__).parents[2] / "infra" / "VERIFY.md").read_text()
     rows = [f"| {each.name} | {each.said} | {', '.join(each.modes)} |" for each in TAMPERINGS]
     assert [row for row in rows if row not in page] == []
+
+
+OWN = (
+    "CREATE VIEW rewards_by_day AS SELECT max(reward) AS best FROM outcomes",
+    "CREATE TABLE my_notes (group_id VARCHAR PRIMARY KEY, note VARCHAR)",
+    "CREATE SCHEMA mine",
+    "CREATE TABLE mine.rewards AS SELECT 1 AS reward",
+    "CREATE MACRO mine.max(x) AS 0",
+)
+
+
+def test_tables_and_views_of_ones_own_beside_the_rows_are_told_and_change_no_verdict(make: Make) -> None:
+    run = make()
+    seal = proved(run).seal
+    with duckdb.connect(str(run.folder / LEDGER)) as connection:
+        for statement in OWN:
+            connection.execute(statement)
+    for how in ({}, {"kafka": True}, {"rebuild": True}):
+        account = proved(run, **how)
+        assert (account.verdict, account.seal, said(account)) == ("sound", seal, [])
+        (told,) = [sentence for sentence in account.unseen if "not searchloop's" in sentence]
+        assert "the view 'rewards_by_day'" in told and "the table 'my_notes'" in told
+    with duckdb.connect(str(run.folder / LEDGER)) as connection:
+        assert connection.execute("SELECT count(*) FROM rewards_by_day, mine.rewards").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE arriving (record_offset BIGINT)",  # A name by which a query finds rows in Python.
+        "CREATE VIEW Taken AS SELECT 1 AS one",
+        "CREATE MACRO max(x) AS 0",
+        "CREATE MACRO my_own(x) AS 0",
+        "CREATE TYPE mood AS ENUM ('good')",
+        "CREATE INDEX mine ON outcomes (group_id)",
+    ],
+)
+def test_what_could_answer_for_ours_is_a_finding_with_the_remedy(make: Make, statement: str) -> None:
+    run = make()
+    with duckdb.connect(str(run.folder / LEDGER)) as connection:
+        connection.execute(statement)
+    account = proved(run)
+    (line,) = [line for line in said(account) if line.startswith("nothing shadows the ledger: ")]
+    assert "is not one of searchloop's; remove it, or rebuild the ledger: searchloop rebuild" in line
+    shown = verb(run).output
+    assert "the ledger cannot be used" in shown and "a sink is running" not in shown
+
+
+def test_a_sink_goes_on_beside_tables_and_views_of_ones_own(make: Make) -> None:
+    run = make()
+    with duckdb.connect(str(run.folder / LEDGER)) as connection:
+        for statement in OWN:
+            connection.execute(statement)
+    store(run.folder, run.topics.all())
+    assert proved(run).verdict == "sound"

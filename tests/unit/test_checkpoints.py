@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,17 @@ def test_pruning_never_takes_what_is_current_after_a_run_was_set_back(tmp_path: 
         "2-b-000004",
         "2-b-000005",
     ]
+
+
+def test_pruning_deletes_no_copy_under_another_name_and_nothing_behind_a_link(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in range(6):
+        save(root, step)
+    shutil.copytree(root / "1-a-000002", root / "before-my-change-000002")
+    elsewhere = tmp_path / "1-a-000003"
+    (root / "1-a-000003").rename(elsewhere)
+    (root / "1-a-000003").symlink_to(elsewhere)
+    retired = prune_checkpoints(root, keep=2, keep_every=100)
+    assert [each.policy.step for each in retired] == [1, 2]
+    assert (root / "before-my-change-000002" / "model.safetensors").exists()
+    assert (elsewhere / "model.safetensors").exists() and (root / "1-a-000003").is_symlink()

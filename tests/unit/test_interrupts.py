@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 # Each says "ready", and would go on for minutes.
 WAITS = {
@@ -88,3 +92,35 @@ print(os.waitstatus_to_exitcode(status), flush=True)
 def test_a_signal_to_a_forked_child_ends_the_child_alone() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"ready\n{-signal.SIGTERM}\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["infra", "infra.cli"])
+def test_ctrl_c_while_the_command_imports_its_modules_is_one_line(
+    module: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "click.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, "status"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (128 + number, "stopped\n")
+
+
+def test_an_interrupt_that_a_library_turned_into_another_error_is_one_line() -> None:
+    code = (
+        "import os, signal, infra.cli as cli\n"
+        "def fail(*a, **k):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise ImportError('native part failed to import')\n"
+        "cli.cli = fail\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

@@ -42,9 +42,9 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(installed: Path) 
 
 def test_the_command_works_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "searchloop = infra.cli:main" in entry_points.read_text()
+    assert "searchloop = infra.__main__:main" in entry_points.read_text()
     done = subprocess.run(
-        [sys.executable, "-c", "import infra.cli; print(infra.cli.__file__); infra.cli.main()", "--help"],
+        [sys.executable, "-c", "import infra.__main__ as entry; print(entry.__file__); entry.main()", "--help"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
         capture_output=True,

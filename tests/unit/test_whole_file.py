@@ -183,3 +183,15 @@ def test_without_an_exchange_in_one_step_a_folder_is_replaced_all_the_same(
             (aside / "file").write_text(content)
     assert (tmp_path / "version" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["version"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_text("precious")
+    (tmp_path / "place").symlink_to(theirs)
+    with whole_folder(tmp_path / "place", replace=True) as aside:
+        (aside / "file").write_text("new")
+    assert (theirs / "file").read_text() == "precious"
+    assert not (tmp_path / "place").is_symlink() and (tmp_path / "place" / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "theirs"]

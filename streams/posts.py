@@ -1,0 +1,24 @@
+"""The post of one worker: which run it works for, where the broker is, and how the worker is told to stop."""
+
+from __future__ import annotations
+
+import msgspec
+
+from streams.clients import KafkaSettings
+from streams.delivery import DeliverySettings
+from streams.stopping import Stop
+
+
+class Post(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker stands. member: distinguishes workers of one role; a restarted one of this name has its place."""
+
+    run: str
+    member: str
+    kafka: KafkaSettings
+    delivery: DeliverySettings
+    stop: Stop
+
+    @property
+    def client(self) -> str:
+        """Return the name under which the broker knows this worker."""
+        return f"{self.run}-{self.member}"
