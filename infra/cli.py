@@ -104,7 +104,8 @@ class Verbs(click.Group):
     "--config",
     type=click.Path(path_type=Path),
     envvar="SEARCHLOOP_CONFIG",
-    help="TOML file with settings; SEARCHLOOP_TABLE__KEY variables override it.",
+    help="TOML file with settings; SEARCHLOOP_TABLE__KEY variables override it. `python -m infra.app.reference` "
+    "describes every setting.",
 )
 @click.option("--verbose", is_flag=True, help="Write a log with times to standard error.")
 @click.version_option(package_name="searchloop")

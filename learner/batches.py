@@ -13,22 +13,44 @@ from typing import Annotated
 import msgspec
 
 from learner.admission import Admission
+from streams.descriptions import describe
 from streams.events import Position, Reward
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The size of a batch and the greatest age of its groups.
+    """The size of a batch and the greatest age of its groups."""
 
-    staleness_max: optimizer steps between the policy that wrote a group and the policy that learns from it; 0 means
-    on-policy.
-    wait_seconds: a batch that is not full is used if every published request is over and no reward has come for this
-    long.
-    """
-
-    groups: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
-    staleness_max: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
-    wait_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
-    remembered_groups: Annotated[int, msgspec.Meta(ge=64, le=1_000_000)] = 2048
+    groups: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe(
+            "Groups in a batch, which is one update (B). More groups give a steadier and slower update.", common=True
+        ),
+    ] = 16
+    staleness_max: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=64),
+        describe(
+            "Optimizer steps between the policy that wrote a group and the policy that learns from it. "
+            "A larger value keeps workers busier; 0 is on-policy.",
+            common=True,
+        ),
+    ] = 1
+    wait_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0),
+        describe(
+            "Time without a reward after which a batch that is not full is used, if every published request is over."
+        ),
+    ] = 30.0
+    remembered_groups: Annotated[
+        int,
+        msgspec.Meta(ge=64, le=1_000_000),
+        describe(
+            "Ids of past groups that are kept to recognize repeated ones. At least all groups ahead and one "
+            "batch are kept."
+        ),
+    ] = 2048
 
     @property
     def groups_ahead_max(self) -> int:

@@ -27,25 +27,31 @@ from learner.packing import Group, GroupError, check_group, pack_groups
 from learner.policy import Policy, load_policy
 from learner.sampling import completion_text
 from learner.versions import check_version, load_weights
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.events import Generation, PolicyRef, Reward
 from streams.topics import version_name
 
 
 class ClaimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The groups that are checked against the version that they name, and the tolerance.
+    """The groups that are checked against the version that they name, and the tolerance."""
 
-    share: share of the groups that an older version wrote, chosen by their ids; 1 checks all, 0 none.
-    """
-
-    share: Annotated[float, msgspec.Meta(ge=0, le=1, description="share of the stale groups; 0: none")] = 0.1
+    share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("Share of the groups of older versions that are checked, chosen by their ids. 1 checks all, 0 none."),
+    ] = 0.1
     logprob_difference_max: Annotated[
         float,
-        msgspec.Meta(
-            gt=0, description="nats, as in learner.update (fp32 rounding is 1e-4, a bf16 sampler may reach 0.5)"
+        msgspec.Meta(gt=0),
+        describe(
+            "Largest error of logged log-probabilities, in nats, as in `learner.update`. A group that is "
+            "further off is refused."
         ),
     ] = 0.1
-    groups_at_once: Annotated[int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once")] = 16
+    groups_at_once: Annotated[
+        int, msgspec.Meta(ge=1, le=4096), describe("Groups in one forward pass. Fewer need less memory.")
+    ] = 16
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from learner.sampling import Sampler
+from streams.descriptions import describe
 from streams.events import Generation, Position, Request, Sampling
 from streams.ids import group_id, group_seed, prompt_sha256
 
@@ -20,21 +21,45 @@ Encode = Callable[[Any, Request], list[int]]
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for sampling groups during training.
+    """Settings for sampling groups during training."""
 
-    backend: the writer of completions. `transformers` runs the policy in the generator's own process. `vllm` uses a
-    vLLM server over HTTP (see the tables `vllm` and `vllm_server`); it needs a policy with LoRA and `no_repeat` off.
-    chunk_groups: groups written at once; 0 means the batch's size, so that one policy version writes one batch.
-    linger_seconds: how long the generator waits for a chunk to fill.
-    """
-
-    backend: Literal["transformers", "vllm"] = "transformers"
-    candidates: Annotated[int, msgspec.Meta(ge=2, le=64, description="G, candidates in a group")] = 8
-    temperature: Annotated[float, msgspec.Meta(gt=0, le=2, description="LESER samples at .9")] = 0.9
-    tokens_max: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 24
-    no_repeat: bool = True
-    chunk_groups: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    linger_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 1.0
+    backend: Annotated[
+        Literal["transformers", "vllm"],
+        describe(
+            "Writer of completions: `transformers` in the generator's own process, or a `vllm` server, which "
+            "needs LoRA and no_repeat off.",
+            common=True,
+        ),
+    ] = "transformers"
+    candidates: Annotated[
+        int,
+        msgspec.Meta(ge=2, le=64),
+        describe(
+            "Completions that the policy writes for each request (G). More give a better estimate of the "
+            "advantages and cost more searches.",
+            common=True,
+        ),
+    ] = 8
+    temperature: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=2),
+        describe("Temperature of sampling. A larger value gives more varied completions. LESER samples at .9."),
+    ] = 0.9
+    tokens_max: Annotated[int, msgspec.Meta(ge=2, le=4096), describe("Largest number of tokens in a completion.")] = 24
+    no_repeat: Annotated[
+        bool,
+        describe("True forbids the policy to write an expansion twice in one answer. vLLM does not know this rule."),
+    ] = True
+    chunk_groups: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=4096),
+        describe(
+            "Groups that are written at once. 0: the size of a batch, so that one policy version writes one batch."
+        ),
+    ] = 0
+    linger_seconds: Annotated[
+        float, msgspec.Meta(ge=0, le=60), describe("Time that the generator waits for a chunk to fill.")
+    ] = 1.0
 
     def sampling(self) -> Sampling:
         """Return these settings in the form that the events carry."""

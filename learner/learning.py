@@ -34,6 +34,7 @@ from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
 from streams.clock import now_ms
 from streams.codec import content_sha256, encode
+from streams.descriptions import describe
 from streams.events import PolicyRef, Update
 from streams.refusals import RewardLimits
 from streams.topics import version_name
@@ -42,19 +43,25 @@ RNG_STATE = "torch_rng_state"
 
 
 class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Objective, optimizer and retention of checkpoints.
-
-    checkpoints_kept: newest checkpoints that are never deleted. The staleness limit is added, so that no version in use
-    is deleted.
-    keep_every: every n-th checkpoint is kept forever.
-    """
+    """Objective, optimizer and retention of checkpoints."""
 
     objective: ObjectiveSettings = ObjectiveSettings()
     update: UpdateSettings = UpdateSettings()
     limits: RewardLimits = RewardLimits()
     claims: ClaimSettings = ClaimSettings()
-    checkpoints_kept: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
-    keep_every: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 50
+    checkpoints_kept: Annotated[
+        int,
+        msgspec.Meta(ge=2, le=1000),
+        describe(
+            "Newest checkpoints that are never deleted. `batch.staleness_max` is added, so that no version in "
+            "use is deleted."
+        ),
+    ] = 3
+    keep_every: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=100_000),
+        describe("Every n-th checkpoint is kept forever. 1 keeps all."),
+    ] = 50
 
 
 class Learner:

@@ -29,6 +29,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from streams.descriptions import describe
 from streams.errors import SettingsError
 
 LOG_RATIO_MAX = 20.0
@@ -39,42 +40,77 @@ class ObjectiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     advantage: Annotated[
         Literal["mean", "mean_std", "softmax"],
-        msgspec.Meta(description="r − mean(r) (LESER); divided by std(r) (GRPO); or G·softmax(r/β) (ReSuMe eq. 1)"),
+        describe(
+            'Formula of the advantage: "mean", r − mean(r) (LESER); "mean_std", that divided by std(r) (GRPO); '
+            '"softmax", G·softmax(r/β) (ReSuMe eq. 1).'
+        ),
     ] = "mean"
     softmax_temperature: Annotated[
-        float, msgspec.Meta(gt=0, le=100, description="softmax: β; a smaller β favors the best candidate alone")
+        float,
+        msgspec.Meta(gt=0, le=100),
+        describe('Temperature β of the advantage "softmax". A smaller β favors the best candidate alone.'),
     ] = 0.5
     surrogate: Annotated[
         Literal["clip", "cispo", "likelihood"],
-        msgspec.Meta(description="clipped ratio (GRPO), weighted log-likelihood (CISPO), or the log-likelihood itself"),
+        describe(
+            'Formula of the gain: "clip", the clipped ratio (GRPO); "cispo", a weighted log-likelihood; '
+            '"likelihood", the log-likelihood itself.'
+        ),
     ] = "clip"
     ratio_level: Annotated[
-        Literal["token", "sequence"], msgspec.Meta(description="importance ratio per token, or per sequence (GSPO)")
+        Literal["token", "sequence"], describe('Importance ratio per "token", or one per "sequence" (GSPO).')
     ] = "token"
-    clip_low: Annotated[float, msgspec.Meta(gt=0, lt=1, description="the ratio's lower bound is 1 − clip_low")] = 0.2
-    clip_high: Annotated[float, msgspec.Meta(gt=0, le=10, description="the ratio's upper bound is 1 + clip_high")] = 0.2
-    cispo_ratio_max: Annotated[float, msgspec.Meta(ge=1, le=100, description="cispo: the largest weight")] = 5.0
+    clip_low: Annotated[
+        float,
+        msgspec.Meta(gt=0, lt=1),
+        describe("Distance of the ratio's lower bound from 1. A smaller value makes smaller steps."),
+    ] = 0.2
+    clip_high: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=10),
+        describe("Distance of the ratio's upper bound from 1. A smaller value makes smaller steps."),
+    ] = 0.2
+    cispo_ratio_max: Annotated[
+        float, msgspec.Meta(ge=1, le=100), describe('Largest weight of the surrogate "cispo".')
+    ] = 5.0
     correction: Annotated[
         Literal["token", "sequence", "none"],
-        msgspec.Meta(description="off-policy weight min(π_old/μ, cap) per token or per sequence; none: π_old := μ"),
+        describe(
+            'Off-policy weight min(π_old/μ, cap) per "token" or per "sequence". "none" takes the sampler\'s '
+            "probabilities μ for π_old."
+        ),
     ] = "token"
-    correction_cap: Annotated[float, msgspec.Meta(ge=1, le=100, description="the largest off-policy weight")] = 2.0
-    kl_weight: Annotated[float, msgspec.Meta(ge=0, le=10, description="β, weight of the KL to the reference")] = 0.0
+    correction_cap: Annotated[float, msgspec.Meta(ge=1, le=100), describe("Largest off-policy weight (cap).")] = 2.0
+    kl_weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=10),
+        describe(
+            "Weight of the KL to the reference policy (β). A larger value keeps the policy closer to it; 0 "
+            "loads no reference."
+        ),
+    ] = 0.0
     kl_unbiased: Annotated[
-        bool, msgspec.Meta(description="weight the KL by π/π_old, so that its gradient is the reverse KL's own")
+        bool, describe("True weighs the KL by π/π_old, so that its gradient is the reverse KL's own.")
     ] = True
+    # 0.01 cost validity in a pilot.
     entropy_weight: Annotated[
-        float, msgspec.Meta(ge=0, le=1, description="weight of the mean entropy in nats; 0.01 cost validity in a pilot")
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Weight of the mean entropy, in nats. A larger value keeps the answers more varied, and may make "
+            "more of them invalid."
+        ),
     ] = 0.0
     aggregation: Annotated[
         Literal["sequence", "token", "constant"],
-        msgspec.Meta(
-            description="mean of sequence means (GRPO), of all tokens (DAPO), or over constant_tokens (Dr. GRPO)"
+        describe(
+            'Way to average over tokens: each "sequence" first (GRPO), every "token" alike (DAPO), or with the '
+            'divisor constant_tokens, "constant" (Dr. GRPO).'
         ),
     ] = "sequence"
-    constant_tokens: Annotated[int, msgspec.Meta(ge=1, description="constant: the divisor per sequence, in tokens")] = (
-        32
-    )
+    constant_tokens: Annotated[
+        int, msgspec.Meta(ge=1), describe('Divisor per sequence for the aggregation "constant", in tokens.')
+    ] = 32
 
 
 def check_objective(settings: ObjectiveSettings) -> None:

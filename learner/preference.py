@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from learner.policy import Policy, save_policy
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.events import Reward
 
@@ -25,16 +26,20 @@ class PreferenceError(SearchloopError, ValueError):
 
 
 class PreferenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of DPO. beta: DPO's β; it limits how far the policy may leave the reference."""
+    """Settings of DPO."""
 
-    beta: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
-    margin_min: Annotated[float, msgspec.Meta(ge=0, description="least difference of rewards in a pair")] = 0.01
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 1e-4
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs per optimizer step")] = 16
-    epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="tokens in prompt and answer")] = 320
-    pairs_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    beta: Annotated[
+        float, msgspec.Meta(gt=0, le=10), describe("DPO's β. A larger value keeps the policy closer to the reference.")
+    ] = 0.1
+    margin_min: Annotated[float, msgspec.Meta(ge=0), describe("Least difference of the two rewards in a pair.")] = 0.01
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1), describe("AdamW's learning rate.")] = 1e-4
+    batch_size: Annotated[int, msgspec.Meta(ge=1), describe("Pairs per optimizer step.")] = 16
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100), describe("Number of passes over the pairs.")] = 1
+    tokens_max: Annotated[
+        int, msgspec.Meta(ge=8), describe("Largest number of tokens in prompt and answer together.")
+    ] = 320
+    pairs_max: Annotated[int, msgspec.Meta(ge=1), describe("Largest number of pairs.")] = 20_000
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the training, and so of the order of the pairs.")] = 0
 
 
 class Preference(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import msgspec
 
 from learner.prompts import TITLE, plain_text
 from learner.tokenizer import END, VALUES
+from streams.descriptions import describe
 from streams.events import Product, Request
 from streams.pointers import pointer
 
@@ -26,22 +27,36 @@ that the title lacks, most important first, separated by commas, in at most {wor
 
 
 class ProductPromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parts of a product that a prompt shows, and their sizes.
+    """The parts of a product that a prompt shows, and their sizes."""
 
-    order: order of the values: by how often training queries ask for the attribute, per product that has it ("rates")
-    or in all ("counts"), or as in the catalogue ("document"). The policy chooses among them.
-    """
+    order: Annotated[
+        Literal["rates", "counts", "document"],
+        describe(
+            "Order of the values: by how often training queries ask for the attribute, per product that has it "
+            '("rates") or in all ("counts"), or as in the "document".'
+        ),
+    ] = "rates"
 
-    order: Literal["rates", "counts", "document"] = "rates"
-
-    values: Annotated[int, msgspec.Meta(ge=1, le=64, description="attribute values, and a selector's pointers")] = 16
-    title_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer titles are cut here")] = 80
-    value_characters: Annotated[int, msgspec.Meta(ge=1, le=400, description="longer values are cut here")] = 40
+    values: Annotated[
+        int, msgspec.Meta(ge=1, le=64), describe("Number of attribute values, among which a selecting policy chooses.")
+    ] = 16
+    title_characters: Annotated[
+        int, msgspec.Meta(ge=1, le=2000), describe("Characters of a title that are shown. Longer titles are cut.")
+    ] = 80
+    value_characters: Annotated[
+        int, msgspec.Meta(ge=1, le=400), describe("Characters of a value that are shown. Longer values are cut.")
+    ] = 40
     text_characters: Annotated[
-        int, msgspec.Meta(ge=0, le=8000, description="longer texts are cut here; 0: no text")
+        int,
+        msgspec.Meta(ge=0, le=8000),
+        describe("Characters of the product's text that are shown. Longer texts are cut; 0 shows no text."),
     ] = 0
-    chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
-    words: Annotated[int, msgspec.Meta(ge=1, le=200, description="word limit in the instruction")] = 12
+    chat: Annotated[
+        bool, describe("True adds the instruction in a chat template. It stays off for the policy `tiny`.")
+    ] = False
+    words: Annotated[
+        int, msgspec.Meta(ge=1, le=200), describe("Largest number of words that the instruction asks for.")
+    ] = 12
 
 
 def render_product(product: Product, settings: ProductPromptSettings, *, pointers: bool) -> str:

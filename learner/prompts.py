@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from learner.tokenizer import TAGS
+from streams.descriptions import describe
 from streams.events import Context, Request
 from streams.pointers import pointer
 
@@ -34,15 +35,35 @@ query needs none."""
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parts of a prompt and their sizes. Sizes count items, or characters where the name says so."""
 
-    terms: Annotated[int, msgspec.Meta(ge=0, le=64, description="feedback terms of the raw query's top documents")] = 14
-    attributes: Annotated[int, msgspec.Meta(ge=0, le=64, description="attribute values of those documents")] = 5
-    neighbours: Annotated[int, msgspec.Meta(ge=0, le=64, description="words that helped similar queries")] = 8
-    query_characters: Annotated[int, msgspec.Meta(ge=1, le=2000, description="longer queries are cut here")] = 160
-    item_characters: Annotated[int, msgspec.Meta(ge=1, le=200, description="longer items are cut here")] = 32
-    chat: Annotated[bool, msgspec.Meta(description="add the instruction in a chat template; off for `tiny`")] = False
-    expansions: Annotated[int, msgspec.Meta(ge=1, le=20, description="word limit in the instruction")] = 5
+    terms: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=64),
+        describe("Number of feedback words from the raw query's top documents. 0 shows none."),
+    ] = 14
+    attributes: Annotated[
+        int, msgspec.Meta(ge=0, le=64), describe("Number of attribute values from these documents. 0 shows none.")
+    ] = 5
+    neighbours: Annotated[
+        int, msgspec.Meta(ge=0, le=64), describe("Number of words that helped similar queries. 0 shows none.")
+    ] = 8
+    query_characters: Annotated[
+        int, msgspec.Meta(ge=1, le=2000), describe("Characters of a query that are shown. Longer queries are cut.")
+    ] = 160
+    item_characters: Annotated[
+        int, msgspec.Meta(ge=1, le=200), describe("Characters of an item that are shown. Longer items are cut.")
+    ] = 32
+    chat: Annotated[
+        bool, describe("True adds the instruction in a chat template. It stays off for the policy `tiny`.")
+    ] = False
+    expansions: Annotated[
+        int, msgspec.Meta(ge=1, le=20), describe("Largest number of words that the instruction asks for.")
+    ] = 5
     select: Annotated[
-        bool, msgspec.Meta(description="answer with pointers to the prompt's neighbor words and terms; only for `tiny`")
+        bool,
+        describe(
+            "True lets the policy answer with pointers to neighbor words and terms of its prompt. Only for the "
+            "policy `tiny`."
+        ),
     ] = False
 
     @property

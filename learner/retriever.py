@@ -22,6 +22,7 @@ from safetensors.torch import load_file, safe_open
 from torch import Tensor, nn
 
 from learner.checkpoints import file_sha256
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 
 BASE_WEIGHTS, BASE_TOKENIZER, BASE_TABLE = "model.safetensors", "tokenizer.json", "embeddings.word_embeddings.weight"
@@ -32,19 +33,29 @@ class RetrieverError(SearchloopError, ValueError):
 
 
 class RetrieverSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for adapting the retriever in one turn, and the number of tokens that it reads.
+    """Settings for adapting the retriever in one turn, and the number of tokens that it reads."""
 
-    steps: optimizer steps per turn. temperature: divides the cosines in the loss. The paper's value is 1, with which
-    cosines between −1 and 1 hardly separate texts. learning_rate, weight_learning_rate: AdamW's, of maps and token
-    weights.
-    """
-
-    steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 150
-    batch_pairs: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 256
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 5e-4
-    weight_learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-2
-    temperature: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.05
-    tokens_max: Annotated[int, msgspec.Meta(ge=8, le=512)] = 160
+    steps: Annotated[
+        int, msgspec.Meta(ge=0, le=1_000_000), describe("Optimizer steps per turn. 0 leaves the retriever as it is.")
+    ] = 150
+    batch_pairs: Annotated[
+        int,
+        msgspec.Meta(ge=2, le=4096),
+        describe("Pairs of query and text in one step. The other texts of the batch are the wrong answers."),
+    ] = 256
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1), describe("AdamW's learning rate of the maps.")] = 5e-4
+    weight_learning_rate: Annotated[
+        float, msgspec.Meta(gt=0, le=1), describe("AdamW's learning rate of the token weights.")
+    ] = 1e-2
+    # The paper's value is 1, with which cosines between −1 and 1 hardly separate texts.
+    temperature: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=10),
+        describe("Divisor of the cosines in the loss. A smaller value separates texts more sharply; 1 is the paper."),
+    ] = 0.05
+    tokens_max: Annotated[
+        int, msgspec.Meta(ge=8, le=512), describe("Tokens of a text that are read; the rest is cut.")
+    ] = 160
 
 
 class TrainableRetriever(Protocol):

@@ -22,6 +22,7 @@ from learner.objectives import ObjectiveSettings, TokenWeights, check_objective,
 from learner.packing import Group, PackedGroups, pack_groups
 from learner.selecting import Selector
 from learner.tally import Tally
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Reward
 
@@ -33,23 +34,41 @@ class UpdateError(SearchloopError, RuntimeError):
 class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the optimizer. The defaults come from a pilot that worked, with a decoder of 1.2 M parameters."""
 
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1, description="AdamW's peak step size")] = 1e-4
-    warmup_updates: Annotated[int, msgspec.Meta(ge=0, description="steps of linear growth to learning_rate")] = 0
-    decay_updates: Annotated[int, msgspec.Meta(ge=0, description="steps of linear decay to 0; 0 = constant")] = 0
-    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
-    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="AdamW's decay of the square")] = 0.999
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's decoupled decay")] = 0.0
-    grad_norm_max: Annotated[float, msgspec.Meta(gt=0, description="longer gradients are scaled down to this")] = 1.0
-    inner_epochs: Annotated[int, msgspec.Meta(ge=1, le=16, description="optimizer steps on the same batch")] = 1
+    learning_rate: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        describe(
+            "Peak step size of AdamW. A larger rate learns faster and is less stable; large models need a smaller one.",
+            common=True,
+        ),
+    ] = 1e-4
+    warmup_updates: Annotated[
+        int, msgspec.Meta(ge=0), describe("Steps in which the rate grows linearly to learning_rate. 0 starts with it.")
+    ] = 0
+    decay_updates: Annotated[
+        int, msgspec.Meta(ge=0), describe("Steps in which the rate falls linearly to 0. 0 keeps it constant.")
+    ] = 0
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1), describe("AdamW's decay of the mean of gradients.")] = 0.9
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1), describe("AdamW's decay of the mean of squared gradients.")] = (
+        0.999
+    )
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1), describe("AdamW's decoupled weight decay.")] = 0.0
+    grad_norm_max: Annotated[
+        float, msgspec.Meta(gt=0), describe("Largest norm of a gradient. Longer gradients are scaled down to it.")
+    ] = 1.0
+    inner_epochs: Annotated[int, msgspec.Meta(ge=1, le=16), describe("Optimizer steps on the same batch.")] = 1
     micro_batch_groups: Annotated[
-        int, msgspec.Meta(ge=1, le=4096, description="groups forwarded at once: affects memory, not the gradient")
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe("Groups in one forward pass. Fewer need less memory; the gradient stays the same."),
     ] = 16
+    # The rounding of fp32 is 1e-4 nats; a bf16 sampler of a large model may reach 0.5.
     logprob_difference_max: Annotated[
         float,
-        msgspec.Meta(
-            gt=0,
-            description="nats; a group of the policy's own whose logged log-probabilities are further off is refused "
-            "(fp32 rounding is 1e-4, a bf16 sampler of a large model may reach 0.5)",
+        msgspec.Meta(gt=0),
+        describe(
+            "Largest error of logged log-probabilities, in nats. A group of the policy's own that is further "
+            "off is refused. A bf16 sampler may need 0.5."
         ),
     ] = 0.1
 

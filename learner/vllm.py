@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from streams.descriptions import describe
 from streams.errors import SearchloopError, TransientError
 from streams.secrets import GuardedSettings, SecretText, reveal
 from streams.tls import client_context, explain_tls, guard_plain
@@ -38,31 +39,58 @@ class UnknownModelError(VllmError):
 
 
 class VllmSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The vLLM server, if `generation.backend` is `vllm`, and how we use it.
+    """The vLLM server, if `generation.backend` is `vllm`, and how we use it."""
 
-    url: address of your own server; empty: `train` starts one on this machine (table `vllm_server`).
-    api_key: the key of a server that was started with --api-key: a secret; api_key_file may point to a file with it. A
-    server that `train` starts gets its own key. ca_certs: the authority's PEM file for https.
-    allow_insecure: send the key beyond this machine by plain http.
-    home: the path of our `--home` (a shared folder) on that server; empty: the same path. The server loads adapters
-    from there.
-    requests_in_flight: groups that one generator requests at once; the server batches them.
-    timeout_seconds: time limit of one group. retry_seconds_max: how long one request is retried while the server is
-    down or overloaded; after that, the worker's own `delivery.retry_seconds_max` applies.
-    checked_prompts: number of groups that are compared with the learner's own log-probabilities before the first
-    update; 0 compares none (for a policy that is too large to be loaded twice).
-    """
-
-    url: str = ""
-    api_key: SecretText = ""
-    api_key_file: str = ""
-    ca_certs: str = ""
-    allow_insecure: bool = False
-    home: str = ""
-    requests_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
-    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 300.0
-    retry_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
-    checked_prompts: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+    url: Annotated[
+        str,
+        describe(
+            "Address of your own vLLM server (infra/MODELS.md). Empty: `train` starts one on this machine "
+            "(table `vllm_server`)."
+        ),
+    ] = ""
+    api_key: Annotated[
+        SecretText,
+        describe(
+            "Key of a server that was started with --api-key. A server that `train` starts gets a key of its own."
+        ),
+    ] = ""
+    api_key_file: Annotated[str, describe("Path of a file that holds api_key, which then stays empty.")] = ""
+    ca_certs: Annotated[
+        str,
+        describe(
+            "Path of the certificates of trusted authorities, as PEM, for https. Empty: the authorities of the system."
+        ),
+    ] = ""
+    allow_insecure: Annotated[bool, describe("True sends the key beyond this machine by plain http.")] = False
+    home: Annotated[
+        str,
+        describe(
+            "Path of our `--home` (a shared folder) on the server, which loads adapters from there. Empty: the "
+            "same path as here."
+        ),
+    ] = ""
+    requests_in_flight: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1024),
+        describe("Groups that one generator requests at once. The server batches them."),
+    ] = 32
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600), describe("Time limit of one group.")] = 300.0
+    retry_seconds_max: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=3600),
+        describe(
+            "Time for which a request is retried while the server is down or overloaded. After that, "
+            "`delivery.retry_seconds_max` applies."
+        ),
+    ] = 20.0
+    checked_prompts: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=64),
+        describe(
+            "Groups whose log-probabilities are compared with the learner's own before the first update. 0: "
+            "none, for a policy too large to load twice."
+        ),
+    ] = 2
 
     def __post_init__(self) -> None:
         """Hide the key. Raises ValueError for credentials in the URL and for a key that no header can hold."""

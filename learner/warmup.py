@@ -22,6 +22,7 @@ from torch import Tensor
 
 from learner.policy import Policy, save_policy
 from learner.sampling import TransformersSampler
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Sampling
 from streams.whole_file import write_file
@@ -38,21 +39,33 @@ class WarmupError(SearchloopError, ValueError):
 class WarmupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Length and speed of the warm-up, and the conditions that end it."""
 
-    epochs_max: Annotated[int, msgspec.Meta(ge=1, le=1000, description="passes over the pairs at most")] = 4
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1, description="AdamW, after the warm-up steps")] = 1e-3
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="pairs per optimizer step")] = 32
-    warmup_share: Annotated[float, msgspec.Meta(ge=0, lt=1, description="share of steps with a rising rate")] = 0.05
-    schedule: Annotated[str, msgspec.Meta(pattern="^(cosine|linear|constant)$", description="decay of the rate")] = (
-        "cosine"
-    )
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1, description="AdamW's decoupled decay")] = 0.01
-    tokens_max: Annotated[int, msgspec.Meta(ge=8, description="longer pairs are cut at the end")] = 192
+    epochs_max: Annotated[int, msgspec.Meta(ge=1, le=1000), describe("Largest number of passes over the pairs.")] = 4
+    learning_rate: Annotated[
+        float, msgspec.Meta(gt=0, le=0.1), describe("AdamW's learning rate after it has risen.")
+    ] = 1e-3
+    batch_size: Annotated[int, msgspec.Meta(ge=1), describe("Pairs per optimizer step.")] = 32
+    warmup_share: Annotated[
+        float, msgspec.Meta(ge=0, lt=1), describe("Share of the steps in which the learning rate rises.")
+    ] = 0.05
+    schedule: Annotated[
+        str,
+        msgspec.Meta(pattern="^(cosine|linear|constant)$"),
+        describe('Decay of the learning rate after it has risen: "cosine", "linear" or "constant".'),
+    ] = "cosine"
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1), describe("AdamW's decoupled weight decay.")] = 0.01
+    tokens_max: Annotated[
+        int, msgspec.Meta(ge=8), describe("Largest number of tokens in a pair. Longer pairs are cut at the end.")
+    ] = 192
     valid_enough: Annotated[
-        float | None, msgspec.Meta(description="stop once this share of dev answers is valid; None: do not")
+        float | None, describe("Share of valid answers on the dev set that ends the warm-up. None: no share ends it.")
     ] = None
-    entropy_min: Annotated[float, msgspec.Meta(ge=0, description="nats per token; less ends the warm-up")] = 0.2
-    dev_pairs_max: Annotated[int, msgspec.Meta(ge=0, description="pairs in each evaluation on the dev set")] = 256
-    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the order of the pairs")] = 0
+    entropy_min: Annotated[
+        float, msgspec.Meta(ge=0), describe("Least entropy of the policy, in nats per token. Less ends the warm-up.")
+    ] = 0.2
+    dev_pairs_max: Annotated[
+        int, msgspec.Meta(ge=0), describe("Number of pairs in each evaluation on the dev set.")
+    ] = 256
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the order of the pairs.")] = 0
 
 
 class WarmupEpoch(msgspec.Struct, frozen=True, kw_only=True):

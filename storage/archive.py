@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from storage.columns import HEADERS
 from storage.errors import StorageError
+from streams.descriptions import describe
 from streams.events import Position
 from streams.failpoints import failpoint
 from streams.names import is_topic_name
@@ -53,10 +54,15 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The conditions for closing a segment. If a sink runs, readers see a record once its segment is closed."""
 
     segment_mib_max: Annotated[
-        int, msgspec.Meta(ge=1, le=4096, description="close when the ledger holds this much of raw records, MiB")
+        int, msgspec.Meta(ge=1, le=4096), describe("Size of raw records in the ledger that closes a segment, in MiB.")
     ] = 64
     segment_seconds_max: Annotated[
-        float, msgspec.Meta(gt=0, description="close when the oldest open record has been here this long, seconds")
+        float,
+        msgspec.Meta(gt=0),
+        describe(
+            "Age of the oldest open record that closes a segment. A smaller value shows records earlier and "
+            "makes more segments."
+        ),
     ] = 60.0
 
 

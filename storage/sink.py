@@ -27,6 +27,7 @@ import msgspec
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments
 from storage.errors import StorageError
 from storage.ledger import Batch, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
+from streams.descriptions import describe
 from streams.events import DeadLetter
 from streams.records import Received
 
@@ -47,22 +48,29 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     batch_records_max: Annotated[
         int,
-        msgspec.Meta(ge=1, le=100_000, description="records in one transaction; a group of eight is 10 rows"),
+        msgspec.Meta(ge=1, le=100_000),
+        describe("Largest number of records in one transaction. A group of eight is 10 rows."),
     ] = 256
     batch_bytes_max: Annotated[
-        int, msgspec.Meta(ge=1024, description="bytes of record values in one transaction, unless one record has more")
+        int,
+        msgspec.Meta(ge=1024),
+        describe("Largest size of record values in one transaction, in bytes. A single larger record is still stored."),
     ] = 32 * 1024 * 1024
     linger_seconds: Annotated[
         float,
-        msgspec.Meta(ge=0, le=10, description="how long records wait at the broker until a megabyte of them has come"),
+        msgspec.Meta(ge=0, le=10),
+        describe(
+            "Time that records wait at the broker until a megabyte of them has come. A smaller value stores "
+            "them earlier, at more cost."
+        ),
     ] = 5.0
     batches_ahead_max: Annotated[
-        int, msgspec.Meta(ge=1, le=64, description="batches that may be decoded ahead of the one that is being stored")
+        int, msgspec.Meta(ge=1, le=64), describe("Batches that may be decoded ahead of the one that is being stored.")
     ] = 3
-    memory_mib: Annotated[int, msgspec.Meta(ge=64, description="DuckDB's memory limit, MiB")] = 512
-    threads: Annotated[int, msgspec.Meta(ge=1, le=64, description="DuckDB's threads")] = 1
+    memory_mib: Annotated[int, msgspec.Meta(ge=64), describe("Memory limit of DuckDB, in MiB.")] = 512
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64), describe("Number of DuckDB's threads.")] = 1
     open_timeout_seconds: Annotated[
-        float, msgspec.Meta(ge=0, le=600, description="how long to wait for a reader that holds the file for a moment")
+        float, msgspec.Meta(ge=0, le=600), describe("Longest wait for a reader that holds the file for a moment.")
     ] = 10.0
     archive: ArchiveSettings = ArchiveSettings()
 

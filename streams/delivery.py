@@ -28,6 +28,7 @@ from kafka.structs import OffsetAndMetadata
 from streams.clients import METADATA_SECONDS
 from streams.clock import now_ms
 from streams.codec import decode, encode
+from streams.descriptions import describe
 from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
 from streams.failpoints import failpoint
@@ -42,22 +43,46 @@ E = TypeVar("E")
 
 
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Polling, retries and stalls of a worker.
+    """Polling, retries and stalls of a worker."""
 
-    records_max: the most records per poll, and so the most records that a worker ever holds.
-    retry_seconds_max: how long the records of one poll are retried before they end as `failed` and as dead letters.
-    stall_seconds: a run or a worker that has work but makes no progress for this long is stalled. A stall is a line in
-    its log, a state in `status` and `watch`, and an alert. The default is twice the default length of the slowest
-    single step here: the wait of `batch.wait_seconds` for a batch that does not fill.
-    """
-
-    records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
-    poll_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
-    ack_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
-    retry_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
-    retry_pause_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
-    retry_seconds_max: Annotated[float, msgspec.Meta(ge=0)] = 900.0
-    stall_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
+    records_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=10_000),
+        describe("Most records per poll, and thus the most records that a worker ever holds."),
+    ] = 64
+    poll_timeout_seconds: Annotated[
+        float, msgspec.Meta(gt=0, le=60), describe("Longest wait of one poll for a first record.")
+    ] = 0.5
+    ack_timeout_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=600),
+        describe("Longest wait until the broker acknowledges sent records. A longer wait is an error."),
+    ] = 60.0
+    retry_first_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=60),
+        describe("Pause before the first retry of a poll's records. It doubles with each further retry."),
+    ] = 0.2
+    retry_pause_seconds_max: Annotated[
+        float, msgspec.Meta(gt=0, le=600), describe("Upper limit of the pause between two retries.")
+    ] = 5.0
+    retry_seconds_max: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        describe(
+            "Time for which the records of one poll are retried. After that they end as `failed` and as dead letters."
+        ),
+    ] = 900.0
+    # Twice the default length of the slowest single step: the wait of `batch.wait_seconds` for a batch that does not
+    # fill.
+    stall_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=1, le=86_400),
+        describe(
+            "Time without progress after which a run or a worker that has work is stalled. A stall shows in its "
+            "log, in `status` and `watch`, and as an alert."
+        ),
+    ] = 60.0
 
 
 class Outbox:

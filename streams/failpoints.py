@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 
+from streams.descriptions import describe
 from streams.errors import SettingsError
 
 # The places of the loop. Workers: after the broker has acknowledged a stage's records, and before and after the stage
@@ -53,12 +54,13 @@ class FailpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     kill: Annotated[
         str,
-        msgspec.Meta(
-            description="places, as in `learner.before-flip:2,sink.after-commit`: at the n-th time, or the first"
+        describe(
+            "Places at which a worker kills itself, as in `learner.before-flip:2,sink.after-commit`: at the "
+            "second time, or without a number at the first. Empty: none."
         ),
     ] = ""
     folder: Annotated[
-        str, msgspec.Meta(description="records the places that have killed: each kills once, even after a restart")
+        str, describe("Folder that records the places that have killed. Each kills once, even after a restart.")
     ] = ""
 
 

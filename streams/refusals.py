@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from streams.codec import content_sha256, decode, encode
+from streams.descriptions import describe
 from streams.errors import EventError
 from streams.events import Completion, Generation, Outcome, PolicyRef, Reward
 from streams.ids import group_id, prompt_sha256
@@ -28,17 +29,23 @@ LOGPROB_ROUNDING = 1e-4  # A certain token's log-probability may be slightly abo
 
 
 class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits of a reward; a group beyond them is refused and becomes a dead letter.
+    """The limits of a reward; a group beyond them is refused and becomes a dead letter."""
 
-    reward_max: above the rewards of the recipes, so that it refuses none of theirs, and finite, so that no invented
-    number overflows. LESER gives −0.9 … 2.4 by default, and −20 … 41 with every weight at its limit; ReSuMe ±2, and
-    ±11. ReLSum's error gives −1 … 0, and its list likelihood is the logarithm of a share, about −50 at worst. A cost
-    per term or token, which is 0 by default, subtracts at most 1 for each.
-    """
-
-    reward_max: Annotated[float, msgspec.Meta(gt=0, le=1e12, description="largest |reward| of a candidate")] = 1e3
-    candidates_max: Annotated[int, msgspec.Meta(ge=2, le=4096, description="candidates in a group")] = 64
-    tokens_max: Annotated[int, msgspec.Meta(ge=1, description="tokens of a prompt, or of one completion")] = 32_768
+    # Above the rewards of the recipes, so that it refuses none of theirs, and finite, so that no invented number
+    # overflows. LESER gives −0.9 … 2.4 by default, and −20 … 41 with every weight at its limit; ReSuMe ±2, and ±11.
+    # ReLSum's error gives −1 … 0, and its list likelihood is the logarithm of a share, about −50 at worst. A cost per
+    # term or token, which is 0 by default, subtracts at most 1 for each.
+    reward_max: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1e12),
+        describe("Largest absolute reward of a candidate. The default is far above the rewards of the recipes."),
+    ] = 1e3
+    candidates_max: Annotated[
+        int, msgspec.Meta(ge=2, le=4096), describe("Largest number of candidates in a group.")
+    ] = 64
+    tokens_max: Annotated[
+        int, msgspec.Meta(ge=1), describe("Largest number of tokens of a prompt, or of one completion.")
+    ] = 32_768
 
 
 class KnownRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ import msgspec
 
 HIDDEN = "•••"
 MARK = "secret"
-SecretText = Annotated[str, msgspec.Meta(description="secret", extra={MARK: True})]
+SecretText = Annotated[str, msgspec.Meta(extra={MARK: True})]
 
 REDACTED_LENGTH_MIN = 6  # A shorter secret would blank out parts of ordinary words.
 _KNOWN: set[str] = set()

@@ -6,7 +6,7 @@ The app reads nothing before a verb needs it, so `status` and `--help` do not lo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,10 @@ class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
     """The settings table with the points at which workers must die."""
 
     failpoints: FailpointSettings = FailpointSettings()
+
+
+OpenEngine = Callable[[], "Elasticsearch"]
+"""A function that connects a client of the search engine: `App.engine`."""
 
 
 class App:

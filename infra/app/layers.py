@@ -18,6 +18,7 @@ import msgspec
 from infra.app.renamed import with_new_names
 from infra.services.private_variables import PREFIX
 from infra.services.secret_files import FILE_SUFFIX, read_secret
+from streams.descriptions import choices_of, description_of
 from streams.errors import SettingsError
 from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths, sounds_secret
 
@@ -140,6 +141,15 @@ def known_keys(kind: type[msgspec.Struct], path: str = "") -> dict[str, Any]:
     return keys
 
 
+def _hint_at(kind: type[msgspec.Struct], path: str) -> Any:
+    """Return the type of the setting at a path, which may end in a place of a list; None if there is no setting."""
+    *tables, key = path.partition("[")[0].split(".")
+    table: type[msgspec.Struct] | None = kind
+    for name in tables:
+        table = _table_in(typing.get_type_hints(table).get(name)) if table else None
+    return typing.get_type_hints(table, include_extras=True).get(key) if table else None
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
@@ -232,7 +242,11 @@ def _explain(kind: type[msgspec.Struct], layer: dict[str, Any], message: str, so
     if path and re.match(r"[a-z_]+: ", reason):  # The table's own check wrote this, about one of its settings.
         return f"{path}.{reason}, in {source}"
     reason = reason[0].lower() + reason[1:]
-    return f"{path or 'settings'}: {reason}, {_shown(kind, path, value)}, in {source}"
+    hint = _hint_at(kind, path)
+    if choices := choices_of(hint):  # msgspec names only the wrong value.
+        reason = f"expected {' or '.join(choices)}"
+    meaning = f". Meaning: {described}" if (described := description_of(hint)) else ""
+    return f"{path or 'settings'}: {reason}, {_shown(kind, path, value)}, in {source}{meaning}"
 
 
 def _shown(kind: type[msgspec.Struct], path: str, value: Any) -> str:

@@ -46,38 +46,54 @@ from storage.monitor.windows import MonitorSettings
 from storage.sink import SinkSettings
 from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
+from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of a training run: its recipe, its length and its controls.
+    """Options of a training run: its recipe, its length and its controls."""
 
-    recipe: "leser", "relsum", "resume", or your own recipe as package.module:Class (infra/RECIPES.md).
-    updates: number of optimizer steps.
-    warm_up: False starts from the untrained policy (an ablation). shuffle_rewards: True shuffles the rewards, a control
-    that must not gain.
-    """
-
-    recipe: str = "leser"
-    updates: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
-    warm_up: bool = True
-    shuffle_rewards: bool = False
+    recipe: Annotated[
+        str,
+        describe(
+            'Recipe of the run: "leser", "relsum", "resume", or your own as package.module:Class (infra/RECIPES.md).'
+        ),
+    ] = "leser"
+    updates: Annotated[
+        int, msgspec.Meta(ge=1, le=1_000_000), describe("Number of updates after which the run ends.")
+    ] = 300
+    warm_up: Annotated[
+        bool, describe("True begins with a supervised warm-up. False starts from the untrained policy (an ablation).")
+    ] = True
+    shuffle_rewards: Annotated[bool, describe("True shuffles the rewards, as a control that must not gain.")] = False
 
 
 class DevSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Dev queries, which train nothing, measured while a run learns: they find the best version, and the end.
+    """The measuring of dev queries while a run learns: it finds the best version, and the end. They train nothing."""
 
-    every: a version is measured every this many updates, a multiple of `learner.keep_every`, so that it is kept.
-    0: never. queries_max: dev queries of the index that are asked. measure: as `evaluate` names it.
-    gain_min: a version is the new best if its measure is more than this above that of the best so far.
-    patience: `train` ends after this many measured versions in a row that are no new best. 0: it makes all updates.
-    """
-
-    every: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
-    queries_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 300
-    measure: str = "nDCG@10"
-    gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    patience: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    every: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=100_000),
+        describe("Updates between two measured versions, a multiple of learner.keep_every. 0 measures none."),
+    ] = 0
+    queries_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=100_000),
+        describe("Dev queries of the index that are asked for each version. More take longer and are more certain."),
+    ] = 300
+    measure: Annotated[str, describe("Measure that decides which version is the best, as evaluate names it.")] = (
+        "nDCG@10"
+    )
+    gain_min: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("A version is the new best if its measure is more than this above the best so far."),
+    ] = 0.0
+    patience: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1000),
+        describe("Measured versions in a row without a new best after which train ends. 0 makes all updates."),
+    ] = 0
 
 
 class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,31 +101,63 @@ class AlternationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     The reader is ReSuMe's retriever or ReLSum's cross-encoder.
     begin, samples, measure_scale and measured_products apply only to the retriever.
-    begin: the texts that the retriever is adapted to before the first turn: "nothing" (the paper), "random" values of
-    each product, or whole "documents". An unadapted retriever hardly distinguishes two summaries of one product.
-    adapt: False never adapts the reader (the paper's ablation); a turn then trains only the summarizer.
-    adapt_from: the version that a turn adapts: the one of the turn "before" (the paper), or the "first", unadapted one.
-    The "first" has nothing to unlearn; each turn then costs all of `retriever.steps`, and all versions have had the
-    same number of steps.
-    samples: number of texts sampled per product; the text with the highest reward of the turn represents the product.
-    0: one greedy text (the paper). If no training query asks for a product, its first sample represents it.
-    turns_max: maximum number of pairs of turns; the paper allows ten, and three to five were enough. updates: number of
-    the summarizer's updates per turn; 0: the summarizer never changes (a control, which learns nothing).
-    gain_min: the gain on dev queries (RR@10; nDCG@5 for a cross-encoder) that a turn must add to the best turn so far.
-    patience: the turns end after this number of consecutive turns without the gain.
-    measure_scale: True measures the edge scale of the reward's bins again in each turn, on measured_products products.
     """
 
-    begin: Literal["nothing", "random", "documents"] = "nothing"
-    adapt: bool = True
-    adapt_from: Literal["before", "first"] = "before"
-    samples: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    turns_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
-    updates: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 60
-    gain_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.002
-    patience: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    measure_scale: bool = True
-    measured_products: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 128
+    # An unadapted retriever hardly distinguishes two summaries of one product.
+    begin: Annotated[
+        Literal["nothing", "random", "documents"],
+        describe(
+            'Texts that the retriever is adapted to before the first turn: "nothing" (the paper), "random" '
+            'values of each product, or whole "documents".'
+        ),
+    ] = "nothing"
+    adapt: Annotated[
+        bool, describe("True adapts the reader in each turn. False trains only the summarizer (the paper's ablation).")
+    ] = True
+    # The "first" has nothing to unlearn, and all versions have had the same number of steps.
+    adapt_from: Annotated[
+        Literal["before", "first"],
+        describe(
+            'Version that a turn adapts: the one of the turn "before" (the paper), or the "first", unadapted '
+            "one. Each turn then costs all of `retriever.steps`."
+        ),
+    ] = "before"
+    samples: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1000),
+        describe(
+            "Texts sampled per product; the one with the highest reward of the turn represents it, or the first "
+            "if no query asks for it. 0: one greedy text (the paper)."
+        ),
+    ] = 0
+    # The paper allows ten, and three to five were enough.
+    turns_max: Annotated[int, msgspec.Meta(ge=1, le=100), describe("Largest number of pairs of turns.")] = 10
+    updates: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000_000),
+        describe(
+            "Updates of the summarizer per turn. 0: the summarizer never changes (a control, which learns nothing)."
+        ),
+    ] = 60
+    gain_min: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Gain on dev queries that a turn must add to the best turn so far. The measure is RR@10, or nDCG@5 "
+            "for a cross-encoder."
+        ),
+    ] = 0.002
+    patience: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=100),
+        describe("Number of consecutive turns without the gain after which the turns end."),
+    ] = 1
+    measure_scale: Annotated[
+        bool, describe("True measures the edge scale of the reward's bins again in each turn.")
+    ] = True
+    measured_products: Annotated[
+        int, msgspec.Meta(ge=2, le=100_000), describe("Number of products on which measure_scale measures.")
+    ] = 128
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,7 +21,7 @@ def score_run_files(
     asked = load_queries(queries)
     rankings = [read_run(file) for file in run_files]
     with progress() as report:
-        scores = score_rankings(app, rankings, index=index, queries=asked, top=top, report=report)
+        scores = score_rankings(app.home.index(index), app.settings, rankings, queries=asked, top=top, report=report)
     if out is not None:
         write_run(out, scores, tag="relevance")
     return scores

@@ -236,7 +236,7 @@ def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as
 
     judged = read_judged(queries, qrels)
     with progress() as report:
-        result = train_relevance(app, index=index, judged=judged, report=report)
+        result = train_relevance(app.home.index(index), app.settings, judged=judged, report=report)
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
         return

@@ -111,7 +111,7 @@ def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator
     if index is None:
         yield _Requests(None, run)
         return
-    with open_leser_index(app, index, report) as opened:
+    with open_leser_index(app.home.index(index), app.settings, app.engine, report) as opened:
         yield _Requests(opened, run)
 
 

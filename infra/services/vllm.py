@@ -15,6 +15,7 @@ import msgspec
 
 from infra.services.errors import ProvisionError
 from infra.services.settings import Port
+from streams.descriptions import describe
 
 ROLE = "vllm"
 BASE_NAME = "base"
@@ -35,31 +36,48 @@ kill -KILL 0
 
 
 class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of a local vLLM, used if `generation.backend` is `vllm` and `vllm.url` is empty; for two cores.
+    """Options of a local vLLM, used if `generation.backend` is `vllm` and `vllm.url` is empty; for two cores."""
 
-    python: an interpreter with vLLM; empty means the one of `make vllm`.
-    dtype: type of weights and activations. fp32 agrees with the learner to 1e-5 nats; bf16 is faster and less exact
-    (see `learner.update.logprob_difference_max`). vLLM's `auto` halves an fp32 model's precision.
-    context_tokens: maximum length of prompt and answer together.
-    sequences_max: number of candidates decoded at once. cache_gigabytes: size of the key-value cache on a CPU.
-    threads: number of threads for the model's computation on a CPU. Two threads on two busy cores wait for each other:
-    SmolLM2 wrote 20 tokens a second at load 7.
-    eager: True does not compile the model. The start and the first answer are 15 s faster. Use False for long runs on a
-    GPU.
-    port: 0 takes a free port. start_seconds: time limit for the server's first answer.
-    arguments: further arguments of vLLM, such as ["--tensor-parallel-size", "2"].
-    """
-
-    python: str = ""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    context_tokens: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 1024
-    sequences_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
-    cache_gigabytes: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
-    threads: Annotated[int, msgspec.Meta(ge=1, le=512)] = 1
-    eager: bool = True
-    port: Port = 0
-    start_seconds: Annotated[float, msgspec.Meta(gt=0, le=7200)] = 400.0
-    arguments: tuple[str, ...] = ()
+    python: Annotated[str, describe("Path of a Python interpreter that has vLLM. Empty: the one of `make vllm`.")] = ""
+    # fp32 agrees with the learner to 1e-5 nats. vLLM's `auto` halves an fp32 model's precision.
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        describe(
+            "Type of weights and activations. float32 agrees best with the learner; bfloat16 is faster and less "
+            "exact (see `learner.update.logprob_difference_max`)."
+        ),
+    ] = "float32"
+    context_tokens: Annotated[
+        int, msgspec.Meta(ge=64, le=1_048_576), describe("Largest number of tokens in prompt and answer together.")
+    ] = 1024
+    sequences_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe("Candidates that are decoded at once. More are faster and need more memory."),
+    ] = 64
+    cache_gigabytes: Annotated[
+        int, msgspec.Meta(ge=1, le=1024), describe("Size of the key-value cache on a CPU, in GiB.")
+    ] = 1
+    # Two threads on two busy cores wait for each other: SmolLM2 wrote 20 tokens a second at load 7.
+    threads: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=512),
+        describe("Threads of the model's computation on a CPU. More than there are idle cores slow it down."),
+    ] = 1
+    eager: Annotated[
+        bool,
+        describe(
+            "True does not compile the model, which makes the start and the first answer 15 s faster. Use False "
+            "for long runs on a GPU."
+        ),
+    ] = True
+    port: Annotated[Port, describe("Port of the server. 0: a free port.")] = 0
+    start_seconds: Annotated[
+        float, msgspec.Meta(gt=0, le=7200), describe("Time limit for the server's first answer.")
+    ] = 400.0
+    arguments: Annotated[
+        tuple[str, ...], describe('Further arguments of vLLM, such as ["--tensor-parallel-size", "2"].')
+    ] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError if the arguments contain a key, because every user can read a command line."""

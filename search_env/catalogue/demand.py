@@ -18,22 +18,32 @@ import numpy as np
 
 from search_env.catalogue.attributes import document_attributes, is_logistic
 from search_env.catalogue.corpora import CorpusError, Document, write_whole
+from streams.descriptions import describe
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class DemandSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for demand that is made without a query log.
+    """Settings for demand that is made without a query log."""
 
-    exponent: skew; 0 asks for every key equally. key_documents_min: least number of documents with a key.
-    key_values_share_max: largest number of distinct values per document with the key; a key above it is a measure or a
-    name that nobody types.
-    """
-
-    exponent: Annotated[float, msgspec.Meta(ge=0, le=4)] = 1.0
-    key_documents_min: Annotated[int, msgspec.Meta(ge=1)] = 20
-    key_values_share_max: Share = 0.5
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 11
+    exponent: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=4),
+        describe(
+            "Skew of the demand. A larger value asks for the favorite keys more often; 0 asks for every key equally."
+        ),
+    ] = 1.0
+    key_documents_min: Annotated[
+        int, msgspec.Meta(ge=1), describe("Least number of documents that have a key, for shoppers to ask for it.")
+    ] = 20
+    key_values_share_max: Annotated[
+        Share,
+        describe(
+            "Largest number of distinct values per document that has the key. A key above it is a measure or a "
+            "name that nobody types."
+        ),
+    ] = 0.5
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed that decides which keys shoppers ask for most.")] = 11
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,17 +15,22 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from search_env.catalogue.corpora import Document
+from streams.descriptions import describe
 
 
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The size of the catalogue and of its vocabulary gap.
+    """The size of the catalogue and of its vocabulary gap."""
 
-    said_share: share of products whose text contains the shopper's own word for a value.
-    """
-
-    products: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = 3000
-    said_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 7
+    products: Annotated[int, msgspec.Meta(ge=100, le=100_000), describe("Number of generated products.")] = 3000
+    said_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Share of products whose text contains the shopper's own word for a value. A smaller share makes "
+            "search harder."
+        ),
+    ] = 0.2
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the catalogue and its queries.")] = 7
 
 
 class Trait(NamedTuple):

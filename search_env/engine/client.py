@@ -9,41 +9,72 @@ import msgspec
 from elastic_transport import JsonSerializer
 from elasticsearch import Elasticsearch
 
+from streams.descriptions import describe
 from streams.errors import SettingsError
 from streams.secrets import GuardedSettings, SecretText, reveal, split_credentials
 from streams.tls import client_context, guard_plain
 
 
 class ElasticsearchSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The address of Elasticsearch and the credentials for it (infra/SECURITY.md).
+    """The address of Elasticsearch and the credentials for it (infra/SECURITY.md)."""
 
-    url: "https://host:port"; empty means the local service that `searchloop up` starts. Credentials in the URL are
-    removed from it and become username and password.
-    api_key: as Elasticsearch returned it, in base64; read-only rights suffice for all work that creates no index.
-    password, api_key: secrets; each may instead be in its own file, to which NAME_file points.
-    credentials: a folder with a file ROLE.toml (api_key) for each of the roles operator and environment, the only two
-    roles that use Elasticsearch; empty: one key for both.
-    ca_certs: path of the certificate authority's PEM file; certificates are always verified.
-    allow_insecure: send a key or password beyond this machine by plain http.
-    retries_max: how often a request that was refused (429, 502, 503, 504) or cut off is sent again, after a pause that
-    grows from backoff_first_seconds to backoff_seconds_max with full jitter. The client's own default is three retries
-    without a pause, which would burden an engine that asked for one.
-    """
-
-    url: str = ""
-    api_key: SecretText = ""
-    api_key_file: str = ""
-    username: str = ""
-    password: SecretText = ""
-    password_file: str = ""
-    credentials: str = ""
-    ca_certs: str = ""
-    allow_insecure: bool = False
-    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
-    retries_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 4
-    backoff_first_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
-    backoff_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
-    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    url: Annotated[
+        str,
+        describe(
+            'Address of your Elasticsearch, as "https://host:port". Credentials in it become username and '
+            "password. Empty: the local one that `searchloop up` starts.",
+            common=True,
+        ),
+    ] = ""
+    api_key: Annotated[
+        SecretText,
+        describe(
+            "API key in base64, as Elasticsearch returned it. Rights to read are enough for all work that "
+            "creates no index.",
+            common=True,
+        ),
+    ] = ""
+    api_key_file: Annotated[str, describe("Path of a file that holds api_key, which then stays empty.")] = ""
+    username: Annotated[str, describe("User name, if you use no API key.")] = ""
+    password: Annotated[SecretText, describe("Password of the user in username.")] = ""
+    password_file: Annotated[str, describe("Path of a file that holds password, which then stays empty.")] = ""
+    credentials: Annotated[
+        str,
+        describe(
+            "Folder with a file ROLE.toml (api_key) for each role that uses Elasticsearch: operator and "
+            "environment. Empty: one key for both."
+        ),
+    ] = ""
+    ca_certs: Annotated[
+        str,
+        describe(
+            "Path of the certificates of trusted authorities, as PEM. Certificates are always verified. Empty: "
+            "the authorities of the system."
+        ),
+    ] = ""
+    allow_insecure: Annotated[bool, describe("True sends a key or a password beyond this machine by plain http.")] = (
+        False
+    )
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600), describe("Time limit of one request.")] = 30.0
+    # The client's own default is three retries without a pause, which would burden an engine that asked for one.
+    retries_max: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=20),
+        describe(
+            "Number of times that a request is sent again after a refusal (429, 502, 503, 504) or a broken connection."
+        ),
+    ] = 4
+    backoff_first_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=60),
+        describe("Upper limit of the random pause before the first retry. It doubles with each further retry."),
+    ] = 0.2
+    backoff_seconds_max: Annotated[
+        float, msgspec.Meta(gt=0, le=600), describe("Upper limit of every pause between retries.")
+    ] = 5.0
+    connections: Annotated[
+        int, msgspec.Meta(ge=1, le=64), describe("Largest number of connections of a process to Elasticsearch.")
+    ] = 4
 
     def __post_init__(self) -> None:
         """Hide the secrets, including those in the URL. Raises ValueError if two kinds of credentials are set."""

@@ -29,6 +29,7 @@ from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking, rank_by_score
 from search_env.engine.index import explain
 from search_env.engine.rights import NO_RIGHT, NOT_LET_IN, login_refused
+from streams.descriptions import describe
 from streams.errors import SearchloopError, TransientError
 
 Mode = Literal["weighted", "union", "fusion"]
@@ -50,29 +51,73 @@ class EngineUnavailable(RetrievalError, TransientError):
 
 
 class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for searching the raw and the expanded query.
+    """Settings for searching the raw and the expanded query."""
 
-    mode: see the module. weight: boost of the first expansion in mode "weighted"; tuned on `dev` for the policy, and
-    separately for every other arm. rank_discount: how fast the boosts fall; 0 weighs all expansions equally. On
-    icecat's dev intents, the same 14 words of a look-up give nDCG@10 / R@100 .278 / .579 at equal boosts of .5, and
-    .306 / .582 with the discount. The safe words then lead, and the others find the remaining documents.
-    whole_boost: in mode "weighted", boost of the query for documents that contain every word of it.
-    expanded_terms_min: a query of fewer terms is searched without its expansions. fusion_k: Cormack's constant.
-    batch_searches: searches in one `_msearch`; in_flight: how many batches are under way at once.
-    item_retries: how often a single search that was refused (429, 503) or partly answered is sent again, with growing
-    pauses.
-    """
-
-    mode: Mode = "weighted"
-    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
-    rank_discount: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.5
-    whole_boost: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
-    expanded_terms_min: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
-    fusion_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
-    batch_searches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
-    in_flight: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
-    item_retries: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5
-    item_pause_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
+    mode: Annotated[
+        Mode,
+        describe(
+            'Way to search an expanded query: "weighted", one search with boosts; "union", lists sorted by best '
+            'rank; "fusion", reciprocal ranks.'
+        ),
+    ] = "weighted"
+    weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=10),
+        describe(
+            'Boost of the first expansion in the mode "weighted"; the query has 1. Tuned on `dev` for the '
+            "policy, and separately for every other arm."
+        ),
+    ] = 1.0
+    # On icecat's dev intents, the same 14 words of a look-up give nDCG@10 / R@100 .278 / .579 at equal boosts of .5,
+    # and .306 / .582 with the discount. The safe words then lead, and the others find the remaining documents.
+    rank_discount: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=2),
+        describe(
+            'Speed at which the boosts of later expansions fall in the mode "weighted". 0 gives all expansions '
+            "the same boost."
+        ),
+    ] = 0.5
+    whole_boost: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=100),
+        describe(
+            'Boost of the query for documents that contain every word of it, in the mode "weighted". 0 adds nothing.'
+        ),
+    ] = 20.0
+    expanded_terms_min: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=10),
+        describe("Least number of different terms in a query. A shorter query is searched without its expansions."),
+    ] = 1
+    fusion_k: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1000),
+        describe('Cormack\'s constant of the mode "fusion". A larger value makes the top ranks count less.'),
+    ] = 60
+    batch_searches: Annotated[
+        int, msgspec.Meta(ge=1, le=1000), describe("Number of searches in one `_msearch` request.")
+    ] = 64
+    in_flight: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=16),
+        describe(
+            "Number of `_msearch` requests that are under way at once. More are faster and burden the engine more."
+        ),
+    ] = 2
+    item_retries: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=20),
+        describe(
+            "Number of times that a single search is sent again if it was refused (429, 502, 503, 504) or "
+            "partly answered."
+        ),
+    ] = 5
+    item_pause_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=60),
+        describe("Pause before a single search is sent again. It doubles with each further retry."),
+    ] = 0.2
 
 
 class ExpandedQuery(NamedTuple):

@@ -22,22 +22,41 @@ from search_env.engine.index import IndexingError, explain
 from search_env.engine.index_changes import create_marked, delete_superseded, discard, is_filled, switch_alias
 from search_env.engine.ownership import WHOLE, Place, Seen, claim, is_unmarked, look, meta
 from search_env.models.bi_encoder import Floats
+from streams.descriptions import describe
 
 BATCH_SEARCHES = 64
 
 
 class VectorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for searching dense vectors.
+    """Settings for searching dense vectors."""
 
-    search: "hnsw", the engine's graph; "flat", the engine compares all vectors; "memory", this process compares all.
-    candidates: candidates of each search in the engine; in the graph, more candidates find more of the true neighbors.
-    links, build_candidates: HNSW's m and ef_construction.
-    """
-
-    search: Literal["hnsw", "flat", "memory"] = "hnsw"
-    candidates: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
-    links: Annotated[int, msgspec.Meta(ge=2, le=512)] = 16
-    build_candidates: Annotated[int, msgspec.Meta(ge=2, le=3200)] = 200
+    search: Annotated[
+        Literal["hnsw", "flat", "memory"],
+        describe(
+            'Way to search: "hnsw", the engine\'s graph; "flat", the engine compares all vectors; "memory", this '
+            "process compares all."
+        ),
+    ] = "hnsw"
+    candidates: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=10_000),
+        describe(
+            "Candidates of each search in the engine. In the graph, more candidates find more of the true "
+            "neighbors and take longer."
+        ),
+    ] = 1000
+    links: Annotated[
+        int,
+        msgspec.Meta(ge=2, le=512),
+        describe("Links of a vector in the graph (HNSW's m). More find more, and need more memory."),
+    ] = 16
+    build_candidates: Annotated[
+        int,
+        msgspec.Meta(ge=2, le=3200),
+        describe(
+            "Candidates when the graph is built (HNSW's ef_construction). More give a better graph and a slower build."
+        ),
+    ] = 200
 
 
 def build_vector_index(

@@ -18,29 +18,43 @@ from search_env.catalogue.term_matrices import Catalogue, gather_rows
 from search_env.engine.searching import Retriever
 from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights
 from search_env.models.relevance import RelevanceModel
+from streams.descriptions import describe
 from streams.events import Context
 
 BATCH_QUERIES = 256
 
 
 class ContextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a context.
+    """Settings of a context."""
 
-    documents: k, the number of documents from the raw query's ranking. relevance_min: least relevance score of a
-    document that is used; 0 switches the filter off. documents_min: if fewer documents pass, this many of the
-    best-scored are used.
-    terms: Bo1 words. attributes: attribute values. holders_min: documents of the corpus that must have a word or value,
-    because a model number of a single product cannot find another product. value_characters_max: longer values are left
-    out, not cut.
-    """
-
-    documents: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
-    relevance_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
-    documents_min: Annotated[int, msgspec.Meta(ge=0, le=200)] = 3
-    terms: Annotated[int, msgspec.Meta(ge=0, le=100)] = 14
-    attributes: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5
-    holders_min: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
-    value_characters_max: Annotated[int, msgspec.Meta(ge=1, le=200)] = 32
+    documents: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=200),
+        describe("Documents of the raw query's ranking from which the words and values of a context come (k)."),
+    ] = 20
+    relevance_min: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("Least relevance score of a document that is used. 0 uses every document."),
+    ] = 0.3
+    documents_min: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=200),
+        describe("Number of best-scored documents that are used if fewer than this pass relevance_min."),
+    ] = 3
+    terms: Annotated[int, msgspec.Meta(ge=0, le=100), describe("Number of feedback words (Bo1) in a context.")] = 14
+    attributes: Annotated[int, msgspec.Meta(ge=0, le=100), describe("Number of attribute values in a context.")] = 5
+    holders_min: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1_000),
+        describe(
+            "Least number of documents that contain a word or value. Rarer ones, such as a model number, cannot "
+            "find another product."
+        ),
+    ] = 3
+    value_characters_max: Annotated[
+        int, msgspec.Meta(ge=1, le=200), describe("Largest length of a value. Longer values are left out, not cut.")
+    ] = 32
 
 
 class ContextBuilder:

@@ -29,20 +29,27 @@ from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment,
 from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.reward import LeserSettings, Measured, invalid_reward, leser_reward
 from search_env.models.relevance import RelevanceModel
+from streams.descriptions import describe
 from streams.events import Generation, Hit, Outcome, Position, Reward
 
 
 class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for scoring groups.
-
-    hits_logged: top hits that are recorded with every outcome, and those of the raw query with every group.
-    raw_queries_kept: raw rankings in memory, about 10 kB each; the least recently used query is dropped first.
-    """
+    """Settings for scoring groups."""
 
     reward: LeserSettings = LeserSettings()
     expansions: ExpansionSettings = ExpansionSettings()
-    hits_logged: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 10
-    raw_queries_kept: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    hits_logged: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000),
+        describe("Number of top hits that are recorded with every outcome, and of the raw query's with every group."),
+    ] = 10
+    raw_queries_kept: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1_000_000),
+        describe(
+            "Raw rankings that are kept in memory, about 10 kB each. The least recently used query is dropped first."
+        ),
+    ] = 10_000
 
 
 class _Group(NamedTuple):

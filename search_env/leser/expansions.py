@@ -16,6 +16,7 @@ import msgspec
 
 from search_env.catalogue.analysis import surface_tokens
 from search_env.environments import Rejected
+from streams.descriptions import describe
 from streams.events import Context
 from streams.inputs.text import clean_text
 from streams.pointers import read_pointers
@@ -26,16 +27,20 @@ _decoder = msgspec.json.Decoder(list[str])
 
 
 class ExpansionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The caps on one answer. An answer above a cap is invalid, so that the policy learns to respect it.
+    """The caps on one answer. An answer above a cap is invalid, so that the policy learns to respect it."""
 
-    bytes_max: bytes of the whole text. expansions_max: expansions in one list. terms_max: words in one expansion.
-    characters_max: characters in one expansion, since a word without spaces could otherwise be any length.
-    """
-
-    bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536)] = 4_096
-    expansions_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 16
-    terms_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 6
-    characters_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 80
+    bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536), describe("Largest size of the whole text, in bytes.")] = (
+        4_096
+    )
+    expansions_max: Annotated[
+        int, msgspec.Meta(ge=1, le=100), describe("Largest number of expansions in an answer.")
+    ] = 16
+    terms_max: Annotated[int, msgspec.Meta(ge=1, le=100), describe("Largest number of words in one expansion.")] = 6
+    characters_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1_000),
+        describe("Largest length of one expansion. It also limits a word without spaces."),
+    ] = 80
 
 
 class ParsedExpansions(NamedTuple):

@@ -27,20 +27,22 @@ from search_env.catalogue.corpora import Ranking
 from search_env.catalogue.lexical import TermMatrix
 from search_env.catalogue.term_matrices import Catalogue, gather_rows
 from search_env.engine.searching import Body, Retriever, search_body, whole_query
+from streams.descriptions import describe
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
 class FeedbackSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a feedback baseline.
+    """Settings of a feedback baseline."""
 
-    documents, terms: the number of documents and terms that are used. weight: boost of the terms beside the query.
-    """
-
-    documents: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
-    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
-    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
+    documents: Annotated[
+        int, msgspec.Meta(ge=1, le=1_000), describe("Number of top documents from which the words come.")
+    ] = 5
+    terms: Annotated[int, msgspec.Meta(ge=1, le=200), describe("Number of words that are added to a query.")] = 20
+    weight: Annotated[
+        float, msgspec.Meta(ge=0, le=10), describe("Boost of the added words beside the query, which has 1.")
+    ] = 0.3
 
 
 class WeightedTerm(NamedTuple):

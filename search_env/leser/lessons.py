@@ -25,6 +25,7 @@ from search_env.catalogue.analysis import STOP_WORDS, analyze, plain_words, stem
 from search_env.catalogue.attributes import Attribute, document_attributes, document_brand, is_logistic
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.leser.teachers import Lesson
+from streams.descriptions import describe
 from streams.events import Context
 
 WORDS_MAX = 5
@@ -45,24 +46,47 @@ class PromptShape(NamedTuple):
 
 
 class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the warm-up's lessons.
+    """Settings of the warm-up's lessons."""
 
-    copied, catalogue: lessons before all others, for reading the prompt and for the words that go with values.
-    head: title phrases that need no words; GRPO's requests contain them, too.
-    taught_share: share of training queries whose teacher sets the warm-up sees; the rest is new to GRPO.
-    shown_share: share of a catalogue lesson's words that its made-up context shows among other words, so that the
-    policy learns to choose.
-    relevant_without_labels: number of documents that count as relevant for the teacher if there are no judgments: those
-    that the relevance model scores best. seed: seed of the draws.
-    """
-
-    copied: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 8_000
-    catalogue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 4_000
-    head: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1_200
-    taught_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.6
-    shown_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
-    relevant_without_labels: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 7
+    copied: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000_000),
+        describe("Number of lessons that teach to read the prompt. They come before all others."),
+    ] = 8_000
+    catalogue: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000_000),
+        describe(
+            "Number of lessons that teach the words that go with values. They come before the lessons of the teacher."
+        ),
+    ] = 4_000
+    head: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=100_000),
+        describe("Number of title phrases that need no words. GRPO's requests contain them, too."),
+    ] = 1_200
+    taught_share: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        describe("Share of training queries whose teacher sets the warm-up sees. The rest is new to GRPO."),
+    ] = 0.6
+    shown_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Share of a catalogue lesson's words that its context shows among other words. The policy learns to "
+            "choose from them."
+        ),
+    ] = 0.8
+    relevant_without_labels: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1000),
+        describe(
+            "Number of documents that count as relevant if there are no judgments: those that the relevance "
+            "model scores best."
+        ),
+    ] = 20
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the lessons and their order.")] = 7
 
 
 def copy_lessons(

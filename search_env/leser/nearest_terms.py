@@ -20,18 +20,21 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.searching import Retriever, search_body
 from search_env.leser.feedback_terms import WeightedTerm, feedback_query
 from search_env.models.embeddings import EmbeddingSettings, KeptEmbedder, Progress
+from streams.descriptions import describe
 
 
 class NearestTermsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for choosing and searching the nearest words.
+    """Settings for choosing and searching the nearest words."""
 
-    terms: words per query. weight: boost of the words beside the query. documents_min: documents of the catalogue that
-    must contain a word; rarer words are model numbers or typing errors.
-    """
-
-    terms: Annotated[int, msgspec.Meta(ge=1, le=200)] = 15
-    weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
-    documents_min: Annotated[int, msgspec.Meta(ge=1)] = 3
+    terms: Annotated[int, msgspec.Meta(ge=1, le=200), describe("Number of words that are added to a query.")] = 15
+    weight: Annotated[
+        float, msgspec.Meta(ge=0, le=10), describe("Boost of the added words beside the query, which has 1.")
+    ] = 0.3
+    documents_min: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe("Least number of documents that contain a word. Rarer words are model numbers or typing errors."),
+    ] = 3
 
 
 class NearestTerms:

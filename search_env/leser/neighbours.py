@@ -27,6 +27,7 @@ from search_env.catalogue.attributes import query_attributes
 from search_env.catalogue.corpora import Query
 from search_env.leser.teachers import Lesson, TeacherError
 from search_env.models.embeddings import Embedder
+from streams.descriptions import describe
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -34,21 +35,38 @@ BLOCK_QUERIES = 512  # [512, lessons] similarities at a time: 18 MB for 9,000 le
 
 
 class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The number of neighbors, the weight of their words, and the number of words.
+    """The number of neighbors, the weight of their words, and the number of words."""
 
-    sharpness: a neighbor's word weighs similarity ** sharpness. position_cost: how much less each next word of a lesson
-    weighs. hidden_share: share of training queries for which one attribute value's lessons are hidden.
-    served_words, served_weight: for the baseline `--policy knn`, the number of added words and the boost of the first
-    one, tuned on `dev`.
-    """
-
-    neighbours: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 20
-    words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
-    sharpness: Annotated[float, msgspec.Meta(ge=0, le=64)] = 8.0
-    position_cost: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
-    hidden_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
-    served_words: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
-    served_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
+    neighbours: Annotated[
+        int, msgspec.Meta(ge=1, le=1_000), describe("Number of similar training queries that give their words.")
+    ] = 20
+    words: Annotated[int, msgspec.Meta(ge=1, le=100), describe("Largest number of words that the neighbors give.")] = 20
+    sharpness: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=64),
+        describe(
+            "Exponent of a neighbor's similarity in the weight of its words. A larger value trusts the nearest "
+            "ones more; 0 trusts all equally."
+        ),
+    ] = 8.0
+    position_cost: Annotated[
+        float, msgspec.Meta(ge=0, lt=1), describe("Loss of weight from one word of a lesson to the next.")
+    ] = 0.05
+    hidden_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("Share of training queries for which the lessons with one of their attribute values are hidden."),
+    ] = 0.3
+    served_words: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=100),
+        describe("Number of words that the baseline `--policy knn` adds to a query, tuned on `dev`."),
+    ] = 20
+    served_weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=10),
+        describe("Boost of the first word that the baseline `--policy knn` adds, tuned on `dev`."),
+    ] = 1.0
 
 
 class Neighbours:

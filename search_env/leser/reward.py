@@ -32,27 +32,53 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from streams.descriptions import describe
+
 CLIP_LOW, CLIP_HIGH = -1.0, 2.0
 
 
 class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The weights and depths of the reward.
+    """The weights and depths of the reward."""
 
-    size_weight: λ. relevance_weight: 0 leaves only r_size (an ablation).
-    relevance_depth: k, documents whose relevance is averaged. rank_discount: weigh the mean by 1 / log2(1 + rank).
-    size_depth: documents of each list that count.
-    relevance_floor: ε, a floor of the divisor, so that a raw query without relevant results does not give infinite
-    gains.
-    """
-
-    size_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.1
-    relevance_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
-    relevance_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    rank_discount: bool = True
-    size_depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    relevance_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
-    format_bonus: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
-    term_cost: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    size_weight: Annotated[
+        float, msgspec.Meta(ge=0, le=10), describe("Weight of r_size, the gain in found documents (λ).")
+    ] = 0.1
+    relevance_weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=10),
+        describe("Weight of r_rel, the gain in relevance. 0 leaves only r_size (an ablation)."),
+    ] = 1.0
+    relevance_depth: Annotated[
+        int, msgspec.Meta(ge=1, le=1000), describe("Number of top documents whose relevance is averaged (k).")
+    ] = 100
+    rank_discount: Annotated[
+        bool,
+        describe(
+            "True weighs the mean relevance by 1 / log2(1 + rank), as DCG does. False takes the plain mean of "
+            "the paper."
+        ),
+    ] = True
+    size_depth: Annotated[
+        int, msgspec.Meta(ge=1, le=1000), describe("Number of top documents of each list that count for r_size.")
+    ] = 100
+    relevance_floor: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        describe("Least divisor of r_rel (ε). It keeps the gain finite if the raw query finds nothing relevant."),
+    ] = 0.05
+    format_bonus: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Reward for every valid answer. 0 is the paper; an invalid answer then beats a valid one that "
+            "lowers relevance."
+        ),
+    ] = 0.2
+    term_cost: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("Reward that each added word costs. A larger cost gives shorter answers; 0 is the paper."),
+    ] = 0.0
 
 
 class Measured(NamedTuple):

@@ -34,6 +34,7 @@ from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import CorpusError, Query, write_whole
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.searching import RetrievalSettings, expansion_boosts
+from streams.descriptions import describe
 from streams.events import Context
 
 Floats = npt.NDArray[np.float32]
@@ -50,24 +51,50 @@ class TeacherError(CorpusError):
 class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings for the search of teacher sets.
 
-    words_max: words in one set. gain_min: least gain of a word in the measure (nDCG@10 + recall@100, so 2 at most).
-    choice_words_shown: words of the prompt with which a choice begins. choice_words_max: words that it may keep.
-    choice_gain_min: least worth of a kept word in the measure; below 0, a slightly harmful word may stay.
-    relevant_words: candidates from the relevant documents. documents_min: documents that must contain a candidate;
-    rarer words name one product and teach nothing about the next query.
-    pool_documents: documents whose ranks are tracked: those with the best score that they could reach.
-    kept_candidates: after the first word, only this many of the best candidates remain.
+    The measure is nDCG@10 + recall@100, so it is at most 2.
     """
 
-    words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
-    choice_words_shown: Annotated[int, msgspec.Meta(ge=1, le=64)] = 14
-    choice_words_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = 14
-    choice_gain_min: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -0.02
-    gain_min: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.02
-    relevant_words: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 60
-    documents_min: Annotated[int, msgspec.Meta(ge=1)] = 5
-    pool_documents: Annotated[int, msgspec.Meta(ge=DEEP)] = 1_200
-    kept_candidates: Annotated[int, msgspec.Meta(ge=1)] = 24
+    words_max: Annotated[int, msgspec.Meta(ge=1, le=20), describe("Largest number of words in one teacher set.")] = 5
+    choice_words_shown: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=64),
+        describe("Words of the prompt with which a choice begins, if the policy selects words."),
+    ] = 14
+    choice_words_max: Annotated[
+        int, msgspec.Meta(ge=1, le=20), describe("Largest number of words that a choice may keep.")
+    ] = 14
+    choice_gain_min: Annotated[
+        float,
+        msgspec.Meta(ge=-1, le=1),
+        describe("Least worth of a kept word in the measure. Below 0, a slightly harmful word may stay."),
+    ] = -0.02
+    gain_min: Annotated[
+        float, msgspec.Meta(ge=0, le=2), describe("Least gain in the measure by which a word enters a set.")
+    ] = 0.02
+    relevant_words: Annotated[
+        int, msgspec.Meta(ge=0, le=1_000), describe("Candidate words that are taken from the relevant documents.")
+    ] = 60
+    documents_min: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe(
+            "Least number of documents that contain a candidate. Rarer words name one product and teach nothing "
+            "about the next query."
+        ),
+    ] = 5
+    pool_documents: Annotated[
+        int,
+        msgspec.Meta(ge=DEEP),
+        describe(
+            "Documents whose ranks are tracked: those with the best score that they could reach. More are more "
+            "exact and slower."
+        ),
+    ] = 1_200
+    kept_candidates: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe("Best candidates that remain after the first word. More are more thorough and slower."),
+    ] = 24
 
 
 class Lesson(msgspec.Struct, frozen=True, kw_only=True):

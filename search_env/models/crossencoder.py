@@ -23,6 +23,7 @@ import numpy.typing as npt
 from search_env.catalogue.corpora import write_whole
 from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Progress
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.names import is_name
 from streams.whole_file import folder_aside, put_folder
@@ -36,32 +37,61 @@ class CrossEncoderError(SearchloopError, RuntimeError):
 
 
 class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for making and using the cross-encoder.
+    """Settings for making and using the cross-encoder."""
 
-    version: the version that reads; "" is the version trained on the index's lists, which is made if it is missing.
-    layers: how many of MiniLM's six layers are kept. tokens_max: tokens of query and text together in training; longer
-    texts are cut. described_tokens_max: the same limit for reading a whole description. lessons: pairs that first
-    teach matching, see `train_cross_encoder`. pairs_max, epochs: pairs of lists after the lessons, and passes over
-    them. batch_size, learning_rate: of AdamW. tuning_rate: AdamW's rate for tuning a version on summaries, with as many
-    pairs and passes. batch_tokens: padded tokens of one forward. kept_scores: (query, text) logits in memory.
-    title_weight: weight of the title alone when products are ranked, see `CrossEncoder.relevance`; 0 never reads the
-    title alone. On icecat, .1 to .5 were alike for human queries, and attribute intents lost from .3 on.
-    """
-
-    version: str = ""
-    layers: Annotated[int, msgspec.Meta(ge=1, le=6)] = 3
-    tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 112
-    lessons: Annotated[int, msgspec.Meta(ge=0)] = 8_000
-    pairs_max: Annotated[int, msgspec.Meta(ge=32)] = 20_000
-    described_tokens_max: Annotated[int, msgspec.Meta(ge=16, le=512)] = 512
-    epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 2e-4
-    tuning_rate: Annotated[float, msgspec.Meta(gt=0, le=0.1)] = 1e-4
-    batch_tokens: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 1_024
-    kept_scores: Annotated[int, msgspec.Meta(ge=1)] = 400_000
-    title_weight: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    version: Annotated[
+        str,
+        describe(
+            "Version of the cross-encoder that reads. Empty: the version trained on the index's lists, which is "
+            "made if it is missing."
+        ),
+    ] = ""
+    layers: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=6),
+        describe("Number of MiniLM's six layers that are kept. Fewer are faster and less exact."),
+    ] = 3
+    tokens_max: Annotated[
+        int,
+        msgspec.Meta(ge=16, le=512),
+        describe("Tokens of query and text together, in training and for summaries. Longer texts are cut."),
+    ] = 112
+    lessons: Annotated[
+        int, msgspec.Meta(ge=0), describe("Number of pairs that first teach to match query and text. 0 skips them.")
+    ] = 8_000
+    pairs_max: Annotated[
+        int, msgspec.Meta(ge=32), describe("Largest number of pairs from lists that follow the lessons.")
+    ] = 20_000
+    described_tokens_max: Annotated[
+        int,
+        msgspec.Meta(ge=16, le=512),
+        describe("Tokens of query and text together if the text is a whole description. Longer texts are cut."),
+    ] = 512
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100), describe("Number of passes over the pairs of lists.")] = 1
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=1024), describe("Pairs per optimizer step.")] = 16
+    learning_rate: Annotated[
+        float, msgspec.Meta(gt=0, le=0.1), describe("AdamW's learning rate for a new version.")
+    ] = 2e-4
+    tuning_rate: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=0.1),
+        describe("AdamW's learning rate for tuning a version on summaries, with as many pairs and passes."),
+    ] = 1e-4
+    batch_tokens: Annotated[
+        int, msgspec.Meta(ge=64, le=65_536), describe("Tokens of one forward pass, padding included.")
+    ] = 1_024
+    kept_scores: Annotated[
+        int, msgspec.Meta(ge=1), describe("Logits of (query, text) pairs that are kept in memory.")
+    ] = 400_000
+    # On icecat, .1 to .5 were alike for human queries, and attribute intents lost from .3 on.
+    title_weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, lt=1),
+        describe(
+            "Weight of the title alone when products are ranked. 0 never reads the title alone, which saves time."
+        ),
+    ] = 0.2
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the first weights and of the order of the pairs.")] = 0
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):

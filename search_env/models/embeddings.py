@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_env.catalogue.corpora import Document
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.whole_file import whole_file
 
@@ -31,17 +32,25 @@ class EmbeddingError(SearchloopError, RuntimeError):
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for embedding texts.
+    """Settings for embedding texts."""
 
-    tokens_max: longer texts are cut; product titles are shorter, and cost grows with length.
-    batch_tokens: padded tokens of one forward; a small batch stays in the CPU cache (71 documents/s at 512, 50 at
-    8,192).
-    cached_queries: query embeddings kept in memory (1.5 kB each).
-    """
-
-    tokens_max: Annotated[int, msgspec.Meta(ge=8, le=512)] = 64
-    batch_tokens: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 512
-    cached_queries: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    tokens_max: Annotated[
+        int,
+        msgspec.Meta(ge=8, le=512),
+        describe(
+            "Tokens of a text that are read; the rest is cut. Product titles are shorter. The cost grows with "
+            "the length."
+        ),
+    ] = 64
+    # A small batch stays in the CPU cache: 71 documents/s at 512, 50 at 8,192.
+    batch_tokens: Annotated[
+        int,
+        msgspec.Meta(ge=64, le=65_536),
+        describe("Tokens of one forward pass, padding included. A larger number is slower on a CPU."),
+    ] = 512
+    cached_queries: Annotated[
+        int, msgspec.Meta(ge=1), describe("Query embeddings that are kept in memory, 1.5 kB each.")
+    ] = 20_000
 
 
 class Embedder:

@@ -23,6 +23,7 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Embedder
 from search_env.models.features import FEATURES, FEATURES_VERSION, FeatureMaker
+from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.whole_file import write_file
 
@@ -36,14 +37,23 @@ CACHE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the model that scores documents.
+    """Settings of the model that scores documents."""
 
-    model: "auto" uses trees if there are judgments or attributes, otherwise the MiniLM cosine.
-    noise_std: standard deviation of noise on every score, to measure how much the loop depends on its model.
-    """
-
-    model: Literal["auto", "gbdt", "cosine"] = "auto"
-    noise_std: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    model: Annotated[
+        Literal["auto", "gbdt", "cosine"],
+        describe(
+            'Kind of relevance model: "gbdt" (trees), "cosine" (MiniLM embeddings), or "auto": trees if there '
+            "are judgments or attributes, otherwise the cosine."
+        ),
+    ] = "auto"
+    noise_std: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Standard deviation of noise that is added to every score. It measures how much the loop depends on "
+            "its relevance model."
+        ),
+    ] = 0.0
 
 
 class RelevanceError(SearchloopError, RuntimeError):

@@ -34,6 +34,7 @@ from search_env.catalogue.corpora import (
     write_qrels,
     write_queries,
 )
+from streams.descriptions import describe
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
 TYPE_KEYS = ("product_type", "category", "type")
@@ -45,30 +46,39 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class IntentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for making and splitting attribute-intent queries.
+    """Settings for making and splitting attribute-intent queries."""
 
-    queries: number of queries in all splits together (fewer if the catalogue has no more).
-    relevant_min, relevant_max: documents that must match; a single match teaches nothing, and thousands need no
-    search.
-    value_documents_min: documents that have a value; value_share_max: largest share of the catalogue that has it.
-    key_values_share_max: distinct values of a key per document that has it; above it the key is a measure or a name.
-    names_share: queries that also say the attributes' names. brand_share, type_share: queries with brand or type.
-    value_held_out: share of values for `test_value`; pair_held_out, dev_share: shares of pairs for `test_pair`, `dev`.
-    """
-
-    queries: Count = 24_000
-    relevant_min: Count = 3
-    relevant_max: Count = 200
-    value_documents_min: Count = 8
-    value_share_max: Share = 0.3
-    key_values_share_max: Share = 0.5
-    names_share: Share = 0.25
-    brand_share: Share = 0.25
-    type_share: Share = 0.15
-    value_held_out: Share = 0.08
-    pair_held_out: Share = 0.12
-    dev_share: Share = 0.05
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 7
+    queries: Annotated[
+        Count, describe("Number of queries in all splits together. There are fewer if the catalogue has no more.")
+    ] = 24_000
+    relevant_min: Annotated[
+        Count, describe("Least number of documents that match a query. A single match teaches nothing.")
+    ] = 3
+    relevant_max: Annotated[
+        Count, describe("Largest number of documents that match a query. Thousands of matches need no search.")
+    ] = 200
+    value_documents_min: Annotated[
+        Count, describe("Least number of documents that have a value, for a query to ask for it.")
+    ] = 8
+    value_share_max: Annotated[
+        Share, describe("Largest share of the catalogue that has a value, for a query to ask for it.")
+    ] = 0.3
+    key_values_share_max: Annotated[
+        Share,
+        describe(
+            "Largest number of distinct values per document that has the key. A key above it is a measure or a "
+            "name, and no query asks for it."
+        ),
+    ] = 0.5
+    names_share: Annotated[Share, describe("Share of queries that also say the names of the attributes.")] = 0.25
+    brand_share: Annotated[Share, describe("Share of queries that contain a brand.")] = 0.25
+    type_share: Annotated[Share, describe("Share of queries that contain a product type.")] = 0.15
+    value_held_out: Annotated[Share, describe("Share of values that only the split `test_value` asks for.")] = 0.08
+    pair_held_out: Annotated[Share, describe("Share of pairs of values that only the split `test_pair` asks for.")] = (
+        0.12
+    )
+    dev_share: Annotated[Share, describe("Share of pairs of values that only the split `dev` asks for.")] = 0.05
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the queries and the splits.")] = 7
 
 
 class IntentSet(NamedTuple):

@@ -30,6 +30,7 @@ from search_env.catalogue.corpora import (
     write_queries,
 )
 from search_env.catalogue.demand import Demand
+from streams.descriptions import describe
 
 SPLITS = ("train", "dev", "test")
 TRIES_PER_QUERY = 40
@@ -38,26 +39,21 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ListSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for making lists.
+    """Settings for making lists."""
 
-    values_min: least number of askable values that the title lacks, for a product to be queried. train, dev, test:
-    largest number of queries in each split. candidates: products in a list. relevant_max: largest number of relevant
-    products among them. value_share_max: largest share of a key's holders that have the requested value.
-    second_value_share, brand_share: shares of queries with two values, and with the brand. test_products: share of
-    products that only test lists contain.
-    """
-
-    values_min: Count = 8
-    train: Count = 2_000
-    dev: Count = 300
-    test: Count = 600
-    candidates: Annotated[int, msgspec.Meta(ge=4, le=200)] = 16
-    relevant_max: Count = 3
-    value_share_max: Share = 0.5
-    second_value_share: Share = 0.3
-    brand_share: Share = 0.2
-    test_products: Share = 0.4
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 5
+    values_min: Annotated[
+        Count, describe("Least number of askable values that a product's title lacks, for the product to be queried.")
+    ] = 8
+    train: Annotated[Count, describe("Largest number of queries in the split `train`.")] = 2_000
+    dev: Annotated[Count, describe("Largest number of queries in the split `dev`.")] = 300
+    test: Annotated[Count, describe("Largest number of queries in the split `test`.")] = 600
+    candidates: Annotated[int, msgspec.Meta(ge=4, le=200), describe("Number of products in a list.")] = 16
+    relevant_max: Annotated[Count, describe("Largest number of relevant products in a list.")] = 3
+    value_share_max: Annotated[Share, describe("Largest share of a key's holders that have the requested value.")] = 0.5
+    second_value_share: Annotated[Share, describe("Share of queries that ask for two values.")] = 0.3
+    brand_share: Annotated[Share, describe("Share of queries that contain the brand.")] = 0.2
+    test_products: Annotated[Share, describe("Share of products that only lists of the split `test` contain.")] = 0.4
+    seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the lists.")] = 5
 
 
 class JudgedLists(NamedTuple):

@@ -20,6 +20,7 @@ from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment
 from search_env.models.crossencoder import CrossEncoder
 from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
 from search_env.summaries.reading import Count, ParsedSummary, SummarySettings, read_summary
+from streams.descriptions import describe
 from streams.events import Generation, Outcome, Product, Reward
 
 # Less than any valid summary earns, by kind: the largest error, a rank behind all, and probability e^−20 in a list.
@@ -27,20 +28,31 @@ INVALID = {"error": -1.0, "reciprocal_rank": 0.0, "list_likelihood": -20.0}
 
 
 class RelsumEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for reading and rewarding summaries.
-
-    filter_delta: δ; a labeled pair teaches only if the description moves its probability by more than this. With 0, all
-    pairs teach and no description is read, which saves most of the cost of labeling.
-    training_queries: largest number of training lists that reward a run; each costs the cross-encoder a dozen pairs.
-    title_queries: additional queries per product, made of words of its title, each read against five rivals. They keep
-    a summary that serves rare queries from losing the frequent ones.
-    """
+    """Settings for reading and rewarding summaries."""
 
     reward: RelsumSettings = RelsumSettings()
     summary: SummarySettings = SummarySettings()
-    filter_delta: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
-    training_queries: Annotated[int, msgspec.Meta(ge=1)] = 2_000
-    title_queries: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    filter_delta: Annotated[
+        float,
+        msgspec.Meta(ge=0, lt=1),
+        describe(
+            "Least change of probability by the description for a labeled pair to teach (δ). 0 lets all pairs "
+            "teach and saves most of the cost of labeling."
+        ),
+    ] = 0.05
+    training_queries: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe("Largest number of training lists that reward a run. Each costs the cross-encoder a dozen pairs."),
+    ] = 2_000
+    title_queries: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=16),
+        describe(
+            "Additional queries per product, made of words of its title. They keep a summary that serves rare "
+            "queries from losing the frequent ones."
+        ),
+    ] = 0
 
 
 class LabelledQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,19 +8,28 @@ import msgspec
 import numpy as np
 
 from search_env.summaries.values import ProductValues
+from streams.descriptions import describe
 from streams.events import Product
 
 
 class SummaryLessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for lessons that follow the query log.
+    """Settings for lessons that follow the query log."""
 
-    prior: a value's weight: how often the log asks for its key in all ("counts"), or per product that has the key
-    ("rates"). sharpness: values are drawn with weight^sharpness. A policy that is taught only the best order is certain
-    of it, and its groups have no spread.
-    """
-
-    prior: Literal["counts", "rates"] = "rates"
-    sharpness: Annotated[float, msgspec.Meta(ge=0, le=20)] = 1.5
+    prior: Annotated[
+        Literal["counts", "rates"],
+        describe(
+            'Weight of a value: how often the query log asks for its key in all ("counts"), or per product that '
+            'has the key ("rates").'
+        ),
+    ] = "rates"
+    sharpness: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=20),
+        describe(
+            "Exponent of the weights with which values are drawn. A large value teaches only the best order, "
+            "and groups then lack spread; 0 draws all alike."
+        ),
+    ] = 1.5
 
 
 def draw_values(

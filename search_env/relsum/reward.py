@@ -25,15 +25,31 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from streams.descriptions import describe
+
 Kind = Literal["error", "reciprocal_rank", "list_likelihood"]
 
 
 class RelsumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """kind: the reward. queries_max: a product's labeled queries that score one group. token_cost: cost per token."""
+    """The kind of the reward and what it counts."""
 
-    kind: Kind = "error"
-    queries_max: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
-    token_cost: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    kind: Annotated[
+        Kind,
+        describe(
+            'Formula of the reward: "error" (the paper), "reciprocal_rank", or "list_likelihood". The last two '
+            "use the product's place in the query's list."
+        ),
+    ] = "error"
+    queries_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=64),
+        describe("Largest number of a product's labeled queries that score one group. 1 is the paper."),
+    ] = 1
+    token_cost: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe("Reward that each token of a summary costs. A larger cost gives shorter summaries; 0 is the paper."),
+    ] = 0.0
 
 
 class Scored(NamedTuple):

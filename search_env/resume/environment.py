@@ -21,22 +21,32 @@ from search_env.environments import Inputs, Rejected, ScoringEnvironment, all_fa
 from search_env.models.bi_encoder import RememberedVectors, TextEncoder
 from search_env.resume.reward import ResumeSettings, resume_reward, unformatted_reward
 from search_env.summaries.reading import ParsedSummary, SummarySettings, read_summary
+from streams.descriptions import describe
 from streams.events import Generation, Outcome, Product, Reward
 
 
 class ResumeEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings for reading and scoring summaries.
-
-    retriever: the version of the index's retriever that scores, such as r1-0123456789ab; "" is the version before any
-    adaptation.
-    positives_max, negatives: queries drawn for a group, from those that the product answers and from the others.
-    """
+    """Settings for reading and scoring summaries."""
 
     reward: ResumeSettings = ResumeSettings()
     summary: SummarySettings = SummarySettings(tokens_max=24)
-    retriever: str = ""
-    positives_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
-    negatives: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
+    retriever: Annotated[
+        str,
+        describe(
+            "Version of the index's retriever that scores, such as r1-0123456789ab. Empty: the version before "
+            "any adaptation."
+        ),
+    ] = ""
+    positives_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1000),
+        describe("Largest number of queries that the product answers and that score a group."),
+    ] = 16
+    negatives: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1000),
+        describe("Number of queries that the product does not answer and that score a group."),
+    ] = 16
 
 
 class ResumeEnvironment(ScoringEnvironment):

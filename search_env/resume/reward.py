@@ -29,6 +29,8 @@ from typing import Annotated
 
 import msgspec
 
+from streams.descriptions import describe
+
 EDGES = (-0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5)
 STEPS = (-1.0, -0.8, -0.6, -0.3, 0.3, 0.6, 0.8, 1.0)
 WELL_FORMED, SLIGHTLY_OVER, MISSHAPEN = 1.0, 0.9, 0.3
@@ -36,21 +38,45 @@ UNFORMATTED = -1.0
 
 
 class ResumeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shape of the reward.
+    """The shape of the reward."""
 
-    edge_scale: factor of the paper's bin edges, matched to the spread of Δ; the alternation measures it each turn.
-    discrete, negatives: False are the paper's ablations. structure_weight: weight of StructureReward.
-    tokens_low, tokens_high: the band for a summary's length, in the retriever's tokens. tokens_over: the largest length
-    that is still "slightly overlength".
-    """
-
-    edge_scale: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
-    discrete: bool = True
-    negatives: bool = True
-    structure_weight: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
-    tokens_low: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 12
-    tokens_high: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 24
-    tokens_over: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 30
+    edge_scale: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=10),
+        describe(
+            "Factor of the paper's bin edges, matched to the spread of Δ. `searchloop alternate` measures it in "
+            "each turn."
+        ),
+    ] = 0.1
+    discrete: Annotated[bool, describe("True rewards the bin of Δ. False rewards Δ itself (the paper's ablation).")] = (
+        True
+    )
+    negatives: Annotated[
+        bool,
+        describe(
+            "True compares with queries that the product does not answer. False leaves them out (the paper's ablation)."
+        ),
+    ] = True
+    structure_weight: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=10),
+        describe("Weight of StructureReward, the reward for a summary's length. 0 leaves it out."),
+    ] = 1.0
+    tokens_low: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe("Least length of a summary that gets the full StructureReward, in the retriever's tokens."),
+    ] = 12
+    tokens_high: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe("Largest length of a summary that gets the full StructureReward, in the retriever's tokens."),
+    ] = 24
+    tokens_over: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=4096),
+        describe('Largest length of a summary that is still "slightly overlength", in the retriever\'s tokens.'),
+    ] = 30
 
 
 def resume_reward(

@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from search_env.environments import Rejected
+from streams.descriptions import describe
 from streams.events import Product
 from streams.inputs.text import clean_text
 from streams.pointers import read_pointers
@@ -27,13 +28,18 @@ _WORD = re.compile(r"\w+")
 
 
 class SummarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The budget of one summary.
+    """The budget of one summary."""
 
-    tokens_max: tokens of the reading model, without the title. bytes_max: a longer text is invalid before it is read.
-    """
-
-    tokens_max: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
-    bytes_max: Annotated[int, msgspec.Meta(ge=32, le=65_536)] = 4_096
+    tokens_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=512),
+        describe("Largest number of a summary's tokens, as the reading model counts them, without the title."),
+    ] = 16
+    bytes_max: Annotated[
+        int,
+        msgspec.Meta(ge=32, le=65_536),
+        describe("Largest size of a summary's text, in bytes. A longer text is invalid before it is read."),
+    ] = 4_096
 
 
 class ParsedSummary(NamedTuple):

@@ -25,6 +25,7 @@ import msgspec
 
 from storage.monitor.groups import Group, Take, VersionKey, mean_of, measure_group
 from streams.codec import decode
+from streams.descriptions import describe
 from streams.errors import EventError
 from streams.events import (
     DeadLetter,
@@ -45,17 +46,28 @@ EXPECTED: dict[str, type[Event]] = {"rewards": Reward, "updates": Update, "dead-
 
 
 class MonitorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The length of the monitor's windows, and its wait for late records.
+    """The length of the monitor's windows, and its wait for late records."""
 
-    late_seconds: a window closes this long after its end, in the log's own time; it must be longer than any outage that
-    is to leave no gap. publish_seconds: how often changed windows are published. entries_max: the most groups and dead
-    letters kept in memory; beyond it the oldest window closes early.
-    """
-
-    window_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 60
-    late_seconds: Annotated[int, msgspec.Meta(ge=0, le=604_800)] = 3600
-    publish_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
-    entries_max: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 200_000
+    window_seconds: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=86_400),
+        describe("Length of a window. A shorter window shows changes earlier and from fewer records."),
+    ] = 60
+    late_seconds: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=604_800),
+        describe(
+            "Time after its end at which a window closes, in the log's own time. An outage that is longer leaves a gap."
+        ),
+    ] = 3600
+    publish_seconds: Annotated[
+        float, msgspec.Meta(gt=0, le=60), describe("Time between two publications of changed windows.")
+    ] = 1.0
+    entries_max: Annotated[
+        int,
+        msgspec.Meta(ge=1000, le=10_000_000),
+        describe("Largest number of groups and dead letters in memory. Beyond it the oldest window closes early."),
+    ] = 200_000
 
 
 StageKey = tuple[str, int]  # stage, start_ms

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import infra.recipes.leser.relevance
-from infra.app.app import App
 from infra.app.home import Home
+from infra.app.settings import Settings
 from infra.recipes.leser.relevance import score_rankings
 from search_env.catalogue.corpora import CorpusError, Document, Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
@@ -277,9 +277,9 @@ def test_the_tops_of_several_rankings_are_scored_once_each_best_first(
 
     monkeypatch.setattr(infra.recipes.leser.relevance, "load_documents", lambda directory: catalogue.documents)
     monkeypatch.setattr(infra.recipes.leser.relevance, "open_relevance", lambda *_, **__: ByNumber())
-    app, asked = App(Home(tmp_path)), [Query(id="q", text="red mug")]
+    folder, asked = Home(tmp_path).index("shop"), [Query(id="q", text="red mug")]
     rankings = [{"q": Ranking(["d1", "d2", "d9"], [3, 2, 1])}, {"q": Ranking(["d2", "d4"], [2, 1])}]
-    scores = score_rankings(app, rankings, index="shop", queries=asked, top=2, report=lambda *_: None)
+    scores = score_rankings(folder, Settings(), rankings, queries=asked, top=2, report=lambda *_: None)
     assert scores == {"q": Ranking(["d4", "d2", "d1"], [4 / 480, 2 / 480, 1 / 480])}
     with pytest.raises(CorpusError, match="expected rankings of the 1 given queries, got one of 'other'"):
-        score_rankings(app, [{"other": rankings[0]["q"]}], index="shop", queries=asked, top=2, report=lambda *_: None)
+        score_rankings(folder, Settings(), [{"other": rankings[0]["q"]}], queries=asked, top=2, report=lambda *_: None)

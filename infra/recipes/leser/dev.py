@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from infra.app.app import App
 from infra.app.progress import Report
-from infra.app.run_settings import RunSettings
-from infra.recipes.held_out import dev_intents, ranked
-from infra.recipes.leser.expanding import decode_expansions, expansion_requests
-from infra.recipes.recipe import TOP, Judged, RankDev, Ranked
+from infra.recipes.held_out import HeldOut, ranked
+from infra.recipes.leser.expanding import LeserRun, decode_expansions, expansion_requests
+from infra.recipes.recipe import TOP, RankDev, Ranked
 from learner.versions import LoadedVersion, find_version
 from search_env.engine.searching import ExpandedQuery, Retriever
 
 
 @contextlib.contextmanager
-def open_dev(
-    app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
-) -> Iterator[RankDev]:
+def open_dev(run: LeserRun, sets: Sequence[HeldOut], report: Report) -> Iterator[RankDev]:
     """Give the function that ranks the dev sets with a version's expansions.
 
     Contexts depend on the index alone, so they are made once. The model is loaded once, and takes each version's
     weights.
     """
-    sets = dev_intents(app, run.index, queries_max, given)
-    requests = [expansion_requests(app, each.queries, run, report) for each in sets]
+    requests = [expansion_requests(run, each.queries, report) for each in sets]
     loaded: list[LoadedVersion] = []
 
     def rank(policy: str) -> list[Ranked]:
-        folder, manifest = find_version(app.home.run(run.run).checkpoints, policy)
+        folder, manifest = find_version(run.folder.checkpoints, policy)
         if loaded:
             loaded[0].refresh(folder, manifest.policy)
         else:
             loaded.append(LoadedVersion(folder, manifest.policy))
         found = []
         for each, asked in zip(sets, requests, strict=True):
-            written = decode_expansions(asked, loaded[0], run, report)
+            written = decode_expansions(asked, loaded[0], run.kept, report)
             searched = [ExpandedQuery(item.query, item.expansions) for item in written]
             rankings = retriever.search_many(searched, size=TOP)
             found.append(ranked(each, dict(zip([query.id for query in each.queries], rankings, strict=True))))
         return found
 
     with (
-        contextlib.closing(app.engine()) as client,
-        contextlib.closing(Retriever(client, run.index_version, run.settings.retrieval)) as retriever,
+        contextlib.closing(run.engine()) as client,
+        contextlib.closing(Retriever(client, run.kept.index_version, run.kept.settings.retrieval)) as retriever,
     ):
         yield rank

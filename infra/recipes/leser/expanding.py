@@ -6,10 +6,13 @@ A policy is decoded greedily, as it is served. If its text has the wrong format,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
-from infra.app.app import App
-from infra.app.home import SETTINGS_FILE
+import msgspec
+
+from infra.app.app import App, OpenEngine
+from infra.app.home import SETTINGS_FILE, Home, IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.decoding import decode_requests, served
@@ -25,6 +28,32 @@ from search_env.leser.teachers import Lesson, read_lessons
 from streams.errors import SettingsError
 from streams.events import Context, Generation, Request
 from streams.topics import version_name
+
+
+class LeserRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run whose policy writes expansions: its folder, its settings, and the index that it searches."""
+
+    index: IndexFolder
+    folder: RunFolder
+    kept: RunSettings
+    engine: OpenEngine
+
+    def open_index(self, report: Report) -> AbstractContextManager[LeserIndex]:
+        """Give the index as the run's prompts show it, and close it after."""
+        return open_leser_index(self.index, self.kept.settings, self.engine, report)
+
+    def lessons(self) -> list[Lesson]:
+        """Return the lessons that the run looks similar queries up in."""
+        return read_lessons(self.folder / LESSONS_FILE)
+
+
+def open_run(app: App, *, index: str, run: str | None) -> LeserRun:
+    """Return a run on an index: the named one, or the newest that learned on it.
+
+    Raises SettingsError if there is none.
+    """
+    kept = find_run(app.home, index=index, run=run)
+    return LeserRun(index=app.home.index(index), folder=app.home.run(kept.run), kept=kept, engine=app.engine)
 
 
 def expand_queries(
@@ -45,16 +74,16 @@ def expand_queries(
     cache.
     Raises SettingsError if there is no such run.
     """
-    kept = find_run(app, index=index, run=run)
-    folder, manifest = find_version(app.home.run(kept.run).checkpoints, policy)
-    index_version = load_manifest(app.home.index(index)).name
-    cache = ExpansionCache(app.home.run(kept.run), policy=version_name(manifest.policy), index_version=index_version)
+    opened = open_run(app, index=index, run=run)
+    folder, manifest = find_version(opened.folder.checkpoints, policy)
+    index_version = load_manifest(opened.index).name
+    cache = ExpansionCache(opened.folder, policy=version_name(manifest.policy), index_version=index_version)
     found = cache.known(queries) if temperature == 0 else {}
     missing = [query for query in queries if query.id not in found]
     if missing:
-        requests = expansion_requests(app, missing, kept, report)
+        requests = expansion_requests(opened, missing, report)
         decoded = decode_expansions(
-            requests, LoadedVersion(folder, manifest.policy), kept, report, temperature=temperature
+            requests, LoadedVersion(folder, manifest.policy), opened.kept, report, temperature=temperature
         )
         if keep:
             cache.keep(decoded)
@@ -62,15 +91,15 @@ def expand_queries(
     return [found[query.id] for query in queries]
 
 
-def expansion_requests(app: App, queries: Sequence[Query], kept: RunSettings, report: Report) -> list[Request]:
+def expansion_requests(run: LeserRun, queries: Sequence[Query], report: Report) -> list[Request]:
     """Return what a run's policy is asked for each query: the query with its context, which no version changes."""
     report("reading the documents", 0, 0)
-    with open_leser_index(app.with_settings(kept.settings), kept.index, report) as opened:
-        contexts = _contexts(opened, kept, [query.text for query in queries])
+    with run.open_index(report) as opened:
+        contexts = _contexts(opened, run, [query.text for query in queries])
         return [
             Request(
                 request_id=query.id,
-                run=kept.run,
+                run=run.kept.run,
                 query_id=query.id,
                 query=query.text,
                 index=opened.version.name,
@@ -116,33 +145,33 @@ def _read(group: Generation, kept: RunSettings) -> Expanded:
     )
 
 
-def neighbour_words(app: App, texts: Sequence[str], kept: RunSettings, *, count: int) -> list[tuple[str, ...]]:
+def neighbour_words(run: LeserRun, texts: Sequence[str], *, count: int) -> list[tuple[str, ...]]:
     """Return the best words of the run's lessons on similar queries, at most `count` for each query."""
-    look_up = neighbours_of(app.with_settings(kept.settings), app.home.index(kept.index), _lessons(app, kept))
+    look_up = neighbours_of(run.index, run.kept.settings, run.lessons())
     return look_up.words(texts, count=count)
 
 
-def shown_words(app: App, texts: Sequence[str], kept: RunSettings, report: Report) -> list[tuple[str, ...]]:
+def shown_words(run: LeserRun, texts: Sequence[str], report: Report) -> list[tuple[str, ...]]:
     """Return the words that each query's prompt shows first, as they stand: the baseline that a policy has to beat.
 
     These are the neighbors' words; those that feedback also names come first. Without neighbors they are the feedback
     terms.
     """
     report("reading the documents", 0, 0)
-    with open_leser_index(app.with_settings(kept.settings), kept.index, report) as opened:
-        contexts = _contexts(opened, kept, texts)
-    count = kept.settings.teacher.choice_words_shown
+    with run.open_index(report) as opened:
+        contexts = _contexts(opened, run, texts)
+    count = run.kept.settings.teacher.choice_words_shown
     return [(context.neighbours or context.terms)[:count] for context in contexts]
 
 
-def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
+def find_run(home: Home, *, index: str, run: str | None) -> RunSettings:
     """Return a run's settings: of the named run, or of the newest one that learned on this index.
 
     Raises SettingsError if there is none.
     """
     if run is not None:
-        return read_run_settings(app.home.run(run))
-    found = sorted(app.home.runs.glob(f"[!.]*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return read_run_settings(home.run(run))
+    found = sorted(home.runs.glob(f"[!.]*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         kept = read_run_settings(path.parent)
         if kept.index == index:
@@ -150,10 +179,6 @@ def find_run(app: App, *, index: str, run: str | None) -> RunSettings:
     raise SettingsError(f"no run has learned on index {index!r} yet. Run: searchloop train --index {index}")
 
 
-def _contexts(opened: LeserIndex, kept: RunSettings, texts: Sequence[str]) -> list[Context]:
-    neighbours = open_neighbours(opened, _lessons(opened.app, kept))
+def _contexts(opened: LeserIndex, run: LeserRun, texts: Sequence[str]) -> list[Context]:
+    neighbours = open_neighbours(opened, run.lessons())
     return opened.contexts(texts, neighbours.words(texts) if neighbours else None)
-
-
-def _lessons(app: App, kept: RunSettings) -> list[Lesson]:
-    return read_lessons(app.home.run(kept.run) / LESSONS_FILE)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from infra.app.app import App
+from infra.app.app import OpenEngine
 from infra.app.home import IndexFolder
 from infra.app.progress import Report
+from infra.app.settings import Settings
 from infra.recipes.leser.relevance import open_relevance
 from learner.prompts import with_choices
 from search_env.catalogue.term_matrices import Catalogue
@@ -24,22 +25,22 @@ from streams.events import Context
 class LeserIndex:
     """An opened index: its documents, searcher, relevance model and context builder. Close it after use."""
 
-    def __init__(self, app: App, index: str, report: Report) -> None:
-        self.app = app
-        self.directory = app.home.index(index)
+    def __init__(self, folder: IndexFolder, settings: Settings, engine: OpenEngine, report: Report) -> None:
+        self.settings = settings
+        self.directory = folder
         self.version: IndexVersion = load_manifest(self.directory)
         self.catalogue = Catalogue(load_documents(self.directory))
-        self.client = app.engine()
-        self.retriever = Retriever(self.client, self.version.name, app.settings.retrieval)
-        self.relevance: RelevanceModel = open_relevance(app, index=index, catalogue=self.catalogue, report=report)
-        self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, app.settings.context)
+        self.client = engine()
+        self.retriever = Retriever(self.client, self.version.name, settings.retrieval)
+        self.relevance: RelevanceModel = open_relevance(folder, settings, catalogue=self.catalogue, report=report)
+        self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, settings.context)
 
     def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
         """Return the context that the policy sees for each query, with these neighbors' words, if any."""
         contexts = self.builder.build_contexts(queries)
         if neighbours is not None:
             contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
-        return [with_choices(context, self.app.settings.prompts) for context in contexts]
+        return [with_choices(context, self.settings.prompts) for context in contexts]
 
     def close(self) -> None:
         """Close the retriever's threads and the client's connections."""
@@ -48,9 +49,11 @@ class LeserIndex:
 
 
 @contextlib.contextmanager
-def open_leser_index(app: App, index: str, report: Report) -> Iterator[LeserIndex]:
+def open_leser_index(
+    folder: IndexFolder, settings: Settings, engine: OpenEngine, report: Report
+) -> Iterator[LeserIndex]:
     """Yield an opened index, and close it after."""
-    opened = LeserIndex(app, index, report)
+    opened = LeserIndex(folder, settings, engine, report)
     try:
         yield opened
     finally:
@@ -59,17 +62,15 @@ def open_leser_index(app: App, index: str, report: Report) -> Iterator[LeserInde
 
 def open_neighbours(opened: LeserIndex, lessons: Sequence[Lesson]) -> Neighbours | None:
     """Return the look-up of words that helped similar queries; None if prompts show none, or no lesson has words."""
-    if not opened.app.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
+    if not opened.settings.prompts.neighbours or not any(lesson.words for lesson in lessons):
         return None
-    return neighbours_of(opened.app, opened.directory, lessons)
+    return neighbours_of(opened.directory, opened.settings, lessons)
 
 
-def neighbours_of(app: App, index_folder: IndexFolder, lessons: Sequence[Lesson]) -> Neighbours:
+def neighbours_of(folder: IndexFolder, settings: Settings, lessons: Sequence[Lesson]) -> Neighbours:
     """Return the look-up in these lessons.
 
     The vectors of their queries lie beside the index, for every run that has these lessons.
     """
-    embedder = KeptEmbedder(
-        app.settings.embedding, kept=[lesson.query for lesson in lessons], directory=index_folder.embeddings
-    )
-    return Neighbours(lessons, embedder, app.settings.neighbours)
+    embedder = KeptEmbedder(settings.embedding, kept=[lesson.query for lesson in lessons], directory=folder.embeddings)
+    return Neighbours(lessons, embedder, settings.neighbours)

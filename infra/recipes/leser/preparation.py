@@ -45,7 +45,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     Raises SettingsError if there are no training queries, or if the run began with other ones.
     """
     run_dir = app.home.run(new.run)
-    with open_leser_index(app, new.index, report) as opened:
+    with open_leser_index(app.home.index(new.index), app.settings, app.engine, report) as opened:
         qrels: Qrels = {}
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)

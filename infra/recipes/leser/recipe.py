@@ -10,7 +10,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
-from infra.recipes.held_out import held_out_intents, ranked
+from infra.recipes.held_out import dev_intents, held_out_intents, ranked
 from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.recipes.leser.relevance import open_relevance
 from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, RankDev, Ranked
@@ -41,7 +41,7 @@ class Leser:
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
         """Yield the environment of a run: its index version, relevance model and reward as they were when it began."""
         catalogue = Catalogue(load_documents(app.home.index(run.index)))
-        relevance = open_relevance(app, index=run.index, catalogue=catalogue, report=report)
+        relevance = open_relevance(app.home.index(run.index), app.settings, catalogue=catalogue, report=report)
         client = app.engine()
         retriever = Retriever(client, run.index_version, run.settings.retrieval)
         try:
@@ -55,8 +55,10 @@ class Leser:
     ) -> AbstractContextManager[RankDev]:
         """Give the function that searches dev intents, and the given queries, with a version's expansions."""
         from infra.recipes.leser.dev import open_dev
+        from infra.recipes.leser.expanding import LeserRun
 
-        return open_dev(app, run, queries_max=queries_max, given=given, report=report)
+        opened = LeserRun(index=app.home.index(run.index), folder=app.home.run(run.run), kept=run, engine=app.engine)
+        return open_dev(opened, dev_intents(app, run.index, queries_max, given), report)
 
     def rank(
         self,

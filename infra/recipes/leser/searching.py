@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from infra.app.app import App
+from infra.app.app import App, OpenEngine
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from search_env.catalogue.corpora import Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
@@ -57,99 +58,92 @@ def search_queries(
     documents of each ranking, and orders them; 0 leaves the ranking as it is.
     Raises IndexingError if the index has no summaries to rerank with, CrossEncoderError if it has no cross-encoder.
     """
-    if reranked and not load_manifest(app.home.index(index)).summaries:
-        raise IndexingError(
-            f"index '{index}' has no summaries to rerank with. Run: searchloop summarize --run RUN --publish"
-        )
+    index_search = IndexSearch(app.home.index(index), app.engine, app.tables(SearchTables), top)
+    if reranked:
+        index_search.check_summaries()
     texts = [query.text for query in queries]
-    tables = app.tables(SearchTables)
     if policy == "none":
-        rankings = _search(app, texts, index=index, retrieval=tables.retrieval, top=top)
+        rankings = index_search.raw(texts)
     elif policy == "minilm":
-        rankings = _search_with_nearest_terms(app, texts, index=index, tables=tables, top=top, report=report)
+        rankings = index_search.with_nearest_terms(texts, report)
     elif method := FEEDBACK.get(policy):
-        rankings = _search_with_feedback(app, texts, method, index=index, tables=tables, top=top, report=report)
+        rankings = index_search.with_feedback(texts, method, report)
     else:
         # Imported here: a policy and the neighbors' encoder bring torch, which takes seconds to import.
-        from infra.recipes.leser.expanding import expand_queries, find_run, neighbour_words, shown_words
+        from infra.recipes.leser.expanding import expand_queries, neighbour_words, open_run, shown_words
 
-        kept = find_run(app, index=index, run=run)
-        retrieval = kept.settings.retrieval
+        opened = open_run(app, index=index, run=run)
+        retrieval = opened.kept.settings.retrieval
         words: Sequence[tuple[str, ...]]
         if policy == "knn":
-            look_up = kept.settings.neighbours
-            words = neighbour_words(app, texts, kept, count=look_up.served_words)
+            look_up = opened.kept.settings.neighbours
+            words = neighbour_words(opened, texts, count=look_up.served_words)
             retrieval = msgspec.structs.replace(retrieval, weight=look_up.served_weight)
         elif policy == "shown":
-            words = shown_words(app, texts, kept, report)
+            words = shown_words(opened, texts, report)
         else:
             expanded = expand_queries(
-                app, queries, index=index, policy=policy, run=kept.run, report=report, temperature=temperature
+                app, queries, index=index, policy=policy, run=opened.kept.run, report=report, temperature=temperature
             )
             words = [item.expansions for item in expanded]
         asked = [ExpandedQuery(text, said) for text, said in zip(texts, words, strict=True)]
-        rankings = _search(app, asked, index=index, retrieval=retrieval, top=top)
+        rankings = index_search.raw(asked, retrieval)
     if reranked:
-        rankings = _rerank(app, texts, rankings, index=index, settings=tables.cross_encoder, depth=reranked)
+        rankings = index_search.reranked(texts, rankings, depth=reranked)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
 
 
-def _rerank(
-    app: App,
-    texts: Sequence[str],
-    rankings: Sequence[Ranking],
-    *,
-    index: str,
-    settings: CrossEncoderSettings,
-    depth: int,
-) -> list[Ranking]:
-    directory = app.home.index(index)
-    encoder = load_cross_encoder(directory.cross_encoders, settings)
-    with contextlib.closing(app.engine()) as client:
-        first = [document for ranking in rankings for document in ranking.ids[:depth]]
-        shown = shown_documents(client, load_manifest(directory).name, first)
-    return rerank(texts, rankings, shown, encoder.relevance, depth=depth)
+class IndexSearch(NamedTuple):
+    """One index and the ways to search it that need no policy. top: documents in each ranking, at most."""
 
+    folder: IndexFolder
+    engine: OpenEngine
+    tables: SearchTables
+    top: int
 
-@contextlib.contextmanager
-def _open_retriever(app: App, index: str, retrieval: RetrievalSettings) -> Iterator[Retriever]:
-    version = load_manifest(app.home.index(index))
-    with (
-        contextlib.closing(app.engine()) as client,
-        contextlib.closing(Retriever(client, version.name, retrieval)) as retriever,
-    ):
-        yield retriever
+    def check_summaries(self) -> None:
+        """Raise IndexingError if the index has no summaries to rerank with."""
+        if not load_manifest(self.folder).summaries:
+            raise IndexingError(
+                f"index {self.folder.name!r} has no summaries to rerank with. Run: searchloop summarize --run RUN "
+                "--publish"
+            )
 
+    def raw(self, asked: Sequence[str | ExpandedQuery], retrieval: RetrievalSettings | None = None) -> list[Ranking]:
+        """Return the ranking of each query, with its expansions if it has some. retrieval: those of a run."""
+        with self._opened(retrieval or self.tables.retrieval) as retriever:
+            return retriever.search_many(asked, size=self.top)
 
-def _search(
-    app: App, asked: Sequence[str | ExpandedQuery], *, index: str, retrieval: RetrievalSettings, top: int
-) -> list[Ranking]:
-    with _open_retriever(app, index, retrieval) as retriever:
-        return retriever.search_many(asked, size=top)
+    def with_feedback(self, texts: Sequence[str], method: Feedback, report: Report) -> list[Ranking]:
+        """Return each query's ranking after pseudo-relevance feedback."""
+        report("reading the documents", 0, 0)
+        feedback = FeedbackTerms(Catalogue(load_documents(self.folder)))
+        with self._opened(self.tables.retrieval) as retriever:
+            return search_with_feedback(retriever, feedback, method, texts, self.tables.feedback, size=self.top)
 
+    def with_nearest_terms(self, texts: Sequence[str], report: Report) -> list[Ranking]:
+        """Return each query's ranking with the catalogue's words that are nearest to it by cosine."""
+        report("reading the documents", 0, 0)
+        tables, catalogue = self.tables, Catalogue(load_documents(self.folder))
+        nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=self.folder.embeddings)
+        with self._opened(tables.retrieval) as retriever:
+            return search_with_nearest_terms(
+                retriever, nearest, texts, tables.nearest_terms, size=self.top, progress=report
+            )
 
-def _search_with_feedback(
-    app: App,
-    texts: Sequence[str],
-    method: Feedback,
-    *,
-    index: str,
-    tables: SearchTables,
-    top: int,
-    report: Report,
-) -> list[Ranking]:
-    report("reading the documents", 0, 0)
-    feedback = FeedbackTerms(Catalogue(load_documents(app.home.index(index))))
-    with _open_retriever(app, index, tables.retrieval) as retriever:
-        return search_with_feedback(retriever, feedback, method, texts, tables.feedback, size=top)
+    def reranked(self, texts: Sequence[str], rankings: Sequence[Ranking], *, depth: int) -> list[Ranking]:
+        """Return the rankings with their first documents in the order of the index's cross-encoder."""
+        encoder = load_cross_encoder(self.folder.cross_encoders, self.tables.cross_encoder)
+        with contextlib.closing(self.engine()) as client:
+            first = [document for ranking in rankings for document in ranking.ids[:depth]]
+            shown = shown_documents(client, load_manifest(self.folder).name, first)
+        return rerank(texts, rankings, shown, encoder.relevance, depth=depth)
 
-
-def _search_with_nearest_terms(
-    app: App, texts: Sequence[str], *, index: str, tables: SearchTables, top: int, report: Report
-) -> list[Ranking]:
-    directory = app.home.index(index)
-    report("reading the documents", 0, 0)
-    catalogue = Catalogue(load_documents(directory))
-    nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=directory.embeddings)
-    with _open_retriever(app, index, tables.retrieval) as retriever:
-        return search_with_nearest_terms(retriever, nearest, texts, tables.nearest_terms, size=top, progress=report)
+    @contextlib.contextmanager
+    def _opened(self, retrieval: RetrievalSettings) -> Iterator[Retriever]:
+        version = load_manifest(self.folder)
+        with (
+            contextlib.closing(self.engine()) as client,
+            contextlib.closing(Retriever(client, version.name, retrieval)) as retriever,
+        ):
+            yield retriever

@@ -48,7 +48,7 @@ def teach(
     many to learn, but good to look up. The second round, for the taught share, chooses among the words that the prompt
     shows.
     """
-    settings = opened.app.settings
+    settings = opened.settings
     report("contexts", 0, len(queries))
     contexts = dict(zip((q.id for q in queries), opened.contexts([q.text for q in queries]), strict=True))
     report("contexts", len(queries), len(queries))
@@ -79,7 +79,7 @@ def teach(
 
 def _labels_by_relevance(opened: LeserIndex, queries: Sequence[Query]) -> Qrels:
     """Return labels for queries without judgments: the documents that the relevance model scores highest."""
-    count = opened.app.settings.lessons.relevant_without_labels
+    count = opened.settings.lessons.relevant_without_labels
     rankings = opened.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
     scores = opened.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
     labels: Qrels = {}
@@ -99,7 +99,7 @@ def warm_up_policy(
     stop: Stop,
 ) -> Policy:
     """Teach a policy to read its prompt, and then to choose from it; return the policy."""
-    settings = opened.app.settings
+    settings = opened.settings
 
     def pairs(lessons: Sequence[Lesson], shown: Mapping[str, Context]) -> list[tuple[str, str]]:
         found = []
@@ -154,7 +154,7 @@ def _answer(words: Sequence[str], context: Context) -> str:
 
 def _reading_lessons(opened: LeserIndex, lessons: Lessons) -> tuple[list[Lesson], dict[str, Context]]:
     """Return lessons whose answer stands in the prompt, in mixed order, and their contexts by query id."""
-    prompts, drawn = opened.app.settings.prompts, opened.app.settings.lessons
+    prompts, drawn = opened.settings.prompts, opened.settings.lessons
     shape = PromptShape(terms=prompts.terms, attributes=prompts.attributes, neighbours=prompts.neighbours)
     values = sorted({value for context in lessons.contexts.values() for value in context.attributes})
     copied, contexts = copy_lessons(lessons.look_up, values, count=drawn.copied, shown=shape, seed=drawn.seed)
