@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from infra.app.app import OpenEngine
 from infra.app.home import IndexFolder
 from learner.retriever import RetrieverSettings, StaticRetriever, adapt_retriever
 from learner.retriever_versions import (
@@ -27,20 +27,17 @@ from search_env.resume.answered import answered_queries
 from streams.errors import SettingsError
 from streams.names import is_name
 
-if TYPE_CHECKING:
-    from elasticsearch import Elasticsearch
-
 
 class VectorIndex(msgspec.Struct, frozen=True, kw_only=True):
-    """An index of vectors in the engine.
+    """The place of vectors in the engine, and how they are searched there.
 
-    alias: afterwards it points to the retriever version and the texts that were searched last. installation: the id of
-    the home that owns the index. engine: opens a client; it is not called with `vectors.search = "memory"`.
+    alias: each search points it to its own retriever version and texts. installation: the id of the home that owns the
+    index. engine: it is not called with `vectors.search = "memory"`.
     """
 
     alias: str
     installation: str
-    engine: Callable[[], Elasticsearch]
+    engine: OpenEngine
     settings: VectorSettings
 
 
