@@ -61,6 +61,11 @@ class IndexFolder(PosixPath):
         return self / "summary" / "cross-encoders"
 
     @property
+    def tuned(self) -> Path:
+        """Names of adapted versions of the cross-encoder, by what they were adapted to."""
+        return self.cross_encoders / "tuned"
+
+    @property
     def retrievers(self) -> Path:
         """The versions of ReSuMe's bi-encoder."""
         return self / "retrievers"
@@ -88,6 +93,16 @@ class RunFolder(PosixPath):
     def warmup(self) -> Path:
         """The policies before version 0: untaught, reading and taught."""
         return self / "warmup"
+
+    @property
+    def untaught(self) -> Path:
+        """The tiny policy as it was built, before any warm-up."""
+        return self.warmup / "untaught"
+
+    @property
+    def taught(self) -> Path:
+        """The policy that the warm-up has taught."""
+        return self.warmup / "taught"
 
     @property
     def logs(self) -> Path:

@@ -88,35 +88,47 @@ def search_by_vectors(
     """
     from infra.app.run_settings import read_run_settings
     from infra.recipes.files import recipe_path
-    from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
+    from infra.recipes.resume.bi_encoders import (
+        VectorIndex,
+        adapt_to_texts,
+        dense_search,
+        first_retriever,
+        open_encoder,
+    )
     from infra.recipes.resume.texts import texts_without_policy
     from infra.recipes.resume.writing import policy_texts
 
-    made_on = vectors.retriever_of or index
+    folder, made_on = app.home.index(index), app.home.index(vectors.retriever_of or index)
     app = app.with_recipe(recipe_path(vectors.recipe))
     with progress() as report, app.running_services(report) as running:
         if run_name is not None:
-            kept = read_run_settings(running.home.run(run_name))
+            run_dir = running.home.run(run_name)
+            kept = read_run_settings(run_dir)
             running = running.with_settings(kept.settings)
-            embedded = policy_texts(running, kept, policy=policy, report=report)
+            embedded = policy_texts(running.home.index(kept.index), run_dir, kept, policy=policy, report=report)
         else:
-            embedded = texts_without_policy(running, index, vectors.texts, seed=vectors.seed)
-        name = vectors.retriever or first_retriever(running, made_on).name
-        if vectors.tune:
-            tuned = running.with_changes("--tune", {"retriever": {"steps": vectors.tune}})
-            name = adapt_to_texts(
-                tuned, index, parent=name, texts=embedded, held_out=[], turn=1, seed=vectors.seed
-            ).name
-        for queries, out in asked:
-            rankings = dense_search(
-                running,
-                open_encoder(running, made_on, name),
-                embedded,
-                queries,
-                index=index,
-                alias=f"{index}-dense-{vectors.texts}",
-                top=top,
-                settings=running.settings.vectors,
+            embedded = texts_without_policy(
+                folder,
+                vectors.texts,
+                budget=running.settings.resume.summary,
+                prompts=running.settings.product_prompts,
+                seed=vectors.seed,
             )
+        retriever = running.settings.retriever
+        name = vectors.retriever or first_retriever(made_on, retriever).name
+        if vectors.tune:
+            tuned = running.with_changes("--tune", {"retriever": {"steps": vectors.tune}}).settings.retriever
+            name = adapt_to_texts(
+                folder, tuned, parent=name, texts=embedded, held_out=[], turn=1, seed=vectors.seed
+            ).name
+        indexed = VectorIndex(
+            alias=f"{index}-dense-{vectors.texts}",
+            installation=running.installation,
+            engine=running.engine,
+            settings=running.settings.vectors,
+        )
+        encoder = open_encoder(made_on, name, retriever)
+        for queries, out in asked:
+            rankings = dense_search(folder, encoder, embedded, queries, top=top, indexed=indexed)
             write_run(out, rankings, tag=f"{vectors.texts}-{name}")
     click.echo(f"retriever {name}; {', '.join(str(out) for _, out in asked)}")

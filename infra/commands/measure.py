@@ -247,10 +247,19 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
         shutil.copyfile(texts.path, output)
     click.echo(f"{len(texts.by_document)} summaries by {texts.policy}: {output or texts.path}")
     if publish:
+        from contextlib import closing
+
         from infra.recipes.publishing import publish_summaries
 
-        with progress() as report, app.running_services(report) as running:
-            version = publish_summaries(running, kept, policy=policy, report=report)
+        with progress() as report, app.running_services(report) as running, closing(running.engine()) as client:
+            version = publish_summaries(
+                client,
+                running.home.index(kept.index),
+                texts,
+                installation=running.installation,
+                runs=running.home.runs,
+                report=report,
+            )
         click.echo(f"{version.name}: {version.documents} documents with summaries by {version.summaries}")
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from infra.app.app import App
-from infra.app.home import SETTINGS_FILE, read_settings_file
+from infra.app.home import SETTINGS_FILE, IndexFolder, read_settings_file
 from infra.app.progress import Report
-from infra.app.run_settings import RunSettings
-from infra.recipes.recipe import writer_of
-from search_env.engine.index import IndexVersion, Summaries, build_index, claim_name, load_documents
+from infra.recipes.recipe import CatalogueTexts
+from search_env.engine.index import IndexVersion, Summaries, build_index, load_documents
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
 
 
 class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,31 +22,28 @@ class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
     index_version: str
 
 
-def publish_summaries(app: App, run: RunSettings, *, policy: str, report: Report) -> IndexVersion:
-    """Write the missing summaries, index all documents again with them, move the alias, and return the version.
+def publish_summaries(
+    client: Elasticsearch, index: IndexFolder, texts: CatalogueTexts, *, installation: str, runs: Path, report: Report
+) -> IndexVersion:
+    """Index all documents again with these summaries, move the alias, and return the version.
 
-    The documents are those of the current index. A version that a run was begun on stays, wherever the alias points.
+    The documents are those of the current index. installation: the id of the home that owns the index. runs: the home's
+    runs; a version that one of them was begun on stays, wherever the alias points.
     """
-    with contextlib.closing(app.engine()) as client:  # Checked before hours of writing; `build_index` checks again.
-        claim_name(client, run.index, installation=app.installation)
-    texts = writer_of(run.settings.train.recipe).write_catalogue(
-        app.with_settings(run.settings), run, policy=policy, report=report
+    documents = load_documents(index)
+    return build_index(
+        client,
+        index.name,
+        documents,
+        report,
+        installation=installation,
+        directory=index,
+        total=len(documents),
+        summaries=Summaries(policy=texts.policy, by_document=texts.by_document),
+        keep=versions_in_use(runs),
     )
-    documents = load_documents(app.home.index(run.index))
-    with contextlib.closing(app.engine()) as client:
-        return build_index(
-            client,
-            run.index,
-            documents,
-            report,
-            installation=app.installation,
-            directory=app.home.index(run.index),
-            total=len(documents),
-            summaries=Summaries(policy=texts.policy, by_document=texts.by_document),
-            keep=versions_in_use(app),
-        )
 
 
-def versions_in_use(app: App) -> set[str]:
-    """Return the index versions that runs of this home were begun on."""
-    return {read_settings_file(path.parent, BegunOn).index_version for path in app.home.runs.glob(f"*/{SETTINGS_FILE}")}
+def versions_in_use(runs: Path) -> set[str]:
+    """Return the index versions that these runs were begun on."""
+    return {read_settings_file(path.parent, BegunOn).index_version for path in runs.glob(f"*/{SETTINGS_FILE}")}

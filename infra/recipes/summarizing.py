@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.recipes.decoding import decode_requests, served
+from infra.recipes.product_requests import product_encoder
 from infra.recipes.recipe import CatalogueTexts
-from learner.generation import Encode
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import write_whole
 from search_env.models.wordpieces import wordpiece_count
@@ -50,49 +50,54 @@ class Choice(NamedTuple):
     place: Callable[[Generation], int]
 
 
-def summarize(
-    app: App,
-    run: RunSettings,
-    products: Sequence[Product],
-    *,
-    encode: Encode,
-    budget: SummarySettings,
-    policy: str,
-    report: Report,
-    temperature: float = 0.0,
-    choice: Choice | None = None,
-) -> dict[str, str]:
-    """Return a policy version's summary of each product, by document id. Missing summaries are written and stored.
+class Decoding(msgspec.Struct, frozen=True, kw_only=True):
+    """The policy version that writes, and how it decodes.
 
     policy: "latest" or a version of the run. temperature: above 0, texts are sampled, and none is stored. choice: the
     rule that chooses among texts sampled as in the run's training; do not combine it with a temperature.
     """
-    folder, manifest = find_version(app.home.run(run.run).checkpoints, policy)
-    path = summaries_path(app, run, version_name(manifest.policy), choice)
-    stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and not temperature else {}
+
+    policy: str
+    temperature: float = 0.0
+    choice: Choice | None = None
+
+
+def summarize(
+    run_dir: RunFolder,
+    run: RunSettings,
+    products: Sequence[Product],
+    *,
+    budget: SummarySettings,
+    decoding: Decoding,
+    report: Report,
+) -> dict[str, str]:
+    """Return a policy version's summary of each product, by document id. Missing summaries are written and stored."""
+    folder, manifest = find_version(run_dir.checkpoints, decoding.policy)
+    path, kept = summaries_path(run_dir, version_name(manifest.policy), decoding.choice), not decoding.temperature
+    stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and kept else {}
     missing = [product for product in products if product.document_id not in stored]
     if missing:
         version = LoadedVersion(folder, manifest.policy)
-        for each in _write(run, version, missing, encode, budget, temperature, choice, report):
+        for each in _write(run, version, missing, budget, decoding, report):
             stored[each.document_id] = each
-        if not temperature:
+        if kept:
             write_whole(path, msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)]))
     return {product.document_id: stored[product.document_id].summary for product in products}
 
 
 def stored_texts(
-    app: App, run: RunSettings, written: Mapping[str, str], *, policy: str, choice: Choice | None = None
+    run_dir: RunFolder, written: Mapping[str, str], *, policy: str, choice: Choice | None = None
 ) -> CatalogueTexts:
     """Return the texts that `summarize` has stored, with the version's name and the file."""
-    _, manifest = find_version(app.home.run(run.run).checkpoints, policy)
+    _, manifest = find_version(run_dir.checkpoints, policy)
     name = version_name(manifest.policy)
-    return CatalogueTexts(policy=name, by_document=dict(written), path=summaries_path(app, run, name, choice))
+    return CatalogueTexts(policy=name, by_document=dict(written), path=summaries_path(run_dir, name, choice))
 
 
-def summaries_path(app: App, run: RunSettings, version: str, choice: Choice | None = None) -> Path:
+def summaries_path(run_dir: RunFolder, version: str, choice: Choice | None = None) -> Path:
     """Return the file of a policy version's summaries. Summaries chosen among samples have a file of their own."""
     name = f"{version}-{choice.name}" if choice else version
-    return app.home.run(run.run).summaries / f"{name}.jsonl"
+    return run_dir.summaries / f"{name}.jsonl"
 
 
 def read_summaries(path: Path) -> list[StoredSummary]:
@@ -107,10 +112,8 @@ def _write(
     run: RunSettings,
     version: LoadedVersion,
     products: Sequence[Product],
-    encode: Encode,
     budget: SummarySettings,
-    temperature: float,
-    choice: Choice | None,
+    decoding: Decoding,
     report: Report,
 ) -> list[StoredSummary]:
     requests = [
@@ -125,13 +128,13 @@ def _write(
         )
         for product in products
     ]
-    sampling = served(run, temperature=temperature)
+    sampling, choice = served(run, temperature=decoding.temperature), decoding.choice
     if choice is not None:
         sampling = msgspec.structs.replace(run.settings.generation.sampling(), candidates=choice.candidates)
     groups = decode_requests(
         requests,
         version,
-        encode=encode,
+        encode=product_encoder(run.settings.product_prompts),
         sampling=sampling,
         seed=run.seed,
         name="summarizing",

@@ -19,7 +19,7 @@ from infra.app.settings import AlternationSettings, TrainSettings
 from infra.commands.search import search as search_verb
 from infra.recipes.decoding import decode_requests
 from infra.recipes.held_out import SPLITS
-from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, retrievers_of
+from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever
 from infra.recipes.resume.partner import RetrieverPartner
 from infra.recipes.resume.premise import check_premise
 from infra.recipes.resume.recipe import Resume
@@ -75,7 +75,7 @@ def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_
     first, second = state.turns
     assert second.scored_by == first.adapted != second.adapted
     assert (first.policy[-1], second.policy[-1]) == ("2", "4")
-    manifest = read_retriever_manifest(retrievers_of(app, "small") / second.adapted)
+    manifest = read_retriever_manifest(app.home.index("small").retrievers / second.adapted)
     assert (manifest.parent, manifest.turn, manifest.steps) == (first.adapted, 2, 20)
     for turn in state.turns:
         account = verify_run(app, turn.run, rebuild=True, offline=False)
@@ -101,28 +101,28 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
     state = alternate(
         app, RetrieverPartner(), recipe="resume", index="small", seed=0, name="several", held_out=[], report=quiet
     )
-    manifests = [read_retriever_manifest(retrievers_of(app, "small") / turn.adapted) for turn in state.turns]
+    manifests = [read_retriever_manifest(app.home.index("small").retrievers / turn.adapted) for turn in state.turns]
     assert [each.parent for each in manifests] == [state.first] * 2
     # Nothing was to be learned, so the policy is the first one; what its samples are worth is another retriever's word.
     assert [turn.policy[-7:] for turn in state.turns] == ["-000000"] * 2
     last = state.turns[-1]
     assert last.scored_by == state.turns[0].adapted
 
-    kept = read_run_settings(app.home.run(last.run))
-    stored = read_summaries(summaries_path(app, kept, f"{last.policy}-best-of-3"))
+    index, run_dir = app.home.index("small"), app.home.run(last.run)
+    kept = read_run_settings(run_dir)
+    stored = read_summaries(summaries_path(run_dir, f"{last.policy}-best-of-3"))
     assert stored
     # Searched with another retriever, the corpus is the same: it was chosen by the reward that the run was paid.
     changed = app.with_settings(kept.settings).with_changes("test", {"resume": {"retriever": last.adapted}})
-    choice = best_rewarded(changed, msgspec.structs.replace(kept, settings=changed.settings))
+    choice = best_rewarded(index, run_dir, msgspec.structs.replace(kept, settings=changed.settings))
     assert choice is not None
     assert (choice.name, choice.candidates) == ("best-of-3", 3)
-    run_dir = app.home.run(last.run)
     environment = open_resume_environment(
-        app.with_settings(kept.settings), "small", run_dir, index_version=kept.index_version
+        index, run_dir, kept.settings.resume, retriever=kept.settings.retriever, index_version=kept.index_version
     )
     folder, manifest = load_current(run_dir / "checkpoints")
     answered = read_answered(run_dir)
-    values, asked = summarized_values(app, "small", answered), set(answered.by_document)
+    values, asked = summarized_values(index, answered, app.settings.product_prompts), set(answered.by_document)
     products = [each for each in map(values.product, values.documents) if len(each.values) > 1][:40]
     requests = [
         Request(
@@ -163,9 +163,9 @@ def test_a_task_ranks_held_out_queries_with_its_summaries(small_world: App) -> N
 def test_the_command_writes_what_the_next_turn_reads(
     local_services: Endpoints, small_world: App, tmp_path: Path
 ) -> None:
-    kept = read_run_settings(small_world.home.run("alt-t1"))
-    _, manifest = load_current(small_world.home.run("alt-t1") / "checkpoints")
-    path = summaries_path(small_world, kept, version_name(manifest.policy))
+    run_dir = small_world.home.run("alt-t1")
+    _, manifest = load_current(run_dir.checkpoints)
+    path = summaries_path(run_dir, version_name(manifest.policy))
     read_by_the_turn = path.read_bytes()
     path.unlink()
     copy = tmp_path / "summaries.jsonl"
@@ -200,14 +200,14 @@ def test_the_premise_scores_random_selections_and_searches_the_best_any_and_wors
         SMALL, train=TrainSettings(recipe="resume"), retriever=RetrieverSettings(steps=10, batch_pairs=32)
     )
     app = small_world.with_settings(settings)
-    found = check_premise(app, "small", candidates=4, seed=0, report=quiet)
+    found = check_premise(app.home.index("small"), app.settings, candidates=4, seed=0, report=quiet)
     assert (found.candidates, [each.chosen for each in found.corpora]) == (4, ["best", "random", "worst"])
     best, any_, worst = found.corpora
     assert best.reward > any_.reward > worst.reward
     assert all(0 < each.rr_before <= 1 and 0 < each.rr <= 1 for each in found.corpora)
-    manifest = read_retriever_manifest(retrievers_of(app, "small") / found.retriever)
+    manifest = read_retriever_manifest(app.home.index("small").retrievers / found.retriever)
     assert manifest.steps == 10
-    assert check_premise(app, "small", candidates=4, seed=0, report=quiet) == found
+    assert check_premise(app.home.index("small"), app.settings, candidates=4, seed=0, report=quiet) == found
 
 
 def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp_path: Path, unique_name: str) -> None:
@@ -223,11 +223,12 @@ def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp
         common = ["--by", "vectors", "--index", unique_name, "--queries", str(queries), "--run-file", str(out)]
         return CliRunner().invoke(search_verb, [*common, *given], obj=small_world)
 
+    small, settings = small_world.home.index("small"), RetrieverSettings(steps=5, batch_pairs=32)
     adapted = adapt_to_texts(
-        small_world.with_settings(msgspec.structs.replace(SMALL, retriever=RetrieverSettings(steps=5, batch_pairs=32))),
-        "small",
-        parent=first_retriever(small_world, "small").name,
-        texts=document_texts(small_world.home.index("small")),
+        small,
+        settings,
+        parent=first_retriever(small, settings).name,
+        texts=document_texts(small),
         held_out=[],
         turn=1,
         seed=0,

@@ -20,6 +20,7 @@ from infra.recipes.relsum.baselines import ARMS
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
+from infra.recipes.relsum.recipe import Relsum
 from infra.recipes.relsum.writing import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.replaying.reproduction import reproduce
@@ -82,18 +83,19 @@ def test_a_run_of_summaries_is_made_again_bit_equal(learned: tuple[App, Training
 
 def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
-    kept = read_run_settings(app.home.run("summaries"))
-    world = RankedIndex(app, "small", quiet)
+    run_dir = app.home.run("summaries")
+    kept = read_run_settings(run_dir)
+    world = RankedIndex(app.home.index("small"), app.settings, quiet)
     ids = [document.id for document in world.documents]
-    written = policy_summaries(app, world, kept, ids, policy="latest", report=quiet)
-    _, manifest = load_current(app.home.run("summaries") / "checkpoints")
-    stored = read_summaries(summaries_path(app, kept, version_name(manifest.policy)))
+    written = policy_summaries(world, run_dir, kept, ids, policy="latest", report=quiet)
+    _, manifest = load_current(run_dir.checkpoints)
+    stored = read_summaries(summaries_path(run_dir, version_name(manifest.policy)))
     assert {each.document_id: each.summary for each in stored} == written
     assert sorted(written) == sorted(ids)
     assert {each.policy for each in stored} == {version_name(manifest.policy)}
     assert max(each.tokens for each in stored) <= 4
     assert any(written.values())
-    assert policy_summaries(app, world, kept, ids[:5], policy="latest", report=quiet) == {
+    assert policy_summaries(world, run_dir, kept, ids[:5], policy="latest", report=quiet) == {
         i: written[i] for i in ids[:5]
     }
 
@@ -167,7 +169,7 @@ def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tupl
 
 def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
-    premise = check_premise(RankedIndex(app, "small", quiet), queries_max=20)
+    premise = check_premise(RankedIndex(app.home.index("small"), app.settings, quiet), queries_max=20)
     assert set(premise.arms) == set(ARMS)
     assert premise.calibration is not None
     assert all(-1 <= value <= 1 for value in premise.agreement.values())
@@ -179,7 +181,7 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     home = app.home
     shutil.copytree(home.index("small"), home.index("shelf"))  # An index of its own: other tests count its versions.
     (home.index("shelf") / "manifest.json").unlink()
-    world = RankedIndex(app, "small", quiet)
+    world = RankedIndex(app.home.index("small"), app.settings, quiet)
     queries = list(world.lists("test").queries[:5])
     with contextlib.closing(app.engine()) as client:
         begun = build_index(
@@ -191,8 +193,13 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     with pytest.raises(IndexingError, match=r"no summaries to rerank with\. Run: searchloop summarize"):
         search_queries(app, queries, **asked, reranked=10)  # type: ignore[arg-type]
 
-    version = publish_summaries(app, kept, policy="latest", report=quiet)
-    written = policy_summaries(app, world, kept, [d.id for d in world.documents], policy="latest", report=quiet)
+    texts = Relsum().write_catalogue(app.with_settings(kept.settings), kept, policy="latest", report=quiet)
+    with contextlib.closing(app.engine()) as client:
+        version = publish_summaries(
+            client, home.index("shelf"), texts, installation=app.installation, runs=home.runs, report=quiet
+        )
+    ids = [document.id for document in world.documents]
+    written = policy_summaries(world, home.run("summaries"), kept, ids, policy="latest", report=quiet)
     assert (version.name, load_manifest(home.index("shelf"))) == ("shelf-2", version)
     after = search_queries(app, queries, **asked, reranked=10)  # type: ignore[arg-type]
     encoder = world.cross_encoder

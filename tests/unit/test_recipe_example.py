@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.app.home import RunFolder
 from infra.experiments.plan import check_methods, read_plan
 from infra.recipes.recipe import load_recipe
 from infra.runs.loop import run_loop
@@ -40,7 +41,7 @@ def test_the_example_learns_in_the_loop_that_knows_nothing_of_it(tmp_path: Path)
         run_loop(
             requests,
             run="own",
-            run_dir=tmp_path,
+            run_dir=RunFolder(tmp_path),
             environment=DistinctionEnvironment(documents, "i"),
             generation=GenerationSettings(candidates=4, tokens_max=4),
             encode_prompt=lambda tokenizer, request: encode_product_request(

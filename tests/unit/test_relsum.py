@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.app.settings import Settings
 from infra.recipes.relsum.labelling import usable
 from search_env.models.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
 from search_env.relsum.environment import LabelledQuery, RelsumEnvironment, RelsumEnvironmentSettings
@@ -152,7 +151,7 @@ def labelled(label: int, delta: float) -> LabelledQuery:
 
 def test_the_filter_keeps_pairs_that_the_description_moves_either_way() -> None:
     pairs = {"a": (labelled(1, 0.3), labelled(0, -0.3), labelled(1, 0.01)), "b": (labelled(1, -0.05),)}
-    settings = Settings(relsum=RelsumEnvironmentSettings(filter_delta=0.05))
-    assert usable(pairs, settings) == {"a": pairs["a"][:2]}
+    by_error = RelsumEnvironmentSettings(filter_delta=0.05)
+    assert usable(pairs, by_error) == {"a": pairs["a"][:2]}
     by_rank = RelsumEnvironmentSettings(reward=RelsumSettings(kind="reciprocal_rank"), filter_delta=0.05)
-    assert usable(pairs, Settings(relsum=by_rank)) == {"a": pairs["a"][:1]}
+    assert usable(pairs, by_rank) == {"a": pairs["a"][:1]}

@@ -125,11 +125,12 @@ def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) 
 
 def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned: Learned) -> None:
     app, run, _ = learned
-    world = RankedIndex(app, "small", quiet)
+    world = RankedIndex(app.home.index("small"), app.settings, quiet)
     ids = [document.id for document in world.documents]
-    written = policy_summaries(app, world, run, ids, policy="latest", report=quiet)
-    version = version_name(load_current(app.home.run("s") / "checkpoints")[1].policy)
-    stored = read_summaries(summaries_path(app, run, version))
+    run_dir = app.home.run("s")
+    written = policy_summaries(world, run_dir, run, ids, policy="latest", report=quiet)
+    version = version_name(load_current(run_dir.checkpoints)[1].policy)
+    stored = read_summaries(summaries_path(run_dir, version))
     assert {each.document_id: each.summary for each in stored} == written
     assert {each.policy for each in stored} == {version}
     assert max(each.tokens for each in stored) <= TOKENS
@@ -138,7 +139,7 @@ def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned:
 
 def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(learned: Learned) -> None:
     app, _, _ = learned
-    world = RankedIndex(app, "small", quiet)
+    world = RankedIndex(app.home.index("small"), app.settings, quiet)
     lists = world.lists("dev")
     given = (lists.queries, lists.qrels)
     rankings = {
@@ -159,7 +160,11 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
 def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:
     assert {query.delta for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE) for query in each.queries} == {1}
     app = learned.app.with_changes("test", {"relsum": {"filter_delta": 0.01}})
-    deltas = [q.delta for each in labelled_products(RankedIndex(app, "small", quiet), set()) for q in each.queries]
+    deltas = [
+        q.delta
+        for each in labelled_products(RankedIndex(app.home.index("small"), app.settings, quiet), set())
+        for q in each.queries
+    ]
     assert len(set(deltas)) > 1
     assert all(-1 < delta < 1 for delta in deltas)
 
@@ -175,7 +180,7 @@ def test_a_run_that_begins_from_anothers_policy_has_the_labels_that_its_own_sett
 
 
 def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = RankedIndex(learned.app, "small", quiet)
+    world = RankedIndex(learned.app.home.index("small"), learned.app.settings, quiet)
     kept = read_pairs(learned.app.home.run("s") / PAIRS_FILE)
     monkeypatch.setattr(labelling, "label_products", None)  # Whoever labels anew fails.
     assert labelled_products(world, set()) == kept
@@ -186,7 +191,7 @@ def test_arms_and_seeds_share_the_labelled_products(learned: Learned, monkeypatc
 def test_products_are_paid_by_queries_of_their_titles_where_that_is_asked(learned: Learned) -> None:
     plain = {each.document_id: each.queries for each in read_pairs(learned.app.home.run("s") / PAIRS_FILE)}
     app = learned.app.with_changes("test", {"relsum": {"title_queries": 2}})
-    world = RankedIndex(app, "small", quiet)
+    world = RankedIndex(app.home.index("small"), app.settings, quiet)
     found = {each.document_id: each.queries for each in labelled_products(world, set())}
     assert {name: queries[: len(plain[name])] for name, queries in found.items()} == plain
     asked = [(name, query) for name, queries in found.items() for query in queries[len(plain[name]) :]]
@@ -202,7 +207,7 @@ def test_products_are_paid_by_queries_of_their_titles_where_that_is_asked(learne
 
 
 def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -> None:
-    found = check_premise(RankedIndex(learned.app, "small", quiet), queries_max=8)
+    found = check_premise(RankedIndex(learned.app.home.index("small"), learned.app.settings, quiet), queries_max=8)
     assert set(found.arms) == set(ARMS)
     assert found.calibration is not None
     assert all(0 <= row["AUC"] <= 1 for row in found.arms.values())
@@ -211,7 +216,7 @@ def test_the_premise_is_checked_on_dev_lists_before_training(learned: Learned) -
 
 
 def test_the_budget_holds_for_every_arm_that_has_one(learned: Learned) -> None:
-    world = RankedIndex(learned.app, "small", quiet)
+    world = RankedIndex(learned.app.home.index("small"), learned.app.settings, quiet)
     query = world.lists("test").queries[0]
     for name, says in ARMS.items():
         for document in world.lists("test").qrels[query.id]:

@@ -10,8 +10,9 @@ from functools import cached_property
 
 import msgspec
 
-from infra.app.app import App
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
+from infra.app.settings import Settings
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.catalogue.demand import load_or_make_demand
 from search_env.engine.index import load_documents
@@ -27,9 +28,9 @@ from streams.events import Product
 class RelsumIndex:
     """The products to summarize and the lists to rank; missing files are made at first use."""
 
-    def __init__(self, app: App, index: str, report: Report) -> None:
-        self.settings = app.settings
-        self.folder = app.home.index(index)
+    def __init__(self, folder: IndexFolder, settings: Settings, report: Report) -> None:
+        self.folder = folder
+        self.settings = settings
         self.report = report
         self.documents = load_documents(self.folder)
         self._lists: dict[str, JudgedLists] = {}

@@ -12,11 +12,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from infra.app.settings import Settings
 from infra.recipes.relsum.ranked_index import RankedIndex
 from search_env.catalogue.corpora import write_whole
 from search_env.queries.title_queries import TitleQueries
-from search_env.relsum.environment import LabelledQuery
+from search_env.relsum.environment import LabelledQuery, RelsumEnvironmentSettings
 from streams.errors import SettingsError
 
 PAIRS_FILE = "labelled-pairs.jsonl"
@@ -124,15 +123,16 @@ def label_titles(relsum: RankedIndex, names: Sequence[str], left_out: set[str]) 
     return found
 
 
-def usable(labelled: dict[str, tuple[LabelledQuery, ...]], settings: Settings) -> dict[str, tuple[LabelledQuery, ...]]:
+def usable(
+    labelled: dict[str, tuple[LabelledQuery, ...]], settings: RelsumEnvironmentSettings
+) -> dict[str, tuple[LabelledQuery, ...]]:
     """Return the products that keep a query after the paper's filter |δ|.
 
     A reward by rank keeps relevant pairs only.
     """
-    wanted = settings.relsum
-    by_rank = wanted.reward.kind != "error"
+    by_rank = settings.reward.kind != "error"
     kept = {
-        document: tuple(q for q in queries if abs(q.delta) > wanted.filter_delta and (q.label > 0 or not by_rank))
+        document: tuple(q for q in queries if abs(q.delta) > settings.filter_delta and (q.label > 0 or not by_rank))
         for document, queries in labelled.items()
     }
     return {document: queries for document, queries in kept.items() if queries}

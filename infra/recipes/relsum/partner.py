@@ -40,7 +40,7 @@ class RankerPartner:
                     f"alternation.{name}: expected {only!r} with a cross-encoder, whose lessons are lists and whose "
                     f"summaries are decoded as served; got {got!r}"
                 )
-        return RankedIndex(app, index, report).cross_encoder.version
+        return RankedIndex(app.home.index(index), app.settings, report).cross_encoder.version
 
     def original(self, app: App, index: str) -> str:
         """Return the index's current version, which no adaptation changes."""
@@ -56,10 +56,10 @@ class RankerPartner:
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
         """Return the summaries of the products of taught pairs and of dev lists, by document id."""
-        relsum = RankedIndex(app, run.index, report)
+        relsum, run_dir = RankedIndex(app.home.index(run.index), app.settings, report), app.home.run(run.run)
         documents = {pair.document for pair in taught_pairs(relsum)}
         documents.update(document for of in relsum.lists("dev").qrels.values() for document in of)
-        return policy_summaries(app, relsum, run, sorted(documents), policy="latest", report=report)
+        return policy_summaries(relsum, run_dir, run, sorted(documents), policy="latest", report=report)
 
     def adapt(
         self,
@@ -74,18 +74,14 @@ class RankerPartner:
         report: Report,
     ) -> str:
         """Adapt a version to pairs of training lists, and calibrate it on dev lists; turn and seed change nothing."""
-        relsum = _world(app, index, parent, report)
+        relsum = RankedIndex(app.home.index(index), app.settings, report).read_with(parent)
         return tune_ranker(relsum, relsum.cross_encoder, said(texts), left_out=left_out(held_out))
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
     ) -> float:
         """Return mean nDCG@5 of dev lists."""
-        relsum = _world(app, index, version, report)
+        relsum = RankedIndex(app.home.index(index), app.settings, report).read_with(version)
         queries, qrels = relsum.lists("dev")
         values = measure_run(rank_lists(relsum, said(texts), queries, qrels), qrels, [self.measure])[self.measure]
         return math.fsum(values.values()) / len(values)
-
-
-def _world(app: App, index: str, version: str, report: Report) -> RankedIndex:
-    return RankedIndex(app, index, report).read_with(version)

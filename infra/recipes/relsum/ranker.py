@@ -70,7 +70,7 @@ def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, le
     )
     same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither affects adaptation.
     known = msgspec.json.encode([parent.version, same, taught, measured])
-    pointer = relsum.folder.cross_encoders / "tuned" / hashlib.sha256(known).hexdigest()[:16]
+    pointer = relsum.folder.tuned / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
         tuned = tune_cross_encoder(parent, _with_titles(relsum, taught, _lessons(relsum)), settings, relsum.report)
         calibration = msgspec.structs.replace(calibrate(tuned, measured, relsum.report), parent=parent.version)
@@ -135,8 +135,7 @@ def _of_some_kind(relsum: RelsumIndex, pair: JudgedPair) -> LabelledPair:
     """Return a pair with one kind of text behind the title.
 
     The kinds are no text, the values asked for, values by chance, values by the log, and the whole description. The
-    pair's
-    hash draws the kind, so that a cross-encoder is calibrated for short texts and long ones alike.
+    pair's hash draws the kind, so that a cross-encoder is calibrated for short texts and long ones alike.
     """
     query, document, label, again = pair
     kind = _draw(query, document, "b" if again else "a") % 8

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from infra.app.app import App
-from infra.app.home import SETTINGS_FILE, RunFolder
+from infra.app.home import IndexFolder, RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
-from infra.recipes.first_policy import first_policy
+from infra.recipes.first_policy import base_policy
 from infra.recipes.held_out import DEV
 from infra.recipes.product_requests import prepared_products, product_encoder
 from infra.recipes.recipe import (
@@ -86,37 +87,38 @@ class Relsum:
         """
         if new.queries_file is not None:
             raise SettingsError("--queries: ReLSum makes its queries from the index's demand; leave it out")
-        relsum, run_dir = RankedIndex(app, new.index, report), app.home.run(new.run)
+        index, run_dir, settings = app.home.index(new.index), app.home.run(new.run), app.settings
+        relsum = RankedIndex(index, settings, report)
         # A run that has begun keeps its pairs. A run that begins from another's policy makes its own: δ is a setting.
-        if not (run_dir / SETTINGS_FILE).is_file() or not (run_dir / PAIRS_FILE).is_file():
+        if not run_dir.settings_file.is_file() or not (run_dir / PAIRS_FILE).is_file():
             run_dir.mkdir(parents=True, exist_ok=True)
             write_pairs(run_dir / PAIRS_FILE, labelled_products(relsum, left_out(new.held_out)))
         labelled = {each.document_id: each.queries for each in read_pairs(run_dir / PAIRS_FILE)}
-        products = [relsum.shown(document) for document in usable(labelled, app.settings)]
+        products = [relsum.shown(document) for document in usable(labelled, settings.relsum)]
         if not products:
             raise SettingsError(
                 f"index {new.index!r}: expected a training pair with |δ| above "
-                f"{app.settings.relsum.filter_delta}, found none; lower relsum.filter_delta"
+                f"{settings.relsum.filter_delta}, found none; lower relsum.filter_delta"
             )
         if not (run_dir.checkpoints / CURRENT).is_file():
-            policy = _first_policy(app, relsum, run_dir, new.seed)
-            if app.settings.train.warm_up:
-                policy = _warm_up(app, relsum, policy, run_dir, new.seed, report)
-            write_first_checkpoint(run_dir.checkpoints, with_lora(policy, app.settings.policy.lora))
-        return prepared_products(app, new, products)
+            policy = _first_policy(relsum, app.home.policies, run_dir, new.seed)
+            if settings.train.warm_up:
+                policy = _warm_up(relsum, policy, run_dir, new.seed, report)
+            write_first_checkpoint(run_dir.checkpoints, with_lora(policy, settings.policy.lora))
+        return prepared_products(index, new.run, products)
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of title and values, which never shows a query."""
-        return product_encoder(settings)
+        return product_encoder(settings.product_prompts)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
         """Yield the environment that scores this run's groups; nothing has to be closed."""
-        relsum = RankedIndex(app, run.index, report)
+        relsum = RankedIndex(app.home.index(run.index), app.settings, report)
         labelled = {each.document_id: each.queries for each in read_pairs(app.home.run(run.run) / PAIRS_FILE)}
         yield RelsumEnvironment(
             relsum.cross_encoder,
-            usable(labelled, run.settings),
+            usable(labelled, run.settings.relsum),
             run.settings.relsum,
             index=run.index_version,
             count=wordpiece_count,
@@ -128,7 +130,7 @@ class Relsum:
         self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
     ) -> Iterator[RankDev]:
         """Give the function that ranks dev lists, and judged products of the given queries, by a version's texts."""
-        relsum = self._index(app, run.index, report)
+        relsum, run_dir = self._index(app.home.index(run.index), app.settings, report), app.home.run(run.run)
         lists = relsum.lists("dev")
         asked = list(lists.queries[:queries_max])
         sets = [(DEV, asked, {query.id: lists.qrels[query.id] for query in asked})]
@@ -136,7 +138,7 @@ class Relsum:
             sets.append((GIVEN, *relsum.judged(*given)))
 
         def rank(policy: str) -> list[Ranked]:
-            writes = policy_writes(app, relsum, run, policy=policy, report=report)
+            writes = policy_writes(relsum, run_dir, run, policy=policy, report=report)
             return [
                 Ranked(name=name, run=rank_lists(relsum, writes, queries, qrels), qrels=qrels)
                 for name, queries, qrels in sets
@@ -161,17 +163,17 @@ class Relsum:
         cross-encoder is first adapted to its texts about the training lists' products. Lists are ranked whole; `top`
         cuts none.
         """
-        relsum = self._index(app, run.index, report)
+        relsum = self._index(app.home.index(run.index), app.settings, report)
         tail = relsum.lists("test")
         sets = [(TAIL, list(tail.queries), tail.qrels)]
         if given is not None:
             sets.append((GIVEN, *relsum.judged(*given)))
         writer = policy.removeprefix(TUNED)
-        writes = (
-            written_by(relsum, writer)
-            if writer in ARMS
-            else policy_writes(app, relsum, run, policy=writer, report=report, temperature=temperature)
-        )
+        if writer in ARMS:
+            writes = written_by(relsum, writer)
+        else:
+            run_dir = app.home.run(run.run)
+            writes = policy_writes(relsum, run_dir, run, policy=writer, report=report, temperature=temperature)
         if policy.startswith(TUNED):
             left = left_out(given[0] if given else ())
             relsum = relsum.read_with(tune_ranker(relsum, relsum.cross_encoder, writes, left_out=left))
@@ -183,25 +185,25 @@ class Relsum:
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
         """Write the summary of every product, within the budget of the run's cross-encoder, and return all of them."""
-        relsum = self._index(app, run.index, report)
+        relsum, run_dir = self._index(app.home.index(run.index), app.settings, report), app.home.run(run.run)
         documents = [document.id for document in relsum.documents]
-        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report)
-        return stored_texts(app, run, written, policy=policy)
+        written = policy_summaries(relsum, run_dir, run, documents, policy=policy, report=report)
+        return stored_texts(run_dir, written, policy=policy)
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
         """Check calibration, the agreement of each reward with nDCG@5, and the time of scoring."""
-        return check_premise(RankedIndex(app, index, report), queries_max=options.queries_max).found()
+        relsum = RankedIndex(app.home.index(index), app.settings, report)
+        return check_premise(relsum, queries_max=options.queries_max).found()
 
     def partner(self) -> Partner:
         """Return the cross-encoder that ranks; its adaptation is the next step that the authors name."""
         return RankerPartner()
 
-    def _index(self, app: App, index: str, report: Report) -> RankedIndex:
+    def _index(self, folder: IndexFolder, settings: Settings, report: Report) -> RankedIndex:
         """Return the opened index. Runs share it unless they differ in something that it shows or scores."""
-        settings = app.settings
         known = msgspec.json.encode(
             [
-                str(app.home.index(index)),
+                str(folder),
                 settings.demand,
                 settings.lists,
                 settings.cross_encoder,
@@ -210,20 +212,21 @@ class Relsum:
             ]
         )
         if known not in self._indexes:
-            self._indexes[known] = RankedIndex(app, index, report)
+            self._indexes[known] = RankedIndex(folder, settings, report)
         return self._indexes[known]
 
 
-def _first_policy(app: App, relsum: RankedIndex, run_dir: RunFolder, seed: int) -> Policy:
-    prompts = app.settings.product_prompts
+def _first_policy(relsum: RankedIndex, policies: Path, run_dir: RunFolder, seed: int) -> Policy:
+    settings = relsum.settings
+    prompts = settings.product_prompts
     products = (relsum.shown(document.id) for document in relsum.documents)
     texts = (render_product(product, prompts, pointers=False) for product in products)
-    return first_policy(app, texts, pointers=prompts.values, run_dir=run_dir, seed=seed)
+    return base_policy(settings.policy, texts, pointers=prompts.values, policies=policies, run_dir=run_dir, seed=seed)
 
 
-def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: RunFolder, seed: int, report: Report) -> Policy:
+def _warm_up(relsum: RankedIndex, policy: Policy, run_dir: RunFolder, seed: int, report: Report) -> Policy:
     """Teach the log's preferences for each product of the training lists, as probabilities and not as one order."""
-    settings = app.settings
+    settings = relsum.settings
     lists = relsum.lists("train")
     paid = lists.queries[: settings.relsum.training_queries]
     names = sorted({document for query in paid for document in lists.qrels[query.id]})
@@ -243,7 +246,7 @@ def _warm_up(app: App, relsum: RankedIndex, policy: Policy, run_dir: RunFolder, 
             pairs[held:],
             pairs[:held],
             msgspec.structs.replace(settings.warmup, seed=seed),
-            run_dir.warmup / "taught",
+            run_dir.taught,
             report,
             is_valid=is_selection if policy.selector is not None else bool,
             stop=stop,

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
-from infra.recipes.product_requests import product_encoder
 from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.ranker import Writes
-from infra.recipes.summarizing import summarize
+from infra.recipes.summarizing import Decoding, summarize
 from search_env.catalogue.corpora import Query
 
 
 def policy_writes(
-    app: App, relsum: RankedIndex, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+    relsum: RankedIndex, run_dir: RunFolder, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
 ) -> Writes:
     """Return a function that gives the summaries by a version of the run's policy, for any products."""
 
     def writes(pairs: Sequence[tuple[Query, str]]) -> list[str]:
         documents = sorted({document for _, document in pairs})
-        written = policy_summaries(app, relsum, run, documents, policy=policy, report=report, temperature=temperature)
+        written = policy_summaries(
+            relsum, run_dir, run, documents, policy=policy, report=report, temperature=temperature
+        )
         return [written[document] for _, document in pairs]
 
     return writes
@@ -33,8 +34,8 @@ def left_out(queries: Iterable[Query]) -> set[str]:
 
 
 def policy_summaries(
-    app: App,
     relsum: RankedIndex,
+    run_dir: RunFolder,
     run: RunSettings,
     documents: Sequence[str],
     *,
@@ -44,12 +45,10 @@ def policy_summaries(
 ) -> dict[str, str]:
     """Return the summaries of these documents by a version of the run's policy, within the budget."""
     return summarize(
-        app,
+        run_dir,
         run,
         [relsum.shown(document) for document in documents],
-        encode=product_encoder(run.settings),
         budget=run.settings.relsum.summary,
-        policy=policy,
+        decoding=Decoding(policy=policy, temperature=temperature),
         report=report,
-        temperature=temperature,
     )

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from infra.app.app import App
-from infra.recipes.resume.bi_encoders import dense_search, open_encoder
+from infra.app.home import IndexFolder
+from infra.recipes.resume.bi_encoders import VectorIndex, dense_search
 from search_env.catalogue.corpora import Qrels, Ranking
+from search_env.models.bi_encoder import StaticEncoder
 from search_env.queries.intents import load_intents
 
 CUTOFF = 10
 
 
-def dev_reciprocal_rank(app: App, index: str, retriever: str, texts: Mapping[str, str], *, alias: str) -> float:
+def dev_reciprocal_rank(
+    index: IndexFolder, encoder: StaticEncoder, texts: Mapping[str, str], *, indexed: VectorIndex | None
+) -> float:
     """Return mean RR@10 of an index's dev queries among the texts that stand for its documents.
 
-    alias: of the vectors' index.
+    indexed: as in `dense_search`.
     """
-    queries, qrels = load_intents(app.home.index(index).intents, "dev")
-    rankings = dense_search(
-        app,
-        open_encoder(app, index, retriever),
-        texts,
-        queries,
-        index=index,
-        alias=alias,
-        top=CUTOFF,
-        settings=app.settings.vectors,
-    )
-    return reciprocal_rank(rankings, qrels)
+    queries, qrels = load_intents(index.intents, "dev")
+    return reciprocal_rank(dense_search(index, encoder, texts, queries, top=CUTOFF, indexed=indexed), qrels)
 
 
 def reciprocal_rank(rankings: Mapping[str, Ranking], qrels: Qrels) -> float:

@@ -11,7 +11,7 @@ from infra.app.settings import Settings
 from infra.recipes.decoding import decode_requests
 from infra.recipes.product_requests import product_encoder
 from infra.recipes.recipe import NewRun
-from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever
+from infra.recipes.resume.bi_encoders import VectorIndex, adapt_to_texts, first_retriever, open_encoder
 from infra.recipes.resume.measuring import dev_reciprocal_rank
 from infra.recipes.resume.preparation import prepare
 from infra.recipes.resume.texts import texts_without_policy
@@ -32,15 +32,22 @@ class RetrieverPartner:
 
     def first(self, app: App, index: str, *, held_out: Sequence[Query], seed: int, report: Report) -> str:
         """Return the version that rewards the first turn, adapted as `alternation.begin` says."""
-        original, begin = self.original(app, index), app.settings.alternation.begin
-        if begin == "nothing":
+        original, settings = self.original(app, index), app.settings
+        if settings.alternation.begin == "nothing":
             return original
-        texts = texts_without_policy(app, index, begin, seed=seed, held_out=held_out)
-        return adapt_to_texts(app, index, parent=original, texts=texts, held_out=held_out, turn=0, seed=seed).name
+        texts = texts_without_policy(
+            app.home.index(index),
+            settings.alternation.begin,
+            budget=settings.resume.summary,
+            prompts=settings.product_prompts,
+            seed=seed,
+            held_out=held_out,
+        )
+        return self.adapt(app, index, parent=original, texts=texts, held_out=held_out, turn=0, seed=seed, report=report)
 
     def original(self, app: App, index: str) -> str:
         """Return the retriever that no texts have adapted."""
-        return first_retriever(app, index).name
+        return first_retriever(app.home.index(index), app.settings.retriever).name
 
     def settle(self, app: App, new: NewRun, report: Report) -> App:
         """Return the app with an edge scale that fits the summaries by the turn's first policy.
@@ -50,20 +57,22 @@ class RetrieverPartner:
         settings = app.settings
         if not settings.alternation.measure_scale:
             return app
-        prepared = prepare(app, new, report)
-        run_dir = app.home.run(new.run)
+        index, run_dir = app.home.index(new.index), app.home.run(new.run)
+        prepared = prepare(new, settings, index=index, run_dir=run_dir, policies=app.home.policies, report=report)
         folder, manifest = load_current(run_dir.checkpoints)
         some = prepared.asked[:: max(len(prepared.asked) // settings.alternation.measured_products, 1)]
         groups = decode_requests(
             some,
             LoadedVersion(folder, manifest.policy),
-            encode=product_encoder(settings),
+            encode=product_encoder(settings.product_prompts),
             sampling=settings.generation.sampling(),
             seed=new.seed,
             name="measuring the spread",
             report=report,
         )
-        environment = open_resume_environment(app, new.index, run_dir, index_version=prepared.index)
+        environment = open_resume_environment(
+            index, run_dir, settings.resume, retriever=settings.retriever, index_version=prepared.index
+        )
         inputs = [(group, group.source, content_sha256(encode(group))) for group in groups]
         scale = round(spread_scale(measured_deltas(environment, inputs)), 6)
         return app.with_changes("the turn", {"resume": {"reward": {"edge_scale": scale}}})
@@ -74,7 +83,8 @@ class RetrieverPartner:
 
     def texts(self, app: App, run: RunSettings, report: Report) -> Mapping[str, str]:
         """Return title and summary of every document, by document id."""
-        return policy_texts(app, run, policy="latest", report=report)
+        index, run_dir = app.home.index(run.index), app.home.run(run.run)
+        return policy_texts(index, run_dir, run, policy="latest", report=report)
 
     def adapt(
         self,
@@ -89,10 +99,23 @@ class RetrieverPartner:
         report: Report,
     ) -> str:
         """Adapt a retriever to the texts on training queries, and return the new version."""
-        return adapt_to_texts(app, index, parent=parent, texts=texts, held_out=held_out, turn=turn, seed=seed).name
+        return adapt_to_texts(
+            app.home.index(index),
+            app.settings.retriever,
+            parent=parent,
+            texts=texts,
+            held_out=held_out,
+            turn=turn,
+            seed=seed,
+        ).name
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report
     ) -> float:
         """Return mean RR@10 of dev queries among all texts."""
-        return dev_reciprocal_rank(app, index, version, texts, alias=f"{name}-vectors")
+        folder, settings = app.home.index(index), app.settings
+        indexed = VectorIndex(
+            alias=f"{name}-vectors", installation=app.installation, engine=app.engine, settings=settings.vectors
+        )
+        encoder = open_encoder(folder, version, settings.retriever)
+        return dev_reciprocal_rank(folder, encoder, texts, indexed=indexed)

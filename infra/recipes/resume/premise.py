@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from infra.app.app import App
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
+from infra.app.settings import Settings
 from infra.recipes.recipe import PremiseFound
 from infra.recipes.resume.bi_encoders import adapt_to_texts, first_retriever, open_encoder
 from infra.recipes.resume.measuring import dev_reciprocal_rank
@@ -65,26 +66,27 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def check_premise(app: App, index: str, *, candidates: int, seed: int, report: Report) -> Premise:
+def check_premise(index: IndexFolder, settings: Settings, *, candidates: int, seed: int, report: Report) -> Premise:
     """Measure the search for the best, a random and the worst of each product's random selections.
 
-    app: with the recipe's settings. Only retriever versions are written. Raises SettingsError if the index has no
-    judged training queries.
+    settings: the recipe's. Vectors are searched in memory, whatever `vectors.search` says. Only retriever versions are
+    written. Raises SettingsError if the index has no judged training queries.
     """
-    in_memory = app.with_changes("premise", {"vectors": {"search": "memory"}})
-    begun = texts_without_policy(in_memory, index, "random", seed=seed)
-    first = first_retriever(app, index).name
-    scorer = adapt_to_texts(in_memory, index, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
-    answered = answered_queries(app.home.index(index), [])
-    values = summarized_values(app, index, answered)
+    retriever, prompts = settings.retriever, settings.product_prompts
+    begun = texts_without_policy(index, "random", budget=settings.resume.summary, prompts=prompts, seed=seed)
+    first = first_retriever(index, retriever).name
+    scorer = adapt_to_texts(index, retriever, parent=first, texts=begun, held_out=[], turn=0, seed=seed).name
+    scoring = open_encoder(index, scorer, retriever)
+    answered = answered_queries(index, [])
+    values = summarized_values(index, answered, prompts)
     products = [values.product(document) for document in values.documents]
     environment = ResumeEnvironment(
-        open_encoder(app, index, scorer),
-        index=load_manifest(app.home.index(index)).name,
-        documents=document_texts(app.home.index(index)),
+        scoring,
+        index=load_manifest(index).name,
+        documents=document_texts(index),
         queries=answered.queries,
         answered=answered.by_document,
-        settings=app.settings.resume,
+        settings=settings.resume,
     )
     scored: dict[str, tuple[Outcome, ...]] = {}
     others = {key: len(answered.queries) - len(ids) for key, ids in answered.by_document.items()}
@@ -98,14 +100,14 @@ def check_premise(app: App, index: str, *, candidates: int, seed: int, report: R
         chosen = {key: _nth(outcomes, place) for key, outcomes in scored.items()}
         texts = begun | _embedded(products, chosen)
         report(f"searching the {name} of {candidates}", 0, 0)
-        before = dev_reciprocal_rank(in_memory, index, scorer, texts, alias="premise")
-        adapted = adapt_to_texts(in_memory, index, parent=first, texts=texts, held_out=[], turn=1, seed=seed + 1).name
+        before = dev_reciprocal_rank(index, scoring, texts, indexed=None)
+        adapted = adapt_to_texts(index, retriever, parent=first, texts=texts, held_out=[], turn=1, seed=seed + 1).name
         corpora.append(
             ChosenTexts(
                 chosen=name,
                 reward=sum(each.reward or 0.0 for each in chosen.values()) / max(1, len(chosen)),
                 rr_before=before,
-                rr=dev_reciprocal_rank(in_memory, index, adapted, texts, alias="premise"),
+                rr=dev_reciprocal_rank(index, open_encoder(index, adapted, retriever), texts, indexed=None),
             )
         )
     return Premise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))

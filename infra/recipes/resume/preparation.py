@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from infra.app.app import App
+from pathlib import Path
+
+from infra.app.home import IndexFolder, RunFolder
 from infra.app.progress import Report
-from infra.recipes.first_policy import first_policy
+from infra.app.settings import Settings
+from infra.recipes.first_policy import base_policy
 from infra.recipes.product_requests import prepared_products
 from infra.recipes.recipe import NewRun, Prepared
 from infra.recipes.resume.texts import summarized_values
@@ -16,21 +19,23 @@ from search_env.summaries.products import description_of
 from streams.errors import SettingsError
 
 
-def prepare(app: App, new: NewRun, report: Report) -> Prepared:
+def prepare(
+    new: NewRun, settings: Settings, *, index: IndexFolder, run_dir: RunFolder, policies: Path, report: Report
+) -> Prepared:
     """Ask for each product that answers a training query and has a choice of values; make the first policy.
 
+    index, run_dir: the folders that `new` names. policies: the home's folder of base policies.
     Raises SettingsError for a user's own queries, which have no judgments, and if no product can be asked for.
     """
     if new.queries_file is not None:
         raise SettingsError("--queries: ReSuMe needs judged training queries; leave it out to take the index's own")
-    directory, run_dir = app.home.index(new.index), app.home.run(new.run)
     if (run_dir / QUERIES_FILE).is_file():
         answered = read_answered(run_dir)
     else:
-        answered = answered_queries(directory, new.held_out)
+        answered = answered_queries(index, new.held_out)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_answered(run_dir, answered)
-    values = summarized_values(app, new.index, answered)
+    values = summarized_values(index, answered, settings.product_prompts)
     products = [values.product(document) for document in values.documents]
     asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
     if not asked:
@@ -41,7 +46,9 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     if not (run_dir.checkpoints / CURRENT).is_file():
         report("making the policy", 0, 0)
         texts = (f"{each.title} {description_of(each)}" for each in products)
-        pointers = app.settings.product_prompts.values
-        policy = first_policy(app, texts, pointers=pointers, run_dir=run_dir, seed=new.seed)
-        write_first_checkpoint(run_dir.checkpoints, with_lora(policy, app.settings.policy.lora))
-    return prepared_products(app, new, asked)
+        pointers = settings.product_prompts.values
+        policy = base_policy(
+            settings.policy, texts, pointers=pointers, policies=policies, run_dir=run_dir, seed=new.seed
+        )
+        write_first_checkpoint(run_dir.checkpoints, with_lora(policy, settings.policy.lora))
+    return prepared_products(index, new.run, asked)

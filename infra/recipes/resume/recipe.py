@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import msgspec
-
 from infra.app.app import App
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
@@ -29,7 +28,13 @@ from infra.recipes.recipe import (
     RankDev,
     Ranked,
 )
-from infra.recipes.resume.bi_encoders import adapt_to_texts, dense_search, first_retriever, open_encoder
+from infra.recipes.resume.bi_encoders import (
+    VectorIndex,
+    adapt_to_texts,
+    dense_search,
+    first_retriever,
+    open_encoder,
+)
 from infra.recipes.resume.partner import RetrieverPartner
 from infra.recipes.resume.premise import check_premise
 from infra.recipes.resume.preparation import prepare
@@ -37,8 +42,8 @@ from infra.recipes.resume.texts import TEXTS, texts_without_policy
 from infra.recipes.resume.writing import best_rewarded, open_resume_environment, policy_summaries, policy_texts
 from infra.recipes.summarizing import stored_texts
 from learner.generation import Encode
-from search_env.engine.vectors import VectorSettings
 from search_env.environments import Environment
+from search_env.models.bi_encoder import StaticEncoder
 from search_env.resume.answered import QUERIES_FILE
 
 TUNED = "tuned-"
@@ -52,16 +57,23 @@ class Resume:
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find training queries, requests and the first policy; see `infra.recipes.resume.preparation`."""
-        return prepare(app, new, report)
+        index, run_dir = app.home.index(new.index), app.home.run(new.run)
+        return prepare(new, app.settings, index=index, run_dir=run_dir, policies=app.home.policies, report=report)
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of a product, which never shows a query."""
-        return product_encoder(settings)
+        return product_encoder(settings.product_prompts)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
         """Yield the environment with the retriever version that the run began with."""
-        yield open_resume_environment(app, run.index, app.home.run(run.run), index_version=run.index_version)
+        yield open_resume_environment(
+            app.home.index(run.index),
+            app.home.run(run.run),
+            app.settings.resume,
+            retriever=app.settings.retriever,
+            index_version=run.index_version,
+        )
 
     def rank(
         self,
@@ -80,20 +92,32 @@ class Resume:
         retriever. With "tuned-" before the policy, the retriever is first adapted to these texts for `retriever.steps`
         steps.
         """
+        index, settings = app.home.index(run.index), app.settings
         texts_of = policy.removeprefix(TUNED)
         held_out = given[0] if given else []
         if texts_of in TEXTS:
-            texts = texts_without_policy(app, run.index, texts_of, seed=run.seed, held_out=held_out)
+            texts = texts_without_policy(
+                index,
+                texts_of,
+                budget=settings.resume.summary,
+                prompts=settings.product_prompts,
+                seed=run.seed,
+                held_out=held_out,
+            )
         else:
-            texts = policy_texts(app, run, policy=texts_of, report=report, temperature=temperature)
-        name = app.settings.resume.retriever or first_retriever(app, run.index).name
+            run_dir = app.home.run(run.run)
+            texts = policy_texts(index, run_dir, run, policy=texts_of, report=report, temperature=temperature)
+        name = settings.resume.retriever or first_retriever(index, settings.retriever).name
         if policy.startswith(TUNED):
             name = adapt_to_texts(
-                app, run.index, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
+                index, settings.retriever, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
             ).name
-        return _searched(
-            app, run, name, texts, held_out_intents(app, run.index, given), top=top, settings=app.settings.vectors
+        sets = held_out_intents(app, run.index, given)
+        indexed = VectorIndex(
+            alias=f"{run.run}-vectors", installation=app.installation, engine=app.engine, settings=settings.vectors
         )
+        encoder = open_encoder(index, name, settings.retriever)
+        return _searched(index, encoder, texts, sets, top=top, indexed=indexed)
 
     @contextmanager
     def open_dev(
@@ -101,24 +125,27 @@ class Resume:
     ) -> Iterator[RankDev]:
         """Give the function that searches a version's summaries of the whole catalogue with the turn's retriever."""
         sets = dev_intents(app, run.index, queries_max, given)
-        in_memory = msgspec.structs.replace(app.settings.vectors, search="memory")  # An evaluator may write no index.
-        name = run.settings.resume.retriever or first_retriever(app, run.index).name
+        index, run_dir = app.home.index(run.index), app.home.run(run.run)
+        name = run.settings.resume.retriever or first_retriever(index, app.settings.retriever).name
 
         def rank(policy: str) -> list[Ranked]:
-            texts = policy_texts(app, run, policy=policy, report=report)
-            return _searched(app, run, name, texts, sets, top=TOP, settings=in_memory)
+            texts = policy_texts(index, run_dir, run, policy=policy, report=report)
+            encoder = open_encoder(index, name, app.settings.retriever)
+            return _searched(index, encoder, texts, sets, top=TOP, indexed=None)  # An evaluator may write no index.
 
         yield rank
 
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
         """Write the summary of every product, as the partner of the run's turn reads it, and return all of them."""
-        written = policy_summaries(app, run, policy=policy, report=report)
-        return stored_texts(app, run, written, policy=policy, choice=best_rewarded(app, run))
+        index, run_dir = app.home.index(run.index), app.home.run(run.run)
+        written = policy_summaries(index, run_dir, run, policy=policy, report=report)
+        return stored_texts(run_dir, written, policy=policy, choice=best_rewarded(index, run_dir, run))
 
     def check_premise(self, app: App, index: str, options: PremiseOptions, report: Report) -> PremiseFound:
         """Check that search works better on the random summaries with the highest rewards than on others."""
-        candidates, seed = options.candidates, options.seed
-        return check_premise(app, index, candidates=candidates, seed=seed, report=report).found()
+        return check_premise(
+            app.home.index(index), app.settings, candidates=options.candidates, seed=options.seed, report=report
+        ).found()
 
     def partner(self) -> Partner:
         """Return the bi-encoder that searches."""
@@ -126,30 +153,13 @@ class Resume:
 
 
 def _searched(
-    app: App,
-    run: RunSettings,
-    retriever: str,
+    index: IndexFolder,
+    encoder: StaticEncoder,
     texts: Mapping[str, str],
     sets: Sequence[HeldOut],
     *,
     top: int,
-    settings: VectorSettings,
+    indexed: VectorIndex | None,
 ) -> list[Ranked]:
     """Return each set's queries, searched with a version of the retriever among texts that stand for documents."""
-    encoder = open_encoder(app, run.index, retriever)
-    return [
-        ranked(
-            each,
-            dense_search(
-                app,
-                encoder,
-                texts,
-                each.queries,
-                index=run.index,
-                alias=f"{run.run}-vectors",
-                top=top,
-                settings=settings,
-            ),
-        )
-        for each in sets
-    ]
+    return [ranked(each, dense_search(index, encoder, texts, each.queries, top=top, indexed=indexed)) for each in sets]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from infra.app.app import App
+from infra.app.home import IndexFolder
+from learner.product_prompts import ProductPromptSettings
 from search_env.catalogue.corpora import Query
 from search_env.engine.index import load_documents
 from search_env.models.wordpieces import wordpiece_count
@@ -13,7 +13,7 @@ from search_env.queries.intents import load_intents
 from search_env.resume.answered import Answered, answered_queries
 from search_env.resume.environment import embedded_text
 from search_env.summaries.products import asked_keys, description_of, lead, product_of, random_values
-from search_env.summaries.reading import fit_values
+from search_env.summaries.reading import SummarySettings, fit_values
 from search_env.summaries.values import ProductValues
 from streams.errors import SettingsError
 
@@ -21,52 +21,54 @@ TEXTS = ("documents", "titles", "lead", "random", "key-prior")
 """Kinds of texts that can stand for documents without a policy."""
 
 
-def document_texts(directory: Path) -> dict[str, str]:
+def document_texts(index: IndexFolder) -> dict[str, str]:
     """Return the whole text of each document of an index, as the retriever reads it, by document id."""
-    products = map(product_of, load_documents(directory))
+    products = map(product_of, load_documents(index))
     return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
 
 
-def summarized_values(app: App, index: str, answered: Answered) -> ProductValues:
+def summarized_values(index: IndexFolder, answered: Answered, prompts: ProductPromptSettings) -> ProductValues:
     """Return the products of an index with the values that a summary chooses among, ordered as in prompts.
 
     answered: the training queries that count, without held-out texts.
     """
-    directory = app.home.index(index)
-    queries, _ = load_intents(directory.intents, "train")
+    queries, _ = load_intents(index.intents, "train")
     asked = asked_keys(query for query in queries if query.id in answered.queries)
-    return ProductValues(load_documents(directory), asked, order=app.settings.product_prompts.order)
+    return ProductValues(load_documents(index), asked, order=prompts.order)
 
 
-def summary_texts(directory: Path, summaries: Mapping[str, str]) -> dict[str, str]:
+def summary_texts(index: IndexFolder, summaries: Mapping[str, str]) -> dict[str, str]:
     """Return title and summary (if any) of each document of an index, by document id."""
     return {
-        document.id: embedded_text(document.title, summaries.get(document.id, ""))
-        for document in load_documents(directory)
+        document.id: embedded_text(document.title, summaries.get(document.id, "")) for document in load_documents(index)
     }
 
 
 def texts_without_policy(
-    app: App, index: str, kind: str, *, seed: int, held_out: Sequence[Query] = ()
+    index: IndexFolder,
+    kind: str,
+    *,
+    budget: SummarySettings,
+    prompts: ProductPromptSettings,
+    seed: int,
+    held_out: Sequence[Query] = (),
 ) -> dict[str, str]:
     """Return the texts that stand for documents without a policy, by document id.
 
-    Summaries fit the budget of `resume.summary`. Their values are those that the title lacks, as for a policy.
+    budget: of summaries, `resume.summary`. Their values are those that the title lacks, as for a policy.
     kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (random values), "key-prior"
     (the values whose attributes training queries ask for most, without RL).
     held_out: queries that no count may include. Raises SettingsError for any other kind.
     """
-    directory = app.home.index(index)
-    budget = app.settings.resume.summary
     if kind == "documents":
-        return document_texts(directory)
-    documents = load_documents(directory)
+        return document_texts(index)
+    documents = load_documents(index)
     if kind == "titles":
         made = {}
     elif kind == "lead":
         made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
     elif kind in ("random", "key-prior"):
-        values, made = summarized_values(app, index, answered_queries(directory, held_out)), {}
+        values, made = summarized_values(index, answered_queries(index, held_out), prompts), {}
         for each in documents:
             product = values.product(each.id)
             if kind == "random":
@@ -75,4 +77,4 @@ def texts_without_policy(
                 made[each.id] = fit_values(product, values.by_log(each.id), budget, wordpiece_count).text
     else:
         raise SettingsError(f"texts: expected documents, titles, lead, random or key-prior, got {kind!r}")
-    return summary_texts(directory, made)
+    return summary_texts(index, made)

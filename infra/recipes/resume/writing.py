@@ -3,53 +3,61 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
-from infra.app.app import App
+from infra.app.home import IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings
-from infra.recipes.product_requests import product_encoder
 from infra.recipes.resume.bi_encoders import open_encoder
 from infra.recipes.resume.texts import document_texts, summarized_values, summary_texts
-from infra.recipes.summarizing import Choice, summarize
+from infra.recipes.summarizing import Choice, Decoding, summarize
+from learner.retriever import RetrieverSettings
 from search_env.resume.answered import read_answered
-from search_env.resume.environment import ResumeEnvironment
+from search_env.resume.environment import ResumeEnvironment, ResumeEnvironmentSettings
 from streams.codec import content_sha256, encode
 from streams.events import Generation
 
 
 def policy_texts(
-    app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+    index: IndexFolder,
+    run_dir: RunFolder,
+    run: RunSettings,
+    *,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
 ) -> dict[str, str]:
     """Return each document's title with its summary by a version of the run's policy, by document id."""
-    summaries = policy_summaries(app, run, policy=policy, report=report, temperature=temperature)
-    return summary_texts(app.home.index(run.index), summaries)
+    summaries = policy_summaries(index, run_dir, run, policy=policy, report=report, temperature=temperature)
+    return summary_texts(index, summaries)
 
 
 def policy_summaries(
-    app: App, run: RunSettings, *, policy: str, report: Report, temperature: float = 0.0
+    index: IndexFolder,
+    run_dir: RunFolder,
+    run: RunSettings,
+    *,
+    policy: str,
+    report: Report,
+    temperature: float = 0.0,
 ) -> dict[str, str]:
     """Return the summary of each product that has values to choose from, by a version of the run's policy.
 
     With `alternation.samples` it is the best of that many samples, unless a temperature asks for a single one.
     """
-    answered = read_answered(app.home.run(run.run))
-    values = summarized_values(app.with_settings(run.settings), run.index, answered)
+    values = summarized_values(index, read_answered(run_dir), run.settings.product_prompts)
     products = [each for each in map(values.product, values.documents) if each.values]
+    choice = None if temperature else best_rewarded(index, run_dir, run)
     return summarize(
-        app,
+        run_dir,
         run,
         products,
-        encode=product_encoder(run.settings),
         budget=run.settings.resume.summary,
-        policy=policy,
+        decoding=Decoding(policy=policy, temperature=temperature, choice=choice),
         report=report,
-        temperature=temperature,
-        choice=None if temperature else best_rewarded(app, run),
     )
 
 
-def best_rewarded(app: App, run: RunSettings) -> Choice | None:
+def best_rewarded(index: IndexFolder, run_dir: RunFolder, run: RunSettings) -> Choice | None:
     """Return the rule that chooses a product's sample with the highest reward; None if `alternation.samples` is 0.
 
     The reward is the one that the run was begun with, whichever retriever searches now. Ties go by Δ.
@@ -60,9 +68,10 @@ def best_rewarded(app: App, run: RunSettings) -> Choice | None:
 
     @cache
     def environment() -> ResumeEnvironment:  # Opened at the first group, so not if all summaries are stored.
-        run_dir = app.home.run(run.run)
-        paid = app.with_settings(read_run_settings(run_dir).settings)
-        return open_resume_environment(paid, run.index, run_dir, index_version=run.index_version)
+        paid = read_run_settings(run_dir).settings
+        return open_resume_environment(
+            index, run_dir, paid.resume, retriever=paid.retriever, index_version=run.index_version
+        )
 
     def place(group: Generation) -> int:
         (reward,) = environment().score_many([(group, group.source, content_sha256(encode(group)))])
@@ -76,14 +85,21 @@ def best_rewarded(app: App, run: RunSettings) -> Choice | None:
     return Choice(f"best-of-{samples}", samples, place)
 
 
-def open_resume_environment(app: App, index: str, run_dir: Path, *, index_version: str) -> ResumeEnvironment:
-    """Return the environment that scores a run's groups. app: with the run's own settings."""
+def open_resume_environment(
+    index: IndexFolder,
+    run_dir: RunFolder,
+    settings: ResumeEnvironmentSettings,
+    *,
+    retriever: RetrieverSettings,
+    index_version: str,
+) -> ResumeEnvironment:
+    """Return the environment that scores a run's groups. settings, retriever: the run's own tables."""
     answered = read_answered(run_dir)
     return ResumeEnvironment(
-        open_encoder(app, index, app.settings.resume.retriever),
+        open_encoder(index, settings.retriever, retriever),
         index=index_version,
-        documents=document_texts(app.home.index(index)),
+        documents=document_texts(index),
         queries=answered.queries,
         answered=answered.by_document,
-        settings=app.settings.resume,
+        settings=settings,
     )
