@@ -33,7 +33,7 @@ from learner.policy import Policy, load_policy, save_policy
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
 from streams.clock import now_ms
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.descriptions import describe
 from streams.events import PolicyRef, Update
 from streams.refusals import RewardLimits
@@ -149,7 +149,7 @@ class Learner:
             disputed=result.disputed,
             positions=batch.positions,
             requests_consumed=batch.requests_consumed,
-            parent_update_sha256=content_sha256(encode(self.manifest.update)) if self.manifest.update else "",
+            parent_update_sha256=content_sha256(encode_event(self.manifest.update)) if self.manifest.update else "",
             parent_manifest_sha256=self.manifest_sha256,
             metrics=_metrics(result.metrics, [current.step - r.generation.policy.step for r in batch.fresh]),
             made_at_ms=now_ms(),

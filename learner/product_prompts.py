@@ -88,7 +88,7 @@ def product_prompt_text(tokenizer: Any, product: Product, settings: ProductPromp
     return text
 
 
-def encode_product_request(tokenizer: Any, request: Request, settings: ProductPromptSettings) -> list[int]:
+def tokenize_product_request(tokenizer: Any, request: Request, settings: ProductPromptSettings) -> list[int]:
     """Return the token ids of a request for text about a product.
 
     A request without a product is shown as an empty title; the environment then marks its texts as `failed`.

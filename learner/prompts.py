@@ -154,15 +154,15 @@ def prompt_text(tokenizer: Any, query: str, context: Context, settings: PromptSe
     return text
 
 
-def encode_prompt(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> list[int]:
+def tokenize_prompt(tokenizer: Any, query: str, context: Context, settings: PromptSettings) -> list[int]:
     """Return the token ids of the prompt as the policy reads it."""
     ids: list[int] = tokenizer(prompt_text(tokenizer, query, context, settings), add_special_tokens=False)["input_ids"]
     return ids
 
 
-def encode_request(tokenizer: Any, request: Request, settings: PromptSettings) -> list[int]:
+def tokenize_request(tokenizer: Any, request: Request, settings: PromptSettings) -> list[int]:
     """Return the token ids of a request for a query's expansions."""
-    return encode_prompt(tokenizer, request.query, request.context, settings)
+    return tokenize_prompt(tokenizer, request.query, request.context, settings)
 
 
 def render_answer(expansions: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ _window_decoder: msgspec.json.Decoder[WindowEvent] = msgspec.json.Decoder(Window
 E = TypeVar("E")
 
 
-def encode(event: Event | WindowEvent) -> bytes:
+def encode_event(event: Event | WindowEvent) -> bytes:
     """Return the event's bytes; the same event always gives the same bytes.
 
     Raises EventError if a number in it is NaN or infinite, or if the record would be too large to be read back.

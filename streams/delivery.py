@@ -27,7 +27,7 @@ from kafka.structs import OffsetAndMetadata
 
 from streams.clients import METADATA_SECONDS
 from streams.clock import now_ms
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.descriptions import describe
 from streams.errors import DeliveryError, EventError, TransientError
 from streams.events import DeadLetter, Event, Position
@@ -102,7 +102,7 @@ class Outbox:
             topic=topic_name(self._run, topic.kind),
             partition=partition if topic.partitioned else 0,
             key=topic.key(event).encode(),
-            value=encode(event),
+            value=encode_event(event),
         )
 
     def forward(

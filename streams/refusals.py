@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from streams.codec import content_sha256, decode, encode
+from streams.codec import content_sha256, decode, encode_event
 from streams.descriptions import describe
 from streams.errors import EventError
 from streams.events import Completion, Generation, Outcome, PolicyRef, Reward
@@ -124,7 +124,7 @@ def content_agrees(reward: Reward) -> bool:
     `unlike_source`. Only the source reveals a forger who rewrites both the generation and the hash.
     """
     try:
-        return content_sha256(encode(reward.generation)) == reward.content_sha256
+        return content_sha256(encode_event(reward.generation)) == reward.content_sha256
     except EventError:
         return False
 

@@ -12,7 +12,7 @@ import msgspec
 from kafka import TopicPartition
 
 from streams.clients import KafkaSettings
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import DeadLetter, Generation, Position
@@ -53,7 +53,7 @@ def prepare_resending(letter: DeadLetter) -> Resent:
             topic=event.source.topic,
             partition=event.source.partition,
             key=event.request.request_id.encode(),
-            value=encode(event.request),
+            value=encode_event(event.request),
             headers=headers,
             after=event.source.offset,
             asked_again=True,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from learner.batches import Batch, BatchAssembler, BatchSettings
-from streams.codec import content_sha256, decode, encode
+from streams.codec import content_sha256, decode, encode_event
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Reward, Update
 from streams.records import Received
 from streams.topics import topic_name, version_name
@@ -97,7 +97,7 @@ class FakeLog:
             requests_consumed=batch.requests_consumed,
             rejected={},
             disputed={},
-            parent_update_sha256=content_sha256(encode(self.chain[-1])) if self.chain else "",
+            parent_update_sha256=content_sha256(encode_event(self.chain[-1])) if self.chain else "",
             parent_manifest_sha256=_manifest_sha256(parent),
         )
         self.chain = [*self.chain, made]  # The checkpoint: from here on it is durable, announced or not.

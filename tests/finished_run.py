@@ -22,7 +22,7 @@ from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from storage.verification.account import Partition
 from storage.verification.verify import Topics
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import (
     DeadLetter,
     Event,
@@ -140,7 +140,7 @@ def write_run(
             )
         else:
             update = _as_older(update)
-        parent_update, consumed = content_sha256(encode(update)), update.requests_consumed
+        parent_update, consumed = content_sha256(encode_event(update)), update.requests_consumed
         recent = (*recent, *(each.group_id for each in rewards))
         manifest = Manifest(
             policy=update.policy,
@@ -198,7 +198,7 @@ def _answer(writer: _Writer, numbers: list[int], step: int, changed: Change) -> 
     for number in numbers:
         writer.add("requests", _request(number))
         if number == BURIED:
-            value = encode(_request(number))
+            value = encode_event(_request(number))
             source = Position(topic=topic_name(RUN, "requests"), partition=0, offset=number)
             writer.add(
                 "dead-letters",
@@ -220,7 +220,7 @@ def _answer(writer: _Writer, numbers: list[int], step: int, changed: Change) -> 
             changed(_outcome(outcome, number, index), number) for index, outcome in enumerate(made.outcomes)
         )
         made = msgspec.structs.replace(
-            made, generation=group, content_sha256=content_sha256(encode(group)), outcomes=outcomes
+            made, generation=group, content_sha256=content_sha256(encode_event(group)), outcomes=outcomes
         )
         writer.add("rewards", made)
         if number != DEV:

@@ -20,7 +20,7 @@ from learner.checkpoints import CURRENT
 from learner.generation import Encode
 from learner.learning import write_first_checkpoint
 from learner.policy import build_tiny
-from learner.product_prompts import encode_product_request
+from learner.product_prompts import tokenize_product_request
 from search_env.catalogue.attributes import document_attributes
 from search_env.catalogue.corpora import Document
 from search_env.engine.index import load_documents, load_manifest
@@ -94,7 +94,7 @@ class Distinction:
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt: title and numbered values."""
-        return partial(encode_product_request, settings=settings.product_prompts)
+        return partial(tokenize_product_request, settings=settings.product_prompts)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:

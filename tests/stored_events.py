@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import (
     Action,
     Completion,
@@ -90,7 +90,7 @@ def reward(number: int, *, step: int = 0, retry: int = 0, source_offset: int | N
         group_id=group.group_id,
         generation=group,
         source=Position(topic=topic_name(RUN, "generations"), partition=0, offset=offset),
-        content_sha256=content_sha256(encode(group)),
+        content_sha256=content_sha256(encode_event(group)),
         outcomes=tuple(outcome(chance) for _ in range(GROUP)),
         index="shop-1",
         relevance_model="gbdt-1",
@@ -162,7 +162,7 @@ def feedback(number: int) -> Feedback:
 def record(event: Event, offset: int, *, partition: int = 0) -> Received:
     """The event as it lies in its topic."""
     topic = BY_EVENT[type(event)]
-    return raw_record(topic.kind, offset, encode(event), partition=partition, key=topic.key(event).encode())
+    return raw_record(topic.kind, offset, encode_event(event), partition=partition, key=topic.key(event).encode())
 
 
 def raw_record(

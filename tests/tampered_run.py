@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest
 from storage.archive import ARCHIVE, SEGMENT_SCHEMA, file_sha256, find_segments
 from storage.ledger import LEDGER
-from streams.codec import content_sha256, decode, encode
+from streams.codec import content_sha256, decode, encode_event
 from streams.events import Event, Generation, Reward, Update
 from streams.records import Received
 from streams.topics import kind_of
@@ -87,7 +87,7 @@ class Tampered:
                 if isinstance(event, kind):
                     event = change(event)
                 if event is not None:
-                    found.append(msgspec.structs.replace(record, value=encode(event)))
+                    found.append(msgspec.structs.replace(record, value=encode_event(event)))
             return closed_up(found)
 
         self.rewrite(changed, **how)
@@ -152,7 +152,7 @@ def _rehashed(record: Received, at: dict[Any, bytes]) -> Received:
     source = decode(at[event.source])
     assert isinstance(source, Generation)
     event = msgspec.structs.replace(event, content_sha256=content_sha256(at[event.source]))
-    return msgspec.structs.replace(record, value=encode(event))
+    return msgspec.structs.replace(record, value=encode_event(event))
 
 
 def rechained(event: Update, change: Callable[[Update], Update], step: int) -> Update:

@@ -61,7 +61,7 @@ class IndexFolder(PosixPath):
         return self / "summary" / "cross-encoders"
 
     @property
-    def tuned(self) -> Path:
+    def adapted_encoders(self) -> Path:
         """Names of adapted versions of the cross-encoder, by what they were adapted to."""
         return self.cross_encoders / "tuned"
 

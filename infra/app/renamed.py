@@ -11,9 +11,38 @@ from streams.errors import SettingsError
 log = logging.getLogger(__name__)
 
 # Old path → new path, tables first.
-RENAMED = {"environment": "leser", "summary_environment": "relsum", "train.task": "train.recipe"}
+RENAMED = {
+    "environment": "leser",
+    "summary_environment": "relsum",
+    "train.task": "train.recipe",
+    "cross_encoder.tuning_rate": "cross_encoder.adapting_rate",
+}
 # By the new path: old value → new value.
 RENAMED_VALUES = {"train.recipe": {"expansion": "leser", "summary": "relsum"}}
+
+# Baselines, as `measure`, `search --texts` and plans name them; ReLSum's and ReSuMe's have one name now.
+RENAMED_ARMS = {
+    "first-tokens": "lead",
+    "documents": "description",
+    "titles": "title",
+    "key-prior": "key-counts",
+    "log-counts": "key-counts",
+    "log-counts-per-word": "key-counts-per-word",
+    "log-rates": "key-rates",
+}
+ADAPTED, OLD_ADAPTED = "adapted-", "tuned-"
+
+
+def arm_name(name: str) -> str:
+    """Return the name of a baseline or version by which recipes know it, and warn of an old one."""
+    prefix, of = "", name
+    for each in (ADAPTED, OLD_ADAPTED):
+        if name.startswith(each):
+            prefix, of = ADAPTED, name.removeprefix(each)
+    new = prefix + RENAMED_ARMS.get(of, of)
+    if new != name:
+        log.warning("the arm %s has the new name %s: please rename it", name, new)
+    return new
 
 
 def with_new_names(tables: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def alternate(
     """Train a summarizer and the reader of its summaries in turns, each on the other's newest version.
 
     \b
-    ReSuMe's reader is a dense retriever. ReLSum's reader is a cross-encoder; the paper keeps it frozen and names its
-    tuning as future work. Each turn trains the summarizer by GRPO against the reader of the previous turn (in a run
+    ReSuMe's reader is a dense retriever. ReLSum's reader is a cross-encoder; the paper keeps it frozen, and names its
+    training as future work. Each turn trains the summarizer by GRPO against the reader of the previous turn (in a run
     RUN-t1, RUN-t2 …), writes summaries, and adapts the reader to them. The turns end when dev queries gain no more.
 
     \b

@@ -10,7 +10,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.progress import progress
-from infra.commands.options import as_one
+from infra.commands.options import ArmChoice, as_one
 from search_env.catalogue.corpora import Query, write_run
 
 
@@ -21,7 +21,7 @@ class VectorOptions(msgspec.Struct, frozen=True, kw_only=True):
     texts: str
     retriever: str
     retriever_of: str | None
-    tune: int
+    adapt: int
     seed: int
 
 
@@ -36,8 +36,8 @@ vector_options = as_one(
     ),
     click.option(
         "--texts",
-        type=click.Choice(["documents", "titles", "lead", "random", "key-prior", "policy"]),
-        default="documents",
+        type=ArmChoice(["description", "title", "lead", "random", "key-counts", "policy"]),
+        default="description",
         show_default=True,
         help="By vectors: text that represents each document.",
     ),
@@ -46,7 +46,9 @@ vector_options = as_one(
         "--retriever-of", metavar="INDEX", help="By vectors: index on which the retriever was adapted. [--index]"
     ),
     click.option(
+        "--adapt",
         "--tune",
+        "adapt",
         type=click.IntRange(min=0),
         default=0,
         help="By vectors: number of steps to adapt the retriever to these texts first.",
@@ -56,7 +58,7 @@ vector_options = as_one(
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="By vectors: seed of the tuning and of --texts random.",
+        help="By vectors: seed of the adapting and of --texts random.",
     ),
 )
 
@@ -65,9 +67,9 @@ def check_vectors(vectors: VectorOptions, *, index: str, run_name: str | None) -
     """Raise UsageError for options that do not apply together."""
     if (vectors.texts == "policy") != (run_name is not None):
         raise click.UsageError("--run belongs to --texts policy: give both, or neither")
-    if vectors.tune and vectors.retriever_of not in (None, index):
+    if vectors.adapt and vectors.retriever_of not in (None, index):
         raise click.UsageError(
-            f"--tune adapts retrievers of --index {index}, not of --retriever-of {vectors.retriever_of}. Leave one of "
+            f"--adapt adapts retrievers of --index {index}, not of --retriever-of {vectors.retriever_of}. Leave one of "
             "the two out"
         )
 
@@ -116,10 +118,10 @@ def search_by_vectors(
             )
         retriever = running.settings.retriever
         name = vectors.retriever or first_retriever(made_on, retriever).name
-        if vectors.tune:
-            tuned = running.with_changes("--tune", {"retriever": {"steps": vectors.tune}}).settings.retriever
+        if vectors.adapt:
+            adapted = running.with_changes("--adapt", {"retriever": {"steps": vectors.adapt}}).settings.retriever
             name = adapt_to_texts(
-                folder, tuned, parent=name, texts=embedded, held_out=[], turn=1, seed=vectors.seed
+                folder, adapted, parent=name, texts=embedded, held_out=[], turn=1, seed=vectors.seed
             ).name
         indexed = VectorIndex(
             alias=f"{index}-dense-{vectors.texts}",

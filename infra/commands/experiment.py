@@ -55,7 +55,7 @@ def experiment(
     \b
     Example:
       searchloop experiment leser --index shop --queries judged.jsonl --qrels qrels.tsv
-      searchloop experiment relsum --index shop --seeds 0 --arm log-counts --arm GRPO
+      searchloop experiment relsum --index shop --seeds 0 --arm "key counts" --arm GRPO
       searchloop experiment relsum --index shop --arm "shuffled rewards" --baseline "before RL"
     """
     from infra.experiments.arms import begin, run_arms

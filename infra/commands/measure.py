@@ -14,6 +14,7 @@ from rich.table import Table
 
 from infra.app.app import App
 from infra.app.progress import Report, progress
+from infra.app.renamed import arm_name
 from infra.commands.judged import judged_options, read_judged
 from infra.commands.options import as_one
 
@@ -108,17 +109,14 @@ def measure(
 ) -> None:
     """Measure policy versions on their recipe's held-out sets, paired by query, with 95% intervals.
 
-    \b
-    POLICY is latest, a step, a version's name, or a baseline. The baselines are:
-    none, rm3, bo1, minilm, knn, shown for expansions;
-    title, first-tokens, random, idf, log-counts, log-counts-per-word, log-rates, doc2query, oracle, description for
-    summaries;
-    documents, titles, lead, random, key-prior for ReSuMe; the prefix tuned- first adapts the retriever to these texts.
-    A baseline needs no run: `:title`.
+    \b POLICY is latest, a step, a version's name, or a baseline. The baselines are: none, rm3, bo1, minilm, knn, shown
+    for expansions; title, lead, random, idf, key-counts, key-counts-per-word, key-rates, doc2query, oracle, description
+    for summaries; description, title, lead, random, key-counts for ReSuMe; the prefix adapted- first adapts the
+    retriever to these texts. A baseline needs no run: `:title`.
 
     \b
     Example:
-      searchloop measure relsum-shop-0:log-counts relsum-shop-0:latest --baseline relsum-shop-0:log-counts
+      searchloop measure relsum-shop-0:key-counts relsum-shop-0:latest --baseline relsum-shop-0:key-counts
       searchloop measure :description --recipe relsum --index shop --into rankings
     """
     from infra.app.layers import assignments_layer
@@ -145,7 +143,7 @@ def _run_and_policy(text: str) -> tuple[str, str]:
     run, colon, policy = text.partition(":")
     if not colon or not policy:
         raise click.UsageError(f"expected RUN:POLICY, such as relsum-shop-0:latest, got {text!r}")
-    return run, policy
+    return run, arm_name(policy)
 
 
 def _rank(

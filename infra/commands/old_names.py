@@ -76,7 +76,7 @@ def dense(
 
     \b
     Example:
-      searchloop search --by vectors --index shop --texts lead --tune 450 --queries test.jsonl --run-file lead.run
+      searchloop search --by vectors --index shop --texts lead --adapt 450 --queries test.jsonl --run-file lead.run
     """
     check_vectors(vectors, index=index, run_name=run_name)
     asked = [(load_queries(queries), Path(out)) for queries, out in pairs]

@@ -10,6 +10,8 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from infra.app.renamed import arm_name
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -68,3 +70,11 @@ def _given(context: click.Context, parameters: Collection[str]) -> list[str]:
 
 def _refuse(context: click.Context, text: str) -> NoReturn:
     raise click.UsageError(text, context)
+
+
+class ArmChoice(click.Choice[str]):
+    """A choice among names of arms that also takes their old names."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the new name of an arm."""
+        return super().convert(arm_name(value), param, ctx)

@@ -209,7 +209,7 @@ def search(
       searchloop search --index shop --queries q.jsonl --policy none --run-file raw.run
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
       searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
-      searchloop search --by vectors --index shop --texts lead --tune 450 --queries q.jsonl --run-file lead.run
+      searchloop search --by vectors --index shop --texts lead --adapt 450 --queries q.jsonl --run-file lead.run
       searchloop search --by vectors --index shop --texts policy --run resume-0-t3 --queries q.jsonl --run-file p.run
     """
     app: App = context.obj

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from infra.app.layers import read_toml
+from infra.app.renamed import arm_name
 from storage.evaluation.tables import RETRIEVAL_GAIN
 from streams.errors import SettingsError
 
@@ -104,6 +105,8 @@ def read_plan(
     """
     try:
         plan = msgspec.convert(read_toml(path), Plan)
+        arms_as_named = [msgspec.structs.replace(arm, search=arm_name(arm.search)) for arm in plan.arms]
+        plan = msgspec.structs.replace(plan, arms=tuple(arms_as_named))
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}") from error
     if baseline is not None:

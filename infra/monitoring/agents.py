@@ -31,7 +31,7 @@ from infra.runs.topics import make_derived_topics
 from storage.monitor.windows import EXPECTED, MonitorSettings, Windows
 from streams.clients import KafkaSettings, partitions_of
 from streams.clock import now_ms
-from streams.codec import RECORD_BYTES_MAX, decode_window, encode
+from streams.codec import RECORD_BYTES_MAX, decode_window, encode_event
 from streams.doors import kafka_context
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, VersionWindow, WindowEvent
@@ -140,7 +140,9 @@ def publish(windows: Windows, table: MutableMapping[bytes, bytes], *, truncated:
         key = name.encode()
         if event is None:
             table.pop(key, None)
-        elif table.get(key) != (value := encode(event)) and not (truncated and _lost_groups(table.get(key), event)):
+        elif table.get(key) != (value := encode_event(event)) and not (
+            truncated and _lost_groups(table.get(key), event)
+        ):
             table[key] = value
 
 

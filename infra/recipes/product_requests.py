@@ -8,14 +8,14 @@ from functools import partial
 from infra.app.home import IndexFolder
 from infra.recipes.recipe import Prepared
 from learner.generation import Encode
-from learner.product_prompts import ProductPromptSettings, encode_product_request
+from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from search_env.engine.index import load_manifest
 from streams.events import Product, Request
 
 
 def product_encoder(settings: ProductPromptSettings) -> Encode:
     """Return the prompt: a function from a tokenizer and a product's request to token ids. It never shows a query."""
-    return partial(encode_product_request, settings=settings)
+    return partial(tokenize_product_request, settings=settings)
 
 
 def prepared_products(index: IndexFolder, run: str, products: Sequence[Product]) -> Prepared:

@@ -20,7 +20,7 @@ from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_producer, partitions_of
 from streams.clock import now_ms
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.delivery import Outbox
 from streams.events import Context, Feedback, Request
 from streams.ranges import log_bounds, read_range
@@ -66,7 +66,7 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
                         topic=topic_name(into, topic.kind),
                         partition=count % partitions,
                         key=topic.key(event).encode(),
-                        value=encode(event),
+                        value=encode_event(event),
                         timestamp_ms=last_ms or now_ms(),
                     )
                 count += 1

@@ -28,7 +28,7 @@ from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
 from storage.recorded import Limits, Recorded, Window
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.errors import DeliveryError, EventError
 from streams.events import Generation, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text
@@ -295,7 +295,7 @@ def clean_request(record: Received) -> Received:
     query = clean_text(event.query, characters_max=QUERY_CHARACTERS_MAX)
     if query == event.query:
         return record
-    return msgspec.structs.replace(record, value=encode(msgspec.structs.replace(event, query=query)))
+    return msgspec.structs.replace(record, value=encode_event(msgspec.structs.replace(event, query=query)))
 
 
 def _generation(record: Received) -> Generation | None:

@@ -14,7 +14,7 @@ from learner.policy import PolicyError, weights_sha256
 from storage.verification.account import Finding, one_line
 from storage.verification.chain import Head
 from storage.verification.checkpoints import Kept, Told
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.errors import EventError
 
 NAME_BYTES_MAX = 256
@@ -96,7 +96,7 @@ def _sound(manifest: Manifest) -> Manifest:
     numbers = [manifest.policy.step, *([manifest.parent.step] if manifest.parent else [])]
     tables = [manifest.positions, manifest.requests_consumed, manifest.low_water]
     if manifest.update is not None:
-        encode(manifest.update)
+        encode_event(manifest.update)
         numbers += [manifest.update.policy.step, manifest.update.parent.step]
         tables += [manifest.update.positions, manifest.update.requests_consumed]
     numbers += [number for table in tables for pair in table.items() for number in pair]

@@ -16,7 +16,7 @@ from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.learning import Learner, LearnerSettings
 from learner.versions import LoadedVersion
 from search_env.environments import Environment
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import Position, Request, Update
 from streams.topics import topic_name
 
@@ -68,7 +68,7 @@ def run_loop(
             (
                 group,
                 Position(topic=topic_name(run, "generations"), partition=0, offset=start + index),
-                content_sha256(encode(group)),
+                content_sha256(encode_event(group)),
             )
             for index, group in enumerate(generations)
         ]

@@ -206,7 +206,7 @@ class PendingSearches:
         self._merge = merge
 
     def wait(self) -> list[Ranking | RetrievalError]:
-        """Return the outcome of each query, in order. Raises as `Retriever.try_many` does."""
+        """Return the outcome of each query, in order. Raises as `Searcher.try_many` does."""
         try:
             return self._merge([answer for batch in self._batches for answer in batch.result()])
         except BaseException:
@@ -219,7 +219,7 @@ class PendingSearches:
             batch.cancel()
 
 
-class Retriever:
+class Searcher:
     """Searches one index. Thread-safe. It owns a small thread pool, which `close` ends."""
 
     def __init__(self, client: Elasticsearch, index: str, settings: RetrievalSettings) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.term_matrices import Catalogue, gather_rows
-from search_env.engine.searching import Retriever
+from search_env.engine.searching import Searcher
 from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights
 from search_env.models.relevance import RelevanceModel
 from streams.descriptions import describe
@@ -61,10 +61,10 @@ class ContextBuilder:
     """Builds contexts on one index; the same query always gets the same context."""
 
     def __init__(
-        self, catalogue: Catalogue, retriever: Retriever, relevance: RelevanceModel, settings: ContextSettings
+        self, catalogue: Catalogue, searcher: Searcher, relevance: RelevanceModel, settings: ContextSettings
     ) -> None:
         self.catalogue = catalogue
-        self.retriever = retriever
+        self.searcher = searcher
         self.relevance = relevance
         self.settings = settings
         self.feedback = FeedbackTerms(catalogue)
@@ -78,7 +78,7 @@ class ContextBuilder:
         contexts: list[Context] = []
         for start in range(0, len(queries), BATCH_QUERIES):
             batch = queries[start : start + BATCH_QUERIES]
-            rankings = self.retriever.search_many(list(batch), size=self.settings.documents)
+            rankings = self.searcher.search_many(list(batch), size=self.settings.documents)
             scores = self.relevance.score_many([(q, r.ids) for q, r in zip(batch, rankings, strict=True)])
             for query, ranking, relevance in zip(batch, rankings, scores, strict=True):
                 contexts.append(self._context(query, ranking.ids, relevance.tolist()))

@@ -21,7 +21,7 @@ from search_env.engine.searching import (
     ExpandedQuery,
     PendingSearches,
     RetrievalError,
-    Retriever,
+    Searcher,
     expanded_query,
     search_body,
 )
@@ -70,17 +70,17 @@ class _Started(NamedTuple):
 class LeserEnvironment(ScoringEnvironment):
     """Scores groups on one index with one relevance model. Not thread-safe, because the relevance model is not."""
 
-    def __init__(self, retriever: Retriever, relevance: RelevanceModel, settings: LeserEnvironmentSettings) -> None:
+    def __init__(self, searcher: Searcher, relevance: RelevanceModel, settings: LeserEnvironmentSettings) -> None:
         super().__init__(
-            index=retriever.index,
+            index=searcher.index,
             relevance_model=relevance.name,
-            reward_sha256=reward_sha256(settings, retriever),
+            reward_sha256=reward_sha256(settings, searcher),
         )
-        self.retriever = retriever
+        self.searcher = searcher
         self.relevance = relevance
         self.settings = settings
         self.depth = max(settings.reward.relevance_depth, settings.reward.size_depth, settings.hits_logged)
-        self.search_body = _template(retriever, self.depth)
+        self.search_body = _template(searcher, self.depth)
         self._raw: OrderedDict[str, Ranking] = OrderedDict()
 
     def score(self, generation: Generation, source: Position, content_sha256: str) -> Reward:
@@ -139,7 +139,7 @@ class LeserEnvironment(ScoringEnvironment):
         for each in inputs:
             group = _Group(each, self._parsed(each[0]))
             needs = len(group.texts) + 1
-            if not chunks or searches + needs > self.retriever.settings.batch_searches:
+            if not chunks or searches + needs > self.searcher.settings.batch_searches:
                 chunks.append([])
                 searches = 0
             chunks[-1].append(group)
@@ -168,7 +168,7 @@ class LeserEnvironment(ScoringEnvironment):
                     wanted[ExpandedQuery(query, text.expansions)] = None
         new = [search for search in wanted if search not in asked]
         asked.update(new)
-        return _Started(chunk, new, self.retriever.start_many(new, size=self.depth))
+        return _Started(chunk, new, self.searcher.start_many(new, size=self.depth))
 
     def _relevance(
         self, chunk: list[_Group], found: dict[ExpandedQuery, Ranking | RetrievalError]
@@ -226,9 +226,9 @@ class LeserEnvironment(ScoringEnvironment):
         return self.reward(inputs, outcomes, raw_hits=hits, search_body=self.search_body)
 
 
-def reward_sha256(settings: LeserEnvironmentSettings, retriever: Retriever) -> str:
+def reward_sha256(settings: LeserEnvironmentSettings, searcher: Searcher) -> str:
     """Return the hash of everything except models on which a reward depends: formula, caps and search settings."""
-    searched = msgspec.structs.asdict(retriever.settings)
+    searched = msgspec.structs.asdict(searcher.settings)
     shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
     parts = [settings.reward, settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
@@ -243,8 +243,8 @@ def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...],
     return dict.fromkeys(text.expansions for text in texts if isinstance(text, ParsedExpansions))
 
 
-def _template(retriever: Retriever, depth: int) -> str:
-    settings = retriever.settings
+def _template(searcher: Searcher, depth: int) -> str:
+    settings = searcher.settings
     queries = expanded_query("{query}", ["{expansion 1}", "{expansion 2}"], settings)
     return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
 

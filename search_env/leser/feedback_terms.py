@@ -10,7 +10,7 @@ Both treat the first documents of the raw query as relevant, and weigh the terms
 Weights are scaled so that the best term has 1. One search combines the query and its terms:
 `Σ_query BM25 + weight · Σ_t w(t) · BM25(t)`. We differ from the papers in two ways. BM25 takes the place of a language
 model (RM3) or of a DFR model (Bo1). The query's own part keeps weight 1, so RM3's λ is 1 / (1 + weight) up to scale.
-`weight` is tuned for each method on `dev`.
+`weight` is chosen for each method on `dev`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking
 from search_env.catalogue.lexical import TermMatrix
 from search_env.catalogue.term_matrices import Catalogue, gather_rows
-from search_env.engine.searching import Body, Retriever, search_body, whole_query
+from search_env.engine.searching import Body, Searcher, search_body, whole_query
 from streams.descriptions import describe
 
 Floats = npt.NDArray[np.float64]
@@ -148,7 +148,7 @@ def feedback_query(
 
 
 def search_with_feedback(
-    retriever: Retriever,
+    searcher: Searcher,
     feedback: FeedbackTerms,
     method: Literal["bo1", "rm3"],
     queries: Sequence[str],
@@ -158,13 +158,13 @@ def search_with_feedback(
 ) -> list[Ranking]:
     """Return the rankings of a feedback baseline, from one round of raw searches and one of expanded searches.
 
-    Raises RetrievalError as `Retriever.search_many` does.
+    Raises RetrievalError as `Searcher.search_many` does.
     """
-    raw = retriever.search_many(list(queries), size=max(settings.documents, 1))
+    raw = searcher.search_many(list(queries), size=max(settings.documents, 1))
     bodies: list[Body] = []
     for query, ranking in zip(queries, raw, strict=True):
         top = Ranking(ranking.ids[: settings.documents], ranking.scores[: settings.documents])
         terms = feedback.terms(method, top.ids, top.scores, count=settings.terms)
-        asked = feedback_query(query, terms, weight=settings.weight, whole_boost=retriever.settings.whole_boost)
+        asked = feedback_query(query, terms, weight=settings.weight, whole_boost=searcher.settings.whole_boost)
         bodies.append(search_body(asked, size=size))
-    return retriever.search_bodies(bodies)
+    return searcher.search_bodies(bodies)

@@ -17,7 +17,7 @@ import numpy as np
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.searching import Retriever, search_body
+from search_env.engine.searching import Searcher, search_body
 from search_env.leser.feedback_terms import WeightedTerm, feedback_query
 from search_env.models.embeddings import EmbeddingSettings, KeptEmbedder, Progress
 from streams.descriptions import describe
@@ -72,7 +72,7 @@ class NearestTerms:
 
 
 def search_with_nearest_terms(
-    retriever: Retriever,
+    searcher: Searcher,
     nearest: NearestTerms,
     queries: Sequence[str],
     settings: NearestTermsSettings,
@@ -80,9 +80,9 @@ def search_with_nearest_terms(
     size: int,
     progress: Progress | None = None,
 ) -> list[Ranking]:
-    """Return the rankings of the baseline. Raises RetrievalError as `Retriever.search_many` does."""
-    whole = retriever.settings.whole_boost
-    return retriever.search_bodies(
+    """Return the rankings of the baseline. Raises RetrievalError as `Searcher.search_many` does."""
+    whole = searcher.settings.whole_boost
+    return searcher.search_bodies(
         [
             search_body(feedback_query(query, terms, weight=settings.weight, whole_boost=whole), size=size)
             for query, terms in zip(queries, nearest.terms(queries, progress), strict=True)

@@ -60,12 +60,12 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     served_words: Annotated[
         int,
         msgspec.Meta(ge=1, le=100),
-        describe("Number of words that the baseline `--policy knn` adds to a query, tuned on `dev`."),
+        describe("Number of words that the baseline `--policy knn` adds to a query, chosen on `dev`."),
     ] = 20
     served_weight: Annotated[
         float,
         msgspec.Meta(ge=0, le=10),
-        describe("Boost of the first word that the baseline `--policy knn` adds, tuned on `dev`."),
+        describe("Boost of the first word that the baseline `--policy knn` adds, chosen on `dev`."),
     ] = 1.0
 
 

@@ -35,10 +35,10 @@ class TextEncoder(Protocol):
 
     name: str
 
-    def encode_queries(self, texts: Sequence[str]) -> Floats:
+    def embed_queries(self, texts: Sequence[str]) -> Floats:
         """Return [n, E] unit vectors."""
 
-    def encode_documents(self, texts: Sequence[str]) -> Floats:
+    def embed_documents(self, texts: Sequence[str]) -> Floats:
         """Return [n, E] unit vectors of documents, or of the texts that represent them."""
 
     def token_count(self, text: str) -> int:
@@ -67,11 +67,11 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(tokens_max)
 
-    def encode_queries(self, texts: Sequence[str]) -> Floats:
+    def embed_queries(self, texts: Sequence[str]) -> Floats:
         """Return [n, E] unit vectors."""
         return self._encode(texts, queries=True)
 
-    def encode_documents(self, texts: Sequence[str]) -> Floats:
+    def embed_documents(self, texts: Sequence[str]) -> Floats:
         """Return [n, E] unit vectors."""
         return self._encode(texts, queries=False)
 
@@ -106,14 +106,14 @@ class RememberedVectors:
         if self._path is not None and self._path.exists():
             self._read(self._path)
 
-    def encode_documents(self, texts: Sequence[str]) -> Floats:
+    def embed_documents(self, texts: Sequence[str]) -> Floats:
         """Return [n, E] unit vectors; only texts that were not seen before are encoded."""
         keys = [content_key(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
-        self._vectors.update(zip(missing, self.encoder.encode_documents(list(missing.values())), strict=True))
+        self._vectors.update(zip(missing, self.encoder.embed_documents(list(missing.values())), strict=True))
         for key in keys:
             self._vectors.move_to_end(key)
-        found = np.stack([self._vectors[key] for key in keys]) if keys else self.encoder.encode_documents([])
+        found = np.stack([self._vectors[key] for key in keys]) if keys else self.encoder.embed_documents([])
         while len(self._vectors) > self._kept:
             self._vectors.popitem(last=False)
         return found

@@ -72,10 +72,10 @@ class CrossEncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     learning_rate: Annotated[
         float, msgspec.Meta(gt=0, le=0.1), describe("AdamW's learning rate for a new version.")
     ] = 2e-4
-    tuning_rate: Annotated[
+    adapting_rate: Annotated[
         float,
         msgspec.Meta(gt=0, le=0.1),
-        describe("AdamW's learning rate for tuning a version on summaries, with as many pairs and passes."),
+        describe("AdamW's learning rate for adapting a version to summaries, with as many pairs and passes."),
     ] = 1e-4
     batch_tokens: Annotated[
         int, msgspec.Meta(ge=64, le=65_536), describe("Tokens of one forward pass, padding included.")
@@ -99,7 +99,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     ece_before, ece_after: expected calibration error of σ(z) and of σ(scale·z + shift), ten bins of equal width (Guo et
     al. 2017, arXiv:1706.04599), on pairs that were not used in fitting. auc: area under the ROC curve on the same
-    pairs. parent: the version from which this one was tuned; "" if it was made from MiniLM.
+    pairs. parent: the version from which this one was adapted; "" if it was made from MiniLM.
     """
 
     version: str

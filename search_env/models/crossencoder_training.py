@@ -1,7 +1,7 @@
-"""Training of cross-encoders: from lessons and lists, tuning on summaries, and calibration on held-out pairs.
+"""Training of cross-encoders: from lessons and lists, adapting to summaries, and calibration on held-out pairs.
 
-The first cross-encoder is made from MiniLM's layers and lessons. A tuned one continues from another version, on texts
-that a policy writes: ReLSum's authors name this as the next step in their conclusion (arXiv:2508.08404).
+The first cross-encoder is made from MiniLM's layers and lessons. An adapted one continues from another version, on
+texts that a policy writes: ReLSum's authors name this as the next step in their conclusion (arXiv:2508.08404).
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def train_cross_encoder(
     return CrossEncoder(model, settings)
 
 
-def tune_cross_encoder(
+def adapt_cross_encoder(
     cross_encoder: CrossEncoder, pairs: Sequence[LabelledPair], settings: CrossEncoderSettings, report: Progress
 ) -> CrossEncoder:
     """Return another cross-encoder, trained further on these pairs and not calibrated yet."""
     model = cross_encoder.copied_model()
-    _learn(model, [pairs] * settings.epochs, settings, settings.tuning_rate, report)
+    _learn(model, [pairs] * settings.epochs, settings, settings.adapting_rate, report)
     return CrossEncoder(model, settings)
 
 

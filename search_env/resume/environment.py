@@ -73,7 +73,7 @@ class ResumeEnvironment(ScoringEnvironment):
         self._documents = documents
         self._query_ids = sorted(queries)
         self._rows = {query: row for row, query in enumerate(self._query_ids)}
-        self._queries = encoder.encode_queries([queries[query] for query in self._query_ids])  # [Q, E]
+        self._queries = encoder.embed_queries([queries[query] for query in self._query_ids])  # [Q, E]
         self._answered = {document: tuple(sorted(ids)) for document, ids in answered.items()}
         self._vectors = RememberedVectors(encoder)
         self._long = msgspec.structs.replace(settings.summary, tokens_max=512)
@@ -107,7 +107,7 @@ class ResumeEnvironment(ScoringEnvironment):
         count = self._encoder.token_count
         read = [read_summary(text, product, self.settings.summary, count) for text in written]
         texts = [embedded_text(product.title, each.text) for each in read if isinstance(each, ParsedSummary)]
-        vectors = self._vectors.encode_documents([self._documents[product.document_id], *texts])
+        vectors = self._vectors.embed_documents([self._documents[product.document_id], *texts])
         near, far = self._queries[positives] @ vectors.T, self._queries[negatives] @ vectors.T  # [q, 1 + texts]
         if not (np.isfinite(near).all() and np.isfinite(far).all()):
             return all_failed([False] * len(written), f"retriever {self._encoder.name}: a cosine is not finite")

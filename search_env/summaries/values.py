@@ -56,17 +56,17 @@ class ProductValues:
         """Return the keys of the product's values, in their order."""
         return tuple(each.key for each in self._product(document_id)[1])
 
-    def by_log(self, document_id: str) -> list[int]:
+    def by_key_counts(self, document_id: str) -> list[int]:
         """Return the order by the query log's count of the key, highest first (ties in the document's order)."""
         return self._numbers(document_id, self._by_log(self._beside(document_id)))
 
-    def by_log_per_word(self, document_id: str) -> list[int]:
+    def by_key_counts_per_word(self, document_id: str) -> list[int]:
         """Return the order by the log's count of the key divided by the value's number of words, highest first."""
         values, keys = self.product(document_id).values, self.keys(document_id)
         worth = [-self.counts.get(k, 0) / len(v.split()) for k, (_, v) in zip(keys, values, strict=True)]
-        return sorted(self.by_log(document_id), key=lambda number: worth[number - 1])
+        return sorted(self.by_key_counts(document_id), key=lambda number: worth[number - 1])
 
-    def by_rate(self, document_id: str) -> list[int]:
+    def by_key_rates(self, document_id: str) -> list[int]:
         """Return the order by the log's count of the key divided by the number of products with it, highest first.
 
         A count says how often a key is asked for over all products; a rate says how often for a product that has it. A
@@ -98,7 +98,7 @@ class ProductValues:
     def asked(self, document_id: str, keys: Sequence[str]) -> list[int]:
         """Return the order with values of these keys first, then by the log: the choice of a summary for one query."""
         mine = self.keys(document_id)
-        return sorted(self.by_log(document_id), key=lambda number: mine[number - 1] not in keys)
+        return sorted(self.by_key_counts(document_id), key=lambda number: mine[number - 1] not in keys)
 
     def description(self, document_id: str) -> str:
         """Return the catalogue's whole content beside the title: the text and all values with their names."""
@@ -118,7 +118,7 @@ class ProductValues:
         that the log asks for, so the best guesses come directly from these: two-value queries in the log's order.
         """
         values = self.product(document_id).values
-        spoken = [values[number - 1][1] for number in self.by_log(document_id)]
+        spoken = [values[number - 1][1] for number in self.by_key_counts(document_id)]
         pairs = [f"{one} {other}" for one, other in zip(spoken[0::2], spoken[1::2], strict=False)]
         return " ".join(pairs)
 

@@ -14,7 +14,7 @@ import msgspec
 from storage.log import Log
 from storage.verification.account import Finding, place
 from storage.verification.asking import each
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import PolicyRef, Update
 from streams.topics import version_name
 
@@ -216,8 +216,8 @@ def _unannounced(update: Update) -> Link:
         parent=update.parent,
         positions=update.positions,
         requests_consumed=update.requests_consumed,
-        sha256=content_sha256(encode(update)),
-        event_sha256=content_sha256(encode(update)),
+        sha256=content_sha256(encode_event(update)),
+        event_sha256=content_sha256(encode_event(update)),
         parent_update_sha256=_said(update.parent_update_sha256),
         parent_manifest_sha256=_said(update.parent_manifest_sha256),
     )

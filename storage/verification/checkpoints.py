@@ -10,7 +10,7 @@ from storage.log import Log
 from storage.verification.account import Finding
 from storage.verification.asking import each
 from storage.verification.chain import Chain
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import PolicyRef, Update, fates_of
 from streams.topics import version_name
 
@@ -110,7 +110,7 @@ def _told_wrong(told: Told, updates: dict[PolicyRef, str | None], *, hashed: boo
         if getattr(told, name) != getattr(update, name):
             wrong.append(f"its {name} are {getattr(told, name)}, its update's {getattr(update, name)}")
     logged = updates.get(told.policy)
-    if logged is not None and content_sha256(encode(update)) != logged:
+    if logged is not None and content_sha256(encode_event(update)) != logged:
         wrong.append("its update is not the one in the log")
     taken = {group for of in fates_of(update).values() for group in of}
     if not hashed and not taken <= set(told.recent_groups):

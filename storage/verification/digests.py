@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from storage.entries import Entry
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.errors import EventError
 from streams.events import Event, Generation, Request, Reward, Update
 from streams.ids import group_id
@@ -90,7 +90,7 @@ def _row(entry: Entry, terms: KnownRun | None) -> Row:
 def _sha256(event: Event) -> str | None:
     """Return the hash of an event in our encoding; None if we cannot encode the event, such as with infinities."""
     try:
-        return content_sha256(encode(event))
+        return content_sha256(encode_event(event))
     except EventError:
         return None
 

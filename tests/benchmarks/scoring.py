@@ -40,7 +40,7 @@ from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
-from search_env.engine.searching import ANSWER_FILTER, RetrievalSettings, Retriever, expanded_query, search_body
+from search_env.engine.searching import ANSWER_FILTER, RetrievalSettings, Searcher, expanded_query, search_body
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.models.relevance import GbdtRelevance
 from search_env.models.relevance_training import GbdtSettings, train_gbdt
@@ -77,7 +77,7 @@ def main() -> None:
         client = connect(ElasticsearchSettings(url=url))
         name = f"bench-{uuid.uuid4().hex[:8]}"
         version = build_index(client, name, documents, installation="test")
-        retriever = Retriever(client, version.name, RetrievalSettings())
+        retriever = Searcher(client, version.name, RetrievalSettings())
         seconds: dict[str, list[float]] = {"raw": [], "environment": []}
         processor: dict[str, list[float]] = {"raw": [], "environment": []}
         try:

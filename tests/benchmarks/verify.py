@@ -30,7 +30,7 @@ from storage.log import open_log
 from storage.sink import Sink
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, verify_log
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import Completion, Generation, Outcome, Position, Request, Reward, Sampling, Update
 from streams.ids import group_id
 from streams.records import Received
@@ -65,7 +65,7 @@ def group(number: int) -> tuple[Request, Generation, Reward]:
         group_id=generation.group_id,
         generation=generation,
         source=Position(topic=topic_name(RUN, "generations"), partition=0, offset=number),
-        content_sha256=content_sha256(encode(generation)),
+        content_sha256=content_sha256(encode_event(generation)),
         outcomes=tuple(Outcome(status="scored", valid=True, reward=value) for value in (0.25, number % 7 + 1.0)),
         index="i-1",
         relevance_model="gbdt-1",
@@ -92,7 +92,7 @@ def batches(updates: int) -> Iterator[list[Received]]:
             parent_update_sha256=parent,
             parent_manifest_sha256=f"{step - 1:064x}",
         )
-        parent = content_sha256(encode(update))
+        parent = content_sha256(encode_event(update))
         announced = msgspec.structs.replace(version(step, of=update), manifest_sha256=f"{step:064x}")
         yield [
             *(record(event, number) for number, events in zip(numbers, events, strict=True) for event in events),

@@ -20,7 +20,7 @@ from infra.runs.environments import open_environment
 from infra.runs.living import living_workers
 from infra.services.local import Endpoints
 from storage.log import open_log
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import DeadLetter, Generation, Position, Reward
 from tests.fault_proxy import FaultProxy, Mode, fault_proxy
 from tests.faults.progress import watched
@@ -152,4 +152,4 @@ def compare(app: App, run: str) -> Answers:
 
 
 def _input(position: Position, group: Generation) -> tuple[Generation, Position, str]:
-    return group, position, content_sha256(encode(group))
+    return group, position, content_sha256(encode_event(group))

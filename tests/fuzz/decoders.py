@@ -41,7 +41,7 @@ from storage.archive import find_segments, read_segment
 from storage.errors import StorageError
 from storage.ledger import LEDGER, build_batch
 from storage.sink import Sink
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.errors import DeliveryError, EventError, InputError, SearchloopError, SettingsError
 from streams.events import DeadLetter, Feedback, Position
 from streams.record_batches import BatchBuilder, body_of, read_records
@@ -298,7 +298,7 @@ def file_of_events(path: Path, load: Callable[[], Iterable[msgspec.Struct]]) -> 
 
     def read(value: bytes | None) -> str:
         path.write_bytes(value or b"")
-        return refused(lambda: [encode(event) for event in load()], InputError)  # type: ignore[arg-type]
+        return refused(lambda: [encode_event(event) for event in load()], InputError)  # type: ignore[arg-type]
 
     return read
 

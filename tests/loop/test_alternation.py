@@ -36,7 +36,7 @@ from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Document, Query, read_run, write_queries
 from search_env.engine.index import load_manifest
 from search_env.resume.answered import read_answered
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.errors import SettingsError
 from streams.events import Request
 from streams.topics import version_name
@@ -44,7 +44,7 @@ from tests.commands import command, environment
 from tests.loop.conftest import SMALL, quiet
 
 
-def test_summariser_and_retriever_take_turns_and_go_on_where_they_stopped(small_world: App) -> None:
+def test_summarizer_and_retriever_take_turns_and_go_on_where_they_stopped(small_world: App) -> None:
     settings = msgspec.structs.replace(
         SMALL,
         train=TrainSettings(recipe="resume"),
@@ -143,7 +143,7 @@ def test_the_best_of_several_samples_stands_for_each_product_and_each_turn_adapt
     for product, group in zip(products, groups, strict=True):
         place = choice.place(group)
         if product.document_id in asked:
-            (reward,) = environment.score_many([(group, group.source, content_sha256(encode(group)))])
+            (reward,) = environment.score_many([(group, group.source, content_sha256(encode_event(group)))])
             paid = [outcome.reward or 0.0 for outcome in reward.outcomes]
             assert paid[place] == max(paid)
             places.add(place)

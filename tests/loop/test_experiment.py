@@ -131,8 +131,8 @@ updates = 2
 samples = 200
 measures = ["RR@10"]
 [[arms]]
-name = "tuned"
-search = "tuned-lead"
+name = "adapted"
+search = "adapted-lead"
 [[arms]]
 name = "untaught"
 search = "0"
@@ -184,7 +184,7 @@ def test_turns_are_ranked_with_the_retriever_that_they_ended_with(
     )
     app = small_world.with_settings(settings)
     results = ranked_once(app, TURNS, tmp_path, unique_name)
-    assert [[arm.name for arm in each.arms] for each in results.sets] == [["tuned", "untaught", "turns"]] * len(
+    assert [[arm.name for arm in each.arms] for each in results.sets] == [["adapted", "untaught", "turns"]] * len(
         results.sets
     )
     turn = read_alternation(app.home.run(f"{unique_name}-turns-0") / STATE_FILE).best

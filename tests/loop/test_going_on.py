@@ -17,7 +17,7 @@ from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
 from streams.clients import connect_admin, connect_producer, create_topics, partitions_of
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Request
 from streams.lag import end_offsets
@@ -107,7 +107,7 @@ def test_a_partition_that_is_added_to_the_requests_is_followed_by_every_worker(s
         with outbox_to(app, run) as outbox:
             for number in range(8):
                 request = asked(prepared, number, split="train")
-                outbox.forward(topic=topic_name(run, "requests"), partition=1, key=b"key", value=encode(request))
+                outbox.forward(topic=topic_name(run, "requests"), partition=1, key=b"key", value=encode_event(request))
             outbox.flush()
 
     adder = threading.Thread(target=add_one)

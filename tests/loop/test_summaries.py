@@ -106,7 +106,7 @@ def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, Trai
     rankings = {name: rank_run(app, kept, policy=name, given=None, report=quiet) for name in (*ARMS, "0", "latest")}
     [tail] = measure_rankings(
         rankings,
-        baseline="log-counts",
+        baseline="key-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=200),
         report=quiet,
     )
@@ -115,7 +115,7 @@ def test_policy_and_arms_are_measured_on_the_same_lists(learned: tuple[App, Trai
     assert tail.evaluation.queries == 30
 
 
-def test_summariser_and_cross_encoder_take_turns(learned: tuple[App, TrainingSummary]) -> None:
+def test_summarizer_and_cross_encoder_take_turns(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
     settings = msgspec.structs.replace(
         app.settings, alternation=AlternationSettings(turns_max=2, updates=2, patience=5, begin="random")
@@ -142,7 +142,7 @@ def test_summariser_and_cross_encoder_take_turns(learned: tuple[App, TrainingSum
         assert paid == [(f"cross-encoder-{turn.scored_by}",)]
 
 
-def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tuple[App, TrainingSummary]) -> None:
+def test_a_ranker_is_adapted_once_on_what_an_arm_or_a_version_writes(learned: tuple[App, TrainingSummary]) -> None:
     app, _ = learned
     kept = read_run_settings(app.home.run("summaries"))
 
@@ -151,12 +151,12 @@ def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tupl
 
     versions = app.home.index("small").cross_encoders
     before = {path.name for path in versions.iterdir()}
-    tuned = {policy: ranked(policy) for policy in ("tuned-log-counts", "tuned-latest")}
+    adapted = {policy: ranked(policy) for policy in ("adapted-key-counts", "adapted-latest")}
     made = {path.name for path in versions.iterdir()} - before - {"tuned"}
     assert len(made) == 2
-    assert all(ranked(policy) == found for policy, found in tuned.items())
-    assert {path.name for path in versions.iterdir()} - before - {"tuned"} == made, "it was tuned again"
-    assert tuned["tuned-latest"] != ranked("latest")
+    assert all(ranked(policy) == found for policy, found in adapted.items())
+    assert {path.name for path in versions.iterdir()} - before - {"tuned"} == made, "it was adapted again"
+    assert adapted["adapted-latest"] != ranked("latest")
     # Read with that version by name, the same summaries rank the same.
     by_name = [
         rank_run(app, kept, policy="latest", given=None, changes={"cross_encoder": {"version": name}}, report=quiet)[
@@ -164,7 +164,7 @@ def test_a_ranker_is_tuned_once_on_what_an_arm_or_a_version_writes(learned: tupl
         ].run
         for name in made
     ]
-    assert tuned["tuned-latest"] in by_name
+    assert adapted["adapted-latest"] in by_name
 
 
 def test_the_premise_is_checked_before_training(learned: tuple[App, TrainingSummary]) -> None:

@@ -20,7 +20,7 @@ from streams.clients import (
     connection_options,
     create_topics,
 )
-from streams.codec import RECORD_BYTES_MAX, decode, encode
+from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox, commit, decode_or_bury, poll
 from streams.errors import EventError
 from streams.events import DeadLetter, Event, Request
@@ -83,7 +83,7 @@ def test_each_bad_record_is_one_dead_letter_with_its_bytes_and_the_stream_moves_
     )
     admin.close()
     create_topics(kafka, unique_name)
-    good = encode(request(1))
+    good = encode_event(request(1))
     values = [value for bad in RECORDS for value in (bad, good)]
     produce(kafka, topic, [*values, TOO_LARGE_FOR_A_LETTER, good])
     producer = connect_producer(kafka, client_id="test")

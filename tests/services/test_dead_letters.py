@@ -20,7 +20,7 @@ from infra.services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.errors import SettingsError
 from streams.events import DeadLetter, Generation, Position
@@ -57,7 +57,7 @@ def letters_of(run: str) -> list[DeadLetter]:
     return [
         letter(run, "requests", 0, b"{bad\x1b[31m", stage="generator", error="not an event: bad JSON"),
         letter(run, "requests", 1, None, stage="generator", error="expected an event, got an empty record"),
-        letter(run, "generations", 4, encode(asked_at(run, "requests")), stage="environment", error="down"),
+        letter(run, "generations", 4, encode_event(asked_at(run, "requests")), stage="environment", error="down"),
     ]
 
 
@@ -68,7 +68,7 @@ def recorded(run: str, letters: list[DeadLetter], *, now_ms: int) -> list[Receiv
             position=Position(topic=topic_name(run, "dead-letters"), partition=0, offset=offset),
             timestamp_ms=now_ms - (len(letters) - 1 - offset) * HOUR_MS,
             key=b"k",
-            value=encode(each),
+            value=encode_event(each),
         )
         for offset, each in enumerate(letters)
     ]
@@ -179,7 +179,7 @@ def test_a_group_that_has_failed_is_asked_again_as_a_new_request(
     (after,) = log_bounds(sent, [target]).values()
     assert after[1] == before[1] + 1
     (record,) = read_range(sent, target, before[1], after[1], client_id="test")
-    assert record.value == encode(request(2)) and record.key == b"request-2"
+    assert record.value == encode_event(request(2)) and record.key == b"request-2"
 
 
 def test_a_letter_writes_to_no_topic_of_another_run_and_to_no_partition_that_is_not_there(
@@ -191,10 +191,22 @@ def test_a_letter_writes_to_no_topic_of_another_run_and_to_no_partition_that_is_
     mine = letter(unique_name, "requests", 0, b"{bad", stage="generator", error="bad")
     forged = [
         letter(other, "requests", 0, b"{bad", stage="generator", error="bad"),
-        letter(unique_name, "generations", 4, encode(elsewhere), stage="environment", error="down"),
-        letter(unique_name, "generations", 3, encode(asked_at(unique_name, "rewards")), stage="environment", error="d"),
+        letter(unique_name, "generations", 4, encode_event(elsewhere), stage="environment", error="down"),
         letter(
-            unique_name, "generations", 2, encode(asked_at(unique_name, "requests", 7)), stage="environment", error="d"
+            unique_name,
+            "generations",
+            3,
+            encode_event(asked_at(unique_name, "rewards")),
+            stage="environment",
+            error="d",
+        ),
+        letter(
+            unique_name,
+            "generations",
+            2,
+            encode_event(asked_at(unique_name, "requests", 7)),
+            stage="environment",
+            error="d",
         ),
         *(
             msgspec.structs.replace(mine, source=Position(topic=topic, partition=partition, offset=0))

@@ -12,7 +12,7 @@ from kafka import TopicPartition
 
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
-from search_env.engine.searching import RetrievalSettings, Retriever
+from search_env.engine.searching import RetrievalSettings, Searcher
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.workers import run_environment
 from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics
@@ -47,7 +47,7 @@ def group(number: int) -> Generation:
 def environment(url: str, index: str) -> Iterator[LeserEnvironment]:
     settings = ElasticsearchSettings(url=url, retries_max=1, backoff_first_seconds=0.01, timeout_seconds=5.0)
     client = connect(settings)
-    retriever = Retriever(client, index, QUICK)
+    retriever = Searcher(client, index, QUICK)
     yield LeserEnvironment(retriever, TeacupsAreMugs(), LeserEnvironmentSettings())
     retriever.close()
     client.close()

@@ -12,12 +12,12 @@ from search_env.catalogue.corpora import Document
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
-from search_env.engine.searching import EngineUnavailable, RetrievalSettings, Retriever
+from search_env.engine.searching import EngineUnavailable, RetrievalSettings, Searcher
 from search_env.leser.context import ContextBuilder, ContextSettings
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.leser.reward import LeserSettings, SetMeasurements, leser_reward
 from search_env.models.relevance import Floats, Pairs
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Reward, Sampling
 from tests.engine_fakes import fake_engine, hits, responses
 
@@ -84,7 +84,7 @@ def generation(query: str, *texts: str, number: int = 0) -> Generation:
 
 def inputs(*groups: Generation) -> list[tuple[Generation, Position, str]]:
     return [
-        (group, Position(topic="generations", partition=0, offset=place), content_sha256(encode(group)))
+        (group, Position(topic="generations", partition=0, offset=place), content_sha256(encode_event(group)))
         for place, group in enumerate(groups)
     ]
 
@@ -94,10 +94,10 @@ def answer(*expansions: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def retriever(local_services: object) -> Iterator[Retriever]:
+def retriever(local_services: object) -> Iterator[Searcher]:
     client = connect(ElasticsearchSettings(url=local_services.elasticsearch))  # type: ignore[attr-defined]
     version = build_index(client, "test-environment", products(), installation="test")
-    made = Retriever(client, version.name, RetrievalSettings())
+    made = Searcher(client, version.name, RetrievalSettings())
     yield made
     made.close()
     client.indices.delete(index=version.name)
@@ -105,7 +105,7 @@ def retriever(local_services: object) -> Iterator[Retriever]:
 
 
 @pytest.fixture
-def environment(retriever: Retriever) -> LeserEnvironment:
+def environment(retriever: Searcher) -> LeserEnvironment:
     return LeserEnvironment(
         retriever, TeacupsAreMugs(), LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=10))
     )
@@ -157,7 +157,7 @@ def test_another_language_or_the_query_itself_earns_what_saying_nothing_earns(
 
 
 def test_every_reward_can_be_worked_out_again_from_its_event(
-    environment: LeserEnvironment, retriever: Retriever
+    environment: LeserEnvironment, retriever: Searcher
 ) -> None:
     settings = LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=10, size_depth=15), hits_logged=15)
     small = LeserEnvironment(retriever, TeacupsAreMugs(), settings)
@@ -181,7 +181,7 @@ def test_every_reward_can_be_worked_out_again_from_its_event(
         assert outcome.components == pytest.approx(components)
 
 
-def test_the_event_carries_what_an_audit_asks_for(environment: LeserEnvironment, retriever: Retriever) -> None:
+def test_the_event_carries_what_an_audit_asks_for(environment: LeserEnvironment, retriever: Searcher) -> None:
     group = generation("red mug", answer("teacup"))
     ((_, source, digest),) = inputs(group)
     reward = environment.score(group, source, digest)
@@ -193,19 +193,19 @@ def test_the_event_carries_what_an_audit_asks_for(environment: LeserEnvironment,
     assert first == {"query": "{expansion 1}", "boost": 1.0}
     assert second == {"query": "{expansion 2}", "boost": 0.707107}
     assert whole == {"query": "{query}", "operator": "and", "boost": 20.0}
-    assert encode(reward) == encode(environment.score(group, source, digest))
+    assert encode_event(reward) == encode_event(environment.score(group, source, digest))
     other = LeserEnvironment(
         retriever, TeacupsAreMugs(), LeserEnvironmentSettings(reward=LeserSettings(size_weight=0.5))
     )
     assert other.reward_sha256 != environment.reward_sha256
 
 
-def test_many_groups_at_once_get_what_each_gets_alone(retriever: Retriever) -> None:
+def test_many_groups_at_once_get_what_each_gets_alone(retriever: Searcher) -> None:
     groups = [
         generation(f"{colour} {kind}", answer("teacup"), answer(kind, "kitchen"), answer(), "x", number=number)
         for number, (colour, kind) in enumerate((c, k) for c in COLOURS for k in [*KINDS, "mug"])
     ]
-    few = Retriever(retriever.client, retriever.index, RetrievalSettings(batch_searches=7, in_flight=3))
+    few = Searcher(retriever.client, retriever.index, RetrievalSettings(batch_searches=7, in_flight=3))
     together = LeserEnvironment(few, TeacupsAreMugs(), LeserEnvironmentSettings(raw_queries_kept=2)).score_many(
         inputs(*groups)
     )
@@ -221,7 +221,7 @@ def test_no_groups_give_no_rewards(environment: LeserEnvironment) -> None:
     assert environment.score_many([]) == []
 
 
-def test_only_the_documents_that_count_are_scored(retriever: Retriever) -> None:
+def test_only_the_documents_that_count_are_scored(retriever: Searcher) -> None:
     relevance = TeacupsAreMugs()
     settings = LeserEnvironmentSettings(reward=LeserSettings(relevance_depth=5))
     LeserEnvironment(retriever, relevance, settings).score_many(
@@ -244,7 +244,7 @@ def test_one_failed_search_fails_its_candidate_and_not_its_neighbours() -> None:
     with fake_engine(script) as engine:
         client = connect(ElasticsearchSettings(url=engine.url))
         broken = LeserEnvironment(
-            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
+            Searcher(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
         )
         group = generation("red mug", answer("teacup"), answer("cup"), "rubbish")
         (reward,) = broken.score_many(inputs(group))
@@ -266,7 +266,7 @@ def test_an_engine_that_is_down_decides_nothing_and_giving_up_is_failed() -> Non
     with fake_engine(lambda number, bodies: (503, b"{}")) as engine:
         client = connect(ElasticsearchSettings(url=engine.url, retries_max=0))
         down = LeserEnvironment(
-            Retriever(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
+            Searcher(client, "i-1", RetrievalSettings()), TeacupsAreMugs(), LeserEnvironmentSettings()
         )
         groups = inputs(generation("red mug", answer("teacup"), "rubbish"))
         with pytest.raises(EngineUnavailable):
@@ -278,7 +278,7 @@ def test_an_engine_that_is_down_decides_nothing_and_giving_up_is_failed() -> Non
         client.close()
 
 
-def test_contexts_come_from_relevant_documents_and_repeat_nothing(retriever: Retriever) -> None:
+def test_contexts_come_from_relevant_documents_and_repeat_nothing(retriever: Searcher) -> None:
     catalogue = Catalogue(products())
     builder = ContextBuilder(catalogue, retriever, TeacupsAreMugs(), ContextSettings(relevance_min=0.4))
     context, nothing, again = builder.build_contexts(["red kitchen", "unheardof", "red kitchen"])
@@ -290,7 +290,7 @@ def test_contexts_come_from_relevant_documents_and_repeat_nothing(retriever: Ret
     assert (nothing.terms, nothing.attributes, nothing.documents) == ((), (), 0)
 
 
-def test_a_context_falls_back_to_the_best_few_where_nothing_is_relevant(retriever: Retriever) -> None:
+def test_a_context_falls_back_to_the_best_few_where_nothing_is_relevant(retriever: Searcher) -> None:
     settings = ContextSettings(relevance_min=1.0, documents_min=2)
     builder = ContextBuilder(Catalogue(products()), retriever, TeacupsAreMugs(), settings)
     assert builder.build_contexts(["lamp"])[0].documents == 2

@@ -23,7 +23,7 @@ from search_env.engine.index import (
     load_manifest,
 )
 from search_env.engine.reranking import ShownTexts, shown_documents
-from search_env.engine.searching import ExpandedQuery, RetrievalError, RetrievalSettings, Retriever
+from search_env.engine.searching import ExpandedQuery, RetrievalError, RetrievalSettings, Searcher
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 
 WORD_LIST = """
@@ -80,7 +80,7 @@ def test_search_scores_equal_our_own_bm25(client: Elasticsearch, index: str) -> 
     documents = products()
     version = build_index(client, index, documents, installation="test")
     catalogue = Catalogue(documents)
-    retriever = Retriever(client, version.name, RetrievalSettings())
+    retriever = Searcher(client, version.name, RetrievalSettings())
     for query in ("wireless mouse", "running shoes for cats", "batteries 3.5", "electricity electricity sing"):
         ranking = retriever.search_many([query], size=200)[0]
         scores = catalogue.contents.bm25_scores(catalogue.vocabulary.known(analyze(query)))
@@ -97,14 +97,14 @@ def test_ties_are_broken_by_id_also_where_the_list_is_cut(client: Elasticsearch,
     documents = [Document(id=f"d{number:03d}", title="same words", text="") for number in range(50)]
     random.Random(3).shuffle(documents)
     version = build_index(client, index, documents, installation="test")
-    retriever = Retriever(client, version.name, RetrievalSettings())
+    retriever = Searcher(client, version.name, RetrievalSettings())
     assert retriever.search_many(["words"], size=7)[0].ids == [f"d{number:03d}" for number in range(7)]
 
 
 def test_the_weighted_query_adds_up_the_scores_of_its_parts(client: Elasticsearch, index: str) -> None:
     version = build_index(client, index, products(), installation="test")
     settings = RetrievalSettings(mode="weighted", weight=0.5, rank_discount=1.0, whole_boost=0.0)
-    retriever = Retriever(client, version.name, settings)
+    retriever = Searcher(client, version.name, settings)
     parts = [dict(zip(*retriever.search_many([text], size=300)[0], strict=True)) for text in ("wireless", "sky", "day")]
     both = retriever.search_many([ExpandedQuery("wireless", ("sky", "day"))], size=300)[0]
     for document_id, score in zip(*both, strict=True):
@@ -117,7 +117,7 @@ def test_the_weighted_query_adds_up_the_scores_of_its_parts(client: Elasticsearc
 )
 def test_hostile_queries_are_just_words(client: Elasticsearch, index: str, query: str) -> None:
     version = build_index(client, index, products(20), installation="test")
-    retriever = Retriever(client, version.name, RetrievalSettings())
+    retriever = Searcher(client, version.name, RetrievalSettings())
     raw, expanded = retriever.search_many([query, ExpandedQuery("mouse", (query,))], size=20)
     assert len(raw.ids) <= 20
     assert set(retriever.search_many(["mouse"], size=20)[0].ids) <= set(expanded.ids)
@@ -193,7 +193,7 @@ def test_a_missing_index_names_those_there_are(client: Elasticsearch, index: str
     with pytest.raises(IndexingError, match=rf"no index 'nowhere' \(there are: .*{index}.*searchloop index"):
         current_version(client, "nowhere")
     with pytest.raises(RetrievalError, match=r"searchloop index|no such index"):
-        Retriever(client, "nowhere-1", RetrievalSettings()).search_many(["x"], size=1)
+        Searcher(client, "nowhere-1", RetrievalSettings()).search_many(["x"], size=1)
 
 
 def test_feedback_baselines_find_more_than_the_query(client: Elasticsearch, index: str) -> None:
@@ -201,7 +201,7 @@ def test_feedback_baselines_find_more_than_the_query(client: Elasticsearch, inde
         Document(id=f"b{n}", title="toner cartridge", text="black") for n in range(4)
     ]
     version = build_index(client, index, documents, installation="test")
-    retriever = Retriever(client, version.name, RetrievalSettings())
+    retriever = Searcher(client, version.name, RetrievalSettings())
     feedback = FeedbackTerms(Catalogue(documents))
     raw = retriever.search_many(["printer"], size=20)[0]
     assert not {"b0", "b1"} & set(raw.ids)
@@ -234,7 +234,7 @@ def test_summaries_are_indexed_beside_titles_and_change_no_search(
     )
     assert client.get(index=second.name, id="a")["_source"]["summary_policy"] == "1-abc-000005"
     for version in (first.name, second.name):
-        with contextlib.closing(Retriever(client, version, RetrievalSettings())) as retriever:
+        with contextlib.closing(Searcher(client, version, RetrievalSettings())) as retriever:
             assert retriever.search_many(["red"], size=9)[0].ids == ["c"]
     with pytest.raises(IndexingError, match="document 'x' was found but cannot be read"):
         shown_documents(client, second.name, ["x"])

@@ -17,12 +17,12 @@ from learner.checkpoints import read_manifest
 from learner.generation import GenerationSettings
 from learner.learning import write_first_checkpoint
 from learner.policy import TinySettings, build_tiny
-from learner.prompts import PromptSettings, encode_request
+from learner.prompts import PromptSettings, tokenize_request
 from learner.workers import run_generator
 from search_env.environments import Inputs
 from search_env.workers import run_environment
 from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
-from streams.codec import RECORD_BYTES_MAX, decode, encode
+from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Context, DeadLetter, Generation, Outcome, PolicyVersion, Request, Reward
 from streams.ranges import log_bounds, read_range
@@ -106,7 +106,7 @@ def test_a_request_that_fits_no_prompt_or_no_record_is_a_dead_letter_and_the_nex
         kafka=run.kafka,
         delivery=DELIVERY,
         generation=GenerationSettings(candidates=2, tokens_max=6, linger_seconds=0),
-        encode_prompt=partial(encode_request, settings=PromptSettings()),
+        encode_prompt=partial(tokenize_request, settings=PromptSettings()),
         batch=BatchSettings(groups=3, staleness_max=1),
         member="generator-1",
     )
@@ -141,7 +141,7 @@ class Everything:
 
 def test_a_generation_whose_reward_would_be_too_large_is_a_dead_letter_and_the_next_one_is_scored(run: Run) -> None:
     large = generation(1)
-    room = RECORD_BYTES_MAX - len(encode(large))
+    room = RECORD_BYTES_MAX - len(encode_event(large))
     query = large.request.query + "x" * (room - 100)
     large = msgspec.structs.replace(large, request=msgspec.structs.replace(large.request, query=query))
     for event in (generation(0), large, generation(2)):
@@ -153,4 +153,4 @@ def test_a_generation_whose_reward_would_be_too_large_is_a_dead_letter_and_the_n
     rewards = run.until(lambda stop: score(stop=stop), "rewards", 2)
     assert [reward.source.offset for reward in rewards if isinstance(reward, Reward)] == [0, 2]
     (letter,) = run.events("dead-letters")
-    assert isinstance(letter, DeadLetter) and letter.source.offset == 1 and letter.value == encode(large)
+    assert isinstance(letter, DeadLetter) and letter.source.offset == 1 and letter.value == encode_event(large)

@@ -23,7 +23,7 @@ from streams.clients import (
     delete_made_topics,
     provisioned,
 )
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.errors import DeliveryError
 from streams.provisioning import WITNESS, TakenError, look, read_witness
 from streams.ranges import log_bounds, read_range
@@ -230,7 +230,7 @@ def test_topics_are_compressed_and_are_copied_byte_for_byte(
     create_topics(kafka, unique_name)
     create_topics(kafka, f"{unique_name}-copy")
     source, target = (TopicPartition(topic_name(run, "rewards"), 0) for run in (unique_name, f"{unique_name}-copy"))
-    values = [encode(reward(number)) for number in range(200)]
+    values = [encode_event(reward(number)) for number in range(200)]
     put(kafka, source.topic, *values)
     with RawLog(kafka, client_id="test") as raw:
         copy([(target, raw.read(source, 0, len(values)))], raw.writer(), stop=Stop())

@@ -16,7 +16,7 @@ from learner.checkpoints import Manifest
 from learner.generation import GenerationSettings
 from learner.learning import write_policy_checkpoint
 from learner.policy import LoraSettings, TinySettings, build_tiny, load_policy, save_policy, with_lora
-from learner.prompts import PromptSettings, encode_request
+from learner.prompts import PromptSettings, tokenize_request
 from learner.serving import ServedVersion
 from learner.vllm import VllmSettings
 from learner.workers import run_generator
@@ -87,7 +87,7 @@ class Run:
                 "generation": GenerationSettings(
                     backend="vllm", no_repeat=False, candidates=2, tokens_max=6, linger_seconds=0
                 ),
-                "encode_prompt": partial(encode_request, settings=PromptSettings()),
+                "encode_prompt": partial(tokenize_request, settings=PromptSettings()),
                 "batch": BatchSettings(groups=2, staleness_max=1),
                 "member": "generator-1",
                 "stop": stop,

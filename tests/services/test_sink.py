@@ -26,7 +26,7 @@ from storage.ledger import LEDGER, build_batch, store_batch
 from storage.log import open_log
 from storage.schema import Migration, migrate, migrations
 from storage.sink import Sink, SinkSettings
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.errors import EventError
 from streams.events import DeadLetter, PolicyRef, Position
 from streams.records import Received
@@ -216,7 +216,7 @@ def test_only_updates_that_the_newest_policy_stands_on_count(tmp_path: Path) -> 
 
 
 def test_undecodable_records_are_buried_once_and_the_rest_goes_on(tmp_path: Path) -> None:
-    huge = encode(reward(0)).replace(b'"rank":1,', b'"rank":99999999999999999999,', 1)
+    huge = encode_event(reward(0)).replace(b'"rank":1,', b'"rank":99999999999999999999,', 1)
     letters: list[DeadLetter] = []
     records = [
         raw_record("rewards", 0, b"{bad"),
@@ -330,7 +330,7 @@ def test_a_sink_killed_again_and_again_stores_every_row_once(tmp_path: Path, see
     assert one(tmp_path, "SELECT count(*) FROM outcomes") == 400 * GROUP
     assert one(tmp_path, "SELECT records FROM sink_offsets") == 400
     with open_log(tmp_path) as log:
-        assert [item.value for item in log.records()] == [encode(reward(n)) for n in range(400)]
+        assert [item.value for item in log.records()] == [encode_event(reward(n)) for n in range(400)]
 
 
 class Commits:

@@ -21,7 +21,7 @@ from storage.sink import Sink
 from storage.verification import reading
 from storage.verification.account import Account
 from storage.verification.rules import RULES
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import DeadLetter, Event, Outcome, Position
 from streams.topics import topic_name
 from tests.finished_run import UPDATES, FakeTopics, store, write_run
@@ -93,7 +93,7 @@ def test_a_seal_stays_in_the_chain_when_its_checkpoint_is_deleted_and_not_when_t
     assert proved(early, trusted=old.manifest_sha256).verdict == "sound"
     for kept in (
         file_sha256(run.checkpoint(0) / MANIFEST),
-        content_sha256(encode(run.told(-2).update or generation(0))),
+        content_sha256(encode_event(run.told(-2).update or generation(0))),
     ):
         assert proved(run, trusted=kept).verdict == "sound"
 
@@ -162,7 +162,7 @@ def test_what_a_worker_refused_breaks_nothing(make: Make) -> None:
 
     def letter(kind: str, offset: int, stage: str, buried: Event) -> tuple[str, DeadLetter]:
         source = Position(topic=topic_name(RUN, kind), partition=0, offset=offset)
-        value = encode(buried)
+        value = encode_event(buried)
         event = DeadLetter(source=source, key=b"", value=value, headers=(), stage=stage, error="forged", attempts=1)
         return "dead-letters", event
 

@@ -14,7 +14,7 @@ import msgspec
 from learner.checkpoints import MANIFEST, MANIFEST_SHA256, Manifest
 from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
-from streams.codec import content_sha256, decode, encode
+from streams.codec import content_sha256, decode, encode_event
 from streams.events import Event, Generation, Outcome, Request, Reward, Update
 from tests.finished_run import UPDATES
 from tests.stored_events import RUN, generation
@@ -140,7 +140,7 @@ def reward_in_segment(run: Tampered) -> None:
         event = decode(found[1]["value"])
         assert isinstance(event, Reward)
         better = replace(event, outcomes=(replace(event.outcomes[0], reward=0.99), *event.outcomes[1:]))
-        return [found[0], found[1] | {"value": encode(better)}, *found[2:]]
+        return [found[0], found[1] | {"value": encode_event(better)}, *found[2:]]
 
     run.rewrite_segment(run.segment("rewards"), change)
 
@@ -182,7 +182,7 @@ def twice_named(run: Tampered) -> None:
         event = decode(last.value)
         assert isinstance(event, Update)
         again = replace(last.position, offset=last.position.offset + 1)
-        return [*records, replace(last, position=again, value=encode(metric(9.0)(event)))]
+        return [*records, replace(last, position=again, value=encode_event(metric(9.0)(event)))]
 
     run.rewrite(change, topics=True)
 

@@ -14,8 +14,8 @@ from learner.claims import ClaimChecker, ClaimSettings, is_chosen
 from learner.generation import generate_groups
 from learner.learning import write_policy_checkpoint
 from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
-from learner.product_prompts import ProductPromptSettings, encode_product_request
-from learner.prompts import PromptSettings, encode_request
+from learner.product_prompts import ProductPromptSettings, tokenize_product_request
+from learner.prompts import PromptSettings, tokenize_request
 from learner.versions import LoadedVersion
 from streams.events import Completion, Outcome, PolicyRef, Position, Product, Request, Reward, Sampling
 
@@ -67,9 +67,9 @@ class Run:
             tokenizer=version.tokenizer,
             tokenizer_sha256=version.tokenizer_sha256,
             encode_prompt=lambda tokenizer, request: (
-                encode_product_request(tokenizer, request, ProductPromptSettings(values=5))
+                tokenize_product_request(tokenizer, request, ProductPromptSettings(values=5))
                 if self.kind == "selector"
-                else encode_request(tokenizer, request, PromptSettings())
+                else tokenize_request(tokenizer, request, PromptSettings())
             ),
             sampling=Sampling(candidates=4, temperature=0.9, tokens_max=16, no_repeat=no_repeat),
             seed=step,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.codec import RECORD_BYTES_MAX, decode, decode_window, encode
+from streams.codec import RECORD_BYTES_MAX, decode, decode_window, encode_event
 from streams.errors import EventError, SettingsError
 from streams.events import Completion, Context, Generation, PolicyRef, Position, Request, Sampling
 from streams.ids import candidate_id, group_id, group_seed
@@ -46,15 +46,15 @@ def generation(logprob: float = -0.1, text: str = "x") -> Generation:
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(st.characters(exclude_categories=["Cs"])))
 def test_floats_and_text_survive_bit_for_bit(logprob: float, text: str) -> None:
     event = generation(logprob, text)
-    again = decode(encode(event))
+    again = decode(encode_event(event))
     assert again == event
-    assert encode(again) == encode(event)
+    assert encode_event(again) == encode_event(event)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_never_reaches_the_log(number: float) -> None:
     with pytest.raises(EventError, match=r"completions\[0\].logprobs\[0\].*finite"):
-        encode(generation(number))
+        encode_event(generation(number))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_no_event_is_an_event_error(value: bytes | None) -> None:
 
 def test_random_damage_to_an_event_gives_an_event_or_an_event_error() -> None:
     random.seed(1)
-    good = encode(generation())
+    good = encode_event(generation())
     for _ in range(5000):
         damaged = bytearray(good)
         for _ in range(random.randint(1, 5)):
@@ -97,7 +97,7 @@ def test_random_damage_to_an_event_gives_an_event_or_an_event_error() -> None:
 
 
 def test_unknown_fields_are_ignored_and_missing_new_ones_get_their_defaults() -> None:
-    fields = json.loads(encode(generation()))
+    fields = json.loads(encode_event(generation()))
     fields["a_field_of_tomorrow"] = {"deep": [1]}
     del fields["made_at_ms"]
     assert decode(json.dumps(fields).encode()) == generation()
@@ -107,7 +107,7 @@ def test_unknown_fields_are_ignored_and_missing_new_ones_get_their_defaults() ->
 def test_the_bytes_of_every_past_version_can_still_be_read(path: Path) -> None:
     value = path.read_bytes()
     derived = path.stem.startswith(tuple(tag.rpartition("-")[0] for tag in DERIVED_TAGS))
-    assert encode(decode_window(value) if derived else decode(value)) == value
+    assert encode_event(decode_window(value) if derived else decode(value)) == value
 
 
 def test_there_is_a_golden_record_for_every_event() -> None:

@@ -22,9 +22,9 @@ from search_env.models.crossencoder import (
 )
 from search_env.models.crossencoder_training import (
     LabelledPair,
+    adapt_cross_encoder,
     calibrate,
     train_cross_encoder,
-    tune_cross_encoder,
 )
 
 SMALL = CrossEncoderSettings(layers=1, tokens_max=16, batch_size=8)
@@ -92,26 +92,26 @@ def test_a_trained_version_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     assert read.logits([asked[0], asked[0]]).tolist() == read.logits(asked[:1]).tolist() * 2
 
 
-def test_a_tuned_version_learns_on_stands_beside_its_parent_and_is_read_by_name(tmp_path: Path) -> None:
+def test_an_adapted_version_learns_on_stands_beside_its_parent_and_is_read_by_name(tmp_path: Path) -> None:
     words = ["red", "blue", "green", "steel", "paper", "copper"]
     asked = [(query, f"lamp; {said}") for query in words for said in words]
-    # The parent has learned that three colours answer all; tuning teaches the opposite, so that either can be seen.
+    # The parent has learned that three colours answer all; adapting teaches the opposite, so that either can be seen.
     agreeing = [LabelledPair(query=q, text=t, label=int(t.split()[-1] in words[:3])) for q, t in asked]
     opposite = [msgspec.structs.replace(pair, label=1 - pair.label) for pair in agreeing]
     root = tmp_path / "versions"
     made = train_cross_encoder([], agreeing * 6, SMALL, tmp_path / "first", quiet)
     parent = save_cross_encoder(made, calibrate(made, agreeing, quiet), root)
     before = made.logits(asked)
-    tuned = tune_cross_encoder(made, opposite * 12, SMALL, quiet)
+    adapted = adapt_cross_encoder(made, opposite * 12, SMALL, quiet)
     assert made.logits(asked).tolist() == before.tolist(), "the parent was changed"
     labels = np.array([pair.label for pair in agreeing]) > 0.5
-    assert area_under_curve(made.logits(asked), labels) > 0.9 > 0.5 > area_under_curve(tuned.logits(asked), labels)
+    assert area_under_curve(made.logits(asked), labels) > 0.9 > 0.5 > area_under_curve(adapted.logits(asked), labels)
 
-    calibration = msgspec.structs.replace(calibrate(tuned, opposite, quiet), parent=parent.version)
-    named = save_cross_encoder(tuned, calibration, root, current=False)
+    calibration = msgspec.structs.replace(calibrate(adapted, opposite, quiet), parent=parent.version)
+    named = save_cross_encoder(adapted, calibration, root, current=False)
     assert current_version(root) == parent.version != named.version
     read = load_cross_encoder(root, msgspec.structs.replace(SMALL, version=named.version))
-    np.testing.assert_allclose(read.logits(asked), tuned.logits(asked), atol=1e-5)
+    np.testing.assert_allclose(read.logits(asked), adapted.logits(asked), atol=1e-5)
     assert read.calibration == named
     known = ", ".join(sorted((parent.version, named.version)))
     with pytest.raises(CrossEncoderError, match=f"expected one of {known} below .*, got 'r2'"):

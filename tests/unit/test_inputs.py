@@ -20,7 +20,7 @@ from infra.replaying.replays import clean_request
 from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries, read_run
 from search_env.traffic.sessions import SessionSummary, read_sessions
 from search_env.traffic.ubi import read_ubi
-from streams.codec import decode, encode
+from streams.codec import decode, encode_event
 from streams.errors import InputError, SearchloopError
 from streams.events import Position, Request
 from streams.inputs.values import join_ids, read_id, read_rank
@@ -189,13 +189,13 @@ def test_an_absent_id_is_absent_and_a_rank_is_whole() -> None:
 def test_a_recorded_request_is_cleaned_before_it_is_asked_again() -> None:
     made = Request(request_id="r", run="r", query_id="q", query="red\u202emug\u0007 " + "x" * 600, index="i-1")
     record = Received(
-        position=Position(topic="r.requests", partition=0, offset=3), timestamp_ms=5, key=b"r", value=encode(made)
+        position=Position(topic="r.requests", partition=0, offset=3), timestamp_ms=5, key=b"r", value=encode_event(made)
     )
     again = clean_request(record)
     event = decode(again.value)
     assert isinstance(event, Request) and event.query == "redmug " + "x" * 505
     assert (again.position, again.key, again.timestamp_ms) == (record.position, record.key, record.timestamp_ms)
-    for value in (b"{", None, encode(Request(request_id="r", run="r", query_id="q", query="mug", index="i-1"))):
+    for value in (b"{", None, encode_event(Request(request_id="r", run="r", query_id="q", query="mug", index="i-1"))):
         other = Received(position=record.position, timestamp_ms=5, key=b"r", value=value)
         assert clean_request(other) is other
 

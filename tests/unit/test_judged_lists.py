@@ -91,9 +91,15 @@ def test_methods_order_the_same_values_differently(documents: list[Document], li
     values = ProductValues(documents, asked_keys(lists["train"].queries))
     document = max(documents, key=lambda each: len(values.product(each.id).values)).id
     count = len(values.product(document).values)
-    for method in (values.by_log, values.by_log_per_word, values.by_rate, values.by_rarity, values.by_chance):
+    for method in (
+        values.by_key_counts,
+        values.by_key_counts_per_word,
+        values.by_key_rates,
+        values.by_rarity,
+        values.by_chance,
+    ):
         assert sorted(method(document)) == list(range(1, count + 1))
-    counts = [values.counts.get(values.keys(document)[number - 1], 0) for number in values.by_log(document)]
+    counts = [values.counts.get(values.keys(document)[number - 1], 0) for number in values.by_key_counts(document)]
     assert counts == sorted(counts, reverse=True)
     rates = [
         values.rate(key, v) for key, (_, v) in zip(values.keys(document), values.product(document).values, strict=True)
@@ -121,7 +127,7 @@ def test_a_key_of_few_products_that_is_asked_often_of_them_comes_first_by_rate_a
     values = shop(["colour"] * 20 + ["lens"] * 15)
     first = {
         name: values.keys("119")[method("119")[0] - 1]
-        for name, method in (("log", values.by_log), ("rate", values.by_rate))
+        for name, method in (("log", values.by_key_counts), ("rate", values.by_key_rates))
     }
     assert first == {"log": "colour", "rate": "lens"}
 
@@ -131,14 +137,14 @@ def test_values_are_shown_in_the_order_that_was_asked_for(order: ValuesOrder, ke
     values = shop(["colour"] * 20 + ["lens"] * 15, order=order)
     assert values.keys("119") == keys
     assert values.product("119").values[0][0] == keys[0]
-    best = {"counts": values.by_log, "rates": values.by_rate}[order]
+    best = {"counts": values.by_key_counts, "rates": values.by_key_rates}[order]
     assert best("119") == [1, 2]
 
 
 def test_in_the_catalogues_order_nothing_is_sorted() -> None:
     values = shop(["lens"] * 15, order="document")
     assert values.keys("119") == ("colour", "lens")
-    assert values.by_log("119") == [2, 1]
+    assert values.by_key_counts("119") == [2, 1]
 
 
 def test_a_log_names_its_keys_in_either_way() -> None:

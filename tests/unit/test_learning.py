@@ -17,7 +17,7 @@ from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
 from learner.objectives import ObjectiveSettings
 from learner.policy import TinySettings, build_tiny
 from learner.updates import UpdateSettings
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import PolicyRef, Update
 from tests.small_disk import on_small_disk
 from tests.trl_oracle import random_group, reward_event
@@ -97,9 +97,9 @@ def test_an_update_is_announced_again_byte_for_byte_and_the_next_one_names_its_h
     (first,) = learned(resumed(checkpoints), checkpoints, [1])
     again = resumed(checkpoints)
     assert again.manifest.update is not None
-    assert encode(again.manifest.update) == encode(first)
+    assert encode_event(again.manifest.update) == encode_event(first)
     (second,) = learned(again, checkpoints, [2])
-    assert second.parent_update_sha256 == content_sha256(encode(first))
+    assert second.parent_update_sha256 == content_sha256(encode_event(first))
 
 
 FULL = """

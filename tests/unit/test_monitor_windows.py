@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.monitoring.agents import publish
 from storage.monitor.groups import REWARD_MAX
 from storage.monitor.windows import MonitorSettings, Windows
-from streams.codec import decode, decode_window, encode
+from streams.codec import decode, decode_window, encode_event
 from streams.events import DeadLetter, MonitorState, Outcome, Position, Reward, StageWindow, VersionWindow, WindowEvent
 from streams.records import Received
 from tests.monitored_log import POISON, messy_log
@@ -35,7 +35,7 @@ def fold(
         for key, event in windows.changes().items():
             published.pop(key, None)
             if event is not None:
-                published[key] = decode_window(encode(event))
+                published[key] = decode_window(encode_event(event))
 
     for number, item in enumerate(records, start=1):
         windows.add(item.position, item.value, timestamp_ms=item.timestamp_ms, now_ms=now_ms)
@@ -203,7 +203,7 @@ def test_what_is_no_event_is_counted_and_passed_over(kind: str, value: bytes | N
 
 
 def test_an_event_of_another_topic_and_a_reward_beyond_measure_are_malformed() -> None:
-    stranger = raw_record("updates", 0, encode(scored(0, [0.1, 0.2])))
+    stranger = raw_record("updates", 0, encode_event(scored(0, [0.1, 0.2])))
     huge = record(scored(1, [REWARD_MAX * 10, 0.0]), 0)
     published, _ = fold([stranger, huge])
     assert state(published).malformed == {"rewards": 1, "updates": 1}
@@ -252,7 +252,7 @@ def test_the_bytes_of_a_window_are_no_event_of_the_loop() -> None:
     published, _ = fold(LOG)
     for event in published.values():
         with pytest.raises(Exception, match="not an event"):
-            decode(encode(event))
+            decode(encode_event(event))
 
 
 def test_words_are_counted_in_the_answer_as_it_is_used() -> None:

@@ -16,7 +16,7 @@ from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings, write_first_checkpoint
 from learner.objectives import ObjectiveSettings
 from learner.policy import TinySettings, build_tiny
-from learner.product_prompts import ProductPromptSettings, encode_product_request
+from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from learner.updates import UpdateSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.summaries.reading import ParsedSummary
@@ -44,7 +44,7 @@ def test_the_example_learns_in_the_loop_that_knows_nothing_of_it(tmp_path: Path)
             run_dir=RunFolder(tmp_path),
             environment=DistinctionEnvironment(documents, "i"),
             generation=GenerationSettings(candidates=4, tokens_max=4),
-            encode_prompt=lambda tokenizer, request: encode_product_request(
+            encode_prompt=lambda tokenizer, request: tokenize_product_request(
                 tokenizer, request, ProductPromptSettings(values=8)
             ),
             batch=BatchSettings(groups=16, staleness_max=0),

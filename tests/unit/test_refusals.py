@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from search_env.leser.reward import LeserSettings, SetMeasurements, leser_reward
 from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
 from search_env.resume.reward import ResumeSettings, resume_reward, unformatted_reward
-from streams.codec import content_sha256, decode, encode
+from streams.codec import content_sha256, decode, encode_event
 from streams.events import Generation, Position, Reward
 from streams.ids import group_id, prompt_sha256
 from streams.refusals import KnownRun, RewardLimits, content_agrees, refusal, unlike_source
@@ -35,13 +35,13 @@ def sound(number: int = 0, *, step: int = 5) -> Reward:
     made = generation(number, step=step)
     made = msgspec.structs.replace(made, prompt_sha256=prompt_sha256(made.prompt_token_ids))
     return msgspec.structs.replace(
-        reward(number), generation=made, group_id=made.group_id, content_sha256=content_sha256(encode(made))
+        reward(number), generation=made, group_id=made.group_id, content_sha256=content_sha256(encode_event(made))
     )
 
 
 def changed(event: Reward, path: str, value: Any) -> Reward:
     """Return the event with one field changed, as JSON would bring it: "generation.completions.0.finish"."""
-    tree = json.loads(encode(event))
+    tree = json.loads(encode_event(event))
     *above, last = path.split(".")
     place = tree
     for name in above:
@@ -154,14 +154,14 @@ def test_no_recipes_own_reward_is_out_of_bounds(
 
 def test_a_generation_is_held_against_the_record_that_it_names() -> None:
     good = sound()
-    value = encode(good.generation)
+    value = encode_event(good.generation)
     assert unlike_source(good, value) == ""
     assert "a tombstone" in unlike_source(good, None)
     assert "to have sha256" in unlike_source(good, value + b" ")
-    other = encode(sound(1).generation)
+    other = encode_event(sound(1).generation)
     named = msgspec.structs.replace(good, content_sha256=content_sha256(other))
     assert "not the one that lies at its source" in unlike_source(named, other)
-    for wrong in (b"{", encode(good.generation.request)):
+    for wrong in (b"{", encode_event(good.generation.request)):
         named = msgspec.structs.replace(good, content_sha256=content_sha256(wrong))
         assert unlike_source(named, wrong) != ""
     written = good.generation.completions[0]
@@ -173,7 +173,7 @@ def test_a_generation_is_held_against_the_record_that_it_names() -> None:
 
 @given(st.integers(0, 100))
 def test_what_we_wrote_ourselves_needs_no_look_at_its_source(number: int) -> None:
-    assert content_agrees(sound(number)) and unlike_source(sound(number), encode(sound(number).generation)) == ""
+    assert content_agrees(sound(number)) and unlike_source(sound(number), encode_event(sound(number).generation)) == ""
 
 
 def test_a_record_that_another_version_wrote_agrees_by_its_bytes_though_not_by_our_encoding() -> None:

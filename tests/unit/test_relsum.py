@@ -13,7 +13,7 @@ from infra.recipes.relsum.labelling import usable
 from search_env.models.crossencoder import Calibration, CrossEncoder, CrossEncoderSettings
 from search_env.relsum.environment import LabelledQuery, RelsumEnvironment, RelsumEnvironmentSettings
 from search_env.relsum.reward import RelsumSettings, Scored, list_likelihood, reciprocal_rank, relsum_reward
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.events import Completion, Generation, PolicyRef, Position, Product, Request, Sampling
 
 LAMP = Product(document_id="d", title="lamp", values=(("colour", "red"), ("power", "9 w")))
@@ -109,7 +109,7 @@ def test_a_group_is_paid_summary_by_summary_and_each_pair_is_read_once() -> None
     assert both.reward > one.reward > nothing.reward
     assert len(encoder.asked) == len(set(encoder.asked)) == 6
     assert reward.relevance_model == "cross-encoder-v"
-    encode(reward)
+    encode_event(reward)
 
 
 def test_a_reward_by_rank_places_the_product_among_the_querys_others() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.runs.requests import Published, find_published, request_id, request_number
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.events import Position, Request
 from streams.records import Received
 from streams.resending import RESENT
@@ -41,7 +41,7 @@ class Topic:
         self, number: int, partition: int, *, run: str = RUN, headers: tuple[tuple[str, bytes], ...] = ()
     ) -> None:
         event = Request(request_id=request_id(run, number), run=run, query_id="q", query="red", index="i-1")
-        self.append(partition, encode(event), headers)
+        self.append(partition, encode_event(event), headers)
 
     def found(self, at_once: int = AT_ONCE) -> Published:
         bounds = {n: (self.firsts[n], len(records)) for n, records in enumerate(self.partitions)}
@@ -91,7 +91,9 @@ def disturb(topic: Topic, chance: random.Random) -> None:
     elif kind == 4 and topic.originals():
         topic.request(chance.choice(sorted(topic.originals())), partition, headers=((RESENT, b"somewhere"),))
     else:
-        topic.append(partition, encode(Request(request_id="user-7", run=RUN, query_id="q", query="x", index="i-1")))
+        topic.append(
+            partition, encode_event(Request(request_id="user-7", run=RUN, query_id="q", query="x", index="i-1"))
+        )
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -161,6 +163,6 @@ def test_a_long_topic_is_read_at_its_end_alone() -> None:
 )
 def test_only_a_requests_own_name_is_a_number(text: str) -> None:
     topic = Topic(1)
-    topic.append(0, encode(Request(request_id=text, run=RUN, query_id="q", query="x", index="i-1")))
+    topic.append(0, encode_event(Request(request_id=text, run=RUN, query_id="q", query="x", index="i-1")))
     topic.request(12_345_678_901, 0)
     assert [request_number(record, RUN) for record in topic.partitions[0]] == [None, 12_345_678_901]

@@ -35,10 +35,10 @@ class FakeEncoder:
     name = "r7-fake"
     axes = ("yellow", "black", "flat")
 
-    def encode_queries(self, texts: list[str]) -> np.ndarray:
-        return self.encode_documents(texts)
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        return self.embed_documents(texts)
 
-    def encode_documents(self, texts: list[str]) -> np.ndarray:
+    def embed_documents(self, texts: list[str]) -> np.ndarray:
         rows = []
         for text in texts:
             words = text.replace(",", " ").replace(".", " ").lower().split()
@@ -121,8 +121,8 @@ def test_a_product_without_queries_and_a_request_without_product_fail_with_a_rea
 
 def test_a_cosine_that_is_not_finite_fails_and_is_no_reward() -> None:
     class Broken(FakeEncoder):
-        def encode_documents(self, texts: list[str]) -> np.ndarray:
-            return super().encode_documents(texts) * np.float32("nan" if any("2 m" in text for text in texts) else 1)
+        def embed_documents(self, texts: list[str]) -> np.ndarray:
+            return super().embed_documents(texts) * np.float32("nan" if any("2 m" in text for text in texts) else 1)
 
     broken = ResumeEnvironment(
         Broken(),  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from search_env.engine.searching import (
     Mode,
     RetrievalError,
     RetrievalSettings,
-    Retriever,
+    Searcher,
     expanded_query,
     fusion_of,
     union_of,
@@ -28,11 +28,11 @@ QUICK = ElasticsearchSettings(retries_max=2, backoff_first_seconds=0.001, backof
 
 
 @contextmanager
-def retriever(script: Script, **changes: object) -> Iterator[tuple[Retriever, FakeEngine]]:
+def retriever(script: Script, **changes: object) -> Iterator[tuple[Searcher, FakeEngine]]:
     with fake_engine(script) as engine:
         settings = ElasticsearchSettings(**{**_fields(QUICK), "url": engine.url})
         client = connect(settings)
-        made = Retriever(client, "things-1", RetrievalSettings(**{"item_pause_seconds": 0.001, **changes}))
+        made = Searcher(client, "things-1", RetrievalSettings(**{"item_pause_seconds": 0.001, **changes}))
         try:
             yield made, engine
         finally:
@@ -213,7 +213,7 @@ def test_an_address_where_nothing_answers_is_named_in_one_line(retries: int) -> 
         url = engine.url  # Free again after this.
     client = connect(ElasticsearchSettings(url=url, retries_max=retries, backoff_first_seconds=0.001))
     with (
-        contextlib.closing(Retriever(client, "things-1", RetrievalSettings())) as searcher,
+        contextlib.closing(Searcher(client, "things-1", RetrievalSettings())) as searcher,
         pytest.raises(EngineUnavailable) as caught,
     ):
         searcher.search_many(["one"], size=5)

@@ -87,10 +87,10 @@ def test_the_reading_side_gives_the_learners_vectors(retriever: StaticRetriever,
     encoder = StaticEncoder(tmp_path / saved.name, model_directory(), tokens_max=32)
     said = ["", "yellow cable", "x" * 2000, *TEXTS.values()]
     with torch.inference_mode():
-        for queries, encode in ((True, encoder.encode_queries), (False, encoder.encode_documents)):
+        for queries, encode in ((True, encoder.embed_queries), (False, encoder.embed_documents)):
             assert np.allclose(encode(said), retriever.encode(said, queries=queries).numpy(), atol=1e-5)
     ranked = search_in_memory(
-        list(TEXTS), encoder.encode_documents(list(TEXTS.values())), encoder.encode_queries(["flat cord"]), size=2
+        list(TEXTS), encoder.embed_documents(list(TEXTS.values())), encoder.embed_queries(["flat cord"]), size=2
     )
     assert ranked[0].ids[0] == "b"
 
@@ -135,10 +135,10 @@ class FakeEncoder:
     def __init__(self) -> None:
         self.encoded: list[str] = []
 
-    def encode_queries(self, texts: list[str]) -> np.ndarray:
-        return self.encode_documents(texts)
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        return self.embed_documents(texts)
 
-    def encode_documents(self, texts: list[str]) -> np.ndarray:
+    def embed_documents(self, texts: list[str]) -> np.ndarray:
         self.encoded += texts
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32).reshape(len(texts), 2)
 
@@ -149,13 +149,13 @@ class FakeEncoder:
 def test_a_text_is_encoded_once_also_by_the_next_process(tmp_path: Path) -> None:
     encoder = FakeEncoder()
     vectors = RememberedVectors(encoder, directory=tmp_path)  # type: ignore[arg-type]
-    assert vectors.encode_documents(["one", "three", "one"]).tolist() == [[3, 1], [5, 1], [3, 1]]
+    assert vectors.embed_documents(["one", "three", "one"]).tolist() == [[3, 1], [5, 1], [3, 1]]
     vectors.save()
     again = RememberedVectors(encoder, directory=tmp_path)  # type: ignore[arg-type]
-    assert again.encode_documents(["three", "eleven"]).tolist() == [[5, 1], [6, 1]]
+    assert again.embed_documents(["three", "eleven"]).tolist() == [[5, 1], [6, 1]]
     assert encoder.encoded == ["one", "three", "eleven"]
     (tmp_path / "vectors-r0-fake.npz").write_bytes(b"PK\x03\x04 damaged")
-    assert RememberedVectors(encoder, directory=tmp_path).encode_documents(["one"]).tolist() == [[3, 1]]  # type: ignore[arg-type]
+    assert RememberedVectors(encoder, directory=tmp_path).embed_documents(["one"]).tolist() == [[3, 1]]  # type: ignore[arg-type]
 
 
 def test_equal_scores_are_ranked_by_id() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from learner.logprobs import completion_logprobs
 from learner.packing import Candidate, GroupError, PromptGroup, check_group, pack_groups
 from learner.policy import Policy, TinySettings, build_tiny
-from learner.product_prompts import ProductPromptSettings, encode_product_request, render_product
+from learner.product_prompts import ProductPromptSettings, render_product, tokenize_product_request
 from learner.sampling import TransformersSampler
 from learner.selecting import Selector, banned_pointer_positions, banned_pointers, forbidden
 from learner.tokenizer import render_pointers
@@ -76,7 +76,7 @@ def test_what_is_sampled_are_pointers_to_the_prompts_values_and_the_learner_find
 ) -> None:
     selector = policy.selector
     assert selector is not None
-    prompt = encode_product_request(policy.tokenizer, request(LAMP), ProductPromptSettings(values=5))
+    prompt = tokenize_product_request(policy.tokenizer, request(LAMP), ProductPromptSettings(values=5))
     sampler = TransformersSampler(policy, PolicyRef(lineage="1-a", step=0, sha256=""))
     sampling = Sampling(candidates=40, temperature=0.9, tokens_max=4)
     [written] = sampler.sample([prompt], sampling, [3])
@@ -93,7 +93,7 @@ def test_what_is_sampled_are_pointers_to_the_prompts_values_and_the_learner_find
 def test_the_gradient_is_that_of_the_whole_vocabulary_with_the_rest_banned(policy: Policy) -> None:
     selector = policy.selector
     assert selector is not None
-    prompt = tuple(encode_product_request(policy.tokenizer, request(LAMP), ProductPromptSettings(values=5)))
+    prompt = tuple(tokenize_product_request(policy.tokenizer, request(LAMP), ProductPromptSettings(values=5)))
     tokens = (selector.pointer_ids[2], selector.pointer_ids[0], selector.end_id)
     packed = pack_groups(
         [

@@ -147,14 +147,14 @@ def test_policy_versions_and_methods_are_measured_on_the_same_held_out_lists(lea
     }
     found = measure_rankings(
         rankings,
-        baseline="log-counts",
+        baseline="key-counts",
         settings=EvaluationSettings(measures=("nDCG@5", "R@90P"), samples=100),
         report=quiet,
     )
     assert [each.name for each in found] == ["tail", "judged queries"]
     for each in found:
         assert len(each.evaluation.runs) == len(each.pooled_recall) == len(ARMS) + 2
-        assert each.evaluation.baseline == "log-counts"
+        assert each.evaluation.baseline == "key-counts"
 
 
 def test_descriptions_are_read_only_where_a_filter_asks_how_much_they_move(learned: Learned) -> None:

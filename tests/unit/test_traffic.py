@@ -14,7 +14,7 @@ from search_env.traffic.limits import SEARCH_ROWS_MAX
 from search_env.traffic.sessions import WITHOUT, SessionFile, SessionSummary, read_sessions
 from search_env.traffic.ubi import read_ubi
 from search_env.traffic.ubi_application import ApplicationSummary
-from streams.codec import RECORD_BYTES_MAX, encode
+from streams.codec import RECORD_BYTES_MAX, encode_event
 from streams.errors import InputError, SettingsError
 from streams.events import Action, Feedback, Shown
 from streams.inputs.values import read_time_ms
@@ -393,7 +393,7 @@ def test_a_session_beyond_what_a_record_holds_is_cut_and_counted(tmp_path: Path)
     path = sessions(tmp_path, *(f'1,q,{number},"{number:06d}{quotes}",1' for number in range(SEARCH_ROWS_MAX)))
     read_of = SessionSummary()
     (feedback,) = read_sessions(path, read_of, application="shop")
-    size = len(encode(feedback))
+    size = len(encode_event(feedback))
     assert RECORD_BYTES_MAX - 512 * 1024 < size <= RECORD_BYTES_MAX
     assert len(feedback.shown) == len(feedback.actions) == SEARCH_ROWS_MAX - read_of.left_out.counts["beyond"]
     assert f"{read_of.left_out.counts['beyond']:,} beyond (first, line {len(feedback.shown) + 2})" in (

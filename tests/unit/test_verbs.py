@@ -151,8 +151,10 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Let a relevance model give d1 0.1, d2 0.2, and so on; return the index, files and depth of each call."""
     calls = []
 
-    def score(_: App, rankings: Sequence[dict[str, Ranking]], *, index: str, top: int, **_others: object) -> object:
-        calls.append((index, len(rankings), top))
+    def score(
+        folder: Path, _: object, rankings: Sequence[dict[str, Ranking]], *, top: int, **_others: object
+    ) -> object:
+        calls.append((folder.name, len(rankings), top))
         ids = sorted({document for ranking in rankings for document in ranking["q"].ids[:top]}, reverse=True)
         return {"q": Ranking(ids, [int(document[1:]) / 10 for document in ids])}
 
@@ -185,7 +187,7 @@ def test_scores_computed_now_evaluate_as_scores_from_a_file(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("search --queries mug --run-file o --tune 4", "--tune: expected --by vectors with it, got --by words. Add"),
+        ("search --queries mug --run-file o --adapt 4", "--adapt: expected --by vectors with it, got --by words. Add"),
         ("search --queries mug --run-file o --seed 0", "--seed: expected --by vectors"),
         (
             "search --by vectors --queries mug --run-file o --rerank 9",

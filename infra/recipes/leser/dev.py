@@ -10,7 +10,7 @@ from infra.recipes.held_out import HeldOut, ranked
 from infra.recipes.leser.expanding import LeserRun, decode_expansions, expansion_requests
 from infra.recipes.recipe import TOP, RankDev, Ranked
 from learner.versions import LoadedVersion, find_version
-from search_env.engine.searching import ExpandedQuery, Retriever
+from search_env.engine.searching import ExpandedQuery, Searcher
 
 
 @contextlib.contextmanager
@@ -33,12 +33,12 @@ def open_dev(run: LeserRun, sets: Sequence[HeldOut], report: Report) -> Iterator
         for each, asked in zip(sets, requests, strict=True):
             written = decode_expansions(asked, loaded[0], run.kept, report)
             searched = [ExpandedQuery(item.query, item.expansions) for item in written]
-            rankings = retriever.search_many(searched, size=TOP)
+            rankings = searcher.search_many(searched, size=TOP)
             found.append(ranked(each, dict(zip([query.id for query in each.queries], rankings, strict=True))))
         return found
 
     with (
         contextlib.closing(run.engine()) as client,
-        contextlib.closing(Retriever(client, run.kept.index_version, run.kept.settings.retrieval)) as retriever,
+        contextlib.closing(Searcher(client, run.kept.index_version, run.kept.settings.retrieval)) as searcher,
     ):
         yield rank

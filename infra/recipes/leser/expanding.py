@@ -19,7 +19,7 @@ from infra.recipes.decoding import decode_requests, served
 from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache
 from infra.recipes.leser.index import LeserIndex, neighbours_of, open_leser_index, open_neighbours
 from infra.recipes.leser.preparation import LESSONS_FILE
-from learner.prompts import encode_request
+from learner.prompts import tokenize_request
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import Query
 from search_env.engine.index import load_manifest
@@ -122,7 +122,7 @@ def decode_expansions(
     groups = decode_requests(
         requests,
         version,
-        encode=partial(encode_request, settings=kept.settings.prompts),
+        encode=partial(tokenize_request, settings=kept.settings.prompts),
         sampling=served(kept, temperature=temperature),
         seed=kept.seed,
         name="expanding",

@@ -13,7 +13,7 @@ from infra.recipes.leser.relevance import open_relevance
 from learner.prompts import with_choices
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import IndexVersion, load_documents, load_manifest
-from search_env.engine.searching import Retriever
+from search_env.engine.searching import Searcher
 from search_env.leser.context import ContextBuilder, with_neighbours
 from search_env.leser.neighbours import Neighbours
 from search_env.leser.teachers import Lesson
@@ -31,9 +31,9 @@ class LeserIndex:
         self.version: IndexVersion = load_manifest(self.directory)
         self.catalogue = Catalogue(load_documents(self.directory))
         self.client = engine()
-        self.retriever = Retriever(self.client, self.version.name, settings.retrieval)
+        self.searcher = Searcher(self.client, self.version.name, settings.retrieval)
         self.relevance: RelevanceModel = open_relevance(folder, settings, catalogue=self.catalogue, report=report)
-        self.builder = ContextBuilder(self.catalogue, self.retriever, self.relevance, settings.context)
+        self.builder = ContextBuilder(self.catalogue, self.searcher, self.relevance, settings.context)
 
     def contexts(self, queries: Sequence[str], neighbours: Sequence[tuple[str, ...]] | None = None) -> list[Context]:
         """Return the context that the policy sees for each query, with these neighbors' words, if any."""
@@ -43,8 +43,8 @@ class LeserIndex:
         return [with_choices(context, self.settings.prompts) for context in contexts]
 
     def close(self) -> None:
-        """Close the retriever's threads and the client's connections."""
-        self.retriever.close()
+        """Close the searcher's threads and the client's connections."""
+        self.searcher.close()
         self.client.close()
 
 

@@ -15,10 +15,10 @@ from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.recipes.leser.relevance import open_relevance
 from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, RankDev, Ranked
 from learner.generation import Encode
-from learner.prompts import encode_request
+from learner.prompts import tokenize_request
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import load_documents
-from search_env.engine.searching import Retriever
+from search_env.engine.searching import Searcher
 from search_env.environments import Environment
 from search_env.leser.environment import LeserEnvironment
 
@@ -35,7 +35,7 @@ class Leser:
 
     def encoder(self, settings: Settings) -> Encode:
         """Return the prompt of query and context."""
-        return partial(encode_request, settings=settings.prompts)
+        return partial(tokenize_request, settings=settings.prompts)
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
@@ -43,11 +43,11 @@ class Leser:
         catalogue = Catalogue(load_documents(app.home.index(run.index)))
         relevance = open_relevance(app.home.index(run.index), app.settings, catalogue=catalogue, report=report)
         client = app.engine()
-        retriever = Retriever(client, run.index_version, run.settings.retrieval)
+        searcher = Searcher(client, run.index_version, run.settings.retrieval)
         try:
-            yield LeserEnvironment(retriever, relevance, run.settings.leser)
+            yield LeserEnvironment(searcher, relevance, run.settings.leser)
         finally:
-            retriever.close()
+            searcher.close()
             client.close()
 
     def open_dev(

@@ -18,7 +18,7 @@ from search_env.catalogue.corpora import Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import IndexingError, load_documents, load_manifest
 from search_env.engine.reranking import rerank, shown_documents
-from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Retriever
+from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Searcher
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.leser.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
 from search_env.models.crossencoder import CrossEncoderSettings, load_cross_encoder
@@ -111,24 +111,24 @@ class IndexSearch(NamedTuple):
 
     def raw(self, asked: Sequence[str | ExpandedQuery], retrieval: RetrievalSettings | None = None) -> list[Ranking]:
         """Return the ranking of each query, with its expansions if it has some. retrieval: those of a run."""
-        with self._opened(retrieval or self.tables.retrieval) as retriever:
-            return retriever.search_many(asked, size=self.top)
+        with self._opened(retrieval or self.tables.retrieval) as searcher:
+            return searcher.search_many(asked, size=self.top)
 
     def with_feedback(self, texts: Sequence[str], method: Feedback, report: Report) -> list[Ranking]:
         """Return each query's ranking after pseudo-relevance feedback."""
         report("reading the documents", 0, 0)
         feedback = FeedbackTerms(Catalogue(load_documents(self.folder)))
-        with self._opened(self.tables.retrieval) as retriever:
-            return search_with_feedback(retriever, feedback, method, texts, self.tables.feedback, size=self.top)
+        with self._opened(self.tables.retrieval) as searcher:
+            return search_with_feedback(searcher, feedback, method, texts, self.tables.feedback, size=self.top)
 
     def with_nearest_terms(self, texts: Sequence[str], report: Report) -> list[Ranking]:
         """Return each query's ranking with the catalogue's words that are nearest to it by cosine."""
         report("reading the documents", 0, 0)
         tables, catalogue = self.tables, Catalogue(load_documents(self.folder))
         nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=self.folder.embeddings)
-        with self._opened(tables.retrieval) as retriever:
+        with self._opened(tables.retrieval) as searcher:
             return search_with_nearest_terms(
-                retriever, nearest, texts, tables.nearest_terms, size=self.top, progress=report
+                searcher, nearest, texts, tables.nearest_terms, size=self.top, progress=report
             )
 
     def reranked(self, texts: Sequence[str], rankings: Sequence[Ranking], *, depth: int) -> list[Ranking]:
@@ -140,10 +140,10 @@ class IndexSearch(NamedTuple):
         return rerank(texts, rankings, shown, encoder.relevance, depth=depth)
 
     @contextlib.contextmanager
-    def _opened(self, retrieval: RetrievalSettings) -> Iterator[Retriever]:
+    def _opened(self, retrieval: RetrievalSettings) -> Iterator[Searcher]:
         version = load_manifest(self.folder)
         with (
             contextlib.closing(self.engine()) as client,
-            contextlib.closing(Retriever(client, version.name, retrieval)) as retriever,
+            contextlib.closing(Searcher(client, version.name, retrieval)) as searcher,
         ):
-            yield retriever
+            yield searcher

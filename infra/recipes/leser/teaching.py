@@ -80,7 +80,7 @@ def teach(
 def _labels_by_relevance(opened: LeserIndex, queries: Sequence[Query]) -> Qrels:
     """Return labels for queries without judgments: the documents that the relevance model scores highest."""
     count = opened.settings.lessons.relevant_without_labels
-    rankings = opened.retriever.search_many([query.text for query in queries], size=LABELS_DEPTH)
+    rankings = opened.searcher.search_many([query.text for query in queries], size=LABELS_DEPTH)
     scores = opened.relevance.score_many([(q.text, r.ids) for q, r in zip(queries, rankings, strict=True)])
     labels: Qrels = {}
     for query, ranking, relevance in zip(queries, rankings, scores, strict=True):

@@ -27,7 +27,7 @@ def _by(method: str) -> Says:
     return says
 
 
-def _first_tokens(relsum: RankedIndex, query: Query, document: str) -> str:
+def _lead(relsum: RankedIndex, query: Query, document: str) -> str:
     return _cut(relsum, relsum.values.description(document))
 
 
@@ -41,12 +41,12 @@ def _cut(relsum: RankedIndex, text: str) -> str:
 
 ARMS: Mapping[str, Says] = {
     "title": lambda relsum, query, document: "",
-    "first-tokens": _first_tokens,
+    "lead": _lead,
     "random": _by("by_chance"),
     "idf": _by("by_rarity"),
-    "log-counts": _by("by_log"),
-    "log-counts-per-word": _by("by_log_per_word"),
-    "log-rates": _by("by_rate"),
+    "key-counts": _by("by_key_counts"),
+    "key-counts-per-word": _by("by_key_counts_per_word"),
+    "key-rates": _by("by_key_rates"),
     "doc2query": _expected_queries,
     "oracle": lambda relsum, query, document: relsum.summary(
         document, relsum.values.asked(document, query_keys(query))

@@ -64,7 +64,7 @@ def label_products(relsum: RankedIndex, left_out: set[str]) -> list[LabelledProd
     items = [(query, document, grade) for query in queries for document, grade in lists.qrels[query.id].items()]
     rivals = [(query, document) for query, document, grade in items if grade == 0]
     reference = encoder.logits(
-        [(q.text, relsum.text(d, relsum.summary(d, values.by_log(d)))) for q, d in rivals], report=relsum.report
+        [(q.text, relsum.text(d, relsum.summary(d, values.by_key_counts(d)))) for q, d in rivals], report=relsum.report
     )
     relevant = [(place, q, d) for place, (q, d, grade) in enumerate(items) if grade > 0]
     others: dict[str, list[float]] = {}
@@ -112,7 +112,7 @@ def label_titles(relsum: RankedIndex, names: Sequence[str], left_out: set[str]) 
             rivals = [names[rival] for rival in drawn.rivals(words, TITLE_RIVALS, random)]
             if rivals and text not in left_out:
                 asked.append((name, text, rivals))
-    texts = {name: relsum.text(name, relsum.summary(name, relsum.values.by_log(name))) for name in names}
+    texts = {name: relsum.text(name, relsum.summary(name, relsum.values.by_key_counts(name))) for name in names}
     read = [(text, texts[rival]) for _, text, rivals in asked for rival in rivals]
     logits = iter(relsum.cross_encoder.logits(read, report=relsum.report).tolist())
     found: dict[str, list[LabelledQuery]] = {}

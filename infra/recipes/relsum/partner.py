@@ -15,7 +15,7 @@ from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun
 from infra.recipes.relsum.baselines import rank_lists
 from infra.recipes.relsum.ranked_index import RankedIndex
-from infra.recipes.relsum.ranker import said, taught_pairs, tune_ranker
+from infra.recipes.relsum.ranker import adapt_ranker, said, taught_pairs
 from infra.recipes.relsum.writing import left_out, policy_summaries
 from search_env.catalogue.corpora import Query
 from search_env.models.crossencoder import current_version
@@ -75,7 +75,7 @@ class RankerPartner:
     ) -> str:
         """Adapt a version to pairs of training lists, and calibrate it on dev lists; turn and seed change nothing."""
         relsum = RankedIndex(app.home.index(index), app.settings, report).read_with(parent)
-        return tune_ranker(relsum, relsum.cross_encoder, said(texts), left_out=left_out(held_out))
+        return adapt_ranker(relsum, relsum.cross_encoder, said(texts), left_out=left_out(held_out))
 
     def measured(
         self, app: App, index: str, version: str, texts: Mapping[str, str], *, name: str, report: Report

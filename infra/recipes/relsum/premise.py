@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 TIMED_PAIRS = 200
 
 
-class Premise(msgspec.Struct, frozen=True, kw_only=True):
+class RelsumPremise(msgspec.Struct, frozen=True, kw_only=True):
     """The results of the check on the dev lists.
 
     arms: for each arm nDCG@5, AUC (relevant products against others, over all lists together), and the mean of each
@@ -59,14 +59,15 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int = 200) -> Premise:
+def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int = 200) -> RelsumPremise:
     """Measure the index's cross-encoder and baselines on a split's lists, before any training."""
     lists = relsum.lists(split)
     queries = lists.queries[:queries_max]
     qrels = {query.id: lists.qrels[query.id] for query in queries}
     encoder, values = relsum.cross_encoder, relsum.values
     reference = rank_logits(
-        relsum, [(q.text, relsum.text(d, relsum.summary(d, values.by_log(d)))) for q in queries for d in qrels[q.id]]
+        relsum,
+        [(q.text, relsum.text(d, relsum.summary(d, values.by_key_counts(d)))) for q in queries for d in qrels[q.id]],
     )
     arms: dict[str, dict[str, float]] = {}
     for arm in ARMS:
@@ -88,7 +89,7 @@ def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int =
         for query in queries:
             grades = qrels[query.id]
             others = [
-                reference[query.text, relsum.text(d, relsum.summary(d, values.by_log(d)))]
+                reference[query.text, relsum.text(d, relsum.summary(d, values.by_key_counts(d)))]
                 for d, grade in grades.items()
                 if grade == 0
             ]
@@ -114,7 +115,7 @@ def check_premise(relsum: RankedIndex, *, split: str = "dev", queries_max: int =
     agreement: dict[str, float] = {
         kind: float(np.corrcoef(ndcgs, [row[kind] for row in arms.values()])[0, 1]) for kind in KINDS
     }
-    return Premise(
+    return RelsumPremise(
         calibration=encoder.calibration,
         arms=arms,
         agreement=agreement,
@@ -128,7 +129,7 @@ def scoring_milliseconds(relsum: RankedIndex, query: str) -> dict[str, float]:
     values, found = relsum.values, dict[str, float]()
     for name, texts in {
         "title": [relsum.text(d, "") for d in documents],
-        "summary": [relsum.text(d, relsum.summary(d, values.by_log(d))) for d in documents],
+        "summary": [relsum.text(d, relsum.summary(d, values.by_key_counts(d))) for d in documents],
         "description": [relsum.text(d, values.description(d)) for d in documents],
     }.items():
         began = time.process_time()

@@ -18,7 +18,7 @@ from infra.recipes.relsum.index import RelsumIndex
 from search_env.catalogue.attributes import query_keys
 from search_env.catalogue.corpora import Query, write_whole
 from search_env.models.crossencoder import CrossEncoder, save_cross_encoder
-from search_env.models.crossencoder_training import LabelledPair, calibrate, train_cross_encoder, tune_cross_encoder
+from search_env.models.crossencoder_training import LabelledPair, adapt_cross_encoder, calibrate, train_cross_encoder
 from search_env.relsum.matching_lessons import MatchingLessons
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def train_ranker(relsum: RelsumIndex) -> str:
     return save_cross_encoder(made, calibrate(made, held_out, relsum.report), relsum.folder.cross_encoders).version
 
 
-def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
+def adapt_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, left_out: Collection[str] = ()) -> str:
     """Adapt a cross-encoder to summaries, and return the new version; it does not become the current one.
 
     A version that was adapted before, to the same texts and from the same parent, is found again. left_out: texts of
@@ -70,13 +70,13 @@ def tune_ranker(relsum: RelsumIndex, parent: CrossEncoder, writes: Writes, *, le
     )
     same = msgspec.structs.replace(settings, version="", title_weight=0.0)  # Neither affects adaptation.
     known = msgspec.json.encode([parent.version, same, taught, measured])
-    pointer = relsum.folder.tuned / hashlib.sha256(known).hexdigest()[:16]
+    pointer = relsum.folder.adapted_encoders / hashlib.sha256(known).hexdigest()[:16]
     if not pointer.is_file():
-        tuned = tune_cross_encoder(parent, _with_titles(relsum, taught, _lessons(relsum)), settings, relsum.report)
-        calibration = msgspec.structs.replace(calibrate(tuned, measured, relsum.report), parent=parent.version)
+        adapted = adapt_cross_encoder(parent, _with_titles(relsum, taught, _lessons(relsum)), settings, relsum.report)
+        calibration = msgspec.structs.replace(calibrate(adapted, measured, relsum.report), parent=parent.version)
         pointer.parent.mkdir(exist_ok=True)
         write_whole(
-            pointer, save_cross_encoder(tuned, calibration, relsum.folder.cross_encoders, current=False).version
+            pointer, save_cross_encoder(adapted, calibration, relsum.folder.cross_encoders, current=False).version
         )
     return pointer.read_text()
 
@@ -146,7 +146,7 @@ def _of_some_kind(relsum: RelsumIndex, pair: JudgedPair) -> LabelledPair:
     elif kind <= 4:
         summary = relsum.summary(document, relsum.values.asked(document, query_keys(query)))
     else:
-        order = relsum.values.by_chance if kind <= 6 else relsum.values.by_log
+        order = relsum.values.by_chance if kind <= 6 else relsum.values.by_key_counts
         summary = relsum.summary(document, order(document))
     return LabelledPair(query=query.text, text=relsum.text(document, summary), label=label)
 

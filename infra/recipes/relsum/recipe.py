@@ -41,7 +41,7 @@ from infra.recipes.relsum.labelling import PAIRS_FILE, labelled_products, read_p
 from infra.recipes.relsum.partner import RankerPartner
 from infra.recipes.relsum.premise import check_premise
 from infra.recipes.relsum.ranked_index import RankedIndex
-from infra.recipes.relsum.ranker import tune_ranker
+from infra.recipes.relsum.ranker import adapt_ranker
 from infra.recipes.relsum.writing import left_out, policy_summaries, policy_writes
 from infra.recipes.summarizing import stored_texts
 from learner.checkpoints import CURRENT
@@ -65,14 +65,14 @@ from streams.pointers import is_selection
 from streams.stopping import Stop
 
 TAIL = "tail"
-TUNED = "tuned-"
+ADAPTED = "adapted-"
 
 
 class Relsum:
     """Summaries of products, rewarded by the scores of a frozen cross-encoder."""
 
     carried: Sequence[str] = (PAIRS_FILE,)
-    methods: Sequence[str] = (*ARMS, *(f"{TUNED}{arm}" for arm in ARMS))
+    methods: Sequence[str] = (*ARMS, *(f"{ADAPTED}{arm}" for arm in ARMS))
 
     def __init__(self) -> None:
         # An index takes a quarter of a minute to open, and remembers scores. All rankings of one table share it.
@@ -159,7 +159,7 @@ class Relsum:
     ) -> list[Ranked]:
         """Rank the held-out lists (tail) and the given queries' judged products (head) with summaries.
 
-        policy: a version, or the name of an arm in `infra.recipes.relsum.baselines`. With "tuned-" before it, the
+        policy: a version, or the name of an arm in `infra.recipes.relsum.baselines`. With "adapted-" before it, the
         cross-encoder is first adapted to its texts about the training lists' products. Lists are ranked whole; `top`
         cuts none.
         """
@@ -168,15 +168,15 @@ class Relsum:
         sets = [(TAIL, list(tail.queries), tail.qrels)]
         if given is not None:
             sets.append((GIVEN, *relsum.judged(*given)))
-        writer = policy.removeprefix(TUNED)
+        writer = policy.removeprefix(ADAPTED)
         if writer in ARMS:
             writes = written_by(relsum, writer)
         else:
             run_dir = app.home.run(run.run)
             writes = policy_writes(relsum, run_dir, run, policy=writer, report=report, temperature=temperature)
-        if policy.startswith(TUNED):
+        if policy.startswith(ADAPTED):
             left = left_out(given[0] if given else ())
-            relsum = relsum.read_with(tune_ranker(relsum, relsum.cross_encoder, writes, left_out=left))
+            relsum = relsum.read_with(adapt_ranker(relsum, relsum.cross_encoder, writes, left_out=left))
         described = writer == DESCRIBED
         return [
             Ranked(name=name, run=rank_lists(relsum, writes, queries, qrels, described=described), qrels=qrels)

@@ -124,9 +124,9 @@ def dense_search(
     """
     ids = sorted(texts)
     vectors = RememberedVectors(encoder, directory=index.vectors)
-    documents = vectors.encode_documents([texts[key] for key in ids])
+    documents = vectors.embed_documents([texts[key] for key in ids])
     vectors.save()
-    asked = encoder.encode_queries([query.text for query in queries])
+    asked = encoder.embed_queries([query.text for query in queries])
     if indexed is None or indexed.settings.search == "memory":
         rankings = search_in_memory(ids, documents, asked, size=top)
     else:

@@ -21,7 +21,7 @@ from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Query
 from search_env.resume.environment import measured_deltas
 from search_env.resume.reward import spread_scale
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 
 
 class RetrieverPartner:
@@ -73,7 +73,7 @@ class RetrieverPartner:
         environment = open_resume_environment(
             index, run_dir, settings.resume, retriever=settings.retriever, index_version=prepared.index
         )
-        inputs = [(group, group.source, content_sha256(encode(group))) for group in groups]
+        inputs = [(group, group.source, content_sha256(encode_event(group))) for group in groups]
         scale = round(spread_scale(measured_deltas(environment, inputs)), 6)
         return app.with_changes("the turn", {"resume": {"reward": {"edge_scale": scale}}})
 

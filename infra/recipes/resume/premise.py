@@ -40,7 +40,7 @@ class ChosenTexts(msgspec.Struct, frozen=True, kw_only=True):
     rr: float
 
 
-class Premise(msgspec.Struct, frozen=True, kw_only=True):
+class ResumePremise(msgspec.Struct, frozen=True, kw_only=True):
     """The result of the check.
 
     retriever: the version that scored. products: number of products with a choice. candidates: number of selections for
@@ -66,7 +66,9 @@ class Premise(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def check_premise(index: IndexFolder, settings: Settings, *, candidates: int, seed: int, report: Report) -> Premise:
+def check_premise(
+    index: IndexFolder, settings: Settings, *, candidates: int, seed: int, report: Report
+) -> ResumePremise:
     """Measure the search for the best, a random and the worst of each product's random selections.
 
     settings: the recipe's. Vectors are searched in memory, whatever `vectors.search` says. Only retriever versions are
@@ -110,7 +112,7 @@ def check_premise(index: IndexFolder, settings: Settings, *, candidates: int, se
                 rr=dev_reciprocal_rank(index, open_encoder(index, adapted, retriever), texts, indexed=None),
             )
         )
-    return Premise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
+    return ResumePremise(retriever=scorer, products=len(asked), candidates=candidates, corpora=tuple(corpora))
 
 
 def random_selections(product: Product, candidates: int, *, seed: int) -> list[str]:

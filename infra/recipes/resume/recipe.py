@@ -46,14 +46,14 @@ from search_env.environments import Environment
 from search_env.models.bi_encoder import StaticEncoder
 from search_env.resume.answered import QUERIES_FILE
 
-TUNED = "tuned-"
+ADAPTED = "adapted-"
 
 
 class Resume:
     """Summaries of products, rewarded by the retriever."""
 
     carried: Sequence[str] = (QUERIES_FILE,)
-    methods: Sequence[str] = (*TEXTS, *(f"{TUNED}{texts}" for texts in TEXTS))
+    methods: Sequence[str] = (*TEXTS, *(f"{ADAPTED}{texts}" for texts in TEXTS))
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find training queries, requests and the first policy; see `infra.recipes.resume.preparation`."""
@@ -89,11 +89,11 @@ class Resume:
         """Search the held-out intents and the given queries among the texts that stand for the documents.
 
         policy: a version, whose summaries stand for the documents, or one of `TEXTS`. `resume.retriever` names the
-        retriever. With "tuned-" before the policy, the retriever is first adapted to these texts for `retriever.steps`
-        steps.
+        retriever. With "adapted-" before the policy, the retriever is first adapted to these texts for
+        `retriever.steps` steps.
         """
         index, settings = app.home.index(run.index), app.settings
-        texts_of = policy.removeprefix(TUNED)
+        texts_of = policy.removeprefix(ADAPTED)
         held_out = given[0] if given else []
         if texts_of in TEXTS:
             texts = texts_without_policy(
@@ -108,7 +108,7 @@ class Resume:
             run_dir = app.home.run(run.run)
             texts = policy_texts(index, run_dir, run, policy=texts_of, report=report, temperature=temperature)
         name = settings.resume.retriever or first_retriever(index, settings.retriever).name
-        if policy.startswith(TUNED):
+        if policy.startswith(ADAPTED):
             name = adapt_to_texts(
                 index, settings.retriever, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
             ).name

@@ -17,7 +17,7 @@ from search_env.summaries.reading import SummarySettings, fit_values
 from search_env.summaries.values import ProductValues
 from streams.errors import SettingsError
 
-TEXTS = ("documents", "titles", "lead", "random", "key-prior")
+TEXTS = ("description", "title", "lead", "random", "key-counts")
 """Kinds of texts that can stand for documents without a policy."""
 
 
@@ -56,25 +56,25 @@ def texts_without_policy(
     """Return the texts that stand for documents without a policy, by document id.
 
     budget: of summaries, `resume.summary`. Their values are those that the title lacks, as for a policy.
-    kind: "documents" (whole), "titles", "lead" (the description's first words), "random" (random values), "key-prior"
+    kind: "description" (whole documents), "title", "lead", "random" (random values), "key-counts"
     (the values whose attributes training queries ask for most, without RL).
     held_out: queries that no count may include. Raises SettingsError for any other kind.
     """
-    if kind == "documents":
+    if kind == "description":
         return document_texts(index)
     documents = load_documents(index)
-    if kind == "titles":
+    if kind == "title":
         made = {}
     elif kind == "lead":
         made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
-    elif kind in ("random", "key-prior"):
+    elif kind in ("random", "key-counts"):
         values, made = summarized_values(index, answered_queries(index, held_out), prompts), {}
         for each in documents:
             product = values.product(each.id)
             if kind == "random":
                 made[each.id] = random_values(product, budget, wordpiece_count, seed=seed)
             else:
-                made[each.id] = fit_values(product, values.by_log(each.id), budget, wordpiece_count).text
+                made[each.id] = fit_values(product, values.by_key_counts(each.id), budget, wordpiece_count).text
     else:
-        raise SettingsError(f"texts: expected documents, titles, lead, random or key-prior, got {kind!r}")
+        raise SettingsError(f"texts: expected description, title, lead, random or key-counts, got {kind!r}")
     return summary_texts(index, made)

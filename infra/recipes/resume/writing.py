@@ -13,7 +13,7 @@ from infra.recipes.summarizing import Choice, Decoding, summarize
 from learner.retriever import RetrieverSettings
 from search_env.resume.answered import read_answered
 from search_env.resume.environment import ResumeEnvironment, ResumeEnvironmentSettings
-from streams.codec import content_sha256, encode
+from streams.codec import content_sha256, encode_event
 from streams.events import Generation
 
 
@@ -74,7 +74,7 @@ def best_rewarded(index: IndexFolder, run_dir: RunFolder, run: RunSettings) -> C
         )
 
     def place(group: Generation) -> int:
-        (reward,) = environment().score_many([(group, group.source, content_sha256(encode(group)))])
+        (reward,) = environment().score_many([(group, group.source, content_sha256(encode_event(group)))])
         worth = [
             (outcome.reward, outcome.components.get("delta", 0.0), -number)
             for number, outcome in enumerate(reward.outcomes)
