@@ -103,13 +103,15 @@ def _update_charts(rows: Sequence[UpdateRow]) -> list[str]:
 
 
 def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
-    measures = list(evaluation.settings.measures)
+    measures = evaluation.measures
     rows = [[run.name, *(show_interval(run.measures.get(measure)) for measure in measures)] for run in evaluation.runs]
     sections = [
         f"<h2>Evaluation: {clean(name)}</h2>",
         f'<p class="quiet">{evaluation.queries} queries; {evaluation.settings.confidence:.0%} intervals by query</p>',
         html_table(["run", *measures], rows),
     ]
+    if evaluation.believed and evaluation.believed.line:
+        sections.append(f'<p class="quiet">{clean(evaluation.believed.line)}</p>')
     against = [run for run in evaluation.runs if run.differences]
     if against:
         names = list(dict.fromkeys(measure for run in against for measure in run.differences))

@@ -76,11 +76,13 @@ def _print_versions(versions: Sequence[VersionRow], console: Console) -> None:
 
 
 def _print_evaluation(name: str, evaluation: Evaluation, console: Console) -> None:
-    measures = list(evaluation.settings.measures)
+    measures = evaluation.measures
     table = Table("run", *measures, title=Text(f"evaluation {printable(name)}: {evaluation.queries} queries"))
     for run in evaluation.runs:
         table.add_row(Text(printable(run.name)), *(Text(_interval(run.measures.get(measure))) for measure in measures))
     console.print(table)
+    if evaluation.believed and evaluation.believed.line:
+        console.print(Text(printable(evaluation.believed.line)))
 
 
 def _interval(interval: Interval | None) -> str:

@@ -19,7 +19,7 @@ from infra.commands.score import say_scored, score_run_files
 from search_env.catalogue.corpora import Ranking, load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
-from storage.evaluation.measures import MEASURES
+from storage.evaluation.measures import KNOWN, MEASURES
 from storage.evaluation.tables import Difference, Evaluation, EvaluationSettings, evaluate_runs
 
 Scores = dict[str, dict[str, float]]
@@ -47,7 +47,9 @@ class StatisticsOptions(msgspec.Struct, frozen=True, kw_only=True):
 statistics_options = as_one(
     "statistics",
     StatisticsOptions,
-    click.option("--measures", default=",".join(MEASURES), show_default=True, help="Measures, separated by commas."),
+    click.option(
+        "--measures", default=",".join(MEASURES), show_default=True, help=f"Comma-separated measures: {KNOWN}."
+    ),
     click.option(
         "--relevant-grade",
         default=1,
@@ -146,6 +148,12 @@ def evaluate(
     paired by query, and p is corrected for the number of measures (Holm).
 
     \b
+    If a run has unjudged documents in the first ten of any query, a table shows nDCG@10, Judged@10, judged-nDCG@10 (of
+    the ranking without its unjudged documents) and Bpref; otherwise judged-nDCG@10 equals nDCG@10. A line below says
+    which to believe: nDCG@10 if Judged@10 is at least .90 in each run and differs by at most .02, else judged-nDCG@10.
+    The 10 is that of the first nDCG@k in --measures. Qrels without any grade of 0 count as complete.
+
+    \b
     Example:
       searchloop evaluate raw.run policy.run --qrels qrels.tsv --baseline raw.run
       searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance-of shop --queries q.jsonl
@@ -224,11 +232,15 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     )
     if evaluation.without_relevant:
         console.print(f"{evaluation.without_relevant} queries have no relevant document and score 0 in every run")
-    table = Table(Column("run", overflow="fold"), *evaluation.settings.measures, box=box.SIMPLE_HEAD)
-    for run in evaluation.runs:
-        name = run.name + (f"\n{run.unanswered} of {run.queries} queries unanswered" if run.unanswered else "")
-        table.add_row(Text(name), *(_cell(run.measures[measure]) for measure in evaluation.settings.measures))
-    console.print(table)
+    # Two tables: with more than five measures, numbers would be cut off in a terminal of 80 columns.
+    for measures in filter(None, (evaluation.settings.measures, evaluation.beside)):
+        table = Table(Column("run", overflow="fold"), *measures, box=box.SIMPLE_HEAD)
+        for run in evaluation.runs:
+            name = run.name + (f"\n{run.unanswered} of {run.queries} queries unanswered" if run.unanswered else "")
+            table.add_row(Text(name), *(_cell(run.measures[measure]) for measure in measures))
+        console.print(table)
+    if evaluation.believed and evaluation.believed.line:
+        console.print(evaluation.believed.line)
     for run in evaluation.runs:
         if not run.differences:
             continue

@@ -17,7 +17,7 @@ from infra.app.progress import progress
 from infra.commands.judged import judged_options, read_judged
 
 if TYPE_CHECKING:
-    from infra.experiments.tables import Results
+    from infra.experiments.tables import ArmRow, Results
 
 
 @click.command()
@@ -49,6 +49,7 @@ def experiment(
     \b
     PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or
     the path of a file. The arms are measured on the recipe's held-out sets, and on judged queries if you give some.
+    If rankings have unjudged documents, measures without them are added: see `searchloop evaluate --help`.
     Finished parts are kept: if the experiment is stopped, the same command continues it. The results are written to
     results.html, results.md and results.json in HOME/experiments/NAME, with the commands to repeat each step by hand.
 
@@ -95,20 +96,25 @@ def print_results(results: Results, console: Console) -> None:
     """Print one table per query set, with each arm's measures and its differences to the baseline."""
     for each in results.sets:
         console.print(Text(f"\n{each.name}: {each.queries} queries", style="bold"))
-        table = Table("arm", "seeds", *(measure for measure in results.measures), box=box.SIMPLE_HEAD)
-        for arm in each.arms:
-            cells = []
-            for measure in results.measures:
-                reached = f"{arm.measures[measure].value:.4f}" if measure in arm.measures else ""
-                found = arm.differences[measure].interval if arm.differences else None
-                if found is None or found.value is None or found.low is None or found.high is None:
-                    cells.append(reached)
-                elif measure in arm.measures:
-                    cells.append(f"{reached}\n{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
-                else:
-                    cells.append(f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]")
-            table.add_row(Text(arm.name), ",".join(map(str, arm.seeds)), *cells)
-        console.print(table)
+        for measures in filter(None, (results.measures, each.beside)):
+            table = Table("arm", "seeds", *measures, box=box.SIMPLE_HEAD)
+            for arm in each.arms:
+                cells = [_cell(arm, measure) for measure in measures]
+                table.add_row(Text(arm.name), ",".join(map(str, arm.seeds)), *cells)
+            console.print(table)
+        if each.believed and each.believed.line:
+            console.print(each.believed.line)
+
+
+def _cell(arm: ArmRow, measure: str) -> str:
+    """Return an arm's value, if the measure has one, and its difference to the baseline, if the arm has one."""
+    reached = f"{arm.measures[measure].value:.4f}" if measure in arm.measures else ""
+    found = arm.differences[measure].interval if arm.differences else None
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return reached
+    if reached:
+        return f"{reached}\n{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

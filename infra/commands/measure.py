@@ -112,7 +112,8 @@ def measure(
     \b POLICY is latest, a step, a version's name, or a baseline. The baselines are: none, rm3, bo1, minilm, knn, shown
     for expansions; title, lead, random, idf, key-counts, key-counts-per-word, key-rates, doc2query, oracle, description
     for summaries; description, title, lead, random, key-counts for ReSuMe; the prefix adapted- first adapts the
-    retriever to these texts. A baseline needs no run: `:title`.
+    retriever to these texts. A baseline needs no run: `:title`. If rankings have unjudged documents, measures without
+    them are added: see `searchloop evaluate --help`.
 
     \b
     Example:

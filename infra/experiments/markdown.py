@@ -16,6 +16,7 @@ import msgspec
 
 from infra.experiments.tables import ArmRow, Results
 from storage.evaluation.comparison import Interval
+from storage.evaluation.measures import JUDGED_ONLY
 from storage.evaluation.tables import RETRIEVAL_GAIN
 from streams.errors import SettingsError
 from streams.whole_file import write_file
@@ -27,19 +28,33 @@ SHOWN_MEASURES = 3
 def markdown_table(results: Results) -> str:
     """Return one row for each arm: its measures on each set, and its difference to the baseline in the first measure.
 
-    The intervals are those of the results: 95 %, paired by query.
+    The intervals are those of the results: 95 %, paired by query. A set with unjudged documents has its difference in
+    judged-nDCG@k, too, and a line under the table that says which measure to believe.
     """
     shown = [measure for measure in results.measures if measure != RETRIEVAL_GAIN][:SHOWN_MEASURES]
     names = [f"{each.name} ({each.queries:,})" for each in results.sets]
-    heads = ["arm (seeds)", *names, *(f"{shown[0]} over {results.baseline}: {each.name}" for each in results.sets)]
+    compared = [
+        (place, measure)
+        for place, each in enumerate(results.sets)
+        for measure in (shown[0], *(name for name in each.added if name.startswith(JUDGED_ONLY)))
+    ]
+    over = [f"{measure} over {results.baseline}: {results.sets[place].name}" for place, measure in compared]
+    heads = ["arm (seeds)", *names, *over]
     rows = [heads, ["---"] * len(heads)]
     for place, first in enumerate(results.sets[0].arms):
         arms = [each.arms[place] for each in results.sets]
         seeds = f" ({', '.join(map(str, first.seeds))})" if len(first.seeds) > 1 else ""
         rows.append(
-            [f"{first.name}{seeds}", *(_reached(arm, shown) for arm in arms), *(_gained(arm, shown[0]) for arm in arms)]
+            [
+                f"{first.name}{seeds}",
+                *(_reached(arm, shown) for arm in arms),
+                *(_gained(arms[of], measure) for of, measure in compared),
+            ]
         )
     lines = [f"| {' | '.join(row)} |" for row in rows]
+    believed = [f"{each.name}: {each.believed.line}." for each in results.sets if each.believed and each.believed.line]
+    if believed:
+        lines += ["", "  \n".join(believed)]
     return "\n".join([f"{' / '.join(shown)} on index {results.index}; {results.samples:,} draws.", "", *lines]) + "\n"
 
 

@@ -23,17 +23,17 @@ def render_experiment(results: Results) -> str:
 
 
 def _set_sections(each: SetTable, results: Results) -> list[str]:
-    measures = [measure for measure in results.measures if measure in each.arms[0].measures]
+    compared = results.measures + each.added
+    measures = [measure for measure in compared if measure in each.arms[0].measures]
     reached = [[arm.name, *(_reached(arm, measure) for measure in measures)] for arm in each.arms]
-    gained = [
-        [arm.name, *(_gained(arm, measure) for measure in results.measures)] for arm in each.arms if arm.differences
-    ]
+    gained = [[arm.name, *(_gained(arm, measure) for measure in compared)] for arm in each.arms if arm.differences]
     return [
         f"<h2>{clean(each.name)}</h2>",
         f'<p class="quiet">{each.queries} queries, {each.without_relevant} of them without a relevant document</p>',
         html_table(["arm", *measures], reached),
+        *([f'<p class="quiet">{clean(each.believed.line)}</p>'] if each.believed and each.believed.line else []),
         f'<p class="quiet">Differences to {clean(results.baseline)}</p>',
-        html_table(["arm", *results.measures], gained),
+        html_table(["arm", *compared], gained),
     ]
 
 

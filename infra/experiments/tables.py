@@ -20,8 +20,17 @@ from infra.experiments.making import Points
 from infra.experiments.plan import Plan
 from infra.experiments.rankings import read_qrels, read_scores, row_file, set_names
 from storage.errors import StorageError
-from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means, holm
+from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means
 from storage.evaluation.gains import relevant_retrieved
+from storage.evaluation.incomplete import (
+    Believed,
+    added_measures,
+    believed_measure,
+    beside,
+    holm_with_added,
+    judged_share,
+    ndcg_in_doubt,
+)
 from storage.evaluation.measures import Values, measure_run
 from storage.evaluation.pooled import (
     POOLED_RECALL,
@@ -48,12 +57,23 @@ class ArmRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetTable(msgspec.Struct, frozen=True, kw_only=True):
-    """One query set; without_relevant: queries that no run can answer."""
+    """One query set.
+
+    without_relevant: queries that no run can answer. added: measures beside the plan's, for unjudged documents, and
+    believed: the measure to believe (see `storage.evaluation.incomplete`); results of older versions have neither.
+    """
 
     name: str
     queries: int
     without_relevant: int
     arms: tuple[ArmRow, ...]
+    added: tuple[str, ...] = ()
+    believed: Believed | None = None
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Return the columns of the table for incomplete judgments: nDCG@k, and what is added; none if nothing is."""
+        return beside(self.believed.ndcg) if self.believed and self.added else ()
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,11 +90,15 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArmMeasures(NamedTuple):
-    """The measures of one arm's ranking with one seed: by query, and the pooled recall over all queries."""
+    """The measures of one arm's ranking with one seed: by query, and the pooled recall over all queries.
+
+    judged: the share of judged documents in the first k, for the plan's first nDCG@k.
+    """
 
     values: dict[str, Values]
     gained: Values
     pooled: Drawn | None
+    judged: float
 
 
 def read_results(home: Home, plan: Plan, *, name: str, index: str) -> Results:
@@ -100,32 +124,48 @@ def mean_over_seeds(of: Sequence[Mapping[str, float]]) -> Values:
 def _set_table(rankings: Path, plan: Plan, set_name: str) -> SetTable:
     qrels = read_qrels(rankings, set_name)
     by_query = [measure for measure in plan.measures if measure not in (RETRIEVAL_GAIN, POOLED_RECALL)]
+    ndcg = ndcg_in_doubt(by_query, qrels)
     rows: dict[str, dict[int, ArmMeasures]] = {}
+    unanswered = False
     for arm in plan.arms:
         for seed in plan.seeds_of(arm):
             run = read_scores(row_file(rankings, set_name, row_name(arm, seed)))
+            unanswered = unanswered or not all(run.get(query) for query in qrels)
             rows.setdefault(arm.name, {})[seed] = ArmMeasures(
                 values=measure_run(run, qrels, by_query, relevant_grade=1),
                 gained=relevant_retrieved(run, qrels, depth=plan.top, relevant_grade=1),
                 pooled=draw_pooled_recall(run, qrels, samples=plan.samples) if POOLED_RECALL in plan.measures else None,
+                judged=judged_share(run, qrels, ndcg) if ndcg else 1.0,
             )
+    judged = {name: math.fsum(row.judged for row in of.values()) / len(of) for name, of in rows.items()}
+    # Only now is it known whether measures are added: the files are read again, so that no two runs are in memory.
+    if added := added_measures(by_query, ndcg, judged):
+        for arm in plan.arms:
+            for seed, row in rows[arm.name].items():
+                run = read_scores(row_file(rankings, set_name, row_name(arm, seed)))
+                row.values.update(measure_run(run, qrels, added, relevant_grade=1))
     return SetTable(
         name=set_name,
         queries=len(qrels),
         without_relevant=sum(max(grades.values(), default=0) < 1 for grades in qrels.values()),
-        arms=tuple(_row(plan, arm.name, rows) for arm in plan.arms),
+        arms=tuple(_row(plan, arm.name, rows, added) for arm in plan.arms),
+        added=added,
+        believed=believed_measure(judged, ndcg, unanswered=unanswered) if ndcg else None,
     )
 
 
-def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, ArmMeasures]]) -> ArmRow:
+def _row(plan: Plan, name: str, rows: Mapping[str, Mapping[int, ArmMeasures]], added: tuple[str, ...]) -> ArmRow:
     mine, base = rows[name], rows[plan.baseline]
+    measures = plan.measures + added
     differences = {}
     if name != plan.baseline:
         ours, theirs = _compared(plan, name, mine, base)
-        differences = {measure: _difference(measure, ours, theirs, plan.samples) for measure in plan.measures}
-    tested = {measure: item.p for measure, item in differences.items() if item.p is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    reached = [measure for measure in plan.measures if measure != RETRIEVAL_GAIN]
+        differences = {measure: _difference(measure, ours, theirs, plan.samples) for measure in measures}
+    # An added Judged@k says how far to trust the others; it is no claim.
+    claims = [measure for measure in measures if not (measure in added and measure.startswith("Judged"))]
+    tested = {m: item.p for m, item in differences.items() if item.p is not None and m in claims}
+    corrected = holm_with_added(tested, added)
+    reached = [measure for measure in measures if measure != RETRIEVAL_GAIN]
     return ArmRow(
         name=name,
         seeds=tuple(mine),

@@ -8,8 +8,17 @@ from typing import Annotated
 import msgspec
 
 from storage.errors import EvaluationError
-from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means, holm
+from storage.evaluation.comparison import Interval, bootstrap_mean, compare_gains, compare_means
 from storage.evaluation.gains import mean_relevance, relevant_retrieved
+from storage.evaluation.incomplete import (
+    Believed,
+    added_measures,
+    believed_measure,
+    beside,
+    holm_with_added,
+    judged_share,
+    ndcg_in_doubt,
+)
 from storage.evaluation.measures import MEASURES, Qrels, Run, Values, measure_run
 
 RETRIEVAL_GAIN = "retrieval gain"
@@ -57,6 +66,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The whole table.
 
     without_relevant: queries without any document that was judged relevant; every run scores 0 there.
+    added: measures that no one asked for, shown because some run has unjudged documents in the first k of a query, for
+    the first nDCG@k of the measures (see `incomplete`). believed: nDCG@k or its judged-only twin. Both are empty without nDCG@k, and
+    if the judgments list relevant documents only.
     """
 
     queries: int
@@ -65,6 +77,18 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     baseline: str | None
     settings: EvaluationSettings
     runs: tuple[RunTable, ...]
+    added: tuple[str, ...] = ()
+    believed: Believed | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Return the measures of every run: those asked for, then those added."""
+        return self.settings.measures + self.added
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Return the columns of the table for incomplete judgments: nDCG@k, and what is added; none if nothing is."""
+        return beside(self.believed.ndcg) if self.believed and self.added else ()
 
 
 def evaluate_runs(
@@ -86,11 +110,14 @@ def evaluate_runs(
     settings = settings or EvaluationSettings()
     if baseline is not None and baseline not in runs:
         raise EvaluationError(f"baseline: expected one of {', '.join(runs)}, got {baseline!r}")
+    ndcg = ndcg_in_doubt(settings.measures, qrels)
+    judged = {name: judged_share(run, qrels, ndcg) for name, run in runs.items()} if ndcg else {}
+    added = added_measures(settings.measures, ndcg, judged)
     values, gains = {}, {}
     for number, (name, run) in enumerate(runs.items()):
         if progress:
             progress("measuring", number, len(runs))
-        values[name] = _values(name, run, qrels, settings)
+        values[name] = _values(name, run, qrels, settings, added)
         gains[name] = _gain_values(name, run, qrels, relevance, settings)
     tables = []
     for number, (name, run) in enumerate(runs.items()):
@@ -98,7 +125,7 @@ def evaluate_runs(
             progress("drawing queries", number, len(runs))
         differences: dict[str, Difference] = {}
         if baseline is not None and name != baseline:
-            differences = _differences(values[name], values[baseline], gains[name], gains[baseline], settings)
+            differences = _differences(values[name], values[baseline], gains[name], gains[baseline], settings, added)
         tables.append(
             RunTable(
                 name=name,
@@ -123,12 +150,18 @@ def evaluate_runs(
         baseline=baseline,
         settings=settings,
         runs=tuple(tables),
+        added=added,
+        believed=believed_measure(judged, ndcg, unanswered=any(table.unanswered for table in tables))
+        if ndcg and judged
+        else None,
     )
 
 
-def _values(name: str, run: Run, qrels: Qrels, settings: EvaluationSettings) -> dict[str, Values]:
+def _values(
+    name: str, run: Run, qrels: Qrels, settings: EvaluationSettings, added: tuple[str, ...]
+) -> dict[str, Values]:
     try:
-        return measure_run(run, qrels, settings.measures, relevant_grade=settings.relevant_grade)
+        return measure_run(run, qrels, settings.measures + added, relevant_grade=settings.relevant_grade)
     except EvaluationError as error:
         raise EvaluationError(f"{name}: {error}") from error
 
@@ -159,6 +192,7 @@ def _differences(
     gains: dict[str, Values],
     gains_baseline: dict[str, Values],
     settings: EvaluationSettings,
+    added: tuple[str, ...],
 ) -> dict[str, Difference]:
     found = {
         measure: compare_means(
@@ -174,5 +208,5 @@ def _differences(
     # The share of judged documents says how far to trust the other measures. It is not a claim, so it does not enter
     # their correction.
     tested = {name: item.p for name, item in found.items() if item.p is not None and not name.startswith("Judged")}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    corrected = holm_with_added(tested, added)
     return {name: Difference(interval=item, p_holm=corrected.get(name)) for name, item in found.items()}
