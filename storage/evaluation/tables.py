@@ -67,8 +67,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     without_relevant: queries without any document that was judged relevant; every run scores 0 there.
     added: measures that no one asked for, shown because some run has unjudged documents in the first k of a query, for
-    the first nDCG@k of the measures (see `incomplete`). believed: nDCG@k or its judged-only twin. Both are empty without nDCG@k, and
-    if the judgments list relevant documents only.
+    the first nDCG@k of the measures (see `incomplete`). believed: nDCG@k or its judged-only twin. Both are empty
+    without nDCG@k, and if the judgments list relevant documents only.
     """
 
     queries: int
