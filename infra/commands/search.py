@@ -130,7 +130,7 @@ def expand(
       searchloop expand --index shop --queries traffic.jsonl --head 1000 --keep
     """
     from infra.recipes.leser.expanding import expand_queries
-    from infra.recipes.leser.expansion_cache import head_queries
+    from search_env.leser.expansion_cache import head_queries
 
     asked = queries_or_text(queries)
     if head is not None:

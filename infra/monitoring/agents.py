@@ -26,8 +26,8 @@ from faust.types import TP
 from infra.app.app import App
 from infra.app.home import read_settings_file
 from infra.monitoring.lock import only_monitor
-from infra.monitoring.reading import ReadPositions
 from infra.runs.topics import make_derived_topics
+from storage.monitor.reading import ReadPositions
 from storage.monitor.windows import EXPECTED, MonitorSettings, Windows
 from streams.clients import KafkaSettings, partitions_of
 from streams.clock import now_ms

@@ -17,7 +17,6 @@ from infra.app.progress import Report
 from infra.recipes.recipe import Prepared
 from infra.runs.barren import BarrenCount, barren_run
 from infra.runs.dev import best_version
-from infra.runs.requests import RequestFeed, RequestSequence
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
 from infra.runs.standing import what_it_waits_for
@@ -33,6 +32,7 @@ from streams.errors import EventError
 from streams.events import DevScore, PolicyRef, PolicyVersion, Update
 from streams.ranges import read_events
 from streams.records import Received
+from streams.requests import RequestFeed, RequestSequence
 from streams.stalls import StallWatch
 from streams.stopping import Stop
 from streams.topics import topic_name, version_name

@@ -16,7 +16,6 @@ from infra.recipes.recipe import NewRun, Prepared, load_recipe
 from infra.runs.dev import DevFiles, check_dev, given_dev, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
-from infra.runs.requests import RequestSequence
 from infra.runs.serving import check_backend
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
@@ -25,6 +24,7 @@ from learner.objectives import check_objective
 from learner.versions import find_version
 from streams.errors import SettingsError
 from streams.events import Update
+from streams.requests import RequestSequence
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 

@@ -24,7 +24,6 @@ from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.writing import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.loop import run_loop
-from infra.runs.requests import RequestSequence
 from infra.runs.training_runs import copy_warmed_up
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
@@ -42,6 +41,7 @@ from search_env.relsum.reward import RelsumSettings
 from search_env.summaries.reading import SummarySettings
 from storage.evaluation.tables import EvaluationSettings
 from streams.events import Update
+from streams.requests import RequestSequence
 from streams.topics import version_name
 
 TOKENS = 5
