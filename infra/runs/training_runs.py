@@ -12,7 +12,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Prepared, load_recipe
-from infra.runs.dev import DevFiles, check_dev, given_dev, keep_dev_files
+from infra.runs.dev import DevFiles, check_dev, dev_of, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
 from infra.runs.requests import RequestSequence
@@ -64,11 +64,11 @@ def train_run(
     if from_run is not None and not app.home.run(run).exists():
         read_run_settings(app.home.run(from_run))  # It says which runs there are if there is none of this name.
         copy_warmed_up(app.home.run(from_run), app.home.run(run), carried=recipe_of_run.carried)
-    keep_dev_files(app.home.run(run), dev_files)
-    if (given := given_dev(app.home.run(run))) is not None:
+    if (given := dev_of(app.home.run(run), dev_files)) is not None:
         held_out = [*held_out, *given[0]]
     new = NewRun(run=run, index=index, seed=seed, queries_file=queries_file, held_out=held_out)
     prepared = recipe_of_run.prepare(app, new, report)
+    keep_dev_files(app.home.run(run), dev_files)
     _keep_settings(app, prepared, recipe=recipe, index=index, seed=seed, updates=updates)
     return stream(app, prepared, updates=updates, seed=seed, report=report)
 
