@@ -23,8 +23,11 @@ from learner.lock import only_learner
 from learner.objectives import check_objective
 from learner.versions import find_version
 from search_env.catalogue.corpora import Query
+from storage.archive import ARCHIVE
+from storage.ledger import LEDGER
 from streams.errors import SettingsError
 from streams.events import Update
+from streams.provisioning import WITNESS
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 
@@ -106,7 +109,13 @@ def loop_run(
 
 
 def _check_kind(run_dir: Path, *, streamed: bool) -> None:
-    """Raise SettingsError if the folder holds a run of the other kind."""
+    """Raise SettingsError if the folder holds a run of the other kind, or a log that no training made."""
+    log = [name for name in (WITNESS, LEDGER, ARCHIVE) if (run_dir / name).exists()]
+    if log and not (run_dir / SETTINGS_FILE).exists():
+        raise SettingsError(
+            f"run {run_dir.name!r} holds a log and no policy ({', '.join(log)} in {run_dir}): it was imported or copied. "
+            "Choose a new name with --run"
+        )
     if not (run_dir / SETTINGS_FILE).exists() or read_run_settings(run_dir).streamed == streamed:
         return
     if streamed:
