@@ -113,8 +113,8 @@ def _check_kind(run_dir: Path, *, streamed: bool) -> None:
     log = [name for name in (WITNESS, LEDGER, ARCHIVE) if (run_dir / name).exists()]
     if log and not (run_dir / SETTINGS_FILE).exists():
         raise SettingsError(
-            f"run {run_dir.name!r} holds a log and no policy ({', '.join(log)} in {run_dir}): it was imported or copied. "
-            "Choose a new name with --run"
+            f"run {run_dir.name!r} holds a log and no policy ({', '.join(log)} in {run_dir}): it was imported or "
+            "copied. Choose a new name with --run"
         )
     if not (run_dir / SETTINGS_FILE).exists() or read_run_settings(run_dir).streamed == streamed:
         return
