@@ -74,7 +74,13 @@ def train(
     left_out = load_queries(held_out) if held_out else []
     if queries is not None:
         load_queries(queries)
-    read_judged(dev_queries, dev_qrels, options=("--dev-queries", "--dev-qrels"))
+    known = app.home.index(index)
+    read_judged(
+        dev_queries,
+        dev_qrels,
+        index_folder=known if known.is_dir() else None,  # Without the index, the next step says so.
+        options=("--dev-queries", "--dev-qrels"),
+    )
     dev_files = DevFiles(queries=dev_queries, qrels=dev_qrels) if dev_queries and dev_qrels else None
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
