@@ -160,6 +160,7 @@ def test_a_folder_is_no_corpus(searchloop: Command, files: Path) -> None:
     "arguments",
     [
         ("relevance", "--index", "shop", "--queries", "queries.jsonl", "--qrels", "strangers.tsv"),
+        ("train", "--index", "shop", "--dev-queries", "queries.jsonl", "--dev-qrels", "strangers.tsv"),
         ("demo", "--corpus", "corpus.jsonl", "--queries", "queries.jsonl", "--qrels", "strangers.tsv"),
     ],
 )
