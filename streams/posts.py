@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
+from streams.kafka_settings import KafkaSettings
 from streams.stopping import Stop
 
 

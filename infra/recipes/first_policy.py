@@ -8,15 +8,8 @@ from pathlib import Path
 import msgspec
 
 from infra.app.home import RunFolder
-from learner.policy import (
-    Policy,
-    PolicySettings,
-    build_tiny,
-    find_base,
-    load_policy,
-    save_policy,
-    unpack_smollm2,
-)
+from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2
+from learner.policy_settings import PolicySettings
 
 
 def first_policy(

@@ -28,7 +28,7 @@ from search_env.queries.intents import load_intents
 from storage.evaluation.measures import mean, measure_run
 from storage.log import open_log
 from streams.clients import connect_producer
-from streams.codec import encode
+from streams.codec import encode_event
 from streams.events import DevScore, DevSet, PolicyRef, PolicyVersion
 from streams.ranges import read_events
 from streams.topics import topic_name, version_name
@@ -151,8 +151,8 @@ def test_scores_that_are_not_the_runs_count_for_nothing_and_a_killed_evaluator_g
     producer = connect_producer(kafka, client_id="forger")
     for event in [*forged, announced]:
         topic = topic_name(prepared.run, "policy-versions" if isinstance(event, PolicyVersion) else "dev-scores")
-        producer.send(topic, encode(event), partition=0)
-    for garbage in (b"", b"{", encode(best).replace(b"1.0", b"NaN"), encode(best).replace(b"1.0", b"null")):
+        producer.send(topic, encode_event(event), partition=0)
+    for garbage in (b"", b"{", encode_event(best).replace(b"1.0", b"NaN"), encode_event(best).replace(b"1.0", b"null")):
         producer.send(topic_name(prepared.run, "dev-scores"), garbage, partition=0)
     producer.flush()
     producer.close()

@@ -23,7 +23,8 @@ from infra.app.settings import Settings
 from infra.cli import main
 from learner.checkpoints import Manifest
 from learner.learning import write_policy_checkpoint
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from search_env.engine.index import IndexVersion
 from streams.events import PolicyRef
 

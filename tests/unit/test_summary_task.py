@@ -30,7 +30,7 @@ from learner.checkpoints import load_current
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
-from learner.policy import PolicySettings, TinySettings
+from learner.policy_settings import PolicySettings, TinySettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.engine.index import IndexVersion, _SavedDocuments
