@@ -10,7 +10,7 @@ from streams.stopping import Stop
 
 
 class Post(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker stands. member: distinguishes workers of one role; a restarted one of this name has its place."""
+    """A worker's run, broker and signal to stop. member: tells workers of one role apart, also after a restart."""
 
     run: str
     member: str
