@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # `python -m infra.cli`: the entry point imports this module again, and hears Ctrl-C meanwhile.
-    from infra.__main__ import main as run
+if __name__ == "__main__":  # `python -m infra.cli`, as `infra.__main__` does for the installed command.
+    from infra.app.beginning import end_at_once_on_signals
 
-    run()
+    end_at_once_on_signals()
 
 import importlib
 import logging
@@ -208,3 +206,7 @@ def _explain_unexpected(error: Exception) -> str:
 def _show_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an uncaught error, a bug of ours, without the secrets that its message may contain."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,10 +13,11 @@ from learner.batches import BatchSettings
 from learner.checkpoints import CheckpointError
 from learner.policy import PolicyError
 from learner.versions import LoadedVersion, OpenVersion, Version
-from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.clients import connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.errors import EventError, TransientError
 from streams.events import PolicyRef, PolicyVersion
+from streams.kafka_settings import KafkaSettings
 from streams.names import version_folder
 from streams.records import Received
 from streams.topics import topic_name, version_name

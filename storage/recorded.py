@@ -9,9 +9,10 @@ import msgspec
 from kafka import TopicPartition
 
 from storage.archive import ARCHIVE, archived_bounds, archived_partitions, first_archived_at, read_window
-from streams.clients import KafkaSettings, connect_admin, partitions_of
+from streams.clients import connect_admin, partitions_of
 from streams.errors import DeliveryError
 from streams.kafka_errors import asked
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import RawRecord, body_of

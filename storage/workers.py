@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_consumer, follow_partitions, partitions_of
+from streams.clients import connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, poll
+from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets, records_behind
 from streams.stalls import StallWatch
 from streams.stopping import Stop

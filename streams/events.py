@@ -281,7 +281,7 @@ class DevSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class DevScore(msgspec.Struct, frozen=True, kw_only=True, tag="dev-score/1", tag_field="event"):
-    """How well one policy version serves the dev queries, decoded as it is served. No dev query trains anything.
+    """The measures of one policy version on dev queries, decoded as it is served. No dev query trains anything.
 
     measure: the measure that decides which version is the best. value: the mean of its means over the sets.
     index: the versioned name of the index that was searched.

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from kafka import TopicPartition
 from kafka.errors import AuthorizationError, KafkaError
 
-from streams.clients import EARLIEST, KafkaSettings, connect_admin
+from streams.clients import EARLIEST, connect_admin
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.lag import LATEST
 from streams.topics import topic_name
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from kafka import KafkaConsumer, TopicPartition
 
-from streams.clients import KafkaSettings, committed_offsets, connect_admin, partitions_of
+from streams.clients import committed_offsets, connect_admin, partitions_of
 from streams.kafka_errors import asked, told
+from streams.kafka_settings import KafkaSettings
 from streams.records import StageLag
 from streams.topics import topic_name
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
+from streams.kafka_settings import KafkaSettings
 from streams.stopping import Stop
 
 
 class Post(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker stands. member: distinguishes workers of one role; a restarted one of this name has its place."""
+    """A worker's run, broker and signal to stop. member: tells workers of one role apart, also after a restart."""
 
     run: str
     member: str

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
 
-from streams.clients import EARLIEST, KafkaSettings, connect_admin, connect_consumer, partitions_of
+from streams.clients import EARLIEST, connect_admin, connect_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, Reward
 from streams.kafka_errors import asked, told
+from streams.kafka_settings import KafkaSettings
 from streams.lag import LATEST
 from streams.records import Received
 from streams.topics import BY_EVENT, topic_name

@@ -27,9 +27,10 @@ from kafka.net import KafkaConnectionManager, NetworkSelector
 from kafka.protocol.consumer import FetchRequest
 from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 
-from streams.clients import KafkaSettings, connection_options
+from streams.clients import connection_options
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.record_batches import BATCH_BYTES, BatchBuilder, RawRecord, next_offset, read_records
 
 FETCH_BYTES = RECORD_BYTES_MAX + 64 * 1024  # A broker also sends a larger batch if that batch comes first.

@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 import msgspec
 from kafka import TopicPartition
 
-from streams.clients import KafkaSettings
 from streams.codec import decode, encode_event
 from streams.delivery import Outbox
 from streams.errors import EventError
 from streams.events import DeadLetter, Generation, Position
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import BY_KIND, topic_name
 

@@ -28,8 +28,9 @@ from infra.services.artefacts import cache_directory, provision_artefacts, read_
 from infra.services.jdks import find_jdks, jdk_for_kafka
 from infra.services.kafka import LocalKafka
 from infra.services.processes import free_ports
-from streams.clients import KafkaSettings, connect_admin
+from streams.clients import connect_admin
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 
 NODES = (1, 2, 3)
 PORT, CONTROLLER_PORT = 9092, 9093  # In a namespace of its own every broker may have the same ones.

@@ -30,8 +30,8 @@ from infra.services.vllm import VllmServerSettings
 from learner.vllm import VllmSettings
 from search_env.engine.client import ElasticsearchSettings, connect
 from streams.acls import OPERATOR
-from streams.clients import KafkaSettings
 from streams.failpoints import FailpointSettings
+from streams.kafka_settings import KafkaSettings
 from streams.secrets import reveal
 
 if TYPE_CHECKING:

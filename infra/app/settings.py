@@ -14,7 +14,7 @@ from infra.services.vllm import VllmServerSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
-from learner.policy import PolicySettings
+from learner.policy_settings import PolicySettings
 from learner.preference import PreferenceSettings
 from learner.product_prompts import ProductPromptSettings
 from learner.prompts import PromptSettings
@@ -44,10 +44,10 @@ from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from storage.monitor.windows import MonitorSettings
 from storage.sink import SinkSettings
-from streams.clients import KafkaSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
+from streams.kafka_settings import KafkaSettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

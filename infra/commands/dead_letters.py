@@ -28,7 +28,7 @@ from streams.resending import Resent, place_text, places_resent, prepare_resendi
 from streams.topics import topic_name
 
 if TYPE_CHECKING:
-    from streams.clients import KafkaSettings
+    from streams.kafka_settings import KafkaSettings
 
 ERROR_SHOWN = 90
 VALUE_SHOWN = 4000

@@ -109,11 +109,13 @@ def measure(
 ) -> None:
     """Measure policy versions on their recipe's held-out sets, paired by query, with 95% intervals.
 
-    \b POLICY is latest, a step, a version's name, or a baseline. The baselines are: none, rm3, bo1, minilm, knn, shown
-    for expansions; title, lead, random, idf, key-counts, key-counts-per-word, key-rates, doc2query, oracle, description
-    for summaries; description, title, lead, random, key-counts for ReSuMe; the prefix adapted- first adapts the
-    retriever to these texts. A baseline needs no run: `:title`. If rankings have unjudged documents, measures without
-    them are added: see `searchloop evaluate --help`.
+    \b
+    POLICY is latest, best, a step, a version's name, or a baseline. The baselines are:
+    none, rm3, bo1, minilm, knn, shown for expansions;
+    title, lead, random, idf, key-counts, key-counts-per-word, key-rates, doc2query, oracle, description for ReLSum;
+    description, title, lead, random, key-counts for ReSuMe.
+    The prefix adapted- first adapts the reader to these texts. A baseline needs no run: `:title`.
+    If rankings have unjudged documents, measures without them are added: see `searchloop evaluate --help`.
 
     \b
     Example:
@@ -212,7 +214,7 @@ def _print_measured(measured: Sequence[MeasuredSet], console: Console) -> None:
 @click.command()
 @click.option("--run", "run_name", required=True, help="Run whose policy writes the summaries.")
 @click.option(
-    "--policy", default="latest", show_default=True, help="Policy version: latest, a step, or a version's name."
+    "--policy", default="latest", show_default=True, help="Policy version: latest, best, a step, or a version's name."
 )
 @click.option(
     "--output",

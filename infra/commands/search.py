@@ -98,7 +98,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 @click.option("--index", default="catalogue", show_default=True, help="Index that the queries are for.")
 @click.option("--queries", required=True, help="File of queries (JSONL), or the text of one query.")
 @click.option(
-    "--policy", default="latest", show_default=True, help="Policy version: latest, a step, or a version's name."
+    "--policy", default="latest", show_default=True, help="Policy version: latest, best, a step, or a version's name."
 )
 @click.option("--run", "run_name", help="Run of the policy. Default: the newest run on the index.")
 @click.option(
@@ -130,7 +130,7 @@ def expand(
       searchloop expand --index shop --queries traffic.jsonl --head 1000 --keep
     """
     from infra.recipes.leser.expanding import expand_queries
-    from infra.recipes.leser.expansion_cache import head_queries
+    from search_env.leser.expansion_cache import head_queries
 
     asked = queries_or_text(queries)
     if head is not None:
@@ -166,7 +166,7 @@ def expand(
     default="latest",
     show_default=True,
     help="Policy version or baseline: none, rm3, bo1, minilm (the nearest words), knn, shown (the prompt's words), "
-    "latest, a step, or a version's name. By vectors: version that writes the texts of --texts policy.",
+    "latest, best, a step, or a version's name. By vectors: version that writes the texts of --texts policy.",
 )
 @click.option(
     "--run",

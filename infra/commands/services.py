@@ -24,8 +24,8 @@ from infra.services.local import ServiceStatus
 from infra.services.vllm import vllm_python
 from learner.vllm import VllmClient, VllmError
 from storage.monitor.stalls import RunState
-from streams.clients import KafkaSettings
 from streams.errors import TransientError
+from streams.kafka_settings import KafkaSettings
 
 PROBE_SECONDS = 5.0
 HEALTH = {"alive": "ok", "stopped": "stopped"}

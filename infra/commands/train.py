@@ -129,7 +129,13 @@ def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> N
     left_out = load_queries(data.held_out) if data.held_out else []
     if data.queries is not None:
         load_queries(data.queries)
-    read_judged(data.dev_queries, data.dev_qrels, options=("--dev-queries", "--dev-qrels"))
+    known = app.home.index(data.index)
+    read_judged(
+        data.dev_queries,
+        data.dev_qrels,
+        index_folder=known if known.is_dir() else None,  # Without the index, the next step says so.
+        options=("--dev-queries", "--dev-qrels"),
+    )
     dev_files = None
     if data.dev_queries and data.dev_qrels:
         dev_files = DevFiles(queries=data.dev_queries, qrels=data.dev_qrels)

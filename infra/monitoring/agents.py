@@ -26,15 +26,16 @@ from faust.types import TP
 from infra.app.app import App
 from infra.app.home import read_settings_file
 from infra.monitoring.lock import only_monitor
-from infra.monitoring.reading import ReadPositions
 from infra.runs.topics import make_derived_topics
+from storage.monitor.reading import ReadPositions
 from storage.monitor.windows import EXPECTED, MonitorSettings, Windows
-from streams.clients import KafkaSettings, partitions_of
+from streams.clients import partitions_of
 from streams.clock import now_ms
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode_event
 from streams.doors import kafka_context
 from streams.errors import DeliveryError, EventError
 from streams.events import Position, VersionWindow, WindowEvent
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds
 from streams.secrets import reveal
 from streams.stopping import Stop

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from infra.app.app import App
 from infra.app.home import RunFolder
-from learner.policy import (
-    Policy,
-    PolicySettings,
-    build_tiny,
-    find_base,
-    load_policy,
-    save_policy,
-    unpack_smollm2,
-)
+from learner.policy import Policy, build_tiny, find_base, load_policy, save_policy, unpack_smollm2
+from learner.policy_settings import PolicySettings
 
 
-def base_policy(
+def first_policy(
     settings: PolicySettings, texts: Iterable[str], *, pointers: int, policies: Path, run_dir: RunFolder, seed: int
 ) -> Policy:
     """Return the base that `policy.base` names. The tiny one is built here and kept in the run's folder.
@@ -32,10 +24,3 @@ def base_policy(
         tiny = msgspec.structs.replace(settings.tiny, seed=seed)
         return save_policy(build_tiny(texts, tiny, pointers=pointers), run_dir.untaught)
     return unpack_smollm2(policies / "smollm2") if settings.base == "smollm2" else load_policy(find_base(settings.base))
-
-
-def first_policy(app: App, texts: Iterable[str], *, pointers: int, run_dir: RunFolder, seed: int) -> Policy:
-    """Return `base_policy` for the app's settings and home. Only LESER calls it; others call `base_policy`."""
-    return base_policy(
-        app.settings.policy, texts, pointers=pointers, policies=app.home.policies, run_dir=run_dir, seed=seed
-    )

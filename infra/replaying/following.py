@@ -12,11 +12,12 @@ from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
 from infra.runs.standing import what_it_waits_for
 from infra.runs.supervisor import Supervisor
-from streams.clients import KafkaSettings, connect_consumer, partitions_of
+from streams.clients import connect_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import Outbox, decode_or_bury, poll
 from streams.errors import EventError
 from streams.events import Reward, Update
+from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets, stage_lags
 from streams.ranges import read_range
 from streams.stalls import StallWatch

@@ -27,11 +27,12 @@ from infra.services.artefacts import silent
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
 from storage.recorded import Recorded, Window
-from streams.clients import KafkaSettings, connect_producer
+from streams.clients import connect_producer
 from streams.clock import now_ms
 from streams.delivery import Outbox
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
+from streams.kafka_settings import KafkaSettings
 from streams.provisioning import Provisioned
 from streams.raw_log import RawLog
 from streams.replay import ReplayCount, copy

@@ -6,10 +6,10 @@ from kafka import TopicPartition
 
 from infra.app.command_line import pasteable
 from infra.app.home import Home
-from streams.clients import KafkaSettings
 from streams.codec import decode
 from streams.errors import EventError, SearchloopError
 from streams.events import DeadLetter
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import topic_name
 

@@ -11,11 +11,17 @@ from infra.app.home import RunFolder
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.recipe import Judged, measures_dev
+from learner.checkpoints import CheckpointError
+from learner.versions import check_version
 from search_env.catalogue.corpora import load_qrels, load_queries
 from storage.evaluation.measures import is_measure
 from storage.monitor.best import BestVersion
 from streams.errors import SettingsError
-from streams.events import PolicyRef
+from streams.events import DevScore, PolicyRef, PolicyVersion
+from streams.kafka_settings import KafkaSettings
+from streams.names import is_version_name
+from streams.ranges import read_events
+from streams.topics import version_name
 from streams.whole_file import whole_folder
 
 QUERIES, QRELS = "queries", "qrels"  # Their endings are those of the user's files, which say how they are packed.
@@ -50,7 +56,7 @@ def check_dev(settings: Settings) -> None:
 
 
 def keep_dev_files(run_dir: RunFolder, files: DevFiles | None) -> None:
-    """Copy a user's dev queries and judgments into the run's folder; a run that has some keeps them."""
+    """Copy a user's dev queries and judgments into the folder of a prepared run; a run that has some keeps them."""
     folder = run_dir.dev
     if files is None or folder.exists():
         return
@@ -60,19 +66,80 @@ def keep_dev_files(run_dir: RunFolder, files: DevFiles | None) -> None:
         shutil.copyfile(files.qrels, aside / f"{QRELS}{files.qrels.suffix}")
 
 
+def dev_of(run_dir: RunFolder, files: DevFiles | None) -> Judged | None:
+    """Return the user's dev queries of a run: those that it has, or else those of these files, or None.
+
+    Raises SettingsError for files that hold something else than those that the run has.
+    """
+    kept = given_dev(run_dir)
+    if files is None:
+        return kept
+    given = load_queries(files.queries), load_qrels(files.qrels)
+    if kept is not None and given != kept:
+        raise SettingsError(
+            f"--dev-queries: expected the queries and judgments that run {run_dir.name!r} began with, which lie in "
+            f"{run_dir.dev}, got others. Leave the two options out, or choose a new name with --run"
+        )
+    return given
+
+
 def given_dev(run_dir: RunFolder) -> Judged | None:
-    """Return the user's dev queries of a run, or None if it has none."""
+    """Return the user's dev queries of a run, or None if it has none.
+
+    Raises SettingsError if the run's folder of them holds other files than the two.
+    """
     folder = run_dir.dev
     if not folder.is_dir():
         return None
-    (queries,), (qrels,) = folder.glob(f"{QUERIES}*"), folder.glob(f"{QRELS}*")
-    return load_queries(queries), load_qrels(qrels)
+    queries, qrels = list(folder.glob(f"{QUERIES}*")), list(folder.glob(f"{QRELS}*"))
+    if len(queries) != 1 or len(qrels) != 1:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise SettingsError(
+            f"{folder}: expected one file {QUERIES}… and one {QRELS}…, found {found}. Take away what does not "
+            "belong there"
+        )
+    return load_queries(queries[0]), load_qrels(qrels[0])
 
 
 def is_due(policy: PolicyRef, run: RunSettings) -> bool:
     """Return whether a version is to be measured: the first policy, every `dev.every`-th, and the last."""
     every = run.settings.dev.every
     return every > 0 and (policy.step % every == 0 or policy.step == run.updates)
+
+
+class RunScores:
+    """Tells which dev scores in the log are those of this run's evaluator, by the run's settings of now.
+
+    Another run's, another index's or another measure's says nothing about this run's versions, nor does the score of a
+    version that nobody announced.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, run: str, index: str, measure: str) -> None:
+        self._kafka = kafka
+        self._run = run
+        self._ours = (run, index, measure)
+        self._announced: set[PolicyRef] = set()
+
+    def has(self, score: DevScore) -> bool:
+        """Return whether a score counts; an unknown version is looked up among the announcements."""
+        if (score.run, score.index, score.measure) != self._ours or not score.sets:
+            return False
+        if score.policy not in self._announced:
+            announced = read_events(self._kafka, self._run, PolicyVersion)
+            self._announced = {event.policy for event in announced if event.run == self._run}
+        return score.policy in self._announced
+
+
+def why_unmeasurable(run_dir: Path, policy: PolicyRef) -> str:
+    """Return why no evaluator can measure a version, "" if one can: its checkpoint is gone, damaged or another's."""
+    name = version_name(policy)
+    if not is_version_name(name):
+        return f"expected a version's name, got {name[:100]!r}"
+    try:
+        check_version(run_dir / "checkpoints" / name, policy)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def best_version(settings: Settings) -> BestVersion:

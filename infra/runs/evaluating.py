@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 from infra.app.app import App
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.recipe import RankDev, Ranked, measures_dev
-from infra.runs.dev import best_version, given_dev, is_due
+from infra.runs.dev import RunScores, best_version, given_dev, is_due, why_unmeasurable
 from learner.checkpoints import CheckpointError, write_best
 from storage.evaluation.measures import mean, measure_run
 from storage.monitor.best import BestVersion
@@ -36,7 +36,8 @@ def run_evaluator(app: App, post: Post) -> None:
     """Measure every version that is due, in the order of their announcements, until `stop` is set.
 
     A version with a score in the log is not measured again, so a restarted evaluator continues where it was. A version
-    without a checkpoint is left out, with a line in the log. While the search engine is down, the evaluator waits.
+    without its checkpoint is left out, with a line in the log. While the search engine is down, the evaluator waits,
+    however long: the run may have nothing else left to wait for.
     """
     run, stop = post.run, post.stop
     kept = read_run_settings(app.home.run(run))
@@ -48,18 +49,23 @@ def run_evaluator(app: App, post: Post) -> None:
         closing.callback(consumer.close)
         outbox = Outbox(producer, run, stage="evaluator", settings=post.delivery)
         evaluator = Evaluator(app.with_settings(kept.settings), kept, consumer, closing)
-        for known in read_events(post.kafka, run, DevScore):
-            evaluator.count(known)
+        evaluator.recall(read_events(post.kafka, run, DevScore))
+        due: list[PolicyRef] = []
         while not stop():
-            for policy in evaluator.due(poll(consumer, post.delivery)):
-                if stop():
+            due += [policy for policy in evaluator.due(poll(consumer, post.delivery)) if policy not in due]
+            while due and not stop():
+                try:
+                    score = evaluator.measured(due[0], stop)
+                except TransientError as error:
+                    log.error("policy %s is not measured yet, the engine is away: %s", version_name(due[0]), error)
                     break
-                score = evaluator.measured(policy, stop)
-                if score is None:
-                    continue
-                outbox.send(score)
-                outbox.flush()
-                evaluator.count(score)
+                if stop() and score is None:
+                    break
+                due.pop(0)
+                if score is not None:
+                    outbox.send(score)
+                    outbox.flush()
+                    evaluator.count(score)
 
 
 class Evaluator:
@@ -71,6 +77,17 @@ class Evaluator:
         self._run_dir = app.home.run(kept.run)
         self._best: BestVersion = best_version(kept.settings)
         self._rank: RankDev | None = None
+        self._ours = RunScores(
+            app.connections.kafka, run=kept.run, index=kept.index_version, measure=kept.settings.dev.measure
+        )
+
+    def recall(self, known: Sequence[DevScore]) -> None:
+        """Count the scores in the log; others than this run's count for nothing."""
+        for score in known:
+            if self._ours.has(score):
+                self._best.add(score)
+        if self._best.best is not None:  # Once, and not version by version: a reader never sees an older best.
+            write_best(self._run_dir / "checkpoints", self._best.best.policy)
 
     def due(self, records: Sequence[Received]) -> list[PolicyRef]:
         """Return the announced versions that are to be measured; records that are no announcement are not ours."""
@@ -78,12 +95,17 @@ class Evaluator:
         for record in records:
             with contextlib.suppress(EventError):
                 event = decode(record.value)
-                if isinstance(event, PolicyVersion) and is_due(event.policy, self._kept) and event.policy not in found:
+                if not isinstance(event, PolicyVersion) or event.run != self._kept.run or event.status != "published":
+                    continue
+                if is_due(event.policy, self._kept) and event.policy not in found:
                     found.append(event.policy)
         return [policy for policy in found if not self._best.has(policy)]
 
     def measured(self, policy: PolicyRef, stop: Stop) -> DevScore | None:
-        """Return the score of a version; None if it has no checkpoint any more, or after a stop."""
+        """Return the score of a version; None if it has no checkpoint any more, or after a stop.
+
+        Raises TransientError if the engine is away for longer than one record is retried.
+        """
         try:
             return with_retries(
                 lambda: self._score(policy, self._ranked(policy)),
@@ -94,8 +116,6 @@ class Evaluator:
             )
         except CheckpointError as error:
             log.warning("policy %s is not measured: %s", version_name(policy), error)
-        except TransientError as error:
-            log.error("policy %s is not measured, the engine was away too long: %s", version_name(policy), error)
         return None
 
     def count(self, score: DevScore) -> None:
@@ -105,6 +125,8 @@ class Evaluator:
             log.info("policy %s is the best so far: %s %.4f", version_name(score.policy), score.measure, score.value)
 
     def _ranked(self, policy: PolicyRef) -> Sequence[Ranked]:
+        if unmeasurable := why_unmeasurable(self._run_dir, policy):
+            raise CheckpointError(unmeasurable)
         if self._rank is None:
             recipe, dev = measures_dev(self._kept.settings.train.recipe), self._kept.settings.dev
             opening = recipe.open_dev(

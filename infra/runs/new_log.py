@@ -20,8 +20,9 @@ import msgspec
 
 from infra.app.home import Home
 from infra.runs.topics import make_new_topics, require_no_run
-from streams.clients import KafkaSettings, delete_made_topics, existing_topics
+from streams.clients import delete_made_topics, existing_topics
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.locks import take
 from streams.provisioning import Provisioned, TakenError
 

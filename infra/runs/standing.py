@@ -19,10 +19,11 @@ from infra.app.home import Home, RunFolder, read_settings_file
 from infra.runs.living import known_workers, supervised_roles
 from learner.batches import BatchSettings
 from storage.monitor.stalls import RunFacts, RunState, StageFacts, WorkerFacts, run_state
-from streams.clients import EARLIEST, KafkaSettings, connection_options
+from streams.clients import EARLIEST, connection_options
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings
 from streams.errors import SettingsError
+from streams.kafka_settings import KafkaSettings
 from streams.lag import LATEST
 from streams.topics import TOPICS, topic_name
 

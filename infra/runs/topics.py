@@ -6,7 +6,8 @@ from infra.app.app import App
 from infra.app.home import Home
 from learner.checkpoints import CheckpointError, load_current
 from storage.ledger import LEDGER
-from streams.clients import KafkaSettings, create_derived_topics, create_topics, provisioned
+from streams.clients import create_derived_topics, create_topics, provisioned
+from streams.kafka_settings import KafkaSettings
 from streams.provisioning import Provisioned, TakenError
 from streams.topic_plans import plan_topics
 from streams.topics import FOREVER, kind_of

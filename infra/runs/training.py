@@ -16,8 +16,7 @@ from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.recipe import Prepared
 from infra.runs.barren import BarrenCount, barren_run
-from infra.runs.dev import best_version
-from infra.runs.requests import RequestFeed, RequestSequence
+from infra.runs.dev import RunScores, best_version, why_unmeasurable
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
 from infra.runs.standing import what_it_waits_for
@@ -33,6 +32,7 @@ from streams.errors import EventError
 from streams.events import DevScore, PolicyRef, PolicyVersion, Update
 from streams.ranges import read_events
 from streams.records import Received
+from streams.requests import RequestFeed, RequestSequence
 from streams.stalls import StallWatch
 from streams.stopping import Stop
 from streams.topics import topic_name, version_name
@@ -85,8 +85,10 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     make_topics(app, run)
     give_rights(app, run)
     best = best_version(settings)
+    ours = RunScores(app.connections.kafka, run=run, index=prepared.index, measure=settings.dev.measure)
     for score in read_events(app.connections.kafka, run, DevScore) if settings.dev.every else ():
-        best.add(score)
+        if ours.has(score):
+            best.add(score)
     producer = connect_producer(settings.kafka, client_id=f"{run}-requests")
     outbox = Outbox(producer, run, stage="requests", settings=settings.delivery)
     sequence = RequestSequence(prepared.asked, run=run, seed=seed)
@@ -125,7 +127,11 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                 workers.check()
                 serving.check(report)
                 feed.publish_until(consumed + ahead)
-                events = list(_announced(poll(consumer, settings.delivery)))
+                events = [
+                    event
+                    for event in _announced(poll(consumer, settings.delivery))
+                    if not isinstance(event, DevScore) or (settings.dev.every and ours.has(event))
+                ]
                 # Requests without a reward are used up, too. If no update says so, a policy version does.
                 consumed = max(consumed, feed.used_up(_consumed(events)))
                 # A grant is no progress: a run whose requests all end without a reward gets one after the other.
@@ -149,7 +155,12 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                     if version_name(event.policy) == current_name(run_dir.checkpoints):
                         policy, step = event.policy, event.policy.step
                         report(_headline(event), min(step, updates), updates)
-                if stalls.due:
+                if stalls.due and step >= updates:
+                    if unmeasurable := why_unmeasurable(run_dir, policy):
+                        log.warning("run %s ends without the dev score of its last version: %s", run, unmeasurable)
+                        break
+                    stalls.waiting_for(f"the evaluator: the dev score of policy {version_name(policy)}")
+                elif stalls.due:
                     stalls.waiting_for(what_it_waits_for(app, run))
             stop_in_order(app, workers, run=run, roles=roles)
             restarts = workers.restarts

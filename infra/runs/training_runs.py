@@ -13,18 +13,21 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Prepared, load_recipe
-from infra.runs.dev import DevFiles, check_dev, given_dev, keep_dev_files
+from infra.runs.dev import DevFiles, check_dev, dev_of, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
-from infra.runs.requests import RequestSequence
 from infra.runs.serving import check_backend
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.lock import only_learner
 from learner.objectives import check_objective
 from learner.versions import find_version
+from storage.archive import ARCHIVE
+from storage.ledger import LEDGER
 from streams.errors import SettingsError
 from streams.events import Update
+from streams.provisioning import WITNESS
+from streams.requests import RequestSequence
 from streams.topics import version_name
 from streams.whole_file import whole_folder
 
@@ -60,10 +63,10 @@ def train_run(
     if from_run is not None and not run_dir.exists():
         read_run_settings(app.home.run(from_run))  # If there is no such run, the error lists the existing ones.
         copy_warmed_up(app.home.run(from_run), run_dir, carried=recipe_of_run.carried)
-    keep_dev_files(run_dir, dev_files)
-    if (given := given_dev(run_dir)) is not None:
+    if (given := dev_of(run_dir, dev_files)) is not None:
         new = msgspec.structs.replace(new, held_out=[*new.held_out, *given[0]])
     prepared = recipe_of_run.prepare(app, new, report)
+    keep_dev_files(run_dir, dev_files)
     _keep_settings(app, prepared, new, recipe=recipe, updates=updates)
     return stream(app, prepared, updates=updates, seed=new.seed, report=report)
 
@@ -99,7 +102,13 @@ def loop_run(app: App, new: NewRun, *, recipe: str, updates: int, report: Report
 
 
 def _check_kind(run_dir: RunFolder, *, streamed: bool) -> None:
-    """Raise SettingsError if the folder holds a run of the other kind."""
+    """Raise SettingsError if the folder holds a run of the other kind, or a log that no training made."""
+    log = [name for name in (WITNESS, LEDGER, ARCHIVE) if (run_dir / name).exists()]
+    if log and not (run_dir / SETTINGS_FILE).exists():
+        raise SettingsError(
+            f"run {run_dir.name!r} holds a log and no policy ({', '.join(log)} in {run_dir}): it was imported or "
+            "copied. Choose a new name with --run"
+        )
     if not (run_dir / SETTINGS_FILE).exists() or read_run_settings(run_dir).streamed == streamed:
         return
     if streamed:

@@ -22,9 +22,10 @@ from storage.ledger import LEDGER
 from storage.verification.account import Account, Finding, Partition, one_line
 from storage.verification.opening import open_for_proof
 from storage.verification.verify import Circumstances, Topics, unreadable, verify_log
-from streams.clients import KafkaSettings, committed_offsets, connect_admin, existing_topics, partitions_of
+from streams.clients import committed_offsets, connect_admin, existing_topics, partitions_of
 from streams.errors import DeliveryError, SettingsError
 from streams.kafka_errors import told
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.records import Received
 from streams.refusals import KnownRun, RewardLimits

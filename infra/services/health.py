@@ -13,9 +13,10 @@ from kafka.errors import KafkaError, SaslAuthenticationFailedError
 
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.rights import explain_refusal
-from streams.clients import KafkaSettings, connection_options
+from streams.clients import connection_options
 from streams.doors import explain_silence, refused_login
 from streams.errors import SettingsError
+from streams.kafka_settings import KafkaSettings
 from streams.tls import causes
 
 OK = "ok"

@@ -42,7 +42,7 @@ from infra.services.security import SecurityFolder
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR
-from streams.clients import KafkaSettings
+from streams.kafka_settings import KafkaSettings
 from streams.locks import in_turn
 from streams.whole_file import write_file
 

@@ -12,8 +12,8 @@ from infra.services.secret_files import warn_if_open
 from infra.services.security import MECHANISM, SecurityFolder
 from search_env.engine.client import ElasticsearchSettings
 from streams.acls import OPERATOR
-from streams.clients import KafkaSettings
 from streams.errors import SettingsError
+from streams.kafka_settings import KafkaSettings
 
 T = TypeVar("T", bound=msgspec.Struct)
 

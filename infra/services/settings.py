@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 
 from search_env.engine.client import ElasticsearchSettings
-from streams.clients import KafkaSettings
 from streams.descriptions import describe
+from streams.kafka_settings import KafkaSettings
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 HeapMegabytes = Annotated[int, msgspec.Meta(ge=128, le=65536)]

@@ -1,4 +1,7 @@
-"""The best version of a run by its dev scores, and whether the run has stopped to gain."""
+"""The best version of a run by its dev scores, and whether the run has stopped to gain.
+
+Scores compare only with scores of the same queries: a run that goes on with other dev settings begins to count anew.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,21 @@ class BestVersion:
     def __init__(self, *, gain_min: float, patience: int) -> None:
         self._gain_min, self._patience = gain_min, patience
         self._counted: set[PolicyRef] = set()
+        self._sets: tuple[tuple[str, int], ...] | None = None
         self.best: DevScore | None = None
         self.first: DevScore | None = None
         self.since = 0
 
     def add(self, score: DevScore) -> bool:
-        """Count a score; return whether its version is the new best."""
+        """Count a score; return whether its version is the new best.
+
+        A score of other sets of queries than the ones before makes all those before count no more.
+        """
+        sets = tuple((each.name, each.queries) for each in score.sets)
+        if sets != self._sets:
+            self._sets, self._counted = sets, set()
+            self.best = self.first = None
+            self.since = 0
         if score.policy in self._counted:
             return False
         self._counted.add(score.policy)

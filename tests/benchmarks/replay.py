@@ -37,8 +37,9 @@ from infra.services.settings import LocalSettings
 from storage.ledger import LEDGER
 from storage.recorded import Limits, Recorded, Window
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_admin, connect_consumer, connect_producer, create_topics
+from streams.clients import connect_admin, connect_consumer, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.records import Received

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 
 from infra.app.app import App
 from infra.services.local import Endpoints
-from streams.clients import KafkaSettings
+from streams.kafka_settings import KafkaSettings
 from streams.topics import BY_KIND, topic_name
 from tests.faults.progress import watched
 from tests.faults.results import Row

@@ -17,7 +17,8 @@ import duckdb
 
 from learner.checkpoints import CURRENT, Manifest, load_current
 from learner.learning import write_policy_checkpoint
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments, find_segments
 from storage.contents import table_hashes
 from storage.errors import StorageError

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from learner.checkpoints import CheckpointError, Manifest, load_current
 from learner.learning import write_policy_checkpoint
-from learner.policy import Policy, TinySettings, build_tiny
+from learner.policy import Policy, build_tiny
+from learner.policy_settings import TinySettings
 from storage.archive import ARCHIVE, ArchiveSettings
 from storage.errors import StorageError
 from storage.ledger import LEDGER

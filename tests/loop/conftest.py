@@ -20,7 +20,7 @@ from infra.runs.training import stream
 from infra.services.local import Endpoints
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
-from learner.policy import PolicySettings, TinySettings
+from learner.policy_settings import PolicySettings, TinySettings
 from learner.warmup import WarmupSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.leser.lessons import LessonSettings

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +17,21 @@ from infra.app.settings import DevSettings, Settings
 from infra.recipes.leser.searching import search_queries
 from infra.recipes.recipe import Prepared
 from infra.runs.dev import DevFiles, given_dev, keep_dev_files
+from infra.runs.living import living_workers
+from infra.runs.topics import make_topics
 from infra.runs.training import TrainingSummary, stream
 from infra.runs.verification import verify_run
-from learner.checkpoints import CURRENT, current_name
+from learner.checkpoints import CURRENT, current_name, load_current
 from learner.learning import LearnerSettings
 from learner.versions import find_version
 from search_env.queries.intents import load_intents
 from storage.evaluation.measures import mean, measure_run
 from storage.log import open_log
-from streams.events import DevScore
+from streams.clients import connect_producer
+from streams.codec import encode_event
+from streams.events import DevScore, DevSet, PolicyRef, PolicyVersion
 from streams.ranges import read_events
-from streams.topics import version_name
+from streams.topics import topic_name, version_name
 from tests.loop.conftest import SMALL, UPDATES, quiet
 
 Make = Callable[..., Prepared]
@@ -112,3 +119,80 @@ def test_judged_queries_of_the_users_own_are_one_more_set(small_world: App, new_
         assert [(each.name, each.queries) for each in score.sets] == [("dev", 6), ("judged queries", 5)]
         assert score.value == pytest.approx(sum(each.measures["nDCG@10"] for each in score.sets) / 2)
     assert read_run_settings(run_dir).updates == UPDATES
+
+
+def test_scores_that_are_not_the_runs_count_for_nothing_and_a_killed_evaluator_goes_on(
+    small_world: App, new_run: Make
+) -> None:
+    patient = DevSettings(every=1, queries_max=6, patience=1000)
+    prepared = new_run(measured(patient))
+    app = small_world.with_settings(measured(patient))
+    run_dir, kafka = app.home.run(prepared.run), app.connections.kafka
+    make_topics(app, prepared.run)
+    first = load_current(run_dir / "checkpoints")[1].policy
+    best = DevScore(
+        run=prepared.run,
+        policy=first,
+        index=prepared.index,
+        measure="nDCG@10",
+        value=1.0,
+        sets=(DevSet(name="dev", queries=6, measures={"nDCG@10": 1.0}),),
+    )
+    unknown = PolicyRef(lineage="9-ffffff", step=3, sha256="f" * 64)
+    forged = [
+        msgspec.structs.replace(best, run="another"),
+        msgspec.structs.replace(best, index="another-1"),
+        msgspec.structs.replace(best, measure="R@100"),
+        msgspec.structs.replace(best, sets=()),
+        msgspec.structs.replace(best, policy=unknown),
+        msgspec.structs.replace(best, policy=msgspec.structs.replace(first, lineage="../../1-a")),
+    ]
+    announced = PolicyVersion(run="another", policy=unknown, parent=None, path="checkpoints/9-ffffff-000003")
+    producer = connect_producer(kafka, client_id="forger")
+    for event in [*forged, announced]:
+        topic = topic_name(prepared.run, "policy-versions" if isinstance(event, PolicyVersion) else "dev-scores")
+        producer.send(topic, encode_event(event), partition=0)
+    for garbage in (b"", b"{", encode_event(best).replace(b"1.0", b"NaN"), encode_event(best).replace(b"1.0", b"null")):
+        producer.send(topic_name(prepared.run, "dev-scores"), garbage, partition=0)
+    producer.flush()
+    producer.close()
+    killed = []
+
+    def kill_the_evaluator(what: str, done: int, total: int) -> None:
+        for name, role, pid in living_workers(app.home.runs):
+            if (name, role) == (prepared.run, "evaluator") and len(killed) < 3 and pid not in killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    summary = stream(app, prepared, updates=UPDATES, seed=0, report=kill_the_evaluator)
+    assert killed and summary.updates == UPDATES and not summary.ended_early
+    found = [score for score in scores(app, prepared.run) if score.made_at_ms]  # The forged ones have no time.
+    assert {score.policy.step for score in found} == set(range(UPDATES + 1))
+    assert summary.dev_first == next(score.value for score in found if score.policy == first) < 1.0
+    assert summary.dev_best == max(score.value for score in found) < 1.0
+    assert find_version(run_dir / "checkpoints", "best")[1].policy.lineage != unknown.lineage
+    assert verify_run(app, prepared.run, rebuild=True, offline=False).findings == ()
+
+
+def test_a_run_whose_last_checkpoint_is_gone_before_it_is_measured_ends_and_says_so(
+    small_world: App, new_run: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    dev = DevSettings(every=2, queries_max=6)
+    settings = msgspec.structs.replace(
+        measured(dev), delivery=msgspec.structs.replace(SMALL.delivery, stall_seconds=2.0)
+    )
+    prepared = new_run(settings, updates=2)
+    app = small_world.with_settings(settings)
+    root = app.home.run(prepared.run) / "checkpoints"
+
+    def take_it_away(what: str, done: int, total: int) -> None:
+        evaluators = [pid for _, role, pid in living_workers(app.home.runs) if role == "evaluator"]
+        for pid in evaluators:
+            os.kill(pid, signal.SIGSTOP)
+        if what.startswith("updates") and done == total:
+            shutil.rmtree(root / current_name(root))
+            for pid in evaluators:
+                os.kill(pid, signal.SIGCONT)
+
+    stream(app, prepared, updates=2, seed=0, report=take_it_away)
+    assert "ends without the dev score of its last version" in caplog.text

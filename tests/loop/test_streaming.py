@@ -26,7 +26,6 @@ from infra.recipes.recipe import Prepared, load_recipe
 from infra.runs.environments import open_environment
 from infra.runs.living import living_workers
 from infra.runs.loop import run_loop
-from infra.runs.requests import RequestSequence
 from infra.runs.supervisor import Supervisor, worker_arguments
 from infra.runs.training import stream
 from infra.runs.verification import verify_run
@@ -40,6 +39,7 @@ from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, SettingsError
 from streams.events import Event, Generation, PolicyVersion, Reward, Update
 from streams.lag import end_offsets
+from streams.requests import RequestSequence
 from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.faults.progress import signal_role

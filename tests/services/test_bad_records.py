@@ -12,18 +12,12 @@ from infra.services.local import Endpoints
 from storage.archive import ArchiveSettings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
-from streams.clients import (
-    KafkaSettings,
-    connect_admin,
-    connect_group_consumer,
-    connect_producer,
-    connection_options,
-    create_topics,
-)
+from streams.clients import connect_admin, connect_group_consumer, connect_producer, connection_options, create_topics
 from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox, commit, decode_or_bury, poll
 from streams.errors import EventError
 from streams.events import DeadLetter, Event, Request
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.records import Received

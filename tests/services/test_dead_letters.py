@@ -19,11 +19,12 @@ from infra.commands.times import moment_ms
 from infra.services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink
-from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.clients import connect_producer, create_topics, partitions_of
 from streams.codec import encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.errors import SettingsError
 from streams.events import DeadLetter, Generation, Position
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.records import Received
 from streams.resending import RESENT, topics_of

@@ -13,19 +13,13 @@ from kafka import TopicPartition
 from kafka.errors import CommitFailedError
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
-from streams.clients import (
-    KafkaSettings,
-    connect_admin,
-    connect_consumer,
-    connect_group_consumer,
-    connect_producer,
-    create_topics,
-)
+from streams.clients import connect_admin, connect_consumer, connect_group_consumer, connect_producer, create_topics
 from streams.clock import now_ms
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox, commit, decode_or_bury, paused, poll, with_retries
 from streams.errors import DeliveryError, TransientError
 from streams.events import DeadLetter, Request
+from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets, stage_lags
 from streams.records import Received
 from streams.stopping import Stop

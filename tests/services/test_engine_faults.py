@@ -15,10 +15,11 @@ from search_env.engine.index import build_index
 from search_env.engine.searching import RetrievalSettings, Searcher
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.workers import run_environment
-from streams.clients import KafkaSettings, connect_consumer, connect_producer, create_topics
+from streams.clients import connect_consumer, connect_producer, create_topics
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox, poll
 from streams.events import DeadLetter, Generation, Position, Reward
+from streams.kafka_settings import KafkaSettings
 from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.fault_proxy import FaultProxy, Mode, fault_proxy

@@ -29,9 +29,10 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_producer, create_topics, existing_topics
+from streams.clients import connect_producer, create_topics, existing_topics
 from streams.errors import InputError, SettingsError
 from streams.events import Feedback
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
 from tests.commands import ROOT, environment

@@ -31,7 +31,7 @@ from infra.services.local import Endpoints, LocalServices
 from infra.services.processes import service_account, tagged_processes
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine.client import ElasticsearchSettings
-from streams.clients import KafkaSettings
+from streams.kafka_settings import KafkaSettings
 
 ROOT = Path(__file__).parents[2]
 LARGE = 15 * 1024 * 1024

@@ -15,7 +15,6 @@ from kafka.structs import ConsumerGroupMetadata, MemberState
 from search_env.environments import Inputs
 from search_env.workers import run_environment
 from streams.clients import (
-    KafkaSettings,
     committed_offsets,
     connect_admin,
     connect_consumer,
@@ -27,6 +26,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox, commit, poll
 from streams.errors import DeliveryError
 from streams.events import Outcome, Reward
+from streams.kafka_settings import KafkaSettings
 from streams.posts import Post
 from streams.records import Received
 from streams.stopping import Stop

@@ -20,10 +20,11 @@ from infra.monitoring.watching import Watcher, wait_until_read
 from infra.services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
-from streams.clients import KafkaSettings, connect_admin, connect_consumer, connection_options, create_topics
+from streams.clients import connect_admin, connect_consumer, connection_options, create_topics
 from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError
 from streams.events import MonitorState, WindowEvent
+from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
 from streams.records import Received
 from streams.topics import kind_of, topic_name

@@ -16,15 +16,17 @@ from learner.batches import BatchSettings
 from learner.checkpoints import read_manifest
 from learner.generation import GenerationSettings
 from learner.learning import write_first_checkpoint
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from learner.prompts import PromptSettings, tokenize_request
 from learner.workers import run_generator
 from search_env.environments import Inputs
 from search_env.workers import run_environment
-from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.clients import connect_producer, create_topics, partitions_of
 from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Context, DeadLetter, Generation, Outcome, PolicyVersion, Request, Reward
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import topic_name

@@ -13,7 +13,6 @@ from kafka.structs import OffsetAndMetadata
 
 from infra.services.local import Endpoints
 from streams.clients import (
-    KafkaSettings,
     committed_offsets,
     connect_admin,
     connect_group_consumer,
@@ -25,6 +24,7 @@ from streams.clients import (
 )
 from streams.codec import encode_event
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.provisioning import WITNESS, TakenError, look, read_witness
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog

@@ -28,10 +28,11 @@ from storage.log import open_log, rebuild_ledger
 from storage.recorded import Limits, Recorded
 from storage.sink import Sink, SinkSettings
 from storage.verification.verify import Circumstances, verify_log
-from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics
+from streams.clients import connect_admin, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox
 from streams.errors import DeliveryError, SettingsError
 from streams.events import Position
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.raw_log import RawLog
 from streams.record_batches import BatchBuilder, body_of

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from kafka import TopicPartition
 
-from infra.runs.requests import RequestFeed, RequestSequence, request_number
 from infra.services.local import Endpoints
-from streams.clients import KafkaSettings, connect_admin, connect_producer, create_topics, partitions_of
+from streams.clients import connect_admin, connect_producer, create_topics, partitions_of
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Request
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
+from streams.requests import RequestFeed, RequestSequence, request_number
 from streams.resending import RESENT
 from streams.topics import topic_name
 

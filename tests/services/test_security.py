@@ -37,15 +37,10 @@ from search_env.engine.rights import RightsError
 from search_env.models.relevance_training import GbdtSettings
 from search_env.queries.intents import IntentSettings
 from streams.acls import ROLES, WORKERS, allowed
-from streams.clients import (
-    KafkaSettings,
-    committed_offsets,
-    connect_admin,
-    create_topics,
-    partitions_of,
-)
+from streams.clients import committed_offsets, connect_admin, create_topics, partitions_of
 from streams.doors import kafka_context
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.secrets import reveal
 from streams.topics import KINDS, topic_name
 from tests import commands

@@ -15,15 +15,17 @@ from learner.batches import BatchSettings
 from learner.checkpoints import Manifest
 from learner.generation import GenerationSettings
 from learner.learning import write_policy_checkpoint
-from learner.policy import LoraSettings, TinySettings, build_tiny, load_policy, save_policy, with_lora
+from learner.policy import build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, TinySettings
 from learner.prompts import PromptSettings, tokenize_request
 from learner.serving import ServedVersion
 from learner.vllm import VllmSettings
 from learner.workers import run_generator
-from streams.clients import KafkaSettings, connect_producer, create_topics, partitions_of
+from streams.clients import connect_producer, create_topics, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, Generation, PolicyRef, PolicyVersion, Request
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import topic_name

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 from kafka import TopicPartition
 
-from streams.clients import KafkaSettings, connect_group_consumer, connect_producer, create_topics
+from streams.clients import connect_group_consumer, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox, commit, poll
 from streams.errors import DeliveryError
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import topic_name
 from tests.kafka_cluster import NODES, KafkaCluster, kafka_cluster, wait_until

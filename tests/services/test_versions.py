@@ -10,11 +10,13 @@ from learner.batches import BatchSettings
 from learner.checkpoints import Manifest
 from learner.following import VersionFollower
 from learner.learning import write_policy_checkpoint
-from learner.policy import TinySettings, build_tiny
-from streams.clients import KafkaSettings, connect_producer, create_topics
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
+from streams.clients import connect_producer, create_topics
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, PolicyRef, PolicyVersion
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import topic_name, version_name
 

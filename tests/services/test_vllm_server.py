@@ -21,7 +21,8 @@ from infra.services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
 from infra.services.vllm import vllm_environment as vllm_process_environment
 from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
 from learner.checkpoints import Manifest, save_checkpoint
-from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
+from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, TinySettings
 from learner.serving import ServedVersion
 from learner.vllm import VllmClient, VllmError, VllmSettings
 from streams.events import PolicyRef, Sampling

@@ -23,7 +23,8 @@ from infra.app.settings import Settings
 from infra.cli import main
 from learner.checkpoints import Manifest
 from learner.learning import write_policy_checkpoint
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from search_env.engine.index import IndexVersion
 from streams.events import PolicyRef
 
@@ -160,6 +161,7 @@ def test_a_folder_is_no_corpus(searchloop: Command, files: Path) -> None:
     "arguments",
     [
         ("relevance", "--index", "shop", "--queries", "queries.jsonl", "--qrels", "strangers.tsv"),
+        ("train", "--index", "shop", "--dev-queries", "queries.jsonl", "--dev-qrels", "strangers.tsv"),
         ("demo", "--corpus", "corpus.jsonl", "--queries", "queries.jsonl", "--qrels", "strangers.tsv"),
     ],
 )

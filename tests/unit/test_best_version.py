@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from infra.app.settings import DevSettings, Settings, TrainSettings
@@ -14,7 +15,7 @@ from learner.learning import LearnerSettings
 from learner.versions import find_version
 from storage.monitor.best import BestVersion
 from streams.errors import SettingsError
-from streams.events import DevScore, PolicyRef
+from streams.events import DevScore, DevSet, PolicyRef
 
 
 def score(step: int, value: float, lineage: str = "1-abcdef") -> DevScore:
@@ -101,3 +102,14 @@ def test_a_recipe_that_measures_no_dev_query_says_so() -> None:
     )
     with pytest.raises(SettingsError, match=r"measures no dev queries: set dev.every = 0"):
         check_dev(settings)
+
+
+def test_a_score_of_other_queries_makes_those_before_count_no_more() -> None:
+    def of(step: int, value: float, queries: int) -> DevScore:
+        each = DevSet(name="dev", queries=queries, measures={})
+        return msgspec.structs.replace(score(step, value), sets=(each,))
+
+    best = BestVersion(gain_min=0.0, patience=2)
+    assert [best.add(of(step, 0.9 - step / 100, 300)) for step in (0, 10)] == [True, False]
+    assert best.add(of(20, 0.4, 10)) and best.first is not None and best.first.policy.step == 20
+    assert (best.since, best.over) == (0, False)

@@ -13,7 +13,8 @@ from learner.checkpoints import Manifest
 from learner.claims import ClaimChecker, ClaimSettings, is_chosen
 from learner.generation import generate_groups
 from learner.learning import write_policy_checkpoint
-from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
+from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, TinySettings
 from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from learner.prompts import PromptSettings, tokenize_request
 from learner.versions import LoadedVersion

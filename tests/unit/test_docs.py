@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -172,3 +173,9 @@ def test_hooks_run_out_of_the_projects_own_environment_and_hosted_checks_run_the
     (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
     commands = [step["run"] for step in job["steps"] if "run" in step]
     assert commands == [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
+
+
+def test_the_newest_release_is_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert newest.split(" – ")[0] in (f"## {version}", "## Unreleased")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache, head_queries
 from search_env.catalogue.corpora import Query
+from search_env.leser.expansion_cache import Expanded, ExpansionCache, head_queries
 
 MUG = Expanded(
     query_id="1", query="steel mug", expansions=("camping", "cup"), valid=True, text="<v2><v1>", policy="1-a-000002"

@@ -15,7 +15,8 @@ from learner.batches import Batch
 from learner.checkpoints import CheckpointError, Manifest, load_current, prune_checkpoints
 from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
 from learner.objectives import ObjectiveSettings
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from learner.updates import UpdateSettings
 from streams.codec import content_sha256, encode_event
 from streams.events import PolicyRef, Update

@@ -11,7 +11,8 @@ import torch
 
 from learner.checkpoints import CheckpointError, Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
-from learner.policy import LoraSettings, Policy, TinySettings, build_tiny, load_policy, save_policy, with_lora
+from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, TinySettings
 from learner.versions import LoadedVersion
 from streams.events import PolicyRef
 

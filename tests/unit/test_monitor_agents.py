@@ -7,9 +7,9 @@ from pathlib import Path
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from infra.monitoring.agents import build_app, credentials
-from infra.monitoring.reading import SEEKS_MAX, ReadPositions
+from storage.monitor.reading import SEEKS_MAX, ReadPositions
 from storage.monitor.windows import MonitorSettings, Windows
-from streams.clients import KafkaSettings
+from streams.kafka_settings import KafkaSettings
 
 
 def test_the_broker_s_login_reaches_aiokafka() -> None:

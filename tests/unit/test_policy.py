@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from learner.policy import (
-    LoraSettings,
     Policy,
     PolicyError,
-    TinySettings,
     build_tiny,
     find_base,
     load_policy,
@@ -19,6 +17,7 @@ from learner.policy import (
     unpack_smollm2,
     with_lora,
 )
+from learner.policy_settings import LoraSettings, TinySettings
 
 SETTINGS = TinySettings(vocabulary_size=320, hidden_size=16, layers=2, heads=2, feedforward_size=32, positions_max=64)
 TEXTS = ["red patch cable", "blue toner cartridge"] * 4

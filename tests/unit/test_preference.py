@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import torch
 
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from learner.preference import Preference, PreferenceError, PreferenceSettings, prefer, preferences
 from streams.events import Completion, Generation, Outcome, PolicyRef, Position, Request, Reward, Sampling
 

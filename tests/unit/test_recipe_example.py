@@ -15,7 +15,8 @@ from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings, write_first_checkpoint
 from learner.objectives import ObjectiveSettings
-from learner.policy import TinySettings, build_tiny
+from learner.policy import build_tiny
+from learner.policy_settings import TinySettings
 from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from learner.updates import UpdateSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.runs.requests import Published, find_published, request_id, request_number
 from streams.codec import encode_event
 from streams.events import Position, Request
 from streams.records import Received
+from streams.requests import Published, find_published, request_id, request_number
 from streams.resending import RESENT
 
 RUN = "mine"

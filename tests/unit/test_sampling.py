@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from learner.generation import GenerationSettings
-from learner.policy import Policy, TinySettings, build_tiny
+from learner.policy import Policy, build_tiny
+from learner.policy_settings import TinySettings
 from learner.sampling import SamplerSettings, SamplingError, TransformersSampler, choose
 from streams.events import Completion, PolicyRef, Sampling
 

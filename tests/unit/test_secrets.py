@@ -26,8 +26,9 @@ from infra.services.secret_files import warn_if_open
 from infra.services.security import write_private
 from learner.vllm import VllmClient, VllmSettings
 from search_env.engine.client import ElasticsearchSettings, connect
-from streams.clients import KafkaSettings, connection_options
+from streams.clients import connection_options
 from streams.errors import SearchloopError, SettingsError
+from streams.kafka_settings import KafkaSettings
 from streams.secrets import HIDDEN, Secret, redact, reveal, secret_paths
 
 SECRETS = tuple(secret_paths(Settings))

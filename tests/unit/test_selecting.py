@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from learner.logprobs import completion_logprobs
 from learner.packing import Candidate, GroupError, PromptGroup, check_group, pack_groups
-from learner.policy import Policy, TinySettings, build_tiny
+from learner.policy import Policy, build_tiny
+from learner.policy_settings import TinySettings
 from learner.product_prompts import ProductPromptSettings, render_product, tokenize_product_request
 from learner.sampling import TransformersSampler
 from learner.selecting import Selector, banned_pointer_positions, banned_pointers, forbidden

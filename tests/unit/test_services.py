@@ -40,7 +40,7 @@ from infra.services.processes import (
 )
 from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine.client import ElasticsearchSettings
-from streams.clients import KafkaSettings
+from streams.kafka_settings import KafkaSettings
 
 ALL_MODULES = ("java.base", *ELASTICSEARCH_MODULES)
 

@@ -24,14 +24,13 @@ from infra.recipes.relsum.ranked_index import RankedIndex
 from infra.recipes.relsum.writing import policy_summaries
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.loop import run_loop
-from infra.runs.requests import RequestSequence
 from infra.runs.training_runs import copy_warmed_up
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
 from learner.objectives import ObjectiveSettings
-from learner.policy import PolicySettings, TinySettings
+from learner.policy_settings import PolicySettings, TinySettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.engine.index import IndexVersion, _SavedDocuments
@@ -42,6 +41,7 @@ from search_env.relsum.reward import RelsumSettings
 from search_env.summaries.reading import SummarySettings
 from storage.evaluation.tables import EvaluationSettings
 from streams.events import Update
+from streams.requests import RequestSequence
 from streams.topics import version_name
 
 TOKENS = 5

@@ -23,17 +23,8 @@ from learner.adapters import Adapters, adapter_name, superseded
 from learner.checkpoints import CheckpointError, Manifest, file_sha256
 from learner.generation import GenerationSettings
 from learner.learning import write_policy_checkpoint
-from learner.policy import (
-    LoraSettings,
-    Policy,
-    PolicyError,
-    PolicySettings,
-    TinySettings,
-    build_tiny,
-    load_policy,
-    save_policy,
-    with_lora,
-)
+from learner.policy import Policy, PolicyError, build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, PolicySettings, TinySettings
 from learner.sampling import SamplingError
 from learner.serving import ServedVersion
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.policy import Policy, TinySettings, build_tiny, load_policy
+from learner.policy import Policy, build_tiny, load_policy
+from learner.policy_settings import TinySettings
 from learner.prompts import render_answer
 from learner.warmup import WarmupError, WarmupSettings, answer_loss, encode_pair, is_answer, warm_up
 

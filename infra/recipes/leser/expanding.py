@@ -16,13 +16,13 @@ from infra.app.home import SETTINGS_FILE, Home, IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.decoding import decode_requests, served
-from infra.recipes.leser.expansion_cache import Expanded, ExpansionCache
 from infra.recipes.leser.index import LeserIndex, neighbours_of, open_leser_index, open_neighbours
 from infra.recipes.leser.preparation import LESSONS_FILE
 from learner.prompts import tokenize_request
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import Query
 from search_env.engine.index import load_manifest
+from search_env.leser.expansion_cache import Expanded, ExpansionCache
 from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.teachers import Lesson, read_lessons
 from streams.errors import SettingsError

@@ -118,7 +118,14 @@ def _first_policy(app: App, opened: LeserIndex, run_dir: RunFolder, seed: int) -
         " ".join([document.title, document.text, *map(str, raw_attributes(document).values())])
         for document in opened.catalogue.documents
     )
-    policy = first_policy(app, texts, pointers=prompts.pointers, run_dir=run_dir, seed=seed)
+    policy = first_policy(
+        app.settings.policy,
+        texts,
+        pointers=prompts.pointers,
+        policies=app.home.policies,
+        run_dir=run_dir,
+        seed=seed,
+    )
     if prompts.select and policy.selector is None:
         raise SettingsError(
             f"prompts.select: expected a policy whose vocabulary has pointers, such as 'tiny', got "

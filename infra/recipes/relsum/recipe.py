@@ -20,7 +20,7 @@ from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
-from infra.recipes.first_policy import base_policy
+from infra.recipes.first_policy import first_policy
 from infra.recipes.held_out import DEV
 from infra.recipes.product_requests import prepared_products, product_encoder
 from infra.recipes.recipe import (
@@ -221,7 +221,7 @@ def _first_policy(relsum: RankedIndex, policies: Path, run_dir: RunFolder, seed:
     prompts = settings.product_prompts
     products = (relsum.shown(document.id) for document in relsum.documents)
     texts = (render_product(product, prompts, pointers=False) for product in products)
-    return base_policy(settings.policy, texts, pointers=prompts.values, policies=policies, run_dir=run_dir, seed=seed)
+    return first_policy(settings.policy, texts, pointers=prompts.values, policies=policies, run_dir=run_dir, seed=seed)
 
 
 def _warm_up(relsum: RankedIndex, policy: Policy, run_dir: RunFolder, seed: int, report: Report) -> Policy:

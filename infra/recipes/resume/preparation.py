@@ -7,7 +7,7 @@ from pathlib import Path
 from infra.app.home import IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
-from infra.recipes.first_policy import base_policy
+from infra.recipes.first_policy import first_policy
 from infra.recipes.product_requests import prepared_products
 from infra.recipes.recipe import NewRun, Prepared
 from infra.recipes.resume.texts import summarized_values
@@ -47,7 +47,7 @@ def prepare(
         report("making the policy", 0, 0)
         texts = (f"{each.title} {description_of(each)}" for each in products)
         pointers = settings.product_prompts.values
-        policy = base_policy(
+        policy = first_policy(
             settings.policy, texts, pointers=pointers, policies=policies, run_dir=run_dir, seed=new.seed
         )
         write_first_checkpoint(run_dir.checkpoints, with_lora(policy, settings.policy.lora))

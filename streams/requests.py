@@ -13,13 +13,14 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from streams.clients import KafkaSettings, partitions_of
+from streams.clients import partitions_of
 from streams.clock import now_ms
 from streams.codec import decode
 from streams.delivery import Outbox
 from streams.errors import DeliveryError, EventError
 from streams.events import Request
 from streams.flow import lies_within
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range, requests_end
 from streams.records import Received
 from streams.resending import RESENT
