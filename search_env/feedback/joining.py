@@ -13,7 +13,9 @@ order, namely those of the ordered log.
 
 *Copies.* Of events with the same id, the one with the lowest position in the log counts. If it comes second, it
 replaces the other, unless that one is decided already. So if copies agree about the time, their order of arrival does
-not matter. If they contradict each other about it, it may, because a decision stands.
+not matter. If they contradict each other about it, it may, because a decision stands. A record that Kafka delivers
+again is a copy of itself. An id that comes again after it was forgotten, with a time after the horizon, names a new
+event.
 
 *Memory.* The horizon is the watermark minus the memory. These things go, each with a count:
 
@@ -61,6 +63,7 @@ from search_env.feedback.outcomes import (
 )
 from search_env.feedback.snapshots import HeldAction, HeldImpression, JoinState, decode_state, encode_state
 from streams.events import Position
+from streams.inputs.values import TIME_MS_MAX
 
 _IMPRESSION, _ACTION = 0, 1  # At one time, an impression is decided before actions.
 _BY_OUTCOME = (BEFORE_IMPRESSION, IN_WINDOW)
@@ -96,7 +99,7 @@ class Joiner:
         """Take one event, and return every decision that it brought about, in the order of their deadlines.
 
         position: the event's record; of copies the lowest counts. logged_ms: the time of that record in Kafka;
-        None trusts the event's own time.
+        None trusts the event's own time until 2100.
         """
         decided: list[Decided] = []
         if refusal := self._refusal(event.at_ms, logged_ms):
@@ -186,15 +189,16 @@ class Joiner:
     def _refusal(self, at_ms: int, logged_ms: int | None) -> str:
         if at_ms <= 0:
             return WITHOUT_TIME
-        return AHEAD if logged_ms is not None and at_ms > logged_ms + self.settings.ahead_ms else ""
+        latest = TIME_MS_MAX if logged_ms is None else min(TIME_MS_MAX, logged_ms + self.settings.ahead_ms)
+        return AHEAD if at_ms > latest else ""
 
     def _add_impression(self, impression: Impression, position: Position, decided: list[Decided]) -> None:
         name, held = impression.impression_id, self._open.get(impression.impression_id)
         if held is not None or name in self._final:
             self._counts["impressions_doubled"] += 1
-            if held is None or held.position <= position:
+            if held is None or held.position <= position or self._is_forgotten(impression):
                 return
-        elif self._horizon_ms is not None and self._window_end(impression) <= self._horizon_ms:
+        elif self._is_forgotten(impression):
             decided.append(self._left_out(impression, position, FORGOTTEN))
             return
         self._open[name] = HeldImpression(impression, position)
@@ -383,6 +387,9 @@ class Joiner:
         """Return the end of an impression's window, final or not; None if the impression is not known."""
         held = self._open.get(impression_id)
         return self._final.get(impression_id) if held is None else self._window_end(held.impression)
+
+    def _is_forgotten(self, impression: Impression) -> bool:
+        return self._horizon_ms is not None and self._window_end(impression) <= self._horizon_ms
 
     def _window_end(self, impression: Impression) -> int:
         return impression.at_ms + self.settings.window_ms

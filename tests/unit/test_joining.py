@@ -190,6 +190,17 @@ def test_of_copies_the_first_in_the_log_counts_in_whichever_order_they_come() ->
         assert_every_record_is_counted(counts)
 
 
+def test_an_earlier_copy_with_a_forgotten_time_does_not_replace_an_open_impression() -> None:
+    joiner = Joiner(SMALL)
+    joiner.add(shows("x", 147), at(0))
+    joiner.add(shows("i", 130), at(2))
+    assert joiner.add(shows("i", 100), at(1)) == []
+    joiner.add(shows("i", 130), at(3))
+    finals = [each.impression for each in joiner.finish() if isinstance(each, ImpressionOutcome)]
+    assert finals == [shows("i", 130), shows("x", 147)]
+    assert joiner.counts().impressions_doubled == 2
+
+
 def test_an_event_ahead_of_its_record_or_without_a_time_moves_no_watermark() -> None:
     joiner = Joiner(SMALL)
     joiner.add(shows("i", 100), at(0), logged_ms=100)
@@ -198,6 +209,7 @@ def test_an_event_ahead_of_its_record_or_without_a_time_moves_no_watermark() -> 
     impression = joiner.add(shows("j", 10**15), at(3), logged_ms=100)
     assert reasons(ahead + timeless) == {"c": "ahead", "d": "without_time"}
     assert [each.reason for each in impression if isinstance(each, LeftOutImpression)] == ["ahead"]
+    assert reasons(joiner.add(clicks("f", "i", 10**13), at(5))) == {"f": "ahead"}
     assert joiner.watermark_ms == 92
     assert joiner.add(clicks("e", "i", 100 + HOUR_MS), at(4), logged_ms=100) != []
     assert_every_record_is_counted(joiner.counts())
