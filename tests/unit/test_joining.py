@@ -201,6 +201,33 @@ def test_an_earlier_copy_with_a_forgotten_time_does_not_replace_an_open_impressi
     assert joiner.counts().impressions_doubled == 2
 
 
+def test_a_copy_that_contradicts_and_comes_second_takes_its_action_away_from_the_provisional_outcome() -> None:
+    joiner = Joiner(SMALL)
+    joiner.add(shows("i", 100), at(0))
+    joiner.add(clicks("c", "i", 101), at(2))
+    assert [len(each.actions) for each in joiner.provisional()] == [1]
+    joiner.add(clicks("c", "j", 101), at(1))
+    assert joiner.provisional() == [ImpressionOutcome(impression=shows("i", 100), actions=(), final=False)]
+
+
+def test_an_orphan_keeps_its_fate_when_its_impression_and_a_copy_of_it_come_later() -> None:
+    joiner = Joiner(SMALL)
+    joiner.add(clicks("c", "i", 100), at(0))
+    assert reasons(joiner.add(shows("x", 138), at(1))) == {"c": "orphan"}
+    assert joiner.watermark_ms == 130  # The horizon is at 110; the impression below ends at 111.
+    assert outcomes(joiner.add(shows("i", 101), at(2))) == {"i": []}
+    assert joiner.add(clicks("c", "i", 100), at(3)) == []
+    assert joiner.counts().actions_doubled == 1
+
+
+def test_only_an_action_before_the_horizon_is_forgotten() -> None:
+    joiner = Joiner(SMALL)
+    joiner.add(shows("x", 138), at(0))
+    joiner.add(shows("y", 138), at(1))
+    assert reasons(joiner.add(clicks("c", "i", 110), at(2))) == {"c": "orphan"}
+    assert reasons(joiner.add(clicks("d", "i", 109), at(3))) == {"d": "forgotten"}
+
+
 def test_an_event_ahead_of_its_record_or_without_a_time_moves_no_watermark() -> None:
     joiner = Joiner(SMALL)
     joiner.add(shows("i", 100), at(0), logged_ms=100)
