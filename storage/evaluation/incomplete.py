@@ -21,7 +21,7 @@ from storage.evaluation.measures import BPREF, JUDGED_ONLY, Qrels, Run, mean, ra
 JUDGED_MIN = 0.9  # Lowest Judged@k of every run in judgments that count as complete.
 UNEVEN_MAX = 0.02  # Largest difference between two runs' Judged@k there.
 
-_NDCG = re.compile(r"nDCG@([1-9][0-9]{0,5})")
+_GAIN = re.compile(r"nDCG@([1-9][0-9]{0,5})")
 
 
 class Believed(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +134,7 @@ def holm_with_added(p_values: Mapping[str, float], added: Sequence[str]) -> dict
 
 
 def _first_ndcg(measures: Iterable[str]) -> str | None:
-    return next((measure for measure in measures if _NDCG.fullmatch(measure)), None)
+    return next((measure for measure in measures if _GAIN.fullmatch(measure)), None)
 
 
 def _judged_at(measure: str) -> str:
@@ -142,7 +142,7 @@ def _judged_at(measure: str) -> str:
 
 
 def _depth(measure: str) -> int:
-    found = _NDCG.fullmatch(measure)
+    found = _GAIN.fullmatch(measure)
     if found is None:
         raise ValueError(f"expected nDCG@k, got {measure!r}")
     return int(found[1])
