@@ -264,10 +264,11 @@ def test_workers_end_when_their_supervisor_is_killed(small_world: App, new_run: 
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
+        "from infra.app.home import Home\n"
         "from infra.runs.supervisor import Supervisor, worker_arguments\n"
         "home, run, kafka, engine = sys.argv[1:]\n"
         "env = {'SEARCHLOOP_KAFKA__BOOTSTRAP': kafka, 'SEARCHLOOP_ELASTICSEARCH__URL': engine}\n"
-        "with Supervisor(worker_arguments(Path(home)), ['sink'], Path(home) / 'runs' / run, env) as workers:\n"
+        "with Supervisor(worker_arguments(Path(home)), ['sink'], Home(Path(home)).run(run), env) as workers:\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.app.home import RunFolder
 from infra.runs.verification import prove
 from storage.verification.account import Account
 from storage.verification.rules import RULES
@@ -32,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeTopics
 
 def proved(run: Tampered, mode: str, *, rebuild: bool = False, trusted: str | None = None) -> Account:
     topics = run.topics.seen() if mode == "kafka" else None
-    return prove(run.folder, run=RUN, topics=topics, working=False, rebuild=rebuild, trusted=trusted)
+    return prove(RunFolder(run.folder), run=RUN, topics=topics, working=False, rebuild=rebuild, trusted=trusted)
 
 
 def lines(account: Account) -> list[str]:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from infra.app.home import RunFolder
 from infra.cli import cli
 from infra.runs.verification import prove
 from learner.checkpoints import MANIFEST, file_sha256
@@ -49,7 +50,7 @@ def proved(
     run: Tampered, *, kafka: bool = False, rebuild: bool = False, working: bool = False, trusted: str | None = None
 ) -> Account:
     topics = run.topics.seen() if kafka else None
-    return prove(run.folder, run=RUN, topics=topics, working=working, rebuild=rebuild, trusted=trusted)
+    return prove(RunFolder(run.folder), run=RUN, topics=topics, working=working, rebuild=rebuild, trusted=trusted)
 
 
 def said(account: Account) -> list[str]:

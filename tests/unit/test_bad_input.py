@@ -257,7 +257,7 @@ def test_a_version_that_is_not_there_is_answered_with_those_that_are(searchloop:
     ended = searchloop("expand", "--index", "shop", "--queries", "mug", "--policy", "7")
     assert ended.status == 1
     assert ended.error == (
-        "error: --policy: expected latest, a step or one of the versions kept (1-first-000000), got '7'"
+        "error: --policy: expected latest, best, a step or one of the versions kept (1-first-000000), got '7'"
     )
 
 
