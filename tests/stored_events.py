@@ -10,6 +10,8 @@ from streams.events import (
     Action,
     Completion,
     Context,
+    DevScore,
+    DevSet,
     Event,
     Feedback,
     Generation,
@@ -144,6 +146,13 @@ def version(step: int, *, lineage: str = "a", status: str = "published", of: Upd
         path=f"checkpoints/{version_name(ref)}",
         status=status,
         requests_consumed=of.requests_consumed if of else {},
+    )
+
+
+def dev_score(step: int) -> DevScore:
+    found = DevSet(name="dev", queries=300, measures={"nDCG@10": 0.25, "R@100": 0.5})
+    return DevScore(
+        run=RUN, policy=policy(step), index="shop-1", measure="nDCG@10", value=0.25, sets=(found,), made_at_ms=1
     )
 
 

@@ -236,5 +236,5 @@ def test_a_retriever_adapted_on_one_index_searches_another(small_world: App, tmp
     assert "For another index: --retriever-of" in str(search("--retriever", adapted.name).exception)
     assert f"retriever {adapted.name}" in search("--retriever", adapted.name, "--retriever-of", "small").output
     assert read_run(out)["q"].ids == ["d1", "d0"]
-    refused = search("--retriever", adapted.name, "--retriever-of", "small", "--tune", "5")
-    assert f"--tune adapts retrievers of --index {unique_name}, not of --retriever-of small" in refused.output
+    refused = search("--retriever", adapted.name, "--retriever-of", "small", "--adapt", "5")
+    assert f"--adapt adapts retrievers of --index {unique_name}, not of --retriever-of small" in refused.output

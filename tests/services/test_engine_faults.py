@@ -20,6 +20,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox, poll
 from streams.events import DeadLetter, Generation, Position, Reward
 from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.stopping import Stop
 from streams.topics import topic_name
 from tests.fault_proxy import FaultProxy, Mode, fault_proxy
@@ -67,17 +68,8 @@ def worked(
     producer.close()
     stop = Stop()
     with environment(proxy.url, index) as scorer:
-        worker = threading.Thread(
-            target=run_environment,
-            kwargs={
-                "run": run,
-                "environment": scorer,
-                "kafka": kafka,
-                "delivery": delivery,
-                "member": "environment-1",
-                "stop": stop,
-            },
-        )
+        post = Post(run=run, member="environment-1", kafka=kafka, delivery=delivery, stop=stop)
+        worker = threading.Thread(target=run_environment, args=(post, scorer))
         worker.start()
         try:
             until()

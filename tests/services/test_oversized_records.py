@@ -27,6 +27,7 @@ from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Context, DeadLetter, Generation, Outcome, PolicyVersion, Request, Reward
 from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import topic_name
@@ -76,6 +77,9 @@ class Run:
             raise failed[0]
         return found
 
+    def post(self, member: str, stop: Stop) -> Post:
+        return Post(run=self.name, member=member, kafka=self.kafka, delivery=DELIVERY, stop=stop)
+
 
 @pytest.fixture
 def run(local_services: Endpoints, unique_name: str) -> Run:
@@ -102,17 +106,13 @@ def test_a_request_that_fits_no_prompt_or_no_record_is_a_dead_letter_and_the_nex
     run.outbox.flush()
     generate = partial(
         run_generator,
-        run=run.name,
         checkpoints=tmp_path / "checkpoints",
         seed=0,
-        kafka=run.kafka,
-        delivery=DELIVERY,
         generation=GenerationSettings(candidates=2, tokens_max=6, linger_seconds=0),
         encode_prompt=partial(tokenize_request, settings=PromptSettings()),
         batch=BatchSettings(groups=3, staleness_max=1),
-        member="generator-1",
     )
-    groups = run.until(lambda stop: generate(stop=stop), "generations", 3)
+    groups = run.until(lambda stop: generate(run.post("generator-1", stop)), "generations", 3)
     assert [group.request for group in groups if isinstance(group, Generation)] == sound
     letters = [letter for letter in run.events("dead-letters") if isinstance(letter, DeadLetter)]
     assert [letter.source.offset for letter in letters] == [1, 3, 4]
@@ -149,10 +149,7 @@ def test_a_generation_whose_reward_would_be_too_large_is_a_dead_letter_and_the_n
     for event in (generation(0), large, generation(2)):
         run.outbox.send(event)
     run.outbox.flush()
-    score = partial(
-        run_environment, run=run.name, environment=Everything(), kafka=run.kafka, delivery=DELIVERY, member="one"
-    )
-    rewards = run.until(lambda stop: score(stop=stop), "rewards", 2)
+    rewards = run.until(lambda stop: run_environment(run.post("one", stop), Everything()), "rewards", 2)
     assert [reward.source.offset for reward in rewards if isinstance(reward, Reward)] == [0, 2]
     (letter,) = run.events("dead-letters")
     assert isinstance(letter, DeadLetter) and letter.source.offset == 1 and letter.value == encode_event(large)

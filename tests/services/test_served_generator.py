@@ -26,6 +26,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, Generation, PolicyRef, PolicyVersion, Request
 from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import topic_name
@@ -78,21 +79,18 @@ class Run:
             settings = VllmSettings(retry_seconds_max=0, timeout_seconds=5)
             return ServedVersion(folder, reference, url=url, settings=settings, directory=self.folder, staleness_max=1)
 
+        patient = msgspec.structs.replace(PATIENT, retry_seconds_max=patience_seconds)
         thread = threading.Thread(
             target=run_generator,
+            args=(Post(run=self.name, member="generator-1", kafka=self.kafka, delivery=patient, stop=stop),),
             kwargs={
-                "run": self.name,
                 "checkpoints": self.folder / "checkpoints",
                 "seed": 0,
-                "kafka": self.kafka,
-                "delivery": msgspec.structs.replace(PATIENT, retry_seconds_max=patience_seconds),
                 "generation": GenerationSettings(
                     backend="vllm", no_repeat=False, candidates=2, tokens_max=6, linger_seconds=0
                 ),
                 "encode_prompt": partial(tokenize_request, settings=PromptSettings()),
                 "batch": BatchSettings(groups=2, staleness_max=1),
-                "member": "generator-1",
-                "stop": stop,
                 "open_version": opened,
             },
         )

@@ -32,6 +32,7 @@ from streams.events import DeadLetter, PolicyRef, Position
 from streams.records import Received
 from tests.stored_events import (
     GROUP,
+    dev_score,
     feedback,
     generation,
     raw_record,
@@ -53,6 +54,7 @@ TABLES = (
     "updates",
     "update_groups",
     "policy_versions",
+    "dev_scores",
     "feedback",
     "dead_letters",
 )
@@ -474,7 +476,13 @@ def test_every_table_is_filled_column_by_column() -> None:
         attempts=3,
     )
     batch = build_batch(
-        [*small_run(4), record(version(9, status="retired"), 9), record(feedback(0), 0), record(letter, 0)]
+        [
+            *small_run(4),
+            record(version(9, status="retired"), 9),
+            record(dev_score(9), 0),
+            record(feedback(0), 0),
+            record(letter, 0),
+        ]
     )
     with duckdb.connect() as connection:
         migrate(connection)
