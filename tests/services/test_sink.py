@@ -93,6 +93,7 @@ def test_every_event_becomes_its_rows(tmp_path: Path) -> None:
             "updates": 3,
             "update_groups": 12,
             "policy_versions": 4,
+            "dev_scores": 0,
             "feedback": 0,
             "dead_letters": 0,
         }
@@ -107,6 +108,19 @@ def test_every_event_becomes_its_rows(tmp_path: Path) -> None:
         assert log.rows("SELECT DISTINCT outcome, uses FROM candidate_outcomes") == [{"outcome": "scored", "uses": 1}]
         assert [row["step"] for row in log.rows("SELECT * FROM reward_by_version")] == [0, 1, 2]
         assert log.rows("SELECT DISTINCT lag_versions FROM staleness") == [{"lag_versions": 0}]
+
+
+def test_a_dev_score_is_one_row_and_a_second_one_of_the_same_version_does_not_count(tmp_path: Path) -> None:
+    with Sink(tmp_path / LEDGER, QUICK) as sink:
+        sink.write([record(dev_score(20), 0), record(dev_score(20), 1), record(dev_score(40), 2)])
+    with open_log(tmp_path) as log:
+        assert log.rows("SELECT step, record_offset FROM first_dev_scores ORDER BY step") == [
+            {"step": 20, "record_offset": 0},
+            {"step": 40, "record_offset": 2},
+        ]
+        (row,) = log.rows("SELECT * FROM dev_scores WHERE record_offset = 2")
+    assert (row["measure"], row["value"], row["weights_sha256"]) == ("nDCG@10", 0.25, f"{40:064x}")
+    assert row["sets"] == [{"name": "dev", "queries": 300, "measures": {"nDCG@10": 0.25, "R@100": 0.5}}]
 
 
 def test_a_search_and_what_was_done_with_it_are_one_row(tmp_path: Path) -> None:
