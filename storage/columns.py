@@ -18,9 +18,6 @@ Columns = dict[str, pa.Array]
 
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 NUMBERS = pa.map_(pa.string(), pa.float64())
-DEV_SETS = pa.list_(
-    pa.struct([("name", pa.string()), ("queries", pa.int64()), ("measures", pa.map_(pa.string(), pa.float64()))])
-)
 POSITIONS = pa.map_(pa.int64(), pa.int64())
 
 
@@ -75,9 +72,14 @@ def hits(lists: Sequence[tuple[Hit, ...]]) -> pa.Array:
 
 
 def structs(lists: Sequence[Sequence[Any]], fields: Mapping[str, pa.DataType]) -> pa.Array:
-    """Return lists of structs; each value has the fields as attributes."""
+    """Return lists of structs; each value has the fields as attributes, a dictionary for a map."""
     flat = list(chain.from_iterable(lists))
-    columns = [pa.array([getattr(value, name) for value in flat], kind) for name, kind in fields.items()]
+    columns = [
+        maps([getattr(value, name) for value in flat], kind)
+        if isinstance(kind, pa.MapType)
+        else pa.array([getattr(value, name) for value in flat], kind)
+        for name, kind in fields.items()
+    ]
     return pa.ListArray.from_arrays(bounds(lists), pa.StructArray.from_arrays(columns, list(fields)))
 
 

@@ -15,7 +15,6 @@ import msgspec
 import pyarrow as pa
 
 from storage.columns import (
-    DEV_SETS,
     NUMBERS,
     POSITIONS,
     Columns,
@@ -280,13 +279,7 @@ def _dev_scores(records: list[Received], events: list[DevScore]) -> Built:
         "index": strings(e.index for e in events),
         "measure": strings(e.measure for e in events),
         "value": floats(e.value for e in events),
-        "sets": pa.array(
-            [
-                [{"name": s.name, "queries": s.queries, "measures": list(s.measures.items())} for s in e.sets]
-                for e in events
-            ],
-            DEV_SETS,
-        ),
+        "sets": structs([e.sets for e in events], {"name": pa.string(), "queries": pa.int64(), "measures": NUMBERS}),
         "made_at_ms": integers(e.made_at_ms for e in events),
     }
 

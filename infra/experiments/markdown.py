@@ -107,7 +107,7 @@ def _number(value: float | None, *, sign: bool = False) -> str:
     if value is None:
         return "–"
     text = f"{value:+.3f}" if sign else f"{value:.3f}"
-    return text.replace("0.", ".", 1).replace("-", "−")
+    return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", "−")
 
 
 def main() -> None:

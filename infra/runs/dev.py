@@ -130,13 +130,13 @@ class RunScores:
         return score.policy in self._announced
 
 
-def why_unmeasurable(run_dir: Path, policy: PolicyRef) -> str:
+def why_unmeasurable(run_dir: RunFolder, policy: PolicyRef) -> str:
     """Return why no evaluator can measure a version, "" if one can: its checkpoint is gone, damaged or another's."""
     name = version_name(policy)
     if not is_version_name(name):
         return f"expected a version's name, got {name[:100]!r}"
     try:
-        check_version(run_dir / "checkpoints" / name, policy)
+        check_version(run_dir.checkpoints / name, policy)
     except CheckpointError as error:
         return str(error)
     return ""

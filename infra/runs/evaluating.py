@@ -87,7 +87,7 @@ class Evaluator:
             if self._ours.has(score):
                 self._best.add(score)
         if self._best.best is not None:  # Once, and not version by version: a reader never sees an older best.
-            write_best(self._run_dir / "checkpoints", self._best.best.policy)
+            write_best(self._run_dir.checkpoints, self._best.best.policy)
 
     def due(self, records: Sequence[Received]) -> list[PolicyRef]:
         """Return the announced versions that are to be measured; records that are no announcement are not ours."""

@@ -6,6 +6,7 @@ import re
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -113,3 +114,11 @@ def test_the_tables_of_a_recipes_page_are_those_of_its_kept_results(page: Path) 
 def test_kept_results_name_no_file_of_a_machine(page: Path) -> None:
     for results in kept_results(page.parent).values():
         assert (results.curves, results.commands) == ({}, ())
+
+
+def test_only_the_zero_before_the_point_is_left_out() -> None:
+    (each,) = BY_HAND.sets
+    large = msgspec.structs.replace(each, arms=(arm("raw", 10.0), arm("policy", 0.0, 10.0)))
+    table = markdown_table(msgspec.structs.replace(BY_HAND, sets=(large,)))
+    assert "| raw (0, 1) | 10.000 / 1.000 |" in table
+    assert "| policy (0, 1) | .000 / 1.000 | +10.000 [+9.990, +10.010] |" in table

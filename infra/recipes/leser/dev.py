@@ -20,7 +20,7 @@ def open_dev(run: LeserRun, sets: Sequence[HeldOut], report: Report) -> Iterator
     Contexts depend on the index alone, so they are made once. The model is loaded once, and takes each version's
     weights.
     """
-    requests = [expansion_requests(run, each.queries, report) for each in sets]
+    requests = expansion_requests(run, [query for each in sets for query in each.queries], report)
     loaded: list[LoadedVersion] = []
 
     def rank(policy: str) -> list[Ranked]:
@@ -29,8 +29,10 @@ def open_dev(run: LeserRun, sets: Sequence[HeldOut], report: Report) -> Iterator
             loaded[0].refresh(folder, manifest.policy)
         else:
             loaded.append(LoadedVersion(folder, manifest.policy))
-        found = []
-        for each, asked in zip(sets, requests, strict=True):
+        found, place = [], 0
+        for each in sets:
+            asked = requests[place : place + len(each.queries)]
+            place += len(asked)
             written = decode_expansions(asked, loaded[0], run.kept, report)
             searched = [ExpandedQuery(item.query, item.expansions) for item in written]
             rankings = searcher.search_many(searched, size=TOP)
