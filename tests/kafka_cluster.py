@@ -65,6 +65,7 @@ class KafkaCluster:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._cut: set[int] = set()
         self._frozen: set[int] = set()
+        self._newest: dict[TopicPartition, int] = {}  # The newest leader epoch that a broker has shown.
         # A child dies with the thread that started it, so one thread starts them all and lives as long as we do.
         self._starter = ThreadPoolExecutor(max_workers=1)
 
@@ -170,10 +171,17 @@ class KafkaCluster:
             }
 
     def leader(self, partition: TopicPartition) -> int:
-        """Return the node that leads a partition, waiting while there is none."""
+        """Return the node that leads a partition, waiting while there is none.
+
+        A broker that is cut off goes on answering that it leads: what is older than an answer before counts as none.
+        """
 
         def known() -> int:
-            return int(self.partitions([partition.topic])[partition]["leader_id"])
+            found = self.partitions([partition.topic])[partition]
+            if found["leader_epoch"] < self._newest.get(partition, 0):
+                return 0
+            self._newest[partition] = int(found["leader_epoch"])
+            return int(found["leader_id"])
 
         return int(wait_until(lambda: (node := known()) > 0 and node, f"a leader of {partition}"))
 

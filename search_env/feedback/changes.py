@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from search_env.feedback.impressions import Impression, UserAction
-from search_env.feedback.outcomes import ImpressionOutcome
 from search_env.feedback.snapshots import FeedbackError
+from streams.events import Impression, ImpressionOutcome, UserAction
 
 ACTIONS = "actions."
 

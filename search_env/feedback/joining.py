@@ -48,7 +48,6 @@ from search_env.feedback.attribution import (
     remembered_ms,
     timing,
 )
-from search_env.feedback.impressions import Impression, UserAction
 from search_env.feedback.outcomes import (
     AHEAD,
     FORGOTTEN,
@@ -56,13 +55,12 @@ from search_env.feedback.outcomes import (
     TOO_LATE,
     WITHOUT_TIME,
     Decided,
-    ImpressionOutcome,
     JoinCounts,
     LeftOutAction,
     LeftOutImpression,
 )
 from search_env.feedback.snapshots import HeldAction, HeldImpression, JoinState, decode_state, encode_state
-from streams.events import Position
+from streams.events import Impression, ImpressionOutcome, Position, UserAction
 from streams.inputs.values import TIME_MS_MAX
 
 _IMPRESSION, _ACTION = 0, 1  # At one time, an impression is decided before actions.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from search_env.feedback.attribution import AFTER_WINDOW, BEFORE_IMPRESSION, ORPHAN
-from search_env.feedback.impressions import Impression, UserAction
-from streams.events import Position
+from streams.events import Impression, ImpressionOutcome, Position, UserAction
 
 NOT_SHOWN = "not_shown"
 TOO_LATE = "too_late"
@@ -25,17 +24,6 @@ REASONS = {
     WITHOUT_TIME: "the event has no time",
 }
 """The reasons why an event is in no outcome."""
-
-
-class ImpressionOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """An impression and the actions that count for it, in the order of their times, then ids.
-
-    final: the outcome never changes again. Each impression has exactly one final outcome.
-    """
-
-    impression: Impression
-    actions: tuple[UserAction, ...]
-    final: bool
 
 
 class LeftOutAction(msgspec.Struct, frozen=True, kw_only=True):

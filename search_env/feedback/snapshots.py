@@ -11,10 +11,9 @@ import hashlib
 import msgspec
 
 from search_env.feedback.attribution import JoinSettings
-from search_env.feedback.impressions import Impression, UserAction
 from search_env.feedback.outcomes import JoinCounts
 from streams.errors import SearchloopError
-from streams.events import Position
+from streams.events import Impression, Position, UserAction
 
 VERSION = "join/1"
 DIGEST_BYTES = 32

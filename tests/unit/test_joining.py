@@ -12,19 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_env.feedback.attribution import DAY_MS, HOUR_MS, MINUTE_MS, JoinSettings
-from search_env.feedback.impressions import Impression, UserAction
 from search_env.feedback.joining import Joiner
 from search_env.feedback.outcomes import (
     REASONS,
     Decided,
-    ImpressionOutcome,
     JoinCounts,
     LeftOutAction,
     LeftOutImpression,
 )
 from search_env.feedback.snapshots import FeedbackError, decode_state, encode_state
 from streams.errors import SettingsError
-from streams.events import Position, Shown
+from streams.events import Impression, ImpressionOutcome, Position, Shown, UserAction
 
 Event = Impression | UserAction
 Record = tuple[Event, Position]
