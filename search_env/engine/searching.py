@@ -1,9 +1,7 @@
 """Searches, many queries at a time: each gives a ranking or an error, and never an empty list by accident.
 
-Every search is a `match` on `contents`, so generated text is searched as words and never as a query language. Searches
-travel in `_msearch` batches, a few in flight at once. Partial shards, a timed-out item and any status but 200 are
-failures. Elasticsearch sorts hits by score and then by document id, and returns only these two: no stored field is
-read.
+`forms` says how an index is asked: generated text is searched as words, never as a query language. Searches travel in
+`_msearch` batches, a few in flight at once. Partial shards, a timed-out item and any status but 200 are failures.
 
 There are three ways to search an expanded query:
 - weighted: one search, bool.should of the query (boost 1) and of each expansion; scores add up. Earlier expansions
@@ -27,18 +25,15 @@ from elasticsearch import ApiError, Elasticsearch
 
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking, rank_by_score
+from search_env.engine.forms import Body, Boosted, OwnForm, QueryForm
 from search_env.engine.index import explain
 from search_env.engine.rights import NO_RIGHT, NOT_LET_IN, login_refused
 from streams.descriptions import describe
 from streams.errors import SearchloopError, TransientError
 
 Mode = Literal["weighted", "union", "fusion"]
-Body = dict[str, Any]
-
 RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
-ANSWER_FILTER = "responses.status,responses.error,responses.timed_out,responses._shards.failed,responses.hits.hits.sort"
 _HEADER = b'{"allow_partial_search_results":false}\n'  # `_msearch` takes this per search, not as a parameter.
-_SORT = [{"_score": "desc"}, {"id": "asc"}]
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
 
 
@@ -127,49 +122,22 @@ class ExpandedQuery(NamedTuple):
     expansions: tuple[str, ...] = ()
 
 
-def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
-    """Return the Elasticsearch queries for an expanded query: one for "weighted", otherwise one per list."""
-    raw = {"match": {"contents": {"query": query}}}
+def expanded_bodies(
+    form: QueryForm, query: str, expansions: Sequence[str], settings: RetrievalSettings, *, size: int
+) -> list[Body]:
+    """Return the searches for an expanded query: one for "weighted", otherwise one per list."""
     # A single word does not determine which words go with it: for "switch", a look-up finds words of medicine.
     if not expansions or len(set(analyze(query))) < settings.expanded_terms_min:
-        return [raw]
+        return [form.body(query, size=size)]
     if settings.mode == "weighted":
-        boosts = expansion_boosts(len(expansions), settings)
-        said = [
-            {"match": {"contents": {"query": expansion, "boost": round(boost, 6)}}}
-            for expansion, boost in zip(expansions, boosts, strict=True)
-        ]
-        return [{"bool": {"should": [raw, *said, *whole_query(query, settings.whole_boost)]}}]
-    return [raw, *({"match": {"contents": {"query": expansion}}} for expansion in expansions)]
+        words = list(map(Boosted, expansions, expansion_boosts(len(expansions), settings)))
+        return [form.body(query, words, whole_boost=settings.whole_boost, size=size)]
+    return [form.body(text, size=size) for text in (query, *expansions)]
 
 
 def expansion_boosts(count: int, settings: RetrievalSettings) -> list[float]:
     """Return the boosts of `count` expansions, in their order: weight · rank^(−rank_discount)."""
     return [settings.weight * rank**-settings.rank_discount for rank in range(1, count + 1)]
-
-
-def whole_query(query: str, boost: float) -> list[dict[str, Any]]:
-    """Return the clause that ranks documents with every word of the query first; no clause for a boost of 0.
-
-    Added words help a query whose words differ from the catalogue's. They bury the answers to a query that the titles
-    answer directly. With eight added words and without this clause, nDCG@10 on icecat's human queries fell from .781 to
-    .481. With a boost of 20 it stays at .780, and attribute intents gain (dev .306 → .314).
-    """
-    if boost == 0:
-        return []
-    return [{"match": {"contents": {"query": query, "operator": "and", "boost": boost}}}]
-
-
-def search_body(query: dict[str, Any], *, size: int) -> Body:
-    """Return the body of one search for only the ids and scores of the best `size` documents."""
-    return {
-        "query": query,
-        "size": size,
-        "sort": _SORT,
-        "_source": False,
-        "stored_fields": "_none_",
-        "track_total_hits": False,
-    }
 
 
 def union_of(rankings: Sequence[Ranking], *, size: int) -> Ranking:
@@ -222,11 +190,14 @@ class PendingSearches:
 class Searcher:
     """Searches one index. Thread-safe. It owns a small thread pool, which `close` ends."""
 
-    def __init__(self, client: Elasticsearch, index: str, settings: RetrievalSettings) -> None:
-        """index: a versioned name, so that the result can be reproduced."""
+    def __init__(
+        self, client: Elasticsearch, index: str, settings: RetrievalSettings, form: QueryForm | None = None
+    ) -> None:
+        """index: a versioned name, so that the result can be reproduced. form: None asks an index of ours."""
         self.client = client
         self.index = index
         self.settings = settings
+        self.form: QueryForm = form or OwnForm(index)
         self._pool = ThreadPoolExecutor(max_workers=settings.in_flight, thread_name_prefix="search")
 
     def close(self) -> None:
@@ -264,15 +235,15 @@ class Searcher:
         spans: list[tuple[int, int]] = []
         for item in queries:
             query, expansions = (item, ()) if isinstance(item, str) else item
-            found = expanded_query(query, expansions, settings)
+            found = expanded_bodies(self.form, query, expansions, settings, size=size)
             spans.append((len(bodies), len(bodies) + len(found)))
-            bodies.extend(search_body(each, size=size) for each in found)
+            bodies.extend(found)
         return PendingSearches(
             self._send_batches(bodies), lambda answers: [self._merged(answers[a:b], size=size) for a, b in spans]
         )
 
     def search_bodies(self, bodies: Sequence[Body]) -> list[Ranking]:
-        """Return one ranking per body (see `search_body`), in order. Raises as `search_many` does."""
+        """Return one ranking per body (see `forms`), in order. Raises as `search_many` does."""
         rankings = []
         for answer in self.msearch(bodies):
             if isinstance(answer, RetrievalError):
@@ -320,7 +291,7 @@ class Searcher:
                     refused.append(position)
                     complaint = "answered in part only (timed out, or a shard failed); a part is not an answer"
                 else:
-                    answers[position] = _ranking(item)
+                    answers[position] = self._ranking(item)
             if not refused:
                 return [answer for answer in answers if answer is not None]
             waiting = refused
@@ -328,6 +299,12 @@ class Searcher:
             f"Elasticsearch refused {len(waiting)} of {len(bodies)} searches on '{self.index}' "
             f"{self.settings.item_retries + 1} times: {complaint}"
         )
+
+    def _ranking(self, item: dict[str, Any]) -> Ranking | RetrievalError:
+        """Return one item of an `_msearch` answer as a ranking, or as an error if it is not complete."""
+        if item.get("status") != 200 or "error" in item:
+            return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
+        return self.form.ranking(item.get("hits", {}).get("hits", ()))  # filter_path omits an empty list.
 
     def _send(self, bodies: Sequence[Body]) -> list[dict[str, Any]]:
         lines = bytearray()
@@ -338,8 +315,8 @@ class Searcher:
         try:
             answer = self.client.perform_request(
                 "POST",
-                f"/{self.index}/_msearch",
-                params={"filter_path": ANSWER_FILTER},
+                f"/{self.form.path}/_msearch",
+                params={"filter_path": self.form.answer_filter},
                 headers={
                     "accept": "application/vnd.elasticsearch+json; compatible-with=9",
                     "content-type": "application/vnd.elasticsearch+x-ndjson; compatible-with=9",
@@ -366,14 +343,6 @@ class Searcher:
         if not isinstance(items, list) or len(items) != len(bodies):
             raise EngineUnavailable(f"Elasticsearch cut its answer off: expected {len(bodies)} results in one batch")
         return items
-
-
-def _ranking(item: dict[str, Any]) -> Ranking | RetrievalError:
-    """Return one item of an `_msearch` answer as a ranking, or as an error if it is not complete."""
-    if item.get("status") != 200 or "error" in item:
-        return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
-    hits = item.get("hits", {}).get("hits", ())  # filter_path omits an empty list.
-    return Ranking([hit["sort"][1] for hit in hits], [hit["sort"][0] for hit in hits])
 
 
 def _in_part(item: dict[str, Any]) -> bool:

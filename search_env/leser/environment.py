@@ -22,8 +22,7 @@ from search_env.engine.searching import (
     PendingSearches,
     RetrievalError,
     Searcher,
-    expanded_query,
-    search_body,
+    expanded_bodies,
 )
 from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment, all_failed
 from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
@@ -245,8 +244,8 @@ def _distinct(texts: list[ParsedExpansions | Rejected]) -> dict[tuple[str, ...],
 
 def _template(searcher: Searcher, depth: int) -> str:
     settings = searcher.settings
-    queries = expanded_query("{query}", ["{expansion 1}", "{expansion 2}"], settings)
-    return msgspec.json.encode([search_body(query, size=depth) for query in queries]).decode()
+    words = ["{expansion 1}", "{expansion 2}"]
+    return msgspec.json.encode(expanded_bodies(searcher.form, "{query}", words, settings, size=depth)).decode()
 
 
 def _hits(ranking: Ranking, kept: int) -> tuple[Hit, ...]:

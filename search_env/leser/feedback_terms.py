@@ -16,7 +16,7 @@ model (RM3) or of a DFR model (Bo1). The query's own part keeps weight 1, so RM3
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,7 +26,8 @@ from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking
 from search_env.catalogue.lexical import TermMatrix
 from search_env.catalogue.term_matrices import Catalogue, gather_rows
-from search_env.engine.searching import Body, Searcher, search_body, whole_query
+from search_env.engine.forms import Body, Boosted
+from search_env.engine.searching import Searcher
 from streams.descriptions import describe
 
 Floats = npt.NDArray[np.float64]
@@ -129,22 +130,9 @@ class FeedbackTerms:
         return [WeightedTerm(term.word, term.weight / best[0].weight) for term in best if term.weight > 0]
 
 
-def feedback_query(
-    query: str, terms: Sequence[WeightedTerm], *, weight: float, whole_boost: float = 0.0
-) -> dict[str, Any]:
-    """Return the Elasticsearch query for a query and its weighted feedback terms, each a `match` of one word.
-
-    whole_boost: as in `RetrievalSettings`, so that it favors none of the methods that add words.
-    """
-    raw = {"match": {"contents": {"query": query}}}
-    if not terms or weight == 0:
-        return raw
-    should = [
-        {"match": {"contents": {"query": term.word, "boost": round(weight * term.weight, 6)}}}
-        for term in terms
-        if weight * term.weight >= 1e-6
-    ]
-    return {"bool": {"should": [raw, *should, *whole_query(query, whole_boost)]}}
+def boosted(terms: Sequence[WeightedTerm], *, weight: float) -> list[Boosted]:
+    """Return weighted feedback terms as words beside a query; those without weight are left out."""
+    return [Boosted(term.word, weight * term.weight) for term in terms if weight * term.weight >= 1e-6]
 
 
 def search_with_feedback(
@@ -165,6 +153,7 @@ def search_with_feedback(
     for query, ranking in zip(queries, raw, strict=True):
         top = Ranking(ranking.ids[: settings.documents], ranking.scores[: settings.documents])
         terms = feedback.terms(method, top.ids, top.scores, count=settings.terms)
-        asked = feedback_query(query, terms, weight=settings.weight, whole_boost=searcher.settings.whole_boost)
-        bodies.append(search_body(asked, size=size))
+        words, whole = boosted(terms, weight=settings.weight), searcher.settings.whole_boost
+        # `whole_boost` favors none of the methods that add words.
+        bodies.append(searcher.form.body(query, words, whole_boost=whole, size=size))
     return searcher.search_bodies(bodies)

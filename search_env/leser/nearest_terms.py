@@ -17,8 +17,8 @@ import numpy as np
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.searching import Searcher, search_body
-from search_env.leser.feedback_terms import WeightedTerm, feedback_query
+from search_env.engine.searching import Searcher
+from search_env.leser.feedback_terms import WeightedTerm, boosted
 from search_env.models.embeddings import EmbeddingSettings, KeptEmbedder, Progress
 from streams.descriptions import describe
 
@@ -84,7 +84,7 @@ def search_with_nearest_terms(
     whole = searcher.settings.whole_boost
     return searcher.search_bodies(
         [
-            search_body(feedback_query(query, terms, weight=settings.weight, whole_boost=whole), size=size)
+            searcher.form.body(query, boosted(terms, weight=settings.weight), whole_boost=whole, size=size)
             for query, terms in zip(queries, nearest.terms(queries, progress), strict=True)
         ]
     )

@@ -39,8 +39,9 @@ from search_env.catalogue.corpora import load_corpus
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.forms import ANSWER_FILTER
 from search_env.engine.index import build_index
-from search_env.engine.searching import ANSWER_FILTER, RetrievalSettings, Searcher, expanded_query, search_body
+from search_env.engine.searching import RetrievalSettings, Searcher, expanded_bodies
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.models.relevance import GbdtRelevance
 from search_env.models.relevance_training import GbdtSettings, train_gbdt
@@ -77,17 +78,18 @@ def main() -> None:
         client = connect(ElasticsearchSettings(url=url))
         name = f"bench-{uuid.uuid4().hex[:8]}"
         version = build_index(client, name, documents, installation="test")
-        retriever = Searcher(client, version.name, RetrievalSettings())
+        plain = RetrievalSettings()
+        retriever = Searcher(client, version.name, plain)
         seconds: dict[str, list[float]] = {"raw": [], "environment": []}
         processor: dict[str, list[float]] = {"raw": [], "environment": []}
         try:
             searches = 0
             for run, inputs in enumerate([runs_groups[0], *runs_groups]):
                 bodies = [
-                    search_body(each, size=depth)
+                    each
                     for generation, _, _ in inputs
                     for expansions in [(), *(msgspec.json.decode(c.text[8:-9]) for c in generation.completions)]
-                    for each in expanded_query(generation.request.query, expansions, RetrievalSettings())
+                    for each in expanded_bodies(retriever.form, generation.request.query, expansions, plain, size=depth)
                 ]
                 # A model that has seen none of these queries, so that its own memory does not help it.
                 relevance = GbdtRelevance(catalogue, booster, manifest)

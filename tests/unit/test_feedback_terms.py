@@ -8,7 +8,8 @@ import pytest
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights, feedback_counts, feedback_query
+from search_env.engine.forms import own_query
+from search_env.leser.feedback_terms import FeedbackTerms, bo1_weights, boosted, feedback_counts
 
 DOCUMENTS = [
     Document(id="a", title="toner", text="releases toner"),  # 3 terms
@@ -75,7 +76,7 @@ def test_no_documents_give_no_terms(catalogue: Catalogue) -> None:
 
 def test_the_query_keeps_weight_one_beside_its_feedback(catalogue: Catalogue) -> None:
     terms = FeedbackTerms(catalogue).terms("rm3", ["a", "b"], [3.0, 1.0], count=2)
-    assert feedback_query("ink", terms, weight=0.5) == {
+    assert own_query("ink", boosted(terms, weight=0.5)) == {
         "bool": {
             "should": [
                 {"match": {"contents": {"query": "ink"}}},
@@ -84,4 +85,4 @@ def test_the_query_keeps_weight_one_beside_its_feedback(catalogue: Catalogue) ->
             ]
         }
     }
-    assert feedback_query("ink", [], weight=0.5) == {"match": {"contents": {"query": "ink"}}}
+    assert own_query("ink", boosted(terms, weight=0)) == {"match": {"contents": {"query": "ink"}}}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from search_env.catalogue.corpora import Ranking
 from search_env.engine.client import ElasticsearchSettings, connect
+from search_env.engine.forms import OwnForm
 from search_env.engine.searching import (
     EngineUnavailable,
     ExpandedQuery,
@@ -17,7 +19,7 @@ from search_env.engine.searching import (
     RetrievalError,
     RetrievalSettings,
     Searcher,
-    expanded_query,
+    expanded_bodies,
     fusion_of,
     union_of,
 )
@@ -25,6 +27,10 @@ from streams.errors import SettingsError
 from tests.engine_fakes import FakeEngine, Script, fake_engine, hits, responses
 
 QUICK = ElasticsearchSettings(retries_max=2, backoff_first_seconds=0.001, backoff_seconds_max=0.002, timeout_seconds=5)
+
+
+def expanded_query(query: str, expansions: Sequence[str], settings: RetrievalSettings) -> list[dict[str, Any]]:
+    return [body["query"] for body in expanded_bodies(OwnForm("things-1"), query, expansions, settings, size=10)]
 
 
 @contextmanager
