@@ -56,7 +56,7 @@ def index_corpus(
             adopted = adopt_versions(client, name, installation=app.installation)
         claim_name(client, name, installation=app.installation)
     report("making queries", 0, 0)
-    intents, kind = _queries(loaded, app.settings.intents, report)
+    intents, kind = queries_of(loaded, app.settings.intents, report)
     client = app.engine()
     try:
         with whole_folder(directory.intents, replace=True) as aside:
@@ -95,7 +95,8 @@ def _unread(documents: Sequence[Document]) -> str:
     )
 
 
-def _queries(documents: Sequence[Document], settings: IntentSettings, report: Report) -> tuple[IntentSet, str]:
+def queries_of(documents: Sequence[Document], settings: IntentSettings, report: Report) -> tuple[IntentSet, str]:
+    """Return queries made from documents, and the name of their source: attributes, or the documents' words."""
     try:
         intents = make_intents(documents, settings)
     except CorpusError as error:  # An index is useful without them: users may have their own queries.

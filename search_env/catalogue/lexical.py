@@ -6,7 +6,8 @@ tests use them as the oracle of the index's own scores. The engine itself always
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, MutableMapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +19,17 @@ BM25_K1 = 1.2
 BM25_B = 0.75
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int32]
 
 
 class Vocabulary:
     """Terms and their numbers, in order of first appearance."""
 
-    def __init__(self) -> None:
-        self.number_of: dict[str, int] = {}
-        self.terms: list[str] = []
+    def __init__(self, base: Vocabulary | None = None) -> None:
+        """base: its terms keep their numbers, and it stays as it is."""
+        self.number_of: MutableMapping[str, int] = {} if base is None else ChainMap({}, base.number_of)
+        self.terms: list[str] = [] if base is None else list(base.terms)
 
     def number(self, term: str) -> int:
         """Return the term's number; a new term gets the next number."""
@@ -46,16 +49,26 @@ class TermMatrix:
 
     counts: sparse [D, W] by rows; columns: the same by columns (for scoring); lengths: [D] terms per document.
     idf: [W] as in Lucene's BM25Similarity: ln(1 + (N − n + 0.5) / (n + 0.5)), N = documents with this field non-empty.
+    frequencies, totals: [W] documents that have a term, and its occurrences in them.
     """
 
-    def __init__(self, counts: sparse.csr_matrix, vocabulary: Vocabulary) -> None:
+    def __init__(self, counts: sparse.csr_matrix, vocabulary: Vocabulary, like: TermMatrix | None = None) -> None:
+        """like: the matrix whose statistics hold here, too; a term that it lacks occurs in none of its documents."""
         self.counts = counts
         self.vocabulary = vocabulary
         self.columns = counts.tocsc()
         self.lengths: Floats = np.asarray(counts.sum(axis=1), dtype=np.float32).ravel()
-        self.frequencies: Integers = np.diff(self.columns.indptr).astype(np.int32)
-        documents = max(int((self.lengths > 0).sum()), 1)
-        self.length_mean = float(self.lengths.sum()) / documents
+        if like is None:
+            self.frequencies: Integers = np.diff(self.columns.indptr).astype(np.int32)
+            self.totals: Doubles = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+            self.nonempty = max(int((self.lengths > 0).sum()), 1)
+            self.length_mean = float(self.lengths.sum()) / self.nonempty
+        else:
+            more = counts.shape[1] - len(like.frequencies)
+            self.frequencies = np.pad(like.frequencies, (0, more))
+            self.totals = np.pad(like.totals, (0, more))
+            self.nonempty, self.length_mean = like.nonempty, like.length_mean
+        documents = self.nonempty
         self.idf: Floats = np.log1p((documents - self.frequencies + 0.5) / (self.frequencies + 0.5)).astype(np.float32)
         saturation = BM25_K1 * (1 - BM25_B + BM25_B * self.lengths / max(self.length_mean, 1e-9))
         weights = self.columns.astype(np.float32)
@@ -82,8 +95,13 @@ class TermMatrix:
         return scores
 
 
-def term_matrix(texts: Iterable[str], vocabulary: Vocabulary | None = None) -> TermMatrix:
-    """Return the term counts of texts, analyzed with `english`; a given vocabulary grows, so that fields share it."""
+def term_matrix(
+    texts: Iterable[str], vocabulary: Vocabulary | None = None, like: TermMatrix | None = None
+) -> TermMatrix:
+    """Return the term counts of texts, analyzed with `english`; a given vocabulary grows, so that fields share it.
+
+    like: as in `TermMatrix`.
+    """
     vocabulary = vocabulary or Vocabulary()
     number = vocabulary.number
     indices: list[int] = []
@@ -96,7 +114,7 @@ def term_matrix(texts: Iterable[str], vocabulary: Vocabulary | None = None) -> T
         shape=(len(indptr) - 1, len(vocabulary.terms)),
     )
     counts.sum_duplicates()
-    return TermMatrix(counts, vocabulary)
+    return TermMatrix(counts, vocabulary, like)
 
 
 def top_documents(scores: Floats, ids: Sequence[str], *, count: int) -> list[int]:

@@ -8,7 +8,7 @@ for "black" by its word, not by `product_colour`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,27 +32,45 @@ class Ragged(NamedTuple):
 
 
 class Catalogue:
-    """The documents of one index and their matrices; each matrix is made at its first use."""
+    """The documents of one index and their matrices; each matrix is made at its first use.
 
-    def __init__(self, documents: Sequence[Document]) -> None:
+    population: the number of documents behind the statistics.
+    """
+
+    def __init__(self, documents: Sequence[Document], like: Catalogue | None = None) -> None:
+        """like: the catalogue whose statistics hold here, too.
+
+        Then every number about one document is the one that it would have if it were the only one. A value that `like`
+        lacks is left out; a term that it lacks occurs in none of its documents.
+        """
         self.documents = documents
         self.ids = [document.id for document in documents]
         self.row_of = {document_id: row for row, document_id in enumerate(self.ids)}
-        self.vocabulary = Vocabulary()
+        self._like = like
+        if like is not None:
+            like.settle()
+        self.vocabulary: Vocabulary = Vocabulary(like.vocabulary if like is not None else None)
+        self.population: int = like.population if like is not None else len(documents)
 
     def __len__(self) -> int:
         return len(self.documents)
 
+    def holding(self, ids: Iterable[str]) -> Catalogue:
+        """Return a catalogue that holds these documents, with the statistics of this one: here, this one."""
+        return self
+
     @cached_property
     def contents(self) -> TermMatrix:
         """[D, W] terms of title and text together, as in the index's `contents`."""
-        return term_matrix((f"{d.title} {d.text}" for d in self.documents), self.vocabulary)
+        texts = (f"{d.title} {d.text}" for d in self.documents)
+        return term_matrix(texts, self.vocabulary, self._like.contents if self._like is not None else None)
 
     @cached_property
     def title(self) -> TermMatrix:
         """[D, W] terms of the title."""
         _ = self.contents  # Fixes the order of the vocabulary, so that it never depends on the first caller.
-        return term_matrix((d.title for d in self.documents), self.vocabulary)
+        like = self._like.title if self._like is not None else None
+        return term_matrix((d.title for d in self.documents), self.vocabulary, like)
 
     @cached_property
     def surface_forms(self) -> list[str]:
@@ -61,10 +79,11 @@ class Catalogue:
         A feedback term is searched by its word, which the index analyzes back to the term. The stem would fail:
         "releases" is indexed as "releas", and "releas" would be searched as "relea".
         """
+        forms = list(self._like.surface_forms) if self._like is not None else []
+        forms += [""] * (len(self.contents.vocabulary.terms) - len(forms))
         counts: Counter[str] = Counter()
         for document in self.documents:
             counts.update(surface_tokens(f"{document.title} {document.text}"))
-        forms = [""] * len(self.contents.vocabulary.terms)
         for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             if word not in STOP_WORDS:
                 number = self.vocabulary.number_of.get(stem(word))
@@ -88,8 +107,17 @@ class Catalogue:
         return self.document_values.tocsc()
 
     @cached_property
+    def value_frequencies(self) -> npt.NDArray[np.float64]:
+        """[U] the documents that have a value."""
+        if self._like is not None:
+            return self._like.value_frequencies
+        return np.asarray(np.diff(self.value_documents.indptr), dtype=np.float64)
+
+    @cached_property
     def value_terms(self) -> list[tuple[int, ...]]:
         """[U] the distinct term numbers of each phrase, ascending."""
+        if self._like is not None:
+            return self._like.value_terms
         self._after_fields()
         number = self.vocabulary.number
         return [tuple(sorted({number(term) for term in analyze(phrase)})) for phrase in self.value_phrases]
@@ -97,6 +125,8 @@ class Catalogue:
     @cached_property
     def values_by_term(self) -> dict[int, list[int]]:
         """Each value, under the one of its terms that the fewest values have: enough to find all values of a query."""
+        if self._like is not None:
+            return self._like.values_by_term
         holders: dict[int, int] = {}
         for terms in self.value_terms:
             for term in terms:
@@ -132,12 +162,12 @@ class Catalogue:
             shape=(len(self.documents), len(self.vocabulary.terms)),
         )
         counts.sum_duplicates()
-        return TermMatrix(counts, self.vocabulary)
+        return TermMatrix(counts, self.vocabulary, self._like.attributes if self._like is not None else None)
 
     @cached_property
     def _values(self) -> tuple[list[str], sparse.csr_matrix]:
-        number_of: dict[str, int] = {}
-        phrases: list[str] = []
+        number_of: dict[str, int] = self._like.value_numbers if self._like is not None else {}
+        phrases: list[str] = self._like.value_phrases if self._like is not None else []
         indices: list[int] = []
         indptr = [0]
         for document in self.documents:
@@ -149,6 +179,8 @@ class Catalogue:
                     continue
                 value = number_of.get(folded)
                 if value is None:
+                    if self._like is not None:
+                        continue
                     value = number_of[folded] = len(phrases)
                     phrases.append(phrase)
                 mine[value] = None
@@ -159,6 +191,15 @@ class Catalogue:
             shape=(len(self.documents), max(len(phrases), 1)),
         )
         return phrases, matrix
+
+    @cached_property
+    def value_numbers(self) -> dict[str, int]:
+        """The number of each value by its phrase in lower case."""
+        return {phrase.lower(): number for number, phrase in enumerate(self.value_phrases)}
+
+    def settle(self) -> None:
+        """Make everything that adds to the vocabulary, so that other catalogues can be made like this one."""
+        _ = self.attributes, self.value_terms
 
     def _after_fields(self) -> None:
         """Add title and text to the vocabulary first, so that term numbers never depend on the first caller."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from elasticsearch import Elasticsearch
+
 from search_env.catalogue.corpora import Ranking
 
 Body = dict[str, Any]
@@ -44,6 +46,9 @@ class QueryForm(Protocol):
     def ranking(self, hits: Sequence[dict[str, Any]]) -> Ranking:
         """Return the hits of an answer as a ranking."""
 
+    def require_unchanged(self, client: Elasticsearch) -> None:
+        """Raise EngineUnavailable if the index is not any more as this form expects it."""
+
 
 class OwnForm:
     """Asks an index of ours: a `match` on `contents`, sorted by score and then by document id.
@@ -63,6 +68,9 @@ class OwnForm:
     def ranking(self, hits: Sequence[dict[str, Any]]) -> Ranking:
         """Return the ids and scores, which are the hits' sort values."""
         return Ranking([hit["sort"][1] for hit in hits], [hit["sort"][0] for hit in hits])
+
+    def require_unchanged(self, client: Elasticsearch) -> None:
+        """Do nothing: an index version of ours never changes."""
 
 
 def own_query(query: str, words: Sequence[Boosted] = (), *, whole_boost: float = 0.0) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from elastic_transport import ConnectionError as EngineConnectionError
-from elastic_transport import ConnectionTimeout, TransportError
+from elastic_transport import TransportError
 from elasticsearch import ApiError, Elasticsearch, helpers
 
 from search_env.catalogue.corpora import Document, load_corpus, write_whole
+from search_env.engine.attachments import Attachment
+from search_env.engine.errors import explain as explain
 from search_env.engine.index_changes import create_marked, delete_superseded, discard, switch_alias
 from search_env.engine.ownership import IndexingError as IndexingError
 from search_env.engine.ownership import Place, Seen, adopt, claim, meta
@@ -36,7 +37,6 @@ Progress = Callable[[str, int, int], None]  # (activity, amount done, total amou
 BULK_DOCUMENTS = 1_000
 BULK_BYTES = 5 * 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
-_ADDRESS = re.compile(r"HTTPS?Connection(?:Pool)?\(host='([^']*)', port=(\d+)\): ")
 _VERSIONED = re.compile(r"(.*)-([0-9]+)")
 
 MAPPING: dict[str, Any] = {
@@ -58,6 +58,7 @@ class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
     """One index as it was built: `name` is NAME-<n>, `alias` is NAME; sha256 is that of the corpus as JSON lines.
 
     summaries: the policy version whose summaries are stored beside the titles; "" if there are none.
+    attached: the index of somebody else that this one stands for; then documents and sha256 are those of the sample.
     """
 
     name: str
@@ -66,6 +67,7 @@ class IndexVersion(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     made_at_ms: int = 0
     summaries: str = ""
+    attached: Attachment | None = None
 
 
 class Summaries(NamedTuple):
@@ -138,7 +140,7 @@ def build_index(
     )
     with _told(name, directory):
         new, through = _create(client, place, f"{name}-{number}", replicas=replicas)
-        saved = _SavedDocuments(directory)
+        saved = SavedDocuments(directory)
         try:
             _load(client, through, saved.keep(documents), summaries, report, total)
             report("merging the index", 0, 0)
@@ -226,25 +228,7 @@ def load_documents(directory: Path) -> list[Document]:
     return documents
 
 
-def explain(error: Exception) -> str:
-    """Return an Elasticsearch error as one line: its kind, its reason, and the number of further errors."""
-    if isinstance(error, helpers.BulkIndexError):
-        first: dict[str, Any] = next(iter(error.errors[0].values())) if error.errors else {}
-        reason = first.get("error", {})
-        text = reason.get("reason", reason) if isinstance(reason, dict) else reason
-        return f"document '{first.get('_id', '?')}': {text} ({len(error.errors)} documents failed in one batch)"
-    if isinstance(error, ApiError):
-        body = error.body if isinstance(error.body, dict) else {}
-        reason = body.get("error", {})
-        text = reason.get("reason", "") if isinstance(reason, dict) else str(reason)
-        return f"status {error.meta.status}, {error.message}{': ' + text if text else ''}"[:500]
-    # The transport's own text is "Connection error" or repeats itself for each retry; its cause holds the reason.
-    happened = error.__cause__ if isinstance(error, (EngineConnectionError, ConnectionTimeout)) else error
-    text = _ADDRESS.sub(r"\1:\2: ", str(happened or error))
-    return f"{type(error).__name__}: {text}"[:500]
-
-
-class _SavedDocuments:
+class SavedDocuments:
     """Writes documents to a temporary file while they are loaded, and puts them in place only with their manifest."""
 
     def __init__(self, directory: Path | None) -> None:

@@ -25,24 +25,17 @@ from elasticsearch import ApiError, Elasticsearch
 
 from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking, rank_by_score
+from search_env.engine.errors import EngineUnavailable as EngineUnavailable
+from search_env.engine.errors import RetrievalError as RetrievalError
+from search_env.engine.errors import explain
 from search_env.engine.forms import Body, Boosted, OwnForm, QueryForm
-from search_env.engine.index import explain
 from search_env.engine.rights import NO_RIGHT, NOT_LET_IN, login_refused
 from streams.descriptions import describe
-from streams.errors import SearchloopError, TransientError
 
 Mode = Literal["weighted", "union", "fusion"]
 RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
 _HEADER = b'{"allow_partial_search_results":false}\n'  # `_msearch` takes this per search, not as a parameter.
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
-
-
-class RetrievalError(SearchloopError, RuntimeError):
-    """A search failed, and it will fail again until its cause is removed."""
-
-
-class EngineUnavailable(RetrievalError, TransientError):
-    """The search engine is down, overloaded or cut off; the same search may succeed later."""
 
 
 class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -280,6 +273,7 @@ class Searcher:
             if attempt:
                 pause = self.settings.item_pause_seconds * 2 ** (attempt - 1)
                 time.sleep(pause * random.uniform(0.5, 1.0))
+            self.form.require_unchanged(self.client)
             items = self._send([bodies[position] for position in waiting])
             refused: list[int] = []
             complaint = ""

@@ -68,7 +68,6 @@ class ContextBuilder:
         self.relevance = relevance
         self.settings = settings
         self.feedback = FeedbackTerms(catalogue)
-        self._value_counts = np.diff(catalogue.value_documents.indptr).astype(np.float64)
 
     def build_contexts(self, queries: Sequence[str]) -> list[Context]:
         """Return a context per query, in order; a query without results has an empty one.
@@ -93,6 +92,8 @@ class ContextBuilder:
         if not passed:
             return Context()
         chosen = [ids[position] for position in passed]
+        # For each query by itself: with statistics of a sample, other queries' documents would change its context.
+        catalogue = self.catalogue.holding(chosen)
         terms = self.feedback.terms(
             "bo1",
             chosen,
@@ -104,28 +105,28 @@ class ContextBuilder:
         )
         return Context(
             terms=tuple(term.word for term in terms),
-            attributes=self._attributes(query, chosen),
+            attributes=self._attributes(query, catalogue, chosen),
             documents=len(chosen),
         )
 
-    def _attributes(self, query: str, ids: Sequence[str]) -> tuple[str, ...]:
+    def _attributes(self, query: str, catalogue: Catalogue, ids: Sequence[str]) -> tuple[str, ...]:
         """Return the attribute values of these documents with the highest Bo1 weights that add a new word."""
-        matrix = self.catalogue.document_values
-        rows = np.array([self.catalogue.row_of[document_id] for document_id in ids], dtype=np.int64)
+        matrix = catalogue.document_values
+        rows = np.array([catalogue.row_of[document_id] for document_id in ids], dtype=np.int64)
         entries = gather_rows(matrix.indptr, rows).entry
         values, counts = np.unique(matrix.indices[entries], return_counts=True)
         if not len(values):
             return ()
-        common = self._value_counts[values] >= self.settings.holders_min
+        common = catalogue.value_frequencies[values] >= self.settings.holders_min
         values, counts = values[common], counts[common]
-        weights = bo1_weights(counts.astype(np.float64), self._value_counts[values], len(self.catalogue))
-        asked = set(self.catalogue.vocabulary.known(analyze(query)))
+        weights = bo1_weights(counts.astype(np.float64), catalogue.value_frequencies[values], catalogue.population)
+        asked = set(catalogue.vocabulary.known(analyze(query)))
         said: list[str] = []
         order = sorted(range(len(values)), key=lambda position: (-weights[position], int(values[position])))
         for position in order:
             value = int(values[position])
-            phrase = self.catalogue.value_phrases[value]
-            new = set(self.catalogue.value_terms[value]) - asked
+            phrase = catalogue.value_phrases[value]
+            new = set(catalogue.value_terms[value]) - asked
             if not new or len(phrase) > self.settings.value_characters_max:
                 continue
             asked |= new

@@ -54,11 +54,14 @@ class WeightedTerm(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Term statistics of the chosen documents: distinct columns, each one's count, and its share of P(t|R)."""
+    """Term statistics of the chosen documents: distinct columns, and for each its count, its share of P(t|R), and the
+    number of chosen documents that have it.
+    """
 
     columns: Integers
     counts: Floats
     model: Floats
+    holders: Integers
 
 
 def feedback_counts(matrix: TermMatrix, rows: Sequence[int], scores: Sequence[float]) -> Counts:
@@ -75,6 +78,7 @@ def feedback_counts(matrix: TermMatrix, rows: Sequence[int], scores: Sequence[fl
         columns.astype(np.int64),
         np.bincount(place, weights=counts, minlength=len(columns)).astype(np.float64),
         np.bincount(place, weights=model, minlength=len(columns)).astype(np.float64),
+        np.bincount(place, minlength=len(columns)).astype(np.int64),
     )
 
 
@@ -89,7 +93,6 @@ class FeedbackTerms:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
-        self._corpus_counts = np.asarray(catalogue.contents.counts.sum(axis=0), dtype=np.float64).ravel()
 
     def terms(
         self,
@@ -107,19 +110,22 @@ class FeedbackTerms:
         without: a query whose own terms are left out. documents_min: documents of the corpus that must have a term.
         keep: tells which words are allowed.
         """
-        places = {
-            document: score for document, score in zip(ids, scores, strict=True) if document in self.catalogue.row_of
-        }
+        catalogue = self.catalogue.holding(ids)
+        row_of, contents = catalogue.row_of, catalogue.contents
+        places = {document: score for document, score in zip(ids, scores, strict=True) if document in row_of}
         if not places:
             return []
-        rows = [self.catalogue.row_of[document] for document in places]
-        found = feedback_counts(self.catalogue.contents, rows, list(places.values()))
+        rows = [row_of[document] for document in places]
+        found = feedback_counts(contents, rows, list(places.values()))
         weights = found.model
         if method == "bo1":
-            weights = bo1_weights(found.counts, self._corpus_counts[found.columns], len(self.catalogue))
-        left_out = set(self.catalogue.vocabulary.known(analyze(without)))
-        words = self.catalogue.surface_forms
-        weights = np.where(self.catalogue.contents.frequencies[found.columns] >= documents_min, weights, -1.0)
+            # Of a sample's statistics: a term occurs at least as often as these documents show.
+            totals = np.maximum(contents.totals[found.columns], found.counts)
+            weights = bo1_weights(found.counts, totals, catalogue.population)
+        left_out = set(catalogue.vocabulary.known(analyze(without)))
+        words = catalogue.surface_forms
+        frequencies = np.maximum(contents.frequencies[found.columns], found.holders)
+        weights = np.where(frequencies >= documents_min, weights, -1.0)
         order = np.argsort(-weights, kind="stable")[: 4 * count + len(left_out) + 20]
         candidates = [
             WeightedTerm(words[column], float(weights[position]))

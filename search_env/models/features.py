@@ -41,7 +41,7 @@ class FeatureMaker:
         self.fields: list[TermMatrix] = [catalogue.title, catalogue.contents, catalogue.attributes]
         self.values_by_term = catalogue.values_by_term
         terms = len(catalogue.vocabulary.terms)
-        documents = max(len(catalogue), 1)
+        documents = max(catalogue.population, 1)
         frequency = np.zeros(terms, dtype=np.float32)
         for field in self.fields:
             frequency[: len(field.frequencies)] = np.maximum(frequency[: len(field.frequencies)], field.frequencies)

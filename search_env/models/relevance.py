@@ -139,6 +139,10 @@ class GbdtRelevance:
         self._embedder = embedder
         self._cache = ScoreCache(len(catalogue))
 
+    def on(self, catalogue: Catalogue, embeddings: Floats | None) -> GbdtRelevance:
+        """Return this model for the documents of another catalogue; embeddings as above."""
+        return GbdtRelevance(catalogue, self._booster, self.manifest, embeddings=embeddings, embedder=self._embedder)
+
     def score(self, query: str, document_ids: Sequence[str]) -> Floats:
         """Return [n] relevance in [0, 1]."""
         return self.score_many([(query, document_ids)])[0]
@@ -190,6 +194,12 @@ class CosineRelevance:
         self._embeddings = embeddings
         self._embedder = embedder
         self._low, self._high = low, high
+
+    def on(self, catalogue: Catalogue, embeddings: Floats) -> CosineRelevance:
+        """Return this model for the documents of another catalogue, under this name. embeddings: [D, 384] of them."""
+        other = CosineRelevance(catalogue, embeddings, self._embedder, low=self._low, high=self._high)
+        other.name = self.name
+        return other
 
     def score(self, query: str, document_ids: Sequence[str]) -> Floats:
         """Return [n] relevance in [0, 1]."""

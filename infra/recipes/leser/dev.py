@@ -10,7 +10,8 @@ from infra.recipes.held_out import HeldOut, ranked
 from infra.recipes.leser.expanding import LeserRun, decode_expansions, expansion_requests
 from infra.recipes.recipe import TOP, RankDev, Ranked
 from learner.versions import LoadedVersion, find_version
-from search_env.engine.searching import ExpandedQuery, Searcher
+from search_env.engine.opening import open_searcher
+from search_env.engine.searching import ExpandedQuery
 
 
 @contextlib.contextmanager
@@ -41,6 +42,8 @@ def open_dev(run: LeserRun, sets: Sequence[HeldOut], report: Report) -> Iterator
 
     with (
         contextlib.closing(run.engine()) as client,
-        contextlib.closing(Searcher(client, run.kept.index_version, run.kept.settings.retrieval)) as searcher,
+        contextlib.closing(
+            open_searcher(client, run.index, run.kept.settings.retrieval, version=run.kept.index_version)
+        ) as searcher,
     ):
         yield rank

@@ -11,9 +11,8 @@ from infra.app.progress import Report
 from infra.app.settings import Settings
 from infra.recipes.leser.relevance import open_relevance
 from learner.prompts import with_choices
-from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.index import IndexVersion, load_documents, load_manifest
-from search_env.engine.searching import Searcher
+from search_env.engine.index import IndexVersion, load_manifest
+from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.leser.context import ContextBuilder, with_neighbours
 from search_env.leser.neighbours import Neighbours
 from search_env.leser.teachers import Lesson
@@ -29,9 +28,9 @@ class LeserIndex:
         self.settings = settings
         self.directory = folder
         self.version: IndexVersion = load_manifest(self.directory)
-        self.catalogue = Catalogue(load_documents(self.directory))
         self.client = engine()
-        self.searcher = Searcher(self.client, self.version.name, settings.retrieval)
+        self.catalogue = open_catalogue(self.client, self.directory)
+        self.searcher = open_searcher(self.client, self.directory, settings.retrieval)
         self.relevance: RelevanceModel = open_relevance(folder, settings, catalogue=self.catalogue, report=report)
         self.builder = ContextBuilder(self.catalogue, self.searcher, self.relevance, settings.context)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -16,9 +17,7 @@ from infra.recipes.leser.relevance import open_relevance
 from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, RankDev, Ranked
 from learner.generation import Encode
 from learner.prompts import tokenize_request
-from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.index import load_documents
-from search_env.engine.searching import Searcher
+from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.environments import Environment
 from search_env.leser.environment import LeserEnvironment
 
@@ -40,15 +39,16 @@ class Leser:
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
         """Yield the environment of a run: its index version, relevance model and reward as they were when it began."""
-        catalogue = Catalogue(load_documents(app.home.index(run.index)))
-        relevance = open_relevance(app.home.index(run.index), app.settings, catalogue=catalogue, report=report)
-        client = app.engine()
-        searcher = Searcher(client, run.index_version, run.settings.retrieval)
-        try:
+        folder = app.home.index(run.index)
+        with (
+            contextlib.closing(app.engine()) as client,
+            contextlib.closing(
+                open_searcher(client, folder, run.settings.retrieval, version=run.index_version)
+            ) as searcher,
+        ):
+            catalogue = open_catalogue(client, folder)
+            relevance = open_relevance(folder, app.settings, catalogue=catalogue, report=report)
             yield LeserEnvironment(searcher, relevance, run.settings.leser)
-        finally:
-            searcher.close()
-            client.close()
 
     def open_dev(
         self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report

@@ -12,6 +12,7 @@ from search_env.catalogue.corpora import CorpusError, Qrels, Query, Ranking, che
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import load_documents, load_manifest
 from search_env.models.embeddings import Embedder, embed_documents
+from search_env.models.hit_relevance import HitRelevance, KeptVectors
 from search_env.models.relevance import CosineRelevance, NoisyRelevance, RelevanceModel, load_gbdt, save_gbdt
 from search_env.models.relevance_training import train_gbdt
 from search_env.queries.intents import load_intents
@@ -48,20 +49,24 @@ def open_relevance(folder: IndexFolder, settings: Settings, *, catalogue: Catalo
     wanted = settings.relevance.model
     trained = folder.relevance / "manifest.json"
     has_intents = (folder.intents / "qrels.train.tsv").is_file()
-    model: RelevanceModel
-    if wanted == "cosine" or (wanted == "auto" and not trained.is_file() and not has_intents):
+    cosine = wanted == "cosine" or (wanted == "auto" and not trained.is_file() and not has_intents)
+    if not cosine and not trained.is_file():
+        train_relevance(folder, settings, judged=None, report=report)
+    embedder, vectors = None, None
+    if cosine or settings.gbdt.cosine:
         embedder = Embedder(settings.embedding)
         embeddings = embed_documents(catalogue.documents, embedder, folder.embeddings, report)
-        model = CosineRelevance(catalogue, embeddings, embedder)
+        vectors = KeptVectors(catalogue, embeddings, embedder)
+
+    model: RelevanceModel
+    if cosine and vectors is not None and embedder is not None:
+        cosines = CosineRelevance(catalogue, vectors.of(catalogue), embedder)
+        model = HitRelevance(catalogue, cosines, lambda held: cosines.on(held, vectors.of(held)))
     else:
-        if not trained.is_file():
-            train_relevance(folder, settings, judged=None, report=report)
-        if settings.gbdt.cosine:
-            embedder = Embedder(settings.embedding)
-            embeddings = embed_documents(catalogue.documents, embedder, folder.embeddings, report)
-            model = load_gbdt(folder.relevance, catalogue, embeddings=embeddings, embedder=embedder)
-        else:
-            model = load_gbdt(folder.relevance, catalogue)
+        trees = load_gbdt(
+            folder.relevance, catalogue, embeddings=vectors.of(catalogue) if vectors else None, embedder=embedder
+        )
+        model = HitRelevance(catalogue, trees, lambda held: trees.on(held, vectors.of(held) if vectors else None))
     noise_std = settings.relevance.noise_std
     return NoisyRelevance(model, noise_std=noise_std) if noise_std else model
 

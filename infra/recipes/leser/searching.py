@@ -17,6 +17,7 @@ from infra.app.progress import Report
 from search_env.catalogue.corpora import Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import IndexingError, load_documents, load_manifest
+from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.engine.reranking import rerank, shown_documents
 from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Searcher
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
@@ -117,8 +118,8 @@ class IndexSearch(NamedTuple):
     def with_feedback(self, texts: Sequence[str], method: Feedback, report: Report) -> list[Ranking]:
         """Return each query's ranking after pseudo-relevance feedback."""
         report("reading the documents", 0, 0)
-        feedback = FeedbackTerms(Catalogue(load_documents(self.folder)))
         with self._opened(self.tables.retrieval) as searcher:
+            feedback = FeedbackTerms(open_catalogue(searcher.client, self.folder))
             return search_with_feedback(searcher, feedback, method, texts, self.tables.feedback, size=self.top)
 
     def with_nearest_terms(self, texts: Sequence[str], report: Report) -> list[Ranking]:
@@ -141,9 +142,8 @@ class IndexSearch(NamedTuple):
 
     @contextlib.contextmanager
     def _opened(self, retrieval: RetrievalSettings) -> Iterator[Searcher]:
-        version = load_manifest(self.folder)
         with (
             contextlib.closing(self.engine()) as client,
-            contextlib.closing(Searcher(client, version.name, retrieval)) as searcher,
+            contextlib.closing(open_searcher(client, self.folder, retrieval)) as searcher,
         ):
             yield searcher
