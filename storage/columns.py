@@ -13,8 +13,11 @@ import pyarrow as pa
 
 from streams.events import Hit
 from streams.records import Received
+from streams.topics import kind_of
 
 Columns = dict[str, pa.Array]
+Built = tuple[str, Columns]
+"""The name of a table, and its rows."""
 
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 NUMBERS = pa.map_(pa.string(), pa.float64())
@@ -30,6 +33,17 @@ def places(records: Sequence[Received], counts: Sequence[int] | None = None) -> 
         "record_time_ms": integers(record.timestamp_ms for record in records),
     }
     return columns if counts is None else repeat(columns, counts)
+
+
+def run_of(topic: str) -> str:
+    """Return the run that a topic belongs to: topics are named `<run>.<kind>`; "" for any other name."""
+    return topic.removesuffix(kind_of(topic)).removesuffix(".")
+
+
+def runs_of(records: Sequence[Received]) -> pa.Array:
+    """Return the runs whose topics hold the records; a replayed event names the run in which it was recorded."""
+    names = {record.position.topic: run_of(record.position.topic) for record in records}
+    return strings(names[record.position.topic] for record in records)
 
 
 def repeat(columns: Columns, counts: Sequence[int]) -> Columns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from math import fsum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from storage.columns import (
     NUMBERS,
     POSITIONS,
+    Built,
     Columns,
     booleans,
     floats,
@@ -26,11 +27,13 @@ from storage.columns import (
     maps,
     places,
     repeat,
+    runs_of,
     string_lists,
     strings,
     structs,
 )
 from storage.entries import Entry, dead_letter
+from storage.traffic_rows import feedback, impression_outcomes, impressions, user_actions
 from streams.codec import content_sha256
 from streams.events import (
     DeadLetter,
@@ -38,17 +41,18 @@ from streams.events import (
     Event,
     Feedback,
     Generation,
+    Impression,
+    ImpressionOutcome,
     PolicyVersion,
     Request,
     Reward,
     Update,
+    UserAction,
     fates_of,
 )
 from streams.records import Received
-from streams.topics import kind_of
 
 Tables = dict[str, pa.Table]  # table name → rows
-Built = tuple[str, Columns]
 T = TypeVar("T")
 
 UNDECODABLE = "undecodable"
@@ -92,17 +96,6 @@ def sound(entries: Sequence[Entry]) -> list[Entry]:
     return checked
 
 
-def run_of(topic: str) -> str:
-    """Return the run that a topic belongs to: topics are named `<run>.<kind>`; "" for any other name."""
-    return topic.removesuffix(kind_of(topic)).removesuffix(".")
-
-
-def _runs(records: Sequence[Received]) -> pa.Array:
-    """Return the runs whose topics hold the records; a replayed event names the run in which it was recorded."""
-    names = {record.position.topic: run_of(record.position.topic) for record in records}
-    return strings(names[record.position.topic] for record in records)
-
-
 def _records(entries: Sequence[Entry]) -> Columns:
     records = [entry.record for entry in entries]
     return places(records) | {
@@ -117,15 +110,12 @@ def _kind(event: Event | None) -> str:
     return UNDECODABLE if event is None else _KINDS[type(event)]
 
 
-_KINDS: dict[type[Event], str] = {
-    kind: str(kind.__struct_config__.tag)
-    for kind in (Request, Generation, Reward, Update, PolicyVersion, DevScore, Feedback, DeadLetter)
-}
+_KINDS: dict[type[Event], str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Event)}
 
 
 def _requests(records: list[Received], events: list[Request]) -> Built:
     return "requests", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         "request_id": strings(e.request_id for e in events),
         "query_id": strings(e.query_id for e in events),
         "query": strings(e.query for e in events),
@@ -143,7 +133,7 @@ def _requests(records: list[Received], events: list[Request]) -> Built:
 def _generations(records: list[Received], events: list[Generation]) -> Built:
     requests = [e.request for e in events]
     return "generations", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         "group_id": strings(e.group_id for e in events),
         "request_id": strings(r.request_id for r in requests),
         "query_id": strings(r.query_id for r in requests),
@@ -167,7 +157,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
     counts = [len(e.completions) for e in events]
     completions = [c for e in events for c in e.completions]
     groups = {
-        "run": _runs(records),
+        "run": runs_of(records),
         "group_id": strings(e.group_id for e in events),
     }
     return "candidates", repeat(places(records) | groups, counts) | {
@@ -182,7 +172,7 @@ def _candidates(records: list[Received], events: list[Generation]) -> Built:
 def _rewards(records: list[Received], events: list[Reward]) -> Built:
     requests = [e.generation.request for e in events]
     return "rewards", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         "group_id": strings(e.group_id for e in events),
         "request_id": strings(r.request_id for r in requests),
         "query_id": strings(r.query_id for r in requests),
@@ -209,7 +199,7 @@ def _outcomes(records: list[Received], events: list[Reward]) -> Built:
         for index in range(len(e.outcomes))
     ]
     groups = {
-        "run": _runs(records),
+        "run": runs_of(records),
         "group_id": strings(e.group_id for e in events),
     }
     return "outcomes", repeat(places(records) | groups, counts) | {
@@ -228,7 +218,7 @@ def _outcomes(records: list[Received], events: list[Reward]) -> Built:
 
 def _updates(records: list[Received], events: list[Update]) -> Built:
     return "updates", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         **_policy([e.policy for e in events]),
         **_policy([e.parent for e in events], parent=True),
         "positions": maps([e.positions for e in events], POSITIONS),
@@ -245,7 +235,7 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
     fates = [[(g, fate, why) for fate, of in fates_of(e).items() for g, why in of.items()] for e in events]
     counts = [len(taken) for taken in fates]
     steps = {
-        "run": _runs(records),
+        "run": runs_of(records),
         "lineage": strings(e.policy.lineage for e in events),
         "step": integers(e.policy.step for e in events),
         "parent_lineage": strings(e.parent.lineage for e in events),
@@ -260,7 +250,7 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
 
 def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Built:
     return "policy_versions", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         **_policy([e.policy for e in events]),
         **_policy([e.parent for e in events], parent=True),
         "path": strings(e.path for e in events),
@@ -274,7 +264,7 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
 
 def _dev_scores(records: list[Received], events: list[DevScore]) -> Built:
     return "dev_scores", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         **_policy([e.policy for e in events]),
         "index": strings(e.index for e in events),
         "measure": strings(e.measure for e in events),
@@ -284,28 +274,9 @@ def _dev_scores(records: list[Received], events: list[DevScore]) -> Built:
     }
 
 
-def _feedback(records: list[Received], events: list[Feedback]) -> Built:
-    return "feedback", places(records) | {
-        "run": _runs(records),
-        "feedback_id": strings(e.feedback_id for e in events),
-        "query_id": strings(e.query_id for e in events),
-        "query": strings(e.query for e in events),
-        "application": strings(e.application for e in events),
-        "client": strings(e.client for e in events),
-        "session": strings(e.session for e in events),
-        "shown": structs([e.shown for e in events], {"document_id": pa.string(), "rank": pa.int64()}),
-        "actions": structs(
-            [e.actions for e in events],
-            {"kind": pa.string(), "document_id": pa.string(), "rank": pa.int64(), "at_ms": pa.int64()},
-        ),
-        "at_ms": integers(e.at_ms for e in events),
-        "made_at_ms": integers(e.made_at_ms for e in events),
-    }
-
-
 def _dead_letters(records: list[Received], events: list[DeadLetter]) -> Built:
     return "dead_letters", places(records) | {
-        "run": _runs(records),
+        "run": runs_of(records),
         **_source(events),
         "stage": strings(e.stage for e in events),
         "error": strings(e.error for e in events),
@@ -345,6 +316,9 @@ _BUILDERS: dict[type[Event], tuple[Callable[[list[Received], Any], Built], ...]]
     Update: (_updates, _update_groups),
     PolicyVersion: (_policy_versions,),
     DevScore: (_dev_scores,),
-    Feedback: (_feedback,),
+    Feedback: (feedback,),
+    Impression: (impressions,),
+    UserAction: (user_actions,),
+    ImpressionOutcome: (impression_outcomes,),
     DeadLetter: (_dead_letters,),
 }

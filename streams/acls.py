@@ -1,9 +1,9 @@
 """The rights in Kafka: one table defines them for the embedded broker and for a user's own cluster.
 
 Each role is a user. Only the environment writes rewards, only the generator writes generations, only the learner writes
-updates and policy versions, only the evaluator writes dev scores, and only the monitor writes windows. Each worker
-reads the topics that it works on. The operator runs `train` and the other verbs, makes topics, and writes requests and
-feedback; no worker may do that.
+updates and policy versions, only the evaluator writes dev scores, only the joiner writes the outcomes of impressions,
+and only the monitor writes windows. Each worker reads the topics that it works on. The operator runs `train`, `serve`
+and the other verbs, makes topics, and writes requests, impressions and actions; no worker may do that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Operation = Literal["READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS", "ALL"]
 Resource = Literal["TOPIC", "GROUP", "CLUSTER", "TRANSACTIONAL_ID"]
 
 OPERATOR = "operator"
-WORKERS = ("generator", "environment", "learner", "evaluator", "sink", "monitor")
+WORKERS = ("generator", "environment", "learner", "evaluator", "joiner", "sink", "monitor")
 ROLES = (*WORKERS, OPERATOR)
 _ALL_KINDS = tuple(topic.kind for topic in TOPICS)
 _DERIVED_KINDS = tuple(topic.kind for topic in DERIVED)
@@ -72,6 +72,10 @@ RIGHTS: dict[str, Rights] = {
         describes_groups=("generator", "environment"),
     ),
     "evaluator": Rights(reads=("policy-versions", "dev-scores"), writes=("dev-scores", "dead-letters")),
+    "joiner": Rights(
+        reads=("impressions", "actions", "impression-outcomes"),
+        writes=("impression-outcomes", "dead-letters"),
+    ),
     "sink": Rights(reads=_ALL_KINDS, writes=("dead-letters",)),
     "monitor": Rights(
         reads=(*_ALL_KINDS, *_DERIVED_KINDS),

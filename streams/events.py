@@ -377,7 +377,19 @@ def fates_of(update: Update) -> dict[str, dict[str, str]]:
     }
 
 
-Event = Request | Generation | Reward | Update | PolicyVersion | DevScore | Feedback | DeadLetter
+Event = (
+    Request
+    | Generation
+    | Reward
+    | Update
+    | PolicyVersion
+    | DevScore
+    | Feedback
+    | Impression
+    | UserAction
+    | ImpressionOutcome
+    | DeadLetter
+)
 
 
 class VersionWindow(msgspec.Struct, frozen=True, kw_only=True, tag="version-window/1", tag_field="event"):

@@ -18,12 +18,15 @@ from streams.events import (
     Event,
     Feedback,
     Generation,
+    Impression,
+    ImpressionOutcome,
     MonitorState,
     PolicyVersion,
     Request,
     Reward,
     StageWindow,
     Update,
+    UserAction,
     VersionWindow,
     WindowEvent,
 )
@@ -79,6 +82,21 @@ TOPICS: tuple[Topic, ...] = (
         retention_ms=FOREVER,
     ),
     Topic(kind="feedback", event=Feedback, key=lambda e: e.feedback_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
+    Topic(
+        kind="impressions",
+        event=Impression,
+        key=lambda e: e.impression_id,  # type: ignore[union-attr]
+        partitioned=True,
+        retention_ms=WEEK_MS,
+    ),
+    Topic(kind="actions", event=UserAction, key=lambda e: e.impression_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
+    Topic(
+        kind="impression-outcomes",
+        event=ImpressionOutcome,
+        key=lambda e: e.impression.impression_id,  # type: ignore[union-attr]
+        partitioned=True,
+        retention_ms=WEEK_MS,
+    ),
     Topic(
         kind="dead-letters",
         event=DeadLetter,

@@ -16,6 +16,8 @@ from streams.events import (
     Feedback,
     Generation,
     Hit,
+    Impression,
+    ImpressionOutcome,
     Outcome,
     PolicyRef,
     PolicyVersion,
@@ -25,6 +27,7 @@ from streams.events import (
     Sampling,
     Shown,
     Update,
+    UserAction,
 )
 from streams.ids import group_id
 from streams.records import Received
@@ -166,6 +169,38 @@ def feedback(number: int) -> Feedback:
         actions=(Action(kind="click", document_id="d2", rank=2),),
         at_ms=1_700_000_004_000 + number,
     )
+
+
+def impression(number: int) -> Impression:
+    return Impression(
+        impression_id=f"i{number}",
+        query_id=f"q{number}",
+        query="headphones",
+        application="shop",
+        client="c1",
+        shown=(Shown(document_id="d1", rank=1), Shown(document_id="d2", rank=2)),
+        at_ms=1_700_000_004_000 + number,
+        policy="1-abcdef-000002",
+        action_propensity=0.8,
+        offered={"": 0.2, "1-abcdef-000002": 0.8},
+        index="shop-1",
+        made_at_ms=1,
+    )
+
+
+def user_action(number: int) -> UserAction:
+    return UserAction(
+        action_id=f"a{number}",
+        impression_id=f"i{number}",
+        kind="click",
+        document_id="d2",
+        at_ms=1_700_000_005_000 + number,
+        made_at_ms=2,
+    )
+
+
+def impression_outcome(number: int, *, final: bool = True) -> ImpressionOutcome:
+    return ImpressionOutcome(impression=impression(number), actions=(user_action(number),), final=final, made_at_ms=3)
 
 
 def record(event: Event, offset: int, *, partition: int = 0) -> Received:

@@ -18,7 +18,7 @@ from infra.app.home import IndexFolder
 from infra.app.indexing import queries_of
 from infra.app.progress import Report
 from search_env.engine.attachments import ID, AttachedForm, Attachment
-from search_env.engine.documents import sample_documents
+from search_env.engine.documents import has_source, sample_documents
 from search_env.engine.errors import RetrievalError, explain
 from search_env.engine.field_types import field_types
 from search_env.engine.forms import Body, Boosted
@@ -158,9 +158,10 @@ def _attachment(client: Elasticsearch, wanted: Wanted, report: Report) -> Attach
         helped=helped,
     )
     kept = {name: types[name] for name in attachment.fields() if name in types}
-    attachment = msgspec.structs.replace(attachment, types=kept, documents=_count(client, attachment))
+    attachment = msgspec.structs.replace(attachment, types=kept)
+    attachment = msgspec.structs.replace(attachment, documents=_count(client, attachment))
     _try_search(client, attachment)
-    return attachment
+    return msgspec.structs.replace(attachment, source=has_source(client, attachment))
 
 
 def _bodies(client: Elasticsearch, wanted: Wanted, searched: tuple[str, ...]) -> tuple[Body, Body]:
@@ -209,7 +210,7 @@ def _try_search(client: Elasticsearch, attachment: Attachment) -> None:
     for words in ((), [Boosted("searchloop", 1.0)]):
         body = form.body("searchloop", words, whole_boost=1.0 if words else 0.0, size=1)
         try:
-            client.search(index=attachment.index, body=body)
+            client.search(index=attachment.index, body=body, allow_partial_search_results=False)
         except ApiError as error:
             which = "with expansions" if words else "as it stands"
             raise IndexingError(

@@ -39,14 +39,15 @@ def read_judged(
     Raises UsageError if only one of the files is given, and CorpusError if a file holds no valid queries or judgments.
     """
     from search_env.catalogue.corpora import check_qrels, load_qrels, load_queries
-    from search_env.engine.index import load_documents
+    from search_env.engine.index import load_documents, load_manifest
 
     if (queries is None) != (qrels is None):
         raise click.UsageError(f"{options[0]} and {options[1]} belong together: give both, or neither")
     if queries is None or qrels is None:
         return None
     asked, judged = load_queries(queries), load_qrels(qrels)
-    if index_folder is not None:
+    # Of an attached index only a sample is here, so no judgment can be about an unknown document.
+    if index_folder is not None and load_manifest(index_folder).attached is None:
         check_qrels(
             judged,
             query_ids=(query.id for query in asked),

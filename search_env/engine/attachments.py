@@ -35,7 +35,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     title, texts, attributes: the fields of a document's parts; an attribute may be an object of many values.
     searched: the fields in which expansions are searched, with a boost as "title^2".
     raw, helped: the owner's search body with marks; see `marked_query`. types: of these fields when it was attached.
-    documents: their number when it was attached.
+    documents: their number when it was attached. source: whether its mapping keeps the source of its documents.
     """
 
     index: str
@@ -48,6 +48,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     helped: dict[str, Any]
     types: dict[str, str] = {}
     documents: int = 0
+    source: bool = True
 
     @property
     def sha256(self) -> str:

@@ -93,7 +93,7 @@ def sample_documents(
         while len(seen) < count:
             body |= {"size": min(AT_ONCE, count - len(seen)), "pit": {"id": opened, "keep_alive": KEEP_ALIVE}}
             with _told(index):
-                answer = client.search(body=body)
+                answer = client.search(body=body, allow_partial_search_results=False)
             opened = str(answer["pit_id"])
             hits = answer["hits"]["hits"]
             for hit in hits:
@@ -133,11 +133,31 @@ def document_of(hit: Mapping[str, Any], attachment: Attachment) -> Document:
     )
 
 
+def has_source(client: Elasticsearch, attachment: Attachment) -> bool:
+    """Return whether the engine gives the source of a document; a mapping may keep none.
+
+    Raises as `DocumentReader.read` does.
+    """
+    try:
+        client.search(index=attachment.index, size=1, source=["_none"], allow_partial_search_results=False)
+    except ApiError as error:
+        if error.meta.status != 400:
+            with _told(attachment.index):
+                raise
+        return False
+    except TransportError:
+        with _told(attachment.index):
+            raise
+    return True
+
+
 def _parts(attachment: Attachment) -> dict[str, Any]:
-    """Return what is asked of each hit: its source, and stored fields and doc values for a mapping without source."""
+    """Return what is asked of each hit: its source, or stored fields and doc values for a mapping without source."""
     names = attachment.fields()
+    if attachment.source:
+        return {"_source": names}
     columns = [name for name in names if attachment.types.get(name, "text") in _COLUMNS]
-    return {"_source": names, "stored_fields": ["_id", "_source", *names], "docvalue_fields": columns}
+    return {"_source": False, "stored_fields": ["_id", *names], "docvalue_fields": columns}
 
 
 _COLUMNS = frozenset({

@@ -210,12 +210,19 @@ def load_manifest(directory: Path) -> IndexVersion:
         ) from error
 
 
-def load_documents(directory: Path) -> list[Document]:
+def load_documents(directory: Path, *, sample: bool = False) -> list[Document]:
     """Return the corpus in this directory, in the order in which it was loaded, checked against its manifest.
 
-    Raises IndexingError if it is not the corpus from which the index was built.
+    sample: True takes the sample of an attached index, whose other documents are not here.
+    Raises IndexingError if it is not the corpus from which the index was built, or only a sample of it.
     """
     manifest = load_manifest(directory)
+    if manifest.attached is not None and not sample:
+        raise IndexingError(
+            f"index {directory.name!r} is attached: expected the whole catalogue here, got a sample of "
+            f"{manifest.documents:,} of {manifest.attached.documents:,} documents. Index the catalogue for this: "
+            "searchloop index CORPUS --name NAME"
+        )
     documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
     digest = hashlib.sha256()
     for document in documents:

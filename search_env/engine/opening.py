@@ -38,5 +38,5 @@ def open_catalogue(client: Elasticsearch, directory: Path) -> Catalogue:
 
     Raises IndexingError as `load_documents` does.
     """
-    documents, attached = load_documents(directory), load_manifest(directory).attached
+    documents, attached = load_documents(directory, sample=True), load_manifest(directory).attached
     return Catalogue(documents) if attached is None else AttachedCatalogue(documents, DocumentReader(client, attached))

@@ -12,7 +12,19 @@ Held = Callable[[Partition, int, int], Iterable[int]]
 """Called with (partition, first, last): returns the offsets in this closed range at which Kafka holds a record."""
 
 # Each record gives exactly one row in exactly one of these tables.
-TABLES = ("requests", "generations", "rewards", "updates", "policy_versions", "dev_scores", "feedback", "dead_letters")
+TABLES = (
+    "requests",
+    "generations",
+    "rewards",
+    "updates",
+    "policy_versions",
+    "dev_scores",
+    "feedback",
+    "impressions",
+    "user_actions",
+    "impression_outcomes",
+    "dead_letters",
+)
 # The sink's own dead letters stand at the places of the records that it could not decode.
 OWN_LETTER = (
     "stage = 'sink' AND source_topic = topic AND source_partition = partition AND source_offset = record_offset"

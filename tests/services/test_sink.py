@@ -35,12 +35,15 @@ from tests.stored_events import (
     dev_score,
     feedback,
     generation,
+    impression,
+    impression_outcome,
     raw_record,
     record,
     request,
     reward,
     small_run,
     update,
+    user_action,
     version,
 )
 
@@ -56,6 +59,9 @@ TABLES = (
     "policy_versions",
     "dev_scores",
     "feedback",
+    "impressions",
+    "user_actions",
+    "impression_outcomes",
     "dead_letters",
 )
 VIEWS = ("candidate_outcomes", "group_rewards", "surviving_updates", "surviving_groups", "staleness", "version_lineage")
@@ -95,6 +101,9 @@ def test_every_event_becomes_its_rows(tmp_path: Path) -> None:
             "policy_versions": 4,
             "dev_scores": 0,
             "feedback": 0,
+            "impressions": 0,
+            "user_actions": 0,
+            "impression_outcomes": 0,
             "dead_letters": 0,
         }
         event = reward(3, step=0)
@@ -121,6 +130,22 @@ def test_a_dev_score_is_one_row_and_a_second_one_of_the_same_version_does_not_co
         (row,) = log.rows("SELECT * FROM dev_scores WHERE record_offset = 2")
     assert (row["measure"], row["value"], row["weights_sha256"]) == ("nDCG@10", 0.25, f"{40:064x}")
     assert row["sets"] == [{"name": "dev", "queries": 300, "measures": {"nDCG@10": 0.25, "R@100": 0.5}}]
+
+
+def test_what_people_saw_and_did_are_rows_and_only_the_first_final_outcome_counts(tmp_path: Path) -> None:
+    with Sink(tmp_path / LEDGER, QUICK) as sink:
+        sink.write([record(impression(0), 0), record(impression(0), 1), record(user_action(0), 0)])
+        outcomes = [impression_outcome(0, final=False), impression_outcome(0), impression_outcome(0)]
+        sink.write([record(event, offset) for offset, event in enumerate(outcomes)])
+    with open_log(tmp_path) as log:
+        (seen,) = log.rows("SELECT * FROM first_impressions")
+        (done,) = log.rows("SELECT * FROM first_user_actions")
+        (final,) = log.rows("SELECT * FROM final_outcomes")
+    assert (seen["impression_id"], seen["record_offset"], seen["client"], seen["index"]) == ("i0", 0, "c1", "shop-1")
+    assert seen["offered"] == {"": 0.2, "1-abcdef-000002": 0.8}
+    assert (done["kind"], done["document_id"], done["impression_id"]) == ("click", "d2", "i0")
+    assert (final["record_offset"], final["policy"], final["action_propensity"]) == (1, "1-abcdef-000002", 0.8)
+    assert [(each["kind"], each["document_id"]) for each in final["actions"]] == [("click", "d2")]
 
 
 def test_a_search_and_what_was_done_with_it_are_one_row(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def train_relevance(
     judged: queries with judgments of documents; None takes the training intents of the index.
     Raises CorpusError if no judgment is about a known query and a known document.
     """
-    documents = load_documents(folder)
+    documents = load_documents(folder, sample=True)
     complete = judged is None
     queries: Sequence[Query]
     if judged is None:

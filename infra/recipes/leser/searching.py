@@ -125,7 +125,7 @@ class IndexSearch(NamedTuple):
     def with_nearest_terms(self, texts: Sequence[str], report: Report) -> list[Ranking]:
         """Return each query's ranking with the catalogue's words that are nearest to it by cosine."""
         report("reading the documents", 0, 0)
-        tables, catalogue = self.tables, Catalogue(load_documents(self.folder))
+        tables, catalogue = self.tables, Catalogue(load_documents(self.folder, sample=True))
         nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=self.folder.embeddings)
         with self._opened(tables.retrieval) as searcher:
             return search_with_nearest_terms(
