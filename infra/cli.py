@@ -56,6 +56,9 @@ GROUPS = {
         "expand": ("search", "Show the expansions that a policy version writes for queries."),
         "summarize": ("measure", "Write and store the summary of every product."),
     },
+    "Serve and listen": {
+        "listen": ("listen", "Join what people saw with what they did, and store both."),
+    },
     "Measure": {
         "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),
         "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),

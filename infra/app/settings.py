@@ -26,6 +26,7 @@ from search_env.catalogue.generated import DemoSettings
 from search_env.engine.client import ElasticsearchSettings
 from search_env.engine.searching import RetrievalSettings
 from search_env.engine.vectors import VectorSettings
+from search_env.feedback.attribution import JoinSettings
 from search_env.leser.context import ContextSettings
 from search_env.leser.environment import LeserEnvironmentSettings
 from search_env.leser.feedback_terms import FeedbackSettings
@@ -196,6 +197,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     vllm_server: VllmServerSettings = VllmServerSettings()
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
+    join: JoinSettings = JoinSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()

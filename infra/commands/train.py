@@ -18,6 +18,7 @@ from infra.commands.options import as_one, exclude, fields
 from infra.commands.results import show_result
 from infra.runs.living import registered
 from infra.runs.supervisor import stop_with_parent
+from streams.acls import WORKERS
 from streams.failpoints import arm
 from streams.stopping import Stop
 
@@ -167,7 +168,7 @@ def say_preferred(made: Preferred) -> None:
 
 
 @click.command()
-@click.argument("role", type=click.Choice(["generator", "environment", "learner", "evaluator", "sink", "monitor"]))
+@click.argument("role", type=click.Choice(WORKERS))
 @click.option("--run", "run_name", required=True, help="Run to work for.")
 @click.option(
     "--worker",
@@ -208,6 +209,10 @@ def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
         from infra.runs.sinks import run_sink_worker
 
         run_sink_worker(app, run=run_name, worker=worker, stop=stop)
+    elif role == "joiner":
+        from infra.runs.listening import join
+
+        join(app, run_name, worker=worker, stop=stop)
     elif role == "monitor":
         from infra.monitoring.agents import run_monitor_worker
 

@@ -15,23 +15,27 @@ from kafka import TopicPartition
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.recipes.leser.index import LeserIndex, open_leser_index
+from infra.runs.listening import join
 from infra.runs.new_log import new_log
+from search_env.traffic.impressions import as_live
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_producer, partitions_of
 from streams.clock import now_ms
 from streams.codec import encode_event
 from streams.delivery import Outbox
-from streams.events import Context, Feedback, Request
+from streams.events import Context, Event, Feedback, Request
 from streams.ranges import log_bounds, read_range
+from streams.stopping import Stop
 from streams.topics import BY_EVENT, TOPICS, topic_name
 
 AT_ONCE = 1000
 
 
 def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index: str | None, report: Report) -> int:
-    """Write every search to the feedback topic of the run `into`, then to its ledger; return the number of searches.
+    """Write every search to the topics of the run `into`, join its actions, and store all; return the searches' number.
 
+    A search is one record of feedback, as it was logged, and an impression with actions, as live traffic has them.
     index: if given, also write each search to the requests topic as a live request, which may be answered but never
     trains.
     Raises SettingsError if the run exists or another installation owns its topics; raises DeliveryError if a topic does
@@ -40,6 +44,8 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
     kafka = app.connections.kafka
     with _requests(app, index, into, report) as requests, new_log(app.home, kafka, into, option="--into"):
         count = _write(app, feedback, requests, into=into, report=report)
+        # All outcomes become final, because the traffic has ended.
+        join(app, into, worker=1, stop=Stop(), until_read=True)
         _store(app, into)
     return count
 
@@ -51,23 +57,24 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
     producer = connect_producer(kafka, client_id=f"{into}-import")
     outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
     count = last_ms = 0
+    began_ms = now_ms()
     searches = iter(feedback)
     try:
         while some := list(islice(searches, AT_ONCE)):
             asked: list[Request | None] = [*requests(some)] or [None] * len(some)
             for search, request in zip(some, asked, strict=True):
                 # A search without a time gets the time of the previous one: a pause of years would end every replay.
-                last_ms = search.at_ms or last_ms
-                for event in (search, request):
-                    if event is None:
-                        continue
+                last_ms = search.at_ms or last_ms or began_ms
+                impression, actions = as_live(search, logged_ms=last_ms)
+                events: list[Event] = [search, impression, *actions, *([request] if request else [])]
+                for event in events:
                     topic = BY_EVENT[type(event)]
                     outbox.forward(
                         topic=topic_name(into, topic.kind),
                         partition=count % partitions,
                         key=topic.key(event).encode(),
                         value=encode_event(event),
-                        timestamp_ms=last_ms or now_ms(),
+                        timestamp_ms=last_ms,
                     )
                 count += 1
             outbox.flush()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from elastic_transport import JsonSerializer
-from elasticsearch import Elasticsearch
+from elasticsearch import AsyncElasticsearch, Elasticsearch
 
 from streams.descriptions import describe
 from streams.errors import SettingsError
@@ -117,6 +117,20 @@ def connect(settings: ElasticsearchSettings) -> Elasticsearch:
 
     Raises SettingsError if the URL is invalid, a file cannot be read, or a secret would travel unencrypted.
     """
+    return Elasticsearch(settings.url, **_options(settings))
+
+
+def connect_async(settings: ElasticsearchSettings, *, connections: int, timeout_seconds: float) -> AsyncElasticsearch:
+    """Return a client for an event loop, which never sends a request again: a person waits for the answer.
+
+    Raises as `connect` does.
+    """
+    never = {"max_retries": 0, "retry_on_timeout": False, "retry_on_status": ()}
+    limits = {"connections_per_node": connections, "request_timeout": timeout_seconds}
+    return AsyncElasticsearch(settings.url, **_options(settings) | never | limits)
+
+
+def _options(settings: ElasticsearchSettings) -> dict[str, Any]:
     host = engine_host(settings)
     options: dict[str, Any] = {}
     if settings.api_key:
@@ -133,19 +147,17 @@ def connect(settings: ElasticsearchSettings) -> Elasticsearch:
             instead="Set elasticsearch.url to https://…",
             allowed=settings.allow_insecure,
         )
-    return Elasticsearch(
-        settings.url,
-        serializers={FastJson.mimetype: FastJson()},
-        connections_per_node=settings.connections,
-        http_compress=False,  # Rankings are small; compressing them costs more than a near network saves.
-        request_timeout=settings.timeout_seconds,
-        max_retries=settings.retries_max,
-        retry_on_timeout=True,
-        retry_on_status=(429, 502, 503, 504),
-        retry_backoff_base=settings.backoff_first_seconds,
-        retry_backoff_cap=settings.backoff_seconds_max,
-        **options,
-    )
+    return options | {
+        "serializers": {FastJson.mimetype: FastJson()},
+        "connections_per_node": settings.connections,
+        "http_compress": False,  # Rankings are small; compressing them costs more than a near network saves.
+        "request_timeout": settings.timeout_seconds,
+        "max_retries": settings.retries_max,
+        "retry_on_timeout": True,
+        "retry_on_status": (429, 502, 503, 504),
+        "retry_backoff_base": settings.backoff_first_seconds,
+        "retry_backoff_cap": settings.backoff_seconds_max,
+    }
 
 
 def engine_host(settings: ElasticsearchSettings) -> str:

@@ -69,6 +69,16 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(ge=1, le=100_000_000),
         describe("Largest number of impressions, actions and ids in memory. Beyond it the oldest go early."),
     ] = 2_000_000
+    settle_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=600),
+        describe("Time between two writes of the join's state. Decisions are sent after a write, so they wait for it."),
+    ] = 2.0
+    provisional_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=86_400),
+        describe("Time between two provisional outcomes of one impression. A shorter time makes more records."),
+    ] = 60.0
 
     def __post_init__(self) -> None:
         """Raise SettingsError if the lengths do not fit each other."""

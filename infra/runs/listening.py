@@ -1,0 +1,71 @@
+"""Listening to live traffic: a joiner and a sink of one run, until they are told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from infra.app.app import App
+from infra.runs.topics import make_topics
+from search_env.feedback.outcomes import JoinCounts
+from search_env.feedback.worker import run_joiner
+from storage.ledger import LEDGER
+from storage.workers import run_sink
+from streams.posts import Post
+from streams.stopping import Stop
+
+
+def begin_live(app: App, run: str) -> None:
+    """Make the folder and the topics of a live run, or use the ones that are its own. Raises as `make_topics` does."""
+    app.home.run(run).mkdir(parents=True, exist_ok=True)
+    make_topics(app, run)
+
+
+def listen(app: App, run: str, *, until_read: bool, stop: Stop, report: Callable[[JoinCounts], None]) -> JoinCounts:
+    """Join a live run's impressions and actions, store everything in its ledger, and return the counts.
+
+    until_read: end when everything is read that the log holds now; every outcome is final then. Otherwise both workers
+    go on until `stop`. If one fails, the other stops, and the failure is raised.
+    """
+    folder, kafka, settings = app.home.run(run), app.connections.kafka, app.settings
+    ended, failed = Stop(), list[BaseException]()
+
+    def store() -> None:
+        try:
+            run_sink(
+                run=run,
+                database=folder / LEDGER,
+                kafka=kafka,
+                delivery=settings.delivery,
+                sink=settings.sink,
+                member="sink-1",
+                stop=ended,
+            )
+        except BaseException as error:
+            failed.append(error)
+            stop.set()
+
+    storing = threading.Thread(target=store, name="searchloop-sink")
+    storing.start()
+    try:
+        return join(app, run, worker=1, stop=stop, until_read=until_read, report=report)
+    finally:
+        ended.set()
+        storing.join()
+        if failed:
+            raise failed[0]
+
+
+def join(
+    app: App,
+    run: str,
+    *,
+    worker: int,
+    stop: Stop,
+    until_read: bool = False,
+    report: Callable[[JoinCounts], None] = lambda _: None,
+) -> JoinCounts:
+    """Run the joiner of a run; see `run_joiner`. worker: its number, for the broker."""
+    settings = app.settings
+    post = Post(run=run, member=f"joiner-{worker}", kafka=app.connections.kafka, delivery=settings.delivery, stop=stop)
+    return run_joiner(post, app.home.run(run), settings.join, until_read=until_read, report=report)

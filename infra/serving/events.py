@@ -1,0 +1,130 @@
+"""Events from outside as ours: UBI 1.3 queries become impressions, UBI events become actions; others are refused.
+
+A query carries `user_query`, its id, and the ids of the documents that were shown (`query_response_hit_ids` or, as the
+OpenSearch plugin writes, `query_response_object_ids`). An event carries `action_name`, the id of its query, and the
+document as `event_attributes.object.object_id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from streams.events import Impression, Shown, UserAction
+from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
+from streams.inputs.values import read_id, read_time_ms
+
+NAME_CHARACTERS_MAX = 100
+HITS_MAX = 1_000
+HIT_IDS = ("query_response_hit_ids", "query_response_object_ids")
+
+
+class Refused(ValueError):
+    """An event that cannot be taken; the text says what was expected and what came."""
+
+
+def read_event(event: Any, *, now_ms: int) -> Impression | UserAction:
+    """Return one event. Raises Refused. now_ms: the time of an event that gives none."""
+    if not isinstance(event, dict):
+        raise Refused(f"expected an object, got {type(event).__name__}")
+    if "action_name" in event:
+        return _action(event, now_ms)
+    if "user_query" in event:
+        return _impression(event, now_ms)
+    raise Refused("expected an event with action_name or a query with user_query, got neither")
+
+
+def read_batch(body: bytes) -> list[Any]:
+    """Return the events of a request: one object, a list of them, or JSON lines. Raises Refused."""
+    try:
+        found = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        try:
+            return list(msgspec.json.Decoder().decode_lines(body))
+        except msgspec.DecodeError as error:
+            raise Refused(f"expected JSON: an event, a list of events, or one a line; got {error}") from None
+    except RecursionError:
+        raise Refused("expected JSON, got one that is nested too deeply") from None
+    return found if isinstance(found, list) else [found]
+
+
+def _action(event: dict[str, Any], now_ms: int) -> UserAction:
+    attributes = _object(event.get("event_attributes"))
+    kind = _name(event.get("action_name"), "action_name")
+    impression_id = _id(event.get("query_id"), "query_id")
+    document_id = _id(_object(attributes.get("object")).get("object_id"), "event_attributes.object.object_id")
+    at_ms = _time(event.get("timestamp"), now_ms)
+    given = read_id(attributes.get("event_id", event.get("event_id")))
+    # Without an id of its own, an event that is sent again is told by its content.
+    said = [impression_id, kind, document_id, event.get("timestamp"), str(event.get("client_id", ""))]
+    action_id = given or hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
+    return UserAction(
+        action_id=action_id,
+        impression_id=impression_id,
+        kind=kind,
+        document_id=document_id,
+        at_ms=at_ms,
+        made_at_ms=now_ms,
+    )
+
+
+def _impression(event: dict[str, Any], now_ms: int) -> Impression:
+    query = event.get("user_query")
+    text = visible_text(query) if isinstance(query, str) and len(query) <= 16 * QUERY_CHARACTERS_MAX else ""
+    if not text or len(text) > QUERY_CHARACTERS_MAX:
+        raise Refused(f"user_query: expected 1 to {QUERY_CHARACTERS_MAX} visible characters, got another text or none")
+    hits = next((event[name] for name in HIT_IDS if event.get(name) is not None), [])
+    if not isinstance(hits, list) or len(hits) > HITS_MAX:
+        raise Refused(f"{HIT_IDS[0]}: expected a list of at most {HITS_MAX} document ids")
+    ids = [_id(hit, HIT_IDS[0]) for hit in hits]
+    attributes = _object(event.get("query_attributes"))
+    propensity = attributes.get("action_propensity")
+    if propensity is not None and not (isinstance(propensity, int | float) and 0 < propensity <= 1):
+        raise Refused(f"query_attributes.action_propensity: expected a number above 0, at most 1, got {propensity!r}")
+    query_id = _id(event.get("query_id"), "query_id")
+    return Impression(
+        impression_id=query_id,
+        query_id=query_id,
+        query=text,
+        application=_visitor(event.get("application")),
+        client=_visitor(event.get("client_id")),
+        session=_visitor(event.get("session_id")),
+        shown=tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(dict.fromkeys(ids), start=1)),
+        at_ms=_time(event.get("timestamp"), now_ms),
+        policy=_visitor(attributes.get("policy")),
+        action_propensity=None if propensity is None else float(propensity),
+        made_at_ms=now_ms,
+    )
+
+
+def _id(value: object, name: str) -> str:
+    found = read_id(value)
+    if found is None:
+        raise Refused(f"{name}: expected an id of 1 to 512 visible bytes, got {str(value)[:60]!r}")
+    return found
+
+
+def _name(value: object, name: str) -> str:
+    found = clean_text(value, characters_max=NAME_CHARACTERS_MAX) if isinstance(value, str) else ""
+    if not found:
+        raise Refused(f"{name}: expected a name, got {str(value)[:60]!r}")
+    return found
+
+
+def _time(value: object, now_ms: int) -> int:
+    if value is None:
+        return now_ms
+    found = read_time_ms(value)
+    if found is None:
+        raise Refused(f"timestamp: expected ISO 8601 or milliseconds since 1970, got {str(value)[:60]!r}")
+    return found
+
+
+def _visitor(value: object) -> str:
+    return clean_text(value, characters_max=NAME_CHARACTERS_MAX) if isinstance(value, str) else (read_id(value) or "")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

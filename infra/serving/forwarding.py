@@ -1,0 +1,94 @@
+"""The way from the spool to Kafka: a thread that sends records in order, for as long as it takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import zlib
+
+from kafka import KafkaProducer
+
+from streams.clients import connect_producer, partitions_of
+from streams.delivery import DeliverySettings, Outbox
+from streams.errors import SearchloopError
+from streams.kafka_settings import KafkaSettings
+from streams.spool import Spool, Spooled
+from streams.topics import topic_name
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 1_000
+PAUSE_SECONDS = 1.0
+
+
+class Forwarder:
+    """Sends what a spool holds to a run's topics, and moves the spool's position when Kafka has it."""
+
+    def __init__(self, spool: Spool, run: str, kafka: KafkaSettings, delivery: DeliverySettings) -> None:
+        self._spool = spool
+        self._run = run
+        self._kafka = kafka
+        self._delivery = delivery
+        self._stop = threading.Event()
+        self._partitions: dict[str, int] = {}
+        self.trouble = ""  # The last failure; "" while records go through.
+        self.sent = 0
+        self._thread = threading.Thread(target=self._work, name="searchloop-forward", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Send what there is, for at most so long, and end. What stays is sent by the next server."""
+        self._stop.set()
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        producer: KafkaProducer | None = None
+        while True:
+            last = self._stop.is_set()
+            try:
+                if producer is None:
+                    producer = connect_producer(self._kafka, client_id=f"{self._run}-serve")
+                while self._send_some(producer):
+                    pass
+                self.trouble = ""
+            except SearchloopError as error:
+                if str(error) != self.trouble:
+                    log.warning("events wait on disk: %s", error)
+                self.trouble = str(error)
+                if producer is not None:
+                    producer.close()
+                    producer = None
+                if last or self._stop.wait(PAUSE_SECONDS):
+                    break
+                continue
+            if last:
+                break
+            self._spool.wait(PAUSE_SECONDS / 2)
+        if producer is not None:
+            producer.close()
+
+    def _send_some(self, producer: KafkaProducer) -> bool:
+        records, place = self._spool.read(AT_ONCE)
+        if not records:
+            return False
+        outbox = Outbox(producer, self._run, stage="serve", settings=self._delivery)
+        for record in records:
+            outbox.forward(
+                topic=topic_name(self._run, record.kind),
+                partition=self._partition(record),
+                key=record.key,
+                value=record.value,
+            )
+        outbox.flush()
+        self._spool.done(place)
+        self.sent += len(records)
+        return True
+
+    def _partition(self, record: Spooled) -> int:
+        """Return a record's partition: one impression's events lie on one, so they stay in order."""
+        if record.kind not in self._partitions:
+            self._partitions[record.kind] = len(partitions_of(self._kafka, [topic_name(self._run, record.kind)]))
+        return zlib.crc32(record.key) % self._partitions[record.kind]

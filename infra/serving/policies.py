@@ -1,0 +1,100 @@
+"""The policy version that is served, and the answers that are ready: looked for on disk, and swapped while serving."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import msgspec
+
+from infra.app.home import RunFolder
+from infra.serving.settings import ServeSettings
+from infra.serving.tail import Tail, TailStart
+from learner.checkpoints import CheckpointError
+from learner.versions import find_version
+from search_env.leser.expansion_cache import FOLDER, Expanded
+from search_env.serving.answers import Answers
+from streams.topics import version_name
+
+log = logging.getLogger(__name__)
+
+
+class Policies:
+    """What a server answers with. `answers` and `tail` are replaced, never changed, so a request sees one state."""
+
+    def __init__(self, start: TailStart, folder: RunFolder, index_version: str, settings: ServeSettings) -> None:
+        """start: its policy is a name, such as "best", that may come to mean another version."""
+        self.answers = Answers({})
+        self.tail: Tail | None = None
+        self.trouble = ""
+        self._start = start
+        self._folder = folder
+        self._index_version = index_version
+        self._settings = settings
+        self._seen: dict[Path, int] = {}
+
+    async def follow(self) -> None:
+        """Look for new answers and new versions, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._settings.reload_seconds)
+
+    async def look(self) -> None:
+        """Load what is new, beside what serves, and put it in its place. A failure leaves everything as it is."""
+        try:
+            await self._load_answers()
+            await self._load_version()
+            self.trouble = ""
+        except Exception as error:
+            if str(error) != self.trouble:
+                log.warning("serving goes on as it was: %s: %s", type(error).__name__, error)
+            self.trouble = str(error)
+
+    def close(self) -> None:
+        """End the policy's process."""
+        if self.tail is not None:
+            self.tail.close()
+
+    async def _load_answers(self) -> None:
+        found = {
+            path: path.stat().st_mtime_ns for path in (self._folder / FOLDER).glob(f"*.{self._index_version}.jsonl")
+        }
+        if found != self._seen:
+            answers = await asyncio.to_thread(_read_answers, list(found), self._index_version)
+            self.answers, self._seen = answers, found
+            log.info("%d queries have ready answers, by %s", len(answers), ", ".join(answers.policies) or "no version")
+
+    async def _load_version(self) -> None:
+        if self._start.policy == "none":
+            return
+        _, manifest = await asyncio.to_thread(find_version, self._folder.checkpoints, self._start.policy)
+        name = version_name(manifest.policy)
+        if self.tail is not None and self.tail.policy == name:
+            return
+        tail = Tail(
+            msgspec.structs.replace(self._start, policy=name),
+            waiting_max=self._settings.tail_waiting_max,
+            kept=self._settings.tail_kept,
+        )
+        try:
+            await tail.open()
+        except BaseException:
+            tail.close()
+            raise
+        before, self.tail = self.tail, tail
+        log.info("policy %s serves", name)
+        if before is not None:
+            before.close()
+
+
+def _read_answers(paths: list[Path], index_version: str) -> Answers:
+    decoder = msgspec.json.Decoder(Expanded)
+    found = {}
+    for path in paths:
+        policy = path.name.removesuffix(f".{index_version}.jsonl")
+        try:
+            found[policy] = decoder.decode_lines(path.read_bytes())
+        except msgspec.DecodeError as error:
+            raise CheckpointError(f"{path}: damaged ({error}). Make it again: searchloop expand --keep") from error
+    return Answers(found)

@@ -1,0 +1,168 @@
+"""Answers for queries that have none: a process that holds a policy version, and is asked within a budget of time.
+
+The policy runs in a process of its own, so that a forward pass never delays the other requests. An answer that comes
+too late for its own request is kept for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from search_env.catalogue.analysis import plain_words
+
+if TYPE_CHECKING:
+    from infra.recipes.leser.expanding import LeserRun
+    from learner.versions import LoadedVersion
+
+log = logging.getLogger(__name__)
+
+Words = tuple[str, ...]
+
+
+class TailStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process opens: the home, a run, a policy version, and the variables that name the services."""
+
+    home: str
+    index: str
+    run: str
+    policy: str
+    variables: dict[str, str]
+
+
+class Tail:
+    """Asks one policy version for the expansions of a query."""
+
+    def __init__(self, start: TailStart, *, waiting_max: int, kept: int) -> None:
+        """waiting_max: queries that are with the process at once. kept: answers in memory."""
+        self.policy = start.policy
+        self._start = start
+        self._waiting_max = waiting_max
+        self._kept = kept
+        self._answers: OrderedDict[str, Words] = OrderedDict()
+        self._asked: dict[str, asyncio.Future[Words | None]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+        self.ready = False
+
+    async def open(self) -> None:
+        """Start the process, and return when the policy has answered a first query. Raises what the process raises."""
+        self._pool = self._new_pool()
+        await asyncio.get_running_loop().run_in_executor(self._pool, _expand, "warm up")
+        self.ready = True
+
+    def close(self) -> None:
+        """End the process; queries that it has not answered stay raw."""
+        self.ready = False
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def known(self, query: str) -> Words | None:
+        """Return the expansions that the policy gave for a query before; None if it gave none yet."""
+        words = plain_words(query)
+        if words in self._answers:
+            self._answers.move_to_end(words)
+            return self._answers[words]
+        return None
+
+    async def ask(self, query: str, *, budget_seconds: float) -> Words | None:
+        """Return the policy's expansions, or None if they do not come in time or too many queries wait."""
+        words = plain_words(query)
+        if not self.ready or self._pool is None or budget_seconds <= 0:
+            return None
+        asked = self._asked.get(words)
+        if asked is None:
+            if len(self._asked) >= self._waiting_max:
+                return None
+            asked = asyncio.ensure_future(self._answered(words, query))
+            self._asked[words] = asked
+        try:
+            return await asyncio.wait_for(asyncio.shield(asked), budget_seconds)
+        except TimeoutError:
+            return None
+
+    async def _answered(self, words: str, query: str) -> Words | None:
+        pool = self._pool
+        try:
+            found: Words = await asyncio.get_running_loop().run_in_executor(pool, _expand, query)
+        except BrokenExecutor:
+            log.warning(
+                "the process of policy %s has died; a new one starts, and queries are raw meanwhile", self.policy
+            )
+            if self._pool is pool and self.ready:
+                self.ready = False
+                asyncio.ensure_future(self._reopened())  # noqa: RUF006 - `ready` tells its end.
+            return None
+        except Exception as error:
+            log.warning("policy %s gave no answer: %s: %s", self.policy, type(error).__name__, error)
+            return None
+        finally:
+            self._asked.pop(words, None)
+        self._answers[words] = found
+        while len(self._answers) > self._kept:
+            self._answers.popitem(last=False)
+        return found
+
+    async def _reopened(self) -> None:
+        with contextlib.suppress(Exception):
+            await self.open()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=(self._start,)
+        )
+
+
+_run: LeserRun
+_opened: Any
+_neighbours: Any
+_version: LoadedVersion
+
+
+def _open(start: TailStart) -> None:
+    """Open everything that an answer needs, in the process."""
+    global _run, _opened, _neighbours, _version
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The server ends this process.
+    os.environ.update(start.variables)
+    from pathlib import Path
+
+    from infra.app.app import App
+    from infra.app.home import Home
+    from infra.recipes.leser.expanding import open_run
+    from infra.recipes.leser.index import LeserIndex, open_neighbours
+    from learner.versions import LoadedVersion, find_version
+
+    app = App(Home(Path(start.home)))
+    _run = open_run(app, index=start.index, run=start.run)
+    folder, manifest = find_version(_run.folder.checkpoints, start.policy)
+    _version = LoadedVersion(folder, manifest.policy)
+    _opened = LeserIndex(_run.index, _run.kept.settings, _run.engine, lambda *_: None)
+    _neighbours = open_neighbours(_opened, _run.lessons())
+
+
+def _expand(query: str) -> Words:
+    """Return the policy's expansions of a query, decoded as in every other serving; none if they are not valid."""
+    from infra.recipes.leser.expanding import decode_expansions
+    from streams.events import Request
+
+    words: Sequence[tuple[str, ...]] | None = _neighbours.words([query]) if _neighbours else None
+    (context,) = _opened.contexts([query], words)
+    request = Request(
+        request_id="served",
+        run=_run.kept.run,
+        query_id="served",
+        query=query,
+        index=_opened.version.name,
+        context=context,
+    )
+    (answer,) = decode_expansions([request], _version, _run.kept, lambda *_: None)
+    return answer.expansions if answer.valid else ()

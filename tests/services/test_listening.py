@@ -1,0 +1,181 @@
+"""Impressions and late, doubled, unordered actions over the real Kafka: one final outcome each, whatever is killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from kafka import TopicPartition
+
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.settings import Settings
+from infra.runs.listening import begin_live, listen
+from infra.services.local import Endpoints
+from search_env.feedback.attribution import DAY_MS, HOUR_MS, JoinSettings
+from search_env.feedback.worker import STATE_FILE, read_positions
+from storage.archive import ArchiveSettings
+from storage.log import open_log
+from storage.sink import SinkSettings
+from streams.clients import connect_producer, partitions_of
+from streams.codec import decode, encode_event
+from streams.delivery import Outbox
+from streams.events import DeadLetter, Impression, ImpressionOutcome, Shown, UserAction
+from streams.kafka_settings import KafkaSettings
+from streams.ranges import log_bounds, read_range
+from streams.records import Received
+from streams.stopping import Stop
+from streams.topics import BY_EVENT, topic_name
+from tests.commands import command, environment
+from tests.kafka_cluster import wait_until
+
+NOW = 1_760_000_000_000
+COUNT = 1_200
+KILLS = 3
+SETTINGS = Settings(
+    join=JoinSettings(settle_seconds=0.05, provisional_seconds=0.5, lateness_ms=2 * DAY_MS),
+    sink=SinkSettings(archive=ArchiveSettings(segment_seconds_max=1e9, segment_mib_max=4096)),
+)
+
+
+def traffic(seed: int) -> tuple[list[Impression], list[UserAction]]:
+    """Impressions over eight days, and for most of them clicks, some of them on nothing that was shown or too late."""
+    chosen = random.Random(seed)
+    impressions, actions = [], []
+    for number in range(COUNT):
+        at = NOW + number * 8 * DAY_MS // COUNT
+        shown = tuple(Shown(document_id=f"d{chosen.randrange(50)}-{rank}", rank=rank) for rank in range(1, 6))
+        impressions.append(
+            Impression(impression_id=f"i{number}", query_id=f"q{number % 9}", query="mug", shown=shown, at_ms=at)
+        )
+        for click in range(chosen.randrange(3)):
+            late = chosen.choice([1_000, HOUR_MS, 23 * HOUR_MS, 25 * HOUR_MS])
+            document = chosen.choice([*(each.document_id for each in shown), "elsewhere"])
+            actions.append(
+                UserAction(
+                    action_id=f"a{number}-{click}",
+                    impression_id=f"i{number}" if chosen.random() < 0.98 else "nobody",
+                    kind="click",
+                    document_id=document,
+                    at_ms=at + late,
+                )
+            )
+    return impressions, actions
+
+
+def expected(impressions: Sequence[Impression], actions: Sequence[UserAction]) -> dict[str, list[str]]:
+    """Return the ids of the actions that count for each impression, worked out without a join."""
+    found: dict[str, list[str]] = {each.impression_id: [] for each in impressions}
+    by_id = {each.impression_id: each for each in impressions}
+    for action in sorted(actions, key=lambda each: (each.at_ms, each.action_id)):
+        seen = by_id.get(action.impression_id)
+        if (
+            seen is not None
+            and 0 <= action.at_ms - seen.at_ms < DAY_MS
+            and any(shown.document_id == action.document_id for shown in seen.shown)
+        ):
+            found[seen.impression_id].append(action.action_id)
+    return found
+
+
+def app_of(home: Path, services: Endpoints) -> App:
+    kafka = KafkaSettings(bootstrap=services.kafka, partitions=3)
+    return App(Home(home), settings=msgspec.structs.replace(SETTINGS, kafka=kafka)).at(services)
+
+
+def write(app: App, run: str, events: Sequence[Impression | UserAction]) -> None:
+    """Write events as their sources do: each on the partition of its impression, at about the time of the newest."""
+    producer = connect_producer(app.connections.kafka, client_id="traffic")
+    outbox = Outbox(producer, run, stage="traffic", settings=app.settings.delivery)
+    for event in events:
+        topic = BY_EVENT[type(event)]
+        outbox.forward(
+            topic=topic_name(run, topic.kind),
+            partition=zlib.crc32(event.impression_id.encode()) % 3,
+            key=event.impression_id.encode(),
+            value=encode_event(event),
+        )
+    outbox.flush()
+    producer.close()
+
+
+def log_of(app: App, run: str, kind: str) -> list[Received]:
+    kafka = app.connections.kafka
+    bounds = log_bounds(kafka, partitions_of(kafka, [topic_name(run, kind)]))
+    return [
+        record
+        for item, (start, end) in bounds.items()
+        for record in read_range(kafka, TopicPartition(*item), start, end, client_id="test")
+    ]
+
+
+def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_each_lost_event_a_reason(
+    tmp_path: Path, local_services: Endpoints, unique_name: str
+) -> None:
+    app, run = app_of(tmp_path, local_services), unique_name
+    begin_live(app, run)
+    impressions, actions = traffic(seed=3)
+    chosen = random.Random(1)
+    # They arrive up to 40 hours later than they happen, so in another order, and every third one comes twice.
+    delay = {id(each): chosen.randrange(40 * HOUR_MS) for each in [*impressions, *actions]}
+    order = sorted([*impressions, *actions], key=lambda each: each.at_ms + delay[id(each)])
+    doubled = [again for place, each in enumerate(order) for again in ([each, each] if place % 3 == 0 else [each])]
+    variables = environment(local_services, app.settings)
+    size = len(doubled) // (KILLS + 1) + 1
+    parts = [doubled[start : start + size] for start in range(0, len(doubled), size)]
+    for part in parts[:KILLS]:
+        write(app, run, part)
+        before = len(log_of(app, run, "impression-outcomes"))
+        process = subprocess.Popen(
+            command(tmp_path, "listen", "--run", run),
+            env=variables,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(lambda before=before: len(log_of(app, run, "impression-outcomes")) > before, "outcomes")  # type: ignore[misc]
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    for part in parts[KILLS:]:
+        write(app, run, part)
+    counts = listen(app, run, until_read=True, stop=Stop(), report=lambda _: None)
+
+    records = log_of(app, run, "impression-outcomes")
+    final: dict[str, set[bytes]] = {}
+    for record in records:
+        event = decode(record.value)
+        assert isinstance(event, ImpressionOutcome)
+        if event.final:
+            final.setdefault(event.impression.impression_id, set()).add(record.value or b"")
+    assert {len(contents) for contents in final.values()} == {1}, "copies are the same bytes"
+    found = {name: decode(content) for name, (content,) in final.items()}
+    assert {
+        name: [action.action_id for action in outcome.actions]
+        for name, outcome in found.items()
+        if isinstance(outcome, ImpressionOutcome)
+    } == expected(impressions, actions)
+    counted = {action for ids in expected(impressions, actions).values() for action in ids}
+    letters = {}
+    for record in log_of(app, run, "dead-letters"):
+        letter = decode(record.value)
+        assert isinstance(letter, DeadLetter)
+        lost = decode(letter.value)
+        assert isinstance(lost, UserAction)
+        letters[lost.action_id] = letter.error.partition(":")[0]
+    assert set(letters) == {action.action_id for action in actions} - counted, "each lost event has a reason"
+    assert set(Counter(letters.values())) == {"orphan", "not_shown", "after_window"}
+    assert (counts.final, counts.open, counts.waiting, counts.counted) == (COUNT, 0, 0, len(counted))
+    with open_log(app.home.run(run)) as log:
+        rows = log.rows(
+            "SELECT impression_id, list_transform(actions, lambda a: a.action_id) AS ids FROM final_outcomes"
+        )
+    assert {row["impression_id"]: row["ids"] for row in rows} == expected(impressions, actions)
+    assert sum(read_positions(app.home.run(run)).values()) == len(doubled)
+    assert (app.home.run(run) / STATE_FILE).exists()
