@@ -57,6 +57,7 @@ GROUPS = {
         "summarize": ("measure", "Write and store the summary of every product."),
     },
     "Serve and listen": {
+        "serve": ("serve", "Serve search results over HTTP, and take events."),
         "listen": ("listen", "Join what people saw with what they did, and store both."),
     },
     "Measure": {

@@ -11,6 +11,7 @@ import msgspec
 
 from infra.services.settings import LocalSettings
 from infra.services.vllm import VllmServerSettings
+from infra.serving.settings import ServeSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
@@ -198,6 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
     join: JoinSettings = JoinSettings()
+    serve: ServeSettings = ServeSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()

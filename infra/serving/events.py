@@ -75,7 +75,7 @@ def _impression(event: dict[str, Any], now_ms: int) -> Impression:
     text = visible_text(query) if isinstance(query, str) and len(query) <= 16 * QUERY_CHARACTERS_MAX else ""
     if not text or len(text) > QUERY_CHARACTERS_MAX:
         raise Refused(f"user_query: expected 1 to {QUERY_CHARACTERS_MAX} visible characters, got another text or none")
-    hits = next((event[name] for name in HIT_IDS if event.get(name) is not None), [])
+    hits: Any = next((event[name] for name in HIT_IDS if event.get(name) is not None), [])
     if not isinstance(hits, list) or len(hits) > HITS_MAX:
         raise Refused(f"{HIT_IDS[0]}: expected a list of at most {HITS_MAX} document ids")
     ids = [_id(hit, HIT_IDS[0]) for hit in hits]

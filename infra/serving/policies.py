@@ -10,7 +10,7 @@ import msgspec
 
 from infra.app.home import RunFolder
 from infra.serving.settings import ServeSettings
-from infra.serving.tail import Tail, TailStart
+from infra.serving.tail import Answered, Tail, TailStart
 from learner.checkpoints import CheckpointError
 from learner.versions import find_version
 from search_env.leser.expansion_cache import FOLDER, Expanded
@@ -23,8 +23,16 @@ log = logging.getLogger(__name__)
 class Policies:
     """What a server answers with. `answers` and `tail` are replaced, never changed, so a request sees one state."""
 
-    def __init__(self, start: TailStart, folder: RunFolder, index_version: str, settings: ServeSettings) -> None:
-        """start: its policy is a name, such as "best", that may come to mean another version."""
+    def __init__(
+        self,
+        start: TailStart,
+        folder: RunFolder,
+        index_version: str,
+        settings: ServeSettings,
+        answered: Answered = lambda *_: None,
+    ) -> None:
+        """start: its policy is a name, such as "best", that may come to mean another version. answered: see `Tail`."""
+        self._answered = answered
         self.answers = Answers({})
         self.tail: Tail | None = None
         self.trouble = ""
@@ -57,7 +65,7 @@ class Policies:
             self.tail.close()
 
     async def _load_answers(self) -> None:
-        found = {
+        found: dict[Path, int] = {
             path: path.stat().st_mtime_ns for path in (self._folder / FOLDER).glob(f"*.{self._index_version}.jsonl")
         }
         if found != self._seen:
@@ -76,6 +84,7 @@ class Policies:
             msgspec.structs.replace(self._start, policy=name),
             waiting_max=self._settings.tail_waiting_max,
             kept=self._settings.tail_kept,
+            answered=self._answered,
         )
         try:
             await tail.open()

@@ -13,13 +13,14 @@ import multiprocessing
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from search_env.catalogue.analysis import plain_words
+from streams.events import Context
 
 if TYPE_CHECKING:
     from infra.recipes.leser.expanding import LeserRun
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
+Answered = Callable[[str, Context], None]
 
 
 class TailStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +45,12 @@ class TailStart(msgspec.Struct, frozen=True, kw_only=True):
 class Tail:
     """Asks one policy version for the expansions of a query."""
 
-    def __init__(self, start: TailStart, *, waiting_max: int, kept: int) -> None:
-        """waiting_max: queries that are with the process at once. kept: answers in memory."""
+    def __init__(self, start: TailStart, *, waiting_max: int, kept: int, answered: Answered = lambda *_: None) -> None:
+        """waiting_max: queries that are with the process at once. kept: answers in memory.
+
+        answered: called with each query that the policy has answered, and its context.
+        """
+        self._told = answered
         self.policy = start.policy
         self._start = start
         self._waiting_max = waiting_max
@@ -93,7 +99,7 @@ class Tail:
     async def _answered(self, words: str, query: str) -> Words | None:
         pool = self._pool
         try:
-            found: Words = await asyncio.get_running_loop().run_in_executor(pool, _expand, query)
+            found, context = await asyncio.get_running_loop().run_in_executor(pool, _expand, query)
         except BrokenExecutor:
             log.warning(
                 "the process of policy %s has died; a new one starts, and queries are raw meanwhile", self.policy
@@ -110,6 +116,7 @@ class Tail:
         self._answers[words] = found
         while len(self._answers) > self._kept:
             self._answers.popitem(last=False)
+        self._told(query, context)
         return found
 
     async def _reopened(self) -> None:
@@ -149,8 +156,11 @@ def _open(start: TailStart) -> None:
     _neighbours = open_neighbours(_opened, _run.lessons())
 
 
-def _expand(query: str) -> Words:
-    """Return the policy's expansions of a query, decoded as in every other serving; none if they are not valid."""
+def _expand(query: str) -> tuple[Words, Context]:
+    """Return the policy's expansions of a query, decoded as everywhere else, and its context.
+
+    An answer in the wrong format gives no expansions.
+    """
     from infra.recipes.leser.expanding import decode_expansions
     from streams.events import Request
 
@@ -165,4 +175,4 @@ def _expand(query: str) -> Words:
         context=context,
     )
     (answer,) = decode_expansions([request], _version, _run.kept, lambda *_: None)
-    return answer.expansions if answer.valid else ()
+    return (answer.expansions if answer.valid else ()), context

@@ -1,0 +1,102 @@
+"""`searchloop serve`: search results for people over HTTP, and the events of what people do with them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import click
+
+from infra.app.app import App
+from infra.app.progress import progress
+
+
+@click.command()
+@click.option("--index", default="catalogue", show_default=True, help="Index that is searched; it may be attached.")
+@click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
+@click.option(
+    "--learned", help="Run whose policy helps. Default: the newest run on the index; without one, results are raw."
+)
+@click.option(
+    "--policy", default="best", show_default=True, help="Policy version: best, latest, a version's name, or none."
+)
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 takes a free one. Default: serve.port.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
+@click.option("--worker", type=click.IntRange(1), default=1, hidden=True, help="Number of this process.")
+@click.pass_obj
+def serve(
+    app: App,
+    index: str,
+    run_name: str,
+    learned: str | None,
+    policy: str,
+    port: int | None,
+    workers: int,
+    worker: int,
+) -> None:
+    """Serve search results over HTTP, raw or helped, and take the events of what people do with them.
+
+    \b
+    /search answers with results; /expand with the words alone; /summaries with summaries; /events takes UBI events;
+    /snippet.js is the script for a shop's pages; /openapi.json describes all of them. Queries with a ready answer
+    (`searchloop expand --keep`) need no model; others get the policy's answer within serve.tail_budget_ms, or raw
+    results. Events wait on disk while Kafka is away. `searchloop listen` joins and stores them.
+    A new policy version or new answers are taken over while serving. SIGTERM ends the server after its last answer.
+
+    \b
+    Example:
+      searchloop serve --index shop --port 8600
+      curl "http://127.0.0.1:8600/search?query=red+mug"
+      curl -X POST http://127.0.0.1:8600/events -d '{"action_name": "click", "query_id": "…",
+        "event_attributes": {"object": {"object_id": "p1"}}}'
+    """
+    from infra.recipes.leser.expanding import find_run
+    from infra.serving.server import serve as serve_index
+    from streams.errors import SettingsError
+
+    if port is not None:
+        app = app.with_changes("--port", {"serve": {"port": port}})
+    if workers > 1:
+        _serve_in_many(workers)
+        return
+    with progress() as report, app.running_services(report) as running:
+        if learned is None and policy != "none":
+            try:
+                learned = find_run(running.home, index=index, run=None).run
+            except SettingsError as error:
+                click.echo(f"results are raw: {error}", err=True)
+        if learned and policy == "best" and not (running.home.run(learned).checkpoints / "BEST").exists():
+            policy = "latest"
+
+        def told(host: str, at: int) -> None:
+            click.echo(
+                f"http://{host}:{at}  (index {index}, policy {policy if learned else 'none'}, events to run {run_name})"
+            )
+
+        asyncio.run(
+            serve_index(
+                running, index=index, run=run_name, learned=learned or "", policy=policy, worker=worker, told=told
+            )
+        )
+
+
+def _serve_in_many(workers: int) -> None:
+    """Run this command once more for each worker; they share the port. The first end, or a signal, ends all."""
+    arguments = sys.argv[1:]
+    at = arguments.index("--workers") if "--workers" in arguments else -1
+    if at >= 0:
+        del arguments[at : at + 2]
+    arguments = [each for each in arguments if not each.startswith("--workers=")]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "infra.cli", *arguments, "--worker", str(number)])
+        for number in range(1, workers + 1)
+    ]
+    try:
+        for process in processes:
+            process.wait()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()

@@ -1,0 +1,100 @@
+"""Guards at the door of the server: the token, the origins of pages, and clients that send nothing or too slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from streams.secrets import reveal
+
+OPEN = frozenset({"/health", "/ready", "/openapi.json", "/snippet.js"})
+"""The paths that need no token: they tell nothing of the shop."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def token_guard(token: str) -> Any:
+    """Return a middleware that asks for `Authorization: Bearer TOKEN`; with an empty token, it asks for nothing."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if token and request.path not in OPEN and request.method != "OPTIONS":
+            given = request.headers.get("authorization", "").encode(errors="surrogateescape")
+            if not hmac.compare_digest(given, f"Bearer {reveal(token)}".encode()):
+                return web.json_response(
+                    {"error": "not allowed", "expected": "Authorization: Bearer TOKEN", "got": "another token or none"},
+                    status=401,
+                )
+        return await handler(request)
+
+    return guard
+
+
+def origin_guard(origins: tuple[str, ...]) -> Any:
+    """Return a middleware that lets pages of these origins send events, and no other request."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = request.headers.get("origin", "")
+        allowed = origin in origins and request.path == "/events"
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            answer: web.StreamResponse = web.Response(status=204 if allowed else 403)
+        else:
+            answer = await handler(request)
+        if allowed:
+            answer.headers["access-control-allow-origin"] = origin
+            answer.headers["access-control-allow-methods"] = "POST"
+            answer.headers["access-control-allow-headers"] = "content-type"
+            answer.headers["vary"] = "origin"
+        return answer
+
+    return guard
+
+
+class SlowClients(asyncio.Protocol):
+    """One connection that must send the head of its first request within some seconds, or is closed."""
+
+    def __init__(self, inner: Any, seconds: float) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: Any = None
+        self._head = bytearray()
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for a request."""
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, transport.abort)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on; the first whole head ends the waiting."""
+        if self._timer is not None:
+            self._head += data[-4:] if len(data) > 4 else data
+            if b"\r\n\r\n" in data or b"\r\n\r\n" in self._head[-8:]:
+                self._timer.cancel()
+                self._timer = None
+                self._head.clear()
+        self._inner.data_received(data)
+
+    def eof_received(self) -> Any:
+        """Pass the end on."""
+        return self._inner.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Stop waiting."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._inner.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._inner.resume_writing()

@@ -1,0 +1,172 @@
+"""The server's process: everything is opened, requests are answered until a signal, and what is under way is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+from aiohttp import web
+
+from infra.app.app import App
+from infra.runs.listening import begin_live
+from infra.serving.api import SERVICE, Service, errors, note_shadow
+from infra.serving.engine import AsyncSearcher
+from infra.serving.forwarding import Forwarder
+from infra.serving.guarding import SlowClients, origin_guard, token_guard
+from infra.serving.openapi import ROUTES, describe
+from infra.serving.policies import Policies
+from infra.serving.settings import ServeSettings
+from infra.serving.tail import TailStart
+from search_env.engine.attachments import AttachedForm
+from search_env.engine.client import connect_async
+from search_env.engine.forms import OwnForm, QueryForm
+from search_env.engine.index import IndexVersion, load_manifest
+from search_env.engine.searching import RetrievalSettings
+from streams.errors import SearchloopError, SettingsError
+from streams.events import Context
+from streams.spool import Spool
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 32
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MIB = 2**20
+
+
+async def serve(
+    app: App, *, index: str, run: str, learned: str, policy: str, worker: int, told: Callable[[str, int], None]
+) -> None:
+    """Serve an index until SIGTERM or SIGINT.
+
+    run: of the live traffic; its topics take the events. learned: the run whose policy serves; "" serves raw results
+    and ready answers. policy: a name of its versions, or "none". worker: number of this process; each has a spool.
+    told: called with host and port when requests are answered.
+    Raises SettingsError for an address beyond this machine without a token.
+    """
+    settings = app.settings.serve
+    _require_token(settings)
+    folder = app.home.index(index)
+    version = load_manifest(folder)
+    retrieval = _retrieval(app, learned)
+    app.home.run(run).mkdir(parents=True, exist_ok=True)
+    spool = Spool(
+        app.home.run(run) / f"spool-{worker}", bytes_max=settings.spool_mib_max * MIB, sync=settings.spool_sync
+    )
+    client = connect_async(
+        app.connections.elasticsearch, connections=CONNECTIONS, timeout_seconds=settings.search_timeout_ms / 1000
+    )
+    forwarder = Forwarder(spool, run, app.connections.kafka, app.settings.delivery)
+    start = TailStart(
+        home=str(app.home.root.absolute()),
+        index=index,
+        run=learned,
+        policy=policy if learned else "none",
+        variables=app.worker_environment(),
+    )
+    service: Service
+
+    def shadow(query: str, context: Context) -> None:
+        note_shadow(service, query, context)
+
+    policies = Policies(start, app.home.run(learned or run), version.name, settings, shadow)
+    service = Service(
+        run=run,
+        index=version,
+        settings=settings,
+        searcher=AsyncSearcher(client, _form(version), retrieval),
+        policies=policies,
+        spool=spool,
+        forwarder=forwarder,
+        draining=[],
+    )
+    try:
+        # Kafka may be away: then the topics are made when it is back, and events wait on disk.
+        try:
+            await asyncio.to_thread(begin_live, app, run)
+        except SearchloopError as error:
+            log.warning("serving without Kafka for now: %s", error)
+        forwarder.start()
+        await policies.look()
+        await _answer(service, told)
+    finally:
+        policies.close()
+        forwarder.stop(settings.drain_seconds)
+        spool.close()
+        await client.close()
+
+
+async def _answer(service: Service, told: Callable[[str, int], None]) -> None:
+    settings, policies = service.settings, service.policies
+    runner = web.AppRunner(make_application(service), access_log=None, keepalive_timeout=30.0)
+    await runner.setup()
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    door = _listen(settings)
+    inner = runner.server
+    assert inner is not None
+    server = await loop.create_server(lambda: SlowClients(inner(), settings.read_seconds), sock=door)
+    following = asyncio.create_task(policies.follow())
+    told(*door.getsockname()[:2])
+    try:
+        await ended.wait()
+    finally:
+        service.draining.append(True)
+        following.cancel()
+        server.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        # What is under way is answered; idle connections are closed.
+        await inner.shutdown(settings.drain_seconds)
+        await runner.cleanup()
+
+
+def make_application(service: Service) -> web.Application:
+    """Return the application with its routes and guards."""
+    settings = service.settings
+    application = web.Application(
+        middlewares=[origin_guard(settings.origins), errors, token_guard(settings.token)],
+        client_max_size=settings.body_kib_max * 1024,
+    )
+    application[SERVICE] = service
+    for route in ROUTES:
+        for method in route.methods:
+            application.router.add_route(method, route.path, route.handler)
+    application.router.add_get("/openapi.json", describe)
+    return application
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    try:
+        return socket.create_server((settings.host, settings.port), reuse_port=True, backlog=1024)
+    except OSError as error:
+        raise SettingsError(
+            f"serve.port: expected an address to listen on, got {settings.host}:{settings.port} ({error.strerror}). "
+            "Choose another: --port N, or 0 for a free one"
+        ) from error
+
+
+def _require_token(settings: ServeSettings) -> None:
+    if settings.host not in LOOPBACK and not settings.token:
+        raise SettingsError(
+            f"serve.host: expected a token for an address beyond this machine ({settings.host}), got none. Set "
+            "SEARCHLOOP_SERVE__TOKEN, or listen on 127.0.0.1 behind your own gateway"
+        )
+
+
+def _form(version: IndexVersion) -> QueryForm:
+    return OwnForm(version.name) if version.attached is None else AttachedForm(version.attached)
+
+
+def _retrieval(app: App, learned: str) -> RetrievalSettings:
+    """Return the search settings that the policy has learned with."""
+    if not learned:
+        return app.settings.retrieval
+    from infra.app.run_settings import read_run_settings
+
+    return read_run_settings(app.home.run(learned)).settings.retrieval
