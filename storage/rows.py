@@ -35,22 +35,9 @@ from storage.columns import (
 from storage.entries import Entry, dead_letter
 from storage.traffic_rows import feedback, impression_outcomes, impressions, user_actions
 from streams.codec import content_sha256
-from streams.events import (
-    DeadLetter,
-    DevScore,
-    Event,
-    Feedback,
-    Generation,
-    Impression,
-    ImpressionOutcome,
-    PolicyVersion,
-    Request,
-    Reward,
-    Update,
-    UserAction,
-    fates_of,
-)
+from streams.events import DeadLetter, DevScore, Event, Generation, PolicyVersion, Request, Reward, Update, fates_of
 from streams.records import Received
+from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 Tables = dict[str, pa.Table]  # table name → rows
 T = TypeVar("T")

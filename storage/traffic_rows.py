@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from storage.columns import NUMBERS, Built, Columns, booleans, floats, integers, maps, places, runs_of, strings, structs
-from streams.events import Feedback, Impression, ImpressionOutcome, UserAction
 from streams.records import Received
+from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 
 def feedback(records: list[Received], events: list[Feedback]) -> Built:

@@ -16,20 +16,17 @@ from streams.events import (
     DeadLetter,
     DevScore,
     Event,
-    Feedback,
     Generation,
-    Impression,
-    ImpressionOutcome,
     MonitorState,
     PolicyVersion,
     Request,
     Reward,
     StageWindow,
     Update,
-    UserAction,
     VersionWindow,
     WindowEvent,
 )
+from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 FOREVER = -1
 WEEK_MS = 7 * 24 * 3600 * 1000

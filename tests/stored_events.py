@@ -7,17 +7,13 @@ from collections.abc import Iterable
 
 from streams.codec import content_sha256, encode_event
 from streams.events import (
-    Action,
     Completion,
     Context,
     DevScore,
     DevSet,
     Event,
-    Feedback,
     Generation,
     Hit,
-    Impression,
-    ImpressionOutcome,
     Outcome,
     PolicyRef,
     PolicyVersion,
@@ -25,13 +21,12 @@ from streams.events import (
     Request,
     Reward,
     Sampling,
-    Shown,
     Update,
-    UserAction,
 )
 from streams.ids import group_id
 from streams.records import Received
 from streams.topics import BY_EVENT, topic_name, version_name
+from streams.traffic_events import Action, Feedback, Impression, ImpressionOutcome, Shown, UserAction
 
 RUN = "test"
 GROUP = 8

@@ -238,6 +238,11 @@ class App:
         }
         return variables | ({"SEARCHLOOP_CONFIG": str(self.config.absolute())} if self.config else {})
 
+    @property
+    def private(self) -> dict[str, str]:
+        """The variables that were taken out of the environment, for a child that gets them through a pipe."""
+        return dict(self._private)
+
     @cached_property
     def installation(self) -> str:
         """Return the id of this home; its indexes carry the id on every cluster.

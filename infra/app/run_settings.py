@@ -37,6 +37,7 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
             partitions=settings.settings.kafka.partitions, replication=settings.settings.kafka.replication
         ),
         elasticsearch=type(settings.settings.elasticsearch)(),
+        serve=type(settings.settings.serve)(),
         vllm=msgspec.structs.replace(
             settings.settings.vllm, url="", api_key="", api_key_file="", ca_certs="", home="", allow_insecure=False
         ),

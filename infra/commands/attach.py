@@ -62,7 +62,7 @@ search_options = as_one(
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_context
 def attach(context: click.Context, wanted: Wanted, name: str | None, as_json: bool) -> None:
-    """Stand beside an index that you have already, with your own search.
+    """Attach an index that you have already, with your own search.
 
     \b
     INDEX is an index, an alias or a data stream. Nothing is written to your cluster, and the right to read is enough.
@@ -73,10 +73,9 @@ def attach(context: click.Context, wanted: Wanted, name: str | None, as_json: bo
 
     \b
     Example:
-      SEARCHLOOP_ELASTICSEARCH__URL=https://search.example.org:9200 \\
-      SEARCHLOOP_ELASTICSEARCH__API_KEY_FILE=key.txt \\
       searchloop attach products --name shop --template search.json --title name --text description --attributes specs
       searchloop train --recipe leser --index shop
+    The address and the key of your cluster: SEARCHLOOP_ELASTICSEARCH__URL and SEARCHLOOP_ELASTICSEARCH__API_KEY_FILE.
     """
     from infra.app.attaching import attach_index
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import click
 
 from infra.app.app import App
 from infra.app.progress import progress
+from infra.services.private_variables import piped
 
 
 @click.command()
@@ -58,7 +60,7 @@ def serve(
     if port is not None:
         app = app.with_changes("--port", {"serve": {"port": port}})
     if workers > 1:
-        _serve_in_many(workers)
+        _serve_in_many(app, workers)
         return
     with progress() as report, app.running_services(report) as running:
         if learned is None and policy != "none":
@@ -81,17 +83,22 @@ def serve(
         )
 
 
-def _serve_in_many(workers: int) -> None:
+def _serve_in_many(app: App, workers: int) -> None:
     """Run this command once more for each worker; they share the port. The first end, or a signal, ends all."""
     arguments = sys.argv[1:]
     at = arguments.index("--workers") if "--workers" in arguments else -1
     if at >= 0:
         del arguments[at : at + 2]
     arguments = [each for each in arguments if not each.startswith("--workers=")]
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "infra.cli", *arguments, "--worker", str(number)])
-        for number in range(1, workers + 1)
-    ]
+    environment, line = piped(os.environ | app.private)
+    processes = []
+    for number in range(1, workers + 1):
+        command = [sys.executable, "-m", "infra.cli", *arguments, "--worker", str(number)]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(line)
+        process.stdin.close()
+        processes.append(process)
     try:
         for process in processes:
             process.wait()

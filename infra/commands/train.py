@@ -29,6 +29,7 @@ class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
     recipe: str
     index: str
     queries: Path | None
+    traffic: str | None
     held_out: Path | None
     dev_queries: Path | None
     dev_qrels: Path | None
@@ -51,6 +52,9 @@ data_options = as_one(
         "--queries",
         type=click.Path(path_type=Path),
         help="Training queries (JSONL). Default: queries generated from the index.",
+    ),
+    click.option(
+        "--traffic", metavar="RUN", help="Train on the queries that people asked in this run of live traffic."
     ),
     click.option("--held-out", type=click.Path(path_type=Path), help="Queries (JSONL) to keep out of all training."),
     click.option(
@@ -102,6 +106,7 @@ def train(
     \b
     Example:
       searchloop train --recipe leser --index shop --updates 400
+      searchloop train --recipe leser --index shop --traffic live --run leser-live
       searchloop train --prefer-from relsum-shop-0 --run relsum-shop-0-dpo
     """
     app: App = context.obj
@@ -121,6 +126,7 @@ def train(
 def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> None:
     from infra.recipes.files import recipe_path
     from infra.recipes.recipe import NewRun
+    from infra.runs.asked import asked_queries
     from infra.runs.dev import DevFiles
     from infra.runs.training_runs import train_run
     from search_env.catalogue.corpora import load_queries
@@ -128,8 +134,15 @@ def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> N
     app = app.with_recipe(recipe_path(data.recipe))
     # Check the input files before any service starts.
     left_out = load_queries(data.held_out) if data.held_out else []
-    if data.queries is not None:
-        load_queries(data.queries)
+    queries = data.queries
+    if data.traffic is not None:
+        if queries is not None:
+            raise click.UsageError(
+                "--traffic: expected a command without --queries, got both. Leave one of the two out"
+            )
+        queries = asked_queries(app.home, data.traffic, run=run)
+    if queries is not None:
+        load_queries(queries)
     known = app.home.index(data.index)
     read_judged(
         data.dev_queries,
@@ -143,7 +156,7 @@ def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> N
     with progress() as report, app.running_services(report) as running:
         summary = train_run(
             running,
-            NewRun(run=run, index=data.index, seed=data.seed, queries_file=data.queries, held_out=left_out),
+            NewRun(run=run, index=data.index, seed=data.seed, queries_file=queries, held_out=left_out),
             recipe=data.recipe_name,
             updates=data.updates or app.settings.train.updates,
             report=report,

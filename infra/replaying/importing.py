@@ -24,10 +24,11 @@ from streams.clients import connect_producer, partitions_of
 from streams.clock import now_ms
 from streams.codec import encode_event
 from streams.delivery import Outbox
-from streams.events import Context, Event, Feedback, Request
+from streams.events import Context, Event, Request
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, TOPICS, topic_name
+from streams.traffic_events import Feedback
 
 AT_ONCE = 1000
 

@@ -16,6 +16,8 @@ from infra.runs.kept_checkpoints import read_head, read_kept
 from infra.runs.living import living_workers
 from infra.services.errors import ServiceError
 from learner.batches import BatchSettings
+from search_env.feedback.snapshots import FeedbackError
+from search_env.feedback.worker import read_positions
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
@@ -90,7 +92,7 @@ def prove(
         raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
     if odd := _no_files(folder):
         return unreadable(run, kafka=topics is not None, known=Circumstances(head=None, found=odd))
-    known = _circumstances(folder, run, working=working)
+    known = msgspec.structs.replace(_circumstances(folder, run, working=working), joined=_joined(folder))
     log, found, foreign = open_for_proof(folder)
     known = msgspec.structs.replace(known, found=(*known.found, *found), foreign=foreign)
     if log is None:
@@ -172,6 +174,14 @@ def _circumstances(folder: RunFolder, run: str, *, working: bool) -> Circumstanc
         working=working,
         found=(*found, *wrong),
     )
+
+
+def _joined(folder: RunFolder) -> dict[tuple[str, int], int] | None:
+    """Return how far the run's joiner has read; None if there is none, or if its state is damaged."""
+    try:
+        return read_positions(folder) or None
+    except (FeedbackError, OSError):
+        return None
 
 
 def _known_run(run: str, terms: RunTerms) -> KnownRun:

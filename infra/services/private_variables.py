@@ -21,6 +21,7 @@ TABLES = {
     "environment": ("KAFKA", "ELASTICSEARCH"),
     "learner": ("KAFKA",),
     "evaluator": ("KAFKA", "ELASTICSEARCH"),
+    "joiner": ("KAFKA",),
     "sink": ("KAFKA",),
     "monitor": ("KAFKA",),
 }

@@ -21,14 +21,15 @@ from infra.serving.policies import Policies
 from infra.serving.settings import ServeSettings
 from search_env.engine.errors import EngineUnavailable, RetrievalError
 from search_env.engine.index import IndexVersion
-from search_env.serving.choosing import RAW, Choice, choose, probabilities
+from search_env.serving.choosing import RAW, Chosen, choose, probabilities
 from streams.clock import now_ms
 from streams.codec import encode_event
-from streams.events import Context, Event, Impression, Request, Shown
+from streams.events import Context, Event, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
 from streams.inputs.values import read_id
 from streams.spool import Spool, Spooled, SpoolFull
 from streams.topics import BY_EVENT
+from streams.traffic_events import Impression, Shown
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ async def snippet(request: web.Request) -> web.Response:
     return web.Response(text=text, content_type="text/javascript", headers={"cache-control": "public, max-age=3600"})
 
 
-async def _choice(service: Service, query: str, impression_id: str, helped: object) -> tuple[Choice, Words]:
+async def _choice(service: Service, query: str, impression_id: str, helped: object) -> tuple[Chosen, Words]:
     """Return what a query is answered with. helped: "auto", "raw", or the name of a version that has answered it."""
     by_policy: Mapping[str, Words] = service.policies.answers.of(query)
     tail = service.policies.tail
@@ -217,14 +218,14 @@ async def _choice(service: Service, query: str, impression_id: str, helped: obje
         if words is not None:
             by_policy = {**by_policy, tail.policy: words}
     if helped == "raw":
-        return Choice(RAW, 1.0, {RAW: 1.0}), ()
+        return Chosen(RAW, 1.0, {RAW: 1.0}), ()
     if helped != AUTO:
         if helped not in by_policy:
             known = ", ".join(sorted(by_policy)) or "none yet"
             raise Wrong(
                 404, f"helped: auto, raw, or a version that has answered this query ({known})", str(helped)[:100]
             )
-        return Choice(str(helped), 1.0, {str(helped): 1.0}), by_policy[str(helped)]
+        return Chosen(str(helped), 1.0, {str(helped): 1.0}), by_policy[str(helped)]
     preference = service.settings.preference
     scores = {RAW: 0.0, **{policy: preference for policy, words in by_policy.items() if words}}
     offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)

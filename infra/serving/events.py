@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from streams.events import Impression, Shown, UserAction
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
 from streams.inputs.values import read_id, read_time_ms
+from streams.traffic_events import Impression, Shown, UserAction
 
 NAME_CHARACTERS_MAX = 100
 HITS_MAX = 1_000
@@ -38,6 +38,8 @@ def read_event(event: Any, *, now_ms: int) -> Impression | UserAction:
 
 def read_batch(body: bytes) -> list[Any]:
     """Return the events of a request: one object, a list of them, or JSON lines. Raises Refused."""
+    if not body.strip():
+        raise Refused("expected JSON: an event, a list of events, or one a line; got an empty body")
     try:
         found = msgspec.json.decode(body)
     except msgspec.DecodeError:

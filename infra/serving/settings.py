@@ -21,6 +21,7 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         SecretText,
         describe("Token that each request must carry, as `Authorization: Bearer TOKEN`. Empty: none is asked for."),
     ] = ""
+    token_file: Annotated[str, describe("Path of a file that holds token, which then stays empty.")] = ""
     origins: Annotated[
         tuple[str, ...],
         describe(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from search_env.feedback.snapshots import FeedbackError
-from streams.events import Impression, ImpressionOutcome, UserAction
+from streams.traffic_events import Impression, ImpressionOutcome, UserAction
 
 ACTIONS = "actions."
 

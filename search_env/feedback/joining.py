@@ -60,8 +60,9 @@ from search_env.feedback.outcomes import (
     LeftOutImpression,
 )
 from search_env.feedback.snapshots import HeldAction, HeldImpression, JoinState, decode_state, encode_state
-from streams.events import Impression, ImpressionOutcome, Position, UserAction
+from streams.events import Position
 from streams.inputs.values import TIME_MS_MAX
+from streams.traffic_events import Impression, ImpressionOutcome, UserAction
 
 _IMPRESSION, _ACTION = 0, 1  # At one time, an impression is decided before actions.
 _BY_OUTCOME = (BEFORE_IMPRESSION, IN_WINDOW)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from search_env.feedback.attribution import AFTER_WINDOW, BEFORE_IMPRESSION, ORPHAN
-from streams.events import Impression, ImpressionOutcome, Position, UserAction
+from streams.events import Position
+from streams.traffic_events import Impression, ImpressionOutcome, UserAction
 
 NOT_SHOWN = "not_shown"
 TOO_LATE = "too_late"

@@ -13,7 +13,8 @@ import msgspec
 from search_env.feedback.attribution import JoinSettings
 from search_env.feedback.outcomes import JoinCounts
 from streams.errors import SearchloopError
-from streams.events import Impression, Position, UserAction
+from streams.events import Position
+from streams.traffic_events import Impression, UserAction
 
 VERSION = "join/1"
 DIGEST_BYTES = 32

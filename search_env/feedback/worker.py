@@ -26,7 +26,7 @@ from streams.clients import connect_consumer, connect_producer, follow_partition
 from streams.codec import decode, encode_event
 from streams.delivery import Outbox, known_position, poll
 from streams.errors import EventError
-from streams.events import DeadLetter, Event, Impression, ImpressionOutcome, UserAction
+from streams.events import DeadLetter, Event
 from streams.kafka_errors import told
 from streams.lag import end_offsets, records_behind
 from streams.locks import only_one
@@ -34,6 +34,7 @@ from streams.merging import Merger
 from streams.posts import Post
 from streams.records import Received
 from streams.topics import BY_EVENT, topic_name
+from streams.traffic_events import Impression, ImpressionOutcome, UserAction
 from streams.whole_file import write_file
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ HELD_MAX = 20_000  # Records of one partition that wait for another partition's.
 VERSION = 1
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True, tag=VERSION, tag_field="version"):
+class KeptJoin(msgspec.Struct, frozen=True, kw_only=True, tag=VERSION, tag_field="version"):
     """The file of a join. positions: next offset by topic and partition. join: a snapshot. unsent: (partition, event).
 
     The unsent decisions are sent after the file is written, and again after a crash.
@@ -122,7 +123,7 @@ def _until(
 class _Work:
     """A join, and the decisions that were not sent yet."""
 
-    def __init__(self, post: Post, path: Path, kept: Kept | None, settings: JoinSettings, outbox: Outbox) -> None:
+    def __init__(self, post: Post, path: Path, kept: KeptJoin | None, settings: JoinSettings, outbox: Outbox) -> None:
         self.joiner = Joiner.restore(kept.join) if kept else Joiner(settings)
         self.positions = {(topic, partition): offset for topic, partition, offset in kept.positions} if kept else {}
         self._unsent = list(kept.unsent) if kept else []
@@ -194,7 +195,7 @@ class _Work:
 
     def _keep(self) -> None:
         positions = [(topic, partition, offset) for (topic, partition), offset in sorted(self.positions.items())]
-        kept = Kept(positions=positions, join=self.joiner.snapshot(), unsent=self._unsent)
+        kept = KeptJoin(positions=positions, join=self.joiner.snapshot(), unsent=self._unsent)
         write_file(self._path, msgspec.msgpack.encode(kept))
         self._dirty = False
 
@@ -226,9 +227,9 @@ def read_positions(folder: Path) -> dict[tuple[str, int], int]:
     return {(topic, partition): offset for topic, partition, offset in kept.positions} if kept else {}
 
 
-def _read_state(path: Path) -> Kept | None:
+def _read_state(path: Path) -> KeptJoin | None:
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=Kept)
+        return msgspec.msgpack.decode(path.read_bytes(), type=KeptJoin)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:

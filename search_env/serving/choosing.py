@@ -16,7 +16,7 @@ RAW = ""
 """The choice of the raw results; the other choices are the names of policy versions."""
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """What was chosen, the probability of it, and of every choice."""
 
     policy: str
@@ -43,7 +43,7 @@ def probabilities(scores: Mapping[str, float], *, epsilon: float, temperature: f
     return {name: floor + (1 - epsilon) * weight / total for name, weight in zip(names, weights, strict=True)}
 
 
-def choose(impression_id: str, offered: Mapping[str, float]) -> Choice:
+def choose(impression_id: str, offered: Mapping[str, float]) -> Chosen:
     """Return the choice for an impression: a function of its id, drawn with the given probabilities."""
     draw = int.from_bytes(hashlib.sha256(impression_id.encode()).digest()[:7], "big") / 2**56  # In [0, 1).
     names = sorted(offered)
@@ -51,6 +51,6 @@ def choose(impression_id: str, offered: Mapping[str, float]) -> Choice:
     for name in names:
         reached += offered[name]
         if draw < reached:
-            return Choice(name, offered[name], dict(offered))
+            return Chosen(name, offered[name], dict(offered))
     last = max(names, key=lambda name: offered[name])  # Rounding: the sum may stay below the draw.
-    return Choice(last, offered[last], dict(offered))
+    return Chosen(last, offered[last], dict(offered))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.events import Feedback, Impression, UserAction
+from streams.traffic_events import Feedback, Impression, UserAction
 
 
 def as_live(search: Feedback, *, logged_ms: int) -> tuple[Impression, list[UserAction]]:

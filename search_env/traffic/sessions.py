@@ -16,12 +16,12 @@ import msgspec
 
 from search_env.traffic.limits import SEARCH_BYTES_MAX, SEARCH_ROWS_MAX, UNREADABLE, clean_name, refused, require_kind
 from streams.errors import InputError
-from streams.events import Action, Feedback, Shown
 from streams.inputs.counts import Counted
 from streams.inputs.csv_rows import csv_rows
 from streams.inputs.files import InputFile
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 from streams.inputs.values import ID_BYTES_MAX, RANK_MAX, join_ids, read_id, read_rank
+from streams.traffic_events import Action, Feedback, Shown
 
 COLUMNS = ["session_id", "query", "rank0", "doc_id", "clicked"]
 WITHOUT = ("without_session", "without_query", "without_document", "repeated", "beyond", UNREADABLE)

@@ -14,11 +14,11 @@ from typing import Any
 from search_env.traffic.limits import UNREADABLE, refused, require_kind
 from search_env.traffic.ubi_application import ApplicationLog, ApplicationSummary
 from streams.errors import SettingsError
-from streams.events import Feedback
 from streams.inputs.counts import Counted
 from streams.inputs.files import InputFile
 from streams.inputs.json_rows import json_objects
 from streams.inputs.values import read_id
+from streams.traffic_events import Feedback
 
 Row = dict[str, Any]
 

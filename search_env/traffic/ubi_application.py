@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from search_env.traffic.limits import SEARCH_ROWS_MAX, UNREADABLE, VISITOR_CHARACTERS_MAX, clean_name
-from streams.events import Action, Feedback, Shown
 from streams.inputs.counts import Counted
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 from streams.inputs.values import join_ids, read_id, read_rank, read_time_ms
+from streams.traffic_events import Action, Feedback, Shown
 
 IMPRESSION = "impression"
 CLICKS = frozenset({"click", "item_click"})

@@ -28,6 +28,7 @@ from storage.verification.embedded import embedded_findings
 from storage.verification.ending import ending_findings
 from storage.verification.gradients import gradient_row
 from storage.verification.identities import foreign_generations, identity_findings
+from storage.verification.joins import join_findings
 from storage.verification.metrics import metric_findings
 from storage.verification.modes import mode_of, unseen_by
 from storage.verification.partitions import Held, partition_rows
@@ -62,6 +63,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     updates: the number of updates that the run was to make, None if unknown. terms: the limits of its refusals, None if
     unknown. working: whether a worker of the run is alive.
     found: findings from earlier reading. foreign: objects in the ledger that are not searchloop's.
+    joined: the positions of the run's joiner; None if it has none, or cannot be read.
     """
 
     head: Head | None
@@ -71,6 +73,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     working: bool = False
     found: Sequence[Finding] = ()
     foreign: Sequence[str] = ()
+    joined: Mapping[tuple[str, int], int] | None = None
 
 
 def verify_log(
@@ -140,6 +143,7 @@ class _Proof:
         self._add("the names", lambda: identity_findings(log))
         self._add("what records hold of others", lambda: embedded_findings(log))
         self._add("the metrics", lambda: metric_findings(log))
+        self._add("the outcomes of impressions", lambda: join_findings(log, self._known.joined))
         if kept is not None:
             self._add("the checkpoints", lambda: checkpoint_findings(log, kept, chain))
         working = self._known.working or log.live

@@ -43,10 +43,11 @@ from storage.ledger import LEDGER, build_batch
 from storage.sink import Sink
 from streams.codec import decode, encode_event
 from streams.errors import DeliveryError, EventError, InputError, SearchloopError, SettingsError
-from streams.events import DeadLetter, Feedback, Position
+from streams.events import DeadLetter, Position
 from streams.record_batches import BatchBuilder, body_of, read_records
 from streams.records import Received
 from streams.resending import prepare_resending
+from streams.traffic_events import Feedback
 from tests.stored_events import policy, small_run
 
 TESTS = Path(__file__).parents[1]

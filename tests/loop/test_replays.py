@@ -25,9 +25,10 @@ from storage.recorded import Limits
 from streams.clients import connect_producer, create_topics
 from streams.delivery import Outbox
 from streams.errors import DeliveryError, SettingsError
-from streams.events import Feedback, Request
+from streams.events import Request
 from streams.stopping import Stop
 from streams.topics import version_name
+from streams.traffic_events import Feedback
 from tests.loop.conftest import SMALL, UPDATES, quiet
 from tests.pages import commands_in
 

@@ -31,10 +31,10 @@ from storage.log import open_log
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_producer, create_topics, existing_topics
 from streams.errors import InputError, SettingsError
-from streams.events import Feedback
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
+from streams.traffic_events import Feedback
 from tests.commands import ROOT, environment
 from tests.stored_events import small_run
 

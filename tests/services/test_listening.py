@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import zlib
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
 import msgspec
 from kafka import TopicPartition
 
@@ -17,21 +19,25 @@ from infra.app.app import App
 from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.runs.listening import begin_live, listen
+from infra.runs.verification import verify_run
 from infra.services.local import Endpoints
 from search_env.feedback.attribution import DAY_MS, HOUR_MS, JoinSettings
 from search_env.feedback.worker import STATE_FILE, read_positions
 from storage.archive import ArchiveSettings
+from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import SinkSettings
+from storage.verification.joins import join_findings
 from streams.clients import connect_producer, partitions_of
 from streams.codec import decode, encode_event
 from streams.delivery import Outbox
-from streams.events import DeadLetter, Impression, ImpressionOutcome, Shown, UserAction
+from streams.events import DeadLetter
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.records import Received
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, topic_name
+from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
 from tests.commands import command, environment
 from tests.kafka_cluster import wait_until
 
@@ -179,3 +185,63 @@ def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_eac
     assert {row["impression_id"]: row["ids"] for row in rows} == expected(impressions, actions)
     assert sum(read_positions(app.home.run(run)).values()) == len(doubled)
     assert (app.home.run(run) / STATE_FILE).exists()
+
+
+TAMPERINGS = {
+    "an outcome is changed": (
+        "UPDATE impression_outcomes SET actions = [] WHERE final AND record_offset = (SELECT min(record_offset) FROM "
+        "impression_outcomes WHERE final AND len(actions) > 0)",
+        None,
+    ),
+    "an outcome is doubled with another content": (
+        "INSERT INTO impression_outcomes BY NAME SELECT * REPLACE (record_offset + 1000000 AS record_offset, [] AS "
+        "actions) FROM impression_outcomes WHERE final AND len(actions) > 0 LIMIT 1",
+        "different final outcomes",
+    ),
+    "a propensity is raised": (
+        "UPDATE impression_outcomes SET action_propensity = 1.0 WHERE final AND record_offset < 3",
+        "differs from every record of that impression",
+    ),
+    "a click is invented": (
+        "UPDATE impression_outcomes SET actions = list_append(actions, {'action_id': 'bought', 'kind': 'click', "
+        "'document_id': shown[1].document_id, 'at_ms': at_ms}) WHERE final AND record_offset < 3",
+        "no record holds it so",
+    ),
+    "a click counts twice": (
+        "UPDATE impression_outcomes SET actions = (SELECT any_value(actions) FROM impression_outcomes WHERE final AND "
+        "len(actions) > 0) WHERE final AND len(actions) = 0",
+        "counts for",
+    ),
+    "an outcome is lost": (
+        "DELETE FROM impression_outcomes WHERE at_ms = (SELECT min(at_ms) FROM impression_outcomes WHERE final)",
+        "but it has no final outcome",
+    ),
+}
+
+
+def test_a_tampered_outcome_is_found(tmp_path: Path, local_services: Endpoints, unique_name: str) -> None:
+    app, run = app_of(tmp_path, local_services), unique_name
+    begin_live(app, run)
+    impressions, actions = traffic(seed=4)
+    write(app, run, sorted([*impressions[:300], *actions[:200]], key=lambda each: each.at_ms))
+    listen(app, run, until_read=True, stop=Stop(), report=lambda _: None)
+    folder = app.home.run(run)
+    joined = read_positions(folder)
+    with open_log(folder) as log:
+        assert join_findings(log, joined) == []
+    for name, (sql, said) in TAMPERINGS.items():
+        copy = tmp_path / "copy"
+        copy.mkdir(exist_ok=True)
+        shutil.copy(folder / LEDGER, copy / LEDGER)
+        with duckdb.connect(str(copy / LEDGER)) as connection:
+            connection.execute(sql)
+        with open_log(copy) as log:
+            found = [each.what for each in join_findings(log, joined)]
+        if said is not None:
+            assert any(said in each for each in found), (name, found)
+    account = verify_run(app, run, rebuild=True, offline=False)
+    assert (account.verdict, account.findings) == ("sound", ())
+    with duckdb.connect(str(folder / LEDGER)) as connection:
+        connection.execute(TAMPERINGS["an outcome is changed"][0])
+    account = verify_run(app, run, rebuild=True, offline=False)
+    assert account.verdict == "broken", "its row differs from its record"

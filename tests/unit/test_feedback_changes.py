@@ -9,7 +9,8 @@ from search_env.feedback.attribution import JoinSettings
 from search_env.feedback.changes import OutcomeChange, OutcomeChanges, what_changed
 from search_env.feedback.joining import Joiner
 from search_env.feedback.snapshots import FeedbackError
-from streams.events import Impression, ImpressionOutcome, Position, Shown, UserAction
+from streams.events import Position
+from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
 
 LAMP = Impression(impression_id="i", query_id="q", query="lamp", shown=(Shown(document_id="a", rank=1),), at_ms=100)
 

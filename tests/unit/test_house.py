@@ -48,6 +48,7 @@ SPEAKS_TO_KAFKA = {
     "learner.following",
     "learner.intake",
     "learner.workers",
+    "search_env.feedback.worker",
     "search_env.workers",
     "storage.recorded",
     "storage.workers",

@@ -22,7 +22,8 @@ from search_env.feedback.outcomes import (
 )
 from search_env.feedback.snapshots import FeedbackError, decode_state, encode_state
 from streams.errors import SettingsError
-from streams.events import Impression, ImpressionOutcome, Position, Shown, UserAction
+from streams.events import Position
+from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
 
 Event = Impression | UserAction
 Record = tuple[Event, Position]

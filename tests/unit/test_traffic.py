@@ -16,8 +16,8 @@ from search_env.traffic.ubi import read_ubi
 from search_env.traffic.ubi_application import ApplicationSummary
 from streams.codec import RECORD_BYTES_MAX, encode_event
 from streams.errors import InputError, SettingsError
-from streams.events import Action, Feedback, Shown
 from streams.inputs.values import read_time_ms
+from streams.traffic_events import Action, Feedback, Shown
 
 
 def event(
