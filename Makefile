@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
+.PHONY: browser setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -40,8 +40,14 @@ $(VLLM)/.ready: infra/vllm/requirements.lock
 demo: setup  ## The loop on a generated catalogue: real Kafka, real Elasticsearch, and a report
 	$(BIN)/searchloop demo
 
+# The browser tests drive the system's own browser. As root on Debian it is installed here; elsewhere the tests say how.
+browser:  ## Install Chromium for the browser tests, if it is missing
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } || \
+	  echo "no browser: install chromium for tests/browser" >&2
+
 # Two at a time, a file to each: each has services of its own. Most tests wait more than they compute.
-test: setup  ## Every test, on real services
+test: setup browser  ## Every test, on real services
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 fast: setup  ## The tests that need no service, under two minutes

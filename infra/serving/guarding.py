@@ -14,6 +14,9 @@ from streams.secrets import reveal
 OPEN = frozenset({"/health", "/ready", "/openapi.json", "/snippet.js"})
 """The paths that need no token: they tell nothing of the shop."""
 
+FROM_PAGE = "from_page"
+"""Marks a request that a page of an allowed origin has sent; a page cannot keep a token."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -22,7 +25,7 @@ def token_guard(token: str) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if token and request.path not in OPEN and request.method != "OPTIONS":
+        if token and request.path not in OPEN and not request.get(FROM_PAGE) and request.method != "OPTIONS":
             given = request.headers.get("authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, f"Bearer {reveal(token)}".encode()):
                 return web.json_response(
@@ -35,12 +38,18 @@ def token_guard(token: str) -> Any:
 
 
 def origin_guard(origins: tuple[str, ...]) -> Any:
-    """Return a middleware that lets pages of these origins send events, and no other request."""
+    """Return a middleware that lets pages of these origins, and of the server's own, send events, and nothing else."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = request.headers.get("origin", "")
-        allowed = origin in origins and request.path == "/events"
+        ours = origin in origins or origin == f"{request.scheme}://{request.host}"
+        allowed = bool(origin) and ours and request.path == "/events"
+        if origin and not ours and request.method != "OPTIONS":
+            said = {"error": "not allowed", "expected": "an origin in serve.origins", "got": origin[:200]}
+            return web.json_response(said, status=403)
+        if allowed:
+            request[FROM_PAGE] = True
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             answer: web.StreamResponse = web.Response(status=204 if allowed else 403)
         else:

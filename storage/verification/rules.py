@@ -46,6 +46,14 @@ RULES = {
         f"{EVERY}; the hash: {BYTES}",
     ),
     "first in the log wins": Rule("the first reward of a group answers its first generation"),
+    # People.
+    "one outcome an impression": Rule(
+        "an impression that was read, and whose window has ended, has one final outcome, or a dead letter",
+        f"{EVERY}; a lost one: with the joiner's state",
+    ),
+    "an action counts once": Rule(
+        "an action counts for at most one impression, which showed its document, and is no dead letter then"
+    ),
     # Identities.
     "ids are functions of the log": Rule("a group's id is computed from its request's place; one request, one group"),
     "sources are in the log": Rule("the request that a generation answers is in the log"),

@@ -64,8 +64,8 @@ def test_every_setting_that_sounds_like_a_secret_is_one() -> None:
         "kafka.ssl_key_password",
         "elasticsearch.api_key",
         "elasticsearch.password",
-        "serve.token",
         "vllm.api_key",
+        "serve.token",
     )
 
 

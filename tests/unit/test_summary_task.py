@@ -33,7 +33,7 @@ from learner.objectives import ObjectiveSettings
 from learner.policy_settings import PolicySettings, TinySettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
-from search_env.engine.index import IndexVersion, _SavedDocuments
+from search_env.engine.index import IndexVersion, SavedDocuments
 from search_env.models.crossencoder import CrossEncoderSettings
 from search_env.queries.judged_lists import ListSettings
 from search_env.relsum.environment import RelsumEnvironmentSettings
@@ -79,7 +79,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     home = Home(tmp_path_factory.mktemp("home"))
     folder = home.index("small")
     folder.mkdir(parents=True)
-    saved = _SavedDocuments(folder)
+    saved = SavedDocuments(folder)
     count = sum(1 for _ in saved.keep(demo_catalogue(DemoSettings(products=150))))
     saved.accept(IndexVersion(name="small-1", alias="small", documents=count, sha256=saved.sha256.hexdigest()))
     app = App(home, settings=SETTINGS)
