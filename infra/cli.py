@@ -59,6 +59,7 @@ GROUPS = {
     "Serve and listen": {
         "serve": ("serve", "Serve search results over HTTP, and take events."),
         "listen": ("listen", "Join what people saw with what they did, and store both."),
+        "what-changed": ("changes", "Show what late events altered in outcomes."),
     },
     "Measure": {
         "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),

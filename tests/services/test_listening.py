@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -183,6 +184,19 @@ def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_eac
             "SELECT impression_id, list_transform(actions, lambda a: a.action_id) AS ids FROM final_outcomes"
         )
     assert {row["impression_id"]: row["ids"] for row in rows} == expected(impressions, actions)
+    changed = json.loads(
+        subprocess.run(
+            command(tmp_path, "what-changed", "--run", run, "--json"), env=variables, capture_output=True, check=True
+        ).stdout
+    )
+    provisional: dict[str, ImpressionOutcome] = {}
+    with open_log(app.home.run(run)) as log:
+        for _, outcome in log.events(ImpressionOutcome):
+            if not outcome.final:
+                provisional[outcome.impression.impression_id] = outcome
+    ids = {name: [action.action_id for action in outcome.actions] for name, outcome in provisional.items()}
+    assert changed["altered"] == sum(expected(impressions, actions)[name] != before for name, before in ids.items())
+    assert changed["altered"] + changed["unaltered"] == len(ids) > 0
     assert sum(read_positions(app.home.run(run)).values()) == len(doubled)
     assert (app.home.run(run) / STATE_FILE).exists()
 
