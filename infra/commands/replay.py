@@ -15,7 +15,7 @@ from infra.app.interrupts import interrupts
 from infra.app.progress import progress
 from infra.commands.results import show_result
 from infra.commands.times import moment_ms
-from infra.commands.traffic import import_sessions, import_ubi
+from infra.commands.traffic import export_ubi, import_sessions, import_ubi
 from storage.recorded import Limits
 from streams.clock import now_ms
 from streams.replay import parse_speed
@@ -284,3 +284,4 @@ def _limits(text: str, option: str) -> Limits:
 
 replay.add_command(import_ubi)
 replay.add_command(import_sessions)
+replay.add_command(export_ubi)

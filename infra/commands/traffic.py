@@ -93,3 +93,29 @@ def import_sessions(
     click.echo(", ".join(f"{name} {value}" for name, value in found.items() if not isinstance(value, dict)))
     if summary.left_out.total:
         warn(f"{file}: {summary.left_out.total:,} rows were left out: {summary.left_out.told()}")
+
+
+@click.command(name="export-ubi")
+@click.option("--run", "run_name", required=True, help="Run whose impressions and actions are written.")
+@click.option(
+    "--queries", required=True, type=click.Path(path_type=Path), help="New file of queries (NDJSON); .gz compresses it."
+)
+@click.option(
+    "--events", required=True, type=click.Path(path_type=Path), help="New file of events (NDJSON); .gz compresses it."
+)
+@click.pass_obj
+def export_ubi(app: App, run_name: str, queries: Path, events: Path) -> None:
+    """Write a run's impressions and actions as User Behavior Insights (UBI 1.3), from its ledger.
+
+    \b
+    Each impression and each action is written once. Policy and propensities stand under query_attributes. The files
+    must not exist; they are whole or absent.
+
+    \b
+    Example:
+      searchloop replay export-ubi --run live --queries queries.ndjson.gz --events events.ndjson.gz
+    """
+    from infra.replaying.exporting import export_ubi as export
+
+    count = export(app.home.existing_run(run_name), queries=queries, events=events)
+    click.echo(f"{count.queries:,} queries in {queries}, {count.events:,} events in {events}")

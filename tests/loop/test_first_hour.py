@@ -128,7 +128,8 @@ def test_an_engineers_first_hour(owner: Elasticsearch, engineer: Engineer, tmp_p
     assert sorted({row["query"] for row in rows_of}) == sorted({*asked, "mug"})
     assert {row["done"] for row in rows_of if row["query"] == "mug"} == {4}, "the snippet's clicks and views"
     assert {row["action_propensity"] for row in rows_of} == {1.0}
-    assert json.loads(engineer.calls("verify", "--run", "live", "--json"))["verdict"] == "sound"
+    (account,) = json.loads(engineer.calls("verify", "--run", "live", "--json"))
+    assert (account["verdict"], account["findings"]) == ("sound", [])
 
     summary = json.loads(
         engineer.calls("train", "--index", "shop", "--traffic", "live", "--run", LEARNED, "--updates", "2", "--json")
