@@ -520,6 +520,9 @@ def test_every_table_is_filled_column_by_column() -> None:
             record(version(9, status="retired"), 9),
             record(dev_score(9), 0),
             record(feedback(0), 0),
+            record(impression(0), 0),
+            record(user_action(0), 0),
+            record(impression_outcome(0), 0),
             record(letter, 0),
         ]
     )
