@@ -26,6 +26,7 @@ class AsyncSearcher:
         self.client = client
         self.form = form
         self.settings = settings
+        self.trouble = ""  # Why no search may be answered now.
         self._filter = form.answer_filter.replace("responses.", "")
 
     async def search(self, query: str, expansions: Sequence[str], *, size: int) -> Ranking:
@@ -33,6 +34,8 @@ class AsyncSearcher:
 
         Raises EngineUnavailable if the engine is away or too slow, RetrievalError if it refuses.
         """
+        if self.trouble:
+            raise EngineUnavailable(self.trouble)
         bodies = expanded_bodies(self.form, query, expansions, self.settings, size=size)
         found = await asyncio.gather(*map(self._one, bodies))
         if len(found) == 1:

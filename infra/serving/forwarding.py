@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import zlib
+from collections.abc import Callable
 
 from kafka import KafkaProducer
 
@@ -24,7 +25,11 @@ PAUSE_SECONDS = 1.0
 class Forwarder:
     """Sends what a spool holds to a run's topics, and moves the spool's position when Kafka has it."""
 
-    def __init__(self, spool: Spool, run: str, kafka: KafkaSettings, delivery: DeliverySettings) -> None:
+    def __init__(
+        self, spool: Spool, run: str, kafka: KafkaSettings, delivery: DeliverySettings, prepare: Callable[[], None]
+    ) -> None:
+        """prepare: makes the run's topics; called whenever Kafka is found, because it may be away at the start."""
+        self._prepare = prepare
         self._spool = spool
         self._run = run
         self._kafka = kafka
@@ -50,6 +55,7 @@ class Forwarder:
             last = self._stop.is_set()
             try:
                 if producer is None:
+                    self._prepare()
                     producer = connect_producer(self._kafka, client_id=f"{self._run}-serve")
                 while self._send_some(producer):
                     pass

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -21,8 +22,9 @@ from infra.serving.openapi import ROUTES, describe
 from infra.serving.policies import Policies
 from infra.serving.settings import ServeSettings
 from infra.serving.tail import TailStart
-from search_env.engine.attachments import AttachedForm
+from search_env.engine.attachments import LOOK_SECONDS, AttachedForm, require_types
 from search_env.engine.client import connect_async
+from search_env.engine.errors import EngineUnavailable
 from search_env.engine.forms import OwnForm, QueryForm
 from search_env.engine.index import IndexVersion, load_manifest
 from search_env.engine.searching import RetrievalSettings
@@ -59,7 +61,9 @@ async def serve(
     client = connect_async(
         app.connections.elasticsearch, connections=CONNECTIONS, timeout_seconds=settings.search_timeout_ms / 1000
     )
-    forwarder = Forwarder(spool, run, app.connections.kafka, app.settings.delivery)
+    # One process makes the topics; the others' events wait until they are there.
+    prepare = partial(begin_live, app, run) if worker == 1 else _nothing
+    forwarder = Forwarder(spool, run, app.connections.kafka, app.settings.delivery, prepare)
     start = TailStart(
         home=str(app.home.root.absolute()),
         index=index,
@@ -84,19 +88,43 @@ async def serve(
         draining=[],
     )
     try:
-        # Kafka may be away: then the topics are made when it is back, and events wait on disk.
-        try:
-            await asyncio.to_thread(begin_live, app, run)
-        except SearchloopError as error:
-            log.warning("serving without Kafka for now: %s", error)
         forwarder.start()
         await policies.look()
+        watching = asyncio.create_task(_watch_index(app, service))
         await _answer(service, told)
+        watching.cancel()
     finally:
         policies.close()
         forwarder.stop(settings.drain_seconds)
         spool.close()
         await client.close()
+
+
+async def _watch_index(app: App, service: Service) -> None:
+    """Look for ever whether an attached index is as it was: a search of a missing field finds nothing, silently."""
+    if service.index.attached is None:
+        return
+    attachment = service.index.attached
+
+    def look() -> None:
+        with contextlib.closing(app.engine()) as client:
+            require_types(client, attachment)
+
+    while True:
+        try:
+            await asyncio.to_thread(look)
+            service.searcher.trouble = ""
+        except EngineUnavailable as error:
+            if str(error) != service.searcher.trouble:
+                log.error("searches stop: %s", error)
+            service.searcher.trouble = str(error)
+        except SearchloopError as error:
+            log.warning("the attached index could not be looked at: %s", error)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 async def _answer(service: Service, told: Callable[[str, int], None]) -> None:
