@@ -138,7 +138,9 @@ def test_an_engineers_first_hour(owner: Elasticsearch, engineer: Engineer, tmp_p
     with open_log(Home(engineer.home).run(LEARNED)) as log:
         trained_on = {row["query"] for row in log.rows("SELECT DISTINCT query FROM rewards")}
     assert trained_on & set(asked), "people's queries train"
-    with engineer.serves("--learned", LEARNED, SEARCHLOOP_SERVE__TAIL_BUDGET_MS="10000") as server:
+    with engineer.serves(
+        "--learned", LEARNED, "--policy", "latest", SEARCHLOOP_SERVE__TAIL_BUDGET_MS="10000"
+    ) as server:
         words = server.get("/expand?query=steel+mug")[1]
         version = server.get("/ready")[1]["policy"]
         assert set(words["offered"]) <= {"", version}
