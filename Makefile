@@ -43,7 +43,7 @@ demo: setup  ## The loop on a generated catalogue: real Kafka, real Elasticsearc
 # The browser tests drive the system's own browser. As root on Debian it is installed here; elsewhere the tests say how.
 browser:  ## Install Chromium for the browser tests, if it is missing
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } || \
+	  apt-get -qq -o Acquire::Retries=3 update && DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends chromium >/dev/null; } || \
 	  echo "no browser: install chromium for tests/browser" >&2
 
 # Two at a time, a file to each: each has services of its own. Most tests wait more than they compute.
