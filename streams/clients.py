@@ -16,6 +16,7 @@ from streams.doors import addresses, explain_silence, kafka_context, refused_log
 from streams.errors import DeliveryError, SettingsError
 from streams.group_ownership import require_own_group
 from streams.kafka_errors import asked
+from streams.kafka_python import forget_coordinators
 from streams.kafka_settings import KafkaSettings
 from streams.producers import Producer
 from streams.provisioning import Provisioned, delete_made, provision
@@ -24,7 +25,6 @@ from streams.tls import guard_plain
 from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
 EARLIEST = -2  # Kafka's own code for a partition's beginning in ListOffsets.
-COORDINATOR_SECONDS = 30.0
 METADATA_SECONDS = 10  # The time until a client notices a topic's new partition; the default is 5 minutes.
 ATTEMPT_SECONDS = 3.0  # After waiting this long for a broker, we find out why there is none.
 
@@ -228,17 +228,15 @@ def committed_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartitio
     """Return the offsets that a consumer group has committed.
 
     Waits while the broker still elects the group's coordinator: the first group of a new cluster has none yet.
-    Raises KafkaError if that takes longer than `COORDINATOR_SECONDS`.
+    Raises DeliveryError if that takes longer than `PATIENCE_SECONDS` of `kafka_errors`.
     """
-    deadline = time.monotonic() + COORDINATOR_SECONDS
-    while True:
-        try:
-            found = admin.list_group_offsets({group: None}).get(group, {})
-            return {item: int(committed.offset) for item, committed in found.items()}
-        except KafkaError as error:
-            if not error.retriable or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+
+    def ask() -> dict[TopicPartition, int]:
+        forget_coordinators(admin)
+        found = admin.list_group_offsets({group: None}).get(group, {})
+        return {item: int(committed.offset) for item, committed in found.items()}
+
+    return asked(f"could not read the offsets of the consumer group {group!r}", ask)
 
 
 def follow_partitions(consumer: KafkaConsumer, topics: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from streams.errors import DeliveryError
 from streams.kafka_errors import asked
+from streams.kafka_python import forget_coordinators
 
 
 def require_own_group(
@@ -25,7 +26,12 @@ def require_own_group(
     topics: the topics that it is to read. committed: the partitions of which it has committed offsets.
     Raises DeliveryError if the group belongs to somebody else.
     """
-    described = asked(f"could not inspect the consumer group {group!r}", lambda: admin.describe_groups([group]))
+
+    def describe() -> Mapping[str, Any]:
+        forget_coordinators(admin)
+        return admin.describe_groups([group])  # type: ignore[no-any-return]
+
+    described = asked(f"could not inspect the consumer group {group!r}", describe)
     reason = why_not_ours(described.get(group, {}), topics, committed)
     if reason:
         raise DeliveryError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import MemberState
 
@@ -28,6 +28,17 @@ def poll_records(
     except NoOffsetForPartitionError:
         consumer.begin_where_nothing_is_committed()
         return {}
+
+
+def forget_coordinators(admin: KafkaAdminClient) -> None:
+    """Let an admin client ask anew which broker coordinates a group.
+
+    It remembers the answer, also when that broker says that it is not the coordinator any more. After a broker had
+    died, each question about a group was refused for as long as the client lived.
+    """
+    coordinators: Any = getattr(getattr(getattr(admin, "_manager", None), "cluster", None), "_coordinators", None)
+    if coordinators:
+        coordinators.clear()
 
 
 def joining_ms(consumer: KafkaConsumer) -> int:
