@@ -24,12 +24,12 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import psutil
 from elasticsearch import Elasticsearch
 from elasticsearch.helpers import parallel_bulk
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra.app.home import Home
+from infra.runs.living import living_workers
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
 from search_env.engine.client import ElasticsearchSettings, connect
@@ -101,21 +101,19 @@ class Watched:
         began = time.time()
         process = subprocess.Popen(command(home, *arguments), cwd=ROOT, env=environment(endpoints))
         while process.poll() is None:
-            self._look(process.pid, arguments[0])
+            self._look(home, process.pid, arguments[0])
             time.sleep(0.2)
         self.seconds = time.time() - began
         if process.returncode:
             raise SystemExit(f"attached: {arguments[0]} ended with status {process.returncode}")
 
-    def _look(self, pid: int, verb: str) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for each in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess, OSError, StopIteration):
-                    words = each.cmdline()
-                    role = words[words.index("run") + 1] if "run" in words and each.pid != pid else verb
-                    lines = Path(f"/proc/{each.pid}/status").read_text().splitlines()
-                    peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
-                    self.peaks[role] = max(self.peaks.get(role, 0), peak)
+    def _look(self, home: Path, pid: int, verb: str) -> None:
+        found = {verb: pid} | {role: each for _, role, each in living_workers(Home(home).runs)}
+        for role, each in found.items():
+            with contextlib.suppress(OSError, StopIteration):
+                lines = Path(f"/proc/{each}/status").read_text().splitlines()
+                peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+                self.peaks[role] = max(self.peaks.get(role, 0), peak)
 
 
 def main() -> None:

@@ -26,8 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from kafka import TopicPartition
 
@@ -36,6 +34,7 @@ from infra.app.home import Home
 from infra.app.indexing import index_corpus
 from infra.app.progress import progress
 from infra.recipes.files import recipe_path
+from infra.runs.living import living_workers
 from infra.services.local import Endpoints, LocalServices
 from infra.services.settings import LocalSettings
 from search_env.catalogue.generated import demo_catalogue
@@ -103,13 +102,11 @@ def training(home: Path, endpoints: Endpoints, updates: int) -> Iterator[dict[st
     killed = {"learner": 0, "sink": 0}
 
     def kill() -> None:
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                words = worker.cmdline()
-                for role in killed:
-                    if words[-4:] and role in words:
-                        worker.kill()
-                        killed[role] += 1
+        for _, role, pid in living_workers(Home(home).runs):
+            if role in killed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed[role] += 1
 
     try:
         with repeated(15.0, kill):
