@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -16,7 +17,8 @@ from infra.app.app import App
 from infra.app.progress import progress
 from infra.commands.options import as_one, exclude, fields, need
 from infra.commands.score import say_scored, score_run_files
-from search_env.catalogue.corpora import Ranking, load_qrels, read_run
+from search_env.catalogue.corpora import Ranking, load_qrels, rank_by_score, read_run
+from search_env.engine.reranking import reordered
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
 from storage.evaluation.measures import KNOWN, MEASURES
@@ -75,6 +77,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True):
     relevance_of: str | None
     queries: Path | None
     top: int
+    ranker: int
     scores_out: Path | None
 
 
@@ -103,6 +106,14 @@ scoring_options = as_one(
         default=EvaluationSettings().relevance_depth,
         show_default=True,
         help="With --relevance-of: number of documents to score per ranking.",
+    ),
+    click.option(
+        "--ranker",
+        type=click.IntRange(0, 1000),
+        default=0,
+        show_default=True,
+        help="With --relevance-of: number of first documents that the model orders, as a ranker behind the search, in "
+        "tables of their own. 0: no ranker.",
     ),
     click.option(
         "--scores-out",
@@ -157,6 +168,7 @@ def evaluate(
     Example:
       searchloop evaluate raw.run policy.run --qrels qrels.tsv --baseline raw.run
       searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance-of shop --queries q.jsonl
+      searchloop evaluate policy.run --qrels qrels.tsv --relevance-of shop --queries q.jsonl --ranker 100
       searchloop evaluate raw.run policy.run --relevance-of shop --queries q.jsonl --scores-out scores.run
     """
     _check_options(context, qrels_file, scoring)
@@ -172,19 +184,34 @@ def evaluate(
     for name, run in runs.items():
         _check(name, run, qrels, qrels_file)
     relevance = _relevance(context.obj, files, scoring)
+    baseline = str(baseline_file) if baseline_file else None
     with progress() as report:
         evaluation = evaluate_runs(
-            runs,
-            qrels,
-            baseline=str(baseline_file) if baseline_file else None,
-            relevance=relevance,
-            settings=settings,
-            progress=report,
+            runs, qrels, baseline=baseline, relevance=relevance, settings=settings, progress=report
         )
+        behind = None
+        if scoring.ranker and relevance is not None:
+            ordered = {name: _behind_ranker(run, relevance, scoring.ranker) for name, run in runs.items()}
+            behind = evaluate_runs(
+                ordered, qrels, baseline=baseline, relevance=relevance, settings=settings, progress=report
+            )
     if as_json:
-        click.echo(to_json(evaluation, per_query=per_query))
-    else:
-        print_evaluation(evaluation, Console())
+        click.echo(to_json(evaluation, per_query=per_query, behind=behind))
+        return
+    print_evaluation(evaluation, Console())
+    if behind is not None:
+        click.echo(f"\nbehind the ranker, which orders the first {scoring.ranker} documents")
+        print_evaluation(behind, Console())
+
+
+def _behind_ranker(run: Scores, relevance: Scores, depth: int) -> Scores:
+    """Return a run with the first documents of each query in the order of their relevance."""
+    found = {}
+    for query, scores in run.items():
+        ranking = rank_by_score(list(scores), list(scores.values()))
+        first = [1.0 + relevance[query][document] for document in ranking.ids[:depth]]
+        found[query] = reordered(ranking, first)
+    return _by_document(found)
 
 
 def _check_options(context: click.Context, qrels_file: Path | None, scoring: ScoringOptions) -> None:
@@ -211,17 +238,32 @@ def _relevance(app: App, files: Sequence[Path], scoring: ScoringOptions) -> Scor
 def _score(app: App, files: Sequence[Path], scoring: ScoringOptions) -> dict[str, Ranking]:
     assert scoring.relevance_of is not None and scoring.queries is not None  # `_check_options` has refused the others.
     return score_run_files(
-        app, files, index=scoring.relevance_of, queries=scoring.queries, top=scoring.top, out=scoring.scores_out
+        app,
+        files,
+        index=scoring.relevance_of,
+        queries=scoring.queries,
+        top=max(scoring.top, scoring.ranker),
+        out=scoring.scores_out,
     )
 
 
-def to_json(evaluation: Evaluation, *, per_query: bool = False) -> str:
-    """Return the evaluation as JSON with sorted keys: the same evaluation always gives the same bytes."""
-    value = msgspec.to_builtins(evaluation)
+def to_json(evaluation: Evaluation, *, per_query: bool = False, behind: Evaluation | None = None) -> str:
+    """Return the evaluation as JSON with sorted keys: the same evaluation always gives the same bytes.
+
+    behind: the evaluation behind a ranker, under the key `behind_ranker`.
+    """
+    value = _value(evaluation, per_query=per_query)
+    if behind is not None:
+        value["behind_ranker"] = _value(behind, per_query=per_query)
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted")).decode()
+
+
+def _value(evaluation: Evaluation, *, per_query: bool) -> dict[str, Any]:
+    value: dict[str, Any] = msgspec.to_builtins(evaluation)
     if not per_query:
         for run in value["runs"]:
             del run["per_query"]
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted")).decode()
+    return value
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
