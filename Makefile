@@ -16,11 +16,12 @@ help:  ## Say what each target does
 setup: $(VENV)/.ready  ## Make .venv with everything in it, and the command .venv/bin/searchloop
 
 # Compiled at once: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each process would take 30 s to import.
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock tests/oracles.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"searchloop needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r tests/oracles.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 

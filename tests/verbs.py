@@ -69,17 +69,21 @@ class Verb:
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def end(self, number: signal.Signals) -> float:
-        """Send the signal, check everything that is promised of the end, and return how many seconds it took."""
+    def end(self, number: signal.Signals, code: int | None = None) -> float:
+        """Send the signal, check everything that is promised of the end, and return how many seconds it took.
+
+        code: the expected exit status. Default: 128 + number, with `stopped` as the last line.
+        """
         children = psutil.Process(self.pid).children(recursive=True)
         began = time.monotonic()
         os.kill(self.pid, number)
         self._process.join(30)
         seconds = time.monotonic() - began
-        assert self._process.exitcode == 128 + number, (self._process.exitcode, self.said())
+        expected = 128 + number if code is None else code
+        assert self._process.exitcode == expected, (self._process.exitcode, self.said())
         assert seconds < ENDED_SECONDS, f"{seconds:.1f} s: {self.said()}"
         last = self.said().strip().splitlines()[-1]
-        assert last == "stopped" or last.startswith(CUT_OFF), last
+        assert code == 0 or last == "stopped" or last.startswith(CUT_OFF), last
         assert "Traceback" not in self.said()
         _, alive = psutil.wait_procs(children, timeout=2)
         assert not alive, [each.cmdline() for each in alive]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import zlib
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 1_000
 PAUSE_SECONDS = 1.0
+LOOK_SECONDS = 0.05
 
 
 class Forwarder:
@@ -35,6 +37,7 @@ class Forwarder:
         self._kafka = kafka
         self._delivery = delivery
         self._stop = threading.Event()
+        self._left = threading.Event()  # The spool may belong to another process now.
         self._partitions: dict[str, int] = {}
         self.trouble = ""  # The last failure; "" while records go through.
         self.sent = 0
@@ -45,9 +48,18 @@ class Forwarder:
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Send what there is, for at most so long, and end. What stays is sent by the next server."""
+        """Send what there is, for at most so long, and end. What stays is sent by the next server.
+
+        While Kafka is away, this does not wait: the events are safe on disk.
+        """
         self._stop.set()
-        self._thread.join(seconds)
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and self._spool.waiting_bytes and not self.trouble:
+            if time.monotonic() >= deadline:
+                break
+            self._thread.join(LOOK_SECONDS)
+        self._left.set()
+        self._thread.join(LOOK_SECONDS)
 
     def _work(self) -> None:
         producer: KafkaProducer | None = None
@@ -77,6 +89,8 @@ class Forwarder:
             producer.close()
 
     def _send_some(self, producer: KafkaProducer) -> bool:
+        if self._left.is_set():
+            return False
         records, place = self._spool.read(AT_ONCE)
         if not records:
             return False
@@ -89,6 +103,8 @@ class Forwarder:
                 value=record.value,
             )
         outbox.flush()
+        if self._left.is_set():
+            return False
         self._spool.done(place)
         self.sent += len(records)
         return True

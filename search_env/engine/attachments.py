@@ -23,6 +23,7 @@ from search_env.engine.forms import Body, Boosted
 from search_env.engine.marked_query import Marked, fill
 
 ID = "_id"
+OBJECTS = frozenset({"object", "nested"})
 LOOK_SECONDS = 30.0
 _STATE = "responses.status,responses.error,responses.timed_out,responses._shards.failed"
 _TIE_BREAKER = 0.3
@@ -138,7 +139,9 @@ def require_types(client: Elasticsearch, attachment: Attachment) -> None:
     """Raise EngineUnavailable if a field of an attachment has another type now, or is gone."""
     if not attachment.types:
         return
-    found = field_types(client, attachment.index, list(attachment.types))
+    # The engine tells an object only beside the fields within it.
+    within = [f"{name}.*" for name, kind in attachment.types.items() if kind in OBJECTS]
+    found = field_types(client, attachment.index, [*attachment.types, *within])
     for name, before in attachment.types.items():
         if found.get(name, "missing") != before:
             raise EngineUnavailable(

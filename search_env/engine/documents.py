@@ -193,12 +193,21 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else str(value) if isinstance(value, int | float) else ""
 
 
+def _leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values within an object by their dotted paths; an object of attributes may hold groups of them."""
+    for key, each in value.items():
+        if isinstance(each, Mapping):
+            yield from _leaves(each, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", each
+
+
 def _attributes(field: str, value: Any) -> dict[str, Any]:
     """Return the attributes in one field: a value, values by key, or a list of pairs such as {name, value}."""
     if value is None:
         return {}
     if isinstance(value, Mapping):
-        return {str(key): each for key, each in value.items() if not isinstance(each, Mapping)}
+        return dict(_leaves(value))
     if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
         found: dict[str, Any] = {}
         for each in value:

@@ -102,6 +102,8 @@ UNANSWERED = {
     "replay load": "replay load --run streamed --into asked",
     "replay import-sessions": "replay import-sessions {clicks} --into clicks",
     "demo": "demo",
+    "attach": "attach products --name shop",
+    "listen": "listen --run heard",
 }
 # Each verb that works on files alone, or reads one before anything else, with a file that never comes. The run
 # `unread` has no settings yet, and the index `unread` no documents.
@@ -117,14 +119,17 @@ UNWRITTEN = {
     "rebuild": "rebuild --run unread",
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "report of a version": "report --run unread --policy 1",
+    "what-changed": "what-changed --run unread",
     "replay reproduce": "replay reproduce --run unread",
 }
 # What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
 AT_ONCE = {"down", "evaluate"}
+# What answers until a signal, and then ends well, whatever its services do.
+SERVERS = {"serve": "serve --index small --policy none --port 0"}
 
 
 def test_every_verb_that_waits_is_looked_at_here() -> None:
-    looked_at = {name.split()[0] for name in (*UNANSWERED, *UNWRITTEN)}
+    looked_at = {name.split()[0] for name in (*UNANSWERED, *UNWRITTEN, *SERVERS)}
     assert looked_at | AT_ONCE == set(VERBS)
 
 
@@ -138,6 +143,18 @@ def test_a_service_that_never_answers_holds_no_verb(
     verb = started(app.home.root, *UNANSWERED[name].format(**files).split(), variables=variables)
     verb.await_(lambda: bool(silence.taken))
     assert verb.end(SIGNALS[number % 2]) < ENDED_SECONDS
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_ends_well_though_no_service_answers(
+    name: str, number: signal.Signals, streamed: tuple[App, Prepared], silence: Silence, started: Start
+) -> None:
+    app, _ = streamed
+    nowhere = Endpoints(kafka=f"127.0.0.1:{silence.port}", elasticsearch=f"http://127.0.0.1:{silence.port}")
+    verb = started(app.home.root, *SERVERS[name].split(), variables=environment(nowhere, SMALL))
+    verb.await_(lambda: bool(silence.taken) and "http://" in verb.said())
+    assert verb.end(number, code=0) < ENDED_SECONDS
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(UNWRITTEN)), ids=UNWRITTEN)

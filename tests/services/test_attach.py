@@ -222,6 +222,23 @@ def test_a_mapping_without_source_is_read_from_stored_fields_and_doc_values(
             attach(reader, tmp_path, **options, title="hidden")
 
 
+def test_attributes_in_an_object_stay_the_fields_that_they_were(
+    owner: Elasticsearch, reader: App, tmp_path: Path
+) -> None:
+    specs = {"properties": {"colour": {"type": "keyword"}, "size": {"properties": {"cm": {"type": "integer"}}}}}
+    with made_index(owner, "los-specs", {"properties": {"name": {"type": "text"}, "specs": specs}}) as name:
+        document = {"name": "red mug", "specs": {"colour": "red", "size": {"cm": 9}}}
+        owner.index(index=name, id="1", document=document, refresh=True)
+        attach(reader, tmp_path, index=name, id_field="_id", template=None, title="name", attributes=("specs",))
+        folder = reader.home.index("shop")
+        assert load_documents(folder, sample=True)[0].metadata["attributes"] == {"colour": "red", "size.cm": 9}
+        with (
+            contextlib.closing(reader.engine()) as client,
+            contextlib.closing(open_searcher(client, folder, RetrievalSettings())) as searcher,
+        ):
+            assert searcher.search_many(["mug"], size=10)[0].ids == ["1"], "the fields are looked at before"
+
+
 def test_two_indexes_with_one_id_give_it_once(owner: Elasticsearch, reader: App, tmp_path: Path) -> None:
     mapping = {"properties": {"name": {"type": "text"}}}
     with made_index(owner, "los-a", mapping) as one, made_index(owner, "los-b", mapping) as two:

@@ -1,0 +1,113 @@
+"""Confidence sequences: intervals that hold at all times at once, so that looking after every impression is allowed.
+
+`bounded_sequence` holds for any values in a known range, with no assumption on their distribution (the predictable
+plug-in empirical-Bernstein sequence; Waudby-Smith and Ramdas, JRSS B 2023, theorem 2). `mean_difference` compares two
+arms by their means and variances, and holds asymptotically (Robbins' normal mixture with estimated variances;
+Waudby-Smith et al., Annals of Statistics 2024).
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import EvaluationError
+
+Floats = npt.NDArray[np.float64]
+
+BET_MAX = 0.5  # Larger bets gain on distributions without variance alone.
+
+
+class Sequence(msgspec.Struct, frozen=True, kw_only=True):
+    """An estimate after each value, with its interval: all have shape [N]. The intervals only become narrower."""
+
+    means: Floats
+    low: Floats
+    high: Floats
+
+    @property
+    def last(self) -> tuple[float, float, float]:
+        """The last estimate, and its interval."""
+        return float(self.means[-1]), float(self.low[-1]), float(self.high[-1])
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one arm: the number of its values, their mean, and their variance."""
+
+    count: int
+    mean: float
+    variance: float
+
+    @classmethod
+    def of(cls, values: Floats) -> Arm:
+        """Return the facts of these values, [N]."""
+        if not len(values):
+            return cls(count=0, mean=0.0, variance=0.0)
+        return cls(
+            count=len(values),
+            mean=float(values.mean()),
+            variance=float(values.var(ddof=1)) if len(values) > 1 else 0.0,
+        )
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """The difference of two arms' means. low and high are infinite while an arm has too few values."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bounded_sequence(values: Floats, *, low: float, high: float, alpha: float = 0.05) -> Sequence:
+    """Return the confidence sequence of the mean of values in [low, high], taken in their order.
+
+    values: [N]. alpha: probability that any of the intervals misses the mean.
+    Raises EvaluationError if a value lies outside the range or is no number.
+    """
+    if not len(values):
+        raise EvaluationError("expected at least one value, got none")
+    if not (np.all(values >= low) and np.all(values <= high)):  # A NaN fails both.
+        raise EvaluationError(f"expected values from {low:g} to {high:g}, got {values.min():g} to {values.max():g}")
+    scaled = (values - low) / (high - low)
+    counts = np.arange(1, len(scaled) + 1)
+    means = (0.5 + np.cumsum(scaled)) / (counts + 1)
+    variances = (0.25 + np.cumsum(np.square(scaled - means))) / (counts + 1)
+    means_before = np.concatenate([[0.5], means[:-1]])
+    variances_before = np.concatenate([[0.25], variances[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (variances_before * counts * np.log1p(counts))), BET_MAX)
+    spent = np.square(scaled - means_before) * (
+        -np.log1p(-bets) - bets
+    )  # 4 (x - μ)² ψ(λ), ψ(λ) = (-log(1 - λ) - λ) / 4
+    staked = np.cumsum(bets)
+    centres = np.cumsum(bets * scaled) / staked
+    reach = (math.log(2 / alpha) + np.cumsum(spent)) / staked
+    span = high - low
+    return Sequence(
+        means=low + span * np.cumsum(scaled) / counts,
+        low=low + span * np.maximum.accumulate(np.maximum(centres - reach, 0.0)),
+        high=low + span * np.minimum.accumulate(np.minimum(centres + reach, 1.0)),
+    )
+
+
+def mean_difference(treated: Arm, control: Arm, *, alpha: float = 0.05, expected: int = 5_000) -> Difference:
+    """Return the difference of means (treated - control) with an interval that holds at all times.
+
+    expected: the number of values at which the interval should be narrowest, relative to a fixed-time one.
+    """
+    value = treated.mean - control.mean
+    if min(treated.count, control.count) < 2:
+        return Difference(value=value, low=-math.inf, high=math.inf)
+    count = treated.count + control.count
+    squared = treated.variance / treated.count + control.variance / control.count
+    tuning = mixture_scale(alpha, expected)
+    grown = count * tuning**2 + 1
+    reach = math.sqrt(squared * 2 * grown / (count * tuning**2) * math.log(math.sqrt(grown) / alpha))
+    return Difference(value=value, low=value - reach, high=value + reach)
+
+
+def mixture_scale(alpha: float, expected: int) -> float:
+    """Return ρ of the normal mixture that makes the interval narrowest at `expected` values."""
+    return math.sqrt((-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / expected)
