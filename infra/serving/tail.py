@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -158,6 +160,7 @@ def _open(start: TailStart) -> None:
     """Open everything that an answer needs, in the process."""
     global _run, _opened, _neighbours, _version
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The server ends this process.
+    end_with_parent()
     os.environ.update(start.variables)
     from pathlib import Path
 
@@ -181,6 +184,18 @@ def _refresh(policy: str) -> None:
 
     folder, manifest = find_version(_run.folder.checkpoints, policy)
     _version.refresh(folder, manifest.policy)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent is gone: the pool's own pipe stays open then, and the process would stay."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _expand(query: str) -> tuple[Helped, Context]:
