@@ -62,6 +62,7 @@ def impression_outcomes(records: list[Received], events: list[ImpressionOutcome]
             {"action_id": pa.string(), "kind": pa.string(), "document_id": pa.string(), "at_ms": pa.int64()},
         ),
         "final": booleans(e.final for e in events),
+        "bot": strings(e.bot or "" for e in events),
         "made_at_ms": integers(e.made_at_ms for e in events),
     }
 

@@ -26,6 +26,7 @@ from streams.topic_plans import TopicPlan, plan_derived_topics, plan_topics
 
 EARLIEST = -2  # Kafka's own code for a partition's beginning in ListOffsets.
 METADATA_SECONDS = 10  # The time until a client notices a topic's new partition; the default is 5 minutes.
+HOUR_MS = 3_600_000
 ATTEMPT_SECONDS = 3.0  # After waiting this long for a broker, we find out why there is none.
 
 
@@ -183,7 +184,11 @@ def create_topics(
     Raises TakenError (a DeliveryError) if a topic is not this run's, and DeliveryError if a topic does not fit.
     """
     plans = plan_topics(
-        run, partitions=settings.partitions, replication=settings.replication, retention_ms=retention_ms
+        run,
+        partitions=settings.partitions,
+        replication=settings.replication,
+        retention_ms=retention_ms,
+        live_ms=settings.live_retention_hours * HOUR_MS,
     )
     return list(provisioned(settings, plans, run=run, folder=folder, known=known).names)
 

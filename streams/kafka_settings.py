@@ -79,6 +79,14 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(ge=1, le=7),
         describe("Copies of every partition, on as many brokers. 1 loses records if its broker loses its disk."),
     ] = 1
+    live_retention_hours: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=876_000),
+        describe(
+            "Hours for which Kafka keeps what people saw and did, in topics that are made from now on. At least "
+            "join.window_ms + join.lateness_ms."
+        ),
+    ] = 168
     session_timeout_seconds: Annotated[
         float,
         msgspec.Meta(ge=6, le=300),

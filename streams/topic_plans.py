@@ -12,7 +12,7 @@ from kafka import codec
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 from streams.events import DeadLetter
-from streams.topics import DERIVED, FOREVER, TOPICS, topic_name
+from streams.topics import DERIVED, FOREVER, TOPICS, Topic, topic_name
 
 BATCH_OVERHEAD_BYTES = 64 * 1024  # max.message.bytes also counts a record's key, headers and batch.
 # By default Kafka refuses records from more than an hour ahead: a worker with a wrong clock could write nothing.
@@ -94,8 +94,19 @@ def insync_min(replication: int) -> int:
     return replication // 2 + 1
 
 
-def plan_topics(run: str, *, partitions: int, replication: int, retention_ms: int | None = None) -> list[TopicPlan]:
-    """Return the topics of a run's log. retention_ms: replaces each topic's own retention."""
+def plan_topics(
+    run: str, *, partitions: int, replication: int, retention_ms: int | None = None, live_ms: int | None = None
+) -> list[TopicPlan]:
+    """Return the topics of a run's log.
+
+    retention_ms: replaces each topic's own retention. live_ms: else replaces that of the topics of live traffic.
+    """
+
+    def kept_ms(topic: Topic) -> int:
+        if retention_ms is not None:
+            return retention_ms
+        return live_ms if topic.live and live_ms is not None else topic.retention_ms
+
     return [
         TopicPlan(
             name=topic_name(run, topic.kind),
@@ -104,7 +115,7 @@ def plan_topics(run: str, *, partitions: int, replication: int, retention_ms: in
             partitioned=topic.partitioned,
             replication=replication,
             bytes_max=LETTER_BYTES_MAX if topic.event is DeadLetter else RECORD_BYTES_MAX,
-            retention_ms=topic.retention_ms if retention_ms is None else retention_ms,
+            retention_ms=kept_ms(topic),
         )
         for topic in TOPICS
     ]

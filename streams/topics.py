@@ -38,7 +38,8 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     kind: the part of the name after the run. key: the record's key, from the event.
     partitioned: False keeps the topic at one partition, whatever the run's setting (a total order is part of its
     meaning).
-    retention_ms: FOREVER (-1) or milliseconds.
+    retention_ms: FOREVER (-1) or milliseconds. live: it holds what people saw and did, so a setting decides on its
+    retention (kafka.live_retention_hours).
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     key: Callable[[Event], str]
     partitioned: bool
     retention_ms: int
+    live: bool = False
 
 
 class DerivedTopic(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,21 +80,37 @@ TOPICS: tuple[Topic, ...] = (
         partitioned=False,
         retention_ms=FOREVER,
     ),
-    Topic(kind="feedback", event=Feedback, key=lambda e: e.feedback_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
+    Topic(
+        kind="feedback",
+        event=Feedback,
+        key=lambda e: e.feedback_id,  # type: ignore[union-attr]
+        partitioned=True,
+        retention_ms=WEEK_MS,
+        live=True,
+    ),
     Topic(
         kind="impressions",
         event=Impression,
         key=lambda e: e.impression_id,  # type: ignore[union-attr]
         partitioned=True,
         retention_ms=WEEK_MS,
+        live=True,
     ),
-    Topic(kind="actions", event=UserAction, key=lambda e: e.impression_id, partitioned=True, retention_ms=WEEK_MS),  # type: ignore[union-attr]
+    Topic(
+        kind="actions",
+        event=UserAction,
+        key=lambda e: e.impression_id,  # type: ignore[union-attr]
+        partitioned=True,
+        retention_ms=WEEK_MS,
+        live=True,
+    ),
     Topic(
         kind="impression-outcomes",
         event=ImpressionOutcome,
         key=lambda e: e.impression.impression_id,  # type: ignore[union-attr]
         partitioned=True,
         retention_ms=WEEK_MS,
+        live=True,
     ),
     Topic(
         kind="dead-letters",

@@ -88,10 +88,12 @@ class UserAction(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="user-
 class ImpressionOutcome(msgspec.Struct, frozen=True, kw_only=True, tag="impression-outcome/1", tag_field="event"):
     """An impression and the actions that count for it, in the order of their times, then ids.
 
-    final: the outcome never changes again. Each impression has exactly one final outcome.
+    final: the outcome never changes again. Each impression has exactly one final outcome. bot: why the impression is a
+    bot's, so that it trains nothing; absent for a person's. A provisional outcome has the mark of its time.
     """
 
     impression: Impression
     actions: tuple[UserAction, ...]
     final: bool
     made_at_ms: int = 0
+    bot: str | msgspec.UnsetType = msgspec.UNSET

@@ -140,6 +140,11 @@ class Home(msgspec.Struct, frozen=True):
         """Base policies, such as smollm2, each unpacked once."""
         return self.root / "policies"
 
+    @property
+    def people(self) -> Path:
+        """The key and the table of secrets behind the pseudonyms of clients and sessions."""
+        return self.root / "people"
+
     def index(self, name: str) -> IndexFolder:
         """Return the folder of everything made from one corpus. Raises SettingsError if the name is not valid."""
         return IndexFolder(self.root / "indexes" / _named("index", name))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
+import socket
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from infra.app.app import App
 from infra.app.progress import progress
 from infra.services.private_variables import piped
+
+if TYPE_CHECKING:
+    from infra.serving.server import Inherited
 
 
 @click.command()
@@ -26,6 +31,7 @@ from infra.services.private_variables import piped
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 takes a free one. Default: serve.port.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
 @click.option("--worker", type=click.IntRange(1), default=1, hidden=True, help="Number of this process.")
+@click.option("--inherited", default="", hidden=True, help="Sockets that the parent process gives to this one.")
 @click.pass_obj
 def serve(
     app: App,
@@ -36,6 +42,7 @@ def serve(
     port: int | None,
     workers: int,
     worker: int,
+    inherited: str,
 ) -> None:
     """Serve search results over HTTP, raw or helped, and take the events of what people do with them.
 
@@ -59,8 +66,14 @@ def serve(
 
     if port is not None:
         app = app.with_changes("--port", {"serve": {"port": port}})
+
+    def told(host: str, at: int) -> None:
+        click.echo(
+            f"http://{host}:{at}  (index {index}, policy {policy if learned else 'none'}, events to run {run_name})"
+        )
+
     if workers > 1:
-        _serve_in_many(app, workers)
+        _serve_in_many(app, workers, lambda host, at: click.echo(f"http://{host}:{at}  ({workers} server processes)"))
         return
     with progress() as report, app.running_services(report) as running:
         if learned is None and policy != "none":
@@ -71,39 +84,55 @@ def serve(
         if learned and policy == "best" and not (running.home.run(learned).checkpoints / "BEST").exists():
             policy = "latest"
 
-        def told(host: str, at: int) -> None:
-            click.echo(
-                f"http://{host}:{at}  (index {index}, policy {policy if learned else 'none'}, events to run {run_name})"
-            )
-
         asyncio.run(
             serve_index(
-                running, index=index, run=run_name, learned=learned or "", policy=policy, worker=worker, told=told
+                running,
+                index=index,
+                run=run_name,
+                learned=learned or "",
+                policy=policy,
+                worker=worker,
+                inherited=_inherited(inherited),
+                told=told if not inherited else lambda *_: None,
             )
         )
 
 
-def _serve_in_many(app: App, workers: int) -> None:
-    """Run this command once more for each worker; they share the port. The first end, or a signal, ends all."""
+def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> None:
+    """Run this command once more for each worker, behind one port, until a signal."""
+    from infra.serving.server import open_door, require_token
+    from infra.serving.workers import Workers
+
     arguments = sys.argv[1:]
     at = arguments.index("--workers") if "--workers" in arguments else -1
     if at >= 0:
         del arguments[at : at + 2]
     arguments = [each for each in arguments if not each.startswith("--workers=")]
     environment, line = piped(os.environ | app.private)
-    processes = []
-    for number in range(1, workers + 1):
-        command = [sys.executable, "-m", "infra.cli", *arguments, "--worker", str(number)]
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        process.stdin.write(line)
-        process.stdin.close()
-        processes.append(process)
-    try:
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
+    settings = app.settings.serve
+    require_token(settings)
+    with open_door(settings) as door:
+        host, port = door.getsockname()[:2]
+
+        def command(number: int, *descriptors: int) -> list[str]:
+            given = ",".join(map(str, descriptors))
+            return [sys.executable, "-m", "infra.cli", *arguments, "--worker", str(number), "--inherited", given]
+
+        kept = Workers(
+            door,
+            command,
+            environment=environment,
+            secrets=line,
+            drain_seconds=settings.drain_seconds,
+            say=lambda said: click.echo(said, err=True),
+        )
+        asyncio.run(kept.keep(workers, ready=lambda: told(host, port)))
+
+
+def _inherited(descriptors: str) -> Inherited | None:
+    from infra.serving.server import Inherited
+
+    if not descriptors:
+        return None
+    door, parent = map(int, descriptors.split(","))
+    return Inherited(door=socket.socket(fileno=door), parent=socket.socket(fileno=parent))

@@ -80,12 +80,18 @@ def import_sessions(
     from infra.replaying.importing import import_feedback
     from search_env.catalogue.corpora import load_corpus
     from search_env.traffic.sessions import SessionFile
+    from streams.pseudonyms import Pseudonyms
 
     known = {document.id for document in load_corpus(corpus, tell=warn)} if corpus else None
     sessions = SessionFile(file, application=application, known=known)
     summary = sessions.read_through()
-    with progress() as report, app.running_services(report) as running:
-        count = import_feedback(running, sessions.read_again(), into=into, index=index, report=report)
+    with (
+        progress() as report,
+        app.running_services(report) as running,
+        Pseudonyms(running.home.people) as pseudonyms,
+    ):
+        again = sessions.read_again(lambda session: pseudonyms.of("", session)[1])
+        count = import_feedback(running, again, into=into, index=index, report=report)
     found = {"run": into, "searches": count, **summary.as_dict()}
     if as_json:
         click.echo(msgspec.json.encode(found).decode())

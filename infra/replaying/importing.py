@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
+import msgspec
 from kafka import TopicPartition
 
 from infra.app.app import App
@@ -25,6 +26,7 @@ from streams.clock import now_ms
 from streams.codec import encode_event
 from streams.delivery import Outbox
 from streams.events import Context, Event, Request
+from streams.pseudonyms import Pseudonyms
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, TOPICS, topic_name
@@ -37,6 +39,7 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
     """Write every search to the topics of the run `into`, join its actions, and store all; return the searches' number.
 
     A search is one record of feedback, as it was logged, and an impression with actions, as live traffic has them.
+    Clients and sessions get their pseudonyms before anything is written.
     index: if given, also write each search to the requests topic as a live request, which may be answered but never
     trains.
     Raises SettingsError if the run exists or another installation owns its topics; raises DeliveryError if a topic does
@@ -59,7 +62,8 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
     outbox = Outbox(producer, into, stage="import", settings=app.settings.delivery)
     count = last_ms = 0
     began_ms = now_ms()
-    searches = iter(feedback)
+    pseudonyms = Pseudonyms(app.home.people)
+    searches = (_without_names(each, pseudonyms) for each in feedback)
     try:
         while some := list(islice(searches, AT_ONCE)):
             asked: list[Request | None] = [*requests(some)] or [None] * len(some)
@@ -82,7 +86,13 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
             report("searches imported", count, 0)
     finally:
         producer.close()
+        pseudonyms.close()
     return count
+
+
+def _without_names(search: Feedback, pseudonyms: Pseudonyms) -> Feedback:
+    client, session = pseudonyms.of(search.client, search.session)
+    return msgspec.structs.replace(search, client=client, session=session)
 
 
 class _Requests:

@@ -7,16 +7,28 @@ from collections.abc import Callable
 
 from infra.app.app import App
 from infra.runs.topics import make_topics
+from search_env.feedback.attribution import HOUR_MS
 from search_env.feedback.outcomes import JoinCounts
 from search_env.feedback.worker import run_joiner
 from storage.ledger import LEDGER
 from storage.workers import run_sink
+from streams.errors import SettingsError
 from streams.posts import Post
 from streams.stopping import Stop
 
 
 def begin_live(app: App, run: str) -> None:
-    """Make the folder and the topics of a live run, or use the ones that are its own. Raises as `make_topics` does."""
+    """Make the folder and the topics of a live run, or use the ones that are its own.
+
+    Raises SettingsError if Kafka would delete events that a join may still need, and as `make_topics` does.
+    """
+    needed = app.settings.join.window_ms + app.settings.join.lateness_ms
+    if app.settings.kafka.live_retention_hours * HOUR_MS < needed:
+        raise SettingsError(
+            f"kafka.live_retention_hours: expected at least join.window_ms + join.lateness_ms "
+            f"({-(-needed // HOUR_MS)} h), got {app.settings.kafka.live_retention_hours}. Keep events longer, or "
+            "shorten the join"
+        )
     app.home.run(run).mkdir(parents=True, exist_ok=True)
     make_topics(app, run)
 

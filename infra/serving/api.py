@@ -19,6 +19,7 @@ from infra.serving.events import Refused, read_batch, read_event
 from infra.serving.forwarding import Forwarder
 from infra.serving.policies import Policies
 from infra.serving.settings import ServeSettings
+from infra.serving.tail import Helped
 from search_env.engine.errors import EngineUnavailable, RetrievalError
 from search_env.engine.index import IndexVersion
 from search_env.serving.choosing import RAW, Chosen, choose, probabilities
@@ -27,6 +28,7 @@ from streams.codec import encode_event
 from streams.events import Context, Event, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
 from streams.inputs.values import read_id
+from streams.pseudonyms import PseudonymError, Pseudonyms
 from streams.spool import Spool, Spooled, SpoolFull
 from streams.topics import BY_EVENT
 from streams.traffic_events import Impression, Shown
@@ -58,6 +60,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     policies: Policies
     spool: Spool
     forwarder: Forwarder
+    pseudonyms: Pseudonyms
     draining: list[bool]
 
     def keep(self, events: Sequence[Event]) -> None:
@@ -83,13 +86,14 @@ async def search(request: web.Request) -> web.Response:
     ranking = await service.searcher.search(query, words, size=size)
     searched = time.perf_counter() - began
     shown = tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(ranking.ids, start=1))
+    client, session = _pseudonyms(service, given)
     impression = Impression(
         impression_id=impression_id,
         query_id=impression_id,
         query=query,
         application=_visitor(given, "application"),
-        client=_visitor(given, "client_id"),
-        session=_visitor(given, "session_id"),
+        client=client,
+        session=session,
         shown=shown,
         at_ms=now_ms(),
         policy=choice.policy,
@@ -172,7 +176,7 @@ async def events(request: web.Request) -> web.Response:
     refused = []
     for number, each in enumerate(batch):
         try:
-            taken.append(read_event(each, now_ms=now_ms()))
+            taken.append(read_event(each, now_ms=now_ms(), pseudonyms=service.pseudonyms.of))
         except Refused as error:
             refused.append({"event": number, "reason": str(error)})
     if taken:
@@ -213,10 +217,11 @@ async def _choice(service: Service, query: str, impression_id: str, helped: obje
     tail = service.policies.tail
     if tail is not None and tail.policy not in by_policy and helped in (AUTO, tail.policy):
         words = tail.known(query)
-        if words is None:
-            words = await tail.ask(query, budget_seconds=service.settings.tail_budget_ms / 1000)
-        if words is not None:
-            by_policy = {**by_policy, tail.policy: words}
+        found = None if words is None else Helped(tail.policy, words)
+        if found is None:
+            found = await tail.ask(query, budget_seconds=service.settings.tail_budget_ms / 1000)
+        if found is not None:
+            by_policy = {**by_policy, found.policy: found.words}
     if helped == "raw":
         return Chosen(RAW, 1.0, {RAW: 1.0}), ()
     if helped != AUTO:
@@ -231,6 +236,15 @@ async def _choice(service: Service, query: str, impression_id: str, helped: obje
     offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)
     choice = choose(impression_id, offered)
     return choice, by_policy.get(choice.policy, ())
+
+
+def _pseudonyms(service: Service, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what client and session are called in the log; "" if nobody can tell now: an answer never waits."""
+    try:
+        return service.pseudonyms.of(_visitor(given, "client_id"), _visitor(given, "session_id"))
+    except PseudonymError as error:
+        log.error("an impression is logged without its client: %s", error)
+        return "", ""
 
 
 def _note(service: Service, event: Event) -> bool:
@@ -331,7 +345,7 @@ async def errors(request: web.Request, handler: Any) -> web.StreamResponse:
         return answer
     except Wrong as error:
         return _json(error.body, status=error.status)
-    except SpoolFull as error:
+    except (SpoolFull, PseudonymError) as error:
         said = {"error": "events cannot be kept now", "got": str(error), "what_to_do": "Send them again later"}
         return _json(said, status=503, headers={"retry-after": RETRY_SECONDS})
     except EngineUnavailable as error:

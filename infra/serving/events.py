@@ -8,6 +8,7 @@ document as `event_attributes.object.object_id`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,6 +16,9 @@ import msgspec
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
 from streams.inputs.values import read_id, read_time_ms
 from streams.traffic_events import Impression, Shown, UserAction
+
+PseudonymsOf = Callable[[str, str], tuple[str, str]]
+"""Gives the pseudonyms of a client and of a session."""
 
 NAME_CHARACTERS_MAX = 100
 HITS_MAX = 1_000
@@ -25,14 +29,17 @@ class Refused(ValueError):
     """An event that cannot be taken; the text says what was expected and what came."""
 
 
-def read_event(event: Any, *, now_ms: int) -> Impression | UserAction:
-    """Return one event. Raises Refused. now_ms: the time of an event that gives none."""
+def read_event(event: Any, *, now_ms: int, pseudonyms: PseudonymsOf) -> Impression | UserAction:
+    """Return one event, without the ids of client and session. Raises Refused, and what `pseudonyms` raises.
+
+    now_ms: the time of an event that gives none.
+    """
     if not isinstance(event, dict):
         raise Refused(f"expected an object, got {type(event).__name__}")
     if "action_name" in event:
-        return _action(event, now_ms)
+        return _action(event, now_ms, pseudonyms)
     if "user_query" in event:
-        return _impression(event, now_ms)
+        return _impression(event, now_ms, pseudonyms)
     raise Refused("expected an event with action_name or a query with user_query, got neither")
 
 
@@ -52,18 +59,20 @@ def read_batch(body: bytes) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _action(event: dict[str, Any], now_ms: int) -> UserAction:
+def _action(event: dict[str, Any], now_ms: int, pseudonyms: PseudonymsOf) -> UserAction:
     attributes = _object(event.get("event_attributes"))
     kind = _name(event.get("action_name"), "action_name")
     impression_id = _id(event.get("query_id"), "query_id")
     document_id = _id(_object(attributes.get("object")).get("object_id"), "event_attributes.object.object_id")
     at_ms = _time(event.get("timestamp"), now_ms)
     given = read_id(attributes.get("event_id", event.get("event_id")))
-    # Without an id of its own, an event that is sent again is told by its content.
-    said = [impression_id, kind, document_id, event.get("timestamp"), str(event.get("client_id", ""))]
-    action_id = given or hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
+    if not given:
+        # Without an id of its own, an event that is sent again is told by its content.
+        client, _ = pseudonyms(_visitor(event.get("client_id")), "")
+        said = [impression_id, kind, document_id, event.get("timestamp"), client]
+        given = hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
     return UserAction(
-        action_id=action_id,
+        action_id=given,
         impression_id=impression_id,
         kind=kind,
         document_id=document_id,
@@ -72,7 +81,7 @@ def _action(event: dict[str, Any], now_ms: int) -> UserAction:
     )
 
 
-def _impression(event: dict[str, Any], now_ms: int) -> Impression:
+def _impression(event: dict[str, Any], now_ms: int, pseudonyms: PseudonymsOf) -> Impression:
     query = event.get("user_query")
     text = visible_text(query) if isinstance(query, str) and len(query) <= 16 * QUERY_CHARACTERS_MAX else ""
     if not text or len(text) > QUERY_CHARACTERS_MAX:
@@ -86,15 +95,17 @@ def _impression(event: dict[str, Any], now_ms: int) -> Impression:
     if propensity is not None and not (isinstance(propensity, int | float) and 0 < propensity <= 1):
         raise Refused(f"query_attributes.action_propensity: expected a number above 0, at most 1, got {propensity!r}")
     query_id = _id(event.get("query_id"), "query_id")
+    at_ms = _time(event.get("timestamp"), now_ms)
+    client, session = pseudonyms(_visitor(event.get("client_id")), _visitor(event.get("session_id")))
     return Impression(
         impression_id=query_id,
         query_id=query_id,
         query=text,
         application=_visitor(event.get("application")),
-        client=_visitor(event.get("client_id")),
-        session=_visitor(event.get("session_id")),
+        client=client,
+        session=session,
         shown=tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(dict.fromkeys(ids), start=1)),
-        at_ms=_time(event.get("timestamp"), now_ms),
+        at_ms=at_ms,
         policy=_visitor(attributes.get("policy")),
         action_propensity=None if propensity is None else float(propensity),
         made_at_ms=now_ms,

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 from aiohttp import web
 
 from infra.app.app import App
@@ -22,6 +23,7 @@ from infra.serving.openapi import ROUTES, describe
 from infra.serving.policies import Policies
 from infra.serving.settings import ServeSettings
 from infra.serving.tail import TailStart
+from infra.serving.workers import READY
 from search_env.engine.attachments import LOOK_SECONDS, AttachedForm, require_types
 from search_env.engine.client import connect_async
 from search_env.engine.errors import EngineUnavailable
@@ -30,6 +32,7 @@ from search_env.engine.index import IndexVersion, load_manifest
 from search_env.engine.searching import RetrievalSettings
 from streams.errors import SearchloopError, SettingsError
 from streams.events import Context
+from streams.pseudonyms import Pseudonyms
 from streams.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -37,20 +40,36 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 32
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MIB = 2**20
+BACKLOG = 1_024  # Connections that wait to be accepted.
+
+
+class Inherited(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server process gets from its parent: the socket to answer on, and one end of a pair; see `workers`."""
+
+    door: socket.socket
+    parent: socket.socket
 
 
 async def serve(
-    app: App, *, index: str, run: str, learned: str, policy: str, worker: int, told: Callable[[str, int], None]
+    app: App,
+    *,
+    index: str,
+    run: str,
+    learned: str,
+    policy: str,
+    worker: int,
+    inherited: Inherited | None,
+    told: Callable[[str, int], None],
 ) -> None:
     """Serve an index until SIGTERM or SIGINT.
 
     run: of the live traffic; its topics take the events. learned: the run whose policy serves; "" serves raw results
     and ready answers. policy: a name of its versions, or "none". worker: number of this process; each has a spool.
-    told: called with host and port when requests are answered.
+    inherited: for one process of several. told: called with host and port when requests are answered.
     Raises SettingsError for an address beyond this machine without a token.
     """
     settings = app.settings.serve
-    _require_token(settings)
+    require_token(settings)
     folder = app.home.index(index)
     version = load_manifest(folder)
     retrieval = _retrieval(app, learned)
@@ -58,6 +77,7 @@ async def serve(
     spool = Spool(
         app.home.run(run) / f"spool-{worker}", bytes_max=settings.spool_mib_max * MIB, sync=settings.spool_sync
     )
+    pseudonyms = Pseudonyms(app.home.people)
     client = connect_async(
         app.connections.elasticsearch, connections=CONNECTIONS, timeout_seconds=settings.search_timeout_ms / 1000
     )
@@ -85,18 +105,20 @@ async def serve(
         policies=policies,
         spool=spool,
         forwarder=forwarder,
+        pseudonyms=pseudonyms,
         draining=[],
     )
     try:
         forwarder.start()
         await policies.look()
         watching = asyncio.create_task(_watch_index(app, service))
-        await _answer(service, told)
+        await _answer(service, inherited, told)
         watching.cancel()
     finally:
         policies.close()
         forwarder.stop(settings.drain_seconds)
         spool.close()
+        pseudonyms.close()
         await client.close()
 
 
@@ -127,7 +149,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-async def _answer(service: Service, told: Callable[[str, int], None]) -> None:
+async def _answer(service: Service, inherited: Inherited | None, told: Callable[[str, int], None]) -> None:
     settings, policies = service.settings, service.policies
     runner = web.AppRunner(make_application(service), access_log=None, keepalive_timeout=30.0)
     await runner.setup()
@@ -135,15 +157,21 @@ async def _answer(service: Service, told: Callable[[str, int], None]) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    door = _listen(settings)
+    door = open_door(settings) if inherited is None else inherited.door
     inner = runner.server
     assert inner is not None
-    server = await loop.create_server(lambda: SlowClients(inner(), settings.read_seconds), sock=door)
+    server = await loop.create_server(lambda: SlowClients(inner(), settings.read_seconds), sock=door, backlog=BACKLOG)
     following = asyncio.create_task(policies.follow())
+    if inherited is not None:
+        inherited.parent.setblocking(False)
+        loop.add_reader(inherited.parent, ended.set)  # It becomes readable when the parent is gone, and only then.
+        inherited.parent.send(READY)
     told(*door.getsockname()[:2])
     try:
         await ended.wait()
     finally:
+        if inherited is not None:
+            loop.remove_reader(inherited.parent)
         service.draining.append(True)
         following.cancel()
         server.close()
@@ -169,9 +197,11 @@ def make_application(service: Service) -> web.Application:
     return application
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
+def open_door(settings: ServeSettings) -> socket.socket:
+    """Return the listening socket, which no other process can have. Raises SettingsError if it is taken."""
     try:
-        return socket.create_server((settings.host, settings.port), reuse_port=True, backlog=1024)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(
             f"serve.port: expected an address to listen on, got {settings.host}:{settings.port} ({error.strerror}). "
@@ -179,7 +209,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
         ) from error
 
 
-def _require_token(settings: ServeSettings) -> None:
+def require_token(settings: ServeSettings) -> None:
     if settings.host not in LOOPBACK and not settings.token:
         raise SettingsError(
             f"serve.host: expected a token for an address beyond this machine ({settings.host}), got none. Set "

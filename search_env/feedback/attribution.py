@@ -22,6 +22,7 @@ from typing import Annotated
 
 import msgspec
 
+from search_env.feedback.bots import BotSettings
 from streams.descriptions import describe
 from streams.errors import SettingsError
 
@@ -79,6 +80,7 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(ge=0, le=86_400),
         describe("Time between two provisional outcomes of one impression. A shorter time makes more records."),
     ] = 60.0
+    bots: BotSettings = BotSettings()
 
     def __post_init__(self) -> None:
         """Raise SettingsError if the lengths do not fit each other."""

@@ -17,7 +17,8 @@ ACTIONS = "actions."
 class OutcomeChange(msgspec.Struct, frozen=True, kw_only=True):
     """One field of one outcome that differs.
 
-    field: a field of `Impression`, or "actions." and a kind of action; then the values are the actions of that kind.
+    field: a field of `Impression`, "bot", or "actions." and a kind of action; then the values are its
+    actions.
     """
 
     impression_id: str
@@ -97,4 +98,5 @@ def _fields(outcome: ImpressionOutcome) -> dict[str, Any]:
     for action in outcome.actions:
         kinds.setdefault(ACTIONS + action.kind, []).append(action)
     fields: dict[str, Any] = {name: getattr(outcome.impression, name) for name in Impression.__struct_fields__}
+    fields["bot"] = outcome.bot or ""
     return fields | {kind: tuple(actions) for kind, actions in kinds.items()}

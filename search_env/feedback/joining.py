@@ -31,6 +31,8 @@ if its impression is not known. So memory holds the events of lateness + window,
 memory. If more than `held_max` things are held, the horizon moves on towards the watermark, and the oldest ids go. If
 that is not enough, the watermark itself moves on, as if a later event had come. Only then do decisions about events
 in time depend on the order of arrival.
+
+*Bots.* Each outcome says whether its impression is a bot's: `bots` has the rules. They leave no event out.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from search_env.feedback.attribution import (
     remembered_ms,
     timing,
 )
+from search_env.feedback.bots import Clients
 from search_env.feedback.outcomes import (
     AHEAD,
     FORGOTTEN,
@@ -88,6 +91,8 @@ class Joiner:
         self._impressions_left_out: Counter[str] = Counter()
         self._actions_left_out: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
+        self._bots: Counter[str] = Counter()
+        self._clients = Clients(self.settings.bots, window_ms=self.settings.window_ms, early_ms=self.settings.early_ms)
 
     @property
     def watermark_ms(self) -> int | None:
@@ -140,6 +145,7 @@ class Joiner:
             remembered=len(self._final) + len(self._decided),
             impressions_left_out=dict(sorted(self._impressions_left_out.items())),
             actions_left_out=dict(sorted(self._actions_left_out.items())),
+            bots=dict(sorted(self._bots.items())),
         )
         return msgspec.structs.replace(held, **self._counts)
 
@@ -156,6 +162,7 @@ class Joiner:
                 decided=self._decided,
                 changed=tuple(self._changed),
                 counts=self.counts(),
+                clients=self._clients.kept(),
             )
         )
 
@@ -170,6 +177,7 @@ class Joiner:
         joiner._changed = dict.fromkeys(state.changed)
         for held in state.waiting:
             joiner._hold(held)
+        joiner._restore_clients(state)
         joiner._deadlines += [
             (joiner._window_end(held.impression), _IMPRESSION, name) for name, held in joiner._open.items()
         ]
@@ -180,6 +188,7 @@ class Joiner:
         counts = msgspec.structs.asdict(state.counts)
         joiner._impressions_left_out = Counter(counts.pop("impressions_left_out"))
         joiner._actions_left_out = Counter(counts.pop("actions_left_out"))
+        joiner._bots = Counter(counts.pop("bots"))
         for held_now in ("open", "waiting", "remembered"):
             del counts[held_now]
         joiner._counts = Counter(counts)
@@ -200,9 +209,13 @@ class Joiner:
         elif self._is_forgotten(impression):
             decided.append(self._left_out(impression, position, FORGOTTEN))
             return
-        self._open[name] = HeldImpression(impression, position)
         if held is not None and held.impression == impression:
+            self._open[name] = HeldImpression(impression, position)
             return
+        if held is not None:
+            self._count_client(held.impression, by=-1)
+        self._open[name] = HeldImpression(impression, position)
+        self._count_client(impression, by=1)
         self._changed[name] = None
         heappush(self._deadlines, (self._window_end(impression), _IMPRESSION, name))
         for action_id in self._waiting_for.get(name, ()):
@@ -219,12 +232,14 @@ class Joiner:
                 self._hold(HeldAction(action, position))
                 return
             self._note_change(held.action)
+            self._count_action(held.action, by=-1)
         is_known = action.impression_id in self._open or action.impression_id in self._final
         if not is_known and self._horizon_ms is not None and action.at_ms < self._horizon_ms:
             self._leave_out(action, position, FORGOTTEN, decided)
             return
         self._hold(HeldAction(action, position))
         self._note_change(action)
+        self._count_action(action, by=1)
 
     def _hold(self, held: HeldAction) -> None:
         action = held.action
@@ -249,6 +264,28 @@ class Joiner:
         if held is not None and self._counts_for(held.impression, action):
             self._changed[action.impression_id] = None
 
+    def _count_client(self, impression: Impression, *, by: int) -> None:
+        """Count an impression that is held, and the actions that wait for it, for its client; by -1, no more."""
+        self._clients.shown(impression, by)
+        for name in self._waiting_for.get(impression.impression_id, ()):
+            self._count_action(self._waiting[name].action, by=by)
+
+    def _count_action(self, action: UserAction, *, by: int) -> None:
+        held = self._open.get(action.impression_id)
+        if held is not None and self._timing(action) == IN_WINDOW:
+            self._clients.acted(held.impression, action, by)
+
+    def _restore_clients(self, state: JoinState) -> None:
+        if state.clients is None:
+            for held in self._open.values():
+                self._count_client(held.impression, by=1)
+            return
+        waiting = [each.action for each in self._waiting.values() if each.action.impression_id in self._open]
+        inside = [action for action in waiting if self._timing(action) == IN_WINDOW]
+        self._clients.restore(
+            state.clients, [(self._open[action.impression_id].impression, action) for action in inside]
+        )
+
     def _decide(self, decided: list[Decided]) -> None:
         """Make every decision whose deadline the watermark has reached."""
         while (deadline := self._next_deadline()) is not None:
@@ -271,6 +308,9 @@ class Joiner:
         decided.append(outcome)
         self._counts["final"] += 1
         self._counts["counted"] += len(outcome.actions)
+        self._clients.settled(name)
+        if outcome.bot:
+            self._bots[outcome.bot] += 1
         waiting = [self._waiting[action_id] for action_id in self._waiting_for.get(name, ())]
         for held in sorted(waiting, key=lambda held: _order(held.action)):
             where = self._timing(held.action)
@@ -290,7 +330,8 @@ class Joiner:
     def _outcome(self, impression: Impression, *, final: bool) -> ImpressionOutcome:
         waiting = (self._waiting[name].action for name in self._waiting_for.get(impression.impression_id, ()))
         actions = sorted((action for action in waiting if self._counts_for(impression, action)), key=_order)
-        return ImpressionOutcome(impression=impression, actions=tuple(actions), final=final)
+        bot = self._clients.reason(impression, actions)
+        return ImpressionOutcome(impression=impression, actions=tuple(actions), final=final, bot=bot or msgspec.UNSET)
 
     def _counts_for(self, impression: Impression, action: UserAction) -> bool:
         where = timing(action.at_ms, self._window_end(impression), self.settings)
@@ -325,6 +366,7 @@ class Joiner:
             return
         horizon = self._watermark_ms - self.settings.memory_ms
         self._horizon_ms = horizon if self._horizon_ms is None else max(horizon, self._horizon_ms)
+        self._clients.forget(self._watermark_ms)
         while (end := self._next_forgotten()) is not None and end <= self._horizon_ms:
             self._forget_next()
 

@@ -56,7 +56,7 @@ class JoinCounts(msgspec.Struct, frozen=True, kw_only=True):
     open, waiting, remembered: in memory now: impressions without a final outcome, actions without a decision, and ids
     that recognize copies. counted: actions in final outcomes. left out: by reason. evicted: ids that were remembered
     and are forgotten now; evicted_early: those of them that the limit on memory evicted. final_early: final outcomes
-    that the limit on memory brought forward.
+    that the limit on memory brought forward. bots: final outcomes with the mark of a bot, by reason.
     """
 
     impressions: int = 0
@@ -73,3 +73,4 @@ class JoinCounts(msgspec.Struct, frozen=True, kw_only=True):
     evicted: int = 0
     evicted_early: int = 0
     final_early: int = 0
+    bots: dict[str, int] = {}

@@ -11,6 +11,7 @@ import hashlib
 import msgspec
 
 from search_env.feedback.attribution import JoinSettings
+from search_env.feedback.bots import KeptTally
 from search_env.feedback.outcomes import JoinCounts
 from streams.errors import SearchloopError
 from streams.events import Position
@@ -50,6 +51,7 @@ class JoinState(msgspec.Struct, frozen=True, kw_only=True, tag=VERSION, tag_fiel
     decided: dict[str, int]
     changed: tuple[str, ...]
     counts: JoinCounts
+    clients: tuple[KeptTally, ...] | None = None  # None: a snapshot from before clients were counted.
 
 
 _DECODER = msgspec.msgpack.Decoder(JoinState)

@@ -7,7 +7,7 @@ line. Any other bad row is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -78,23 +78,32 @@ class SessionFile:
             pass
         return self._summary
 
-    def read_again(self) -> Iterator[Feedback]:
-        """Yield each session as feedback. Raises InputError at the end if the file has changed in the meantime."""
+    def read_again(self, named: Callable[[str], str] = str) -> Iterator[Feedback]:
+        """Yield each session as feedback. Raises InputError at the end if the file has changed in the meantime.
+
+        named: gives the pseudonym of a session; it stands in the id of the feedback.
+        """
         again = SessionSummary()
-        yield from self._read(again)
+        yield from self._read(again, named)
         if again.as_dict() != self._summary.as_dict():
             raise InputError(f"{self._path}: the file changed while it was read. Import it again when it is complete")
 
-    def _read(self, summary: SessionSummary) -> Iterator[Feedback]:
-        return read_sessions(self._path, summary, application=self._application, known=self._known)
+    def _read(self, summary: SessionSummary, named: Callable[[str], str] = str) -> Iterator[Feedback]:
+        return read_sessions(self._path, summary, application=self._application, known=self._known, named=named)
 
 
 def read_sessions(
-    path: Path, summary: SessionSummary, *, application: str, known: Collection[str] | None = None
+    path: Path,
+    summary: SessionSummary,
+    *,
+    application: str,
+    known: Collection[str] | None = None,
+    named: Callable[[str], str] = str,
 ) -> Iterator[Feedback]:
     """Yield each session as feedback, and count the rows in `summary`.
 
     known: the catalogue's document ids, to count the rows that name another document; None counts none.
+    named: gives what a session is called in the feedback's id.
     Raises InputError, with the line, for a file without these columns, a number out of its range, or a session whose
     rows are not adjacent; at the end, for a file with mostly unreadable rows or without usable rows.
     """
@@ -120,7 +129,7 @@ def read_sessions(
         if known is not None:
             summary.unknown += sum(row.document_id not in known for row in rows)
         yield Feedback(
-            feedback_id=join_ids(application, session, query),
+            feedback_id=join_ids(application, named(session), query),
             query_id=text,
             query=text,
             application=application,

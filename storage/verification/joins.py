@@ -33,7 +33,7 @@ def _outcomes(log: Log) -> list[Finding]:
             "impression {impression_id} has {n} different final outcomes",
             """
             SELECT topic, partition, max(record_offset) AS record_offset, impression_id,
-                count(DISTINCT row(query_id, query, shown, at_ms, policy, action_propensity, actions)) AS n
+                count(DISTINCT row(query_id, query, shown, at_ms, policy, action_propensity, actions, bot)) AS n
             FROM impression_outcomes WHERE final GROUP BY topic, partition, run, impression_id
             HAVING n > 1 ORDER BY ALL
             """,

@@ -34,6 +34,7 @@ from streams.codec import decode, encode_event
 from streams.delivery import Outbox
 from streams.events import DeadLetter
 from streams.kafka_settings import KafkaSettings
+from streams.pseudonyms import Pseudonyms
 from streams.ranges import log_bounds, read_range
 from streams.records import Received
 from streams.stopping import Stop
@@ -46,7 +47,7 @@ NOW = 1_760_000_000_000
 COUNT = 1_200
 KILLS = 3
 SETTINGS = Settings(
-    join=JoinSettings(settle_seconds=0.05, provisional_seconds=0.5, lateness_ms=2 * DAY_MS),
+    join=JoinSettings(settle_seconds=0.05, provisional_seconds=0.05, lateness_ms=2 * DAY_MS),
     sink=SinkSettings(archive=ArchiveSettings(segment_seconds_max=1e9, segment_mib_max=4096)),
 )
 
@@ -201,6 +202,45 @@ def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_eac
     assert (app.home.run(run) / STATE_FILE).exists()
 
 
+def test_bots_are_marked_and_who_is_forgotten_leaves_a_sound_run(
+    tmp_path: Path, local_services: Endpoints, unique_name: str
+) -> None:
+    app, run = app_of(tmp_path, local_services), unique_name
+    begin_live(app, run)
+    impressions, actions = traffic(seed=6)
+    clients = ["anna", "bert", "bot"]
+    with Pseudonyms(app.home.people) as names:
+        robot = names.of("bot")[0]
+        named = [
+            msgspec.structs.replace(each, client=names.of(clients[number % 2])[0])
+            for number, each in enumerate(impressions[:60])
+        ]
+        shown = impressions[0].shown
+        crowd = [
+            Impression(
+                impression_id=f"b{n}",
+                query_id="q",
+                query="lamp",
+                client=robot,
+                shown=shown,
+                at_ms=NOW + HOUR_MS + 1_000 * (n // 2),
+            )
+            for n in range(700)
+        ]
+        write(app, run, sorted([*named, *crowd, *actions[:60]], key=lambda each: each.at_ms))
+        counts = listen(app, run, until_read=True, stop=Stop(), report=lambda _: None)
+        assert counts.bots == {"many_impressions": 700}
+        assert verify_run(app, run, rebuild=True, offline=False).verdict == "sound"
+        assert names.forget(["anna", "bot"]) == 2
+        assert verify_run(app, run, rebuild=True, offline=False).verdict == "sound"
+    with open_log(app.home.run(run)) as log:
+        marked = log.rows("SELECT bot, count(*) AS n, any_value(client) AS client FROM final_outcomes GROUP BY 1")
+        trusted = log.rows("SELECT count(*) AS n FROM trusted_outcomes WHERE client != ?", [robot])
+    assert {each["bot"]: each["n"] for each in marked} == {"": 60, "many_impressions": 700}
+    assert trusted == [{"n": 60}]
+
+
+FIRST = "(SELECT min(record_offset) FROM impression_outcomes WHERE final)"
 TAMPERINGS = {
     "an outcome is changed": (
         "UPDATE impression_outcomes SET actions = [] WHERE final AND record_offset = (SELECT min(record_offset) FROM "
@@ -213,12 +253,12 @@ TAMPERINGS = {
         "different final outcomes",
     ),
     "a propensity is raised": (
-        "UPDATE impression_outcomes SET action_propensity = 1.0 WHERE final AND record_offset < 3",
+        f"UPDATE impression_outcomes SET action_propensity = 1.0 WHERE final AND record_offset < {FIRST} + 3",
         "differs from every record of that impression",
     ),
     "a click is invented": (
         "UPDATE impression_outcomes SET actions = list_append(actions, {'action_id': 'bought', 'kind': 'click', "
-        "'document_id': shown[1].document_id, 'at_ms': at_ms}) WHERE final AND record_offset < 3",
+        f"'document_id': shown[1].document_id, 'at_ms': at_ms}}) WHERE final AND record_offset < {FIRST} + 3",
         "no record holds it so",
     ),
     "a click counts twice": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kafka import TopicPartition
 
@@ -156,6 +158,45 @@ def test_a_search_is_answered_and_logged_with_its_propensity_and_its_clicks_foll
     assert len(clicks) == 2
     assert len({each.action_id for each in clicks}) == 1, "the same click twice has one id"
 
+
+def test_no_id_of_a_person_is_kept_anywhere_and_who_is_forgotten_is_somebody_new_at_once(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, index = shop
+    secret = {"client_id": "anna@example.org", "session_id": "tour-of-anna"}
+    query = {**UBI_QUERY, **secret}
+
+    def once(server: Server) -> None:
+        assert server.post("/search", {"query": "mug", **secret})[0] == 200
+        number = len(list(home.rglob("*")))  # Another query id each time.
+        assert server.post("/events", {**query, "query_id": f"i{number}-{time.monotonic_ns()}"})[0] == 200
+        for _ in range(2):
+            assert server.post("/events", {**click("i"), **secret, "timestamp": "2025-11-24T16:00:00Z"})[0] == 200
+
+    with serving(home, index, local_services) as server:
+        once(server)
+        forgotten = subprocess.run(
+            command(home, "listen", "--forget", "-", "--json"),
+            env=environment(local_services),
+            cwd=ROOT,
+            input=secret["client_id"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(forgotten.stdout) == {"asked": 1, "forgotten": 1}
+        once(server)
+        raw = [path for path in home.rglob("*") if path.is_file()]
+        assert not [path for path in raw if b"anna" in path.read_bytes()]
+    seen = in_kafka(local_services, index, "impressions")
+    pairs = Counter((each.client, each.session) for each in seen)
+    assert sorted(pairs.values()) == [2, 2], "served and sent impressions of one person agree, before and after"
+    assert all(len(name) == 32 for pair in pairs for name in pair)
+    acts = Counter(each.action_id for each in in_kafka(local_services, index, "actions"))
+    assert sorted(acts.values()) == [2, 2], "an action sent twice has one id, and none after the secret is gone"
+
+
+UBI_QUERY = {"user_query": "mug", "query_response_hit_ids": ["p0"], "application": "shop"}
 
 HOSTILE = [
     '"}}, "query": {"match_all": {}}',
@@ -325,6 +366,147 @@ def test_a_request_under_way_is_answered_when_the_server_ends(
             thread.join()
             assert found[0][0] == 200
     assert len(in_kafka(local_services, index, "impressions")) == 1
+
+
+@contextlib.contextmanager
+def several(home: Path, index: str, services: Endpoints, *, count: int, **variables: str) -> Iterator[Server]:
+    """Start server processes behind one port; what they say goes to the file `said` in the home."""
+    with (home / "said").open("w") as said:
+        process = subprocess.Popen(
+            command(
+                home,
+                *("serve", "--index", index, "--run", index, "--policy", "none", "--port", "0"),
+                "--workers",
+                str(count),
+            ),
+            cwd=ROOT,
+            env=environment(services) | variables,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http"), (home / "said").read_text()
+        yield Server(process, line.split()[0])
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+
+
+def server_processes(server: Server) -> dict[int, psutil.Process]:
+    """Return the living processes behind a port, by number."""
+    found = {}
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = child.cmdline()
+            if "--worker" in line:
+                found[int(line[line.index("--worker") + 1])] = child
+    return found
+
+
+def test_a_killed_server_process_starts_again_and_no_event_is_lost(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, index = shop
+    accepted: list[str] = []
+    failed: list[float] = []
+    ended, searched = threading.Event(), Counter[int]()
+    with several(home, index, local_services, count=2) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        for reuse in (0, 1):
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
+                with pytest.raises(OSError, match="in use"):
+                    other.bind((host, int(port)))
+
+        def load(thread: int) -> None:
+            number = 0
+            while not ended.is_set():
+                name = f"e{thread}-{number}"
+                try:
+                    if server.post("/events", click("i", event=name))[0] == 200:
+                        accepted.append(name)
+                    searched[server.get("/search?query=mug")[0]] += 1
+                    number += 1
+                except (OSError, http.client.HTTPException):
+                    failed.append(time.monotonic())  # The same event is sent again.
+
+        threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        said = home / "said"
+        again: list[float] = []
+        for kill in range(1, 4):
+            before = len(accepted)
+            wait_until(lambda before=before: len(accepted) > before + 50, "events")  # type: ignore[misc]
+            server_processes(server)[1 + kill % 2].kill()
+            wait_until(lambda kill=kill: said.read_text().count("answers again") == kill, "the next life")  # type: ignore[misc]
+            again.append(time.monotonic())
+        before = len(accepted)
+        wait_until(lambda: len(accepted) > before + 100, "events after the last restart")
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert said.read_text().count("died by signal 9; it starts again") == 3
+        assert not [at for at in failed if at > again[-1]], "no request fails after the restart"
+        assert set(searched) == {200}
+        assert set(server_processes(server)) == {1, 2}
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+    with serving(home, index, local_services) as one, serving(home, index, local_services, "--worker", "2") as two:
+        for left in (one, two):  # What a worker had no time to send, the next server sends.
+            wait_until(lambda left=left: left.get("/ready")[1]["events_waiting_bytes"] == 0, "the rest")  # type: ignore[misc]
+    kept = Counter(each.action_id for each in in_kafka(local_services, index, "actions"))
+    assert set(accepted) - set(kept) == set(), "an event that was acknowledged is in Kafka"
+    assert len(accepted) > 250
+
+
+def test_sigterm_drains_every_server_process_and_so_does_the_end_of_their_parent(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, index = shop
+    for number, ending in enumerate((signal.SIGTERM, signal.SIGKILL), start=1):
+        with proxy(local_services.elasticsearch, delay=1.0) as (url, _):
+            services = Endpoints(kafka=local_services.kafka, elasticsearch=url)
+            with several(home, index, services, count=2) as server:
+                living = list(server_processes(server).values())
+                assert len(living) == 2
+                found: list[int] = []
+
+                def search(server: Server = server, found: list[int] = found) -> None:
+                    found.append(server.get("/search?query=mug")[0])
+
+                threads = [threading.Thread(target=search) for _ in range(6)]
+                for thread in threads:
+                    thread.start()
+                time.sleep(0.5)  # The requests are with Elasticsearch, whose answers take a second.
+                server.process.send_signal(ending)
+                for thread in threads:
+                    thread.join()
+                assert found == [200] * 6
+                assert psutil.wait_procs(living, timeout=30)[1] == []
+        assert len(in_kafka(local_services, index, "impressions")) == 6 * number
+
+
+def test_a_server_process_that_cannot_start_ends_all_with_its_reason(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, _ = shop
+    ended = subprocess.run(
+        command(home, "serve", "--index", "nowhere", "--policy", "none", "--port", "0", "--workers", "2"),
+        env=environment(local_services),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "ended with status 1 before it answered" in ended.stderr
+    assert "nowhere" in ended.stderr
 
 
 @contextlib.contextmanager

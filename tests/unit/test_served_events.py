@@ -33,15 +33,23 @@ QUERY: dict[str, Any] = {
 }
 
 
+def plain(client: str, session: str) -> tuple[str, str]:
+    return client, session
+
+
 def test_a_click_is_an_action_on_its_impression_and_the_same_click_has_the_same_id() -> None:
-    event = read_event(CLICK, now_ms=NOW)
+    event = read_event(CLICK, now_ms=NOW, pseudonyms=plain)
     assert isinstance(event, UserAction)
     assert (event.impression_id, event.kind, event.document_id, event.at_ms) == ("i1", "click", "p1", NOW)
-    assert read_event(dict(CLICK), now_ms=NOW + 5) != read_event({**CLICK, "query_id": "i2"}, now_ms=NOW)
-    again = read_event(dict(CLICK), now_ms=NOW + 5)
+    assert read_event(dict(CLICK), now_ms=NOW + 5, pseudonyms=plain) != read_event(
+        {**CLICK, "query_id": "i2"}, now_ms=NOW, pseudonyms=plain
+    )
+    again = read_event(dict(CLICK), now_ms=NOW + 5, pseudonyms=plain)
     assert isinstance(again, UserAction)
     assert again.action_id == event.action_id
-    named = read_event({**CLICK, "event_attributes": {**CLICK["event_attributes"], "event_id": "e7"}}, now_ms=NOW)
+    named = read_event(
+        {**CLICK, "event_attributes": {**CLICK["event_attributes"], "event_id": "e7"}}, now_ms=NOW, pseudonyms=plain
+    )
     assert isinstance(named, UserAction)
     assert named.action_id == "e7"
 
@@ -49,7 +57,9 @@ def test_a_click_is_an_action_on_its_impression_and_the_same_click_has_the_same_
 @pytest.mark.parametrize("name", ["query_response_hit_ids", "query_response_object_ids"])
 def test_a_query_is_an_impression_by_either_name_of_its_hits(name: str) -> None:
     event = read_event(
-        {**{k: v for k, v in QUERY.items() if "response" not in k}, name: ["p1", "p2", "p1"]}, now_ms=NOW
+        {**{k: v for k, v in QUERY.items() if "response" not in k}, name: ["p1", "p2", "p1"]},
+        now_ms=NOW,
+        pseudonyms=plain,
     )
     assert isinstance(event, Impression)
     assert (event.query, event.policy, event.action_propensity) == ("red mug", "v-1", 0.25)
@@ -79,7 +89,7 @@ def test_a_query_is_an_impression_by_either_name_of_its_hits(name: str) -> None:
 )
 def test_an_event_that_cannot_be_taken_is_refused_with_the_reason(event: Any, said: str) -> None:
     with pytest.raises(Refused, match=said):
-        read_event(event, now_ms=NOW)
+        read_event(event, now_ms=NOW, pseudonyms=plain)
 
 
 JSON = st.recursive(
@@ -93,7 +103,7 @@ FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys({**CLICK, **QUERY}, JS
 @given(JSON | FIELDS)
 def test_whatever_comes_is_taken_as_an_event_that_can_be_written_or_refused(event: Any) -> None:
     try:
-        found = read_event(event, now_ms=NOW)
+        found = read_event(event, now_ms=NOW, pseudonyms=plain)
     except Refused:
         return
     assert decode(encode_event(found)) == found
