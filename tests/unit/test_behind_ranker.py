@@ -114,7 +114,7 @@ def test_without_a_weight_neither_the_reward_nor_its_parts_nor_its_hash_change()
 def test_the_plan_has_every_arm_with_and_without_the_ranker() -> None:
     plan = read_plan(WINGS / "leser" / "plans" / "leser-behind-ranker.toml")
     assert plan.ranked_with == ("ranker.depth=100",)
-    paid = plan.arm("LESER paid for what the ranker lacks").train
+    paid = plan.arm("LESER for the ranker").train
     assert paid is not None
     assert "leser.reward.reach_weight=1" in paid.change
     control = plan.arm("shuffled reward").train
