@@ -46,6 +46,7 @@ from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from storage.monitor.windows import MonitorSettings
+from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
@@ -201,6 +202,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
     join: JoinSettings = JoinSettings()
+    utility: UtilitySettings = UtilitySettings()
     serve: ServeSettings = ServeSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()

@@ -21,7 +21,7 @@ class ClickModelError(SearchloopError, ValueError):
     """A file holds no click model that is known here."""
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True):
+class PublishedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A published model. attraction: the probability that a result of each relevance grade would be clicked."""
 
     model: ClickModel
@@ -35,7 +35,7 @@ class _File(msgspec.Struct):
     extra: dict[str, float] = {}
 
 
-def read_click_model(path: Path) -> Published:
+def read_click_model(path: Path) -> PublishedModel:
     """Read a model from its file. Raises ClickModelError if the file holds none."""
     try:
         content = path.read_bytes()
@@ -44,7 +44,7 @@ def read_click_model(path: Path) -> Published:
         file = msgspec.convert(outer.get("click_model", outer) if isinstance(outer, dict) else outer, _File)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ClickModelError(f"{path}: expected a click model (JSON), got: {error}") from error
-    return Published(model=_model(file, path), attraction=file.click_prob)
+    return PublishedModel(model=_model(file, path), attraction=file.click_prob)
 
 
 def _model(file: _File, path: Path) -> ClickModel:

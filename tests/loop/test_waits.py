@@ -120,6 +120,7 @@ UNWRITTEN = {
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "report of a version": "report --run unread --policy 1",
     "what-changed": "what-changed --run unread",
+    "compare": "compare --run unread",
     "replay reproduce": "replay reproduce --run unread",
 }
 # What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
