@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,23 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from infra.app.app import App
 from infra.app.progress import progress
 from infra.commands.options import as_one, exclude, fields, need
-from infra.commands.score import say_scored, score_run_files
-from search_env.catalogue.corpora import Ranking, load_qrels, rank_by_score, read_run
-from search_env.engine.reranking import reordered
+from infra.commands.score import (
+    Scores,
+    ScoringOptions,
+    by_document,
+    ordered_by_ranker,
+    relevance_scores,
+    say_scored,
+    score_files,
+    scoring_options,
+)
+from search_env.catalogue.corpora import load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
 from storage.evaluation.measures import KNOWN, MEASURES
 from storage.evaluation.tables import Difference, Evaluation, EvaluationSettings, evaluate_runs
-
-Scores = dict[str, dict[str, float]]
 
 
 class StatisticsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,60 +71,6 @@ statistics_options = as_one(
         help="Number of bootstrap draws.",
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws."),
-)
-
-
-class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that give the relevance model's scores: read from a file, or computed now."""
-
-    relevance_file: Path | None
-    relevance_of: str | None
-    queries: Path | None
-    top: int
-    ranker: int
-    scores_out: Path | None
-
-
-scoring_options = as_one(
-    "scoring",
-    ScoringOptions,
-    click.option(
-        "--relevance",
-        "relevance_file",
-        type=click.Path(path_type=Path),
-        help="Run file with the relevance model's scores of every top 10 (see --scores-out); adds the relevance gain.",
-    ),
-    click.option(
-        "--relevance-of",
-        metavar="INDEX",
-        help="Index whose relevance model scores every top 10 now; adds the relevance gain. Requires --queries.",
-    ),
-    click.option(
-        "--queries",
-        type=click.Path(path_type=Path),
-        help="Queries of the run files (JSONL); required with --relevance-of.",
-    ),
-    click.option(
-        "--top",
-        type=click.IntRange(1, 1000),
-        default=EvaluationSettings().relevance_depth,
-        show_default=True,
-        help="With --relevance-of: number of documents to score per ranking.",
-    ),
-    click.option(
-        "--ranker",
-        type=click.IntRange(0, 1000),
-        default=0,
-        show_default=True,
-        help="With --relevance-of: number of first documents that the model orders, as a ranker behind the search, in "
-        "tables of their own. 0: no ranker.",
-    ),
-    click.option(
-        "--scores-out",
-        type=click.Path(path_type=Path),
-        help="With --relevance-of: run file to write the scores to, for --relevance. Without --qrels, nothing else is "
-        "done.",
-    ),
 )
 
 
@@ -174,7 +124,7 @@ def evaluate(
     _check_options(context, qrels_file, scoring)
     files = list(dict.fromkeys([*([baseline_file] if baseline_file else []), *run_files]))
     if qrels_file is None:
-        say_scored(_score(context.obj, files, scoring), scoring.scores_out)
+        say_scored(score_files(context.obj, files, scoring), scoring.scores_out)
         return
     settings = statistics.settings()
     qrels = load_qrels(qrels_file)
@@ -183,7 +133,7 @@ def evaluate(
         runs = {name: {query: of for query, of in run.items() if query in qrels} for name, run in runs.items()}
     for name, run in runs.items():
         _check(name, run, qrels, qrels_file)
-    relevance = _relevance(context.obj, files, scoring)
+    relevance = relevance_scores(context.obj, files, scoring)
     baseline = str(baseline_file) if baseline_file else None
     with progress() as report:
         evaluation = evaluate_runs(
@@ -191,7 +141,7 @@ def evaluate(
         )
         behind = None
         if scoring.ranker and relevance is not None:
-            ordered = {name: _behind_ranker(run, relevance, scoring.ranker) for name, run in runs.items()}
+            ordered = {name: ordered_by_ranker(run, relevance, scoring.ranker) for name, run in runs.items()}
             behind = evaluate_runs(
                 ordered, qrels, baseline=baseline, relevance=relevance, settings=settings, progress=report
             )
@@ -202,16 +152,6 @@ def evaluate(
     if behind is not None:
         click.echo(f"\nbehind the ranker, which orders the first {scoring.ranker} documents")
         print_evaluation(behind, Console())
-
-
-def _behind_ranker(run: Scores, relevance: Scores, depth: int) -> Scores:
-    """Return a run with the first documents of each query in the order of their relevance."""
-    found = {}
-    for query, scores in run.items():
-        ranking = rank_by_score(list(scores), list(scores.values()))
-        first = [1.0 + relevance[query][document] for document in ranking.ids[:depth]]
-        found[query] = reordered(ranking, first)
-    return _by_document(found)
 
 
 def _check_options(context: click.Context, qrels_file: Path | None, scoring: ScoringOptions) -> None:
@@ -226,25 +166,6 @@ def _check_options(context: click.Context, qrels_file: Path | None, scoring: Sco
         if scoring.scores_out is None:
             raise click.UsageError("Missing option '--qrels'.", context)
         need(context, [*fields(StatisticsOptions), "judged_queries_only", "per_query", "as_json"], "--qrels")
-
-
-def _relevance(app: App, files: Sequence[Path], scoring: ScoringOptions) -> Scores | None:
-    """Return the relevance model's scores, by query and document, or None if none are wanted."""
-    if scoring.relevance_file is not None:
-        return _load_run(scoring.relevance_file)
-    return _by_document(_score(app, files, scoring)) if scoring.relevance_of is not None else None
-
-
-def _score(app: App, files: Sequence[Path], scoring: ScoringOptions) -> dict[str, Ranking]:
-    assert scoring.relevance_of is not None and scoring.queries is not None  # `_check_options` has refused the others.
-    return score_run_files(
-        app,
-        files,
-        index=scoring.relevance_of,
-        queries=scoring.queries,
-        top=max(scoring.top, scoring.ranker),
-        out=scoring.scores_out,
-    )
 
 
 def to_json(evaluation: Evaluation, *, per_query: bool = False, behind: Evaluation | None = None) -> str:
@@ -317,11 +238,7 @@ def _short(value: float | None) -> str:
 
 
 def _load_run(file: Path) -> Scores:
-    return _by_document(read_run(file))
-
-
-def _by_document(rankings: Mapping[str, Ranking]) -> Scores:
-    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()}
+    return by_document(read_run(file))
 
 
 def _check(name: str, run: Scores, qrels: dict[str, dict[str, int]], qrels_file: Path) -> None:

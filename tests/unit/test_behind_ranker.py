@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import cast
 
 import msgspec
 import numpy as np
 import pytest
 
+from infra.commands.score import ordered_by_ranker
 from infra.experiments.plan import read_plan
 from infra.recipes.files import WINGS
 from infra.recipes.held_out import HeldOut
@@ -123,9 +123,7 @@ def test_the_plan_has_every_arm_with_and_without_the_ranker() -> None:
     assert read_plan(WINGS / "leser" / "plans" / "leser.toml").ranked_with == ()
 
 
-def test_evaluate_shows_the_runs_behind_the_ranker_too(tmp_path: Path) -> None:
-    from infra.commands.evaluate import _behind_ranker
-
+def test_evaluate_shows_the_runs_behind_the_ranker_too() -> None:
     run = {"q": {"a": 3.0, "b": 2.0, "d": 1.0}}
-    found = _behind_ranker(run, {"q": SCORES}, 2)
+    found = ordered_by_ranker(run, {"q": SCORES}, 2)
     assert sorted(found["q"], key=lambda name: -found["q"][name]) == ["b", "a", "d"]
