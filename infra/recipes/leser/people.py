@@ -27,12 +27,10 @@ from streams.errors import SettingsError
 QUERIES_MIN = 20
 CLICK_KINDS = ("click", "add_to_cart", "purchase")
 
-_SQL = """
-    SELECT query, shown, list_transform(actions, x -> {'kind': x.kind, 'document_id': x.document_id}) AS actions
-    FROM final_outcomes
-    UNION ALL
-    SELECT query, shown, list_transform(actions, x -> {'kind': x.kind, 'document_id': x.document_id}) AS actions
-    FROM first_feedback WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
+_OUTCOMES = "SELECT query, shown, actions FROM final_outcomes"
+_FEEDBACK = """
+    SELECT query, shown, actions FROM first_feedback
+    WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
 """
 
 
@@ -54,7 +52,7 @@ def shown_lists(home: Home, traffic: str) -> list[ShownList]:
             f"--traffic: run {traffic!r} has stored no traffic yet. Run: searchloop listen --run {traffic} --until-read"
         )
     with open_log(folder) as log:
-        rows = log.rows(_SQL)
+        rows = [*log.rows(_OUTCOMES), *log.rows(_FEEDBACK)]  # Their actions have different columns.
     lists = [
         ShownList(
             query=row["query"],
