@@ -25,6 +25,7 @@ from learner.warmup import WarmupSettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings
 from search_env.engine.client import ElasticsearchSettings
+from search_env.engine.ranker import RankerSettings
 from search_env.engine.searching import RetrievalSettings
 from search_env.engine.vectors import VectorSettings
 from search_env.feedback.attribution import JoinSettings
@@ -182,6 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     neighbours: NeighbourSettings = NeighbourSettings()
     lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    ranker: RankerSettings = RankerSettings()
     leser: LeserEnvironmentSettings = LeserEnvironmentSettings()
     demand: DemandSettings = DemandSettings()
     lists: ListSettings = ListSettings()
