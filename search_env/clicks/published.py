@@ -28,6 +28,13 @@ class PublishedModel(msgspec.Struct, frozen=True, kw_only=True):
     attraction: tuple[float, ...]
 
 
+EYE_TRACKED = PublishedModel(
+    model=PositionBased(examination=(0.68, 0.61, 0.48, 0.34, 0.28, 0.2, 0.11, 0.1, 0.08, 0.06)),
+    attraction=(0.1, 0.16, 0.28, 0.52, 1.0),
+)
+"""Examination by rank as an eye-tracking study measured it (Joachims et al., SIGIR 2005), and grades 0 to 4."""
+
+
 class _File(msgspec.Struct):
     model_name: str
     click_prob: Annotated[tuple[Probability, ...], msgspec.Meta(min_length=1)]

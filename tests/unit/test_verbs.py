@@ -24,7 +24,7 @@ from search_env.catalogue.corpora import Ranking
 CONTEXT = click.Context(cli)
 VERBS_MAX = 30
 IMPERATIVES = """
-    Attach Check Compare Copy Evaluate Import Join List Load Measure Print Read Rebuild Repeat Replay Report
+    Attach Check Compare Copy Evaluate Import Join Let List Load Measure Print Read Rebuild Repeat Replay Report
     Rescore Resend Run Score Search Send Serve Show Start Stop Train Verify Write
 """
 NEW_COMMANDS = {
