@@ -103,11 +103,10 @@ def _until(
     while not post.stop():
         follow_partitions(consumer, topics)
         merger.add(poll(consumer, post.delivery, records_max=READ_AT_ONCE))
-        # With records of every partition here, or none missing, an earlier record cannot come.
-        empty = [item for item in consumer.assignment() if not merger.held(item)]
+        # An earlier record may come from any partition whose log holds more, also from one that has some here now.
         with told("could not read the end offsets of the topics"):
-            known = consumer.end_offsets(empty) if empty else {}
-        behind = [item for item in empty if (at := known_position(consumer, item)) is not None and at < known[item]]
+            known = consumer.end_offsets(list(consumer.assignment()))
+        behind = [item for item in known if (at := known_position(consumer, item)) is not None and at < known[item]]
         for record in merger.ready(behind):
             work.take(record)
         full = {item for item in consumer.assignment() if merger.held(item) >= HELD_MAX}
