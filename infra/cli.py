@@ -42,7 +42,7 @@ GROUPS = {
     "Prepare": {
         "index": ("search", "Load a corpus and generate training queries from it."),
         "attach": ("attach", "Attach an index that you have, with your own search."),
-        "relevance": ("train", "Train the relevance model that computes the rewards."),
+        "relevance": ("relevance", "Train and check the relevance model that computes the rewards."),
         "premise": ("measure", "Check whether a recipe's reward leads to better search, before any training."),
     },
     "Learn": {

@@ -38,7 +38,7 @@ from search_env.leser.teachers import TeacherSettings
 from search_env.models.crossencoder import CrossEncoderSettings
 from search_env.models.embeddings import EmbeddingSettings
 from search_env.models.relevance import RelevanceSettings
-from search_env.models.relevance_training import GbdtSettings
+from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
 from search_env.queries.judged_lists import ListSettings
 from search_env.relsum.environment import RelsumEnvironmentSettings

@@ -16,6 +16,7 @@ from infra.app.interrupts import at_hard_end
 from infra.app.progress import progress
 from infra.commands.acls import print_acls
 from infra.commands.options import need
+from infra.runs.closed_kinds import closed_kinds
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
 from infra.services.doctor import FAIL, OK, CheckResult, doctor_findings
@@ -87,7 +88,8 @@ class RunStatus(ServiceStatus, frozen=True, kw_only=True):
     """A run's row: its role is "run", and its health is the run's state.
 
     health: "running", "idle", "finished", "stalled", "stopped" (no worker lives) or "unknown" (Kafka does not answer).
-    waiting_for: the cause of a stall that has lasted `seconds` so far, otherwise empty. says: one line for people.
+    waiting_for: the cause of a stall that has lasted `seconds` so far, otherwise empty. says: one line for
+    people, also about kinds of queries that rewards do not train.
     """
 
     run: str
@@ -157,7 +159,7 @@ def _run_rows(app: App, *, kafka_answers: bool) -> list[RunStatus]:
             run=each.run,
             waiting_for=each.waiting_for,
             seconds=each.seconds,
-            says=each.says,
+            says="; ".join(filter(None, (each.says, closed_kinds(app.home.run(each.run))))),
         )
         for each in states
     ]

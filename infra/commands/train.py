@@ -1,4 +1,4 @@
-"""`searchloop train`, `run` and `relevance`: the verbs that make a policy."""
+"""`searchloop train` and `run`: the verbs that make a policy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from infra.app.app import App, FailpointTable
 from infra.app.interrupts import interrupts
@@ -234,34 +232,3 @@ def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
         from infra.runs.workers import run_worker
 
         run_worker(app, role=role, run=run_name, worker=worker, stop=stop)
-
-
-@click.command()
-@click.option("--index", default="catalogue", show_default=True, help="Index whose documents the model scores.")
-@click.option(
-    "--queries",
-    type=click.Path(path_type=Path),
-    help="Judged queries (JSONL). Default: queries generated from the attributes.",
-)
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of these queries; required with --queries.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
-@click.pass_obj
-def relevance(app: App, index: str, queries: Path | None, qrels: Path | None, as_json: bool) -> None:
-    """Train the relevance model that computes the rewards, on judgments or on the catalogue's attributes.
-
-    \b
-    Example:
-      searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
-    """
-    from infra.recipes.leser.relevance import train_relevance
-
-    judged = read_judged(queries, qrels)
-    with progress() as report:
-        result = train_relevance(app.home.index(index), app.settings, judged=judged, report=report)
-    if as_json:
-        click.echo(msgspec.json.encode(result).decode())
-        return
-    table = Table(title=f"relevance model of {index}", show_header=False)
-    for name, value in result.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)

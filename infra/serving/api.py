@@ -19,6 +19,7 @@ from infra.serving.events import Refused, read_batch, read_event
 from infra.serving.forwarding import Forwarder
 from infra.serving.policies import Policies
 from infra.serving.settings import ServeSettings
+from infra.serving.tail import Helped
 from search_env.engine.errors import EngineUnavailable, RetrievalError
 from search_env.engine.index import IndexVersion
 from search_env.serving.choosing import RAW, Chosen, choose, probabilities
@@ -216,10 +217,11 @@ async def _choice(service: Service, query: str, impression_id: str, helped: obje
     tail = service.policies.tail
     if tail is not None and tail.policy not in by_policy and helped in (AUTO, tail.policy):
         words = tail.known(query)
-        if words is None:
-            words = await tail.ask(query, budget_seconds=service.settings.tail_budget_ms / 1000)
-        if words is not None:
-            by_policy = {**by_policy, tail.policy: words}
+        found = None if words is None else Helped(tail.policy, words)
+        if found is None:
+            found = await tail.ask(query, budget_seconds=service.settings.tail_budget_ms / 1000)
+        if found is not None:
+            by_policy = {**by_policy, found.policy: found.words}
     if helped == "raw":
         return Chosen(RAW, 1.0, {RAW: 1.0}), ()
     if helped != AUTO:

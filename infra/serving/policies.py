@@ -80,6 +80,10 @@ class Policies:
         name = version_name(manifest.policy)
         if self.tail is not None and self.tail.policy == name:
             return
+        if self.tail is not None and self.tail.ready:
+            await self.tail.follow(name)
+            log.info("policy %s serves", name)
+            return
         tail = Tail(
             msgspec.structs.replace(self._start, policy=name),
             waiting_max=self._settings.tail_waiting_max,
@@ -94,7 +98,7 @@ class Policies:
         before, self.tail = self.tail, tail
         log.info("policy %s serves", name)
         if before is not None:
-            before.close()
+            before.close()  # Its process had died, and did not come again.
 
 
 def _read_answers(paths: list[Path], index_version: str) -> Answers:

@@ -31,8 +31,11 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
     tail_budget_ms: Annotated[
         int,
         msgspec.Meta(ge=0, le=10_000),
-        describe("Time that a query without a ready answer may wait for the policy. After it, the raw query serves."),
-    ] = 50
+        describe(
+            "Time that a query without a ready answer may wait for the policy. After it, the raw query serves, and the "
+            "answer is kept for the next time."
+        ),
+    ] = 200
     tail_waiting_max: Annotated[
         int, msgspec.Meta(ge=1, le=1_000), describe("Queries that may wait for the policy at once; more are raw.")
     ] = 16

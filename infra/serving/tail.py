@@ -17,12 +17,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from search_env.catalogue.analysis import plain_words
 from streams.events import Context
+from streams.topics import version_name
 
 if TYPE_CHECKING:
     from infra.recipes.leser.expanding import LeserRun
@@ -32,6 +33,13 @@ log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
 Answered = Callable[[str, Context], None]
+
+
+class Helped(NamedTuple):
+    """A policy version's words for a query."""
+
+    policy: str
+    words: Words
 
 
 class TailStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +66,7 @@ class Tail:
         self._waiting_max = waiting_max
         self._kept = kept
         self._answers: OrderedDict[str, Words] = OrderedDict()
-        self._asked: dict[str, asyncio.Future[Words | None]] = {}
+        self._asked: dict[str, asyncio.Future[Helped | None]] = {}
         self._pool: ProcessPoolExecutor | None = None
         self.ready = False
 
@@ -67,6 +75,16 @@ class Tail:
         self._pool = self._new_pool()
         await asyncio.get_running_loop().run_in_executor(self._pool, _expand, "warm up")
         self.ready = True
+
+    async def follow(self, policy: str) -> None:
+        """Load another version of the run in place of this one, between two queries.
+
+        Raises what the process raises; the version before then goes on.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._pool, _refresh, policy)
+        self.policy = policy
+        self._start = msgspec.structs.replace(self._start, policy=policy)
+        self._answers.clear()
 
     def close(self) -> None:
         """End the process; queries that it has not answered stay raw."""
@@ -82,7 +100,7 @@ class Tail:
             return self._answers[words]
         return None
 
-    async def ask(self, query: str, *, budget_seconds: float) -> Words | None:
+    async def ask(self, query: str, *, budget_seconds: float) -> Helped | None:
         """Return the policy's expansions, or None if they do not come in time or too many queries wait."""
         words = plain_words(query)
         if not self.ready or self._pool is None or budget_seconds <= 0:
@@ -98,7 +116,7 @@ class Tail:
         except TimeoutError:
             return None
 
-    async def _answered(self, words: str, query: str) -> Words | None:
+    async def _answered(self, words: str, query: str) -> Helped | None:
         pool = self._pool
         try:
             found, context = await asyncio.get_running_loop().run_in_executor(pool, _expand, query)
@@ -115,7 +133,8 @@ class Tail:
             return None
         finally:
             self._asked.pop(words, None)
-        self._answers[words] = found
+        if found.policy == self.policy:  # Another version may serve by now.
+            self._answers[words] = found.words
         while len(self._answers) > self._kept:
             self._answers.popitem(last=False)
         self._told(query, context)
@@ -159,6 +178,14 @@ def _open(start: TailStart) -> None:
     _neighbours = open_neighbours(_opened, _run.lessons())
 
 
+def _refresh(policy: str) -> None:
+    """Replace the version by another one of the run, in the process."""
+    from learner.versions import find_version
+
+    folder, manifest = find_version(_run.folder.checkpoints, policy)
+    _version.refresh(folder, manifest.policy)
+
+
 def end_with_parent() -> None:
     """End this process when its parent is gone: the pool's own pipe stays open then, and the process would stay."""
     parent = multiprocessing.parent_process()
@@ -171,7 +198,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _expand(query: str) -> tuple[Words, Context]:
+def _expand(query: str) -> tuple[Helped, Context]:
     """Return the policy's expansions of a query, decoded as everywhere else, and its context.
 
     An answer in the wrong format gives no expansions.
@@ -190,4 +217,4 @@ def _expand(query: str) -> tuple[Words, Context]:
         context=context,
     )
     (answer,) = decode_expansions([request], _version, _run.kept, lambda *_: None)
-    return (answer.expansions if answer.valid else ()), context
+    return Helped(version_name(_version.reference), answer.expansions if answer.valid else ()), context

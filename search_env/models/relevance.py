@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -22,10 +21,11 @@ import numpy.typing as npt
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Embedder
-from search_env.models.features import FEATURES, FEATURES_VERSION, FeatureMaker
+from search_env.models.features import FeatureMaker
+from search_env.models.judged_forest import FoldManifest, JudgedForest
+from search_env.models.relevance_sources import SourceSettings
 from streams.descriptions import describe
 from streams.errors import SearchloopError
-from streams.whole_file import write_file
 
 if TYPE_CHECKING:
     import lightgbm  # Imports scikit-learn, which takes two seconds: only where trees are read or grown.
@@ -34,6 +34,9 @@ Floats = npt.NDArray[np.float32]
 Pairs = Sequence[tuple[str, Sequence[str]]]
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
+
+
+Gate = Literal["point", "interval", "off"]
 
 
 class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +57,14 @@ class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "its relevance model."
         ),
     ] = 0.0
+    gate: Annotated[
+        Gate,
+        describe(
+            "Rule that keeps a kind of query out of training if the model's order is worse than the raw order: "
+            '"point" (its measure is below), "interval" (the whole interval is below 0), or "off".'
+        ),
+    ] = "point"
+    sources: SourceSettings = SourceSettings()
 
 
 class RelevanceError(SearchloopError, RuntimeError):
@@ -79,6 +90,7 @@ class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     scale, offset: Platt's calibration, sigmoid(scale · raw + offset).
     corpus_sha256: the corpus of its training. cosine: whether the last feature was filled.
     queries, pairs: the size of its training data. report: measures on queries held out of training.
+    folds: the forest of judgments and clicks, if there is one. fold_seed: of the assignment of queries to folds.
     """
 
     model_sha256: str
@@ -91,6 +103,26 @@ class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     queries: int
     pairs: int
     report: dict[str, float]
+    folds: tuple[FoldManifest, ...] = ()
+    fold_seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the model's name: a hash of all its trees."""
+        digest = self.model_sha256
+        if self.folds:
+            digest = hashlib.sha256(
+                "".join([digest, str(self.fold_seed), *(fold.sha256 for fold in self.folds)]).encode()
+            ).hexdigest()
+        return f"gbdt-{digest[:12]}"
+
+
+class GrownModel(NamedTuple):
+    """A trained model: the base trees, their manifest, and the forest of judgments and clicks."""
+
+    booster: lightgbm.Booster
+    manifest: RelevanceManifest
+    forest: JudgedForest | None = None
 
 
 class ScoreCache:
@@ -119,21 +151,23 @@ class GbdtRelevance:
     def __init__(
         self,
         catalogue: Catalogue,
-        booster: lightgbm.Booster,
-        manifest: RelevanceManifest,
+        grown: GrownModel,
         *,
         embeddings: Floats | None = None,
         embedder: Embedder | None = None,
     ) -> None:
         """embeddings: [D, 384] of the catalogue; with the embedder for queries, needed if the model uses the cosine."""
+        booster, manifest, forest = grown
         if manifest.cosine and (embeddings is None or embedder is None):
             raise RelevanceError(
                 "this relevance model uses the MiniLM cosine; give it embeddings, or train one without"
             )
-        self.name = f"gbdt-{manifest.model_sha256[:12]}"
+        self.name = manifest.name
         self.manifest = manifest
+        self._grown = grown
         self._catalogue = catalogue
         self._booster = booster
+        self._forest = forest
         self._maker = FeatureMaker(catalogue)
         self._embeddings = embeddings if manifest.cosine else None
         self._embedder = embedder
@@ -141,7 +175,7 @@ class GbdtRelevance:
 
     def on(self, catalogue: Catalogue, embeddings: Floats | None) -> GbdtRelevance:
         """Return this model for the documents of another catalogue; embeddings as above."""
-        return GbdtRelevance(catalogue, self._booster, self.manifest, embeddings=embeddings, embedder=self._embedder)
+        return GbdtRelevance(catalogue, self._grown, embeddings=embeddings, embedder=self._embedder)
 
     def score(self, query: str, document_ids: Sequence[str]) -> Floats:
         """Return [n] relevance in [0, 1]."""
@@ -164,7 +198,7 @@ class GbdtRelevance:
                 if vectors is not None and self._embeddings is not None:
                     cosine = self._embeddings[missing[position]] @ vectors[number]
                 blocks.append(self._maker.features(queries[number], missing[position], cosine))
-            scores = self._predict(np.concatenate(blocks))
+            scores = self._predict(queries, blocks)
             start = 0
             for number, position in enumerate(wanted):
                 end = start + len(blocks[number])
@@ -172,10 +206,13 @@ class GbdtRelevance:
                 start = end
         return [scores[row] for row, scores in zip(rows, known, strict=True)]
 
-    def _predict(self, features: Floats) -> Floats:
-        raw = self._booster.predict(features, raw_score=True, num_threads=1)
-        calibrated = sigmoid(self.manifest.scale * np.asarray(raw, dtype=np.float64) + self.manifest.offset)
-        return calibrated.astype(np.float32)
+    def _predict(self, queries: Sequence[str], blocks: Sequence[Floats]) -> Floats:
+        raw = np.asarray(self._booster.predict(np.concatenate(blocks), raw_score=True, num_threads=1), dtype=np.float64)
+        if self._forest is not None:
+            raw += np.concatenate(
+                [self._forest.added(query, block) for query, block in zip(queries, blocks, strict=True)]
+            )
+        return sigmoid(self.manifest.scale * raw + self.manifest.offset).astype(np.float32)
 
 
 class CosineRelevance:
@@ -246,49 +283,6 @@ class NoisyRelevance:
         uniform = (np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2) >> np.uint64(11)) / 2.0**53
         # Box and Muller (1958): two uniform numbers give one number of a standard normal distribution.
         return np.asarray(np.sqrt(-2 * np.log(1 - uniform[:, 0])) * np.cos(2 * np.pi * uniform[:, 1]), dtype=np.float32)
-
-
-def save_gbdt(directory: Path, booster: lightgbm.Booster, manifest: RelevanceManifest) -> None:
-    """Write `model.txt` (LightGBM's own text format, no pickle) and `manifest.json`."""
-    write_file(directory / "model.txt", model_text(booster).encode())
-    write_file(directory / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-
-
-def load_gbdt(
-    directory: Path, catalogue: Catalogue, *, embeddings: Floats | None = None, embedder: Embedder | None = None
-) -> GbdtRelevance:
-    """Return the model saved in a directory.
-
-    Raises RelevanceError if it is missing or damaged, or if its features differ from those that this code computes.
-    """
-    try:
-        manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=RelevanceManifest)
-        text = (directory / "model.txt").read_text()
-    except FileNotFoundError as error:
-        raise RelevanceError(f"{error.filename}: no relevance model there. Run: searchloop index CORPUS") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RelevanceError(f"{directory}: damaged relevance model ({error}). Run: searchloop index CORPUS") from error
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if digest != manifest.model_sha256:
-        raise RelevanceError(
-            f"{directory / 'model.txt'}: expected the model {manifest.model_sha256[:12]} of its manifest, got "
-            f"{digest[:12]}. Run: searchloop index CORPUS"
-        )
-    if (manifest.features, manifest.features_version) != (FEATURES, FEATURES_VERSION):
-        raise RelevanceError(
-            f"{directory}: the model was trained on features of another version of searchloop. "
-            f"Run: searchloop index CORPUS"
-        )
-    import lightgbm
-
-    booster = lightgbm.Booster(model_str=text)
-    return GbdtRelevance(catalogue, booster, manifest, embeddings=embeddings, embedder=embedder)
-
-
-def model_text(booster: lightgbm.Booster) -> str:
-    """Return a model in LightGBM's text format."""
-    text: str = booster.model_to_string()
-    return text
 
 
 def _rows(catalogue: Catalogue, ids: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -119,7 +119,30 @@ def estimate(
     Raises EvaluationError if a self-normalized estimator has no weight above 0.
     """
     value, influence = _ESTIMATORS[name](choices, switch if name == "switch" else shrinkage)
-    error = clustered_error(influence, choices.clusters)
+    return _with_interval(value, influence, choices.clusters, confidence)
+
+
+def estimate_gain(
+    choices: Choices,
+    baseline: Choices,
+    name: Name = "dr",
+    *,
+    switch: float = 10.0,
+    shrinkage: float = 100.0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return how much more a target policy is worth than another one, on the same impressions in the same order.
+
+    The interval takes into account that both come from one log. Raises as `estimate` does.
+    """
+    parameter = switch if name == "switch" else shrinkage
+    value, influence = _ESTIMATORS[name](choices, parameter)
+    value_before, influence_before = _ESTIMATORS[name](baseline, parameter)
+    return _with_interval(value - value_before, influence - influence_before, choices.clusters, confidence)
+
+
+def _with_interval(value: float, influence: Floats, clusters: Integers, confidence: float) -> Estimate:
+    error = clustered_error(influence, clusters)
     reach = float(norm.ppf(0.5 + confidence / 2)) * error
     return Estimate(value=value, error=error, low=value - reach, high=value + reach)
 

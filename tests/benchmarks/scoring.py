@@ -44,7 +44,8 @@ from search_env.engine.index import build_index
 from search_env.engine.searching import RetrievalSettings, Searcher, expanded_bodies
 from search_env.leser.environment import LeserEnvironment, LeserEnvironmentSettings
 from search_env.models.relevance import GbdtRelevance
-from search_env.models.relevance_training import GbdtSettings, train_gbdt
+from search_env.models.relevance_training import train_gbdt
+from search_env.models.training_pairs import GbdtSettings, PairMaker
 from search_env.queries.intents import IntentSettings, make_intents
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Sampling
 
@@ -66,8 +67,8 @@ def main() -> None:
     settings = LeserEnvironmentSettings()
     depth = max(settings.reward.relevance_depth, settings.reward.size_depth)
     intents = make_intents(documents, IntentSettings(queries=4_000))
-    booster, manifest = train_gbdt(
-        catalogue, intents.queries["train"], intents.qrels["train"], GbdtSettings(), corpus_sha256="", complete=True
+    grown = train_gbdt(
+        PairMaker(catalogue, GbdtSettings()), intents.queries["train"], intents.qrels["train"], corpus_sha256=""
     )
     queries = [query.text for query in intents.queries["train"]]
     runs_groups = [
@@ -92,7 +93,7 @@ def main() -> None:
                     for each in expanded_bodies(retriever.form, generation.request.query, expansions, plain, size=depth)
                 ]
                 # A model that has seen none of these queries, so that its own memory does not help it.
-                relevance = GbdtRelevance(catalogue, booster, manifest)
+                relevance = GbdtRelevance(catalogue, grown)
                 environment = LeserEnvironment(retriever, relevance, settings)
 
                 def raw(bodies: list[dict[str, object]] = bodies) -> None:

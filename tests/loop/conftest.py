@@ -24,7 +24,7 @@ from learner.policy_settings import PolicySettings, TinySettings
 from learner.warmup import WarmupSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.leser.lessons import LessonSettings
-from search_env.models.relevance_training import GbdtSettings
+from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
 
 SMALL = Settings(

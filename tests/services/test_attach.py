@@ -27,7 +27,7 @@ from search_env.engine.index import IndexingError, load_documents
 from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.engine.rights import RightsError
 from search_env.engine.searching import ExpandedQuery, RetrievalSettings
-from search_env.models.relevance_training import GbdtSettings
+from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
 from streams.secrets import reveal
 from tests.loop.conftest import quiet

@@ -21,10 +21,10 @@ from search_env.models.relevance import (
     GbdtRelevance,
     NoisyRelevance,
     RelevanceError,
-    load_gbdt,
-    save_gbdt,
 )
-from search_env.models.relevance_training import GbdtSettings, train_gbdt
+from search_env.models.relevance_files import load_gbdt, save_gbdt
+from search_env.models.relevance_training import train_gbdt
+from search_env.models.training_pairs import GbdtSettings, PairMaker
 
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "cyan"]
 KINDS = ["mug", "lamp", "chair", "table", "shelf"]
@@ -72,8 +72,7 @@ SMALL = GbdtSettings(trees=40, leaves=7, queries_max=200, title_queries=50)
 
 @pytest.fixture(scope="module")
 def model(catalogue: Catalogue, judged: tuple) -> GbdtRelevance:  # type: ignore[type-arg]
-    booster, manifest = train_gbdt(catalogue, *judged, SMALL, corpus_sha256="c", complete=True)
-    return GbdtRelevance(catalogue, booster, manifest)
+    return GbdtRelevance(catalogue, train_gbdt(PairMaker(catalogue, SMALL), *judged, corpus_sha256="c"))
 
 
 def feature(features: np.ndarray, name: str) -> list[float]:
@@ -133,12 +132,12 @@ def test_the_same_training_gives_the_same_model_byte_for_byte(
     judged: tuple,  # type: ignore[type-arg]
     model: GbdtRelevance,
 ) -> None:
-    _, manifest = train_gbdt(Catalogue(products()), *judged, SMALL, corpus_sha256="c", complete=True)
-    assert manifest == model.manifest
+    grown = train_gbdt(PairMaker(Catalogue(products()), SMALL), *judged, corpus_sha256="c")
+    assert grown.manifest == model.manifest
 
 
 def test_many_queries_at_once_score_as_one_at_a_time(catalogue: Catalogue, model: GbdtRelevance) -> None:
-    fresh = GbdtRelevance(catalogue, model._booster, model.manifest)
+    fresh = GbdtRelevance(catalogue, model._grown)
     pairs = [("red oak mug", ["d1", "d2"]), ("blue lamp", []), ("red oak mug", ["d2", "d9"]), ("steel", ["d3"])]
     together = fresh.score_many(pairs)
     for scores, (query, ids) in zip(together, pairs, strict=True):
@@ -149,14 +148,14 @@ def test_many_queries_at_once_score_as_one_at_a_time(catalogue: Catalogue, model
 def test_a_saved_model_scores_the_same_and_a_changed_one_is_refused(
     tmp_path: Path, catalogue: Catalogue, model: GbdtRelevance
 ) -> None:
-    save_gbdt(tmp_path, model._booster, model.manifest)
+    save_gbdt(tmp_path, model._grown)
     loaded = load_gbdt(tmp_path, catalogue)
     ids = [f"d{n}" for n in range(50)]
     assert loaded.score("red oak mug", ids).tolist() == model.score("red oak mug", ids).tolist()
     assert loaded.name == model.name
     text = (tmp_path / "model.txt").read_text()
     (tmp_path / "model.txt").write_text(text.replace("learning_rate", "learning-rate"))
-    with pytest.raises(RelevanceError, match="expected the model"):
+    with pytest.raises(RelevanceError, match="expected the trees"):
         load_gbdt(tmp_path, catalogue)
     (tmp_path / "model.txt").write_text(text)
     older = msgspec.structs.replace(model.manifest, features=FEATURES[:-1])
@@ -177,18 +176,7 @@ def test_too_few_judged_queries_are_refused(catalogue: Catalogue, judged: tuple)
     with pytest.raises(
         RelevanceError, match="expected at least 20 queries with a relevant document to train on, got 5"
     ):
-        train_gbdt(catalogue, queries[:5], qrels, SMALL, corpus_sha256="c", complete=True)
-
-
-def test_graded_judgments_alone_train_a_model(catalogue: Catalogue, judged: tuple) -> None:  # type: ignore[type-arg]
-    queries, complete = judged
-    rows = list(complete.items())
-    graded = {
-        q: dict.fromkeys(grades, 3) | dict.fromkeys(rows[(n + 7) % len(rows)][1], 0)
-        for n, (q, grades) in enumerate(rows)
-    }
-    _, manifest = train_gbdt(catalogue, queries, graded, SMALL, corpus_sha256="c", complete=False)
-    assert manifest.report["held_out_auc"] > 0.9
+        train_gbdt(PairMaker(catalogue, SMALL), queries[:5], qrels, corpus_sha256="c")
 
 
 def test_noise_is_the_same_every_time_and_about_as_large_as_asked(model: GbdtRelevance) -> None:

@@ -16,7 +16,9 @@ from infra.app.home import RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.recipes.first_policy import first_policy
+from infra.recipes.leser.gate import judge_run
 from infra.recipes.leser.index import LeserIndex, open_leser_index
+from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, Judge
 from infra.recipes.leser.teaching import teach, warm_up_policy
 from infra.recipes.recipe import NewRun, Prepared
 from learner.checkpoints import CURRENT
@@ -40,8 +42,9 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     """Make or find everything that a run needs, and return its queries with their contexts.
 
     The intents of the index have judgments; a user's own training queries have none. Queries with the text of a
-    held-out query are left out, here and among the lessons. A run that has a checkpoint keeps the policy, lessons and
-    contexts that it began with.
+    held-out query are left out, here and among the lessons. A kind of query that the relevance model ranks worse than
+    the raw order keeps its lessons, but gets no requests (see `gate`). A run that has a checkpoint keeps the policy,
+    lessons and contexts that it began with.
     Raises SettingsError if there are no training queries, or if the run began with other ones.
     """
     run_dir = app.home.run(new.run)
@@ -64,7 +67,19 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
             without=[query.text for query in new.held_out],
         )
         # GRPO sees these phrases, too. Otherwise it unlearns to leave a query alone that ranks well as it is.
-        asked = [*queries, *(Query(id=lesson.query_id, text=lesson.query) for lesson in head)]
+        phrases = [Query(id=lesson.query_id, text=lesson.query) for lesson in head]
+        asked = [*queries, *phrases]
+        kinds = {PAIRS if new.queries_file is None else JUDGED: queries, TITLES: phrases}
+        verdict = judge_run(
+            run_dir,
+            opened.directory,
+            Judge(opened.searcher, opened.relevance, opened.catalogue),
+            app.settings,
+            [(kind, len(of)) for kind, of in kinds.items()],
+            report=report,
+        )
+        closed = {each.kind for each in verdict.closed}
+        trained = [query for kind, of in kinds.items() if kind not in closed for query in of]
         if (run_dir.checkpoints / CURRENT).is_file():
             contexts = read_contexts(run_dir / CONTEXTS_FILE)
             if set(contexts) != {query.id for query in asked}:
@@ -72,7 +87,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                     f"run {new.run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return _prepared(new.run, opened, asked, contexts)
+            return _prepared(new.run, opened, trained, contexts)
         lessons = teach(opened, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
@@ -84,7 +99,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         write_first_checkpoint(run_dir.checkpoints, policy)
-        return _prepared(new.run, opened, asked, lessons.contexts)
+        return _prepared(new.run, opened, trained, lessons.contexts)
 
 
 def _prepared(run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:

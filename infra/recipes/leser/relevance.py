@@ -8,40 +8,69 @@ from typing import Any
 from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
-from search_env.catalogue.corpora import CorpusError, Qrels, Query, Ranking, check_qrels, rank_by_score
+from infra.recipes.leser.people import People, peoples_blocks, read_by
+from search_env.catalogue.corpora import CorpusError, Query, Ranking, rank_by_score
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import load_documents, load_manifest
 from search_env.models.embeddings import Embedder, embed_documents
 from search_env.models.hit_relevance import HitRelevance, KeptVectors
-from search_env.models.relevance import CosineRelevance, NoisyRelevance, RelevanceModel, load_gbdt, save_gbdt
+from search_env.models.judged_forest import shuffled
+from search_env.models.relevance import CosineRelevance, GrownModel, NoisyRelevance, RelevanceModel
+from search_env.models.relevance_files import load_gbdt, save_gbdt
+from search_env.models.relevance_sources import Block
 from search_env.models.relevance_training import train_gbdt
+from search_env.models.training_pairs import PairMaker
 from search_env.queries.intents import load_intents
 
 
 def train_relevance(
-    folder: IndexFolder, settings: Settings, *, judged: tuple[Sequence[Query], Qrels] | None, report: Report
+    folder: IndexFolder, settings: Settings, catalogue: Catalogue, *, people: People, report: Report
 ) -> dict[str, Any]:
-    """Train gradient-boosted trees, save them, and return the report of the training.
+    """Train gradient-boosted trees on every source with a weight, save them, and return the report of the training.
 
-    judged: queries with judgments of documents; None takes the training intents of the index.
     Raises CorpusError if no judgment is about a known query and a known document.
     """
-    documents = load_documents(folder, sample=True)
-    complete = judged is None
-    queries: Sequence[Query]
-    if judged is None:
-        queries, qrels = load_intents(folder.intents, "train")
-    else:
-        queries, qrels = judged
-        unknown = check_qrels(
-            qrels,
-            query_ids=(query.id for query in queries),
-            document_ids=(document.id for document in documents),
-            source=f"the judgments for index {folder.name!r}",
-        )
-        if unknown.judgments:
-            report(f"leaving out {unknown.judgments} judgments of unknown ids: {', '.join(unknown.examples)}", 0, 0)
-    return _train(folder, settings, Catalogue(documents), queries, qrels, complete=complete, report=report)
+    grown, told = grow_relevance(folder, settings, catalogue, people=people, report=report)
+    save_gbdt(folder.relevance, grown)
+    return {"queries": grown.manifest.queries, "pairs": grown.manifest.pairs, **told, **grown.manifest.report}
+
+
+def grow_relevance(
+    folder: IndexFolder,
+    settings: Settings,
+    catalogue: Catalogue,
+    *,
+    people: People,
+    report: Report,
+    shuffle_seed: int | None = None,
+) -> tuple[GrownModel, dict[str, Any]]:
+    """Return a trained model, and the size of what people said.
+
+    shuffle_seed: puts all judgments in a random order, for a control.
+    """
+    sources = settings.relevance.sources
+    embedder, embeddings = None, None
+    if settings.gbdt.cosine:
+        embedder = Embedder(settings.embedding)
+        embeddings = embed_documents(catalogue.documents, embedder, folder.embeddings, report)
+    pairs = PairMaker(catalogue, settings.gbdt, embeddings=embeddings, embedder=embedder)
+    queries, qrels = load_intents(folder.intents, "train")
+    labelled: list[Block] = []
+    if sources.cross_encoder:
+        asked = [query.text for query in sorted(queries, key=lambda each: each.id)[: sources.cross_encoder_queries]]
+        labelled = pairs.labelled(asked, read_by(folder, settings, catalogue), sources.cross_encoder)
+    said, told = peoples_blocks(folder, settings, catalogue, people, report)
+    grown = train_gbdt(
+        pairs,
+        queries if qrels else [],
+        qrels,
+        corpus_sha256=load_manifest(folder).sha256,
+        sources=sources,
+        labelled=labelled,
+        people=said if shuffle_seed is None else shuffled(said, seed=shuffle_seed),
+        progress=report,
+    )
+    return grown, told
 
 
 def open_relevance(folder: IndexFolder, settings: Settings, *, catalogue: Catalogue, report: Report) -> RelevanceModel:
@@ -51,7 +80,7 @@ def open_relevance(folder: IndexFolder, settings: Settings, *, catalogue: Catalo
     has_intents = (folder.intents / "qrels.train.tsv").is_file()
     cosine = wanted == "cosine" or (wanted == "auto" and not trained.is_file() and not has_intents)
     if not cosine and not trained.is_file():
-        train_relevance(folder, settings, judged=None, report=report)
+        train_relevance(folder, settings, catalogue, people=People(), report=report)
     embedder, vectors = None, None
     if cosine or settings.gbdt.cosine:
         embedder = Embedder(settings.embedding)
@@ -103,32 +132,3 @@ def score_rankings(
     return {
         query: rank_by_score(list(ids), of.tolist()) for (query, ids), of in zip(found.items(), scores, strict=True)
     }
-
-
-def _train(
-    folder: IndexFolder,
-    settings: Settings,
-    catalogue: Catalogue,
-    queries: Sequence[Query],
-    qrels: Qrels,
-    *,
-    complete: bool,
-    report: Report,
-) -> dict[str, Any]:
-    embedder, embeddings = None, None
-    if settings.gbdt.cosine:
-        embedder = Embedder(settings.embedding)
-        embeddings = embed_documents(catalogue.documents, embedder, folder.embeddings, report)
-    booster, manifest = train_gbdt(
-        catalogue,
-        queries,
-        qrels,
-        settings.gbdt,
-        corpus_sha256=load_manifest(folder).sha256,
-        complete=complete,
-        embeddings=embeddings,
-        embedder=embedder,
-        progress=report,
-    )
-    save_gbdt(folder.relevance, booster, manifest)
-    return {"queries": manifest.queries, "pairs": manifest.pairs, **manifest.report}

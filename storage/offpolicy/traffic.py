@@ -1,0 +1,181 @@
+"""Logged traffic as choices: what each impression offered, what was chosen, and what it was worth.
+
+A version's target policy shows its results where it was offered, and raw results elsewhere: that is how a server
+serves it. Impressions of bots are left out by the view `trusted_outcomes`. An impression without propensities is left
+out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from storage.errors import EvaluationError
+from storage.log import Log
+from storage.offpolicy.estimators import Choices, Floats, Integers
+from streams.descriptions import describe
+
+RAW = ""
+FOLDS = 5
+PRIOR_IMPRESSIONS = 20.0  # With which the mean of one action is drawn towards the mean of all.
+SUM_TOLERANCE = 1e-6
+
+_TRAFFIC = """
+    SELECT o.impression_id, o.query, o.client, o.at_ms, o.policy, o.action_propensity, i.offered, o.actions
+    FROM trusted_outcomes o JOIN first_impressions i ON o.run = i.run AND o.impression_id = i.impression_id
+    WHERE o.run = ? ORDER BY o.at_ms, o.impression_id
+"""
+
+
+class UtilitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of what people's actions are worth."""
+
+    worth: Annotated[
+        dict[str, float],
+        describe("Worth of an action on one document, by kind. The kind that is worth most counts; others count 0."),
+    ] = {"click": 1.0, "add_to_cart": 3.0, "purchase": 10.0}
+    most: Annotated[
+        float, msgspec.Meta(gt=0), describe("Largest worth of one impression. It bounds what one person can do.")
+    ] = 10.0
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """Impressions of a run with propensities, in the order of their times. Lists and arrays have N entries.
+
+    offered: the probability of each choice, by policy. left_out: impressions that are not here, by the reason.
+    """
+
+    queries: list[str]
+    clients: list[str]
+    at_ms: Integers
+    policies: list[str]
+    propensities: Floats
+    offered: list[dict[str, float]]
+    utilities: Floats
+    left_out: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def where(self, chosen: Sequence[bool]) -> Traffic:
+        """Return the chosen impressions."""
+        places = np.flatnonzero(np.asarray(chosen))
+        return Traffic(
+            queries=[self.queries[place] for place in places],
+            clients=[self.clients[place] for place in places],
+            at_ms=self.at_ms[places],
+            policies=[self.policies[place] for place in places],
+            propensities=self.propensities[places],
+            offered=[self.offered[place] for place in places],
+            utilities=self.utilities[places],
+            left_out=self.left_out,
+        )
+
+    def versions(self) -> list[str]:
+        """Return every version that was offered, in the order of names."""
+        return sorted({policy for offer in self.offered for policy in offer} - {RAW})
+
+
+def read_traffic(log: Log, run: str, utility: UtilitySettings) -> Traffic:
+    """Return a run's trusted impressions that have propensities."""
+    rows, left_out = [], dict[str, int]()
+    for row in log.rows(_TRAFFIC, [run]):
+        reason = _trouble(row)
+        if reason:
+            left_out[reason] = left_out.get(reason, 0) + 1
+        else:
+            rows.append(row)
+    return Traffic(
+        queries=[row["query"] for row in rows],
+        clients=[row["client"] or row["impression_id"] for row in rows],
+        at_ms=np.array([row["at_ms"] for row in rows], dtype=np.int64),
+        policies=[row["policy"] or RAW for row in rows],
+        propensities=np.array([row["action_propensity"] for row in rows], dtype=np.float64),
+        offered=[row["offered"] for row in rows],
+        utilities=np.array([utility_of(row["actions"], utility) for row in rows], dtype=np.float64),
+        left_out=left_out,
+    )
+
+
+def utility_of(actions: Sequence[Mapping[str, Any]], settings: UtilitySettings) -> float:
+    """Return what an impression's actions are worth: each document's best action, summed, at most `most`."""
+    best: dict[str, float] = {}
+    for action in actions or ():
+        worth = settings.worth.get(action["kind"], 0.0)
+        best[action["document_id"]] = max(best.get(action["document_id"], 0.0), worth)
+    return min(sum(best.values()), settings.most)
+
+
+def choices_for(traffic: Traffic, policy: str) -> Choices:
+    """Return the traffic as seen from a version: it shows its results where it was offered, and raw ones elsewhere.
+
+    policy: the version; "" for raw results everywhere. The reward model of a query is fitted on other queries.
+    Raises EvaluationError without impressions, or if an impression did not offer raw results.
+    """
+    if not len(traffic):
+        raise EvaluationError("not evaluable: no impression has propensities" + _said(traffic.left_out))
+    wanted = [policy if policy in offer else RAW for offer in traffic.offered]
+    model = _CrossFitted(traffic)
+    return Choices(
+        rewards=traffic.utilities,
+        propensities=traffic.propensities,
+        targets=np.array([float(chosen == target) for chosen, target in zip(traffic.policies, wanted, strict=True)]),
+        modelled=model.values(traffic.policies),
+        expected=model.values(wanted),
+        clusters=clusters_of(traffic.clients),
+    )
+
+
+def clusters_of(names: Sequence[str]) -> Integers:
+    """Return [N] numbers from 0: the same for the same name."""
+    _, numbers = np.unique(np.asarray(names, dtype=object), return_inverse=True)
+    return numbers.astype(np.int64)
+
+
+class _CrossFitted:
+    """The mean utility of each action, learned from the queries of other folds."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._folds = np.array([_fold(query) for query in traffic.queries])
+        actions = sorted({*traffic.policies, *(policy for offer in traffic.offered for policy in offer)} | {RAW})
+        self._numbers = {action: number for number, action in enumerate(actions)}
+        taken = np.array([self._numbers[policy] for policy in traffic.policies])
+        self._means = np.zeros((FOLDS, len(actions)))
+        for fold in range(FOLDS):
+            others = self._folds != fold
+            mean = float(traffic.utilities[others].mean()) if others.any() else 0.0
+            sums = np.bincount(taken[others], weights=traffic.utilities[others], minlength=len(actions))
+            counts = np.bincount(taken[others], minlength=len(actions))
+            self._means[fold] = (sums + PRIOR_IMPRESSIONS * mean) / (counts + PRIOR_IMPRESSIONS)
+
+    def values(self, actions: Sequence[str]) -> Floats:
+        """Return [N] values of one action for each impression."""
+        found: Floats = self._means[self._folds, np.array([self._numbers[action] for action in actions])]
+        return found
+
+
+def _fold(query: str) -> int:
+    return int.from_bytes(hashlib.sha256(query.encode()).digest()[:4], "big") % FOLDS
+
+
+def _trouble(row: Mapping[str, Any]) -> str:
+    """Return why an impression cannot be used; "" if it can."""
+    propensity, offered = row["action_propensity"], row["offered"]
+    if propensity is None or not offered:
+        return "without propensities"
+    if not 0 < propensity <= 1:
+        return "propensity outside (0, 1]"
+    if abs(sum(offered.values()) - 1) > SUM_TOLERANCE:
+        return "probabilities of the choices do not sum to 1"
+    if abs(offered.get(row["policy"] or RAW, 0.0) - propensity) > SUM_TOLERANCE:
+        return "propensity differs from that of the choice"
+    return ""
+
+
+def _said(left_out: Mapping[str, int]) -> str:
+    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+    return f" ({told})" if told else ""
