@@ -59,6 +59,8 @@ GROUPS = {
     "Serve and listen": {
         "serve": ("serve", "Serve search results over HTTP, and take events."),
         "listen": ("listen", "Join what people saw with what they did, and store both."),
+        "simulate": ("simulate", "Let simulated people search on a server and click."),
+        "compare": ("compare", "Compare versions by what people did, from the log alone."),
         "what-changed": ("changes", "Show what late events altered in outcomes."),
     },
     "Measure": {

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from storage.columns import NUMBERS, Built, Columns, booleans, floats, integers, maps, places, runs_of, strings, structs
+from storage.columns import (
+    NUMBERS,
+    Built,
+    Columns,
+    booleans,
+    floats,
+    integers,
+    maps,
+    places,
+    runs_of,
+    string_lists,
+    strings,
+    structs,
+)
 from streams.records import Received
 from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
@@ -38,6 +51,7 @@ def impressions(records: list[Received], events: list[Impression]) -> Built:
         "offered": maps([e.offered for e in events], NUMBERS),
         "index": strings(e.index for e in events),
         "made_at_ms": integers(e.made_at_ms for e in events),
+        "teams": string_lists([e.teams or () for e in events]),
     }
 
 

@@ -53,6 +53,8 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="impre
     action_propensity: the probability with which that choice was made; None if it was not recorded.
     offered: the probability of every choice that the query had, by policy; "" names the raw results.
     index: the versioned name of the index that was searched; "" if the traffic does not give it.
+    teams: of an interleaved list, the policy whose ranking chose each shown result; absent for any other list. An
+    interleaved impression has no propensity, because no single policy made it.
     """
 
     impression_id: str
@@ -68,6 +70,7 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="impre
     offered: dict[str, float] = {}
     index: str = ""
     made_at_ms: int = 0
+    teams: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class UserAction(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="user-action/1", tag_field="event"):

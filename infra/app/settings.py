@@ -25,6 +25,7 @@ from learner.warmup import WarmupSettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings
 from search_env.engine.client import ElasticsearchSettings
+from search_env.engine.ranker import RankerSettings
 from search_env.engine.searching import RetrievalSettings
 from search_env.engine.vectors import VectorSettings
 from search_env.feedback.attribution import JoinSettings
@@ -45,6 +46,7 @@ from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from storage.monitor.windows import MonitorSettings
+from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
@@ -181,6 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     neighbours: NeighbourSettings = NeighbourSettings()
     lessons: LessonSettings = LessonSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    ranker: RankerSettings = RankerSettings()
     leser: LeserEnvironmentSettings = LeserEnvironmentSettings()
     demand: DemandSettings = DemandSettings()
     lists: ListSettings = ListSettings()
@@ -199,6 +202,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: BatchSettings = BatchSettings()
     learner: LearnerSettings = LearnerSettings()
     join: JoinSettings = JoinSettings()
+    utility: UtilitySettings = UtilitySettings()
     serve: ServeSettings = ServeSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()

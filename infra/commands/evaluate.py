@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -12,17 +12,23 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from infra.app.app import App
 from infra.app.progress import progress
 from infra.commands.options import as_one, exclude, fields, need
-from infra.commands.score import say_scored, score_run_files
-from search_env.catalogue.corpora import Ranking, load_qrels, read_run
+from infra.commands.score import (
+    Scores,
+    ScoringOptions,
+    by_document,
+    ordered_by_ranker,
+    relevance_scores,
+    say_scored,
+    score_files,
+    scoring_options,
+)
+from search_env.catalogue.corpora import load_qrels, read_run
 from storage.errors import EvaluationError
 from storage.evaluation.comparison import Interval
 from storage.evaluation.measures import KNOWN, MEASURES
 from storage.evaluation.tables import Difference, Evaluation, EvaluationSettings, evaluate_runs
-
-Scores = dict[str, dict[str, float]]
 
 
 class StatisticsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,51 +71,6 @@ statistics_options = as_one(
         help="Number of bootstrap draws.",
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws."),
-)
-
-
-class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that give the relevance model's scores: read from a file, or computed now."""
-
-    relevance_file: Path | None
-    relevance_of: str | None
-    queries: Path | None
-    top: int
-    scores_out: Path | None
-
-
-scoring_options = as_one(
-    "scoring",
-    ScoringOptions,
-    click.option(
-        "--relevance",
-        "relevance_file",
-        type=click.Path(path_type=Path),
-        help="Run file with the relevance model's scores of every top 10 (see --scores-out); adds the relevance gain.",
-    ),
-    click.option(
-        "--relevance-of",
-        metavar="INDEX",
-        help="Index whose relevance model scores every top 10 now; adds the relevance gain. Requires --queries.",
-    ),
-    click.option(
-        "--queries",
-        type=click.Path(path_type=Path),
-        help="Queries of the run files (JSONL); required with --relevance-of.",
-    ),
-    click.option(
-        "--top",
-        type=click.IntRange(1, 1000),
-        default=EvaluationSettings().relevance_depth,
-        show_default=True,
-        help="With --relevance-of: number of documents to score per ranking.",
-    ),
-    click.option(
-        "--scores-out",
-        type=click.Path(path_type=Path),
-        help="With --relevance-of: run file to write the scores to, for --relevance. Without --qrels, nothing else is "
-        "done.",
-    ),
 )
 
 
@@ -157,12 +118,13 @@ def evaluate(
     Example:
       searchloop evaluate raw.run policy.run --qrels qrels.tsv --baseline raw.run
       searchloop evaluate policy.run --qrels qrels.tsv --baseline raw.run --relevance-of shop --queries q.jsonl
+      searchloop evaluate policy.run --qrels qrels.tsv --relevance-of shop --queries q.jsonl --ranker 100
       searchloop evaluate raw.run policy.run --relevance-of shop --queries q.jsonl --scores-out scores.run
     """
     _check_options(context, qrels_file, scoring)
     files = list(dict.fromkeys([*([baseline_file] if baseline_file else []), *run_files]))
     if qrels_file is None:
-        say_scored(_score(context.obj, files, scoring), scoring.scores_out)
+        say_scored(score_files(context.obj, files, scoring), scoring.scores_out)
         return
     settings = statistics.settings()
     qrels = load_qrels(qrels_file)
@@ -171,20 +133,25 @@ def evaluate(
         runs = {name: {query: of for query, of in run.items() if query in qrels} for name, run in runs.items()}
     for name, run in runs.items():
         _check(name, run, qrels, qrels_file)
-    relevance = _relevance(context.obj, files, scoring)
+    relevance = relevance_scores(context.obj, files, scoring)
+    baseline = str(baseline_file) if baseline_file else None
     with progress() as report:
         evaluation = evaluate_runs(
-            runs,
-            qrels,
-            baseline=str(baseline_file) if baseline_file else None,
-            relevance=relevance,
-            settings=settings,
-            progress=report,
+            runs, qrels, baseline=baseline, relevance=relevance, settings=settings, progress=report
         )
+        behind = None
+        if scoring.ranker and relevance is not None:
+            ordered = {name: ordered_by_ranker(run, relevance, scoring.ranker) for name, run in runs.items()}
+            behind = evaluate_runs(
+                ordered, qrels, baseline=baseline, relevance=relevance, settings=settings, progress=report
+            )
     if as_json:
-        click.echo(to_json(evaluation, per_query=per_query))
-    else:
-        print_evaluation(evaluation, Console())
+        click.echo(to_json(evaluation, per_query=per_query, behind=behind))
+        return
+    print_evaluation(evaluation, Console())
+    if behind is not None:
+        click.echo(f"\nbehind the ranker, which orders the first {scoring.ranker} documents")
+        print_evaluation(behind, Console())
 
 
 def _check_options(context: click.Context, qrels_file: Path | None, scoring: ScoringOptions) -> None:
@@ -201,27 +168,23 @@ def _check_options(context: click.Context, qrels_file: Path | None, scoring: Sco
         need(context, [*fields(StatisticsOptions), "judged_queries_only", "per_query", "as_json"], "--qrels")
 
 
-def _relevance(app: App, files: Sequence[Path], scoring: ScoringOptions) -> Scores | None:
-    """Return the relevance model's scores, by query and document, or None if none are wanted."""
-    if scoring.relevance_file is not None:
-        return _load_run(scoring.relevance_file)
-    return _by_document(_score(app, files, scoring)) if scoring.relevance_of is not None else None
+def to_json(evaluation: Evaluation, *, per_query: bool = False, behind: Evaluation | None = None) -> str:
+    """Return the evaluation as JSON with sorted keys: the same evaluation always gives the same bytes.
+
+    behind: the evaluation behind a ranker, under the key `behind_ranker`.
+    """
+    value = _value(evaluation, per_query=per_query)
+    if behind is not None:
+        value["behind_ranker"] = _value(behind, per_query=per_query)
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted")).decode()
 
 
-def _score(app: App, files: Sequence[Path], scoring: ScoringOptions) -> dict[str, Ranking]:
-    assert scoring.relevance_of is not None and scoring.queries is not None  # `_check_options` has refused the others.
-    return score_run_files(
-        app, files, index=scoring.relevance_of, queries=scoring.queries, top=scoring.top, out=scoring.scores_out
-    )
-
-
-def to_json(evaluation: Evaluation, *, per_query: bool = False) -> str:
-    """Return the evaluation as JSON with sorted keys: the same evaluation always gives the same bytes."""
-    value = msgspec.to_builtins(evaluation)
+def _value(evaluation: Evaluation, *, per_query: bool) -> dict[str, Any]:
+    value: dict[str, Any] = msgspec.to_builtins(evaluation)
     if not per_query:
         for run in value["runs"]:
             del run["per_query"]
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted")).decode()
+    return value
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -275,11 +238,7 @@ def _short(value: float | None) -> str:
 
 
 def _load_run(file: Path) -> Scores:
-    return _by_document(read_run(file))
-
-
-def _by_document(rankings: Mapping[str, Ranking]) -> Scores:
-    return {query: dict(zip(ranking.ids, ranking.scores, strict=True)) for query, ranking in rankings.items()}
+    return by_document(read_run(file))
 
 
 def _check(name: str, run: Scores, qrels: dict[str, dict[str, int]], qrels_file: Path) -> None:

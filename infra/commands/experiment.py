@@ -47,8 +47,9 @@ def experiment(
     """Run a paper's whole table: train every arm with every seed, rank, compare, and write the results.
 
     \b
-    PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, relsum-ablations, relsum-turns) or
-    the path of a file. The arms are measured on the recipe's held-out sets, and on judged queries if you give some.
+    PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, leser-behind-ranker,
+    relsum-ablations, relsum-turns) or the path of a file. The arms are measured on the recipe's held-out sets, and on
+    judged queries if you give some. A plan with a ranker shows each set once more behind the ranker.
     If rankings have unjudged documents, measures without them are added: see `searchloop evaluate --help`.
     Finished parts are kept: if the experiment is stopped, the same command continues it. The results are written to
     results.html, results.md and results.json in HOME/experiments/NAME, with the commands to repeat each step by hand.
@@ -74,7 +75,10 @@ def experiment(
         plan = msgspec.structs.replace(plan, updates=updates)
     name = into or f"{path.stem}-{index}"
     app = app.with_recipe(recipe_path(plan.recipe))
-    check_methods(plan, load_recipe(app.settings.train.recipe).methods)
+    recipe = load_recipe(app.settings.train.recipe)
+    check_methods(plan, recipe.methods)
+    if plan.ranker and not getattr(recipe, "ranker", False):
+        raise click.UsageError(f"{path}: ranker: expected 0, since {plan.recipe} has none, got {plan.ranker}")
     given = read_judged(queries, qrels, index_folder=app.home.index(index))
     folder = app.home.experiment(name)
     begin(folder, plan, index=index, given=given, files=tuple(map(str, (queries, qrels))) if given else ())

@@ -53,9 +53,9 @@ def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: 
         before = read_begun(folder)
         kept = {arm.slug: arm for arm in before.plan.arms}  # The slug is in the names of the arm's files.
         changed = [arm.name for arm in plan.arms if _but_seeds(kept.get(arm.slug, arm)) != _but_seeds(arm)]
-        same = (before.index, before.plan.recipe, before.plan.updates, before.plan.top)
-        if changed or same != (index, plan.recipe, plan.updates, plan.top):
-            what = f"arm {changed[0]!r} differs" if changed else "index, recipe, updates or top differ"
+        same = (before.index, *_fixed(before.plan))
+        if changed or same != (index, *_fixed(plan)):
+            what = f"arm {changed[0]!r} differs" if changed else "index, recipe, updates, top or ranker differ"
             raise SettingsError(f"{folder} holds an experiment of that name in which {what}; choose another --into")
         if judged and before.judged not in ("", judged):
             raise SettingsError(f"{folder} holds an experiment with other judged queries; choose another --into")
@@ -64,6 +64,10 @@ def begin(folder: Path, plan: Plan, *, index: str, given: Judged | None, files: 
         plan = msgspec.structs.replace(plan, arms=(*plan.arms, *earlier))
     begun = Begun(plan=plan, index=index, judged=judged, files=files)
     write_whole(path, msgspec.json.format(msgspec.json.encode(begun)))
+
+
+def _fixed(plan: Plan) -> tuple[object, ...]:
+    return plan.recipe, plan.updates, plan.top, plan.ranker
 
 
 def _but_seeds(arm: Arm) -> Arm:
@@ -127,11 +131,15 @@ def commands(home: Home, plan: Plan, *, name: str, index: str) -> list[str]:
         trainer = plan.trainer(arm)
         for seed in plan.seeds_of(arm):
             if trainer is None:
-                run, change = "", arm.change
+                run, change = "", (*arm.change, *plan.ranked_with)
                 options = f" --recipe {plan.recipe} --index {index} --seed {seed}"
             else:
                 made = read_made(home, Job(plan=plan, arm=trainer, name=name, index=index, seed=seed))
-                run, change, options = made.run_with(home, arm.search), (*made.change, *arm.change), ""
+                run, change, options = (
+                    made.run_with(home, arm.search),
+                    (*made.change, *arm.change, *plan.ranked_with),
+                    "",
+                )
             options += "".join(f" --set {each}" for each in change)
             options += f" --temperature {arm.temperature:g}" if arm.temperature else ""
             options += judged
@@ -179,7 +187,7 @@ def _rank(
         kept,
         policy=arm.search,
         given=given,
-        changes=assignments_layer((*needed, *arm.change)),
+        changes=assignments_layer((*needed, *arm.change, *plan.ranked_with)),
         temperature=arm.temperature,
         top=plan.top,
         report=report,

@@ -65,7 +65,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     baseline: the arm that every other arm is compared with, query by query and seed by seed. measures: names of
     measures; "retrieval gain" is only a difference. updates: number of updates of every trained arm (of each turn, if
     it takes turns). Default: the recipe's number. top: number of documents per ranking. samples: number of bootstrap
-    draws.
+    draws. ranker: number of documents that a ranker gets behind each search; every set then has a second table.
+    0: none.
     """
 
     title: str
@@ -77,6 +78,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     updates: Annotated[int, msgspec.Meta(ge=1)] | None = None
     top: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     samples: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 2_000
+    ranker: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+
+    @property
+    def ranked_with(self) -> tuple[str, ...]:
+        """Return the settings of every ranking, as TABLE.KEY=VALUE."""
+        return (f"ranker.depth={self.ranker}",) if self.ranker else ()
 
     def arm(self, name: str) -> Arm:
         """Return the arm with this name."""

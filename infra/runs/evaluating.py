@@ -13,6 +13,7 @@ from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.recipe import RankDev, Ranked, measures_dev
 from infra.runs.dev import RunScores, best_version, given_dev, is_due, why_unmeasurable
 from learner.checkpoints import CheckpointError, write_best
+from search_env.engine.ranker import BEHIND
 from storage.evaluation.measures import mean, measure_run
 from storage.monitor.best import BestVersion
 from streams.clients import connect_consumer, connect_producer
@@ -154,12 +155,14 @@ class Evaluator:
             )
             for each in found
         ]
+        # With a ranker, a version is as good as what the shop shows: behind the ranker.
+        counted = [each for each in sets if each.name.endswith(BEHIND)] or sets
         return DevScore(
             run=self._kept.run,
             policy=policy,
             index=self._kept.index_version,
             measure=measure,
-            value=sum(each.measures[measure] for each in sets) / len(sets),
+            value=sum(each.measures[measure] for each in counted) / len(counted),
             sets=tuple(sets),
             made_at_ms=now_ms(),
         )

@@ -24,6 +24,7 @@ from infra.runs.stopping import stop_in_order
 from infra.runs.supervisor import Supervisor, worker_arguments
 from infra.runs.topics import make_topics
 from learner.checkpoints import current_name, load_current
+from search_env.engine.ranker import BEHIND
 from storage.monitor.best import BestVersion
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
@@ -47,6 +48,7 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     Rewards and validity are means over the first and last quarter of the updates, at least one update each.
     best: the version that served the dev queries best. dev_best, dev_first: its score, and that of the first policy.
+    With a ranker, both are behind it; dev_first_unranked and dev_best_unranked are those of the search alone.
     None where nothing was measured. ended_early: dev no longer gained, so the run made fewer updates than asked for.
     """
 
@@ -66,6 +68,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     best: str | None = None
     dev_first: float | None = None
     dev_best: float | None = None
+    dev_first_unranked: float | None = None
+    dev_best_unranked: float | None = None
     ended_early: bool = False
 
 
@@ -232,8 +236,18 @@ def _summary(
         best=version_name(dev.best.policy) if dev.best else None,
         dev_first=dev.first.value if dev.first else None,
         dev_best=dev.best.value if dev.best else None,
+        dev_first_unranked=_unranked(dev.first),
+        dev_best_unranked=_unranked(dev.best),
         ended_early=ended_early,
     )
+
+
+def _unranked(score: DevScore | None) -> float | None:
+    """Return the score of the search alone; None without a score, or if no ranker stands behind the search."""
+    if score is None or not any(each.name.endswith(BEHIND) for each in score.sets):
+        return None
+    alone = [each.measures[score.measure] for each in score.sets if not each.name.endswith(BEHIND)]
+    return sum(alone) / len(alone) if alone else None
 
 
 def _headline(update: Update) -> str:

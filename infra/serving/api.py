@@ -5,74 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from infra.serving.engine import AsyncSearcher
 from infra.serving.events import Refused, read_batch, read_event
-from infra.serving.forwarding import Forwarder
-from infra.serving.policies import Policies
-from infra.serving.settings import ServeSettings
-from infra.serving.tail import Helped
+from infra.serving.finding import AUTO, choose_words, find
+from infra.serving.service import SERVICE, Service, Wrong
 from search_env.engine.errors import EngineUnavailable, RetrievalError
-from search_env.engine.index import IndexVersion
-from search_env.serving.choosing import RAW, Chosen, choose, probabilities
 from streams.clock import now_ms
-from streams.codec import encode_event
 from streams.events import Context, Event, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text, visible_text
 from streams.inputs.values import read_id
-from streams.pseudonyms import PseudonymError, Pseudonyms
-from streams.spool import Spool, Spooled, SpoolFull
-from streams.topics import BY_EVENT
+from streams.pseudonyms import PseudonymError
+from streams.spool import SpoolFull
 from streams.traffic_events import Impression, Shown
 
 log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
-AUTO = "auto"
 RETRY_SECONDS = "5"
 NAME_CHARACTERS_MAX = 100
-
-
-class Wrong(Exception):
-    """A request that cannot be answered as it is: an HTTP status, what was expected, what came, and what to do."""
-
-    def __init__(self, status: int, expected: str, got: str, what_to_do: str = "") -> None:
-        super().__init__(expected)
-        self.status = status
-        self.body = {"error": "wrong request", "expected": expected, "got": got, "what_to_do": what_to_do}
-
-
-class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """What the handlers work with."""
-
-    run: str
-    index: IndexVersion
-    settings: ServeSettings
-    searcher: AsyncSearcher
-    policies: Policies
-    spool: Spool
-    forwarder: Forwarder
-    pseudonyms: Pseudonyms
-    draining: list[bool]
-
-    def keep(self, events: Sequence[Event]) -> None:
-        """Write events to the spool. Raises SpoolFull."""
-        records = []
-        for event in events:
-            topic = BY_EVENT[type(event)]
-            records.append(Spooled(topic.kind, topic.key(event).encode(), encode_event(event)))
-        self.spool.append(records)
-
-
-SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 
 
 async def search(request: web.Request) -> web.Response:
@@ -81,11 +38,9 @@ async def search(request: web.Request) -> web.Response:
     given = await _parameters(request)
     query, size = _query(given), _size(given, service.settings.size_max)
     impression_id = uuid.uuid4().hex
-    choice, words = await _choice(service, query, impression_id, given.get("helped", AUTO))
-    began = time.perf_counter()
-    ranking = await service.searcher.search(query, words, size=size)
-    searched = time.perf_counter() - began
-    shown = tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(ranking.ids, start=1))
+    found = await find(service, query, size=size, impression_id=impression_id, helped=given.get("helped", AUTO))
+    choice = found.choice
+    shown = tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(found.ids, start=1))
     client, session = _pseudonyms(service, given)
     impression = Impression(
         impression_id=impression_id,
@@ -101,11 +56,12 @@ async def search(request: web.Request) -> web.Response:
         offered=choice.offered,
         index=service.index.name,
         made_at_ms=now_ms(),
+        teams=found.teams or msgspec.UNSET,
     )
     logged = _note(service, impression)
     hits = [
         {"id": name, "rank": rank, "score": score}
-        for rank, (name, score) in enumerate(zip(ranking.ids, ranking.scores, strict=True), start=1)
+        for rank, (name, score) in enumerate(zip(found.ids, found.scores, strict=True), start=1)
     ]
     return _json(
         {
@@ -113,11 +69,12 @@ async def search(request: web.Request) -> web.Response:
             "query": query,
             "policy": choice.policy,
             "action_propensity": choice.propensity,
-            "expansions": words,
+            "interleaved": sorted(set(found.teams)),
+            "expansions": found.words,
             "logged": logged,
             "hits": hits,
         },
-        headers={"server-timing": f"search;dur={1000 * searched:.2f}"},
+        headers={"server-timing": f"search;dur={1000 * found.seconds:.2f}"},
     )
 
 
@@ -126,7 +83,7 @@ async def expand(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     given = await _parameters(request)
     query = _query(given)
-    choice, words = await _choice(service, query, uuid.uuid4().hex, given.get("helped", AUTO))
+    choice, words = await choose_words(service, query, uuid.uuid4().hex, given.get("helped", AUTO))
     return _json(
         {
             "query": query,
@@ -209,33 +166,6 @@ async def snippet(request: web.Request) -> web.Response:
     """Answer with the script that a shop's page loads."""
     text = resources.files("infra.serving").joinpath("snippet.js").read_text()
     return web.Response(text=text, content_type="text/javascript", headers={"cache-control": "public, max-age=3600"})
-
-
-async def _choice(service: Service, query: str, impression_id: str, helped: object) -> tuple[Chosen, Words]:
-    """Return what a query is answered with. helped: "auto", "raw", or the name of a version that has answered it."""
-    by_policy: Mapping[str, Words] = service.policies.answers.of(query)
-    tail = service.policies.tail
-    if tail is not None and tail.policy not in by_policy and helped in (AUTO, tail.policy):
-        words = tail.known(query)
-        found = None if words is None else Helped(tail.policy, words)
-        if found is None:
-            found = await tail.ask(query, budget_seconds=service.settings.tail_budget_ms / 1000)
-        if found is not None:
-            by_policy = {**by_policy, found.policy: found.words}
-    if helped == "raw":
-        return Chosen(RAW, 1.0, {RAW: 1.0}), ()
-    if helped != AUTO:
-        if helped not in by_policy:
-            known = ", ".join(sorted(by_policy)) or "none yet"
-            raise Wrong(
-                404, f"helped: auto, raw, or a version that has answered this query ({known})", str(helped)[:100]
-            )
-        return Chosen(str(helped), 1.0, {str(helped): 1.0}), by_policy[str(helped)]
-    preference = service.settings.preference
-    scores = {RAW: 0.0, **{policy: preference for policy, words in by_policy.items() if words}}
-    offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)
-    choice = choose(impression_id, offered)
-    return choice, by_policy.get(choice.policy, ())
 
 
 def _pseudonyms(service: Service, given: Mapping[str, Any]) -> tuple[str, str]:

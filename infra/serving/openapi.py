@@ -41,7 +41,10 @@ VISITOR = {
 SIZE = {"size": {"type": "integer", "minimum": 1, "default": 10, "description": "Number of results."}}
 CHOSEN = {
     "policy": _text('The policy version that helped; "" for raw results.'),
-    "action_propensity": {"type": "number", "description": "Probability of that choice."},
+    "action_propensity": {
+        "type": ["number", "null"],
+        "description": "Probability of that choice; null if interleaved.",
+    },
     "expansions": {"type": "array", "items": {"type": "string"}, "description": "The words beside the query."},
 }
 HIT = {
@@ -58,7 +61,8 @@ ROUTES = (
         QUERY | SIZE | HELPED | VISITOR,
         {"query_id": _text("Id of this search: send it with each event.")}
         | CHOSEN
-        | {"hits": {"type": "array", "items": HIT}, "logged": {"type": "boolean"}},
+        | {"hits": {"type": "array", "items": HIT}, "logged": {"type": "boolean"}}
+        | {"interleaved": {"type": "array", "items": _text("A policy whose ranking is in the list; none otherwise.")}},
     ),
     Route(
         "/expand",

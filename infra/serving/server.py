@@ -15,12 +15,13 @@ from aiohttp import web
 
 from infra.app.app import App
 from infra.runs.listening import begin_live
-from infra.serving.api import SERVICE, Service, errors, note_shadow
+from infra.serving.api import errors, note_shadow
 from infra.serving.engine import AsyncSearcher
 from infra.serving.forwarding import Forwarder
 from infra.serving.guarding import SlowClients, origin_guard, token_guard
 from infra.serving.openapi import ROUTES, describe
 from infra.serving.policies import Policies
+from infra.serving.service import SERVICE, Service
 from infra.serving.settings import ServeSettings
 from infra.serving.tail import TailStart
 from infra.serving.workers import READY

@@ -63,6 +63,14 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(ge=-100, le=100),
         describe("Score of a policy version's results in that choice; raw results have 0."),
     ] = 2.0
+    interleave: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Share of the searches that show two rankings as one, to compare them: raw results and versions with an "
+            "answer, by pairs. `searchloop compare` shows which one people prefer."
+        ),
+    ] = 0.0
     size_max: Annotated[int, msgspec.Meta(ge=1, le=1_000), describe("Largest number of results of one search.")] = 100
     body_kib_max: Annotated[int, msgspec.Meta(ge=1, le=65_536), describe("Largest size of a request's body.")] = 1_024
     events_max: Annotated[int, msgspec.Meta(ge=1, le=100_000), describe("Largest number of events in one request.")] = (

@@ -21,11 +21,18 @@ class ClickModelError(SearchloopError, ValueError):
     """A file holds no click model that is known here."""
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True):
+class PublishedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A published model. attraction: the probability that a result of each relevance grade would be clicked."""
 
     model: ClickModel
     attraction: tuple[float, ...]
+
+
+EYE_TRACKED = PublishedModel(
+    model=PositionBased(examination=(0.68, 0.61, 0.48, 0.34, 0.28, 0.2, 0.11, 0.1, 0.08, 0.06)),
+    attraction=(0.1, 0.16, 0.28, 0.52, 1.0),
+)
+"""Examination by rank as an eye-tracking study measured it (Joachims et al., SIGIR 2005), and grades 0 to 4."""
 
 
 class _File(msgspec.Struct):
@@ -35,7 +42,7 @@ class _File(msgspec.Struct):
     extra: dict[str, float] = {}
 
 
-def read_click_model(path: Path) -> Published:
+def read_click_model(path: Path) -> PublishedModel:
     """Read a model from its file. Raises ClickModelError if the file holds none."""
     try:
         content = path.read_bytes()
@@ -44,7 +51,7 @@ def read_click_model(path: Path) -> Published:
         file = msgspec.convert(outer.get("click_model", outer) if isinstance(outer, dict) else outer, _File)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ClickModelError(f"{path}: expected a click model (JSON), got: {error}") from error
-    return Published(model=_model(file, path), attraction=file.click_prob)
+    return PublishedModel(model=_model(file, path), attraction=file.click_prob)
 
 
 def _model(file: _File, path: Path) -> ClickModel:

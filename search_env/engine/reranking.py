@@ -55,17 +55,25 @@ def rerank(
         raise CrossEncoderError("reranking: expected probabilities in [0, 1], got others; its weights are damaged")
     reranked, at = [], 0
     for ranking in rankings:
-        first, others = ranking.ids[:depth], ranking.ids[depth:]
+        first = ranking.ids[:depth]
         scores = (1 + found[at : at + len(first)]).tolist()
         at += len(first)
-        order = sorted(range(len(first)), key=lambda place: (-scores[place], first[place]))
-        reranked.append(
-            Ranking(
-                [*(first[place] for place in order), *others],
-                [*(scores[place] for place in order), *(1 / (1 + depth + rank) for rank in range(1, len(others) + 1))],
-            )
-        )
+        reranked.append(reordered(ranking, scores))
     return reranked
+
+
+def reordered(ranking: Ranking, scores: Sequence[float]) -> Ranking:
+    """Return a ranking with its first documents in the order of their scores, the others behind them.
+
+    scores: above or equal to 1, for as many first documents as there are scores. The scores of the others are
+    1 / (1 + rank), so that a sort by score gives this order; ties are broken by document id.
+    """
+    first, others = ranking.ids[: len(scores)], ranking.ids[len(scores) :]
+    order = sorted(range(len(first)), key=lambda place: (-scores[place], first[place]))
+    return Ranking(
+        [*(first[place] for place in order), *others],
+        [*(scores[place] for place in order), *(1 / (1 + len(first) + rank) for rank in range(1, len(others) + 1))],
+    )
 
 
 def shown_documents(client: Elasticsearch, index: str, ids: Sequence[str]) -> dict[str, ShownTexts]:

@@ -26,7 +26,7 @@ from search_env.engine.searching import (
 )
 from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment, all_failed
 from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
-from search_env.leser.reward import LeserSettings, SetMeasurements, invalid_reward, leser_reward
+from search_env.leser.reward import LeserSettings, Reach, SetMeasurements, invalid_reward, leser_reward
 from search_env.models.relevance import RelevanceModel
 from streams.descriptions import describe
 from streams.events import Generation, Hit, Outcome, Position, Reward
@@ -78,7 +78,8 @@ class LeserEnvironment(ScoringEnvironment):
         self.searcher = searcher
         self.relevance = relevance
         self.settings = settings
-        self.depth = max(settings.reward.relevance_depth, settings.reward.size_depth, settings.hits_logged)
+        reward = settings.reward
+        self.depth = max(reward.relevance_depth, reward.size_depth, settings.hits_logged, _reach_depth(reward))
         self.search_body = _template(searcher, self.depth)
         self._raw: OrderedDict[str, Ranking] = OrderedDict()
 
@@ -173,7 +174,7 @@ class LeserEnvironment(ScoringEnvironment):
         self, chunk: list[_Group], found: dict[ExpandedQuery, Ranking | RetrievalError]
     ) -> list[dict[str, float]]:
         """Return, per group, the relevance of every document in the top-k of any of its rankings."""
-        depth = self.settings.reward.relevance_depth
+        depth = max(self.settings.reward.relevance_depth, _reach_depth(self.settings.reward))
         pairs: list[tuple[str, list[str]]] = []
         for group in chunk:
             query = group.inputs[0].request.query
@@ -209,6 +210,7 @@ class LeserEnvironment(ScoringEnvironment):
             raw_size=len(raw_ids),
             union_size=len(set(raw_ids).union(union.ids[: settings.size_depth])),
             terms=sum(map(_term_count, text.expansions)),
+            reach=_reach(raw, union, relevance, _reach_depth(settings)) if settings.reach_weight else None,
         )
         reward, components = leser_reward(measured, settings)
         return Outcome(
@@ -229,8 +231,27 @@ def reward_sha256(settings: LeserEnvironmentSettings, searcher: Searcher) -> str
     """Return the hash of everything except models on which a reward depends: formula, caps and search settings."""
     searched = msgspec.structs.asdict(searcher.settings)
     shaping = {name: searched[name] for name in ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")}
-    parts = [settings.reward, settings.expansions, shaping]
+    formula = msgspec.structs.asdict(settings.reward)
+    if not settings.reward.reach_weight:  # The hash of older versions, which did not have these settings.
+        formula = {name: value for name, value in formula.items() if not name.startswith("reach_")}
+    parts = [msgspec.Raw(msgspec.json.encode(formula)), settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _reach_depth(settings: LeserSettings) -> int:
+    """Return the depth to which a ranker's part of the reward needs documents: 0 if it has no weight."""
+    return settings.reach_depth if settings.reach_weight else 0
+
+
+def _reach(raw: Ranking, union: Ranking, relevance: dict[str, float], depth: int) -> Reach:
+    """Return the relevance of the documents that the union's top `depth` has and the raw one lacks, and the reverse."""
+    before, after = raw.ids[:depth], union.ids[:depth]
+    kept = set(before) & set(after)
+    return Reach(
+        found=[relevance[name] for name in after if name not in kept],
+        lost=[relevance[name] for name in before if name not in kept],
+        raw=[relevance[name] for name in before],
+    )
 
 
 @lru_cache(maxsize=50_000)

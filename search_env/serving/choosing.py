@@ -17,10 +17,10 @@ RAW = ""
 
 
 class Chosen(NamedTuple):
-    """What was chosen, the probability of it, and of every choice."""
+    """What was chosen, the probability of it, and of every choice; None and empty if nothing was chosen."""
 
     policy: str
-    propensity: float
+    propensity: float | None
     offered: dict[str, float]
 
 
@@ -43,9 +43,14 @@ def probabilities(scores: Mapping[str, float], *, epsilon: float, temperature: f
     return {name: floor + (1 - epsilon) * weight / total for name, weight in zip(names, weights, strict=True)}
 
 
+def hashed_share(purpose: str, name: str) -> float:
+    """Return a number in [0, 1) that is a function of a name, and independent between purposes."""
+    return int.from_bytes(hashlib.sha256((purpose + name).encode()).digest()[:7], "big") / 2**56
+
+
 def choose(impression_id: str, offered: Mapping[str, float]) -> Chosen:
     """Return the choice for an impression: a function of its id, drawn with the given probabilities."""
-    draw = int.from_bytes(hashlib.sha256(impression_id.encode()).digest()[:7], "big") / 2**56  # In [0, 1).
+    draw = hashed_share("", impression_id)
     names = sorted(offered)
     reached = 0.0
     for name in names:

@@ -1,4 +1,4 @@
-"""Team-draft interleaving: two or more rankings shown as one, and the credit that actions on it give to each.
+"""Team-draft interleaving: two or more rankings shown as one.
 
 In each round every ranking, in random order, adds its best document that is not shown yet to its team (Radlinski,
 Kurup and Joachims, CIKM 2008; for more than two: Schuth et al., CIKM 2014). A round in which a ranking has nothing left
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 
 def interleave(rankings: Mapping[str, Sequence[str]], *, size: int, impression_id: str) -> tuple[list[str], list[str]]:
@@ -39,18 +39,3 @@ def interleave(rankings: Mapping[str, Sequence[str]], *, size: int, impression_i
         if len(shown) == before:
             break
     return shown, teams
-
-
-def credits(shown: Sequence[str], teams: Sequence[str], acted_on: Iterable[str]) -> dict[str, int]:
-    """Return for each team the number of its documents that the person acted on; a document counts once."""
-    chosen = set(acted_on)
-    found = dict.fromkeys(teams, 0)
-    for document, team in zip(shown, teams, strict=True):
-        found[team] += document in chosen
-    return found
-
-
-def preference(credit: Mapping[str, int], one: str, other: str) -> int:
-    """Return 1 if the first team has more credit than the second, -1 if it has less, 0 for a tie."""
-    first, second = credit.get(one, 0), credit.get(other, 0)
-    return (first > second) - (first < second)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from storage.errors import EvaluationError
 from storage.log import Log
 from storage.offpolicy.estimators import Choices, Floats, Integers
-from streams.descriptions import describe
+from storage.offpolicy.utility import UtilitySettings, utility_of
 
 RAW = ""
 FOLDS = 5
@@ -27,20 +27,8 @@ SUM_TOLERANCE = 1e-6
 _TRAFFIC = """
     SELECT o.impression_id, o.query, o.client, o.at_ms, o.policy, o.action_propensity, i.offered, o.actions
     FROM trusted_outcomes o JOIN first_impressions i ON o.run = i.run AND o.impression_id = i.impression_id
-    WHERE o.run = ? ORDER BY o.at_ms, o.impression_id
+    WHERE o.run = ? AND coalesce(len(i.teams), 0) = 0 ORDER BY o.at_ms, o.impression_id
 """
-
-
-class UtilitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of what people's actions are worth."""
-
-    worth: Annotated[
-        dict[str, float],
-        describe("Worth of an action on one document, by kind. The kind that is worth most counts; others count 0."),
-    ] = {"click": 1.0, "add_to_cart": 3.0, "purchase": 10.0}
-    most: Annotated[
-        float, msgspec.Meta(gt=0), describe("Largest worth of one impression. It bounds what one person can do.")
-    ] = 10.0
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,15 +87,6 @@ def read_traffic(log: Log, run: str, utility: UtilitySettings) -> Traffic:
         utilities=np.array([utility_of(row["actions"], utility) for row in rows], dtype=np.float64),
         left_out=left_out,
     )
-
-
-def utility_of(actions: Sequence[Mapping[str, Any]], settings: UtilitySettings) -> float:
-    """Return what an impression's actions are worth: each document's best action, summed, at most `most`."""
-    best: dict[str, float] = {}
-    for action in actions or ():
-        worth = settings.worth.get(action["kind"], 0.0)
-        best[action["document_id"]] = max(best.get(action["document_id"], 0.0), worth)
-    return min(sum(best.values()), settings.most)
 
 
 def choices_for(traffic: Traffic, policy: str) -> Choices:

@@ -34,7 +34,7 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
         return float(self.means[-1]), float(self.low[-1]), float(self.high[-1])
 
 
-class Arm(msgspec.Struct, frozen=True, kw_only=True):
+class Values(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one arm: the number of its values, their mean, and their variance."""
 
     count: int
@@ -42,7 +42,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
     variance: float
 
     @classmethod
-    def of(cls, values: Floats) -> Arm:
+    def of(cls, values: Floats) -> Values:
         """Return the facts of these values, [N]."""
         if not len(values):
             return cls(count=0, mean=0.0, variance=0.0)
@@ -53,7 +53,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
+class ArmDifference(msgspec.Struct, frozen=True, kw_only=True):
     """The difference of two arms' means. low and high are infinite while an arm has too few values."""
 
     value: float
@@ -92,20 +92,20 @@ def bounded_sequence(values: Floats, *, low: float, high: float, alpha: float = 
     )
 
 
-def mean_difference(treated: Arm, control: Arm, *, alpha: float = 0.05, expected: int = 5_000) -> Difference:
+def mean_difference(treated: Values, control: Values, *, alpha: float = 0.05, expected: int = 5_000) -> ArmDifference:
     """Return the difference of means (treated - control) with an interval that holds at all times.
 
     expected: the number of values at which the interval should be narrowest, relative to a fixed-time one.
     """
     value = treated.mean - control.mean
     if min(treated.count, control.count) < 2:
-        return Difference(value=value, low=-math.inf, high=math.inf)
+        return ArmDifference(value=value, low=-math.inf, high=math.inf)
     count = treated.count + control.count
     squared = treated.variance / treated.count + control.variance / control.count
-    tuning = mixture_scale(alpha, expected)
-    grown = count * tuning**2 + 1
-    reach = math.sqrt(squared * 2 * grown / (count * tuning**2) * math.log(math.sqrt(grown) / alpha))
-    return Difference(value=value, low=value - reach, high=value + reach)
+    scale = mixture_scale(alpha, expected)
+    grown = count * scale**2 + 1
+    reach = math.sqrt(squared * 2 * grown / (count * scale**2) * math.log(math.sqrt(grown) / alpha))
+    return ArmDifference(value=value, low=value - reach, high=value + reach)
 
 
 def mixture_scale(alpha: float, expected: int) -> float:

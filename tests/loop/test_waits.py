@@ -104,6 +104,7 @@ UNANSWERED = {
     "demo": "demo",
     "attach": "attach products --name shop",
     "listen": "listen --run heard",
+    "simulate": "simulate http://127.0.0.1:{silent} --index small",
 }
 # Each verb that works on files alone, or reads one before anything else, with a file that never comes. The run
 # `unread` has no settings yet, and the index `unread` no documents.
@@ -120,6 +121,7 @@ UNWRITTEN = {
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "report of a version": "report --run unread --policy 1",
     "what-changed": "what-changed --run unread",
+    "compare": "compare --run unread",
     "replay reproduce": "replay reproduce --run unread",
 }
 # What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
@@ -140,7 +142,8 @@ def test_a_service_that_never_answers_holds_no_verb(
     app, _ = streamed
     nowhere = Endpoints(kafka=f"127.0.0.1:{silence.port}", elasticsearch=f"http://127.0.0.1:{silence.port}")
     variables = environment(nowhere, SMALL) | {"SEARCHLOOP_VLLM__URL": nowhere.elasticsearch}
-    verb = started(app.home.root, *UNANSWERED[name].format(**files).split(), variables=variables)
+    arguments = UNANSWERED[name].format(**files, silent=silence.port).split()
+    verb = started(app.home.root, *arguments, variables=variables)
     verb.await_(lambda: bool(silence.taken))
     assert verb.end(SIGNALS[number % 2]) < ENDED_SECONDS
 

@@ -181,6 +181,29 @@ def test_every_reward_can_be_worked_out_again_from_its_event(
         assert outcome.components == pytest.approx(components)
 
 
+def test_what_the_ranker_lacks_can_be_worked_out_again_from_the_events_hits(retriever: Searcher) -> None:
+    reward = LeserSettings(relevance_depth=5, size_depth=5, reach_weight=1.0, reach_depth=15, relevance_weight=0.0)
+    settings = LeserEnvironmentSettings(reward=reward, hits_logged=15)
+    reaching = LeserEnvironment(retriever, TeacupsAreMugs(), settings)
+    (scored,) = reaching.score_many(inputs(generation("red mug", answer("teacup", "kitchen"), answer())))
+    relevance = TeacupsAreMugs()
+    raw = [hit.document_id for hit in scored.raw_hits]
+    for outcome in scored.outcomes:
+        hits = [hit.document_id for hit in outcome.hits]
+
+        def total(ids: list[str]) -> float:
+            return sum(value for value in relevance.score("red mug", ids).tolist() if value >= 0.5)
+
+        found, lost = total([name for name in hits if name not in raw]), total([n for n in raw if n not in hits])
+        assert outcome.components["found"] == pytest.approx(found)
+        assert outcome.components["lost"] == pytest.approx(lost)
+        gain = min(max((found - lost) / max(total(raw), 1.0), -1.0), 2.0)
+        assert outcome.components["reach"] == pytest.approx(gain)
+        assert outcome.reward == pytest.approx(0.2 + gain + 0.1 * outcome.components["size"])
+    first, none = scored.outcomes
+    assert first.components["found"] > 0 == none.components["found"]
+
+
 def test_the_event_carries_what_an_audit_asks_for(environment: LeserEnvironment, retriever: Searcher) -> None:
     group = generation("red mug", answer("teacup"))
     ((_, source, digest),) = inputs(group)

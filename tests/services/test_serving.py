@@ -27,6 +27,7 @@ from search_env.catalogue.corpora import Document
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
 from search_env.leser.expansion_cache import Expanded, ExpansionCache
+from search_env.serving.team_draft import interleave
 from streams.clients import existing_topics, partitions_of
 from streams.codec import decode
 from streams.kafka_settings import KafkaSettings
@@ -157,6 +158,25 @@ def test_a_search_is_answered_and_logged_with_its_propensity_and_its_clicks_foll
     clicks = in_kafka(local_services, index, "actions")
     assert len(clicks) == 2
     assert len({each.action_id for each in clicks}) == 1, "the same click twice has one id"
+
+
+def test_interleaved_results_are_two_rankings_in_one_list_and_logged_with_their_teams(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, index = shop
+    with serving(home, index, local_services, SEARCHLOOP_SERVE__INTERLEAVE="1") as server:
+        raw, helped = (server.get(f"/search?query=mug&size=4&helped={name}")[1] for name in ("raw", VERSION))
+        mixed = [server.get("/search?query=mug&size=4")[1] for _ in range(20)]
+        alone = server.get("/search?query=oak&size=4")[1]
+    assert (raw["interleaved"], alone["interleaved"]) == ([], []), "no version has an answer for the last one"
+    rankings = {name: [hit["id"] for hit in each["hits"]] for name, each in (("", raw), (VERSION, helped))}
+    logged = {each.impression_id: each for each in in_kafka(local_services, index, "impressions")}
+    for each in mixed:
+        impression = logged[each["query_id"]]
+        assert (each["interleaved"], each["action_propensity"]) == (["", VERSION], None)
+        again = interleave(rankings, size=4, impression_id=each["query_id"])
+        assert ([shown.document_id for shown in impression.shown], list(impression.teams)) == again
+    assert len({logged[each["query_id"]].teams for each in mixed}) > 1
 
 
 def test_no_id_of_a_person_is_kept_anywhere_and_who_is_forgotten_is_somebody_new_at_once(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storage.errors import EvaluationError
-from storage.online.sequences import Arm, bounded_sequence, mean_difference
+from storage.online.sequences import Values, bounded_sequence, mean_difference
 from storage.online.shares import share_p_value
 
 TESTS = 1_000
@@ -31,7 +31,7 @@ def test_two_equal_arms_have_few_winners_though_somebody_looks_often() -> None:
         looks = range(100, 2_001, 20)
         winners += any(
             found.low > 0 or found.high < 0
-            for found in (mean_difference(Arm.of(one[:n]), Arm.of(other[:n])) for n in looks)
+            for found in (mean_difference(Values.of(one[:n]), Values.of(other[:n])) for n in looks)
         )
     assert winners <= 0.05 * TESTS
 
@@ -44,7 +44,7 @@ def test_a_real_difference_is_found_and_the_interval_holds_it() -> None:
     assert low <= 0.2 <= high
     assert np.all(np.diff(found.low) >= 0) and np.all(np.diff(found.high) <= 0)
     more, less = (random.random(5_000) < rate for rate in (0.36, 0.30))
-    difference = mean_difference(Arm.of(more.astype(float)), Arm.of(less.astype(float)))
+    difference = mean_difference(Values.of(more.astype(float)), Values.of(less.astype(float)))
     assert 0 < difference.low <= 0.06 <= difference.high
 
 
@@ -66,7 +66,7 @@ def test_the_first_interval_is_the_one_worked_by_hand() -> None:
 
 
 def test_an_arm_without_values_says_nothing() -> None:
-    found = mean_difference(Arm.of(np.array([1.0])), Arm.of(np.ones(100)))
+    found = mean_difference(Values.of(np.array([1.0])), Values.of(np.ones(100)))
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 

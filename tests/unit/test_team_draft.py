@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from search_env.serving.team_draft import credits, interleave, preference
+from search_env.serving.team_draft import interleave
+from storage.online.credits import credits, preference
 
 # The rankings, the number of shown documents, and every list that may come: the cases of mpkato/interleaving.
 CASES: list[tuple[list[list[int]], int, set[tuple[int, ...]]]] = [

@@ -22,10 +22,10 @@ from infra.cli import OLD_NAMES, VERBS, cli
 from search_env.catalogue.corpora import Ranking
 
 CONTEXT = click.Context(cli)
-VERBS_MAX = 28
+VERBS_MAX = 30
 IMPERATIVES = """
-    Attach Check Copy Evaluate Import Join List Load Measure Print Read Rebuild Repeat Replay Report Rescore Resend Run
-    Score Search Send Serve Show Start Stop Train Verify Write
+    Attach Check Compare Copy Evaluate Import Join Let List Load Measure Print Read Rebuild Repeat Replay Report
+    Rescore Resend Run Score Search Send Serve Show Start Stop Train Verify Write
 """
 NEW_COMMANDS = {
     "dense": "searchloop search --by vectors",

@@ -12,6 +12,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.held_out import dev_intents, held_out_intents, ranked
+from infra.recipes.leser.behind import Rankers, sets_behind
 from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare
 from infra.recipes.leser.relevance import open_relevance
 from infra.recipes.recipe import TOP, Judged, NewRun, Prepared, RankDev, Ranked
@@ -27,6 +28,10 @@ class Leser:
 
     carried: Sequence[str] = (LESSONS_FILE, CONTEXTS_FILE)
     methods: Sequence[str] = ("none", "rm3", "bo1", "minilm")
+    ranker = True  # `rank` heeds `ranker.depth`.
+
+    def __init__(self) -> None:
+        self._rankers = Rankers()
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find queries, contexts, teacher and warmed-up policy; see `infra.recipes.leser.preparation`."""
@@ -73,12 +78,13 @@ class Leser:
     ) -> list[Ranked]:
         """Search the held-out intents and the given queries with the policy's expansions.
 
-        policy: as in `search_queries`; "none", "rm3", "bo1", "minilm", "knn" and "shown" learn nothing.
+        policy: as in `search_queries`; "none", "rm3", "bo1", "minilm", "knn" and "shown" learn nothing. With
+        `ranker.depth`, every set follows once more, behind the ranker.
         """
         from infra.recipes.leser.searching import search_queries
 
-        return [
-            ranked(
+        found = [
+            (
                 each,
                 search_queries(
                     app,
@@ -93,3 +99,8 @@ class Leser:
             )
             for each in held_out_intents(app, run.index, given)
         ]
+        depth = app.settings.ranker.depth
+        if not depth:
+            return [ranked(each, rankings) for each, rankings in found]
+        with self._rankers.open(app.home.index(run.index), app.settings, app.engine, report) as model:
+            return sets_behind(found, model, depth=depth)

@@ -1,0 +1,130 @@
+"""`searchloop simulate`: simulated people who search on a server and click by a click model."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from infra.app.app import App
+from infra.app.progress import progress
+from infra.commands.judged import judged_options
+from infra.commands.options import as_one
+from storage.report_text import printable
+
+
+class CrowdOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say who searches, how often, and how they click."""
+
+    clicks: Path | None
+    impressions: int
+    rate: float
+    clients: int
+    bots: float
+    size: int
+    seed: int
+
+
+crowd_options = as_one(
+    "crowd",
+    CrowdOptions,
+    click.option(
+        "--clicks",
+        type=click.Path(path_type=Path),
+        help="File with a click model (JSON, as in the ULTRA toolbox). Default: a position-based model whose "
+        "examination comes from an eye-tracking study.",
+    ),
+    click.option(
+        "--impressions", type=click.IntRange(1, 10_000_000), default=1_000, show_default=True, help="Searches."
+    ),
+    click.option(
+        "--rate", type=click.FloatRange(0.1, 10_000), default=20, show_default=True, help="Searches a second."
+    ),
+    click.option("--clients", type=click.IntRange(1, 10_000_000), default=200, show_default=True, help="People."),
+    click.option(
+        "--bots", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of searches by bots."
+    ),
+    click.option("--size", type=click.IntRange(1, 100), default=10, show_default=True, help="Results of a search."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of people and clicks."),
+)
+
+
+@click.command()
+@click.argument("server")
+@click.option("--index", default="catalogue", show_default=True, help="Index whose held-out queries are asked.")
+@judged_options
+@crowd_options
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on standard output.")
+@click.pass_obj
+def simulate(
+    app: App,
+    server: str,
+    index: str,
+    queries: Path | None,
+    qrels: Path | None,
+    crowd: CrowdOptions,
+    as_json: bool,
+) -> None:
+    """Let simulated people search on a server and click, to try a loop before real people do.
+
+    \b
+    They ask the index's dev queries, or those of --queries, the first ones most often. They know which documents are
+    relevant (the catalogue's attributes, or --qrels), and nothing else in the loop knows it. They click by a click
+    model. Bots click everything at once. Every figure is simulated: it says how the loop works, not what people want.
+    SERVER is the address that `searchloop serve` printed.
+
+    \b
+    Example:
+      searchloop simulate http://127.0.0.1:8600 --index shop --impressions 5000 --rate 50
+      searchloop simulate http://127.0.0.1:8600 --queries judged.jsonl --qrels qrels.tsv --clicks trust_bias.json
+    """
+    from infra.commands.judged import read_judged
+    from infra.simulating.driving import Crowd, drive
+    from search_env.clicks.published import EYE_TRACKED, read_click_model
+    from search_env.clicks.users import SimulatedUsers
+    from search_env.queries.intents import load_intents
+    from streams.errors import SettingsError
+    from streams.secrets import reveal
+
+    if not server.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")):
+        raise SettingsError(
+            f"SERVER: expected an address of this machine, such as http://127.0.0.1:8600, got {server[:100]!r}. "
+            "Simulated people are no load for a server that real people use"
+        )
+    judged = read_judged(queries, qrels)
+    asked, grades = judged if judged is not None else load_intents(app.home.index(index).intents, "dev")
+    published = read_click_model(crowd.clicks) if crowd.clicks else EYE_TRACKED
+    wanted = msgspec.convert({k: v for k, v in msgspec.structs.asdict(crowd).items() if k != "clicks"}, Crowd)
+    with progress() as report:
+        found = asyncio.run(
+            drive(
+                server.rstrip("/"),
+                asked,
+                grades,
+                SimulatedUsers(published, grades, crowd.seed),
+                wanted,
+                token=reveal(app.settings.serve.token),
+                report=report,
+            )
+        )
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(
+        f"simulated: {found.searches:,} searches, {found.failed:,} failed requests, {found.bots:,} searches by bots"
+    )
+    table = Table("answered by", "impressions", "with a click", "clicks", "hidden nDCG@10", box=box.SIMPLE)
+    for policy, counts in sorted(found.by_policy.items()):
+        table.add_row(
+            printable(policy) or "raw results",
+            f"{counts.impressions:,}",
+            f"{counts.clicked / counts.impressions:.1%}",
+            f"{counts.clicks:,}",
+            f"{counts.quality:.3f}",
+        )
+    Console().print(table)

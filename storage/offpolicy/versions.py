@@ -1,0 +1,88 @@
+"""Versions against raw results on logged traffic, whole, by window of time, and by segment of queries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from storage.offpolicy.estimators import ESS_MIN, Estimate, Name, Support, estimate, estimate_gain, support
+from storage.offpolicy.traffic import RAW, Traffic, choices_for
+
+ESTIMATORS: tuple[Name, ...] = ("ips", "snips", "dr", "shrinkage")
+HEAD_IMPRESSIONS = 20
+LONG_WORDS = 4
+Segment = Literal["all", "traffic", "words"]
+
+
+class VersionValue(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log says of one version in one part of the traffic.
+
+    offered: share of the impressions at which it was offered. values, gains: its worth an impression by estimator, and
+    its gain over raw results; both are empty if `trouble` says why nothing can be said.
+    """
+
+    policy: str
+    part: str
+    impressions: int
+    offered: float
+    support: Support
+    trouble: str
+    values: dict[str, Estimate]
+    gains: dict[str, Estimate]
+
+
+def evaluate_versions(
+    traffic: Traffic, *, window_ms: int = 0, segment: Segment = "all", estimators: tuple[Name, ...] = ESTIMATORS
+) -> list[VersionValue]:
+    """Return every offered version, and raw results, in every part of the traffic, in the order of parts and names.
+
+    window_ms: length of a window of time; 0 takes all time as one. segment: "traffic" tells head queries (at least
+    `HEAD_IMPRESSIONS` impressions in this log) from the tail, "words" short queries from long ones.
+    Raises EvaluationError if no impression can be used.
+    """
+    labels = _parts(traffic, window_ms, segment)
+    found = []
+    for part in sorted(set(labels)) or [""]:
+        there = traffic.where([label == part for label in labels])
+        for policy in (RAW, *there.versions()):
+            found.append(_value(there, policy, part, estimators))
+    return found
+
+
+def _value(traffic: Traffic, policy: str, part: str, estimators: tuple[Name, ...]) -> VersionValue:
+    choices, raw = choices_for(traffic, policy), choices_for(traffic, RAW)
+    offered = [policy in offer for offer in traffic.offered]
+    covered = support(choices)
+    trouble = covered.trouble or (f"raw results: {support(raw).trouble}" if support(raw).trouble else "")
+    # Where the version is not offered both policies show raw results, so only the rest tells them apart.
+    matched = sum(chosen == policy for chosen in traffic.policies)
+    if not trouble and policy != RAW and matched < ESS_MIN:
+        trouble = f"not evaluable: shown {matched} times, expected at least {ESS_MIN:g}"
+    return VersionValue(
+        policy=policy,
+        part=part,
+        impressions=len(traffic),
+        offered=float(np.mean(offered)) if policy != RAW else 1.0,
+        support=covered,
+        trouble=trouble,
+        values={} if trouble else {name: estimate(choices, name) for name in estimators},
+        gains={} if trouble or policy == RAW else {name: estimate_gain(choices, raw, name) for name in estimators},
+    )
+
+
+def _parts(traffic: Traffic, window_ms: int, segment: Segment) -> list[str]:
+    asked = Counter(traffic.queries)
+    name: Callable[[str], str] = {
+        "all": lambda _: "",
+        "traffic": lambda query: "head" if asked[query] >= HEAD_IMPRESSIONS else "tail",
+        "words": lambda query: "long" if len(query.split()) >= LONG_WORDS else "short",
+    }[segment]
+    first = int(traffic.at_ms[0]) if len(traffic) else 0
+    windows = [f"window {(int(at) - first) // window_ms + 1:03d}" if window_ms else "" for at in traffic.at_ms]
+    return [
+        " ".join(filter(None, (window, name(query)))) for window, query in zip(windows, traffic.queries, strict=True)
+    ]
