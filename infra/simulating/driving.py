@@ -38,7 +38,7 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
-class Answered(msgspec.Struct, kw_only=True):
+class PolicyCounts(msgspec.Struct, kw_only=True):
     """What became of the searches that one policy answered. quality: the mean of the hidden nDCG@10."""
 
     impressions: int = 0
@@ -53,7 +53,7 @@ class Simulated(msgspec.Struct, kw_only=True):
     searches: int = 0
     failed: int = 0
     bots: int = 0
-    by_policy: dict[str, Answered] = {}
+    by_policy: dict[str, PolicyCounts] = {}
 
 
 async def drive(
@@ -147,7 +147,7 @@ class _Run:
 
     def _note(self, answer: Mapping[str, Any], query: Query, shown: list[str], clicked: list[str]) -> None:
         policy = MIXED if answer["interleaved"] else answer["policy"]
-        counts = self._found.by_policy.setdefault(policy, Answered())
+        counts = self._found.by_policy.setdefault(policy, PolicyCounts())
         counts.impressions += 1
         counts.clicked += bool(clicked)
         counts.clicks += len(clicked)

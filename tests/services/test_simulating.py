@@ -16,7 +16,7 @@ from search_env.clicks.users import SimulatedUsers
 from tests.loop.conftest import quiet
 from tests.services.test_serving import VERSION, in_kafka, serving, shop  # noqa: F401 - a fixture.
 
-CROWD = Crowd(impressions=300, rate=60, clients=40, bots=0.1, size=6, seed=3)
+CROWD = Crowd(impressions=200, rate=25, clients=40, bots=0.1, size=6, seed=3)
 ASKED = [Query(id="q1", text="mug"), Query(id="q2", text="oak")]
 # The version's word finds p1, p4 and p7, which raw results lack; so they are what simulated people want.
 GRADES = {"q1": {"p1": 1, "p4": 1, "p7": 1}, "q2": {"p2": 1}}
