@@ -31,8 +31,9 @@ def run_sink(
     sink: SinkSettings,
     member: str,
     stop: Stop,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
-    """Write records until told to stop, then the remaining records of that moment, for at most `DRAIN_SECONDS`.
+    """Write records until told to stop, then the remaining records of that moment, for at most `drain_seconds`.
 
     At the start it seeks to the offsets that the database itself holds.
     """
@@ -57,7 +58,9 @@ def run_sink(
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
         with closing(connect(positions)) as hurried:  # There is no need to wait for more: no more will come.
             ends = end_offsets(kafka, list(positions))
-            deadline = time.monotonic() + DRAIN_SECONDS
-            while records_behind(hurried, ends) and time.monotonic() < deadline:
+            deadline = time.monotonic() + drain_seconds
+            while (behind := records_behind(hurried, ends)) and time.monotonic() < deadline:
                 if records := poll(hurried, delivery, records_max=sink.batch_records_max):
                     writer.write(records)
+            if behind:
+                log.warning("sink of run %s: %s records wait for the next sink", run, f"{behind:,}")

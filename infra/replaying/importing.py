@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from itertools import islice
 
 import msgspec
@@ -26,11 +27,12 @@ from streams.clock import now_ms
 from streams.codec import encode_event
 from streams.delivery import Outbox
 from streams.events import Context, Event, Request
+from streams.inputs.values import TIME_MS_MAX
 from streams.pseudonyms import Pseudonyms
 from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, TOPICS, topic_name
-from streams.traffic_events import Feedback
+from streams.traffic_events import Feedback, UserAction
 
 AT_ONCE = 1000
 
@@ -64,30 +66,60 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
     began_ms = now_ms()
     pseudonyms = Pseudonyms(app.home.people)
     searches = (_without_names(each, pseudonyms) for each in feedback)
+    later = _Later()
+
+    def send(event: Event, partition: int, at_ms: int) -> None:
+        topic = BY_EVENT[type(event)]
+        outbox.forward(
+            topic=topic_name(into, topic.kind),
+            partition=partition,
+            key=topic.key(event).encode(),
+            value=encode_event(event),
+            timestamp_ms=at_ms,
+        )
+
     try:
         while some := list(islice(searches, AT_ONCE)):
             asked: list[Request | None] = [*requests(some)] or [None] * len(some)
             for search, request in zip(some, asked, strict=True):
                 # A search without a time gets the time of the previous one: a pause of years would end every replay.
                 last_ms = search.at_ms or last_ms or began_ms
+                for waited in later.until(last_ms):
+                    send(*waited)
                 impression, actions = as_live(search, logged_ms=last_ms)
-                events: list[Event] = [search, impression, *actions, *([request] if request else [])]
-                for event in events:
-                    topic = BY_EVENT[type(event)]
-                    outbox.forward(
-                        topic=topic_name(into, topic.kind),
-                        partition=count % partitions,
-                        key=topic.key(event).encode(),
-                        value=encode_event(event),
-                        timestamp_ms=last_ms,
-                    )
+                told: list[Event] = [search, impression, *([request] if request else [])]
+                for event in told:
+                    send(event, count % partitions, last_ms)
+                for action in actions:
+                    later.add(action, count % partitions, max(action.at_ms, last_ms))
                 count += 1
             outbox.flush()
             report("searches imported", count, 0)
+        for waited in later.until(TIME_MS_MAX):
+            send(*waited)
+        outbox.flush()
     finally:
         producer.close()
         pseudonyms.close()
     return count
+
+
+class _Later:
+    """Actions that wait for their own time: the log gets them in its order, as if the traffic happened now."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, UserAction]] = []
+        self._count = 0
+
+    def add(self, action: UserAction, partition: int, at_ms: int) -> None:
+        self._count += 1
+        heappush(self._heap, (at_ms, self._count, partition, action))
+
+    def until(self, at_ms: int) -> Iterator[tuple[UserAction, int, int]]:
+        """Yield each action up to this time, with its partition and its record's time."""
+        while self._heap and self._heap[0][0] <= at_ms:
+            time_ms, _, partition, action = heappop(self._heap)
+            yield action, partition, time_ms
 
 
 def _without_names(search: Feedback, pseudonyms: Pseudonyms) -> Feedback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from search_env.feedback.attribution import HOUR_MS
 from search_env.feedback.outcomes import JoinCounts
 from search_env.feedback.worker import run_joiner
 from storage.ledger import LEDGER
-from storage.workers import run_sink
+from storage.workers import DRAIN_SECONDS, run_sink
 from streams.errors import SettingsError
 from streams.posts import Post
 from streams.stopping import Stop
@@ -36,8 +37,8 @@ def begin_live(app: App, run: str) -> None:
 def listen(app: App, run: str, *, until_read: bool, stop: Stop, report: Callable[[JoinCounts], None]) -> JoinCounts:
     """Join a live run's impressions and actions, store everything in its ledger, and return the counts.
 
-    until_read: end when everything is read that the log holds now; every outcome is final then. Otherwise both workers
-    go on until `stop`. If one fails, the other stops, and the failure is raised.
+    until_read: end when everything is read that the log holds now, and stored; every outcome is final then. Otherwise
+    both workers go on until `stop`. If one fails, the other stops, and the failure is raised.
     """
     folder, kafka, settings = app.home.run(run), app.connections.kafka, app.settings
     ended, failed = Stop(), list[BaseException]()
@@ -52,6 +53,7 @@ def listen(app: App, run: str, *, until_read: bool, stop: Stop, report: Callable
                 sink=settings.sink,
                 member="sink-1",
                 stop=ended,
+                drain_seconds=math.inf if until_read else DRAIN_SECONDS,
             )
         except BaseException as error:
             failed.append(error)

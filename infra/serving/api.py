@@ -263,7 +263,10 @@ def _visitor(given: Mapping[str, Any], name: str) -> str:
 
 def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=dict(headers or {})
+        body=msgspec.json.encode(value),
+        status=status,
+        content_type="application/json",
+        headers={"x-content-type-options": "nosniff", **(headers or {})},  # Text of others is never read as a page.
     )
 
 

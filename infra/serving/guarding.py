@@ -65,12 +65,16 @@ def origin_guard(origins: tuple[str, ...]) -> Any:
 
 
 class SlowClients(asyncio.Protocol):
-    """One connection that must send the head of its first request within some seconds, or is closed."""
+    """One connection that must send the head of its first request, and read its answers, within some seconds each.
+
+    Otherwise it is closed. The time that a connection may be idle, or send a further head, is the server's own.
+    """
 
     def __init__(self, inner: Any, seconds: float) -> None:
         self._inner = inner
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._transport: Any = None
         self._head = bytearray()
 
@@ -96,14 +100,19 @@ class SlowClients(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Stop waiting."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unread):
+            if timer is not None:
+                timer.cancel()
         self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """Begin to wait until the client reads what lies ready for it."""
+        self._unread = asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on."""
+        """Stop waiting."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
         self._inner.resume_writing()

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 32
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MIB = 2**20
+IDLE = 6  # Times serve.read_seconds that a connection may be idle between two requests.
 BACKLOG = 1_024  # Connections that wait to be accepted.
 
 
@@ -152,7 +153,7 @@ def _nothing() -> None:
 
 async def _answer(service: Service, inherited: Inherited | None, told: Callable[[str, int], None]) -> None:
     settings, policies = service.settings, service.policies
-    runner = web.AppRunner(make_application(service), access_log=None, keepalive_timeout=30.0)
+    runner = web.AppRunner(make_application(service), access_log=None, keepalive_timeout=IDLE * settings.read_seconds)
     await runner.setup()
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()

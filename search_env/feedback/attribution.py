@@ -73,7 +73,9 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     settle_seconds: Annotated[
         float,
         msgspec.Meta(ge=0, le=600),
-        describe("Time between two writes of the join's state. Decisions are sent after a write, so they wait for it."),
+        describe(
+            "Least time between two writes of the join's state. Decisions wait for it. A large state waits longer."
+        ),
     ] = 2.0
     provisional_seconds: Annotated[
         float,

@@ -43,6 +43,7 @@ STATE_FILE = "join.state"
 STAGE = "joiner"
 READ_AT_ONCE = 5_000
 HELD_MAX = 20_000  # Records of one partition that wait for another partition's.
+REST = 4  # Times of a settling that lie at least between two.
 VERSION = 1
 
 
@@ -103,11 +104,10 @@ def _until(
     while not post.stop():
         follow_partitions(consumer, topics)
         merger.add(poll(consumer, post.delivery, records_max=READ_AT_ONCE))
-        # With records of every partition here, or none missing, an earlier record cannot come.
-        empty = [item for item in consumer.assignment() if not merger.held(item)]
+        # An earlier record may come from any partition whose log holds more, also from one that has some here now.
         with told("could not read the end offsets of the topics"):
-            known = consumer.end_offsets(empty) if empty else {}
-        behind = [item for item in empty if (at := known_position(consumer, item)) is not None and at < known[item]]
+            known = consumer.end_offsets(list(consumer.assignment()))
+        behind = [item for item in known if (at := known_position(consumer, item)) is not None and at < known[item]]
         for record in merger.ready(behind):
             work.take(record)
         full = {item for item in consumer.assignment() if merger.held(item) >= HELD_MAX}
@@ -134,6 +134,7 @@ class _Work:
         self._settled = time.monotonic()
         self._provisional = time.monotonic()
         self._dirty = False
+        self._settling_seconds = 0.0
         outcomes = topic_name(post.run, "impression-outcomes")
         self._partitions = len(partitions_of(post.kafka, [outcomes]))
 
@@ -165,7 +166,8 @@ class _Work:
 
     def is_due(self) -> bool:
         """Return whether decisions should be kept and sent now."""
-        return time.monotonic() - self._settled >= self._settings.settle_seconds
+        # A large state takes seconds to write: the join gets most of the time all the same.
+        return time.monotonic() - self._settled >= max(self._settings.settle_seconds, REST * self._settling_seconds)
 
     def settle(self, *, provisional: bool = True) -> None:
         """Keep state, positions and decisions in one file; then send the decisions."""
@@ -177,7 +179,8 @@ class _Work:
         if self._dirty or self._unsent:
             self._keep()
             self.send()
-        self._settled = now
+        self._settled = time.monotonic()
+        self._settling_seconds = self._settled - now
 
     def send(self) -> None:
         """Send the kept decisions, and wait until Kafka has them."""

@@ -24,6 +24,7 @@ from infra.runs.new_log import UNFINISHED
 from infra.services.local import Endpoints
 from search_env.catalogue.corpora import read_run
 from search_env.engine.client import ElasticsearchSettings
+from search_env.feedback.attribution import HOUR_MS
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
 from storage.errors import StorageError
 from storage.ledger import LEDGER
@@ -34,7 +35,7 @@ from streams.errors import InputError, SettingsError
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import TOPICS, topic_name
-from streams.traffic_events import Feedback
+from streams.traffic_events import Action, Feedback, Shown
 from tests.commands import ROOT, environment
 from tests.stored_events import small_run
 
@@ -173,6 +174,35 @@ def test_a_search_without_a_time_takes_no_pause_away_from_the_others(
     with open_log(app.home.run(unique_name)) as log:
         # "a" with "b:q1" and "a:b" with "q1" are two searches.
         assert len(log.rows("SELECT DISTINCT feedback_id FROM first_feedback")) == 4
+
+
+def test_a_click_hours_after_its_search_counts_and_applications_of_different_years_keep_their_outcomes(
+    app: App, unique_name: str
+) -> None:
+    year = 365 * 24 * HOUR_MS
+
+    def traffic() -> Iterator[Feedback]:
+        for number in range(40):
+            at = 1_700_000_000_000 + number * 60_000 + (number >= 20) * year
+            clicks = tuple(
+                Action(kind="click", document_id=f"d{rank}", rank=rank, at_ms=at + hours * HOUR_MS)
+                for rank, hours in ((1, 0), (2, 2), (3, 23), (4, 25), (5, 900))
+            )
+            shown = tuple(Shown(document_id=f"d{rank}", rank=rank) for rank in range(1, 6))
+            name = f"{number // 20}:{number}"
+            yield Feedback(
+                feedback_id=name, query_id=name, query="red", application="a", shown=shown, actions=clicks, at_ms=at
+            )
+
+    assert import_feedback(app, traffic(), into=unique_name, index=None, report=lambda *_: None) == 40
+    with open_log(app.home.run(unique_name)) as log:
+        outcomes = log.rows("SELECT list_transform(actions, lambda a: a.document_id) AS ids FROM final_outcomes")
+        reasons = log.rows(
+            "SELECT split_part(error, ':', 1) AS reason, count(*) AS n FROM dead_letters WHERE stage = 'joiner' "
+            "GROUP BY 1"
+        )
+    assert [each["ids"] for each in outcomes] == [["d1", "d2", "d3"]] * 40
+    assert {each["reason"]: each["n"] for each in reasons} == {"after_window": 40, "orphan": 40}
 
 
 def test_a_copy_of_a_damaged_archive_leaves_no_topics(app: App, unique_name: str) -> None:

@@ -7,13 +7,16 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import msgspec
+import pytest
 from kafka import TopicPartition
 
 from infra.app.app import App
@@ -29,7 +32,9 @@ from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.sink import SinkSettings
 from storage.verification.joins import join_findings
+from storage.workers import run_sink
 from streams.clients import connect_producer, partitions_of
+from streams.clock import now_ms
 from streams.codec import decode, encode_event
 from streams.delivery import Outbox
 from streams.events import DeadLetter
@@ -200,6 +205,63 @@ def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_eac
     assert changed["altered"] + changed["unaltered"] == len(ids) > 0
     assert sum(read_positions(app.home.run(run)).values()) == len(doubled)
     assert (app.home.run(run) / STATE_FILE).exists()
+
+
+def test_a_joiner_that_catches_up_takes_the_records_of_all_topics_in_the_order_of_their_times(
+    tmp_path: Path, local_services: Endpoints, unique_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Reads are small against the log, and no event may be late: a topic that is read ahead would lose events.
+    monkeypatch.setattr("search_env.feedback.worker.READ_AT_ONCE", 40)
+    rules = msgspec.structs.replace(SETTINGS.join, lateness_ms=0)
+    whole = app_of(tmp_path, local_services)
+    app = App(whole.home, settings=msgspec.structs.replace(whole.settings, join=rules)).at(local_services)
+    run = unique_name
+    begin_live(app, run)
+    impressions, actions = traffic(seed=8)
+    producer = connect_producer(app.connections.kafka, client_id="traffic")
+    outbox = Outbox(producer, run, stage="traffic", settings=app.settings.delivery)
+    began = now_ms()
+    in_order = sorted([*impressions, *actions], key=lambda each: each.at_ms)
+    # Each topic by itself; the times of the records say in which order they came.
+    for number, event in sorted(enumerate(in_order), key=lambda each: isinstance(each[1], UserAction)):
+        topic = BY_EVENT[type(event)]
+        outbox.forward(
+            topic=topic_name(run, topic.kind),
+            partition=zlib.crc32(event.impression_id.encode()) % 3,
+            key=event.impression_id.encode(),
+            value=encode_event(event),
+            timestamp_ms=began + number,
+        )
+    outbox.flush()
+    producer.close()
+    counts = listen(app, run, until_read=True, stop=Stop(), report=lambda _: None)
+    assert counts.actions_left_out.keys() == {"orphan", "not_shown", "after_window"}
+    with open_log(app.home.run(run)) as log:
+        rows = log.rows(
+            "SELECT impression_id, list_transform(actions, lambda a: a.action_id) AS ids FROM final_outcomes"
+        )
+    assert {row["impression_id"]: row["ids"] for row in rows} == expected(impressions, actions)
+
+
+def test_until_read_ends_when_everything_is_stored_however_far_the_sink_is_behind(
+    tmp_path: Path, local_services: Endpoints, unique_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, run = app_of(tmp_path, local_services), unique_name
+    begin_live(app, run)
+    impressions, actions = traffic(seed=9)
+    write(app, run, sorted([*impressions, *actions], key=lambda each: each.at_ms))
+
+    def late(**given: Any) -> None:
+        while not given["stop"]():
+            time.sleep(0.01)
+        run_sink(**given)  # The join has ended, and nothing is stored yet.
+
+    monkeypatch.setattr("infra.runs.listening.run_sink", late)
+    monkeypatch.setattr("infra.runs.listening.DRAIN_SECONDS", 0.0)
+    counts = listen(app, run, until_read=True, stop=Stop(), report=lambda _: None)
+    with open_log(app.home.run(run)) as log:
+        (stored,) = log.rows("SELECT count(*) AS n FROM final_outcomes")
+    assert stored["n"] == counts.final == COUNT
 
 
 def test_bots_are_marked_and_who_is_forgotten_leaves_a_sound_run(
