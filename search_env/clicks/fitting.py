@@ -1,9 +1,8 @@
 """Fitting click models to logged sessions: expectation-maximization for PBM and UBM, counts for cascade and DBN.
 
 The attraction of a result belongs to its query and its document, and examination to places of the list. A pair that was
-shown rarely is drawn towards the mean by a prior of a few impressions. EM: Chuklin, Markov and de Rijke, "Click Models
-for Web Search" (2015), chapter 4. The DBN takes attraction and satisfaction from counts above the last click (its
-simplified form) and chooses γ by likelihood.
+shown rarely is drawn towards the mean by a prior of a few impressions. The DBN takes attraction and satisfaction from
+counts above the last click (its simplified form; Chapelle and Zhang, WWW 2009) and chooses γ by likelihood.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from search_env.clicks.examination import count_seen, tell_apart
 from search_env.clicks.models import (
     Cascade,
     ClickModel,
@@ -28,8 +28,6 @@ from search_env.clicks.models import (
 
 Integers = npt.NDArray[np.int64]
 
-ROUNDS_MAX = 400
-TOLERANCE = 1e-4  # Largest relative change of an examination in a round, at the end.
 PRIOR_IMPRESSIONS = 2.0
 GOING_ON = tuple(np.round(np.arange(0.5, 1.0001, 0.05), 2))
 
@@ -142,34 +140,14 @@ FITS: dict[str, Callable[[Sessions], Fitted]] = {
 def _examine(
     sessions: Sessions, cells: npt.NDArray[np.integer], size: int, *, first: int
 ) -> tuple[Floats, float, Floats]:
-    """Return attraction by pair, that of an unseen pair, and examination by cell, by EM.
+    """Return attraction by pair, that of an unseen pair, and examination by cell; 0 for a cell that nobody saw.
 
-    cells: [S, K], number of the cell of examination at each rank. first: the cell whose examination is 1; the others
-    are relative to it.
+    cells: [S, K], number of the cell of examination at each rank. first: the cell whose examination is 1.
     """
     shown = sessions.shown
-    pair, cell = sessions.pairs[shown], cells[shown]
-    clicked = sessions.clicks[shown]
-    shown_of = np.bincount(pair, minlength=sessions.size)
-    cell_count = np.maximum(np.bincount(cell, minlength=size), 1)
-    rate = float(clicked.mean()) if len(clicked) else 0.0
-    unseen = min(max(rate, 1e-6), 0.5)
-    attraction, examination = np.full(sessions.size, unseen), np.full(size, 0.5)
-    for _ in range(ROUNDS_MAX):
-        attractive, examined = attraction[pair], examination[cell]
-        neither = np.maximum(1 - attractive * examined, 1e-12)
-        was_attractive = np.where(clicked, 1.0, attractive * (1 - examined) / neither)
-        was_examined = np.where(clicked, 1.0, examined * (1 - attractive) / neither)
-        sums = np.bincount(pair, weights=was_attractive, minlength=sessions.size)
-        unseen = float(was_attractive.mean())
-        attraction = (sums + PRIOR_IMPRESSIONS * unseen) / (shown_of + PRIOR_IMPRESSIONS)
-        before = examination
-        examination = np.bincount(cell, weights=was_examined, minlength=size) / cell_count
-        if np.all(np.abs(examination - before) <= TOLERANCE * before):
-            break
-    # Clicks tell the product alone. EM finds the ratios sooner than a scale that is held fast, so that comes last.
-    scale = max(float(examination[first]), 1e-12)
-    return attraction * scale, unseen * scale, examination / scale
+    seen = count_seen(sessions.pairs[shown], cells[shown].astype(np.int64), sessions.clicks[shown], cells_max=size)
+    told = tell_apart(seen, pairs=sessions.size, cells=size, first=first, prior=PRIOR_IMPRESSIONS)
+    return told.attraction, told.unseen, np.nan_to_num(told.examination)
 
 
 def _rates(sessions: Sessions, clicks: Clicks, examined: Clicks) -> tuple[Floats, float]:

@@ -24,14 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from search_env.clicks.examination import Seen, tell_apart
+
 Doubles = npt.NDArray[np.float64]
 
 RANKS_MAX = 50  # Deeper ranks count as this one: few people see them.
 PRIOR_EXAMINATIONS = 5.0
 EXAMINATIONS_MIN = 1.0  # A pair that was examined less says nothing.
 MOVED_PAIRS_MIN = 50  # Pairs shown at several ranks, for an estimate of θ.
-MOVED_PAIRS_MAX = 50_000  # The most shown of them are enough, and take 20 MB a table.
-STEPS = 100
+MOVED_PAIRS_MAX = 50_000  # The most shown of them are enough.
 QUANTILE = 0.95
 
 
@@ -76,7 +77,7 @@ def click_labels(lists: Iterable[ShownList], *, exponent: float) -> ClickLabels:
     theta = table
     if estimated:
         most = moved[np.argsort(-counts.shown[moved].sum(axis=1).A1, kind="stable")[:MOVED_PAIRS_MAX]]
-        theta = examination(counts.shown[most].toarray(), counts.clicked[most].toarray(), table)
+        theta = examination(counts.shown[most], counts.clicked[most], table)
     examined = counts.shown @ theta  # [P]
     if not counts.clicked.sum():
         return ClickLabels({}, theta, estimated, len(moved))
@@ -95,25 +96,18 @@ def click_labels(lists: Iterable[ShownList], *, exponent: float) -> ClickLabels:
     return ClickLabels(dict(found), theta, estimated, len(moved))
 
 
-def examination(shown: Doubles, clicked: Doubles, table: Doubles) -> Doubles:
+def examination(shown: sparse.csr_matrix, clicked: sparse.csr_matrix, table: Doubles) -> Doubles:
     """Return [K] the probability that each rank is examined, θ_1 = 1, by expectation maximization.
 
     shown, clicked: [P, K] counts of each pair at each rank. table: [K] the value of ranks that nobody saw.
     """
-    theta = np.arange(1, shown.shape[1] + 1, dtype=np.float64) ** -0.5  # From θ = 1 no step would lead away.
-    rate = clicked.sum() / max(float((shown @ theta).sum()), 1e-12)
-    alpha = np.full(len(shown), min(rate, 0.5))
-    unclicked = shown - clicked
-    pairs, ranks = np.maximum(shown.sum(axis=1), 1e-12), shown.sum(axis=0)
-    for _ in range(STEPS):
-        missed = np.maximum(1 - theta[None, :] * alpha[:, None], 1e-12)  # [P, K] no click
-        examined = clicked + unclicked * theta[None, :] * (1 - alpha[:, None]) / missed
-        attracted = clicked + unclicked * (1 - theta[None, :]) * alpha[:, None] / missed
-        theta = np.where(ranks > 0, examined.sum(axis=0) / np.maximum(ranks, 1e-12), theta)
-        alpha = attracted.sum(axis=1) / pairs
-    seen = ranks > 0
-    first = theta[0] if seen[0] else theta[seen].max(initial=1e-12)
-    scaled: Doubles = np.clip(np.where(seen, theta / max(first, 1e-12), table), 1e-3, 1.0)
+    pairs, ranks = shown.nonzero()
+    clicks = np.asarray(clicked[pairs, ranks]).ravel()
+    counts = np.asarray(shown[pairs, ranks]).ravel()
+    seen = Seen(pairs.astype(np.int64), ranks.astype(np.int64), counts, clicks)
+    first = int(ranks.min()) if len(ranks) else 0  # The highest rank that anybody saw.
+    theta = tell_apart(seen, pairs=shown.shape[0], cells=len(table), first=first).examination
+    scaled: Doubles = np.clip(np.where(np.isnan(theta), table, theta), 1e-3, 1.0)
     return scaled
 
 
