@@ -18,8 +18,11 @@ from infra.app.app import App
 from infra.app.attaching import AttachSummary, Wanted, attach_index
 from infra.app.home import Home
 from infra.app.settings import Settings
+from infra.commands.relevance import train_and_check
 from infra.recipes.leser.index import open_leser_index
-from search_env.catalogue.corpora import Document
+from infra.recipes.leser.judging import JUDGED
+from infra.recipes.leser.people import People
+from search_env.catalogue.corpora import Document, Query
 from search_env.engine.attachments import LOOK_SECONDS
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.errors import EngineUnavailable
@@ -187,6 +190,34 @@ def test_documents_outside_the_sample_are_read_and_scored_as_if_all_were_here(
         context, again = opened.contexts(["steel mug", "oak shelf"])[0], opened.contexts(["steel mug"])[0]
         assert context == again
         assert context.documents > 0
+
+
+def test_the_judge_of_an_attached_index_is_trained_and_checked_on_documents_outside_the_sample(
+    winkel: str, reader: App, tmp_path: Path
+) -> None:
+    attach(reader, tmp_path, title="naam", texts=("omschrijving",), attributes=("kenmerken",))
+    shop = {row["sku"]: row for row in rows()}
+    sample = {document.id for document in load_documents(reader.home.index("shop"), sample=True)}
+    queries, qrels = [], {}
+    for colour in COLOURS:
+        for material in MATERIALS:
+            query = Query(id=f"{colour}-{material}", text=f"{colour} {material}")
+            queries.append(query)
+            qrels[query.id] = {
+                name: int(row["kenmerken"] == {"material": material, "colour": colour})
+                for name, row in shop.items()
+                if row["kenmerken"]["colour"] == colour and row["voorraad"]
+            }
+    assert not {name for grades in qrels.values() for name in grades} <= sample
+    people = People(judged=(queries, qrels))
+    trained, check, verdict = train_and_check(reader, "shop", people, train=True, samples=200, report=quiet)
+    assert trained["judgments"] == sum(map(len, qrels.values()))
+    judged = check.of(JUDGED)
+    assert judged is not None and judged.reliability is not None
+    assert judged.queries == len(queries)
+    assert judged.reliability.pairs > 0
+    assert judged.gain.low is not None and judged.gain.low > 0, "the material stands in the attributes alone"
+    assert {each.kind: each.trains for each in verdict.kinds}[JUDGED]
 
 
 def test_fields_are_guessed_and_without_a_template_the_words_are_searched(

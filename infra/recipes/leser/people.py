@@ -27,12 +27,10 @@ from streams.errors import SettingsError
 QUERIES_MIN = 20
 CLICK_KINDS = ("click", "add_to_cart", "purchase")
 
-_SQL = """
-    SELECT query, shown, list_transform(actions, x -> {'kind': x.kind, 'document_id': x.document_id}) AS actions
-    FROM final_outcomes
-    UNION ALL
-    SELECT query, shown, list_transform(actions, x -> {'kind': x.kind, 'document_id': x.document_id}) AS actions
-    FROM first_feedback WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
+_OUTCOMES = "SELECT query, shown, actions FROM trusted_outcomes"
+_FEEDBACK = """
+    SELECT query, shown, actions FROM first_feedback
+    WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
 """
 
 
@@ -46,7 +44,8 @@ class People(NamedTuple):
 def shown_lists(home: Home, traffic: str) -> list[ShownList]:
     """Return what the searches of a run of live traffic showed, with the clicks that are final.
 
-    A click, a cart and a purchase count once for each search and document. Raises SettingsError without any list.
+    A click, a cart and a purchase count once for each search and document. Impressions of bots are left out.
+    Raises SettingsError without any list.
     """
     folder = home.existing_run(traffic)
     if not (folder / LEDGER).exists():
@@ -54,7 +53,7 @@ def shown_lists(home: Home, traffic: str) -> list[ShownList]:
             f"--traffic: run {traffic!r} has stored no traffic yet. Run: searchloop listen --run {traffic} --until-read"
         )
     with open_log(folder) as log:
-        rows = log.rows(_SQL)
+        rows = [*log.rows(_OUTCOMES), *log.rows(_FEEDBACK)]  # Their actions have different columns.
     lists = [
         ShownList(
             query=row["query"],
@@ -84,6 +83,22 @@ def peoples_blocks(
     sources = settings.relevance.sources
     judged = _judged(people, weight=sources.judgments)
     clicks = click_labels(people.lists if sources.clicks else (), exponent=sources.click_position_exponent)
+    told: dict[str, Any] = {}
+    if people.lists:
+        told = {
+            "shown_lists": len(people.lists),
+            "clicked_queries": len(clicks.labels),
+            "clicked_pairs": sum(map(len, clicks.labels.values())),
+            "positions": "estimated" if clicks.estimated else f"rank^-{sources.click_position_exponent:g}",
+            "pairs_at_several_ranks": clicks.pairs_moved,
+        }
+        if not judged and len(clicks.labels) < QUERIES_MIN:
+            report(
+                f"leaving out the clicks: expected at least {QUERIES_MIN} clicked queries, got {len(clicks.labels)}",
+                0,
+                0,
+            )
+            return [], told
     if not judged and not clicks.labels:
         return [], {}
     documents = {name for _, grades in judged for name in grades} | {n for of in clicks.labels.values() for n in of}
@@ -113,16 +128,8 @@ def peoples_blocks(
         blocks += _block(pairs, text, labels)
     for text, of in clicks.labels.items():
         blocks += _block(pairs, text, {name: (label, sources.clicks * sure) for name, (label, sure) in of.items()})
-    told: dict[str, Any] = {}
     if judged:
         told |= {"judged_queries": len(judged), "judgments": sum(len(grades) for _, grades in judged)}
-    if people.lists:
-        told |= {
-            "shown_lists": len(people.lists),
-            "clicked_pairs": sum(map(len, clicks.labels.values())),
-            "positions": "estimated" if clicks.estimated else f"rank^-{sources.click_position_exponent:g}",
-            "pairs_at_several_ranks": clicks.pairs_moved,
-        }
     return blocks, told
 
 
