@@ -60,6 +60,7 @@ GROUPS = {
         "serve": ("serve", "Serve search results over HTTP, and take events."),
         "listen": ("listen", "Join what people saw with what they did, and store both."),
         "simulate": ("simulate", "Let simulated people search on a server and click."),
+        "promote": ("promote", "Bring a version to people step by step, and back if it harms."),
         "compare": ("compare", "Compare versions by what people did, from the log alone."),
         "what-changed": ("changes", "Show what late events altered in outcomes."),
     },

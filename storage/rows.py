@@ -33,10 +33,11 @@ from storage.columns import (
     structs,
 )
 from storage.entries import Entry, dead_letter
-from storage.traffic_rows import feedback, impression_outcomes, impressions, user_actions
+from storage.traffic_rows import decisions, feedback, impression_outcomes, impressions, user_actions
 from streams.codec import content_sha256
 from streams.events import DeadLetter, DevScore, Event, Generation, PolicyVersion, Request, Reward, Update, fates_of
 from streams.records import Received
+from streams.serving_events import Decision
 from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 Tables = dict[str, pa.Table]  # table name → rows
@@ -306,6 +307,7 @@ _BUILDERS: dict[type[Event], tuple[Callable[[list[Received], Any], Built], ...]]
     Feedback: (feedback,),
     Impression: (impressions,),
     UserAction: (user_actions,),
+    Decision: (decisions,),
     ImpressionOutcome: (impression_outcomes,),
     DeadLetter: (_dead_letters,),
 }

@@ -21,6 +21,7 @@ from storage.columns import (
     structs,
 )
 from streams.records import Received
+from streams.serving_events import Decision
 from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 
@@ -77,6 +78,21 @@ def impression_outcomes(records: list[Received], events: list[ImpressionOutcome]
         ),
         "final": booleans(e.final for e in events),
         "bot": strings(e.bot or "" for e in events),
+        "made_at_ms": integers(e.made_at_ms for e in events),
+    }
+
+
+def decisions(records: list[Received], events: list[Decision]) -> Built:
+    return "decisions", places(records) | {
+        "run": runs_of(records),
+        "decision_id": strings(e.decision_id for e in events),
+        "version": strings(e.version for e in events),
+        "kind": strings(e.kind for e in events),
+        "share": floats(e.share for e in events),
+        "reason": strings(e.reason for e in events),
+        "evidence": maps([e.evidence for e in events], NUMBERS),
+        "by": strings(e.by for e in events),
+        "at_ms": integers(e.at_ms for e in events),
         "made_at_ms": integers(e.made_at_ms for e in events),
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from streams.serving_events import Decision
 from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 
@@ -298,6 +299,7 @@ Event = (
     | Impression
     | UserAction
     | ImpressionOutcome
+    | Decision
     | DeadLetter
 )
 

@@ -26,6 +26,7 @@ from streams.events import (
     VersionWindow,
     WindowEvent,
 )
+from streams.serving_events import Decision
 from streams.traffic_events import Feedback, Impression, ImpressionOutcome, UserAction
 
 FOREVER = -1
@@ -111,6 +112,13 @@ TOPICS: tuple[Topic, ...] = (
         partitioned=True,
         retention_ms=WEEK_MS,
         live=True,
+    ),
+    Topic(
+        kind="decisions",
+        event=Decision,
+        key=lambda e: e.version,  # type: ignore[union-attr]
+        partitioned=False,
+        retention_ms=FOREVER,
     ),
     Topic(
         kind="dead-letters",

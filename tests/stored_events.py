@@ -25,6 +25,7 @@ from streams.events import (
 )
 from streams.ids import group_id
 from streams.records import Received
+from streams.serving_events import Decision
 from streams.topics import BY_EVENT, topic_name, version_name
 from streams.traffic_events import Action, Feedback, Impression, ImpressionOutcome, Shown, UserAction
 
@@ -196,6 +197,19 @@ def user_action(number: int) -> UserAction:
 
 def impression_outcome(number: int, *, final: bool = True) -> ImpressionOutcome:
     return ImpressionOutcome(impression=impression(number), actions=(user_action(number),), final=final, made_at_ms=3)
+
+
+def decision(number: int) -> Decision:
+    return Decision(
+        decision_id=f"x{number}",
+        version="1-abcdef-000002",
+        kind="advance",
+        share=0.05,
+        reason="no harm was seen",
+        evidence={"difference": 0.01, "treated": 900.0},
+        at_ms=1_700_000_006_000 + number,
+        made_at_ms=4,
+    )
 
 
 def record(event: Event, offset: int, *, partition: int = 0) -> Received:

@@ -45,6 +45,7 @@ from search_env.queries.judged_lists import ListSettings
 from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
+from search_env.serving.ramp import RampSettings
 from storage.monitor.windows import MonitorSettings
 from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings
@@ -204,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     join: JoinSettings = JoinSettings()
     utility: UtilitySettings = UtilitySettings()
     serve: ServeSettings = ServeSettings()
+    ramp: RampSettings = RampSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()

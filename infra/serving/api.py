@@ -38,10 +38,11 @@ async def search(request: web.Request) -> web.Response:
     given = await _parameters(request)
     query, size = _query(given), _size(given, service.settings.size_max)
     impression_id = uuid.uuid4().hex
-    found = await find(service, query, size=size, impression_id=impression_id, helped=given.get("helped", AUTO))
+    client, session = _pseudonyms(service, given)
+    helped = given.get("helped", AUTO)
+    found = await find(service, query, size=size, impression_id=impression_id, person=client, helped=helped)
     choice = found.choice
     shown = tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(found.ids, start=1))
-    client, session = _pseudonyms(service, given)
     impression = Impression(
         impression_id=impression_id,
         query_id=impression_id,

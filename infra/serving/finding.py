@@ -11,6 +11,7 @@ import msgspec
 from infra.serving.service import Service, Wrong
 from infra.serving.tail import Helped
 from search_env.serving.choosing import RAW, Chosen, choose, hashed_share, probabilities
+from search_env.serving.ramp import offered_by
 from search_env.serving.team_draft import interleave
 
 Words = tuple[str, ...]
@@ -29,8 +30,10 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-async def find(service: Service, query: str, *, size: int, impression_id: str, helped: object) -> Found:
+async def find(service: Service, query: str, *, size: int, impression_id: str, person: str, helped: object) -> Found:
     """Search, with what a query is answered with. helped: "auto", "raw", or a version that has answered the query.
+
+    person: the client's name in the log; "" for nobody. On a ramp one person always gets the same side.
 
     Raises Wrong for another `helped`, EngineUnavailable or RetrievalError from the engine.
     """
@@ -38,7 +41,7 @@ async def find(service: Service, query: str, *, size: int, impression_id: str, h
     rivals = sorted(policy for policy, words in by_policy.items() if words)
     if helped == AUTO and rivals and hashed_share("interleave", impression_id) < service.settings.interleave:
         return await _interleaved(service, query, by_policy, rivals, size=size, impression_id=impression_id)
-    choice, words = _drawn(service, by_policy, impression_id, helped)
+    choice, words = _drawn(service, by_policy, impression_id, helped, person)
     began = time.perf_counter()
     ranking = await service.searcher.search(query, words, size=size)
     seconds = time.perf_counter() - began
@@ -81,7 +84,7 @@ async def _interleaved(
 async def choose_words(service: Service, query: str, impression_id: str, helped: object) -> tuple[Chosen, Words]:
     """Return what a query is answered with. helped: "auto", "raw", or the name of a version that has answered it."""
     by_policy = await _ready_words(service, query, helped)
-    return _drawn(service, by_policy, impression_id, helped)
+    return _drawn(service, by_policy, impression_id, helped, "")
 
 
 async def _ready_words(service: Service, query: str, helped: object) -> Mapping[str, Words]:
@@ -99,7 +102,7 @@ async def _ready_words(service: Service, query: str, helped: object) -> Mapping[
 
 
 def _drawn(
-    service: Service, by_policy: Mapping[str, Words], impression_id: str, helped: object
+    service: Service, by_policy: Mapping[str, Words], impression_id: str, helped: object, person: str
 ) -> tuple[Chosen, Words]:
     if helped == "raw":
         return Chosen(RAW, 1.0, {RAW: 1.0}), ()
@@ -110,6 +113,11 @@ def _drawn(
                 404, f"helped: auto, raw, or a version that has answered this query ({known})", str(helped)[:100]
             )
         return Chosen(str(helped), 1.0, {str(helped): 1.0}), by_policy[str(helped)]
+    ramp = service.policies.ramp
+    if ramp is not None:
+        offered = offered_by(ramp, {policy for policy, words in by_policy.items() if words})
+        choice = choose(f"{ramp.version} {person}" if person else impression_id, offered)
+        return choice, by_policy.get(choice.policy, ())
     preference = service.settings.preference
     scores = {RAW: 0.0, **{policy: preference for policy, words in by_policy.items() if words}}
     offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)

@@ -9,12 +9,14 @@ from pathlib import Path
 import msgspec
 
 from infra.app.home import RunFolder
+from infra.promotion.state import read_ramp
 from infra.serving.settings import ServeSettings
 from infra.serving.tail import Answered, Tail, TailStart
 from learner.checkpoints import CheckpointError
 from learner.versions import find_version
 from search_env.leser.expansion_cache import FOLDER, Expanded
 from search_env.serving.answers import Answers
+from search_env.serving.ramp import Ramp
 from streams.topics import version_name
 
 log = logging.getLogger(__name__)
@@ -27,17 +29,24 @@ class Policies:
         self,
         start: TailStart,
         folder: RunFolder,
+        live: RunFolder,
         index_version: str,
         settings: ServeSettings,
         answered: Answered = lambda *_: None,
     ) -> None:
-        """start: its policy is a name, such as "best", that may come to mean another version. answered: see `Tail`."""
+        """start: its policy is a name, such as "best", that may come to mean another version.
+
+        folder: of the run whose versions serve. live: of the run of the traffic, which has the ramp. answered: see
+        `Tail`.
+        """
         self._answered = answered
         self.answers = Answers({})
         self.tail: Tail | None = None
+        self.ramp: Ramp | None = None
         self.trouble = ""
         self._start = start
         self._folder = folder
+        self._live = live
         self._index_version = index_version
         self._settings = settings
         self._seen: dict[Path, int] = {}
@@ -51,6 +60,7 @@ class Policies:
     async def look(self) -> None:
         """Load what is new, beside what serves, and put it in its place. A failure leaves everything as it is."""
         try:
+            self.ramp = read_ramp(self._live)  # First: a version that is rolled back leaves at once.
             await self._load_answers()
             await self._load_version()
             self.trouble = ""

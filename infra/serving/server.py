@@ -98,7 +98,8 @@ async def serve(
     def shadow(query: str, context: Context) -> None:
         note_shadow(service, query, context)
 
-    policies = Policies(start, app.home.run(learned or run), version.name, settings, shadow)
+    folders = app.home.run(learned or run), app.home.run(run)
+    policies = Policies(start, *folders, version.name, settings, shadow)
     service = Service(
         run=run,
         index=version,

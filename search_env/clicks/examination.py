@@ -18,7 +18,7 @@ ROUNDS_MAX = 400
 TOLERANCE = 1e-4  # Largest relative change of an examination in a round, at the end.
 
 
-class Seen(NamedTuple):
+class SeenCounts(NamedTuple):
     """Counts by pair and cell, [N] each; a pair and a cell come together at most once.
 
     pairs, cells: numbers from 0. shown, clicked: how often.
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
     clicked: Floats
 
 
-class Told(NamedTuple):
+class Separated(NamedTuple):
     """attraction: by pair. unseen: of a pair that was never shown. examination: by cell, NaN for an unseen cell."""
 
     attraction: Floats
@@ -38,10 +38,10 @@ class Told(NamedTuple):
     examination: Floats
 
 
-def count_seen(pairs: Integers, cells: Integers, clicked: npt.NDArray[np.bool_], *, cells_max: int) -> Seen:
+def count_seen(pairs: Integers, cells: Integers, clicked: npt.NDArray[np.bool_], *, cells_max: int) -> SeenCounts:
     """Return the counts of single impressions, [M] each."""
     keys, places = np.unique(pairs * cells_max + cells, return_inverse=True)
-    return Seen(
+    return SeenCounts(
         pairs=keys // cells_max,
         cells=keys % cells_max,
         shown=np.bincount(places, minlength=len(keys)).astype(np.float64),
@@ -49,7 +49,7 @@ def count_seen(pairs: Integers, cells: Integers, clicked: npt.NDArray[np.bool_],
     )
 
 
-def tell_apart(seen: Seen, *, pairs: int, cells: int, first: int = 0, prior: float = 0.0) -> Told:
+def tell_apart(seen: SeenCounts, *, pairs: int, cells: int, first: int = 0, prior: float = 0.0) -> Separated:
     """Return what pairs attract and cells are examined.
 
     pairs, cells: their numbers. first: the cell whose examination is 1; the others are relative to it. prior: number of
@@ -77,4 +77,4 @@ def tell_apart(seen: Seen, *, pairs: int, cells: int, first: int = 0, prior: flo
     # Clicks tell the product alone. EM finds the ratios sooner than a scale that is held fast, so that comes last.
     scale = max(float(examination[first]), 1e-12)
     examination = np.where(cell_shown > 0, examination / scale, np.nan)
-    return Told(attraction * scale, unseen * scale, examination)
+    return Separated(attraction * scale, unseen * scale, examination)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from search_env.clicks.examination import Seen, tell_apart
+from search_env.clicks.examination import SeenCounts, tell_apart
 
 Doubles = npt.NDArray[np.float64]
 
@@ -104,7 +104,7 @@ def examination(shown: sparse.csr_matrix, clicked: sparse.csr_matrix, table: Dou
     pairs, ranks = shown.nonzero()
     clicks = np.asarray(clicked[pairs, ranks]).ravel()
     counts = np.asarray(shown[pairs, ranks]).ravel()
-    seen = Seen(pairs.astype(np.int64), ranks.astype(np.int64), counts, clicks)
+    seen = SeenCounts(pairs.astype(np.int64), ranks.astype(np.int64), counts, clicks)
     first = int(ranks.min()) if len(ranks) else 0  # The highest rank that anybody saw.
     theta = tell_apart(seen, pairs=shown.shape[0], cells=len(table), first=first).examination
     scaled: Doubles = np.clip(np.where(np.isnan(theta), table, theta), 1e-3, 1.0)

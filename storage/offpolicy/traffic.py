@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from storage.errors import EvaluationError
 from storage.log import Log
@@ -49,7 +50,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         return len(self.queries)
 
-    def where(self, chosen: Sequence[bool]) -> Traffic:
+    def where(self, chosen: Sequence[bool] | npt.NDArray[np.bool_]) -> Traffic:
         """Return the chosen impressions."""
         places = np.flatnonzero(np.asarray(chosen))
         return Traffic(

@@ -18,6 +18,7 @@ from storage.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]
 
+VALUES_MIN = 30
 BET_MAX = 0.5  # Larger bets gain on distributions without variance alone.
 
 
@@ -96,12 +97,17 @@ def mean_difference(treated: Values, control: Values, *, alpha: float = 0.05, ex
     """Return the difference of means (treated - control) with an interval that holds at all times.
 
     expected: the number of values at which the interval should be narrowest, relative to a fixed-time one.
+
+    A few values of one side may all be the same, and their own variance then says that nothing is uncertain. So neither
+    variance counts as less than that of both sides together, and below `VALUES_MIN` values nothing is said.
     """
     value = treated.mean - control.mean
-    if min(treated.count, control.count) < 2:
+    if min(treated.count, control.count) < VALUES_MIN:
         return ArmDifference(value=value, low=-math.inf, high=math.inf)
     count = treated.count + control.count
-    squared = treated.variance / treated.count + control.variance / control.count
+    mean = (treated.count * treated.mean + control.count * control.mean) / count
+    pooled = sum(side.count * (side.variance + (side.mean - mean) ** 2) for side in (treated, control)) / count
+    squared = sum(max(side.variance, pooled) / side.count for side in (treated, control))
     scale = mixture_scale(alpha, expected)
     grown = count * scale**2 + 1
     reach = math.sqrt(squared * 2 * grown / (count * scale**2) * math.log(math.sqrt(grown) / alpha))

@@ -23,6 +23,7 @@ TABLES = (
     "impressions",
     "user_actions",
     "impression_outcomes",
+    "decisions",
     "dead_letters",
 )
 # The sink's own dead letters stand at the places of the records that it could not decode.

@@ -22,9 +22,9 @@ from infra.cli import OLD_NAMES, VERBS, cli
 from search_env.catalogue.corpora import Ranking
 
 CONTEXT = click.Context(cli)
-VERBS_MAX = 30
+VERBS_MAX = 31
 IMPERATIVES = """
-    Attach Check Compare Copy Evaluate Import Join Let List Load Measure Print Read Rebuild Repeat Replay Report
+    Attach Bring Check Compare Copy Evaluate Import Join Let List Load Measure Print Read Rebuild Repeat Replay Report
     Rescore Resend Run Score Search Send Serve Show Start Stop Train Verify Write
 """
 NEW_COMMANDS = {

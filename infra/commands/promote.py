@@ -1,0 +1,143 @@
+"""`searchloop promote`: bring a version to people step by step, and back at once if it harms."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from infra.app.app import App
+from infra.app.interrupts import interrupts
+from infra.app.progress import progress
+from infra.commands.options import as_one
+from storage.report_text import printable
+from streams.stopping import Stop
+
+
+class ActionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say what to do; at most one is given."""
+
+    once: bool
+    hold: bool
+    go_on: bool
+    roll_back: bool
+    why: bool
+
+
+action_options = as_one(
+    "action",
+    ActionOptions,
+    click.option("--once", is_flag=True, help="Look once and take the step that follows, for a scheduler of your own."),
+    click.option("--hold", is_flag=True, help="Stay at the share of now until --go-on."),
+    click.option("--go-on", is_flag=True, help="Go on with a ramp that is held."),
+    click.option("--roll-back", is_flag=True, help="Take the version away from people at once."),
+    click.option("--why", is_flag=True, help="Show every decision with its reason and figures; no service is needed."),
+)
+
+
+@click.command()
+@click.argument("version", required=False)
+@click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
+@action_options
+@click.option(
+    "--every", type=click.FloatRange(0.1, 86_400), default=60, show_default=True, help="Seconds between two looks."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@click.pass_context
+def promote(
+    context: click.Context,
+    version: str | None,
+    run_name: str,
+    action: ActionOptions,
+    every: float,
+    as_json: bool,
+) -> None:
+    """Bring a policy version to people on a ramp of rising shares, and take it back if it harms.
+
+    \b
+    A version starts only if the off-policy estimate from the log speaks for it. Then its share of the searches rises:
+    1, 5, 10, 25, 50, 100 %. At each stage its searches are compared with the others, with intervals that hold however
+    often you look. Harm rolls it back; shares that do not match hold the ramp. Without data nothing changes.
+    The verb follows the ramp to its end. Stopped, it goes on with the same command. Each decision is an event.
+
+    \b
+    Example:
+      searchloop promote 1-a1b2c3-000040 --run live
+      searchloop promote --why
+      searchloop promote --roll-back
+    """
+    app: App = context.obj
+    given = [name for name, value in msgspec.structs.asdict(action).items() if value]
+    if len(given) > 1 or (version and given and given != ["once"]):
+        raise click.UsageError("expected a version, or one of --hold, --go-on, --roll-back, --why, --once; got several")
+    if action.why:
+        _why(app, run_name, as_json)
+        return
+    from infra.promotion.promoting import Person, by_person, follow, look, start
+
+    stop = Stop()
+    with progress() as report, app.running_services(report) as running, interrupts(stop):
+        if action.hold or action.go_on or action.roll_back:
+            what: Person = "hold" if action.hold else "go on" if action.go_on else "roll back"
+            decision = by_person(running, run_name, what)
+            _say(decision, as_json)
+            return
+        if version:
+            decision = start(running, run_name, version)
+            _say(decision, as_json and (action.once or decision.kind == "refuse"))
+            if decision.kind == "refuse":
+                raise SystemExit(1)
+            if action.once:
+                return
+        ramp, step = (
+            look(running, run_name)
+            if action.once
+            else follow(running, run_name, every_seconds=every, stop=stop, report=report)
+        )
+    if as_json:
+        click.echo(msgspec.json.encode({"ramp": ramp, "step": step}).decode())
+    else:
+        click.echo(f"{printable(ramp.version)}: {ramp.status} at {ramp.share:.0%}; {printable(step.reason)}")
+    if stop():
+        raise KeyboardInterrupt
+
+
+def _say(decision: msgspec.Struct, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(decision).decode())
+    else:
+        facts = msgspec.structs.asdict(decision)
+        click.echo(
+            f"{printable(facts['version'])}: {facts['kind']} at {facts['share']:.0%}; {printable(facts['reason'])}"
+        )
+
+
+def _why(app: App, run: str, as_json: bool) -> None:
+    from storage.log import open_log
+
+    with open_log(app.home.existing_run(run)) as log:
+        found = log.rows("SELECT * FROM first_decisions WHERE run = ? ORDER BY record_offset", [run])
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    if not found:
+        click.echo(f"{run}: no decision is stored yet. `searchloop listen` stores them")
+        return
+    table = Table("when", "version", "decision", "share", "by", "reason", "figures", box=box.SIMPLE)
+    for row in found:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted((row["evidence"] or {}).items()))
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row["at_ms"] / 1000))
+        table.add_row(
+            when,
+            printable(row["version"]),
+            row["kind"],
+            f"{row['share']:.0%}",
+            row["by"],
+            printable(row["reason"]),
+            figures,
+        )
+    Console().print(table)
