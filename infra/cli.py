@@ -135,7 +135,7 @@ def cli(context: click.Context, home: Path, config: Path | None, verbose: bool) 
     """
     set_library_variables()
     from infra.app.app import App
-    from infra.services.private_variables import take_private
+    from services.private_variables import take_private
 
     private = take_private(os.environ)
     to_stderr = logging.StreamHandler(sys.stderr)

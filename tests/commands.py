@@ -12,8 +12,8 @@ import msgspec
 
 from infra.app.layers import known_keys
 from infra.app.settings import Settings
-from infra.services.local import Endpoints
-from infra.services.private_variables import PREFIX
+from services.local import Endpoints
+from services.private_variables import PREFIX
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,8 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where several processes share the tests, those ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from infra.services.local import Endpoints, LocalServices  # noqa: E402
-from infra.services.settings import LocalSettings  # noqa: E402
+from services.local import Endpoints, LocalServices  # noqa: E402
+from services.settings import LocalSettings  # noqa: E402
 
 # How long an example takes is the machine's business; a test that is busy elsewhere must not fail for it.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -24,10 +24,10 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 from kafka.protocol.admin.topics import ElectionType
 
-from infra.services.artefacts import cache_directory, provision_artefacts, read_lock, silent
-from infra.services.jdks import find_jdks, jdk_for_kafka
-from infra.services.kafka import LocalKafka
-from infra.services.processes import free_ports
+from services.artefacts import cache_directory, provision_artefacts, read_lock, silent
+from services.jdks import find_jdks, jdk_for_kafka
+from services.kafka import LocalKafka
+from services.processes import free_ports
 from streams.clients import connect_admin
 from streams.errors import DeliveryError
 from streams.kafka_settings import KafkaSettings

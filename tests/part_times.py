@@ -29,7 +29,7 @@ import search_env.workers
 assert infra and learner and search_env  # Imported so that every name which holds a timed function is there.
 
 SNAPSHOT_SECONDS = 0.25
-OURS = ("streams", "learner", "search_env", "storage", "infra")
+OURS = ("streams", "learner", "search_env", "storage", "services", "infra")
 FUNCTIONS = {
     "codec": (
         "streams.codec:encode",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from infra.app.app import App
 from infra.app.home import Home
-from infra.services.local import LocalServices
-from infra.services.security import SecurityFolder
-from infra.services.settings import LocalSettings
+from services.local import LocalServices
+from services.security import SecurityFolder
+from services.settings import LocalSettings
 
 
 @contextmanager

@@ -19,16 +19,16 @@ from infra.app.installation import installation_id
 from infra.app.interrupts import at_hard_end
 from infra.app.layers import combine, environment_layer, read_toml, revealed_builtins
 from infra.app.progress import Report
-from infra.services.errors import ServiceError
-from infra.services.health import ask_elasticsearch
-from infra.services.local import PROBE_SECONDS, Endpoints, LocalServices
-from infra.services.policy_server import PolicyServer
-from infra.services.private_variables import PREFIX
-from infra.services.roles import secured, with_credentials
-from infra.services.settings import LocalSettings, ServiceSettings
-from infra.services.vllm import VllmServerSettings
 from learner.vllm import VllmSettings
 from search_env.engine.client import ElasticsearchSettings, connect
+from services.errors import ServiceError
+from services.health import ask_elasticsearch
+from services.local import PROBE_SECONDS, Endpoints, LocalServices
+from services.policy_server import PolicyServer
+from services.private_variables import PREFIX
+from services.roles import secured, with_credentials
+from services.settings import LocalSettings, ServiceSettings
+from services.vllm import VllmServerSettings
 from streams.acls import OPERATOR
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings

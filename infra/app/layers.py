@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.app.renamed import with_new_names
-from infra.services.private_variables import PREFIX
-from infra.services.secret_files import FILE_SUFFIX, read_secret
+from services.private_variables import PREFIX
+from services.secret_files import FILE_SUFFIX, read_secret
 from streams.descriptions import choices_of, description_of
 from streams.errors import SettingsError
 from streams.secrets import Secret, redact, reveal, secret_fields, secret_paths, sounds_secret

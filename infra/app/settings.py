@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from infra.services.settings import LocalSettings
-from infra.services.vllm import VllmServerSettings
 from infra.serving.settings import ServeSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
@@ -46,6 +44,8 @@ from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from search_env.serving.ramp import RampSettings
+from services.settings import LocalSettings
+from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings
 from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings

@@ -13,7 +13,7 @@ import click
 
 from infra.app.app import App
 from infra.app.progress import progress
-from infra.services.private_variables import piped
+from services.private_variables import piped
 
 if TYPE_CHECKING:
     from infra.serving.server import Inherited

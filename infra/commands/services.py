@@ -19,11 +19,11 @@ from infra.commands.options import need
 from infra.runs.closed_kinds import closed_kinds
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
-from infra.services.doctor import FAIL, OK, CheckResult, doctor_findings
-from infra.services.errors import ProvisionError
-from infra.services.local import ServiceStatus
-from infra.services.vllm import vllm_python
 from learner.vllm import VllmClient, VllmError
+from services.doctor import FAIL, OK, CheckResult, doctor_findings
+from services.errors import ProvisionError
+from services.local import ServiceStatus
+from services.vllm import vllm_python
 from storage.monitor.stalls import RunState
 from streams.errors import TransientError
 from streams.kafka_settings import KafkaSettings

@@ -19,10 +19,10 @@ from infra.recipes.recipe import NewRun, partner_of
 from infra.runs.alternation import Alternation, alternate
 from infra.runs.preferring import prefer_run
 from infra.runs.training_runs import train_run
-from infra.services.private_variables import PREFIX
 from learner.checkpoints import CheckpointError, load_current
 from learner.versions import find_version
 from search_env.catalogue.corpora import Query
+from services.private_variables import PREFIX
 
 Points = tuple[tuple[float, float], ...]
 

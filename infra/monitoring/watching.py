@@ -22,8 +22,8 @@ from infra.runs.rights import give_rights
 from infra.runs.standing import run_states
 from infra.runs.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
 from infra.runs.topics import make_derived_topics
-from infra.services.private_variables import for_role, piped
 from learner.batches import BatchSettings
+from services.private_variables import for_role, piped
 from storage.monitor.stalls import RunState
 from storage.monitor.view import View, build_view
 from storage.monitor.windows import EXPECTED

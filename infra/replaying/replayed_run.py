@@ -23,9 +23,9 @@ from infra.runs.serving import policy_server
 from infra.runs.stopping import stop_in_order
 from infra.runs.supervisor import Supervisor, worker_arguments
 from infra.runs.topics import make_new_topics, require_no_run
-from infra.services.artefacts import silent
 from learner.checkpoints import copy_checkpoint, load_current
 from learner.versions import find_version
+from services.artefacts import silent
 from storage.recorded import Recorded, Window
 from streams.clients import connect_producer
 from streams.clock import now_ms

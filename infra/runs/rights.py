@@ -12,8 +12,8 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePattern
 from kafka.errors import KafkaError
 
 from infra.app.app import App
-from infra.services.errors import ServiceError
-from infra.services.security import SecurityFolder
+from services.errors import ServiceError
+from services.security import SecurityFolder
 from streams.acls import Acl, acls_of
 from streams.clients import connect_admin, create_derived_topics
 

@@ -19,12 +19,12 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.app.settings import Settings
 from infra.recipes.recipe import load_recipe
-from infra.services.policy_server import PolicyServer
-from infra.services.vllm import VllmModel, lora_room
 from learner.checkpoints import load_current
 from learner.policy import read_adapter
 from learner.versions import LoadedVersion, OpenVersion
 from learner.vllm import VllmClient
+from services.policy_server import PolicyServer
+from services.vllm import VllmModel, lora_room
 from streams.errors import SettingsError
 from streams.events import Request
 from streams.secrets import reveal

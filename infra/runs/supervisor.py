@@ -25,7 +25,7 @@ from infra.app.home import RunFolder
 from infra.app.interrupts import at_hard_end, received
 from infra.app.libraries import set_library_variables
 from infra.runs.living import SUPERVISED, write_workers
-from infra.services.private_variables import for_role
+from services.private_variables import for_role
 from streams.errors import SearchloopError
 from streams.stopping import Stop
 

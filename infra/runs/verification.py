@@ -14,10 +14,10 @@ from infra.app.app import App
 from infra.app.home import SETTINGS_FILE, RunFolder, read_settings_file
 from infra.runs.kept_checkpoints import read_head, read_kept
 from infra.runs.living import living_workers
-from infra.services.errors import ServiceError
 from learner.batches import BatchSettings
 from search_env.feedback.snapshots import FeedbackError
 from search_env.feedback.worker import read_positions
+from services.errors import ServiceError
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER

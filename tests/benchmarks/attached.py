@@ -30,9 +30,9 @@ from elasticsearch.helpers import parallel_bulk
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra.app.home import Home
 from infra.runs.living import living_workers
-from infra.services.local import Endpoints, LocalServices
-from infra.services.settings import LocalSettings
 from search_env.engine.client import ElasticsearchSettings, connect
+from services.local import Endpoints, LocalServices
+from services.settings import LocalSettings
 from tests.commands import ROOT, command, environment
 
 INDEX = "their-products"

@@ -26,12 +26,12 @@ import msgspec
 from infra.app.layers import combine, read_toml
 from infra.app.settings import Settings
 from infra.recipes.files import recipe_path
-from infra.services.policy_server import PolicyServer
-from infra.services.vllm import VllmModel
 from learner.policy import load_policy, save_policy, unpack_smollm2, with_lora
 from learner.sampling import Sampler, TransformersSampler
 from learner.serving import ServedVersion
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from services.policy_server import PolicyServer
+from services.vllm import VllmModel
 from streams.events import PolicyRef
 
 RECIPE = "leser-smollm2"

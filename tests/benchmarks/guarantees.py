@@ -44,10 +44,10 @@ from infra.app.run_settings import RunSettings, write_run_settings
 from infra.recipes.files import recipe_path
 from infra.recipes.leser.preparation import prepare
 from infra.recipes.recipe import NewRun, Prepared
-from infra.services.local import Endpoints, LocalServices
-from infra.services.settings import LocalSettings
 from search_env.catalogue.corpora import load_corpus
 from search_env.catalogue.generated import demo_catalogue
+from services.local import Endpoints, LocalServices
+from services.settings import LocalSettings
 
 UNGUARDED = Path(__file__).resolve().parents[1] / "unguarded.py"
 GOAL = 0.03

@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra.app.app import App
 from infra.app.home import Home
 from infra.runs.listening import begin_live
-from infra.services.local import Endpoints, LocalServices
-from infra.services.settings import LocalSettings
 from search_env.feedback.attribution import DAY_MS, HOUR_MS, MINUTE_MS, JoinSettings
 from search_env.feedback.joining import Joiner
+from services.local import Endpoints, LocalServices
+from services.settings import LocalSettings
 from storage.log import open_log
 from streams.clients import connect_producer
 from streams.codec import encode_event

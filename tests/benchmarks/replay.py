@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kafka import TopicPartition
 
 from infra.app.home import Home
-from infra.services.local import LocalServices
-from infra.services.settings import LocalSettings
+from services.local import LocalServices
+from services.settings import LocalSettings
 from storage.ledger import LEDGER
 from storage.recorded import Limits, Recorded, Window
 from storage.sink import Sink, SinkSettings

@@ -33,8 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import msgspec
 import numpy as np
 
-from infra.services.local import LocalServices
-from infra.services.settings import LocalSettings
 from search_env.catalogue.corpora import load_corpus
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.catalogue.term_matrices import Catalogue
@@ -47,6 +45,8 @@ from search_env.models.relevance import GbdtRelevance
 from search_env.models.relevance_training import train_gbdt
 from search_env.models.training_pairs import GbdtSettings, PairMaker
 from search_env.queries.intents import IntentSettings, make_intents
+from services.local import LocalServices
+from services.settings import LocalSettings
 from streams.events import Completion, Generation, PolicyRef, Position, Request, Sampling
 
 GOAL = 0.8

@@ -35,11 +35,11 @@ from infra.app.indexing import index_corpus
 from infra.app.progress import progress
 from infra.recipes.files import recipe_path
 from infra.runs.living import living_workers
-from infra.services.local import Endpoints, LocalServices
-from infra.services.settings import LocalSettings
 from search_env.catalogue.generated import demo_catalogue
 from search_env.engine.index import load_manifest
 from search_env.leser.expansion_cache import Expanded, ExpansionCache
+from services.local import Endpoints, LocalServices
+from services.settings import LocalSettings
 from streams.clients import partitions_of
 from streams.codec import decode
 from streams.kafka_settings import KafkaSettings

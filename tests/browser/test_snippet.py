@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from tests.kafka_cluster import wait_until
 from tests.services.test_serving import in_kafka, serving, shop
 

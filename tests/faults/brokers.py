@@ -13,7 +13,7 @@ import msgspec
 from kafka import TopicPartition
 
 from infra.app.app import App
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from streams.kafka_settings import KafkaSettings
 from streams.topics import BY_KIND, topic_name
 from tests.faults.progress import watched

@@ -18,7 +18,7 @@ from infra.app.app import App
 from infra.app.run_settings import read_run_settings
 from infra.runs.environments import open_environment
 from infra.runs.living import living_workers
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.log import open_log
 from streams.codec import content_sha256, encode_event
 from streams.events import DeadLetter, Generation, Position, Reward

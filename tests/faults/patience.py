@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import msgspec
 
 from infra.app.app import App
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.log import open_log
 from streams.events import Reward
 from tests.fault_proxy import fault_proxy

@@ -23,11 +23,11 @@ from infra.recipes.recipe import NewRun, Prepared
 from infra.replaying.reproduction import reproduce
 from infra.runs.training import stream
 from infra.runs.verification import verify_run
-from infra.services.local import LocalServices
-from infra.services.settings import LocalSettings
 from learner.batches import BatchSettings
 from learner.checkpoints import CURRENT, load_current
 from search_env.catalogue.generated import demo_catalogue
+from services.local import LocalServices
+from services.settings import LocalSettings
 from storage.archive import ArchiveSettings
 from storage.sink import SinkSettings
 from tests.faults.results import Row

@@ -17,7 +17,6 @@ from infra.app.settings import Settings
 from infra.recipes.leser.preparation import prepare
 from infra.recipes.recipe import NewRun, Prepared
 from infra.runs.training import stream
-from infra.services.local import Endpoints
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.policy_settings import PolicySettings, TinySettings
@@ -26,6 +25,7 @@ from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.leser.lessons import LessonSettings
 from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
+from services.local import Endpoints
 
 SMALL = Settings(
     demo=DemoSettings(products=500),

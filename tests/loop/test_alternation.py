@@ -28,7 +28,6 @@ from infra.recipes.resume.writing import best_rewarded, open_resume_environment
 from infra.recipes.summarizing import read_summaries, summaries_path
 from infra.runs.alternation import STATE_FILE, alternate, read_alternation
 from infra.runs.verification import verify_run
-from infra.services.local import Endpoints
 from learner.checkpoints import load_current
 from learner.retriever import RetrieverSettings
 from learner.retriever_versions import read_retriever_manifest
@@ -36,6 +35,7 @@ from learner.versions import LoadedVersion
 from search_env.catalogue.corpora import Document, Query, read_run, write_queries
 from search_env.engine.index import load_manifest
 from search_env.resume.answered import read_answered
+from services.local import Endpoints
 from streams.codec import content_sha256, encode_event
 from streams.errors import SettingsError
 from streams.events import Request

@@ -21,11 +21,11 @@ from infra.recipes.leser import expanding
 from infra.recipes.recipe import Prepared
 from infra.runs.living import living_workers
 from infra.runs.training import stream
-from infra.services.local import Endpoints
 from learner.checkpoints import Manifest, load_current, read_manifest
 from learner.learning import write_policy_checkpoint
 from learner.policy import build_tiny
 from search_env.catalogue.corpora import read_run
+from services.local import Endpoints
 from streams.events import Generation, PolicyRef, Request
 from tests.commands import command, environment, interrupt, start
 from tests.loop.conftest import SMALL, quiet

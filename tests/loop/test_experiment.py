@@ -19,9 +19,9 @@ from infra.experiments.measuring import rank_run
 from infra.experiments.plan import read_plan
 from infra.experiments.tables import Results, read_results
 from infra.runs.alternation import STATE_FILE, read_alternation
-from infra.services.local import Endpoints
 from learner.retriever import RetrieverSettings
 from learner.versions import find_version
+from services.local import Endpoints
 from storage.evaluation.measures import measure_run
 from tests.commands import command, environment
 from tests.loop.conftest import SMALL, quiet

@@ -14,7 +14,7 @@ import pytest
 from elasticsearch import Elasticsearch
 
 from infra.app.home import Home
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.log import open_log
 from streams.secrets import reveal
 from tests.browser.test_snippet import PAGE, pages, visit

@@ -14,8 +14,8 @@ from infra.app.settings import TrainSettings
 from infra.recipes.recipe import NewRun
 from infra.runs.training_runs import train_run
 from infra.runs.verification import verify_run
-from infra.services.local import Endpoints
 from learner.checkpoints import load_current
+from services.local import Endpoints
 from tests.commands import command, environment
 from tests.loop.conftest import SMALL, quiet
 

@@ -15,7 +15,7 @@ from infra.app.app import App
 from infra.recipes.recipe import Prepared
 from infra.runs.living import living_workers
 from infra.runs.standing import run_states
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from tests.commands import command, environment, interrupt, start
 from tests.loop.conftest import SMALL
 

@@ -20,7 +20,7 @@ from infra.app.home import SETTINGS_FILE
 from infra.cli import VERBS
 from infra.recipes.recipe import Prepared
 from infra.runs.living import living_workers
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from streams.clients import create_topics
 from tests.commands import environment
 from tests.loop.conftest import SMALL

@@ -1,4 +1,6 @@
-"""Adapters as `infra/vllm/cpu_lora.py` applies them, beside vLLM's own way: run by vLLM's Python, prints one JSON line.
+"""Adapters as `cpu_lora.py` of `services/vllm_environment` applies them, beside vLLM's own way.
+
+Run by vLLM's Python; prints one JSON line.
 
 A step of several requests with two adapters between them, and three slices of unlike widths, as a merged query, key and
 value projection has them; and the logits.

@@ -126,7 +126,7 @@ def reader(secure: Home, owner: Elasticsearch, tmp_path: Path) -> App:
 
 
 def made_key(secure: Home, role: dict[str, Any]) -> str:
-    from infra.services.security import SecurityFolder
+    from services.security import SecurityFolder
 
     engine = as_role(secure).connections.elasticsearch
     password = SecurityFolder(secure.root).engine_password.read_text().strip()

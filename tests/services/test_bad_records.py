@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer, TopicPartition
 
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.archive import ArchiveSettings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings

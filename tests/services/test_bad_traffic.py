@@ -20,12 +20,12 @@ from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.runs.listening import listen
 from infra.runs.verification import verify_run
-from infra.services.local import Endpoints
 from search_env.catalogue.corpora import Document
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
 from search_env.feedback.attribution import DAY_MS, MINUTE_MS
 from search_env.queries.intents import IntentSettings
+from services.local import Endpoints
 from storage.log import open_log
 from streams.clock import now_ms
 from streams.kafka_settings import KafkaSettings

@@ -16,7 +16,7 @@ from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.commands.dead_letters import dead_letters
 from infra.commands.times import moment_ms
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.clients import connect_producer, create_topics, partitions_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kafka import TopicPartition
 
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from streams.clients import committed_offsets, connect_admin, connect_group_consumer, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox, commit, poll
 from streams.group_ownership import require_own_group

@@ -21,10 +21,10 @@ from infra.commands.search import index as index_verb
 from infra.commands.search import search as search_verb
 from infra.replaying.importing import import_feedback
 from infra.runs.new_log import UNFINISHED
-from infra.services.local import Endpoints
 from search_env.catalogue.corpora import read_run
 from search_env.engine.client import ElasticsearchSettings
 from search_env.feedback.attribution import HOUR_MS
+from services.local import Endpoints
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
 from storage.errors import StorageError
 from storage.ledger import LEDGER

@@ -18,12 +18,12 @@ from infra.app.app import App
 from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.commands.search import index
-from infra.services.local import Endpoints
 from search_env.catalogue.corpora import Document
 from search_env.engine import index_changes
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import MAPPING, SIMILARITY, IndexingError, adopt_versions, build_index, claim_name
 from search_env.engine.ownership import Place, claim
+from services.local import Endpoints
 from streams.errors import SettingsError
 from tests.commands import command, environment
 

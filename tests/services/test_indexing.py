@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from elasticsearch import Elasticsearch
 
-from infra.services.local import ROLES, Endpoints, LocalServices
-from infra.services.processes import tagged_processes
+from services.local import ROLES, Endpoints, LocalServices
+from services.processes import tagged_processes
 from tests.commands import command, environment, interrupt, start
 from tests.small_disk import on_small_disk
 

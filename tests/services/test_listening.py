@@ -24,9 +24,9 @@ from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.runs.listening import begin_live, listen
 from infra.runs.verification import verify_run
-from infra.services.local import Endpoints
 from search_env.feedback.attribution import DAY_MS, HOUR_MS, JoinSettings
 from search_env.feedback.worker import STATE_FILE, read_positions
+from services.local import Endpoints
 from storage.archive import ArchiveSettings
 from storage.ledger import LEDGER
 from storage.log import open_log

@@ -20,25 +20,25 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-import infra.services.local as local
+import services.local as local
 from infra.app.app import App
 from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.commands.services import doctor, down, status, up
-from infra.services.errors import ServiceError
-from infra.services.launch import service_directory
-from infra.services.local import Endpoints, LocalServices
-from infra.services.processes import service_account, tagged_processes
-from infra.services.settings import LocalSettings, ServiceSettings
 from search_env.engine.client import ElasticsearchSettings
+from services.errors import ServiceError
+from services.launch import service_directory
+from services.local import Endpoints, LocalServices
+from services.processes import service_account, tagged_processes
+from services.settings import LocalSettings, ServiceSettings
 from streams.kafka_settings import KafkaSettings
 
 ROOT = Path(__file__).parents[2]
 LARGE = 15 * 1024 * 1024
 PARENT = """
 import sys, time, msgspec
-from infra.services.local import LocalServices
-from infra.services.settings import ServiceSettings
+from services.local import LocalServices
+from services.settings import ServiceSettings
 settings = msgspec.json.decode(sys.argv[2], type=ServiceSettings)
 services = LocalServices(sys.argv[1], settings, attached=sys.argv[3] == "attached")
 services.up(lambda what, done, total: print(what, flush=True))

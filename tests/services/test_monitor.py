@@ -17,7 +17,7 @@ from infra.app.run_settings import RunSettings, write_run_settings
 from infra.app.settings import Settings
 from infra.monitoring.lock import monitor_is_running, only_monitor
 from infra.monitoring.watching import Watcher, wait_until_read
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_admin, connect_consumer, connection_options, create_topics

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.services.local import Endpoints
 from learner.batches import BatchSettings
 from learner.checkpoints import read_manifest
 from learner.generation import GenerationSettings
@@ -22,6 +21,7 @@ from learner.prompts import PromptSettings, tokenize_request
 from learner.workers import run_generator
 from search_env.environments import Inputs
 from search_env.workers import run_environment
+from services.local import Endpoints
 from streams.clients import connect_producer, create_topics, partitions_of
 from streams.codec import RECORD_BYTES_MAX, decode, encode_event
 from streams.delivery import DeliverySettings, Outbox

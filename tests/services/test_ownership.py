@@ -11,7 +11,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from streams.clients import (
     committed_offsets,
     connect_admin,

@@ -13,9 +13,9 @@ import msgspec
 import psutil
 import pytest
 
-from infra.services.policy_server import PolicyServer
-from infra.services.vllm import VllmModel, VllmServerSettings
 from learner.vllm import VllmClient, VllmError, VllmSettings
+from services.policy_server import PolicyServer
+from services.vllm import VllmModel, VllmServerSettings
 from streams.secrets import reveal
 
 FAKE_SERVER = """

@@ -15,8 +15,8 @@ from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.promotion.promoting import by_person, look, start
 from infra.promotion.state import RAMP_FILE, read_ramp
-from infra.services.local import Endpoints
 from search_env.serving.ramp import RampSettings
+from services.local import Endpoints
 from storage.ledger import build_batch, store_batch
 from storage.schema import migrate
 from streams.errors import SettingsError

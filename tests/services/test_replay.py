@@ -20,7 +20,7 @@ from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.commands.replay import replay as replay_verb
 from infra.runs.verification import run_topics, verify_run
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from storage.archive import ARCHIVE, ArchiveSettings, find_segments
 from storage.errors import StorageError
 from storage.ledger import LEDGER

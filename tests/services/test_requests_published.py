@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kafka import TopicPartition
 
-from infra.services.local import Endpoints
+from services.local import Endpoints
 from streams.clients import connect_admin, connect_producer, create_topics, partitions_of
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import Request

@@ -29,13 +29,13 @@ from infra.app.home import Home
 from infra.app.indexing import index_corpus
 from infra.app.settings import TrainSettings
 from infra.runs.rights import give_rights
-from infra.services.errors import ServiceError
-from infra.services.local import Endpoints
-from infra.services.security import SecurityFolder, write_private
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.engine.rights import RightsError
 from search_env.models.relevance_training import GbdtSettings
 from search_env.queries.intents import IntentSettings
+from services.errors import ServiceError
+from services.local import Endpoints
+from services.security import SecurityFolder, write_private
 from streams.acls import ROLES, WORKERS, allowed
 from streams.clients import committed_offsets, connect_admin, create_topics, partitions_of
 from streams.doors import kafka_context

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.services.local import Endpoints
 from learner.batches import BatchSettings
 from learner.checkpoints import Manifest
 from learner.generation import GenerationSettings
@@ -21,6 +20,7 @@ from learner.prompts import PromptSettings, tokenize_request
 from learner.serving import ServedVersion
 from learner.vllm import VllmSettings
 from learner.workers import run_generator
+from services.local import Endpoints
 from streams.clients import connect_producer, create_topics, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, Outbox

@@ -22,12 +22,12 @@ import pytest
 from kafka import TopicPartition
 
 from infra.app.home import Home
-from infra.services.local import Endpoints
 from search_env.catalogue.corpora import Document
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
 from search_env.leser.expansion_cache import Expanded, ExpansionCache
 from search_env.serving.team_draft import interleave
+from services.local import Endpoints
 from streams.clients import existing_topics, partitions_of
 from streams.codec import decode
 from streams.kafka_settings import KafkaSettings

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.services.local import Endpoints
 from infra.simulating.driving import Crowd, SimulationError, drive
 from search_env.catalogue.corpora import Query
 from search_env.clicks.published import EYE_TRACKED
 from search_env.clicks.users import SimulatedUsers
+from services.local import Endpoints
 from tests.loop.conftest import quiet
 from tests.services.test_serving import VERSION, in_kafka, serving, shop  # noqa: F401 - a fixture.
 

@@ -15,16 +15,16 @@ import psutil
 import pytest
 import torch
 
-from infra.services.policy_server import PolicyServer
-from infra.services.processes import tagged_processes
-from infra.services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
-from infra.services.vllm import vllm_environment as vllm_process_environment
 from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
 from learner.checkpoints import Manifest, save_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
 from learner.serving import ServedVersion
 from learner.vllm import VllmClient, VllmError, VllmSettings
+from services.policy_server import PolicyServer
+from services.processes import tagged_processes
+from services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
+from services.vllm import vllm_environment as vllm_process_environment
 from streams.events import PolicyRef, Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +43,8 @@ SETTINGS = VllmServerSettings(
 )
 PARENT = """
 import sys, time, msgspec
-from infra.services.policy_server import PolicyServer
-from infra.services.vllm import VllmModel, VllmServerSettings
+from services.policy_server import PolicyServer
+from services.vllm import VllmModel, VllmServerSettings
 server = PolicyServer(sys.argv[1], msgspec.json.decode(sys.argv[2], type=VllmServerSettings))
 server.start(msgspec.json.decode(sys.argv[3], type=VllmModel))
 print("up", flush=True)

@@ -143,7 +143,7 @@ def test_every_function_that_a_walk_names_is_in_its_file() -> None:
 
 def test_every_room_is_in_the_architecture() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
-    for package in ("search_env", "storage", "infra", "streams"):
+    for package in ("search_env", "storage", "services", "infra", "streams"):
         for room in (path.parent for path in (ROOT / package).glob("*/__init__.py")):
             assert f"`{room.relative_to(ROOT)}/`" in page or f"`{room.name}/`" in page, room
 

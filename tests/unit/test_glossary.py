@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("streams", "learner", "search_env", "storage", "infra")
+PACKAGES = ("streams", "learner", "search_env", "storage", "services", "infra")
 # Words that no other meaning needs. Left: what is said now. `infra/app/renamed.py` still takes the old names.
 RULED_OUT = {
     "key counts": r"key[- ]prior|log-counts|log key counts|\bby_log\b|most asked for",

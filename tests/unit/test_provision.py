@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import infra.services.artefacts as artefacts
-from infra.services.artefacts import Artefact, artefact_path, provision_artefacts, read_lock
-from infra.services.errors import ProvisionError
+import services.artefacts as artefacts
+from services.artefacts import Artefact, artefact_path, provision_artefacts, read_lock
+from services.errors import ProvisionError
 
 CONTENT = bytes(range(256)) * 5000
 PATH = "/org/example/thing/1.0/thing-1.0.jar"
@@ -29,7 +29,7 @@ MIRROR = """<settings xmlns="http://maven.apache.org/SETTINGS/1.2.0"><mirrors><m
 PROVISION = """
 import sys, msgspec
 from pathlib import Path
-from infra.services.artefacts import Artefact, provision_artefacts
+from services.artefacts import Artefact, provision_artefacts
 provision_artefacts(Path(sys.argv[1]), (msgspec.json.decode(sys.argv[2], type=Artefact),))
 """
 

@@ -16,10 +16,10 @@ from infra.app.app import App
 from infra.app.home import Home
 from infra.app.settings import Settings
 from infra.recipes.leser.searching import search_queries
-from infra.services.local import Endpoints
 from search_env.catalogue.corpora import Query
 from search_env.engine.index import IndexingError, IndexVersion
 from search_env.leser.nearest_terms import NearestTermsSettings
+from services.local import Endpoints
 from streams.errors import SettingsError
 from tests.engine_fakes import FakeEngine, fake_engine, hits, responses
 

@@ -20,12 +20,12 @@ from infra.app.layers import LIST_SETTINGS, assignments_layer, combine, environm
 from infra.app.run_settings import RunSettings, write_run_settings
 from infra.app.settings import Settings
 from infra.cli import RedactingFormatter
-from infra.services.private_variables import FROM_PIPE, for_role, is_private, piped, public, take_private
-from infra.services.roles import with_credentials
-from infra.services.secret_files import warn_if_open
-from infra.services.security import write_private
 from learner.vllm import VllmClient, VllmSettings
 from search_env.engine.client import ElasticsearchSettings, connect
+from services.private_variables import FROM_PIPE, for_role, is_private, piped, public, take_private
+from services.roles import with_credentials
+from services.secret_files import warn_if_open
+from services.security import write_private
 from streams.clients import connection_options
 from streams.errors import SearchloopError, SettingsError
 from streams.kafka_settings import KafkaSettings

@@ -17,17 +17,18 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-import infra.services.jdks as jdks
+import services.jdks as jdks
 from infra.app.app import App
 from infra.app.home import Home
 from infra.commands.services import doctor
-from infra.services.artefacts import read_lock
-from infra.services.elasticsearch import LocalElasticsearch, make_open, open_directory
-from infra.services.errors import ProvisionError, ServiceError
-from infra.services.jdks import ELASTICSEARCH_MODULES, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
-from infra.services.launch import spawn
-from infra.services.local import LocalServices, ServiceStatus
-from infra.services.processes import (
+from search_env.engine.client import ElasticsearchSettings
+from services.artefacts import read_lock
+from services.elasticsearch import LocalElasticsearch, make_open, open_directory
+from services.errors import ProvisionError, ServiceError
+from services.jdks import ELASTICSEARCH_MODULES, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
+from services.launch import spawn
+from services.local import LocalServices, ServiceStatus
+from services.processes import (
     ProcessUser,
     ServiceProcess,
     can_enter,
@@ -38,8 +39,7 @@ from infra.services.processes import (
     tagged_processes,
     tags,
 )
-from infra.services.settings import LocalSettings, ServiceSettings
-from search_env.engine.client import ElasticsearchSettings
+from services.settings import LocalSettings, ServiceSettings
 from streams.kafka_settings import KafkaSettings
 
 ALL_MODULES = ("java.base", *ELASTICSEARCH_MODULES)
@@ -191,7 +191,7 @@ def test_a_port_in_use_is_an_error_that_names_the_setting(tmp_path: Path) -> Non
 
 def test_a_full_disk_is_found_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 100 << 20, "total": 1 << 40, "used": 1 << 40})
-    monkeypatch.setattr("infra.services.launch.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("services.launch.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ServiceError, match=r"is full: 512 MiB are needed, 100 MiB are free\. Make room"):
         LocalServices(tmp_path).up()
 

@@ -17,8 +17,6 @@ import learner.vllm
 from infra.app.app import VllmTables
 from infra.app.settings import Settings
 from infra.runs.serving import check_backend
-from infra.services.errors import ProvisionError
-from infra.services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
 from learner.adapters import Adapters, adapter_name, superseded
 from learner.checkpoints import CheckpointError, Manifest, file_sha256
 from learner.generation import GenerationSettings
@@ -28,6 +26,8 @@ from learner.policy_settings import LoraSettings, PolicySettings, TinySettings
 from learner.sampling import SamplingError
 from learner.serving import ServedVersion
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
+from services.errors import ProvisionError
+from services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
 from streams.errors import SettingsError, TransientError
 from streams.events import PolicyRef, Sampling
 from tests.fake_vllm import FakeVllm

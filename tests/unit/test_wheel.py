@@ -12,7 +12,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("streams", "learner", "search_env", "storage", "infra")
+PACKAGES = ("streams", "learner", "search_env", "storage", "services", "infra")
 
 
 @pytest.fixture(scope="module")

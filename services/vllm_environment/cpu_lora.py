@@ -4,7 +4,7 @@ vLLM 0.32 gathers, for every token of a step, that token's whole A and B out of 
 (`vllm/lora/ops/torch_ops`): 97 % of SmolLM2's generation was that. The tokens of a step nearly always share one adapter
 here, that of the version in use, or two while it changes. What is computed is the same.
 
-This file runs in vLLM's process and environment, not in ours; `infra.services.vllm` names it as the worker's extension.
+This file runs in vLLM's process and environment, not in ours; `services.vllm` names it as the worker's extension.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
-from infra.services.errors import ProvisionError
-from infra.services.jdks import Jdk
-from infra.services.processes import java_environment
-from infra.services.security import BROKER, MECHANISM, SecurityFolder, superusers, write_private
+from services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
+from services.errors import ProvisionError
+from services.jdks import Jdk
+from services.processes import java_environment
+from services.security import BROKER, MECHANISM, SecurityFolder, superusers, write_private
 from streams.acls import ROLES
 from streams.secrets import Secret, redact, reveal
 from streams.whole_file import write_file

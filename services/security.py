@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.services.errors import ProvisionError
-from infra.services.jdks import Jdk
+from services.errors import ProvisionError
+from services.jdks import Jdk
 from streams.acls import OPERATOR, ROLES
 
 BROKER = "searchloop-broker"  # The name in the broker's certificate; its controller knows the broker by this name.

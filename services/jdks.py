@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from infra.services.errors import ProvisionError
-from infra.services.processes import ProcessUser, can_enter
+from services.errors import ProvisionError
+from services.processes import ProcessUser, can_enter
 
 KAFKA_VERSION_MIN = 17
 ELASTICSEARCH_VERSION_MIN = 21

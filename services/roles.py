@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
-from infra.services.secret_files import warn_if_open
-from infra.services.security import MECHANISM, SecurityFolder
 from search_env.engine.client import ElasticsearchSettings
+from services.secret_files import warn_if_open
+from services.security import MECHANISM, SecurityFolder
 from streams.acls import OPERATOR
 from streams.errors import SettingsError
 from streams.kafka_settings import KafkaSettings

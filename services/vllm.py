@@ -13,16 +13,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from infra.services.errors import ProvisionError
-from infra.services.settings import Port
+from services.errors import ProvisionError
+from services.settings import Port
 from streams.descriptions import describe
 
 ROLE = "vllm"
 BASE_NAME = "base"
 # The maximum adapter ranks that vLLM 0.32 accepts.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-vllm"
-OURS = Path(__file__).resolve().parents[1] / "vllm"  # Our code that runs in vLLM's process.
+ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-vllm"
+OURS = Path(__file__).with_name("vllm_environment")  # Our code that runs in vLLM's process.
 INSTALL = "Run: make vllm (6 GB), or name a Python that has vLLM in vllm_server.python"
 # vLLM has two or three processes, and only the first carries our tags. If kill -9 ends the first, the others remain,
 # ignore SIGTERM, and have overwritten their command line and environment (seen with 0.32). A shell therefore leads

@@ -2,7 +2,7 @@
 
 Only Maven coordinates name the artefacts; the user's configuration decides their source. The sources are, in order: the
 local Maven repository (`~/.m2/repository` or `M2_REPO`), the mirrors of the user's Maven settings and the repositories
-of jgo's settings, and jgo's default. `python -m infra.services.lock` rewrites the pins.
+of jgo's settings, and jgo's default. `python -m services.lock` rewrites the pins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import requests
 from jgo.config import GlobalSettings
 from jgo.maven import MavenContext, PythonResolver
 
-from infra.services.errors import ProvisionError
+from services.errors import ProvisionError
 from streams.locks import in_turn
 from streams.whole_file import put_file
 

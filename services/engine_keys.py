@@ -8,10 +8,10 @@ from typing import Any
 from elastic_transport import TransportError
 from elasticsearch import ApiError
 
-from infra.services.errors import ServiceError
-from infra.services.security import SecurityFolder
 from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.rights import INDEX_PRIVILEGES, READ_PRIVILEGES
+from services.errors import ServiceError
+from services.security import SecurityFolder
 from streams.acls import OPERATOR
 
 READER: dict[str, Any] = {"cluster": [], "indices": [{"names": ["*"], "privileges": list(READ_PRIVILEGES)}]}

@@ -11,11 +11,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from infra.services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
-from infra.services.errors import ProvisionError
-from infra.services.jdks import Jdk
-from infra.services.processes import ProcessUser, can_enter, java_environment
-from infra.services.security import ENGINE, SecurityFolder
+from services.artefacts import Artefact, Progress, artefact_path, cache_lock, silent
+from services.errors import ProvisionError
+from services.jdks import Jdk
+from services.processes import ProcessUser, can_enter, java_environment
+from services.security import ENGINE, SecurityFolder
 from streams.whole_file import put_folder
 
 ROLE = "elasticsearch"

@@ -16,7 +16,7 @@ import psutil
 import requests
 from jgo.maven import MavenContext
 
-from infra.services.artefacts import (
+from services.artefacts import (
     Artefact,
     artefact_path,
     cache_directory,
@@ -25,13 +25,13 @@ from infra.services.artefacts import (
     read_lock,
     sha256_of,
 )
-from infra.services.elasticsearch import ROLE as ELASTICSEARCH
-from infra.services.errors import ProvisionError
-from infra.services.jdks import Jdk, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
-from infra.services.kafka import ROLE as KAFKA
-from infra.services.launch import FREE_BYTES_MIN, service_directory
-from infra.services.local import LocalServices
-from infra.services.processes import port_is_free, service_account
+from services.elasticsearch import ROLE as ELASTICSEARCH
+from services.errors import ProvisionError
+from services.jdks import Jdk, find_jdks, jdk_for_elasticsearch, jdk_for_kafka
+from services.kafka import ROLE as KAFKA
+from services.launch import FREE_BYTES_MIN, service_directory
+from services.local import LocalServices
+from services.processes import port_is_free, service_account
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 PYTHON_MIN = (3, 11)

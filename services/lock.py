@@ -1,4 +1,4 @@
-"""Rewrite artefacts.lock.json: run `python -m infra.services.lock` after you change a version below.
+"""Rewrite artefacts.lock.json: run `python -m services.lock` after you change a version below.
 
 The module resolves Kafka's dependencies with jgo, fetches every file into the user's local Maven repository, and pins
 its sha256. Run it on a network that you trust, and read the diff before you commit it.
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from jgo.maven import MavenContext
 
-from infra.services.artefacts import LOCK_FILE, Artefact, ArtefactLock, maven_repositories, sha256_of
+from services.artefacts import LOCK_FILE, Artefact, ArtefactLock, maven_repositories, sha256_of
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.1"
 # Kafka logs through slf4j 1.7 and includes log4j 2, but not the bridge between them; the bridge has log4j's version.

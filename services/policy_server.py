@@ -18,14 +18,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from infra.services.artefacts import Progress, silent
-from infra.services.errors import ServiceError
-from infra.services.guardian import Guardian
-from infra.services.launch import choose_ports, log_file, require_port, require_room, spawn
-from infra.services.local import ServiceStatus
-from infra.services.processes import ServiceProcess, is_alive, stop_processes, tagged_processes, tags, this_process
-from infra.services.security import write_private
-from infra.services.vllm import (
+from services.artefacts import Progress, silent
+from services.errors import ServiceError
+from services.guardian import Guardian
+from services.launch import choose_ports, log_file, require_port, require_room, spawn
+from services.local import ServiceStatus
+from services.processes import ServiceProcess, is_alive, stop_processes, tagged_processes, tags, this_process
+from services.security import write_private
+from services.vllm import (
     ROLE,
     VllmModel,
     VllmServerSettings,

@@ -10,16 +10,16 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra.services.artefacts import Progress, cache_directory, provision_artefacts, read_lock
-from infra.services.elasticsearch import ROLE as ELASTICSEARCH
-from infra.services.elasticsearch import LocalElasticsearch, open_directory
-from infra.services.errors import ServiceError
-from infra.services.jdks import find_jdks, jdk_for_elasticsearch, jdk_for_kafka
-from infra.services.kafka import ROLE as KAFKA
-from infra.services.kafka import LocalKafka
-from infra.services.processes import ServiceProcess, describe, free_ports, port_is_free, service_account, tags
-from infra.services.security import SecurityFolder
-from infra.services.settings import LocalSettings
+from services.artefacts import Progress, cache_directory, provision_artefacts, read_lock
+from services.elasticsearch import ROLE as ELASTICSEARCH
+from services.elasticsearch import LocalElasticsearch, open_directory
+from services.errors import ServiceError
+from services.jdks import find_jdks, jdk_for_elasticsearch, jdk_for_kafka
+from services.kafka import ROLE as KAFKA
+from services.kafka import LocalKafka
+from services.processes import ServiceProcess, describe, free_ports, port_is_free, service_account, tags
+from services.security import SecurityFolder
+from services.settings import LocalSettings
 
 PROCESSORS_MAX = 2  # for Elasticsearch's thread pools; the rest of the machine is for the learner
 # With less free space, Elasticsearch stops writing (its flood stage is half of this), and Kafka dies when it rolls a

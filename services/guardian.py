@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.services.private_variables import public
-from infra.services.processes import stop_processes, tagged_processes
+from services.private_variables import public
+from services.processes import stop_processes, tagged_processes
 
 RELEASE = b"release\n"
 LOOK_SECONDS = 2.0
@@ -30,11 +30,11 @@ class Guardian:
 
     def __init__(self, home: Path, roles: Sequence[str], session: str, stop_seconds: float) -> None:
         """Start watching. home, roles, session: the processes to end; stop_seconds: the wait before a kill."""
-        project = str(Path(__file__).resolve().parents[2])
+        project = str(Path(__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH", "")]))
         arguments = [str(os.getpid()), str(stop_seconds), session, str(home), *roles]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "infra.services.guardian", *arguments],
+            [sys.executable, "-m", "services.guardian", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

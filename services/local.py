@@ -12,12 +12,13 @@ from types import TracebackType
 
 import msgspec
 
-from infra.services.artefacts import Progress, silent
-from infra.services.elasticsearch import ROLE as ELASTICSEARCH
-from infra.services.engine_keys import make_engine_keys
-from infra.services.errors import ServiceError
-from infra.services.guardian import Guardian
-from infra.services.health import (
+from search_env.engine.client import ElasticsearchSettings
+from services.artefacts import Progress, silent
+from services.elasticsearch import ROLE as ELASTICSEARCH
+from services.engine_keys import make_engine_keys
+from services.errors import ServiceError
+from services.guardian import Guardian
+from services.health import (
     OK,
     RED,
     SILENT,
@@ -27,9 +28,9 @@ from infra.services.health import (
     elasticsearch_health,
     kafka_health,
 )
-from infra.services.kafka import ROLE as KAFKA
-from infra.services.launch import Launcher, log_file, service_directory, why_it_ended
-from infra.services.processes import (
+from services.kafka import ROLE as KAFKA
+from services.launch import Launcher, log_file, service_directory, why_it_ended
+from services.processes import (
     ServiceProcess,
     is_alive,
     same_process,
@@ -37,10 +38,9 @@ from infra.services.processes import (
     tagged_processes,
     this_process,
 )
-from infra.services.roles import secure_kafka, with_credentials
-from infra.services.security import SecurityFolder
-from infra.services.settings import LocalSettings, ServiceSettings
-from search_env.engine.client import ElasticsearchSettings
+from services.roles import secure_kafka, with_credentials
+from services.security import SecurityFolder
+from services.settings import LocalSettings, ServiceSettings
 from streams.acls import OPERATOR
 from streams.kafka_settings import KafkaSettings
 from streams.locks import in_turn
