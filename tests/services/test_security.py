@@ -31,7 +31,7 @@ from infra.app.settings import TrainSettings
 from infra.runs.rights import give_rights
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.engine.rights import RightsError
-from search_env.models.relevance_training import GbdtSettings
+from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
 from services.errors import ServiceError
 from services.local import Endpoints

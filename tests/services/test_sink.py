@@ -32,6 +32,7 @@ from streams.events import DeadLetter, PolicyRef, Position
 from streams.records import Received
 from tests.stored_events import (
     GROUP,
+    decision,
     dev_score,
     feedback,
     generation,
@@ -523,6 +524,7 @@ def test_every_table_is_filled_column_by_column() -> None:
             record(impression(0), 0),
             record(user_action(0), 0),
             record(impression_outcome(0), 0),
+            record(decision(0), 0),
             record(letter, 0),
         ]
     )
