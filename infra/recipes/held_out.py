@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from infra.app.app import App
+from infra.app.home import IndexFolder
 from infra.recipes.recipe import GIVEN, Judged, Ranked
 from search_env.catalogue.corpora import Qrels, Query, Ranking
 from search_env.queries.intents import load_intents
@@ -24,36 +24,37 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
     qrels: Qrels
 
 
-def held_out_intents(app: App, index: str, given: Judged | None) -> list[HeldOut]:
+def held_out_intents(folder: IndexFolder, given: Judged | None) -> list[HeldOut]:
     """Return the sets to measure on: the index's held-out intents, if it has some, and the given judged queries.
 
     Raises SettingsError if there is neither.
     """
-    folder = app.home.index(index).intents
-    loaded = [(name, *load_intents(folder, split)) for split, name in SPLITS.items()]
+    loaded = [(name, *load_intents(folder.intents, split)) for split, name in SPLITS.items()]
     sets = [
         HeldOut(name=name, queries=[query for query in queries if query.id in qrels], qrels=qrels)
         for name, queries, qrels in [*loaded, *([(GIVEN, *given)] if given else [])]
         if queries and qrels
     ]
     if not sets:
-        raise SettingsError(f"index {index!r} has no judged held-out queries; give some: --queries FILE --qrels FILE")
+        raise SettingsError(
+            f"index {folder.name!r} has no judged held-out queries; give some: --queries FILE --qrels FILE"
+        )
     return sets
 
 
-def dev_intents(app: App, index: str, queries_max: int, given: Judged | None) -> list[HeldOut]:
+def dev_intents(folder: IndexFolder, queries_max: int, given: Judged | None) -> list[HeldOut]:
     """Return the dev sets: the first of the index's dev intents by id, which is a hash, and the given judged queries.
 
     Raises SettingsError if there is none.
     """
-    queries, qrels = load_intents(app.home.index(index).intents, "dev")
+    queries, qrels = load_intents(folder.intents, "dev")
     asked = sorted((query for query in queries if query.id in qrels), key=lambda query: query.id)[:queries_max]
     sets = [(DEV, asked, qrels)] if asked else []
     if given is not None:
         sets.append((GIVEN, [query for query in given[0] if query.id in given[1]], given[1]))
     if not any(queries for _, queries, _ in sets):
         raise SettingsError(
-            f"index {index!r} has no judged dev queries; give some: --dev-queries FILE --dev-qrels FILE, or set "
+            f"index {folder.name!r} has no judged dev queries; give some: --dev-queries FILE --dev-qrels FILE, or set "
             "dev.every = 0"
         )
     return [

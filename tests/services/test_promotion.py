@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from streams.errors import SettingsError
 from streams.events import Event
 from streams.records import Received
 from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
+from tests.commands import ROOT, command, environment
 from tests.kafka_cluster import wait_until
 from tests.services.test_serving import VERSION, in_kafka, serving, shop  # noqa: F401 - a fixture.
 from tests.stored_events import raw_record
@@ -155,6 +157,28 @@ def test_a_look_that_died_before_it_kept_the_state_makes_the_same_decision_again
     advances = [each for each in in_kafka(local_services, run, "decisions") if each.kind == "advance"]
     assert len(advances) == 2
     assert len({each.decision_id for each in advances}) == 1
+
+
+def test_the_command_says_why_a_version_is_refused_and_what_can_be_done(
+    live: tuple[App, str], local_services: Endpoints
+) -> None:
+    app, run = live
+    Shop(app, run).searches(40, share=0.3, raw=0.3, version=0.3, at_ms=1)
+
+    def promote(*arguments: str) -> subprocess.CompletedProcess[str]:
+        words = command(app.home.root, "promote", *arguments, "--run", run)
+        return subprocess.run(
+            words, cwd=ROOT, env=environment(local_services), capture_output=True, text=True, check=False
+        )
+
+    refused = promote(VERSION, "--once")
+    assert (refused.returncode, "not evaluable" in refused.stdout) == (1, True), refused.stderr
+    nothing = promote("--hold")
+    assert nothing.returncode != 0
+    assert f"no version was promoted yet. Run: searchloop promote VERSION --run {run}" in nothing.stderr
+    both = promote("--hold", "--why")
+    assert both.returncode != 0
+    assert "got several" in both.stderr
 
 
 def test_servers_follow_the_ramp_and_one_person_always_gets_the_same_side(

@@ -63,7 +63,7 @@ class Leser:
         from infra.recipes.leser.expanding import LeserRun
 
         opened = LeserRun(index=app.home.index(run.index), folder=app.home.run(run.run), kept=run, engine=app.engine)
-        return open_dev(opened, dev_intents(app, run.index, queries_max, given), report)
+        return open_dev(opened, dev_intents(app.home.index(run.index), queries_max, given), report)
 
     def rank(
         self,
@@ -97,7 +97,7 @@ class Leser:
                     temperature=temperature,
                 ),
             )
-            for each in held_out_intents(app, run.index, given)
+            for each in held_out_intents(app.home.index(run.index), given)
         ]
         depth = app.settings.ranker.depth
         if not depth:

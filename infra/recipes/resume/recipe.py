@@ -112,7 +112,7 @@ class Resume:
             name = adapt_to_texts(
                 index, settings.retriever, parent=name, texts=texts, held_out=held_out, turn=1, seed=run.seed
             ).name
-        sets = held_out_intents(app, run.index, given)
+        sets = held_out_intents(app.home.index(run.index), given)
         indexed = VectorIndex(
             alias=f"{run.run}-vectors", installation=app.installation, engine=app.engine, settings=settings.vectors
         )
@@ -124,7 +124,7 @@ class Resume:
         self, app: App, run: RunSettings, *, queries_max: int, given: Judged | None, report: Report
     ) -> Iterator[RankDev]:
         """Give the function that searches a version's summaries of the whole catalogue with the turn's retriever."""
-        sets = dev_intents(app, run.index, queries_max, given)
+        sets = dev_intents(app.home.index(run.index), queries_max, given)
         index, run_dir = app.home.index(run.index), app.home.run(run.run)
         name = run.settings.resume.retriever or first_retriever(index, app.settings.retriever).name
 
