@@ -1,4 +1,4 @@
-"""The queries that people asked, as training queries of a new run."""
+"""The queries that people asked, as training queries of a new run. Those of bots are left out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FOLDER = "asked"
 _SQL = """
     SELECT query, count(*) AS times FROM (
         SELECT impression_id, query FROM first_impressions
+        WHERE impression_id NOT IN (SELECT impression_id FROM final_outcomes WHERE coalesce(bot, '') <> '')
         UNION ALL SELECT feedback_id, query FROM first_feedback
         WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
     ) GROUP BY query ORDER BY times DESC, query

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from infra.app.home import Home
+from infra.runs.asked import asked_queries
 from storage.errors import EvaluationError
 from storage.ledger import build_batch, store_batch
 from storage.log import Log
@@ -138,6 +140,16 @@ def test_traffic_is_read_from_the_ledger_and_what_cannot_be_used_is_counted(tmp_
         "propensity differs from that of the choice": 1,
         "propensity outside (0, 1]": 1,
     }
+
+
+def test_queries_of_bots_do_not_train(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    folder = home.run("live")
+    folder.mkdir(parents=True)
+    asked = [outcome(0), msgspec.structs.replace(outcome(1, query="free money"), bot="everything")]
+    log_of(folder, asked).close()
+    with asked_queries(home, "live", run="new").open("rb") as file:
+        assert [msgspec.json.decode(line)["text"] for line in file] == ["red mug"]
 
 
 def test_a_log_without_propensities_is_not_evaluable_and_says_why(tmp_path: Path) -> None:
