@@ -50,7 +50,7 @@ class Verb:
 
     def __init__(self, home: Path, arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
-        forks.set_forkserver_preload(["infra.runs.preloaded"])  # As a supervisor does: there is one for all.
+        forks.set_forkserver_preload(["infra.preloaded"])  # As a supervisor does: there is one for all.
         self._process = forks.Process(target=_be_a_verb, args=(home, list(arguments), variables, log))
         self._process.start()
         self.pid = self._process.pid or 0

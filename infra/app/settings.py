@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from infra.serving.settings import ServeSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
@@ -44,6 +43,7 @@ from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from search_env.serving.ramp import RampSettings
+from search_env.serving.settings import ServeSettings
 from services.settings import LocalSettings
 from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings

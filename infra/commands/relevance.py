@@ -19,9 +19,9 @@ from infra.commands.judged import read_judged
 from search_env.models.calibration import BINS
 
 if TYPE_CHECKING:
+    from infra.recipes.leser.closed_kinds import Verdict
     from infra.recipes.leser.judging import JudgeCheck, KindCheck
     from infra.recipes.leser.people import People
-    from infra.runs.closed_kinds import Verdict
     from search_env.models.reliability import Reliability
 
 CONTROL = "control: judgments shuffled"

@@ -16,7 +16,7 @@ from infra.app.interrupts import at_hard_end
 from infra.app.progress import progress
 from infra.commands.acls import print_acls
 from infra.commands.options import need
-from infra.runs.closed_kinds import closed_kinds
+from infra.recipes.leser.closed_kinds import closed_kinds
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
 from learner.vllm import VllmClient, VllmError

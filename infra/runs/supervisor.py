@@ -1,6 +1,6 @@
 """Supervision of worker processes: they are started, watched, restarted when they die, and never left behind.
 
-Workers are forks of one process that has imported everything they need (`infra.runs.preloaded`) and does nothing else.
+Workers are forks of one process that has imported everything they need (`infra.preloaded`) and does nothing else.
 A restart therefore takes no imports, and the libraries lie in memory once. A worker reads its standard input, a pipe
 that only the supervisor holds. When the supervisor is killed the pipe closes, and the worker stops by itself.
 """
@@ -54,7 +54,7 @@ class Supervisor:
         environment: variables on top of this process's own.
         """
         set_library_variables()
-        _forks.set_forkserver_preload(["infra.runs.preloaded"])
+        _forks.set_forkserver_preload(["infra.preloaded"])
         self._arguments = arguments
         self._roles = roles
         self._run_dir = run_dir

@@ -10,13 +10,13 @@ import msgspec
 
 from infra.app.home import RunFolder
 from infra.promotion.state import read_ramp
-from infra.serving.settings import ServeSettings
 from infra.serving.tail import Answered, Tail, TailStart
 from learner.checkpoints import CheckpointError
 from learner.versions import find_version
 from search_env.leser.expansion_cache import FOLDER, Expanded
 from search_env.serving.answers import Answers
 from search_env.serving.ramp import Ramp
+from search_env.serving.settings import ServeSettings
 from streams.topics import version_name
 
 log = logging.getLogger(__name__)

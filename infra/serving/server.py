@@ -22,7 +22,6 @@ from infra.serving.guarding import SlowClients, origin_guard, token_guard
 from infra.serving.openapi import ROUTES, describe
 from infra.serving.policies import Policies
 from infra.serving.service import SERVICE, Service
-from infra.serving.settings import ServeSettings
 from infra.serving.tail import TailStart
 from infra.serving.workers import READY
 from search_env.engine.attachments import LOOK_SECONDS, AttachedForm, require_types
@@ -31,6 +30,7 @@ from search_env.engine.errors import EngineUnavailable
 from search_env.engine.forms import OwnForm, QueryForm
 from search_env.engine.index import IndexVersion, load_manifest
 from search_env.engine.searching import RetrievalSettings
+from search_env.serving.settings import ServeSettings
 from streams.errors import SearchloopError, SettingsError
 from streams.events import Context
 from streams.pseudonyms import Pseudonyms

@@ -10,8 +10,8 @@ from aiohttp import web
 from infra.serving.engine import AsyncSearcher
 from infra.serving.forwarding import Forwarder
 from infra.serving.policies import Policies
-from infra.serving.settings import ServeSettings
 from search_env.engine.index import IndexVersion
+from search_env.serving.settings import ServeSettings
 from streams.codec import encode_event
 from streams.events import Event
 from streams.pseudonyms import Pseudonyms

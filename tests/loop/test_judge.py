@@ -10,11 +10,11 @@ import pytest
 from infra.app.app import App
 from infra.commands.relevance import CONTROL, train_and_check
 from infra.experiments.measuring import rank_run, without_run
+from infra.recipes.leser.closed_kinds import JUDGE_FILE, read_verdict
 from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, VALUES
 from infra.recipes.leser.people import People
 from infra.recipes.leser.preparation import prepare
 from infra.recipes.recipe import GIVEN, NewRun
-from infra.runs.closed_kinds import JUDGE_FILE, read_verdict
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.engine.ranker import BEHIND
 from search_env.queries.intents import load_intents

@@ -11,9 +11,9 @@ import pytest
 
 from infra.app.home import Home
 from infra.app.settings import Settings
+from infra.recipes.leser.closed_kinds import closed_kinds, read_verdict
 from infra.recipes.leser.gate import is_open, judge_run, keep_check, read_check, verdict_of
 from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, Judge, JudgeCheck, JudgedSet, KindCheck
-from infra.runs.closed_kinds import closed_kinds, read_verdict
 from search_env.catalogue.corpora import Document, Query, Ranking
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.searching import Searcher

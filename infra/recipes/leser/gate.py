@@ -19,8 +19,8 @@ import msgspec
 from infra.app.home import IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
+from infra.recipes.leser.closed_kinds import JUDGE_FILE, KindVerdict, Verdict
 from infra.recipes.leser.judging import PAIRS, TITLES, Judge, JudgeCheck, KindCheck, made_sets
-from infra.runs.closed_kinds import JUDGE_FILE, KindVerdict, Verdict
 from search_env.models.relevance import Gate
 from streams.errors import SettingsError
 from streams.whole_file import write_file
