@@ -16,6 +16,10 @@ NOW = 1_764_000_000_123
 LONGEST = {"application": 100, "action_name": 100, "query_id": 100, "session_id": 100, "client_id": 100}
 
 
+def plain(client: str, session: str) -> tuple[str, str]:
+    return client, session
+
+
 def impression(**changes: Any) -> Impression:
     given: dict[str, Any] = {
         "impression_id": "i1",
@@ -44,7 +48,7 @@ def test_a_query_keeps_the_schema_and_comes_back(seen: Impression) -> None:
     assert all(len(row[name]) <= longest for name, longest in LONGEST.items() if name in row)
     assert datetime.fromisoformat(row["timestamp"]).timestamp() * 1000 == pytest.approx(NOW)
     assert all(isinstance(each, str) for each in row["query_response_hit_ids"])
-    back = read_event(row, now_ms=NOW)
+    back = read_event(row, now_ms=NOW, pseudonyms=plain)
     assert isinstance(back, Impression)
     for name in ("query", "application", "client", "shown", "at_ms", "policy", "action_propensity"):
         assert getattr(back, name) == getattr(seen, name)
@@ -65,7 +69,7 @@ def test_an_event_keeps_the_schema_and_comes_back(done: UserAction, seen: Impres
     assert all(len(row[name]) <= longest for name, longest in LONGEST.items() if name in row)
     attributes = row["event_attributes"]
     assert (attributes["position"], len(attributes["object"]["object_id"]) <= 256) == ({"ordinal": ordinal}, True)
-    back = read_event(row, now_ms=NOW)
+    back = read_event(row, now_ms=NOW, pseudonyms=plain)
     assert isinstance(back, UserAction)
     assert (back.action_id, back.kind, back.at_ms) == (done.action_id, done.kind, done.at_ms)
     assert back.document_id == done.document_id or attributes["document_id"] == done.document_id
