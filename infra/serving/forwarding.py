@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -72,12 +73,15 @@ class Forwarder:
                 while self._send_some(producer):
                     pass
                 self.trouble = ""
-            except SearchloopError as error:
-                if str(error) != self.trouble:
-                    log.warning("events wait on disk: %s", error)
-                self.trouble = str(error)
+            except Exception as error:  # Whatever it is: without this thread events would wait on disk for ever.
+                said = str(error) or type(error).__name__
+                if said != self.trouble:
+                    expected = isinstance(error, SearchloopError)
+                    log.warning("events wait on disk: %s", said, exc_info=None if expected else error)
+                self.trouble = said
                 if producer is not None:
-                    producer.close()
+                    with contextlib.suppress(Exception):
+                        producer.close()
                     producer = None
                 if last or self._stop.wait(PAUSE_SECONDS):
                     break
