@@ -1,4 +1,4 @@
-"""What the handlers of requests work with, and the request that cannot be answered as it is."""
+"""The service that handlers of requests work with, and the request that cannot be answered as it is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wrong(Exception):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """What the handlers work with."""
+    """Everything that the handlers work with."""
 
     run: str
     index: IndexVersion

@@ -39,7 +39,7 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicyCounts(msgspec.Struct, kw_only=True):
-    """What became of the searches that one policy answered. quality: the mean of the hidden nDCG@10."""
+    """Counts of the searches that one policy answered. quality: the mean of the hidden nDCG@10."""
 
     impressions: int = 0
     clicked: int = 0

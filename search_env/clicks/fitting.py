@@ -45,7 +45,7 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> Clicks:
-        """Where there is a result, [S, K]."""
+        """True where there is a result, [S, K]."""
         return self.pairs >= 0
 
 

@@ -18,7 +18,7 @@ Clicks = npt.NDArray[np.bool_]
 
 
 class ClickModel(Protocol):
-    """How people click. attraction: [S, K], the probability that a result would be clicked if it was examined."""
+    """A model of clicks. attraction: [S, K], the probability that a result would be clicked if it was examined."""
 
     @property
     def name(self) -> str:

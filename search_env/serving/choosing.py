@@ -17,7 +17,7 @@ RAW = ""
 
 
 class Chosen(NamedTuple):
-    """What was chosen, the probability of it, and of every choice; None and empty if nothing was chosen."""
+    """A choice, the probability of it, and of every choice; None and empty if nothing was chosen."""
 
     policy: str
     propensity: float | None

@@ -65,7 +65,7 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What people did at one stage. worth: the difference of worth a search (version less before), with its interval.
+    """The figures of one stage. difference: of worth a search (version less before), with its interval.
 
     treated, others: searches of each side. mismatch: p-value of their numbers under the planned share, at all times.
     """
@@ -79,7 +79,7 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rule says: a kind of decision with its reason, or None for going on as it is."""
+    """The answer of the rules: a kind of decision with its reason, or None for going on as it is."""
 
     kind: Literal["advance", "hold", "roll back", "finish"] | None
     reason: str

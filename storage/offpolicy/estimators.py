@@ -74,7 +74,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Support(msgspec.Struct, frozen=True, kw_only=True):
-    """How well the log covers a target policy.
+    """The log's cover of a target policy.
 
     ess: effective sample size, (Σ w)² / Σ w². largest: the largest weight's share of their sum. matched: share of the
     impressions whose logged action the target could have taken. mean_weight: near 1 if the propensities are right.

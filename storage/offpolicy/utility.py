@@ -1,4 +1,4 @@
-"""What people's actions on results are worth."""
+"""The worth of people's actions on results."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from storage.offpolicy.estimators import ESS_MIN, Estimate, Name, Support, estimate, estimate_gain, support
+from storage.offpolicy.estimators import ESS_MIN, Choices, Estimate, Name, Support, estimate, estimate_gain, support
 from storage.offpolicy.traffic import RAW, Traffic, choices_for
 
 ESTIMATORS: tuple[Name, ...] = ("ips", "snips", "dr", "shrinkage")
@@ -19,7 +19,7 @@ Segment = Literal["all", "traffic", "words"]
 
 
 class VersionValue(msgspec.Struct, frozen=True, kw_only=True):
-    """What the log says of one version in one part of the traffic.
+    """One version in one part of the traffic, as the log tells.
 
     offered: share of the impressions at which it was offered. values, gains: its worth an impression by estimator, and
     its gain over raw results; both are empty if `trouble` says why nothing can be said.
@@ -48,16 +48,19 @@ def evaluate_versions(
     found = []
     for part in sorted(set(labels)) or [""]:
         there = traffic.where([label == part for label in labels])
-        for policy in (RAW, *there.versions()):
-            found.append(_value(there, policy, part, estimators))
+        raw = choices_for(there, RAW)
+        found.append(_value(there, RAW, part, raw, raw, estimators))
+        for policy in there.versions():
+            found.append(_value(there, policy, part, choices_for(there, policy), raw, estimators))
     return found
 
 
-def _value(traffic: Traffic, policy: str, part: str, estimators: tuple[Name, ...]) -> VersionValue:
-    choices, raw = choices_for(traffic, policy), choices_for(traffic, RAW)
+def _value(
+    traffic: Traffic, policy: str, part: str, choices: Choices, raw: Choices, estimators: tuple[Name, ...]
+) -> VersionValue:
     offered = [policy in offer for offer in traffic.offered]
-    covered = support(choices)
-    trouble = covered.trouble or (f"raw results: {support(raw).trouble}" if support(raw).trouble else "")
+    covered, raw_trouble = support(choices), support(raw).trouble
+    trouble = covered.trouble or (f"raw results: {raw_trouble}" if raw_trouble else "")
     # Where the version is not offered both policies show raw results, so only the rest tells them apart.
     matched = sum(chosen == policy for chosen in traffic.policies)
     if not trouble and policy != RAW and matched < ESS_MIN:

@@ -36,7 +36,7 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one arm: the number of its values, their mean, and their variance."""
+    """One arm: the number of its values, their mean, and their variance."""
 
     count: int
     mean: float

@@ -19,7 +19,7 @@ class KindVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's rewards may train: kept in the run's folder, so that a run goes on as it began."""
+    """The kinds of queries that rewards may train, kept in the run's folder, so that a run goes on as it began."""
 
     model: str
     index: str
