@@ -83,8 +83,9 @@ async def serve(
     client = connect_async(
         app.connections.elasticsearch, connections=CONNECTIONS, timeout_seconds=settings.search_timeout_ms / 1000
     )
-    # One process makes the topics; the others' events wait until they are there.
-    prepare = partial(begin_live, app, run) if worker == 1 else _nothing
+    # Each process makes sure of the topics before it sends. If it trusted another one, and that one died before it had
+    # written down whose topics they are, the records of this process would make them look like somebody else's.
+    prepare = partial(begin_live, app, run)
     forwarder = Forwarder(spool, run, app.connections.kafka, app.settings.delivery, prepare)
     start = TailStart(
         home=str(app.home.root.absolute()),
@@ -146,10 +147,6 @@ async def _watch_index(app: App, service: Service) -> None:
         except SearchloopError as error:
             log.warning("the attached index could not be looked at: %s", error)
         await asyncio.sleep(LOOK_SECONDS)
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 async def _answer(service: Service, inherited: Inherited | None, told: Callable[[str, int], None]) -> None:

@@ -28,7 +28,7 @@ from search_env.engine.index import build_index
 from search_env.leser.expansion_cache import Expanded, ExpansionCache
 from search_env.serving.team_draft import interleave
 from services.local import Endpoints
-from streams.clients import existing_topics, partitions_of
+from streams.clients import create_topics, existing_topics, partitions_of
 from streams.codec import decode
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
@@ -482,6 +482,21 @@ def test_a_killed_server_process_starts_again_and_no_event_is_lost(
     kept = Counter(each.action_id for each in in_kafka(local_services, index, "actions"))
     assert set(accepted) - set(kept) == set(), "an event that was acknowledged is in Kafka"
     assert len(accepted) > 250
+
+
+def test_topics_that_a_killed_process_made_and_did_not_write_down_are_used_by_all(
+    shop: tuple[Path, str], local_services: Endpoints
+) -> None:
+    home, index = shop
+    kafka = KafkaSettings(bootstrap=local_services.kafka)
+    create_topics(kafka, index)  # Without a folder: no file says whose they are.
+    with serving(home, index, local_services, "--worker", "2") as two:
+        assert two.post("/events", click("i", event="two"))[0] == 200
+        wait_until(lambda: two.get("/ready")[1]["events_waiting_bytes"] == 0, "the second process's event")
+        with serving(home, index, local_services) as one:
+            assert one.post("/events", click("i", event="one"))[0] == 200
+            wait_until(lambda: one.get("/ready")[1]["events_waiting_bytes"] == 0, "the first process's event")
+    assert {each.action_id for each in in_kafka(local_services, index, "actions")} == {"one", "two"}
 
 
 def test_sigterm_drains_every_server_process_and_so_does_the_end_of_their_parent(
