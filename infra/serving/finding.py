@@ -10,9 +10,11 @@ import msgspec
 
 from infra.serving.service import Service, Wrong
 from infra.serving.tail import Helped
+from search_env.serving.candidates import with_candidates
 from search_env.serving.choosing import RAW, Chosen, choose, hashed_share, probabilities
 from search_env.serving.ramp import offered_by
 from search_env.serving.team_draft import interleave
+from streams.clock import now_ms
 
 Words = tuple[str, ...]
 AUTO = "auto"
@@ -41,7 +43,7 @@ async def find(service: Service, query: str, *, size: int, impression_id: str, p
     rivals = sorted(policy for policy, words in by_policy.items() if words)
     if helped == AUTO and rivals and hashed_share("interleave", impression_id) < service.settings.interleave:
         return await _interleaved(service, query, by_policy, rivals, size=size, impression_id=impression_id)
-    choice, words = _drawn(service, by_policy, impression_id, helped, person)
+    choice, words = _drawn(service, query, by_policy, impression_id, helped, person)
     began = time.perf_counter()
     ranking = await service.searcher.search(query, words, size=size)
     seconds = time.perf_counter() - began
@@ -84,7 +86,7 @@ async def _interleaved(
 async def choose_words(service: Service, query: str, impression_id: str, helped: object) -> tuple[Chosen, Words]:
     """Return what a query is answered with. helped: "auto", "raw", or the name of a version that has answered it."""
     by_policy = await _ready_words(service, query, helped)
-    return _drawn(service, by_policy, impression_id, helped, "")
+    return _drawn(service, query, by_policy, impression_id, helped, "")
 
 
 async def _ready_words(service: Service, query: str, helped: object) -> Mapping[str, Words]:
@@ -102,7 +104,7 @@ async def _ready_words(service: Service, query: str, helped: object) -> Mapping[
 
 
 def _drawn(
-    service: Service, by_policy: Mapping[str, Words], impression_id: str, helped: object, person: str
+    service: Service, query: str, by_policy: Mapping[str, Words], impression_id: str, helped: object, person: str
 ) -> tuple[Chosen, Words]:
     if helped == "raw":
         return Chosen(RAW, 1.0, {RAW: 1.0}), ()
@@ -114,12 +116,16 @@ def _drawn(
             )
         return Chosen(str(helped), 1.0, {str(helped): 1.0}), by_policy[str(helped)]
     ramp = service.policies.ramp
+    # While a version is on its ramp, nothing else may change what a person sees.
+    ramping = ramp is not None and ramp.status in ("ramping", "held")
+    candidates = {} if ramping else service.policies.open_groups.of(query, at_ms=now_ms())
+    drawn_by = impression_id
     if ramp is not None:
         offered = offered_by(ramp, {policy for policy, words in by_policy.items() if words})
-        choice = choose(f"{ramp.version} {person}" if person else impression_id, offered)
-        return choice, by_policy.get(choice.policy, ())
-    preference = service.settings.preference
-    scores = {RAW: 0.0, **{policy: preference for policy, words in by_policy.items() if words}}
-    offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)
-    choice = choose(impression_id, offered)
-    return choice, by_policy.get(choice.policy, ())
+        drawn_by = f"{ramp.version} {person}" if person and not candidates else impression_id
+    else:
+        preference = service.settings.preference
+        scores = {RAW: 0.0, **{policy: preference for policy, words in by_policy.items() if words}}
+        offered = probabilities(scores, epsilon=service.settings.epsilon, temperature=service.settings.temperature)
+    choice = choose(drawn_by, with_candidates(offered, candidates, share=service.settings.candidates_share))
+    return choice, candidates.get(choice.policy) or by_policy.get(choice.policy, ())
