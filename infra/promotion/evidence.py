@@ -10,7 +10,7 @@ import numpy as np
 from infra.app.settings import Settings
 from search_env.serving.ramp import Ramp, RampSettings, StageResult
 from search_env.serving.route_learning import COMPARISONS, LOG, decide
-from search_env.serving.routing import Bound, Routes, Seen, part_of
+from search_env.serving.routing import Bound, PartGains, Routes, part_of
 from storage.errors import EvaluationError
 from storage.offpolicy.estimators import ESS_MIN, estimate_gain, support
 from storage.offpolicy.traffic import Traffic, choices_for
@@ -33,8 +33,10 @@ def seen_at_stage(traffic: Traffic, ramp: Ramp, settings: RampSettings) -> Stage
     found = mean_difference(Values.of(with_version), Values.of(others), alpha=settings.alpha / len(settings.stages))
     mismatch = 1.0
     if len(stage) and 0 < ramp.share < 1:
+        # One client always gets the same side, so clients are drawn and not searches.
+        clients = np.array(stage.clients, dtype=object)
         mismatch = share_p_value(
-            {"version": len(with_version), "others": len(others)},
+            {"version": len(set(clients[treated])), "others": len(set(clients[~treated]))},
             {"version": ramp.share, "others": 1 - ramp.share},
         )
     return StageResult(
@@ -90,7 +92,7 @@ def routes_with_log(traffic: Traffic, routes: Routes, before: str, settings: Set
     return msgspec.structs.replace(routes, parts=parts)
 
 
-def _log_of(traffic: Traffic, version: str, before: str, level: float) -> Seen | None:
+def _log_of(traffic: Traffic, version: str, before: str, level: float) -> PartGains | None:
     """Return what people did in one part of the queries, or None if the log cannot tell."""
     try:
         choices, base = choices_for(traffic, version), choices_for(traffic, before)
@@ -100,7 +102,7 @@ def _log_of(traffic: Traffic, version: str, before: str, level: float) -> Seen |
     except EvaluationError:
         return None
     bound = Bound(own=found.value, value=found.value, low=found.low, high=found.high)
-    return Seen(queries=len(traffic), protect=bound, gain=bound, below=bound)
+    return PartGains(queries=len(traffic), protect=bound, gain=bound, below=bound)
 
 
 def figures_of(seen: StageResult) -> dict[str, float]:

@@ -51,7 +51,7 @@ class Measured(NamedTuple):
         return {query: by_action[action][query] for query, action in actions.items()}
 
 
-class Verdict(NamedTuple):
+class GateVerdict(NamedTuple):
     """The held-out gate's answer: whether a version is admitted, why, the figures, and its routes."""
 
     admitted: bool
@@ -94,7 +94,7 @@ def judge_version(
     settings: RouteSettings,
     ramp: RampSettings,
     now_ms: int,
-) -> Verdict:
+) -> GateVerdict:
     """Return whether held-out queries admit a version, and the routes that they give it.
 
     sources: "judged", "dev" or both. known: words that training asked. head: queries that people ask often.
@@ -140,7 +140,7 @@ def judge_version(
             f". Expected a part of the queries whose loss is above {-ramp.held_out_loss_max:g} at its lower end "
             "(ramp.held_out_loss_max)"
         )
-    return Verdict(admitted, said, figures, routes)
+    return GateVerdict(admitted, said, figures, routes)
 
 
 def routes_text(parts: Mapping[str, Part]) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.promotion.evidence import figures_of, gate, routes_with_log, seen_at_stage
-from infra.promotion.held_out import Verdict, routes_text
+from infra.promotion.held_out import GateVerdict, routes_text
 from infra.promotion.state import RAMP_FILE, read_ramp, read_routes, write_routes
 from infra.runs.listening import begin_live
 from search_env.serving.ramp import Ramp, Status, Step, next_step, taken
@@ -58,7 +58,7 @@ def needs_gate(app: App, run: str, version: str) -> bool:
     return not serves and (routes is None or routes.status == "withdrawn")
 
 
-def admit(app: App, run: str, verdict: Verdict, *, by: By = "person") -> Decision:
+def admit(app: App, run: str, verdict: GateVerdict, *, by: By = "person") -> Decision:
     """Keep the held-out gate's verdict on a version, and return the decision: "admit", or "refuse".
 
     An admitted version is explored: servers show it at the floor's share (`serve.epsilon`), where its routes let it.

@@ -9,7 +9,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings
-from infra.promotion.held_out import DEPTH, HeldOutRuns, Verdict, judge_version, without_trained
+from infra.promotion.held_out import DEPTH, GateVerdict, HeldOutRuns, judge_version, without_trained
 from infra.recipes.held_out import dev_intents
 from infra.recipes.recipe import Judged
 from infra.runs.dev import given_dev
@@ -25,7 +25,7 @@ from streams.errors import SettingsError
 
 def judge_held_out(
     app: App, *, live: str, learned: str | None, version: str, given: Judged | None, report: Report
-) -> Verdict:
+) -> GateVerdict:
     """Rank the held-out queries raw and with a version, and return the gate's verdict.
 
     live: run of the traffic, whose frequent queries are the head. learned: run that made the version; None looks for
@@ -35,7 +35,7 @@ def judge_held_out(
     run = learned or _run_of(app, version)
     kept = read_run_settings(app.home.run(run))
     app = app.with_settings(msgspec.structs.replace(kept.settings, route=app.settings.route, ramp=app.settings.ramp))
-    trained = _trained(app, kept)
+    trained = trained_queries(app, kept)
     asked = _asked(app, kept, given)
     sources = {}
     for source, (queries, qrels) in asked.items():
@@ -101,7 +101,7 @@ def _run_of(app: App, version: str) -> str:
     return found[0]
 
 
-def _trained(app: App, kept: RunSettings) -> frozenset[str]:
+def trained_queries(app: App, kept: RunSettings) -> frozenset[str]:
     """Return the plain words of every query that the run has trained on."""
     with open_log(app.home.existing_run(kept.run)) as log:
         return frozenset(plain_words(row["query"]) for row in log.rows("SELECT DISTINCT query FROM rewards", []))

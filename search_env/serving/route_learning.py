@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from search_env.serving.routing import Bound, Part, RouteAction, RouteSettings, Seen
+from search_env.serving.routing import Bound, Part, PartGains, RouteAction, RouteSettings
 
 Floats = npt.NDArray[np.float64]
 LOG, JUDGED, DEV = "log", "judged", "dev"
@@ -69,7 +69,7 @@ def learn_parts(
     }
 
 
-def see(source: PartedGains, level: float, settings: RouteSettings) -> dict[str, Seen]:
+def see(source: PartedGains, level: float, settings: RouteSettings) -> dict[str, PartGains]:
     """Return what a source says of each part. level: one-sided error of each bound."""
     queries = sorted(source.gains)
     if not queries:
@@ -82,7 +82,7 @@ def see(source: PartedGains, level: float, settings: RouteSettings) -> dict[str,
         _bounds(table[:, column], places, len(names), level, settings.shared_queries) for column in range(4)
     )
     return {
-        name: Seen(
+        name: PartGains(
             queries=int((places == place).sum()),
             protect=protect[place],
             gain=gain[place],
@@ -93,7 +93,7 @@ def see(source: PartedGains, level: float, settings: RouteSettings) -> dict[str,
     }
 
 
-def decide(seen: Mapping[str, Seen], settings: RouteSettings, *, explore_loss_max: float) -> Part:
+def decide(seen: Mapping[str, PartGains], settings: RouteSettings, *, explore_loss_max: float) -> Part:
     """Return a part's action and what may be explored, from all sources; see the module."""
     asked = [seen[source] for source in TRUST if source in seen]
     below_is_safe = all(each.below_protect > -settings.loss_max - ROUNDING for each in asked)

@@ -66,7 +66,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class PartGains(msgspec.Struct, frozen=True, kw_only=True):
     """The gains over raw results that one source of evidence has for one part of the queries.
 
     queries: judged ones, or searches in a log. protect, gain: of a version's results, in the two measures. below: of
@@ -88,7 +88,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     action: RouteAction
     explored: RouteAction
-    seen: dict[str, Seen] = {}
+    seen: dict[str, PartGains] = {}
 
 
 class Routes(msgspec.Struct, frozen=True, kw_only=True):

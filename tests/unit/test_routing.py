@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from infra.promotion.held_out import HeldOutRuns, Verdict, judge_version, without_trained
+from infra.promotion.held_out import GateVerdict, HeldOutRuns, judge_version, without_trained
 from infra.serving.offering import Offer, make_offer, may_serve
 from search_env.serving.ramp import Ramp, RampSettings
 from search_env.serving.route_learning import (
@@ -26,11 +26,11 @@ from search_env.serving.routing import (
     Bound,
     By,
     Part,
+    PartGains,
     RouteAction,
     Router,
     Routes,
     RouteSettings,
-    Seen,
     below,
     explored,
     part_of,
@@ -119,9 +119,9 @@ def bound(own: float, low: float, high: float = 1.0) -> Bound:
     return Bound(own=own, value=own, low=low, high=high)
 
 
-def seen(protect: Bound, under: Bound | None = None, **changes: Any) -> Seen:
+def seen(protect: Bound, under: Bound | None = None, **changes: Any) -> PartGains:
     given: dict[str, Any] = {"queries": 50, "protect": protect, "gain": protect, "below": under or protect}
-    return Seen(**(given | changes))
+    return PartGains(**(given | changes))
 
 
 WINS, LOSES, UNSURE, HARMS = bound(0.1, 0.05), bound(-0.01, -0.03), bound(0.01, -0.01), bound(-0.1, -0.2, -0.05)
@@ -143,7 +143,7 @@ WINS, LOSES, UNSURE, HARMS = bound(0.1, 0.05), bound(-0.01, -0.03), bound(0.01, 
         ({}, "raw", "raw"),
     ],
 )
-def test_the_more_trusted_evidence_decides(evidence: dict[str, Seen], action: str, shown: str) -> None:
+def test_the_more_trusted_evidence_decides(evidence: dict[str, PartGains], action: str, shown: str) -> None:
     part = decide(evidence, SETTINGS, explore_loss_max=0.02)
     assert (part.action, part.explored) == (action, shown)
 
@@ -244,7 +244,7 @@ def judged(helped: dict[str, list[str]], raw: dict[str, list[str]], right: dict[
     )
 
 
-def verdict(held: HeldOutRuns, **changes: Any) -> Verdict:
+def verdict(held: HeldOutRuns, **changes: Any) -> GateVerdict:
     given: dict[str, Any] = {"known": {"mug"}, "head": set(), "settings": SETTINGS, "ramp": RampSettings(), "now_ms": 7}
     return judge_version(VERSION, {JUDGED: held}, **(given | changes))
 
