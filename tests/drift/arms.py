@@ -4,10 +4,11 @@
 |---|---|---|
 | raw | nothing | never |
 | look-up each night | words that earned clicks for similar queries in the log's last days | each night |
+| look-up without pause | the same | some times a day |
 | frozen | the policy of the first day, with the first day's look-up in its prompt | never |
-| frozen, look-up each night | the policy of the first day, with each night's look-up in its prompt | its prompt alone |
-| restarted each night | a policy that learns the log's last days from its untaught beginning | each night |
-| without pause | the policy that wrote the log: it learns some times a day | all the time |
+| frozen, look-up without pause | that policy, with the newest look-up in its prompt | its prompt alone |
+| restarted each night | a policy that learns the log's last days from its untaught beginning, with its look-up | each night |
+| without pause | the policy that wrote the log, with the newest look-up in its prompt | some times a day |
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from search_env.leser.teachers import Lesson
 from streams.events import Generation, Outcome, Reward
 
 SHOWN = 10
-EXAMINATION = np.array(EYE_TRACKED.model.examination[:SHOWN])  # type: ignore[union-attr]
+EXAMINATION = np.array(EYE_TRACKED.model.examination[:SHOWN])  # type: ignore[attr-defined]
 ATTRACTION = np.array([EYE_TRACKED.attraction[0], EYE_TRACKED.attraction[-1]])
 RIDGE = 1.0  # Weight of the prior that a word is worth nothing, in candidates.
 

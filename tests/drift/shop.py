@@ -25,9 +25,13 @@ class NoRelevance:
 
     name = "none"
 
-    def score_many(self, pairs: Sequence[tuple[str, list[str]]]) -> list[Floats]:
+    def score(self, query: str, ids: Sequence[str]) -> Floats:
         """Return 1 for every document."""
-        return [np.ones(len(ids), dtype=np.float32) for _, ids in pairs]
+        return np.ones(len(ids), dtype=np.float32)
+
+    def score_many(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Floats]:
+        """Return 1 for every document of each query."""
+        return [self.score(query, ids) for query, ids in pairs]
 
 
 class Remembering(Embedder):
@@ -60,7 +64,7 @@ class Shop:
             Catalogue(day.documents),
             searcher,
             NoRelevance(),
-            app.settings.context,  # type: ignore[arg-type]
+            app.settings.context,
         )
 
     def requests(self, run: str, queries: Sequence[Query], memory: Neighbours | None) -> list[Request]:

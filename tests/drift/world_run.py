@@ -24,18 +24,19 @@ LOOK_UP_COUNTS = (1, 2, 3, 4, 6, 8)
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes. searches: served in a day, in so many parts; after each part the policy without pause makes its updates.
 
-    people: who see each candidate's results. window: days of the log that a night learns from. first: updates on the
+    people: who see each candidate's results. window: days of the log that a look-up learns from. relearned: the log's last updates that a night makes again. first: updates on the
     first day, before anything is measured. tried: searches whose results people see with random words before that.
     """
 
-    days: int = 10
+    days: int = 8
     searches: int = 180
     parts: int = 3
-    updates: int = 3
+    updates: int = 2
     people: int = 24
     window: int = 5
-    first: int = 60
+    first: int = 80
     tried: int = 900
+    relearned: int = 60
     words: int = 6
 
 
@@ -81,7 +82,7 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
         copy_checkpoints(runs["pause"], runs["frozen"])
         copy_checkpoints(runs["pause"], runs["restarted"])
         count = _best_count(shop, first, asked(today, plan.searches, seed + 2))
-    memory = first = memory_of(tried)
+    newest = night = first = memory_of(tried)
     clicks: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(1, plan.days + 1):
         today = next(passing)
@@ -92,22 +93,25 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
             size = plan.searches // plan.parts
             for part in range(plan.parts):
                 queries = asked(today, size, seed * 100_000 + number * 100 + part)
-                old, new = (shop.requests(name, queries, each) for each in (first, memory))
-                words = {
+                texts = [query.text for query in queries]
+                old, last, new = (shop.requests(name, queries, each) for each in (first, night, newest))
+                words: dict[str, list[tuple[str, ...]]] = {
                     "raw": [()] * size,
-                    "look-up each night": memory.words([query.text for query in queries], count=count),
+                    "look-up each night": night.words(texts, count=count),
+                    "look-up without pause": newest.words(texts, count=count),
                     "frozen": written(app, runs["frozen"], old, seed),
-                    "frozen, look-up each night": written(app, runs["frozen"], new, seed),
-                    "restarted each night": written(app, runs["restarted"], new, seed),
+                    "frozen, look-up without pause": written(app, runs["frozen"], new, seed),
+                    "restarted each night": written(app, runs["restarted"], last, seed),
                     "without pause": written(app, runs["pause"], new, seed),
                 }
                 for arm, values in _clicks(shop, queries, words).items():
                     served[arm] += values
-                learn(shop, queries[: plan.updates * batch], memory, number * 10 + part)
+                learn(shop, queries[: plan.updates * batch], newest, number * 10 + part)
+                newest = memory_of(tried[-plan.window :])
             for arm, values in served.items():
                 clicks[arm].append(float(np.mean(values)))
-        memory = memory_of(tried[-plan.window :])
-        restart(app, runs["beginning"], runs["restarted"], [each for day in log[-plan.window :] for each in day])
+        night = newest
+        restart(app, runs["beginning"], runs["restarted"], [each for day in log for each in day][-plan.relearned :])
         said = ", ".join(f"{arm} {values[-1]:.3f}" for arm, values in clicks.items())
         print(f"{name} day {number}: {said}", flush=True)
     return WorldResult(world=world, clicks=dict(clicks), words_of_look_up=count)
