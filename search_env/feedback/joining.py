@@ -3,8 +3,8 @@
 *Watermark.* It is the largest event time that came, minus the allowed lateness. No clock moves it, so a replay decides
 as the first run did. One join has one watermark for all applications, for two reasons. An action does not name its
 application, so an action that precedes its impression could not move the right one. And a quiet application would wait
-for its own next event before its outcomes became final. To keep applications apart, give each a join of its own.
-An event that is ahead of its own record in the log does not move the watermark and is left out.
+for its own next event before its outcomes became final. To keep applications apart, give each a join of its own. An
+event that is ahead of its own record in the log does not move the watermark and is left out.
 
 *Decisions.* `attribution` says what is decided and when. A decision stands for ever. An impression gets one final
 outcome, when the watermark reaches its time plus the window. An action that would belong to it and comes after that is
@@ -12,10 +12,9 @@ left out as `too_late`. Events that are in time never are, so any order of them 
 order, namely those of the ordered log.
 
 *Copies.* Of events with the same id, the one with the lowest position in the log counts. If it comes second, it
-replaces the other, unless that one is decided already. So if copies agree about the time, their order of arrival does
-not matter. If they contradict each other about it, it may, because a decision stands. A record that Kafka delivers
-again is a copy of itself. An id that comes again after it was forgotten, with a time after the horizon, names a new
-event.
+replaces the other, unless that one is decided already. So the order of arrival matters only if copies contradict each
+other about the time. A record that Kafka delivers again is a copy of itself. An id that comes again after it was
+forgotten, with a time after the horizon, names a new event.
 
 *Memory.* The horizon is the watermark minus the memory. These things go, each with a count:
 
@@ -26,11 +25,11 @@ event.
   window, when the horizon has passed it; if it is an orphan, when every impression that fits would be forgotten.
 
 An impression whose window ends at or before the horizon may be a copy of a forgotten one. It is left out as
-`forgotten`, because a second final outcome would be worse than none. An action before the horizon is left out so, too,
-if its impression is not known. So memory holds the events of lateness + window, and the ids of lateness + window +
-memory. If more than `held_max` things are held, the horizon moves on towards the watermark, and the oldest ids go. If
-that is not enough, the watermark itself moves on, as if a later event had come. Only then do decisions about events
-in time depend on the order of arrival.
+`forgotten`: a second final outcome would be worse than none. So is an action before the horizon if its impression is
+not known. So memory holds the events of lateness + window, and the ids of lateness + window + memory. If more than
+`held_max` things are held, the horizon moves on towards the watermark, and the oldest ids go. If that is not enough,
+the watermark itself moves on, as if a later event had come. Only then do decisions about events in time depend on the
+order of arrival.
 
 *Bots.* Each outcome says whether its impression is a bot's: `bots` has the rules. They leave no event out.
 """
@@ -51,15 +50,7 @@ from search_env.feedback.attribution import (
 )
 from search_env.feedback.bots import Clients
 from search_env.feedback.join_tally import JoinTally
-from search_env.feedback.outcomes import (
-    AHEAD,
-    FORGOTTEN,
-    NOT_SHOWN,
-    TOO_LATE,
-    WITHOUT_TIME,
-    Decided,
-    JoinCounts,
-)
+from search_env.feedback.outcomes import AHEAD, FORGOTTEN, NOT_SHOWN, TOO_LATE, WITHOUT_TIME, Decided, JoinCounts
 from search_env.feedback.snapshots import HeldAction, HeldImpression, JoinState, decode_state, encode_state
 from search_env.feedback.waiting import WaitingActions
 from streams.events import Position
@@ -91,7 +82,7 @@ class Joiner:
 
     @property
     def watermark_ms(self) -> int | None:
-        """The watermark; None before the first event."""
+        """Return the watermark; None before the first event."""
         return self._watermark_ms
 
     def add(self, event: Impression | UserAction, position: Position, *, logged_ms: int | None = None) -> list[Decided]:
@@ -169,9 +160,8 @@ class Joiner:
         for held in state.waiting:
             joiner._hold(held)
         joiner._restore_clients(state)
-        joiner._deadlines += [
-            (joiner._window_end(held.impression), _IMPRESSION, name) for name, held in joiner._open.items()
-        ]
+        ends = {name: joiner._window_end(held.impression) for name, held in joiner._open.items()}
+        joiner._deadlines += [(end, _IMPRESSION, name) for name, end in ends.items()]
         joiner._forgetting += [(end, _IMPRESSION, name) for name, end in joiner._final.items()]
         joiner._forgetting += [(end, _ACTION, name) for name, end in joiner._decided.items()]
         heapify(joiner._deadlines)
@@ -218,7 +208,7 @@ class Joiner:
                 return
             self._note_change(held.action)
             self._count_action(held.action, by=-1)
-        is_known = action.impression_id in self._open or action.impression_id in self._final
+        is_known = self._final_ms(action.impression_id) is not None
         if not is_known and self._horizon_ms is not None and action.at_ms < self._horizon_ms:
             self._leave_out(action, position, FORGOTTEN, decided)
             return
@@ -301,9 +291,9 @@ class Joiner:
 
     def _outcome(self, impression: Impression, *, final: bool) -> ImpressionOutcome:
         waiting = (held.action for held in self._waiting.of(impression.impression_id))
-        actions = sorted((action for action in waiting if self._counts_for(impression, action)), key=_order)
-        bot = self._clients.reason(impression, actions)
-        return ImpressionOutcome(impression=impression, actions=tuple(actions), final=final, bot=bot or msgspec.UNSET)
+        actions = tuple(sorted((each for each in waiting if self._counts_for(impression, each)), key=_order))
+        bot = self._clients.reason(impression, actions) or msgspec.UNSET
+        return ImpressionOutcome(impression=impression, actions=actions, final=final, bot=bot)
 
     def _counts_for(self, impression: Impression, action: UserAction) -> bool:
         where = timing(action.at_ms, self._window_end(impression), self.settings)
@@ -392,7 +382,7 @@ class Joiner:
     def _final_ms(self, impression_id: str) -> int | None:
         """Return the end of an impression's window, final or not; None if the impression is not known."""
         held = self._open.get(impression_id)
-        return self._final.get(impression_id) if held is None else self._window_end(held.impression)
+        return self._window_end(held.impression) if held else self._final.get(impression_id)
 
     def _is_forgotten(self, impression: Impression) -> bool:
         return self._horizon_ms is not None and self._window_end(impression) <= self._horizon_ms

@@ -7,7 +7,7 @@
 | look-up without pause | the same | some times a day |
 | frozen | the policy of the first day, with the first day's look-up in its prompt | never |
 | frozen, look-up without pause | that policy, with the newest look-up in its prompt | its prompt alone |
-| restarted each night | a policy that learns the log's last days from its untaught beginning, with its look-up | each night |
+| restarted each night | an untaught policy that learns the last updates of the log, with its look-up | each night |
 | without pause | the policy that wrote the log, with the newest look-up in its prompt | some times a day |
 """
 
