@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 
+from infra.app.settings import Settings
 from search_env.serving.ramp import Ramp, RampSettings, StageResult
+from search_env.serving.route_learning import COMPARISONS, LOG, decide
+from search_env.serving.routing import Bound, PartGains, Routes, part_of
 from storage.errors import EvaluationError
-from storage.offpolicy.estimators import estimate_gain, support
+from storage.offpolicy.estimators import ESS_MIN, estimate_gain, support
 from storage.offpolicy.traffic import Traffic, choices_for
 from storage.online.sequences import Values, mean_difference
 from storage.online.shares import share_p_value
@@ -29,8 +33,10 @@ def seen_at_stage(traffic: Traffic, ramp: Ramp, settings: RampSettings) -> Stage
     found = mean_difference(Values.of(with_version), Values.of(others), alpha=settings.alpha / len(settings.stages))
     mismatch = 1.0
     if len(stage) and 0 < ramp.share < 1:
+        # One client always gets the same side, so clients are drawn and not searches.
+        clients = np.array(stage.clients, dtype=object)
         mismatch = share_p_value(
-            {"version": len(with_version), "others": len(others)},
+            {"version": len(set(clients[treated])), "others": len(set(clients[~treated]))},
             {"version": ramp.share, "others": 1 - ramp.share},
         )
     return StageResult(
@@ -63,6 +69,40 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     if found.low < -settings.gate_loss_max:
         return False, f"{said}; expected a lower end above {-settings.gate_loss_max:g} (ramp.gate_loss_max)", figures
     return True, said, figures
+
+
+def routes_with_log(traffic: Traffic, routes: Routes, before: str, settings: Settings) -> Routes:
+    """Return a version's routes after what people did in each part of the queries; see `route_learning`.
+
+    A part for which the log cannot tell keeps its judged evidence alone.
+    """
+    known, head = frozenset(routes.known), frozenset(routes.head)
+    names = np.array([part_of(query, routes.by, known=known, head=head) for query in traffic.queries], dtype=object)
+    sources = {source for part in routes.parts.values() for source in part.seen} | {LOG}
+    level = settings.route.alpha / (COMPARISONS * max(len(routes.parts), 1) * len(sources))
+    parts = {}
+    for name, part in routes.parts.items():
+        found = _log_of(traffic.where(names == name), routes.version, before, level)
+        if found is None:
+            parts[name] = part
+            continue
+        parts[name] = decide(
+            {**part.seen, LOG: found}, settings.route, explore_loss_max=settings.ramp.held_out_loss_max
+        )
+    return msgspec.structs.replace(routes, parts=parts)
+
+
+def _log_of(traffic: Traffic, version: str, before: str, level: float) -> PartGains | None:
+    """Return what people did in one part of the queries, or None if the log cannot tell."""
+    try:
+        choices, base = choices_for(traffic, version), choices_for(traffic, before)
+        if support(choices).trouble or sum(each == version for each in traffic.policies) < ESS_MIN:
+            return None
+        found = estimate_gain(choices, base, "dr", confidence=1 - 2 * level)
+    except EvaluationError:
+        return None
+    bound = Bound(own=found.value, value=found.value, low=found.low, high=found.high)
+    return PartGains(queries=len(traffic), protect=bound, gain=bound, below=bound)
 
 
 def figures_of(seen: StageResult) -> dict[str, float]:
