@@ -9,7 +9,7 @@ import numpy as np
 from search_env.serving.ramp import Ramp, RampSettings, StageResult
 from storage.errors import EvaluationError
 from storage.offpolicy.estimators import estimate_gain, support
-from storage.offpolicy.traffic import Traffic, choices_for
+from storage.offpolicy.traffic import RewardModel, Traffic, choices_for
 from storage.online.sequences import Values, mean_difference
 from storage.online.shares import share_p_value
 
@@ -24,18 +24,23 @@ def seen_at_stage(traffic: Traffic, ramp: Ramp, settings: RampSettings) -> Stage
     ]
     stage = traffic.where(there)
     treated = np.array([policy == ramp.version for policy in stage.policies], dtype=bool)
-    with_version, others = stage.utilities[treated], stage.utilities[~treated]
+    return stage_result(Values.of(stage.utilities[treated]), Values.of(stage.utilities[~treated]), ramp, settings)
+
+
+def stage_result(version: Values, others: Values, ramp: Ramp, settings: RampSettings) -> StageResult:
+    """Return the figures of a stage from what the version's searches and the others earned."""
     # Each stage spends its part of alpha, so that the whole ramp errs with at most alpha.
-    found = mean_difference(Values.of(with_version), Values.of(others), alpha=settings.alpha / len(settings.stages))
+    found = mean_difference(version, others, alpha=settings.alpha / len(settings.stages))
     mismatch = 1.0
-    if len(stage) and 0 < ramp.share < 1:
+    if version.count + others.count and 0 < ramp.share < 1:
         mismatch = share_p_value(
-            {"version": len(with_version), "others": len(others)},
+            {"version": version.count, "others": others.count},
             {"version": ramp.share, "others": 1 - ramp.share},
         )
     return StageResult(
-        treated=len(with_version),
-        others=len(others),
+        treated=version.count,
+        others=others.count,
+        worth=others.mean,
         difference=found.value,
         low=found.low,
         high=found.high,
@@ -51,7 +56,8 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     if not any(version in offer for offer in traffic.offered):
         return False, "no logged search offered this version: serve it to a small share first (serve.epsilon)", {}
     try:
-        choices, base = choices_for(traffic, version), choices_for(traffic, before)
+        model = RewardModel(traffic)
+        choices, base = choices_for(traffic, version, model), choices_for(traffic, before, model)
         covered = support(choices)
         if covered.trouble:
             return False, covered.trouble, {"ess": covered.ess}
@@ -70,6 +76,7 @@ def figures_of(seen: StageResult) -> dict[str, float]:
     figures = {
         "treated": float(seen.treated),
         "others": float(seen.others),
+        "worth": seen.worth,
         "difference": seen.difference,
         "low": seen.low,
         "high": seen.high,
