@@ -47,7 +47,15 @@ class RampSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gate_loss_max: Annotated[
         float,
         msgspec.Meta(ge=0),
-        describe("Loss of worth a search, by the off-policy estimate, up to which a version may start its ramp."),
+        describe("Loss of worth a search up to which a ramp starts, by the off-policy estimate."),
+    ] = 0.02
+    held_out_loss_max: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Loss in the protected measure (route.protect) on held-out queries, up to which a small share of people "
+            "may see a version."
+        ),
     ] = 0.02
 
 
@@ -59,11 +67,11 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     until somebody goes on; "rolled back" and "serves" are ends.
     """
 
-    version: str
+    version: Annotated[str, msgspec.Meta(min_length=1)]
     before: str = ""
-    stage: int = 0
-    share: float
-    since_ms: int
+    stage: Annotated[int, msgspec.Meta(ge=0)] = 0
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    since_ms: Annotated[int, msgspec.Meta(ge=0)]
     status: Status = "ramping"
 
 

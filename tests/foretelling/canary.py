@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from infra.promotion.evidence import stage_result
+from infra.promotion.evidence import Side, stage_result
 from search_env.serving.ramp import Ramp, RampSettings, next_step, taken
 from storage.offpolicy.traffic import RAW
 from storage.online.sequences import Values
@@ -52,12 +52,13 @@ class Arm:
         self._counts += self._random.multinomial(searches, self._chances)
 
     @property
-    def values(self) -> Values:
-        """The facts of all searches."""
+    def side(self) -> Side:
+        """The searches so far, each of another person."""
         count, worths = int(self._counts.sum()), np.arange(len(self._counts))
         mean = float(self._counts @ worths) / max(count, 1)
         squares = float(self._counts @ np.square(worths - mean))
-        return Values(count=count, mean=mean if count else 0.0, variance=squares / (count - 1) if count > 1 else 0.0)
+        variance = squares / (count - 1) if count > 1 else 0.0
+        return Side(count, Values(count=count, mean=mean if count else 0.0, variance=variance))
 
 
 def follow(
@@ -75,7 +76,7 @@ def follow(
             sides[0].add(treated)
             sides[1].add(more - treated)
             seen, total = seen + more, total + more
-            step = next_step(ramp, stage_result(sides[0].values, sides[1].values, ramp, settings), settings)
+            step = next_step(ramp, stage_result(sides[0].side, sides[1].side, ramp, settings), settings)
             if step.kind is not None:
                 break
         else:
