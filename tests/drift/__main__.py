@@ -27,7 +27,7 @@ SETTINGS = {
     "context": {"relevance_min": 0.0, "terms": 14, "documents": 10},
     "generation": {"tokens_max": 25, "temperature": 1.0},
     "batch": {"groups": 16},
-    "learner": {"update": {"learning_rate": 7e-4}, "claims": {"share": 0.0}},
+    "learner": {"update": {"learning_rate": 1e-3}, "claims": {"share": 0.0}},
     "warmup": {"epochs_max": 2, "batch_size": 16, "learning_rate": 1e-3},
 }
 

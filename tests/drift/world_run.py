@@ -22,10 +22,12 @@ LOOK_UP_COUNTS = (1, 2, 3, 4, 6, 8)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes. searches: served in a day, in so many parts; after each part the policy without pause makes its updates.
+    """Sizes.
 
-    people: who see each candidate's results. window: days of the log that a look-up learns from. relearned: the log's last updates that a night makes again. first: updates on the
-    first day, before anything is measured. tried: searches whose results people see with random words before that.
+    searches: served in a day, in so many parts. updates: of the policy without pause, after each part. people: who see
+    each candidate's results. window: days of the log that a look-up learns from. relearned: batches of the log that a
+    night learns from. first: updates on the first day, before anything is measured. tried: searches whose results
+    people see with random words before that. words: that the log's lesson for a query keeps.
     """
 
     days: int = 8
@@ -76,7 +78,7 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
         tried.append(try_words(shop, queries, people=plan.people, seed=seed))
         log.append([])
         first = memory_of(tried)
-        untaught(app, runs["beginning"], shop, first.lessons, first, seed)
+        untaught(app, runs["beginning"], shop, first, seed)
         copy_checkpoints(runs["beginning"], runs["pause"])
         learn(shop, asked(today, plan.first * batch, seed + 1), first, 0)
         copy_checkpoints(runs["pause"], runs["frozen"])
