@@ -126,6 +126,11 @@ def counterfactual(
     stop = stop or Stop()
     kept = read_run_settings(app.home.existing_run(selection.run))
     settings = _settings(app, kept, assignments)
+    if settings.leser.rewards == "clicks" and settings.train.recipe == "leser":
+        raise SettingsError(
+            "leser.rewards: expected model for recorded texts, got clicks: nobody will see them on a server. Score them "
+            "with --set leser.rewards=model, or make the run's own updates again: searchloop replay reproduce"
+        )
     # The versions that wrote the groups belong to the recorded run: this run cannot check the groups against them.
     claims = msgspec.structs.replace(settings.learner.claims, share=0.0)
     settings = msgspec.structs.replace(settings, learner=msgspec.structs.replace(settings.learner, claims=claims))

@@ -16,6 +16,9 @@ import pytest
 
 from infra.app.app import App
 from infra.app.home import Home
+from infra.replaying.replayed_run import Selection
+from infra.replaying.replays import counterfactual
+from infra.replaying.reproduction import reproduce
 from infra.runs.listening import begin_live
 from infra.runs.training import stream
 from infra.runs.verification import verify_run
@@ -27,6 +30,7 @@ from search_env.engine.client import ElasticsearchSettings, connect
 from search_env.engine.index import build_index
 from search_env.serving.candidates import read_open_groups
 from services.local import Endpoints
+from streams.errors import SettingsError
 from streams.events import Reward, Update
 from tests.commands import ROOT, command, environment
 from tests.faults.progress import signal_role
@@ -166,6 +170,20 @@ def test_a_policy_learns_from_clicks_alone_and_the_log_is_sound_after_a_kill(cli
         assert verify_run(app, name, rebuild=True, offline=False).findings == ()
     account = verify_run(app, run, rebuild=False, offline=False)
     assert not any("outcomes behind" in each for each in account.unseen), account.unseen
+
+
+def test_the_run_is_made_again_bit_equal_from_its_log_without_people(clicked: tuple[App, str, str]) -> None:
+    app, run, _ = clicked
+    made = reproduce(app, run, begin="0", updates_max=None, report=quiet)
+    assert (made.updates, made.difference) == (UPDATES, None)
+
+
+def test_a_counterfactual_by_clicks_is_refused_because_nobody_would_see_the_texts(
+    clicked: tuple[App, str, str],
+) -> None:
+    app, run, _ = clicked
+    with pytest.raises(SettingsError, match="nobody will see them"):
+        counterfactual(app, Selection(run=run), into=f"{run}-again", assignments=(), begin="0", report=quiet)
 
 
 def test_closed_groups_are_withdrawn(clicked: tuple[App, str, str]) -> None:
