@@ -30,15 +30,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     people see with random words before that. words: that the log's lesson for a query keeps.
     """
 
-    days: int = 8
-    searches: int = 180
+    days: int = 6
+    searches: int = 150
     parts: int = 3
     updates: int = 2
     people: int = 24
     window: int = 5
-    first: int = 80
+    first: int = 48
     tried: int = 900
-    relearned: int = 60
+    relearned: int = 48
     words: int = 6
 
 
