@@ -47,7 +47,7 @@ def lessons_of(days: Sequence[Sequence[Tried]], *, words_max: int) -> list[Lesso
     """Return the words that earned clicks, by query: a ridge regression of gains on the words that were shown.
 
     A look-up of these words is the baseline that learns from the same log without a policy. days: the newest last; a
-    day weighs `FADING` times the day after it. With the last five days alone, the look-up forgot words that no later day
+    day weighs `FADING` times the day after it. With five days alone, the look-up forgot words that no later day
     had tried again.
     """
     by_query: defaultdict[str, list[tuple[Tried, float]]] = defaultdict(list)
