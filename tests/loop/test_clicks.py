@@ -16,8 +16,7 @@ import pytest
 
 from infra.app.app import App
 from infra.app.home import Home
-from infra.replaying.replayed_run import Selection
-from infra.replaying.replays import counterfactual
+from infra.replaying.replays import Selection, counterfactual
 from infra.replaying.reproduction import reproduce
 from infra.runs.listening import begin_live
 from infra.runs.training import stream
@@ -175,7 +174,7 @@ def test_a_policy_learns_from_clicks_alone_and_the_log_is_sound_after_a_kill(cli
 def test_the_run_is_made_again_bit_equal_from_its_log_without_people(clicked: tuple[App, str, str]) -> None:
     app, run, _ = clicked
     made = reproduce(app, run, begin="0", updates_max=None, report=quiet)
-    assert (made.updates, made.difference) == (UPDATES, None)
+    assert (made.updates, made.different) == (UPDATES, None)
 
 
 def test_a_counterfactual_by_clicks_is_refused_because_nobody_would_see_the_texts(
