@@ -29,7 +29,7 @@ from learner.checkpoints import load_current
 from storage.log import open_log
 from storage.recorded import Limits, Recorded, Window
 from streams.codec import decode, encode_event
-from streams.errors import DeliveryError, EventError
+from streams.errors import DeliveryError, EventError, SettingsError
 from streams.events import Generation, Request
 from streams.inputs.text import QUERY_CHARACTERS_MAX, clean_text
 from streams.lag import stage_lags
@@ -128,8 +128,8 @@ def counterfactual(
     settings = _settings(app, kept, assignments)
     if settings.leser.rewards == "clicks" and settings.train.recipe == "leser":
         raise SettingsError(
-            "leser.rewards: expected model for recorded texts, got clicks: nobody will see them on a server. Score them "
-            "with --set leser.rewards=model, or make the run's own updates again: searchloop replay reproduce"
+            "leser.rewards: expected model for recorded texts, got clicks: nobody will see them on a server. Score "
+            "them with --set leser.rewards=model, or make the run's own updates again: searchloop replay reproduce"
         )
     # The versions that wrote the groups belong to the recorded run: this run cannot check the groups against them.
     claims = msgspec.structs.replace(settings.learner.claims, share=0.0)
