@@ -171,8 +171,8 @@ def learned(home: Path, *, seed: int, shuffle: bool, updates: int = UPDATES) -> 
 def test_texts_get_better_by_clicks_alone_and_not_by_shuffled_ones(seed: int, tmp_path: Path) -> None:
     first, last = learned(tmp_path, seed=seed, shuffle=False)
     _, control = learned(tmp_path, seed=seed, shuffle=True)
-    assert last > first + 0.03
-    assert last > control + 0.03
+    assert last > first + 0.1
+    assert last > control + 0.1
 
 
 if __name__ == "__main__":

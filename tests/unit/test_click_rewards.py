@@ -8,6 +8,7 @@ from itertools import permutations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from search_env.clicks.published import EYE_TRACKED
@@ -25,6 +26,7 @@ from streams.ids import candidate_choice, is_candidate_choice
 from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
 from streams.utility import UtilitySettings
 
+Floats = npt.NDArray[np.float64]
 UTILITY = UtilitySettings()
 SETTINGS = ClickRewardSettings(impressions_min=10)
 INDEX = "shop-1"
@@ -192,19 +194,16 @@ def test_candidates_with_the_same_words_share_a_choice_and_no_words_are_the_raw_
     assert not is_candidate_choice("a1b2-000040") and not is_candidate_choice(RAW)
 
 
-@pytest.mark.parametrize("position", ["seen", "dcg"])
-def test_the_better_list_has_the_larger_reward_in_expectation_under_each_weight_of_ranks(position: str) -> None:
-    """People of a position-based model from an eye-tracking study see one of three orders of the same documents.
+def simulated(settings: ClickRewardSettings, *, groups: int) -> tuple[Floats, Floats]:
+    """Return the rewards [groups] of the best and of the second best order of the same documents.
 
-    Clicks divided by the examination of their rank alone would be equal for all of them, in expectation.
+    People of a position-based model from an eye-tracking study see one of three orders, 150 searches a group.
     """
-    settings = ClickRewardSettings(impressions_min=10, position=position)  # type: ignore[arg-type]
-    grades = {"q": {"a": 4, "b": 2}}
-    users = SimulatedUsers(EYE_TRACKED, grades, seed=11)
+    users = SimulatedUsers(EYE_TRACKED, {"q": {"a": 4, "b": 2}}, seed=11)
     lists = {RAW: "cdefgba", ONE: "abcdefg", TWO: "cabdefg"}
     chooser = random.Random(5)
-    rewards = {ONE: [], TWO: []}  # type: dict[str, list[float]]
-    for group in range(40):
+    rewards: dict[str, list[float]] = {ONE: [], TWO: []}
+    for group in range(groups):
         made = ClickTally([ONE, TWO], index=INDEX, settings=settings, utility=UTILITY)
         for number in range(150):
             policy = chooser.choices(list(OFFERED), weights=list(OFFERED.values()))[0]
@@ -213,11 +212,16 @@ def test_the_better_list_has_the_larger_reward_in_expectation_under_each_weight_
             made.add(outcome(1_000 * group + number, policy, *clicks, shown=shown))
         seen = made.seen()
         for name, of in rewards.items():
-            of.append(click_reward(seen.by_choice[name], seen.by_choice[RAW], settings)[0])
-    best, second = np.array(rewards[ONE]), np.array(rewards[TWO])
-    error = np.std(best - second) / math.sqrt(len(best))
-    assert np.mean(best - second) > 3 * error
-    assert np.mean(second) > settings.format_bonus + 3 * np.std(second) / math.sqrt(len(second))
+            of.append(click_reward(seen.by_choice[name], seen.by_choice[RAW], settings)[1]["gain"])
+    return np.array(rewards[ONE]), np.array(rewards[TWO])
+
+
+@pytest.mark.parametrize("position", ["seen", "dcg"])
+def test_the_better_list_has_the_larger_reward_in_expectation_under_each_weight_of_ranks(position: str) -> None:
+    """Clicks divided by the examination of their rank alone would be equal for all orders, in expectation."""
+    best, second = simulated(ClickRewardSettings(position=position), groups=40)  # type: ignore[arg-type]
+    assert np.mean(best - second) > 3 * np.std(best - second) / math.sqrt(len(best))
+    assert np.mean(second) > 3 * np.std(second) / math.sqrt(len(second))
 
 
 def test_a_client_that_clicks_all_it_gets_from_one_candidate_moves_a_reward_by_one_persons_share() -> None:
@@ -252,3 +256,11 @@ def test_twenty_groups_by_seeded_people_have_equal_numbers_from_generator_and_li
         if not isinstance(draw := draw_of(outcome(n, ONE, "a"), index=INDEX, settings=SETTINGS, utility=UTILITY), str)
     ]
     assert seen_group(iter(draws), [ONE], SETTINGS) == seen_group(draws, [ONE], SETTINGS)
+
+
+if __name__ == "__main__":  # The figures in `streams/click_rewards.py`.
+    guessed = ClickRewardSettings(position="dcg", examination=tuple(1 / rank for rank in range(1, 11)))
+    for name, kind in (("seen", ClickRewardSettings()), ("dcg", ClickRewardSettings(position="dcg")), ("1/k", guessed)):
+        first, other = simulated(kind, groups=400)
+        error = np.std(first - other) / 20
+        print(f"{name}: {np.mean(first - other):+.3f} ± {error:.3f}, right in {np.mean(first > other):.0%} of groups")
