@@ -59,7 +59,7 @@ def test_a_query_has_one_part_that_its_text_decides(query: str, by: By, name: st
 
 
 def test_below_the_first_raw_results_come_the_helped_ones_and_none_twice() -> None:
-    assert below(["a", "b", "c", "d"], ["x", "a", "c", "y"], top=2, size=10) == ["a", "b", "x", "c", "y", "d"]
+    assert below(["a", "b", "c", "d"], ["x", "a", "c", "y"], top=2, size=10) == ["a", "b", "x", "c", "d", "y"]
     assert below(["a", "b", "c"], ["x"], top=2, size=2) == ["a", "b"], "a list that raw results fill is raw"
 
 
@@ -130,9 +130,9 @@ WINS, LOSES, UNSURE, HARMS = bound(0.1, 0.05), bound(-0.01, -0.03), bound(0.01, 
 @pytest.mark.parametrize(
     ("evidence", "action", "shown"),
     [
-        ({DEV: seen(WINS)}, "helped", "helped"),
+        ({DEV: seen(WINS)}, "below", "helped"),
         ({DEV: seen(WINS), JUDGED: seen(LOSES)}, "raw", "helped"),
-        ({DEV: seen(WINS), JUDGED: seen(UNSURE)}, "helped", "helped"),
+        ({DEV: seen(WINS), JUDGED: seen(UNSURE)}, "below", "helped"),
         ({DEV: seen(WINS), JUDGED: seen(HARMS)}, "raw", "raw"),
         ({DEV: seen(HARMS), JUDGED: seen(WINS)}, "helped", "helped"),
         ({JUDGED: seen(WINS), LOG: seen(HARMS)}, "raw", "raw"),
