@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Policies:
-    """What a server answers with. `answers` and `tail` are replaced, never changed, so a request sees one state."""
+    """The answers of a server. `answers` and `tail` are replaced, never changed, so a request sees one state."""
 
     def __init__(
         self,

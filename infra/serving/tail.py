@@ -44,7 +44,7 @@ class Helped(NamedTuple):
 
 
 class TailStart(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process opens: the home, a run, a policy version, and the variables that name the services."""
+    """The process opens these: the home, a run, a policy version, and the variables that name the services."""
 
     home: str
     index: str

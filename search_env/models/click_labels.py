@@ -37,7 +37,7 @@ QUANTILE = 0.95
 
 
 class ShownList(NamedTuple):
-    """What one search showed. shown: (document id, rank from 1) pairs. clicked: ids of documents."""
+    """The results of one search. shown: (document id, rank from 1) pairs. clicked: ids of documents."""
 
     query: str
     shown: Sequence[tuple[str, int]]

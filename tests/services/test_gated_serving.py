@@ -118,9 +118,9 @@ def test_a_version_goes_from_the_held_out_gate_to_the_log_and_a_roll_back_withdr
     assert ramp is not None
     (folder / RAMP_FILE).write_bytes(msgspec.json.encode(msgspec.structs.replace(ramp, since_ms=now_ms() + 3_600_000)))
     assert "clock, which was set back" in look(app, run)[1].reason
-    with following(app, run), pytest.raises(SettingsError, match=f"another .* follows it .process {os.getpid()} "):
-        with following(app, run):
-            pass
+    said = f"another .* follows it .process {os.getpid()} "
+    with following(app, run), pytest.raises(SettingsError, match=said), following(app, run):
+        pass
     by_person(app, run, "roll back")
     assert read_routes(folder, VERSION).status == "withdrawn"  # type: ignore[union-attr]
     assert needs_gate(app, run, VERSION)
@@ -131,7 +131,7 @@ def test_a_version_goes_from_the_held_out_gate_to_the_log_and_a_roll_back_withdr
 @pytest.mark.parametrize("state", ["{", '{"version":"1-a-000001","share":7,"since_ms":1}', '{"share":0.5}'])
 def test_a_damaged_or_impossible_state_is_told_with_what_to_do(state: str, tmp_path: Path) -> None:
     (tmp_path / RAMP_FILE).write_text(state)
-    with pytest.raises(SettingsError, match="Servers keep the state that they have. Look at the last decision"):
+    with pytest.raises(SettingsError, match=r"Servers keep the state that they have\. Look at the last decision"):
         read_ramp(tmp_path)
     (tmp_path / ROUTES_FOLDER).mkdir()
     path = tmp_path / ROUTES_FOLDER / f"{VERSION}.json"
@@ -139,5 +139,5 @@ def test_a_damaged_or_impossible_state_is_told_with_what_to_do(state: str, tmp_p
     with pytest.raises(SettingsError, match="Servers keep the routes that they have"):
         read_routes(tmp_path, VERSION)
     path.write_bytes(msgspec.json.encode(routes("helped", "helped", version="1-other-000001")))
-    with pytest.raises(SettingsError, match="expected the routes of 1-abcdef-000004, got those of '1-other-000001'"):
+    with pytest.raises(SettingsError, match=r"expected the routes of 1-abcdef-000004, got those of '1-other-000001'"):
         read_routes(tmp_path, VERSION)

@@ -35,7 +35,7 @@ _FEEDBACK = """
 
 
 class People(NamedTuple):
-    """What people say about documents: judged queries, and lists that searches showed, with their clicks."""
+    """The sayings of people about documents: judged queries, and lists that searches showed, with their clicks."""
 
     judged: Judged | None = None
     lists: Sequence[ShownList] = ()
