@@ -37,7 +37,7 @@ from search_env.engine.searching import ExpandedQuery
 from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.neighbours import Neighbours
 from streams.events import Request, Reward
-from streams.pointers import is_selection
+from streams.pointers import is_selection, read_pointers
 from tests.drift.people import PeopleEnvironment, Tried, drawn_clicks, search
 from tests.drift.shop import Shop
 
@@ -140,7 +140,8 @@ def restart(app: App, beginning: RunFolder, into: RunFolder, log: Sequence[Seque
         if (reward.outcomes[best].reward or 0.0) > 0:
             request = reward.generation.request
             prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
-            pairs.append((prompt, reward.generation.completions[best].text))
+            said = read_pointers(reward.generation.completions[best].text) or []
+            pairs.append((prompt, render_pointers(said)))
     held = max(len(pairs) // 20, 1)
     policy, _ = warm_up(
         policy, pairs[held:], pairs[:held], settings.warmup, into.warmup / "night", is_valid=is_selection
