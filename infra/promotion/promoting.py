@@ -152,7 +152,7 @@ def _look(app: App, run: str) -> tuple[Ramp, Step]:
             "back: nothing counts until then. Set the clock, or begin the stage anew: --hold, then --go-on",
         )
     settings = app.settings.ramp
-    seen = seen_at_stage(_traffic(app, run), ramp, settings)
+    seen = seen_at_stage(_traffic(app, run, since_ms=ramp.since_ms), ramp, settings)
     step = next_step(ramp, seen, settings)
     if step.kind is None:
         return ramp, step
@@ -212,9 +212,9 @@ def _existing(app: App, run: str) -> Ramp:
     return ramp
 
 
-def _traffic(app: App, run: str) -> Traffic:
+def _traffic(app: App, run: str, *, since_ms: int = 0) -> Traffic:
     with open_log(app.home.existing_run(run)) as log:
-        return read_traffic(log, run, app.settings.utility)
+        return read_traffic(log, run, app.settings.utility, since_ms=since_ms)
 
 
 def _decision(
