@@ -89,6 +89,7 @@ def everything(owner: Elasticsearch) -> Any:
     return owner.indices.get(index="*").body, owner.indices.get_alias(index="*").body, count
 
 
+@pytest.mark.timeout(1_800)
 def test_an_engineers_first_hour(owner: Elasticsearch, engineer: Engineer, tmp_path: Path) -> None:
     before = everything(owner)
     said = engineer.calls(
