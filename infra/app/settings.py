@@ -48,12 +48,12 @@ from search_env.serving.settings import ServeSettings
 from services.settings import LocalSettings
 from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings
-from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
+from streams.utility import UtilitySettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

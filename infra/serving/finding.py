@@ -12,9 +12,11 @@ from infra.serving.offering import Offer, make_offer, may_serve
 from infra.serving.service import Service, Wrong
 from infra.serving.tail import Helped
 from search_env.catalogue.corpora import Ranking
+from search_env.serving.candidates import with_candidates
 from search_env.serving.choosing import RAW, Chosen, choose, hashed_share
 from search_env.serving.routing import RouteAction, below, shown_as
 from search_env.serving.team_draft import interleave
+from streams.clock import now_ms
 
 Words = tuple[str, ...]
 AUTO = "auto"
@@ -54,8 +56,7 @@ async def find(service: Service, query: str, *, size: int, impression_id: str, p
     routes = shown_as(offer.routes)
     if offer.rivals and hashed_share("interleave", impression_id) < service.settings.interleave:
         return await _interleaved(service, query, by_policy, offer, size=size, impression_id=impression_id)
-    choice = _draw(offer, impression_id, person)
-    words = by_policy.get(choice.policy, ())
+    choice, words = _draw(service, query, by_policy, offer, impression_id, person)
     found = await _ranking(
         service, query, words, offer.action(choice.policy).action, size=size, top=_top(service, choice.policy)
     )
@@ -70,8 +71,7 @@ async def choose_words(service: Service, query: str, impression_id: str, helped:
     by_policy = await _ready_words(service, query, helped)
     if helped != AUTO:
         return _asked_for(by_policy, helped)
-    choice = _draw(_offer(service, query, by_policy, None), impression_id, "")
-    return choice, by_policy.get(choice.policy, ())
+    return _draw(service, query, by_policy, _offer(service, query, by_policy, None), impression_id, "")
 
 
 async def _interleaved(
@@ -173,8 +173,19 @@ def _top(service: Service, version: str) -> int:
     return router.routes.top if router is not None else 0
 
 
-def _draw(offer: Offer, impression_id: str, person: str) -> Chosen:
-    return choose(f"{offer.ramping} {person}" if offer.ramping and person else impression_id, offer.offered)
+def _draw(
+    service: Service, query: str, by_policy: Mapping[str, Words], offer: Offer, impression_id: str, person: str
+) -> tuple[Chosen, Words]:
+    """Draw among the offer's choices, and among the candidates of groups that wait for people who ask this query.
+
+    While a version is on its ramp, no candidate is shown: nothing else may change what a person sees.
+    """
+    if offer.ramping:
+        choice = choose(f"{offer.ramping} {person}" if person else impression_id, offer.offered)
+        return choice, by_policy.get(choice.policy, ())
+    candidates = service.policies.open_groups.of(query, at_ms=now_ms())
+    choice = choose(impression_id, with_candidates(offer.offered, candidates, share=service.settings.candidates_share))
+    return choice, candidates.get(choice.policy) or by_policy.get(choice.policy, ())
 
 
 def _asked_for(by_policy: Mapping[str, Words], helped: object) -> tuple[Chosen, Words]:

@@ -15,6 +15,7 @@ from learner.checkpoints import CheckpointError
 from learner.versions import find_version
 from search_env.leser.expansion_cache import FOLDER, Expanded
 from search_env.serving.answers import Answers
+from search_env.serving.candidates import OpenGroups, open_group_files, read_open_groups
 from search_env.serving.ramp import Ramp
 from search_env.serving.routing import Router
 from search_env.serving.settings import ServeSettings
@@ -42,6 +43,7 @@ class Policies:
         """
         self._answered = answered
         self.answers = Answers({})
+        self.open_groups = OpenGroups((), index=index_version)
         self.tail: Tail | None = None
         self.ramp: Ramp | None = None
         self.routers: dict[str, Router] = {}
@@ -52,6 +54,7 @@ class Policies:
         self._index_version = index_version
         self._settings = settings
         self._seen: dict[Path, int] = {}
+        self._seen_groups: dict[Path, int] = {}
         self._routes_seen: dict[Path, int] = {}
 
     async def follow(self) -> None:
@@ -66,6 +69,7 @@ class Policies:
             self.ramp = read_ramp(self._live)  # First: a version that is rolled back leaves at once.
             await self._load_routes()
             await self._load_answers()
+            await self._load_open_groups()
             await self._load_version()
             self.trouble = ""
         except Exception as error:
@@ -93,6 +97,12 @@ class Policies:
             answers = await asyncio.to_thread(_read_answers, list(found), self._index_version)
             self.answers, self._seen = answers, found
             log.info("%d queries have ready answers, by %s", len(answers), ", ".join(answers.policies) or "no version")
+
+    async def _load_open_groups(self) -> None:
+        found = await asyncio.to_thread(open_group_files, self._live)
+        if found != self._seen_groups:
+            groups = await asyncio.to_thread(read_open_groups, self._live)
+            self.open_groups, self._seen_groups = OpenGroups(groups, index=self._index_version), found
 
     async def _load_version(self) -> None:
         if self._start.policy == "none":

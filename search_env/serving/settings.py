@@ -55,6 +55,14 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(ge=0, le=1),
         describe("Share of the searches whose results are drawn evenly among all choices. 0 explores nothing."),
     ] = 0.1
+    candidates_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Share of the searches for a query with open groups that are drawn evenly among raw results and the "
+            "groups' candidates, to learn from (`leser.rewards`). 0 shows none. During a ramp none are shown."
+        ),
+    ] = 0.1
     ungated: Annotated[
         bool,
         describe(

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from storage.errors import EvaluationError
 from storage.log import Log
 from storage.offpolicy.estimators import Choices, Floats, Integers
-from storage.offpolicy.utility import UtilitySettings, utility_of
+from storage.offpolicy.utility import utility_of
+from streams.ids import is_candidate_choice
+from streams.utility import UtilitySettings
 
 RAW = ""
 FOLDS = 5
@@ -65,8 +67,9 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def versions(self) -> list[str]:
-        """Return every version that was offered, in the order of names."""
-        return sorted({policy for offer in self.offered for policy in offer} - {RAW})
+        """Return every version that was offered, in the order of names; candidates of open groups are none."""
+        named = {policy for offer in self.offered for policy in offer} - {RAW}
+        return sorted(policy for policy in named if not is_candidate_choice(policy))
 
 
 def read_traffic(log: Log, run: str, utility: UtilitySettings, *, since_ms: int = 0) -> Traffic:

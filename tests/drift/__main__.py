@@ -20,14 +20,14 @@ from infra.simulating.world import WorldSettings
 from tests.drift.arms import silent
 from tests.drift.world_run import Plan, WorldResult, run_world
 
-SPEEDS = {"still": 0.0, "slow": 0.03, "middle": 0.1, "fast": 0.3}
+SPEEDS = {"slow": 0.03, "middle": 0.1, "fast": 0.3, "still": 0.0}
 SETTINGS = {
     "prompts": {"select": True, "terms": 12, "neighbours": 12, "attributes": 0},
     "neighbours": {"words": 12},
     "context": {"relevance_min": 0.0, "terms": 14, "documents": 10},
     "generation": {"tokens_max": 25, "temperature": 1.0},
     "batch": {"groups": 16},
-    "learner": {"update": {"learning_rate": 7e-4}, "claims": {"share": 0.0}},
+    "learner": {"update": {"learning_rate": 1e-3}, "claims": {"share": 0.0}},
     "warmup": {"epochs_max": 2, "batch_size": 16, "learning_rate": 1e-3},
 }
 

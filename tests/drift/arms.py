@@ -7,7 +7,7 @@
 | look-up without pause | the same | some times a day |
 | frozen | the policy of the first day, with the first day's look-up in its prompt | never |
 | frozen, look-up without pause | that policy, with the newest look-up in its prompt | its prompt alone |
-| restarted each night | an untaught policy that learns the last updates of the log, with its look-up | each night |
+| restarted each night | an untaught policy that learns the log's best candidates, with its look-up | each night |
 | without pause | the policy that wrote the log, with the newest look-up in its prompt | some times a day |
 """
 
@@ -25,10 +25,9 @@ from infra.app.home import RunFolder
 from infra.recipes.decoding import decode_requests
 from infra.recipes.first_policy import first_policy
 from infra.runs.loop import run_loop
-from learner.batches import Batch
 from learner.checkpoints import load_current
-from learner.learning import Learner, write_first_checkpoint
-from learner.policy import Policy
+from learner.learning import write_first_checkpoint
+from learner.policy import Policy, load_policy
 from learner.prompts import prompt_text, tokenize_request
 from learner.tokenizer import render_pointers
 from learner.versions import LoadedVersion
@@ -37,13 +36,14 @@ from search_env.catalogue.corpora import Query
 from search_env.engine.searching import ExpandedQuery
 from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.neighbours import Neighbours
-from search_env.leser.teachers import Lesson
 from streams.events import Request, Reward
+from streams.pointers import is_selection, read_pointers
 from tests.drift.people import PeopleEnvironment, Tried, drawn_clicks, search
 from tests.drift.shop import Shop
 
 SUBSETS = 8  # Random lists of words that people see for a query on the day before the first.
 SUBSET_MAX = 4
+FIRST_WORDS, FIRST_SHARE = 14, 0.5  # The untaught policy says each of so many first words with this probability.
 Report = Callable[[str, int, int], None]
 
 
@@ -74,8 +74,11 @@ def try_words(shop: Shop, queries: Sequence[Query], *, people: int, seed: int) -
     return tried
 
 
-def untaught(app: App, folder: RunFolder, shop: Shop, lessons: Sequence[Lesson], memory: Neighbours, seed: int) -> None:
-    """Make the first policy: it has learned the lessons of the first log, and nothing by reinforcement."""
+def untaught(app: App, folder: RunFolder, shop: Shop, memory: Neighbours, seed: int) -> None:
+    """Make the first policy: it says some of the first words of its prompt, as the look-up would, and knows no word.
+
+    It is warmed up on prompts of the day before the first. No click chooses its answers.
+    """
     settings = app.settings
     texts = (
         f"{each.title} {each.text} {' '.join(map(str, each.metadata['attributes'].values()))}"
@@ -89,18 +92,15 @@ def untaught(app: App, folder: RunFolder, shop: Shop, lessons: Sequence[Lesson],
         run_dir=folder,
         seed=seed,
     )
-    known = {lesson.query_id: lesson for lesson in lessons if lesson.words}
-    queries = [query for query in shop.day.queries if query.id in known]
+    random = np.random.default_rng(seed)
+    queries = [query for query in shop.day.queries if query.id in shop.day.grades]
     pairs = []
     for request in shop.requests("first", queries, memory):
-        numbers = {word: number for number, word in enumerate(choices_of(request.context) or (), start=1)}
-        said = [numbers[word] for word in known[request.query_id].words if word in numbers]
-        pairs.append(
-            (prompt_text(policy.tokenizer, request.query, request.context, settings.prompts), render_pointers(said))
-        )
+        count = min(len(choices_of(request.context) or ()), FIRST_WORDS)
+        said = [number for number in range(1, count + 1) if random.random() < FIRST_SHARE]
+        prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
+        pairs.append((prompt, render_pointers(said)))
     held = max(len(pairs) // 20, 1)
-    from streams.pointers import is_selection
-
     policy, _ = warm_up(
         policy, pairs[held:], pairs[:held], settings.warmup, folder.warmup / "taught", is_valid=is_selection
     )
@@ -127,17 +127,27 @@ def learn_on(
 
 
 def restart(app: App, beginning: RunFolder, into: RunFolder, log: Sequence[Sequence[Reward]]) -> None:
-    """Learn these batches of the log from the beginning; the learner corrects for the policies that wrote them."""
-    copy_checkpoints(beginning, into)
-    folder, manifest = load_current(into.checkpoints)
+    """Teach the beginning anew: for each group of the log, the candidate that people clicked most, if it beat raw.
+
+    GRPO on a log that other policies wrote was tried first. It unlearned to answer: on the third day it said nothing.
+    """
     settings = app.settings
-    learner = Learner.resume(
-        folder, manifest, run=into.name, settings=settings.learner, no_repeat=settings.generation.no_repeat
+    folder, _ = load_current(beginning.checkpoints)
+    policy = load_policy(folder)
+    pairs = []
+    for reward in [reward for batch in log for reward in batch]:
+        best = max(range(len(reward.outcomes)), key=lambda place: reward.outcomes[place].reward or -1.0)
+        if (reward.outcomes[best].reward or 0.0) > 0:
+            request = reward.generation.request
+            prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
+            said = read_pointers(reward.generation.completions[best].text) or []
+            pairs.append((prompt, render_pointers(said)))
+    held = max(len(pairs) // 20, 1)
+    policy, _ = warm_up(
+        policy, pairs[held:], pairs[:held], settings.warmup, into.warmup / "night", is_valid=is_selection
     )
-    for batch in log:
-        learner.learn(
-            Batch(fresh=tuple(batch), expired=(), failed=(), positions={}, requests_consumed={}), into.checkpoints
-        )
+    shutil.rmtree(into.checkpoints, ignore_errors=True)
+    write_first_checkpoint(into.checkpoints, policy)
 
 
 def copy_checkpoints(beginning: RunFolder, into: RunFolder) -> None:
