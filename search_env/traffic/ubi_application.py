@@ -315,7 +315,7 @@ def _choice(row: Row) -> LoggedChoice | None:
 
 def _hits(row: Row) -> tuple[str, ...]:
     """Return the documents that a query row says were shown, best first, each once."""
-    hits = next((row[name] for name in HITS if isinstance(row.get(name), list)), [])
+    hits: list[Any] = next((row[name] for name in HITS if isinstance(row.get(name), list)), [])
     return tuple(dict.fromkeys(name for hit in hits[:SEARCH_ROWS_MAX] if (name := read_id(hit)) is not None))
 
 
