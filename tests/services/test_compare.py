@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,9 @@ from infra.commands.compare import compare
 from infra.commands.replay import replay
 from infra.replaying.importing import import_feedback
 from infra.runs.asked import asked_queries
-from search_env.catalogue.corpora import Query, write_queries
 from services.local import Endpoints
 from streams.kafka_settings import KafkaSettings
 from streams.traffic_events import Action, Feedback, LoggedChoice, Shown
-from tests.commands import ROOT, command, environment
-from tests.kafka_cluster import wait_until
 from tests.loop.conftest import quiet
 from tests.services.test_serving import in_kafka, serving, shop  # noqa: F401 - a fixture.
 
@@ -150,28 +145,3 @@ def test_sessions_without_propensities_are_not_evaluable_and_train_all_the_same(
     asked = asked_queries(app.home, unique_name, run="new")
     with asked.open("rb") as file:
         assert {msgspec.json.decode(line)["text"] for line in file} == {f"mug {number}" for number in range(5)}
-
-
-def test_a_simulation_that_is_killed_leaves_whole_events_and_a_server_that_answers(
-    shop: tuple[Path, str],  # noqa: F811
-    local_services: Endpoints,
-    tmp_path: Path,
-) -> None:
-    home, index = shop
-    queries, qrels = tmp_path / "asked.jsonl", tmp_path / "qrels.tsv"
-    write_queries(queries, [Query(id="q1", text="mug"), Query(id="q2", text="oak")])
-    qrels.write_text("query-id\tcorpus-id\tscore\nq1\tp1\t1\nq2\tp2\t1\n")
-    with serving(home, index, local_services) as server:
-        words = command(home, "simulate", server.url, "--queries", str(queries), "--qrels", str(qrels))
-        words += ["--impressions", "100000", "--rate", "50"]
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(local_services), stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(in_kafka(local_services, index, "impressions")) >= 20, "simulated searches")
-        process.kill()
-        assert process.wait(30) == -signal.SIGKILL
-        assert server.get("/search?query=mug")[0] == 200
-        wait_until(lambda: server.get("/ready")[1]["events_waiting_bytes"] == 0, "the events in Kafka")
-        seen = {each.impression_id: each for each in in_kafka(local_services, index, "impressions")}
-        done = in_kafka(local_services, index, "actions")
-    assert len(seen) >= 20
-    assert all(sum(each.offered.values()) == pytest.approx(1) for each in seen.values())
-    assert all(each.impression_id in seen for each in done), "no click without its impression"
