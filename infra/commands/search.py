@@ -15,7 +15,7 @@ from infra.app.progress import progress
 from infra.commands.dense import VectorOptions, check_vectors, search_by_vectors, vector_options
 from infra.commands.options import as_one, fields, need
 from infra.commands.results import warn
-from search_env.catalogue.corpora import Query, load_corpus, load_queries, write_run
+from search_env.catalogue.corpora import Query, Ranking, load_corpus, load_queries, write_run
 from streams.inputs.files import names_a_file
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 
@@ -28,6 +28,7 @@ class WordsOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature: float
     reranked: int
+    routes: Path | None
 
 
 words_options = as_one(
@@ -47,6 +48,12 @@ words_options = as_one(
         default=0,
         show_default=True,
         help="By words: number of documents per query to rerank by title and summary, with the index's cross-encoder.",
+    ),
+    click.option(
+        "--routes",
+        type=click.Path(path_type=Path),
+        help="By words: routes that `promote` made (runs/LIVE/routes/VERSION.json). Each query gets what its part may "
+        "be served, by the routes' version.",
     ),
 )
 
@@ -209,6 +216,7 @@ def search(
       searchloop search --index shop --queries q.jsonl --policy none --run-file raw.run
       searchloop search --index shop --queries q.jsonl --policy latest --run-file policy.run
       searchloop search --index shop --queries q.jsonl --policy none --rerank 50 --run-file reranked.run
+      searchloop search --index shop --queries q.jsonl --routes .searchloop/runs/live/routes/V.json --run-file s.run
       searchloop search --by vectors --index shop --texts lead --adapt 450 --queries q.jsonl --run-file lead.run
       searchloop search --by vectors --index shop --texts policy --run resume-0-t3 --queries q.jsonl --run-file p.run
     """
@@ -242,21 +250,31 @@ def _search_by_words(
     run_name: str | None,
     top: int,
 ) -> None:
+    from infra.promotion.served import served_rankings
+    from infra.promotion.state import read_routes_file
     from infra.recipes.leser.searching import search_queries
 
+    routes = read_routes_file(words.routes) if words.routes else None
     with progress() as report, app.running_services(report) as running:
-        for queries, out in asked:
-            found = search_queries(
+
+        def ranked(queries: Sequence[Query], version: str) -> dict[str, Ranking]:
+            return search_queries(
                 running,
                 queries,
                 index=index,
-                policy=policy,
+                policy=version,
                 run=run_name,
                 top=top,
                 report=report,
                 temperature=words.temperature,
                 reranked=words.reranked,
             )
+
+        for queries, out in asked:
+            if routes is None:
+                found = ranked(queries, policy)
+            else:
+                found = served_rankings(queries, ranked(queries, "none"), ranked(queries, routes.version), routes)
             write_run(out, found, tag=policy)
             click.echo(f"{out}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")
 

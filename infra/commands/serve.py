@@ -51,7 +51,8 @@ def serve(
     /snippet.js is the script for a shop's pages; /openapi.json describes all of them. Queries with a ready answer
     (`searchloop expand --keep`) need no model; others get the policy's answer within serve.tail_budget_ms, or raw
     results. Events wait on disk while Kafka is away. `searchloop listen` joins and stores them.
-    A new policy version or new answers are taken over while serving. SIGTERM ends the server after its last answer.
+    People get raw results until `searchloop promote` has admitted a version. A new policy version or new answers are
+    taken over while serving. SIGTERM ends the server after its last answer.
 
     \b
     Example:

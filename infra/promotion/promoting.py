@@ -19,6 +19,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.progress import Report
+from infra.promotion.decided import require_decided
 from infra.promotion.evidence import figures_of, gate, routes_with_log, seen_at_stage
 from infra.promotion.held_out import GateVerdict, routes_text
 from infra.promotion.state import RAMP_FILE, read_ramp, read_routes, write_routes
@@ -207,6 +208,7 @@ def _existing(app: App, run: str) -> Ramp:
     ramp = read_ramp(app.home.run(run))
     if ramp is None:
         raise SettingsError(f"run {run}: no version was promoted yet. Run: searchloop promote VERSION --run {run}")
+    require_decided(app, run, ramp)
     return ramp
 
 

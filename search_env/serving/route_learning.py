@@ -6,7 +6,8 @@ error alpha is shared among all comparisons (Bonferroni).
 
 Sources of evidence are asked in the order of trust: people's actions in the log, a user's judged queries, dev queries.
 The first source that proves a gain decides for the version. A source whose own queries show a loss decides against it,
-so a gain on dev queries counts only where people's own queries show no loss.
+so a gain on dev queries counts only where people's own queries show no loss. Dev queries are made from the catalogue:
+they may add results below the first raw ones, and only people's queries change the first ones.
 """
 
 from __future__ import annotations
@@ -98,17 +99,17 @@ def decide(seen: Mapping[str, PartGains], settings: RouteSettings, *, explore_lo
     asked = [seen[source] for source in TRUST if source in seen]
     below_is_safe = all(each.below_protect > -settings.loss_max - ROUNDING for each in asked)
     helped, below = [each.protect for each in asked], [each.below for each in asked] if below_is_safe else []
+    peoples = [seen[source].protect for source in TRUST if source in seen and source != DEV]
     action: RouteAction = "raw"
-    if _wins(helped, settings.loss_max):
+    if _wins(peoples, settings.loss_max):
         action = "helped"
     elif _wins(below, 0.0):
         action = "below"
     explored = action
-    if action == "raw":
-        if _harmless(helped, explore_loss_max):
-            explored = "helped"
-        elif below and below[0].own > ROUNDING and _harmless(below, explore_loss_max):
-            explored = "below"  # Below raw results a version that finds nothing more does no harm, and no good.
+    if _harmless(helped, explore_loss_max):
+        explored = "helped"
+    elif action == "raw" and below and below[0].own > ROUNDING and _harmless(below, explore_loss_max):
+        explored = "below"  # Below raw results a version that finds nothing more does no harm, and no good.
     return Part(action=action, explored=explored, seen=dict(seen))
 
 

@@ -7,6 +7,7 @@ words, or by how often people ask. A query of a part without evidence is raw.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import Annotated, Literal
 
 import msgspec
@@ -30,7 +31,7 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             'How queries are parted: "known" (whether training asked all their words), "words" (at most two, or more), '
             '"traffic" (at least 20 searches, or fewer), or "all".'
         ),
-    ] = "known"
+    ] = "words"
     protect: Annotated[str, describe("Measure in which people must lose nothing, as `evaluate` names it.")] = "nDCG@10"
     gain: Annotated[
         str, describe("Measure that must gain where a version's results stand below the first raw ones.")
@@ -152,9 +153,13 @@ class Router:
 
 
 def below(raw: Sequence[str], helped: Sequence[str], *, top: int, size: int) -> list[str]:
-    """Return the first `top` raw results, then the helped ones that are not among them, then the other raw ones."""
-    first = list(raw[:top])
-    return list(dict.fromkeys([*first, *helped, *raw]))[:size]
+    """Return the first `top` raw results, then helped and raw ones in turn, each once.
+
+    In turn, because helped results alone push out raw ones that were right.
+    """
+    first = set(raw[:top])
+    mixed = (name for pair in zip_longest((name for name in helped if name not in first), raw[top:]) for name in pair)
+    return [name for name in dict.fromkeys([*raw[:top], *mixed]) if name is not None][:size]
 
 
 def explored(base: str, versions: Collection[str], *, epsilon: float) -> dict[str, float]:

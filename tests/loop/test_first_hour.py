@@ -1,4 +1,4 @@
-"""The first hour of infra/LIVE.md: attach, serve, listen, and train on the queries that people asked."""
+"""The first hour of infra/LIVE.md: attach, serve, listen, train on what people asked, compare, promote, take back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 from elasticsearch import Elasticsearch
 
 from infra.app.home import Home
+from search_env.engine.index import load_manifest
+from search_env.leser.expansion_cache import Expanded, ExpansionCache
 from services.local import Endpoints
 from storage.log import open_log
 from streams.secrets import reveal
@@ -22,7 +24,7 @@ from tests.commands import ROOT, command, environment
 from tests.kafka_cluster import wait_until
 from tests.loop.conftest import SMALL
 from tests.secure_services import as_role
-from tests.services.test_attach import made_key, owner, rows, secure, template, winkel
+from tests.services.test_attach import KINDS, made_key, owner, rows, secure, template, winkel
 from tests.services.test_serving import Server
 
 __all__ = ["owner", "secure", "winkel"]
@@ -87,6 +89,7 @@ def everything(owner: Elasticsearch) -> Any:
     return owner.indices.get(index="*").body, owner.indices.get_alias(index="*").body, count
 
 
+@pytest.mark.timeout(1_800)
 def test_an_engineers_first_hour(owner: Elasticsearch, engineer: Engineer, tmp_path: Path) -> None:
     before = everything(owner)
     said = engineer.calls(
@@ -138,11 +141,108 @@ def test_an_engineers_first_hour(owner: Elasticsearch, engineer: Engineer, tmp_p
     with open_log(Home(engineer.home).run(LEARNED)) as log:
         trained_on = {row["query"] for row in log.rows("SELECT DISTINCT query FROM rewards")}
     assert trained_on & set(asked), "people's queries train"
+    hour = PromotedHour(engineer, tmp_path)
     with engineer.serves(
-        "--learned", LEARNED, "--policy", "latest", SEARCHLOOP_SERVE__TAIL_BUDGET_MS="10000"
+        "--learned", LEARNED, "--policy", "latest", SEARCHLOOP_SERVE__TAIL_BUDGET_MS="10000", **EXPLORING
     ) as server:
         words = server.get("/expand?query=steel+mug")[1]
         version = server.get("/ready")[1]["policy"]
-        assert set(words["offered"]) <= {"", version}
+        assert (words["offered"], words["policy"]) == ({"": 1.0}, ""), "nobody is served before the gate"
         assert version.endswith("-000002")
+        hour.goes_on(server, version)
     assert everything(owner) == before, "nothing is written to the owner's cluster"
+
+
+SYNONYMS = {"crimson": "red", "emerald": "green", "navy": "blue", "ebony": "black", "ivory": "white"}
+OPPOSITES = dict(zip(SYNONYMS, [*list(SYNONYMS.values())[1:], "red"], strict=True))
+# Short stages, and a large share for exploration: so the hour ends within minutes of this machine.
+EXPLORING = {
+    "SEARCHLOOP_SERVE__EPSILON": "0.8",
+    "SEARCHLOOP_SERVE__INTERLEAVE": "0.4",
+    "SEARCHLOOP_SERVE__RELOAD_SECONDS": "0.2",
+    "SEARCHLOOP_SERVE__SEARCH_TIMEOUT_MS": "9000",
+}
+RAMPING = {
+    "SEARCHLOOP_RAMP__STAGES": "[0.5, 0.6, 1.0]",
+    "SEARCHLOOP_RAMP__IMPRESSIONS_MIN": "60",
+    "SEARCHLOOP_RAMP__HARM_MAX": "0.3",
+    "SEARCHLOOP_JOIN__BOTS__DWELL_MS": "0",  # Simulated people click at once.
+}
+
+
+class PromotedHour:
+    """The rest of the hour: compare, promote, break the version, and see it taken back. The people are simulated."""
+
+    def __init__(self, engineer: Engineer, folder: Path) -> None:
+        self._engineer = engineer
+        engineer.variables |= EXPLORING | RAMPING
+        self._queries, self._qrels = folder / "judged.jsonl", folder / "judged.tsv"
+        self._seed = 0
+        shop = [row for row in rows() if row["voorraad"] >= 1]
+        self._asked = {f"{word} {kind}": word for kind in KINDS for word in SYNONYMS}
+        lines, judgments = [], ["query-id\tcorpus-id\tscore"]
+        for number, (query, word) in enumerate(self._asked.items()):
+            lines.append(json.dumps({"_id": f"q{number}", "text": query}))
+            right = f"{SYNONYMS[word]} {query.split()[1]} "
+            judgments += [f"q{number}\t{row['sku']}\t{int(row['naam'].startswith(right))}" for row in shop]
+        self._queries.write_text("\n".join(lines))
+        self._qrels.write_text("\n".join(judgments) + "\n")
+
+    def goes_on(self, server: Server, version: str) -> None:
+        self._answers(version, SYNONYMS)
+        wait_until(lambda: server.get("/ready")[1]["ready_answers"] == len(self._asked), "the answers")
+        people = self._people(server, 30)
+        assert set(people) == {""}, "nobody is served before the gate"
+        # The gate, with the engineer's own judged queries.
+        judged = ("--queries", str(self._queries), "--qrels", str(self._qrels))
+        admitted = self._promote(version, "--once", *judged)
+        assert admitted["kind"] == "admit", admitted
+        wait_until(lambda: version in server.get("/search?query=crimson+mug")[1]["routes"], "the routes")
+        people = self._people(server, 400)
+        assert {"", version, "interleaved"} <= set(people)
+        assert people[version]["quality"] > people[""]["quality"]
+        (duel,) = json.loads(self._engineer.calls("compare", "--run", "live", "--json"))["duels"]
+        assert (duel["one"], duel["other"], duel["high"] < 0) == ("", version, True), "people prefer the version"
+        assert self._promote(version, "--once")["kind"] == "start"
+        wait_until(lambda: set(self._people(server, 10, stored=False)) <= {"", version}, "no list to be interleaved")
+        self._people(server, 300)
+        assert self._promote("--once")["step"]["kind"] == "advance"
+        self._answers(version, OPPOSITES)  # It breaks: now it asks for another colour.
+        people = self._people(server, 600)
+        assert people[version]["quality"] < people[""]["quality"]
+        taken_back = self._promote("--once")
+        assert (taken_back["step"]["kind"], taken_back["ramp"]["status"]) == ("roll back", "rolled back")
+        wait_until(lambda: set(self._people(server, 20, stored=False)) == {""}, "everybody to be safe")
+        self._store()
+        decided = json.loads(self._engineer.calls("promote", "--why", "--json"))
+        assert [each["kind"] for each in decided] == ["admit", "start", "advance", "roll back"]
+        assert all(each["evidence"] and each["reason"] for each in decided)
+
+    def _answers(self, version: str, colours: dict[str, str]) -> None:
+        """Keep these words as the version's ready answers."""
+        home = Home(self._engineer.home)
+        name = load_manifest(home.index("shop")).name
+        cache = ExpansionCache(home.run(LEARNED), policy=version, index_version=name)
+        cache.keep(
+            Expanded(query_id="q", query=query, expansions=(colours[word],), valid=True, text="", policy=version)
+            for query, word in self._asked.items()
+        )
+
+    def _people(self, server: Server, count: int, *, stored: bool = True) -> dict[str, Any]:
+        """Let simulated people search, store what they did, and return the counts by policy."""
+        self._seed += 1
+        crowd = ("--impressions", str(count), "--rate", "25", "--clients", "2000", "--seed", str(self._seed))
+        judged = ("--queries", str(self._queries), "--qrels", str(self._qrels))
+        found = json.loads(self._engineer.calls("simulate", server.url, *judged, *crowd, "--json"))
+        assert found["failed"] * 10 <= count, "a busy machine is slow, and no more"
+        if stored:
+            wait_until(lambda: server.get("/ready")[1]["events_waiting_bytes"] == 0, "the events to reach Kafka")
+            self._store()
+        by_policy: dict[str, Any] = found["by_policy"]
+        return by_policy
+
+    def _store(self) -> None:
+        self._engineer.calls("listen", "--run", "live", "--until-read", "--json")
+
+    def _promote(self, *arguments: str) -> Any:
+        return json.loads(self._engineer.calls("promote", *arguments, "--run", "live", "--json"))

@@ -121,6 +121,11 @@ def test_a_version_goes_from_the_held_out_gate_to_the_log_and_a_roll_back_withdr
     said = f"another .* follows it .process {os.getpid()} "
     with following(app, run), pytest.raises(SettingsError, match=said), following(app, run):
         pass
+    forged = msgspec.structs.replace(ramp, status="serves", share=1.0)
+    (folder / RAMP_FILE).write_bytes(msgspec.json.encode(forged))
+    with pytest.raises(SettingsError, match=r"stands at 100.0% \(serves\), but no decision in the log says so"):
+        look(app, run)
+    (folder / RAMP_FILE).write_bytes(msgspec.json.encode(ramp))
     by_person(app, run, "roll back")
     assert read_routes(folder, VERSION).status == "withdrawn"  # type: ignore[union-attr]
     assert needs_gate(app, run, VERSION)

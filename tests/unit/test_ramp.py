@@ -11,6 +11,7 @@ import pytest
 from infra.promotion.evidence import gate, seen_at_stage
 from search_env.serving.ramp import Ramp, RampSettings, StageResult, Step, next_step, offered_by, taken
 from storage.offpolicy.traffic import RAW, Traffic
+from storage.online.shares import share_p_value
 
 VERSION = "1-new-000001"
 SETTINGS = RampSettings(impressions_min=100, harm_max=0.05)
@@ -134,3 +135,16 @@ def test_the_gate_opens_for_a_version_for_which_the_log_speaks_and_for_no_other(
         opened, reason, _ = gate(log, VERSION, RAW, RampSettings())
         assert not opened
         assert said in reason
+
+
+def test_clients_and_not_their_searches_tell_whether_the_shares_match() -> None:
+    random = np.random.default_rng(3)
+    ramp = msgspec.structs.replace(RAMP, share=0.25)
+    sides = random.random(60) < ramp.share  # One client always gets the same side.
+    stage = traffic(random, 6_000, ramp.share, (0.3, 0.3))
+    policies = [VERSION if sides[number % 60] else RAW for number in range(6_000)]
+    stage = msgspec.structs.replace(stage, policies=policies, clients=[f"c{number % 60}" for number in range(6_000)])
+    found = seen_at_stage(stage, ramp, SETTINGS)
+    by_searches = {"version": found.treated, "others": found.others}
+    assert share_p_value(by_searches, {"version": 0.25, "others": 0.75}) < SETTINGS.mismatch_alpha
+    assert found.mismatch > SETTINGS.mismatch_alpha

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from infra.promotion.held_out import GateVerdict, HeldOutRuns, judge_version, without_trained
+from infra.promotion.served import served_rankings
 from infra.serving.offering import Offer, make_offer, may_serve
+from search_env.catalogue.corpora import Query, Ranking
 from search_env.serving.ramp import Ramp, RampSettings
 from search_env.serving.route_learning import (
     DEV,
@@ -59,7 +61,7 @@ def test_a_query_has_one_part_that_its_text_decides(query: str, by: By, name: st
 
 
 def test_below_the_first_raw_results_come_the_helped_ones_and_none_twice() -> None:
-    assert below(["a", "b", "c", "d"], ["x", "a", "c", "y"], top=2, size=10) == ["a", "b", "x", "c", "y", "d"]
+    assert below(["a", "b", "c", "d"], ["x", "a", "c", "y"], top=2, size=10) == ["a", "b", "x", "c", "d", "y"]
     assert below(["a", "b", "c"], ["x"], top=2, size=2) == ["a", "b"], "a list that raw results fill is raw"
 
 
@@ -130,9 +132,9 @@ WINS, LOSES, UNSURE, HARMS = bound(0.1, 0.05), bound(-0.01, -0.03), bound(0.01, 
 @pytest.mark.parametrize(
     ("evidence", "action", "shown"),
     [
-        ({DEV: seen(WINS)}, "helped", "helped"),
+        ({DEV: seen(WINS)}, "below", "helped"),
         ({DEV: seen(WINS), JUDGED: seen(LOSES)}, "raw", "helped"),
-        ({DEV: seen(WINS), JUDGED: seen(UNSURE)}, "helped", "helped"),
+        ({DEV: seen(WINS), JUDGED: seen(UNSURE)}, "below", "helped"),
         ({DEV: seen(WINS), JUDGED: seen(HARMS)}, "raw", "raw"),
         ({DEV: seen(HARMS), JUDGED: seen(WINS)}, "helped", "helped"),
         ({JUDGED: seen(WINS), LOG: seen(HARMS)}, "raw", "raw"),
@@ -281,6 +283,17 @@ def test_a_version_that_ranks_worse_but_finds_more_stands_below_the_first_raw_re
     assert found.routes.parts["short"].action == "below", found.reason
     assert found.figures["served"] == 0.0
     assert found.figures["served_gain_low"] > 0
+
+
+def test_rankings_are_served_as_the_routes_say() -> None:
+    queries = [Query(id="short", text="mug"), Query(id="long", text="a big red mug")]
+    raw = {query.id: Ranking([f"r{rank}" for rank in range(12)], [1.0] * 12) for query in queries}
+    helped = {query.id: Ranking(["h0", "r0"], [2.0, 1.0]) for query in queries}
+    found = served_rankings(queries, raw, helped, routes({"short": ("below", "helped")}))
+    assert found["short"].ids == [*raw["short"].ids[:10], "h0", "r10"]
+    assert found["long"] == raw["long"], "nothing is known about long queries"
+    everywhere = routes({"short": ("helped", "helped"), "long": ("helped", "helped")})
+    assert served_rankings(queries, raw, helped, everywhere) == helped
 
 
 def test_queries_that_training_asked_are_left_out() -> None:
