@@ -25,11 +25,22 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int = 0
 
 
+class LoggedChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The choice behind a logged search, as it was logged: `policy`, `action_propensity` and `offered` of `Impression`.
+
+    Nothing is checked here. Off-policy evaluation leaves out what is no probability, and counts it.
+    """
+
+    policy: str = ""
+    action_propensity: float | None = None
+    offered: dict[str, float] = {}
+
+
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_field="event"):
     """One search by a person: the results that were shown and the actions on them. One record is one whole search.
 
     feedback_id: a function of the traffic, so that the first record of one search in the log counts. application,
-    client, session: as the traffic names them, "" if it does not.
+    client, session: as the traffic names them, "" if it does not. choice: absent if the traffic logged none.
     """
 
     feedback_id: str
@@ -42,6 +53,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag="feedback/1", tag_
     session: str = ""
     at_ms: int = 0
     made_at_ms: int = 0
+    choice: LoggedChoice | msgspec.UnsetType = msgspec.UNSET
 
 
 class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="impression/1", tag_field="event"):

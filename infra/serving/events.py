@@ -22,6 +22,7 @@ PseudonymsOf = Callable[[str, str], tuple[str, str]]
 
 NAME_CHARACTERS_MAX = 100
 HITS_MAX = 1_000
+CHOICES_MAX = 100
 HIT_IDS = ("query_response_hit_ids", "query_response_object_ids")
 
 
@@ -94,6 +95,13 @@ def _impression(event: dict[str, Any], now_ms: int, pseudonyms: PseudonymsOf) ->
     propensity = attributes.get("action_propensity")
     if propensity is not None and not (isinstance(propensity, int | float) and 0 < propensity <= 1):
         raise Refused(f"query_attributes.action_propensity: expected a number above 0, at most 1, got {propensity!r}")
+    offered = _object(attributes.get("offered"))
+    if len(offered) > CHOICES_MAX or not all(
+        isinstance(each, int | float) and 0 < each <= 1 for each in offered.values()
+    ):
+        raise Refused(
+            f"query_attributes.offered: expected at most {CHOICES_MAX} numbers above 0, at most 1, got others"
+        )
     query_id = _id(event.get("query_id"), "query_id")
     at_ms = _time(event.get("timestamp"), now_ms)
     client, session = pseudonyms(_visitor(event.get("client_id")), _visitor(event.get("session_id")))
@@ -108,6 +116,7 @@ def _impression(event: dict[str, Any], now_ms: int, pseudonyms: PseudonymsOf) ->
         at_ms=at_ms,
         policy=_visitor(attributes.get("policy")),
         action_propensity=None if propensity is None else float(propensity),
+        offered={_visitor(name): float(each) for name, each in offered.items()},
         made_at_ms=now_ms,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from streams.traffic_events import Feedback, Impression, UserAction
+import msgspec
+
+from streams.traffic_events import Feedback, Impression, LoggedChoice, UserAction
 
 
 def as_live(search: Feedback, *, logged_ms: int) -> tuple[Impression, list[UserAction]]:
@@ -11,6 +13,7 @@ def as_live(search: Feedback, *, logged_ms: int) -> tuple[Impression, list[UserA
     logged_ms: the time of its record, for a search or an action whose own time is not known.
     """
     at_ms = search.at_ms or logged_ms
+    choice = LoggedChoice() if search.choice is msgspec.UNSET else search.choice
     impression = Impression(
         impression_id=search.feedback_id,
         query_id=search.query_id,
@@ -20,6 +23,9 @@ def as_live(search: Feedback, *, logged_ms: int) -> tuple[Impression, list[UserA
         session=search.session,
         shown=search.shown,
         at_ms=at_ms,
+        policy=choice.policy,
+        action_propensity=choice.action_propensity,
+        offered=choice.offered,
     )
     actions = [
         UserAction(

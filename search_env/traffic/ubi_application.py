@@ -14,10 +14,11 @@ from search_env.traffic.limits import SEARCH_ROWS_MAX, UNREADABLE, VISITOR_CHARA
 from streams.inputs.counts import Counted
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 from streams.inputs.values import join_ids, read_id, read_rank, read_time_ms
-from streams.traffic_events import Action, Feedback, Shown
+from streams.traffic_events import Action, Feedback, LoggedChoice, Shown
 
 IMPRESSION = "impression"
 CLICKS = frozenset({"click", "item_click"})
+HITS = ("query_response_hit_ids", "query_response_object_ids")
 Row = dict[str, Any]
 
 
@@ -25,10 +26,11 @@ class ApplicationSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The counts of one application's log. Every row is counted once:
 
     query_rows = searches - searches_of_events + repeated + queries_without_id + queries_without_text +
-    queries_unreadable; event_rows = shown + shown_again + actions + without_query + other + rejected + unreadable +
-    beyond.
+    queries_unreadable; event_rows = shown - shown_by_queries + shown_again + actions + without_query + other + rejected
+    + unreadable + beyond.
 
-    searches, shown, actions: as in the feedback. searches_of_events: searches known only from their events.
+    searches, shown, actions: as in the feedback. shown_by_queries: the part of `shown` that comes from query rows.
+    searches_of_events: searches known only from their events.
     first_ordinal: the first of its positions (0 or 1).
     repeated: rows of the query file that name an earlier search, or that equal an earlier row without an id.
     queries_without_id, queries_without_text: rows that name no search, and searches without a known text.
@@ -48,6 +50,7 @@ class ApplicationSummary(msgspec.Struct, frozen=True, kw_only=True):
     searches: int
     searches_of_events: int
     shown: int
+    shown_by_queries: int
     actions: int
     first_ordinal: int
     orphans: int
@@ -67,12 +70,17 @@ class ApplicationSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Search(NamedTuple):
-    """A search as its query row describes it. text: cleaned; "" if it has none."""
+    """A search as its query row describes it. text: cleaned; "" if it has none.
+
+    choice, hits: what a server of ours chose and showed, as `export-ubi` writes it; None and empty in other logs.
+    """
 
     text: str
     client: str
     at_ms: int | None
     line: int
+    choice: LoggedChoice | None = None
+    hits: tuple[str, ...] = ()
 
 
 class _Event(NamedTuple):
@@ -98,7 +106,7 @@ class ApplicationLog:
         self._events: list[_Event] = []
         self._unnamed: set[bytes] = set()
         self._cuts = Cuts()
-        self._query_rows = self._event_rows = 0
+        self._query_rows = self._event_rows = self._shown_by_queries = 0
 
     def add_query(self, number: int, row: Row) -> None:
         """Read a row of the query file. Of rows that name the same search, the first with a text counts."""
@@ -115,8 +123,14 @@ class ApplicationLog:
             self.queries_left_out.add("repeated", number)
             if known.text:
                 return
+        choice = _choice(row)
         self._searches[query_id] = _Search(
-            self._text(row, number), _visitor(row.get("client_id")), read_time_ms(row.get("timestamp")), number
+            self._text(row, number),
+            _visitor(row.get("client_id")),
+            read_time_ms(row.get("timestamp")),
+            number,
+            choice,
+            _hits(row) if choice else (),
         )
 
     def add_unreadable_query(self, number: int, said: str) -> None:
@@ -214,6 +228,9 @@ class ApplicationLog:
                 self.events_left_out.add("shown_again", event.line)
             shown.setdefault(event.document_id, event.ordinal + 1 - base)
         search, first = self._searches.get(query_id), events[0] if events else None
+        if search and not shown:
+            shown = {document: rank for rank, document in enumerate(search.hits, start=1)}
+            self._shown_by_queries += len(shown)
         began = search.at_ms if search else None
         return Feedback(
             feedback_id=join_ids(self.name, query_id),
@@ -234,6 +251,7 @@ class ApplicationLog:
             client=(search.client if search else "") or (first.client if first else ""),
             session=first.session if first else "",
             at_ms=began if began is not None else min((event.at_ms for event in events), default=0),
+            choice=search.choice if search and search.choice else msgspec.UNSET,
         )
 
     def _summary(self, feedback: list[Feedback], base: int, rejected: set[int]) -> ApplicationSummary:
@@ -250,6 +268,7 @@ class ApplicationLog:
             searches=len(feedback),
             searches_of_events=sum(each.query_id not in self._searches for each in feedback),
             shown=sum(len(each.shown) for each in feedback),
+            shown_by_queries=self._shown_by_queries,
             actions=sum(len(each.actions) for each in feedback),
             first_ordinal=base,
             orphans=orphans,
@@ -276,6 +295,28 @@ def _impossible(events: list[_Event], base: int) -> set[int]:
     shown = Counter(e.ordinal + 1 - base for e in events if e.kind == IMPRESSION and e.ordinal is not None)
     clicked = Counter(e.ordinal + 1 - base for e in events if e.kind in CLICKS and e.ordinal is not None)
     return {rank for rank, count in clicked.items() if count > shown[rank]} if shown else set()
+
+
+def _choice(row: Row) -> LoggedChoice | None:
+    """Return the choice that a query row logs, as far as it is one; None if it names no policy."""
+    attributes = _object(row.get("query_attributes"))
+    policy, propensity, offered = (attributes.get(name) for name in ("policy", "action_propensity", "offered"))
+    if not isinstance(policy, str) or (name := _visitor(policy)) != policy:
+        return None
+    try:
+        return LoggedChoice(
+            policy=name,
+            action_propensity=msgspec.convert(propensity, float | None),
+            offered=msgspec.convert(offered or {}, dict[str, float]),
+        )
+    except msgspec.ValidationError:
+        return LoggedChoice(policy=name)
+
+
+def _hits(row: Row) -> tuple[str, ...]:
+    """Return the documents that a query row says were shown, best first, each once."""
+    hits: list[Any] = next((row[name] for name in HITS if isinstance(row.get(name), list)), [])
+    return tuple(dict.fromkeys(name for hit in hits[:SEARCH_ROWS_MAX] if (name := read_id(hit)) is not None))
 
 
 def _rank(item: tuple[str, int]) -> tuple[int, str]:

@@ -128,7 +128,7 @@ class RewardModel:
         self._folds = np.array([fold_of[query] for query in traffic.queries])
         actions = sorted({*traffic.policies, *(policy for offer in traffic.offered for policy in offer)} | {RAW})
         self._numbers = {action: number for number, action in enumerate(actions)}
-        taken = np.array([self._numbers[policy] for policy in traffic.policies])
+        taken = np.array([self._numbers[policy] for policy in traffic.policies], dtype=np.int64)
         self._means = np.zeros((FOLDS, len(actions)))
         for fold in range(FOLDS):
             others = self._folds != fold

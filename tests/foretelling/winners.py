@@ -25,14 +25,25 @@ def interleaved(random: np.random.Generator) -> tuple[bool, bool]:
     return bool(np.any((found.low > 0) | (found.high < 0))), bool(np.any(np.abs(means / errors)[59:] > 1.96))
 
 
-def arms(random: np.random.Generator, part: float, worth: Floats, chances: Floats) -> tuple[bool, bool]:
-    """Return the same for two arms of a split. part: of the treated arm. worth, chances: what a search may earn."""
+def arms(
+    random: np.random.Generator, part: float, worth: Floats, chances: Floats, searches: int = 1
+) -> tuple[bool, bool]:
+    """Return the same for two arms of a split of people.
+
+    part: of the treated arm. worth, chances: what a search may earn. searches: of a person, on average; with more than
+    one, a person clicks everything or nothing half of the time.
+    """
+    people = random.integers(LENGTH // searches, size=LENGTH) if searches > 1 else np.arange(LENGTH)
     values = random.choice(worth, p=chances, size=LENGTH)
-    treated = random.random(LENGTH) < part
+    if searches > 1:
+        steady, always = random.random((2, LENGTH)) < [[0.5], [chances[1]]]
+        values = np.where(steady[people], always[people].astype(float), values)
+    treated = (random.random(LENGTH) < part)[people]
     ours = theirs = False
     for count in LOOKS:
         here, there = values[:count][treated[:count]], values[:count][~treated[:count]]
-        found = mean_difference(Values.of(here), Values.of(there))
+        sides = [people[:count][treated[:count]], people[:count][~treated[:count]]]
+        found = mean_difference(Values.of_clusters(here, sides[0]), Values.of_clusters(there, sides[1]))
         ours |= found.low > 0 or found.high < 0
         if min(len(here), len(there)) >= 30:
             error = np.sqrt(here.var(ddof=1) / len(here) + there.var(ddof=1) / len(there))
@@ -58,6 +69,7 @@ TESTS = {
     "two halves, clicks": lambda random: arms(random, 0.5, *CLICKS),
     "a share of 5 %, clicks": lambda random: arms(random, 0.05, *CLICKS),
     "a share of 5 %, one click in twenty buys (worth 10)": lambda random: arms(random, 0.05, *BUYS),
+    "two halves of people with 10 searches each, who have their ways": lambda random: arms(random, 0.5, *CLICKS, 10),
     "shares of the searches (alarm at .05)": shares,
 }
 

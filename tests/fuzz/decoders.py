@@ -216,7 +216,7 @@ def ubi_that_adds_up(folder: Path) -> list[Feedback]:
         assert each.query_rows == each.searches - each.searches_of_events + (
             each.repeated + each.queries_without_id + each.queries_without_text + each.queries_unreadable
         )
-        assert each.event_rows == each.shown + each.shown_again + each.actions + (
+        assert each.event_rows == each.shown - each.shown_by_queries + each.shown_again + each.actions + (
             each.without_query + each.other + each.rejected + each.unreadable + each.beyond
         )
     assert len(found) == len({each.feedback_id for each in found}) == sum(each.searches for each in summaries)

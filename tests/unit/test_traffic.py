@@ -148,7 +148,7 @@ def assert_adds_up(summary: ApplicationSummary) -> None:
     assert summary.query_rows == used + (
         summary.repeated + summary.queries_without_id + summary.queries_without_text + summary.queries_unreadable
     )
-    assert summary.event_rows == summary.shown + summary.shown_again + summary.actions + (
+    assert summary.event_rows == summary.shown - summary.shown_by_queries + summary.shown_again + summary.actions + (
         summary.without_query + summary.other + summary.rejected + summary.unreadable + summary.beyond
     )
 
