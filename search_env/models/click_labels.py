@@ -80,7 +80,7 @@ def click_labels(
     counts = count_pairs(lists, model, bounds)
     moved = np.flatnonzero(counts.ranks > 1)
     table = _table(model, exponent)
-    estimated = model in ("pbm", "ubm") and len(moved) >= MOVED_PAIRS_MIN and counts.clicked.sum() > 0
+    estimated = model in ("pbm", "ubm") and len(moved) >= MOVED_PAIRS_MIN and counts.told.clicks > 0
     by_cell = table
     if estimated:
         impressions = counts.shown[moved].sum(axis=1).A1

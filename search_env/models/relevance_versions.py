@@ -67,7 +67,7 @@ def version_folder(folder: Path, version: str) -> Path:
         return found
     if (folder / "manifest.json").is_file() and _manifest(folder).name == name:
         return folder
-    known = sorted(path.name for place in (LABELS, VERSIONS) for path in (folder / place).glob("[!.]*"))
+    known = [name for of in (LABELS, VERSIONS) for name in sorted(path.name for path in (folder / of).glob("[!.]*"))]
     raise RelevanceError(
         f"relevance.version: expected one of {', '.join(known) or '(there are none yet)'}, got {version[:70]!r}. "
         "Run: searchloop relevance"
