@@ -165,8 +165,7 @@ def _cells(found: _Occurrences, model: BiasModel) -> Integers:
         return found.rank
     if model == "ubm":
         return found.rank * RANKS_MAX + np.maximum(found.rank - found.above, 0)
-    below: Integers = ((found.last > 0) & (found.rank + 1 > found.last)).astype(np.int64)
-    return below * NOT_EXAMINED
+    return np.where((found.last > 0) & (found.rank + 1 > found.last), NOT_EXAMINED, 0).astype(np.int64)
 
 
 def _weights(found: _Occurrences, client: Integers, bounds: ClientBounds) -> Doubles:
