@@ -14,6 +14,11 @@ A pair's attraction is then its clicks divided by its examinations, Σ clicks / 
 weighting normalized by itself (Swaminathan and Joachims, NeurIPS 2015). It is drawn to the mean of all pairs by
 `PRIOR_EXAMINATIONS`. Where we differ: an attraction is no relevance, so the labels are attractions divided by a high
 quantile of all of them, and at most 1.
+
+Where clicks alone train the model (`alone`), nothing else says what an unclicked document is, and a label that is drawn
+to the mean would say that it is half relevant. The label is then C / max(Θ, C), for C clicks and Θ examinations, and it
+weighs max(Θ, C): the cross-entropy is C log p + max(Θ − C, 0) log(1 − p), the position-based model's unbiased loss
+times Θ with its negative part cut. Weights saturate at `WEIGHT_MAX`, so that no pair outweighs many others.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ MOVED_PAIRS_MAX = 50_000  # The most shown of them are enough.
 # with clients bounded, all 38,695 moved pairs gave θ_3 = .20, the 3,000 most shown .76, and .71 was planted.
 IMPRESSIONS_MIN = 20
 QUANTILE = 0.95
+WEIGHT_MAX = 20.0
 
 
 class ClickLabels(NamedTuple):
@@ -71,11 +77,13 @@ def click_labels(
     exponent: float,
     model: BiasModel = "pbm",
     bounds: ClientBounds | None = None,
+    alone: bool = False,
 ) -> ClickLabels:
-    """Return the labels of all documents that were examined at least once, in expectation.
+    """Return the labels of all documents that were examined at least once, in expectation; alone: of all shown ones.
 
     exponent: η of θ_k = k^−η, used where the lists cannot tell θ. model: how people examine. bounds: how much one
-    client may count. Without a click there are no labels.
+    client may count. alone: clicks alone train the model, as above; a confidence is then a weight of at most
+    `WEIGHT_MAX`. Without a click there are no labels.
     """
     counts = count_pairs(lists, model, bounds)
     moved = np.flatnonzero(counts.ranks > 1)
@@ -96,12 +104,17 @@ def click_labels(
     examined = counts.shown @ by_cell  # [P]
     clicks = counts.clicked.sum(axis=1).A1
     kept = examined >= EXAMINATIONS_MIN
-    if not clicks.sum() or not kept.any():
+    if not clicks.sum() or not (alone or kept.any()):
         return nothing
-    mean = clicks.sum() / examined.sum()
-    attraction = (clicks + PRIOR_EXAMINATIONS * mean) / (examined + PRIOR_EXAMINATIONS)
-    labels = np.minimum(attraction / np.quantile(attraction[kept], QUANTILE), 1.0)
-    confidence = examined / (examined + PRIOR_EXAMINATIONS)
+    if alone:
+        kept = examined > 0
+        weight = np.maximum(np.maximum(examined, clicks), 1e-9)
+        labels, confidence = clicks / weight, weight / (1 + weight / WEIGHT_MAX)
+    else:
+        mean = clicks.sum() / examined.sum()
+        attraction = (clicks + PRIOR_EXAMINATIONS * mean) / (examined + PRIOR_EXAMINATIONS)
+        labels = np.minimum(attraction / np.quantile(attraction[kept], QUANTILE), 1.0)
+        confidence = examined / (examined + PRIOR_EXAMINATIONS)
     found: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     for place in np.flatnonzero(kept).tolist():
         query, document = counts.pairs[place]

@@ -26,6 +26,7 @@ from search_env.models.training_pairs import PairMaker
 
 Progress = Callable[[str, int, int], None]
 QUERIES_MIN = 20
+CALIBRATED_MAX = 50_000
 LEAF_SHARE = 100  # A leaf has at least this part of the pairs, if that is less than the setting.
 
 
@@ -66,15 +67,21 @@ def train_on_people(
     constant = float(base.predict(np.zeros((1, len(FEATURES))), raw_score=True)[0])
     raw = [constant + forest.added(each.query, each.block.features) for each in people]
     everything = np.concatenate(raw)
-    weights = np.concatenate([np.broadcast_to(each.block.weight, len(each.block.labels)) for each in people])
-    fitted, offset = platt(everything, labels.astype(np.float64))
+    weights = np.concatenate([np.broadcast_to(each.block.weight, len(each.block.labels)) for each in people]).astype(
+        np.float64
+    )
+    # As often as they weigh: a click at a deep rank says more than no click there.
+    drawn = np.random.default_rng(pairs.settings.seed).choice(
+        len(labels), size=min(len(labels), CALIBRATED_MAX), p=weights / weights.sum()
+    )
+    fitted, offset = platt(everything[drawn], labels[drawn].astype(np.float64))
     scale = max(fitted, SCALE_MIN)
     likely = labels >= np.average(labels, weights=weights)
     measures = {
         "held_out_queries": float(queries),
-        "held_out_auc": area_under_curve(everything, likely),
-        "held_out_ece": calibration_error(sigmoid(scale * everything + offset), labels),
-        "held_out_mean_relevance": float(labels.mean()),
+        "held_out_auc": area_under_curve(everything[drawn], likely[drawn]),
+        "held_out_ece": calibration_error(sigmoid(scale * everything[drawn] + offset), labels[drawn]),
+        "held_out_mean_relevance": float(labels[drawn].mean()),
     }
     manifest = RelevanceManifest(
         model_sha256=hashlib.sha256(base_text.encode()).hexdigest(),

@@ -120,7 +120,13 @@ def _clicked(log: ClickedLog, sources: SourceSettings) -> tuple[ClickFit, Labels
     """Return the description of a log's clicks, and its labels; none if clicks have no weight."""
     lists = of_some_clients(log.lists, sources.click_clients) if sources.clicks else ()
     bounds = ClientBounds(sources.click_pair_max, sources.click_lists_max)
-    found = click_labels(lists, exponent=sources.click_position_exponent, model=sources.click_model, bounds=bounds)
+    found = click_labels(
+        lists,
+        exponent=sources.click_position_exponent,
+        model=sources.click_model,
+        bounds=bounds,
+        alone=is_alone(sources),
+    )
     told = found.told
     fit = ClickFit(
         run=log.run,
