@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -36,6 +36,32 @@ class Environment(Protocol):
 
     def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
         """Return one reward for each group whose candidates are all `failed`."""
+
+
+@runtime_checkable
+class WaitingEnvironment(Environment, Protocol):
+    """An environment whose groups stay open until enough has come in for their rewards, many at once."""
+
+    @property
+    def counted(self) -> int:
+        """Return the number of things that have come in; it only grows."""
+
+    @property
+    def room(self) -> int:
+        """Return how many more groups may be opened."""
+
+    @property
+    def open_groups(self) -> int:
+        """Return the number of groups that wait."""
+
+    def open(self, inputs: Inputs) -> None:
+        """Open groups; one that is open already stays as it is."""
+
+    def closed(self) -> list[Reward]:
+        """Return the rewards of the groups that have closed since the last call."""
+
+    def drop(self, lost: Callable[[Position], bool]) -> None:
+        """Forget the open groups at these places."""
 
 
 class ScoringEnvironment(ABC):
@@ -99,6 +125,41 @@ class ShuffledRewards:
     def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
         """Return the other environment's failures unchanged."""
         return self._environment.failed_many(inputs, error=error)
+
+
+class ShuffledWaitingRewards(ShuffledRewards):
+    """The same control over an environment whose groups wait."""
+
+    def __init__(self, environment: WaitingEnvironment) -> None:
+        super().__init__(environment)
+        self._waiting = environment
+
+    @property
+    def counted(self) -> int:
+        """Return the other environment's number."""
+        return self._waiting.counted
+
+    @property
+    def room(self) -> int:
+        """Return the other environment's room."""
+        return self._waiting.room
+
+    @property
+    def open_groups(self) -> int:
+        """Return the other environment's number of open groups."""
+        return self._waiting.open_groups
+
+    def open(self, inputs: Inputs) -> None:
+        """Open groups in the other environment."""
+        self._waiting.open(inputs)
+
+    def closed(self) -> list[Reward]:
+        """Return the other environment's rewards, shuffled within each group."""
+        return [shuffled(reward) for reward in self._waiting.closed()]
+
+    def drop(self, lost: Callable[[Position], bool]) -> None:
+        """Forget open groups of the other environment."""
+        self._waiting.drop(lost)
 
 
 def all_failed(readable: Iterable[bool], error: str) -> tuple[Outcome, ...]:

@@ -21,6 +21,7 @@ Built = tuple[str, Columns]
 
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 NUMBERS = pa.map_(pa.string(), pa.float64())
+TEXTS = pa.map_(pa.string(), pa.string())
 POSITIONS = pa.map_(pa.int64(), pa.int64())
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from storage.columns import (
     NUMBERS,
+    TEXTS,
     Built,
     Columns,
     booleans,
@@ -53,6 +54,7 @@ def impressions(records: list[Received], events: list[Impression]) -> Built:
         "index": strings(e.index for e in events),
         "made_at_ms": integers(e.made_at_ms for e in events),
         "teams": string_lists([e.teams or () for e in events]),
+        "routes": maps([e.routes or {} for e in events], TEXTS),
     }
 
 

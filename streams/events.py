@@ -157,6 +157,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     summary: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class ClickEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcomes of impressions from which a group's rewards come, so that anybody can compute them again.
+
+    live: the run of the live traffic. ranges: per partition of its outcomes topic, the first offset that was read and
+    the offset after the last. counted: number of impressions that counted. sha256: hash of their ids, sorted, a line
+    each.
+    """
+
+    live: str
+    ranges: dict[int, tuple[int, int]]
+    counted: int
+    sha256: str
+
+
 class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_field="event"):
     """The search environment's answer to one group.
 
@@ -164,6 +178,7 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_fiel
     source and content_sha256: the generation's record and the hash of its bytes. Of two rewards for one group, the one
     with the lowest source offset counts.
     raw_hits: the hits of the query alone. search_body: the body of the expanded search as a template.
+    clicks: what people did, from which the rewards come; absent if they come from a model.
     """
 
     group_id: str
@@ -177,6 +192,7 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, tag="reward/1", tag_fiel
     raw_hits: tuple[Hit, ...] = ()
     search_body: str = ""
     made_at_ms: int = 0
+    clicks: ClickEvidence | msgspec.UnsetType = msgspec.UNSET
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update/1", tag_field="event"):

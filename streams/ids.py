@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Sequence
 
 from streams.events import Position
 
+_CHOICE = re.compile(r".+\.\d+")
 NAMESPACE = uuid.UUID("6f1c9a5e-3a0b-5d0e-9c43-7e2b8f0f5a11")
 
 
@@ -23,6 +25,16 @@ def group_id(run: str, request: Position) -> str:
 def candidate_id(group: str, index: int) -> str:
     """Return the id of one candidate; index counts from 0 within the group."""
     return f"{group}:{index}"
+
+
+def candidate_choice(group: str, index: int) -> str:
+    """Return the name under which people are shown the results of a candidate; policy versions have no such names."""
+    return f"{group}.{index}"
+
+
+def is_candidate_choice(policy: str) -> bool:
+    """Return whether the policy of an impression names a candidate of a group, and no policy version."""
+    return _CHOICE.fullmatch(policy) is not None
 
 
 def group_seed(group: str, seed: int) -> int:

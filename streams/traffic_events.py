@@ -55,6 +55,8 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="impre
     index: the versioned name of the index that was searched; "" if the traffic does not give it.
     teams: of an interleaved list, the policy whose ranking chose each shown result; absent for any other list. An
     interleaved impression has no propensity, because no single policy made it.
+    routes: of each version that had an answer, the part of the queries that this one belongs to, and what the version
+    may show there, as "PART: ACTION"; absent if no version has routes.
     """
 
     impression_id: str
@@ -71,6 +73,7 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="impre
     index: str = ""
     made_at_ms: int = 0
     teams: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    routes: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class UserAction(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="user-action/1", tag_field="event"):

@@ -13,10 +13,15 @@ DRAWING = ("matplotlib", "matplotlib.pyplot", "seaborn")
 
 def oracle() -> Any:
     """Return the module with the pipeline's estimators."""
+    return obp_module("ope.estimators")
+
+
+def obp_module(name: str) -> Any:
+    """Return a module of the pipeline."""
     absent = [name for name in DRAWING if name not in sys.modules]
     sys.modules.update({name: types.ModuleType(name) for name in absent})
     try:
-        return importlib.import_module("obp.ope.estimators")
+        return importlib.import_module(f"obp.{name}")
     finally:
         for name in absent:
             del sys.modules[name]

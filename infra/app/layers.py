@@ -26,7 +26,14 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # The settings that are lists. Every verb checks them, even a verb that reads none of their tables. A test compares this
 # list with the tree.
-LIST_SETTINGS = ("join.bots.clicks", "policy.lora.targets", "ramp.stages", "serve.origins", "vllm_server.arguments")
+LIST_SETTINGS = (
+    "join.bots.clicks",
+    "leser.clicks.examination",
+    "policy.lora.targets",
+    "ramp.stages",
+    "serve.origins",
+    "vllm_server.arguments",
+)
 _LISTS = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.TupleType)
 NOT_SETTINGS = frozenset({"SEARCHLOOP_HOME", "SEARCHLOOP_CONFIG", "SEARCHLOOP_CACHE"})
 

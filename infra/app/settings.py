@@ -43,16 +43,17 @@ from search_env.relsum.environment import RelsumEnvironmentSettings
 from search_env.relsum.lessons import SummaryLessonSettings
 from search_env.resume.environment import ResumeEnvironmentSettings
 from search_env.serving.ramp import RampSettings
+from search_env.serving.routing import RouteSettings
 from search_env.serving.settings import ServeSettings
 from services.settings import LocalSettings
 from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings
-from storage.offpolicy.utility import UtilitySettings
 from storage.sink import SinkSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
+from streams.utility import UtilitySettings
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -206,6 +207,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     utility: UtilitySettings = UtilitySettings()
     serve: ServeSettings = ServeSettings()
     ramp: RampSettings = RampSettings()
+    route: RouteSettings = RouteSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
     failpoints: FailpointSettings = FailpointSettings()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -12,8 +14,8 @@ from rich.table import Table
 
 from infra.app.app import App
 from infra.app.interrupts import interrupts
-from infra.app.progress import progress
-from infra.commands.options import as_one
+from infra.app.progress import Report, progress
+from infra.commands.options import as_one, fields, need
 from storage.report_text import printable
 from streams.stopping import Stop
 
@@ -39,10 +41,32 @@ action_options = as_one(
 )
 
 
+class HeldOutOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the held-out gate."""
+
+    queries: Path | None
+    qrels: Path | None
+    learned: str | None
+
+
+held_out_options = as_one(
+    "held_out",
+    HeldOutOptions,
+    click.option(
+        "--queries",
+        type=click.Path(path_type=Path),
+        help="Your own judged queries (JSONL) for the held-out gate, beside the run's dev queries.",
+    ),
+    click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of --queries."),
+    click.option("--learned", metavar="RUN", help="Run that made the version. Default: the one that has it."),
+)
+
+
 @click.command()
 @click.argument("version", required=False)
 @click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
 @action_options
+@held_out_options
 @click.option(
     "--every", type=click.FloatRange(0.1, 86_400), default=60, show_default=True, help="Seconds between two looks."
 )
@@ -53,20 +77,25 @@ def promote(
     version: str | None,
     run_name: str,
     action: ActionOptions,
+    held_out: HeldOutOptions,
     every: float,
     as_json: bool,
 ) -> None:
     """Bring a policy version to people on a ramp of rising shares, and take it back if it harms.
 
     \b
-    A version starts only if the off-policy estimate from the log speaks for it. Then its share of the searches rises:
-    1, 5, 10, 25, 50, 100 %. At each stage its searches are compared with the others, with intervals that hold however
-    often you look. Harm rolls it back; shares that do not match hold the ramp. Without data nothing changes.
-    The verb follows the ramp to its end. Stopped, it goes on with the same command. Each decision is an event.
+    First the held-out gate compares the version with raw results on judged queries that trained nothing, and finds
+    the parts of the queries where it may serve. An admitted version is explored: a small share of the searches
+    (serve.epsilon) shows it, so that the log can speak. Once the off-policy estimate from the log speaks for it, its
+    share of the searches rises: 1, 5, 10, 25, 50, 100 %. At each stage its searches are compared with the others, with
+    intervals that hold however often you look. Harm rolls it back; shares that do not match hold the ramp. Without
+    data nothing changes. The verb follows the version to the end. Stopped, it goes on with the same command. Each
+    decision is an event.
 
     \b
     Example:
       searchloop promote 1-a1b2c3-000040 --run live
+      searchloop promote 1-a1b2c3-000040 --queries judged.jsonl --qrels qrels.tsv
       searchloop promote --why
       searchloop promote --roll-back
     """
@@ -74,10 +103,12 @@ def promote(
     given = [name for name, value in msgspec.structs.asdict(action).items() if value]
     if len(given) > 1 or (version and given and given != ["once"]):
         raise click.UsageError("expected a version, or one of --hold, --go-on, --roll-back, --why, --once; got several")
+    if version is None:
+        need(context, fields(HeldOutOptions), "VERSION")
     if action.why:
         _why(app, run_name, as_json)
         return
-    from infra.promotion.promoting import Person, by_person, follow, look, start
+    from infra.promotion.promoting import Person, by_person, follow, following, look
 
     stop = Stop()
     with progress() as report, app.running_services(report) as running, interrupts(stop):
@@ -86,24 +117,67 @@ def promote(
             decision = by_person(running, run_name, what)
             _say(decision, as_json)
             return
-        if version:
-            decision = start(running, run_name, version)
-            _say(decision, as_json and (action.once or decision.kind == "refuse"))
-            if decision.kind == "refuse":
-                raise SystemExit(1)
-            if action.once:
+        with following(running, run_name):
+            if version and not _begin(
+                running, run_name, version, held_out, _Way(action.once, every, as_json, stop, report)
+            ):
                 return
-        ramp, step = (
-            look(running, run_name)
-            if action.once
-            else follow(running, run_name, every_seconds=every, stop=stop, report=report)
-        )
+            ramp, step = (
+                look(running, run_name)
+                if action.once
+                else follow(running, run_name, every_seconds=every, stop=stop, report=report)
+            )
     if as_json:
         click.echo(msgspec.json.encode({"ramp": ramp, "step": step}).decode())
     else:
         click.echo(f"{printable(ramp.version)}: {ramp.status} at {ramp.share:.0%}; {printable(step.reason)}")
     if stop():
         raise KeyboardInterrupt
+
+
+class _Way(NamedTuple):
+    """The way in which a version is brought to people."""
+
+    once: bool
+    every: float
+    as_json: bool
+    stop: Stop
+    report: Report
+
+
+def _begin(app: App, run: str, version: str, held_out: HeldOutOptions, way: _Way) -> bool:
+    """Bring a version through its gates; return whether its ramp is to be followed now. A refusal ends the verb."""
+    from infra.commands.judged import read_judged
+    from infra.promotion.promoting import admit, explore, needs_gate, ramp_of, start
+    from infra.promotion.ranking import judge_held_out
+
+    given = read_judged(held_out.queries, held_out.qrels)
+    if ramp_of(app, run, version) in ("ramping", "held"):
+        return True
+    if needs_gate(app, run, version):
+        verdict = judge_held_out(
+            app, live=run, learned=held_out.learned, version=version, given=given, report=way.report
+        )
+        decision = admit(app, run, verdict)
+        _say(decision, way.as_json and (way.once or decision.kind == "refuse"))
+        if decision.kind == "refuse":
+            raise SystemExit(1)
+        if way.once:
+            return False
+    elif given is not None:
+        raise click.UsageError(
+            f"--queries: version {version} has passed its held-out gate. Leave the option out, or roll it back first"
+        )
+    spoken = None
+    if not way.once and not app.settings.serve.ungated:
+        spoken = explore(app, run, version, every_seconds=way.every, stop=way.stop, report=way.report)
+        if way.stop():
+            raise KeyboardInterrupt
+    decision = start(app, run, version, spoken=spoken)
+    _say(decision, way.as_json and (way.once or decision.kind == "refuse"))
+    if decision.kind == "refuse":
+        raise SystemExit(1)
+    return not way.once
 
 
 def _say(decision: msgspec.Struct, as_json: bool) -> None:

@@ -78,7 +78,7 @@ def relevance(
       searchloop relevance --index shop --traffic live --label november
       searchloop relevance --index shop --check-only --json
     """
-    from infra.recipes.leser.clicked import shown_lists
+    from infra.recipes.leser.click_log import shown_lists
     from infra.recipes.leser.people import People
     from search_env.models.relevance_versions import LABEL, NAME
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
+from infra.app.settings import Settings
 from search_env.serving.ramp import Ramp, RampSettings, StageResult
+from search_env.serving.route_learning import COMPARISONS, LOG, decide
+from search_env.serving.routing import Bound, PartGains, Routes, part_of
 from storage.errors import EvaluationError
-from storage.offpolicy.estimators import estimate_gain, support
-from storage.offpolicy.traffic import Traffic, choices_for
+from storage.offpolicy.estimators import ESS_MIN, estimate_gain, support
+from storage.offpolicy.traffic import RewardModel, Traffic, choices_for, clusters_of
 from storage.online.sequences import Values, mean_difference
 from storage.online.shares import share_p_value
 
@@ -24,18 +29,35 @@ def seen_at_stage(traffic: Traffic, ramp: Ramp, settings: RampSettings) -> Stage
     ]
     stage = traffic.where(there)
     treated = np.array([policy == ramp.version for policy in stage.policies], dtype=bool)
-    with_version, others = stage.utilities[treated], stage.utilities[~treated]
+    return stage_result(_side(stage.where(treated)), _side(stage.where(~treated)), ramp, settings)
+
+
+class Side(NamedTuple):
+    """One side of a stage: its searches, and what they earn as independent draws, which are clients."""
+
+    searches: int
+    worth: Values
+
+
+def _side(traffic: Traffic) -> Side:
+    # One client always gets the same side, so clients are drawn and not searches.
+    return Side(len(traffic), Values.of_clusters(traffic.utilities, clusters_of(traffic.clients)))
+
+
+def stage_result(version: Side, others: Side, ramp: Ramp, settings: RampSettings) -> StageResult:
+    """Return the figures of a stage from what the version's searches and the others earned."""
     # Each stage spends its part of alpha, so that the whole ramp errs with at most alpha.
-    found = mean_difference(Values.of(with_version), Values.of(others), alpha=settings.alpha / len(settings.stages))
+    found = mean_difference(version.worth, others.worth, alpha=settings.alpha / len(settings.stages))
     mismatch = 1.0
-    if len(stage) and 0 < ramp.share < 1:
+    if version.searches + others.searches and 0 < ramp.share < 1:
         mismatch = share_p_value(
-            {"version": len(with_version), "others": len(others)},
+            {"version": version.worth.count, "others": others.worth.count},
             {"version": ramp.share, "others": 1 - ramp.share},
         )
     return StageResult(
-        treated=len(with_version),
-        others=len(others),
+        treated=version.searches,
+        others=others.searches,
+        worth=others.worth.mean,
         difference=found.value,
         low=found.low,
         high=found.high,
@@ -51,7 +73,8 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     if not any(version in offer for offer in traffic.offered):
         return False, "no logged search offered this version: serve it to a small share first (serve.epsilon)", {}
     try:
-        choices, base = choices_for(traffic, version), choices_for(traffic, before)
+        model = RewardModel(traffic)
+        choices, base = choices_for(traffic, version, model), choices_for(traffic, before, model)
         covered = support(choices)
         if covered.trouble:
             return False, covered.trouble, {"ess": covered.ess}
@@ -65,11 +88,46 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     return True, said, figures
 
 
+def routes_with_log(traffic: Traffic, routes: Routes, before: str, settings: Settings) -> Routes:
+    """Return a version's routes after what people did in each part of the queries; see `route_learning`.
+
+    A part for which the log cannot tell keeps its judged evidence alone.
+    """
+    known, head = frozenset(routes.known), frozenset(routes.head)
+    names = np.array([part_of(query, routes.by, known=known, head=head) for query in traffic.queries], dtype=object)
+    sources = {source for part in routes.parts.values() for source in part.seen} | {LOG}
+    level = settings.route.alpha / (COMPARISONS * max(len(routes.parts), 1) * len(sources))
+    parts = {}
+    for name, part in routes.parts.items():
+        found = _log_of(traffic.where(names == name), routes.version, before, level)
+        if found is None:
+            parts[name] = part
+            continue
+        parts[name] = decide(
+            {**part.seen, LOG: found}, settings.route, explore_loss_max=settings.ramp.held_out_loss_max
+        )
+    return msgspec.structs.replace(routes, parts=parts)
+
+
+def _log_of(traffic: Traffic, version: str, before: str, level: float) -> PartGains | None:
+    """Return what people did in one part of the queries, or None if the log cannot tell."""
+    try:
+        choices, base = choices_for(traffic, version), choices_for(traffic, before)
+        if support(choices).trouble or sum(each == version for each in traffic.policies) < ESS_MIN:
+            return None
+        found = estimate_gain(choices, base, "dr", confidence=1 - 2 * level)
+    except EvaluationError:
+        return None
+    bound = Bound(own=found.value, value=found.value, low=found.low, high=found.high)
+    return PartGains(queries=len(traffic), protect=bound, gain=bound, below=bound)
+
+
 def figures_of(seen: StageResult) -> dict[str, float]:
     """Return the figures of a stage for an event; infinite ends are left out."""
     figures = {
         "treated": float(seen.treated),
         "others": float(seen.others),
+        "worth": seen.worth,
         "difference": seen.difference,
         "low": seen.low,
         "high": seen.high,

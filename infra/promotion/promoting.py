@@ -1,6 +1,6 @@
-"""Promotion: start a version's ramp, look at what people do, and take the steps that follow.
+"""Promotion: admit a version by held-out queries, start its ramp by the log, look at people, and take the next step.
 
-The state is one file in the live run's folder, which servers read. The decision is sent to Kafka and acknowledged
+The state lies in the live run's folder, where servers read it. The decision is sent to Kafka and acknowledged
 before the file is replaced. If the process dies between the two, the next look makes the same decision again, which
 has the same id: the first record counts.
 """
@@ -8,17 +8,23 @@ has the same id: the first record counts.
 from __future__ import annotations
 
 import hashlib
-from contextlib import closing
-from typing import Literal
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from infra.app.app import App
 from infra.app.progress import Report
-from infra.promotion.evidence import figures_of, gate, seen_at_stage
-from infra.promotion.state import RAMP_FILE, read_ramp
+from infra.promotion.evidence import figures_of, gate, routes_with_log, seen_at_stage
+from infra.promotion.held_out import GateVerdict, routes_text
+from infra.promotion.state import RAMP_FILE, read_ramp, read_routes, write_routes
 from infra.runs.listening import begin_live
 from search_env.serving.ramp import Ramp, Status, Step, next_step, taken
+from search_env.serving.routing import Routes
 from storage.log import open_log
 from storage.offpolicy.traffic import Traffic, read_traffic
 from streams.clients import connect_producer
@@ -26,6 +32,7 @@ from streams.clock import now_ms
 from streams.codec import encode_event
 from streams.delivery import Outbox
 from streams.errors import SettingsError
+from streams.locks import in_turn, only_one
 from streams.serving_events import Decision, DecisionKind
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, topic_name
@@ -33,12 +40,51 @@ from streams.whole_file import write_file
 
 By = Literal["rule", "person"]
 Person = Literal["hold", "go on", "roll back"]
+FOLLOWER_LOCK, CHANGE_LOCK = "promote.lock", "promote-change.lock"
 
 
-def start(app: App, run: str, version: str, *, by: By = "person") -> Decision:
-    """Start the ramp of a version if the log speaks for it, and return the decision: "start", or "refuse".
+def ramp_of(app: App, run: str, version: str) -> Status | None:
+    """Return the status of a version's ramp, or None if the state is that of another version. Raises SettingsError."""
+    ramp = read_ramp(app.home.run(run))
+    return ramp.status if ramp is not None and ramp.version == version else None
 
-    Raises SettingsError while another version is on its ramp.
+
+def needs_gate(app: App, run: str, version: str) -> bool:
+    """Return whether the held-out gate has to admit a version before anything else. Raises SettingsError."""
+    if app.settings.serve.ungated:
+        return False
+    ramp, routes = read_ramp(app.home.run(run)), read_routes(app.home.run(run), version)
+    serves = ramp is not None and ramp.version == version and ramp.status != "rolled back"
+    return not serves and (routes is None or routes.status == "withdrawn")
+
+
+def admit(app: App, run: str, verdict: GateVerdict, *, by: By = "person") -> Decision:
+    """Keep the held-out gate's verdict on a version, and return the decision: "admit", or "refuse".
+
+    An admitted version is explored: servers show it at the floor's share (`serve.epsilon`), where its routes let it.
+    """
+    version, share = verdict.routes.version, app.settings.serve.epsilon / 2
+    with _changing(app, run):
+        if not verdict.admitted:
+            return _decide(app, run, _decision("refuse", version, 0.0, verdict.reason, verdict.figures, by), None)
+        decision = _decision("admit", version, share, verdict.reason, verdict.figures, by)
+        return _decide(app, run, decision, None, verdict.routes)
+
+
+class Spoken(NamedTuple):
+    """The log's answer on a version that has not begun its ramp. decided: False if more searches may change it."""
+
+    opened: bool
+    decided: bool
+    reason: str
+    figures: dict[str, float]
+    routes: Routes | None
+
+
+def ask_log(app: App, run: str, version: str) -> Spoken:
+    """Return what the log says on a version: the off-policy gate, and its routes with what people did.
+
+    Raises SettingsError while another version is on its ramp, or if no gate has admitted this one.
     """
     settings = app.settings.ramp
     ramp = read_ramp(app.home.run(run))
@@ -47,12 +93,42 @@ def start(app: App, run: str, version: str, *, by: By = "person") -> Decision:
             f"version {ramp.version} is {ramp.status} at {ramp.share:.0%}. Finish it first: searchloop promote "
             "--go-on, or --roll-back"
         )
-    before = ramp.version if ramp is not None and ramp.status == "serves" and ramp.version != version else ""
-    opened, reason, figures = gate(_traffic(app, run), version, before, settings)
-    if not opened:
-        return _decide(app, run, _decision("refuse", version, 0.0, reason, figures, by), None)
-    made = Ramp(version=version, before=before, share=settings.stages[0], since_ms=now_ms())
-    return _decide(app, run, _decision("start", version, made.share, reason, figures, by), made)
+    if needs_gate(app, run, version):
+        raise SettingsError(f"version {version} has not passed its held-out gate. Run: searchloop promote {version}")
+    traffic = _traffic(app, run)
+    opened, reason, figures = gate(traffic, version, _before(ramp, version), settings)
+    decided = opened or figures.get("high", 0.0) < 0
+    routes = read_routes(app.home.run(run), version)
+    if routes is None or not figures:
+        return Spoken(opened, decided, reason, figures, routes)
+    routes = routes_with_log(traffic, routes, _before(ramp, version), app.settings)
+    said = f"{reason}; routes: {routes_text(routes.parts)}"
+    if opened and not any(part.action != "raw" for part in routes.parts.values()):
+        return Spoken(False, False, f"{said}. Expected a part of the queries where the version wins", figures, routes)
+    return Spoken(opened, decided, said, figures, routes)
+
+
+def start(app: App, run: str, version: str, *, by: By = "person", spoken: Spoken | None = None) -> Decision:
+    """Start the ramp of a version if the log speaks for it, and return the decision: "start", or "refuse".
+
+    spoken: the log's answer, if it was asked just now. Raises as `ask_log` does.
+    """
+    found = spoken or ask_log(app, run, version)
+    with _changing(app, run):
+        if not found.opened:
+            return _decide(app, run, _decision("refuse", version, 0.0, found.reason, found.figures, by), None)
+        before = _before(read_ramp(app.home.run(run)), version)
+        made = Ramp(version=version, before=before, share=app.settings.ramp.stages[0], since_ms=now_ms())
+        decision = _decision("start", version, made.share, found.reason, found.figures, by)
+        return _decide(app, run, decision, made, found.routes)
+
+
+def _before(ramp: Ramp | None, version: str) -> str:
+    """Return what people get now, beside a version that is to come: "" for raw results."""
+    if ramp is None:
+        return ""
+    now = ramp.version if ramp.status == "serves" else ramp.before
+    return now if now != version else ""
 
 
 def look(app: App, run: str) -> tuple[Ramp, Step]:
@@ -60,11 +136,22 @@ def look(app: App, run: str) -> tuple[Ramp, Step]:
 
     Raises SettingsError if no version is promoted.
     """
+    with _changing(app, run):
+        return _look(app, run)
+
+
+def _look(app: App, run: str) -> tuple[Ramp, Step]:
     ramp = _existing(app, run)
     if ramp.status != "ramping":
         return ramp, Step(kind=None, reason=f"version {ramp.version}: {ramp.status}")
+    if (ahead_ms := ramp.since_ms - now_ms()) > 0:
+        return ramp, Step(
+            kind=None,
+            reason=f"this stage begins {ahead_ms / 1000:,.0f} s from now by this machine's clock, which was set "
+            "back: nothing counts until then. Set the clock, or begin the stage anew: --hold, then --go-on",
+        )
     settings = app.settings.ramp
-    seen = seen_at_stage(_traffic(app, run), ramp, settings)
+    seen = seen_at_stage(_traffic(app, run, since_ms=ramp.since_ms), ramp, settings)
     step = next_step(ramp, seen, settings)
     if step.kind is None:
         return ramp, step
@@ -85,11 +172,25 @@ def follow(app: App, run: str, *, every_seconds: float, stop: Stop, report: Repo
             return ramp, step
 
 
+def explore(app: App, run: str, version: str, *, every_seconds: float, stop: Stop, report: Report) -> Spoken:
+    """Ask the log again and again until it decides on an admitted version, or until `stop`; return its last answer."""
+    while True:
+        found = ask_log(app, run, version)
+        report(f"{version} is explored: {found.reason}", 0, 0)
+        if found.decided or stop.wait(every_seconds):
+            return found
+
+
 def by_person(app: App, run: str, what: Person) -> Decision:
     """Hold a ramp, let it go on, or roll its version back, because a person says so.
 
     Raises SettingsError if there is nothing to do that to.
     """
+    with _changing(app, run):
+        return _by_person(app, run, what)
+
+
+def _by_person(app: App, run: str, what: Person) -> Decision:
     ramp = _existing(app, run)
     allowed = {"hold": ("ramping",), "go on": ("held",), "roll back": ("ramping", "held", "serves")}
     if ramp.status not in allowed[what]:
@@ -109,9 +210,9 @@ def _existing(app: App, run: str) -> Ramp:
     return ramp
 
 
-def _traffic(app: App, run: str) -> Traffic:
+def _traffic(app: App, run: str, *, since_ms: int = 0) -> Traffic:
     with open_log(app.home.existing_run(run)) as log:
-        return read_traffic(log, run, app.settings.utility)
+        return read_traffic(log, run, app.settings.utility, since_ms=since_ms)
 
 
 def _decision(
@@ -135,8 +236,37 @@ def _id(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _decide(app: App, run: str, decision: Decision, after: Ramp | None) -> Decision:
-    """Send a decision, and replace the state once Kafka has acknowledged it."""
+@contextmanager
+def following(app: App, run: str) -> Iterator[None]:
+    """Hold the right to follow a run's ramp. Raises SettingsError if another process has it, and says which one."""
+    path = app.home.run(run) / FOLLOWER_LOCK
+    held_by = path.read_text().strip() if path.exists() else ""
+    taken = SettingsError(
+        f"run {run}: another `searchloop promote` follows it ({held_by or 'it began just now'}). Wait for "
+        "its end, or stop it. "
+        "--hold, --go-on, --roll-back and --why work beside it"
+    )
+    with only_one(path, taken):
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n")
+        yield
+
+
+@contextmanager
+def _changing(app: App, run: str) -> Iterator[None]:
+    """Hold the lock of one change: a look and a person's decision never overwrite each other."""
+
+    def refusal(error: OSError) -> SettingsError:
+        return SettingsError(f"{app.home.run(run)}: the lock of a promotion cannot be made: {error}")
+
+    with in_turn(app.home.run(run) / CHANGE_LOCK, refusal=refusal):
+        yield
+
+
+def _decide(app: App, run: str, decision: Decision, after: Ramp | None, routes: Routes | None = None) -> Decision:
+    """Send a decision, and replace the state once Kafka has acknowledged it. A roll-back withdraws the version.
+
+    routes: written before the ramp, so that no server shows the version where it may not.
+    """
     begin_live(app, run)
     topic = BY_EVENT[Decision]
     with closing(connect_producer(app.connections.kafka, client_id=f"{run}-promote")) as producer:
@@ -148,6 +278,11 @@ def _decide(app: App, run: str, decision: Decision, after: Ramp | None) -> Decis
             value=encode_event(decision),
         )
         outbox.flush()
+    folder = app.home.run(run)
+    if routes is not None:
+        write_routes(folder, routes)
     if after is not None:
         write_file(app.home.run(run) / RAMP_FILE, msgspec.json.encode(after))
+    if decision.kind == "roll back" and (kept := read_routes(folder, decision.version)) is not None:
+        write_routes(folder, msgspec.structs.replace(kept, status="withdrawn"))
     return decision

@@ -9,7 +9,7 @@ from infra.app.app import App
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.recipes.recipe import load_recipe
-from search_env.environments import Environment, ShuffledRewards
+from search_env.environments import Environment, ShuffledRewards, ShuffledWaitingRewards, WaitingEnvironment
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -21,4 +21,9 @@ def open_environment(app: App, run: RunSettings, report: Report = silent) -> Ite
     """Yield the environment that scores a run's groups as when the run began; in a control it shuffles the rewards."""
     recipe = load_recipe(run.settings.train.recipe)
     with recipe.open_environment(app.with_settings(run.settings), run, report) as environment:
-        yield ShuffledRewards(environment) if run.settings.train.shuffle_rewards else environment
+        if not run.settings.train.shuffle_rewards:
+            yield environment
+        elif isinstance(environment, WaitingEnvironment):
+            yield ShuffledWaitingRewards(environment)
+        else:
+            yield ShuffledRewards(environment)

@@ -22,8 +22,10 @@ from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.verification.account import Account, Finding, Partition, one_line
+from storage.verification.clicked import ClickTerms
 from storage.verification.opening import open_for_proof
 from storage.verification.verify import Circumstances, Topics, unreadable, verify_log
+from streams.click_rewards import ClickRewardSettings
 from streams.clients import committed_offsets, connect_admin, existing_topics, partitions_of
 from streams.errors import DeliveryError, SettingsError
 from streams.kafka_errors import told
@@ -32,6 +34,7 @@ from streams.ranges import log_bounds, read_range
 from streams.records import Received
 from streams.refusals import KnownRun, RewardLimits
 from streams.topics import TOPICS, topic_name
+from streams.utility import UtilitySettings
 
 
 class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +43,27 @@ class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
     limits: RewardLimits = RewardLimits()
 
 
+class TrainTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of `TrainSettings` that the proof needs."""
+
+    recipe: str = "leser"
+
+
+class LeserTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of `LeserEnvironmentSettings` that the proof needs; the settings of an older run lack it."""
+
+    rewards: str = "model"
+    clicks: ClickRewardSettings = ClickRewardSettings()
+
+
 class TermTables(msgspec.Struct, frozen=True, kw_only=True):
     """The tables of a run's settings that the proof needs."""
 
     batch: BatchSettings
     learner: LearnerTable = LearnerTable()
+    leser: LeserTable = LeserTable()
+    train: TrainTable = TrainTable()
+    utility: UtilitySettings = UtilitySettings()
 
 
 class RunTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,9 +190,18 @@ def _circumstances(folder: RunFolder, run: str, *, working: bool) -> Circumstanc
         kept=kept,
         updates=terms.updates if terms else None,
         terms=_known_run(run, terms) if terms else None,
+        clicks=_click_terms(folder, terms.settings) if terms else None,
         working=working,
         found=(*found, *wrong),
     )
+
+
+def _click_terms(folder: RunFolder, tables: TermTables) -> ClickTerms | None:
+    """Return the terms of a run whose rewards are clicks; the live run lies beside it in the home."""
+    if tables.train.recipe != "leser" or tables.leser.rewards != "clicks":
+        return None
+    clicks = tables.leser.clicks
+    return ClickTerms(settings=clicks, utility=tables.utility, folder=folder.parent / clicks.live)
 
 
 def _joined(folder: RunFolder) -> dict[tuple[str, int], int] | None:

@@ -59,7 +59,12 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
         run_evaluator(app, post)
     else:
         from infra.runs.environments import open_environment
+        from search_env.environments import WaitingEnvironment
+        from search_env.waiting import run_waiting_environment
         from search_env.workers import run_environment
 
         with open_environment(app, kept) as environment:
-            run_environment(post, environment)
+            if isinstance(environment, WaitingEnvironment):
+                run_waiting_environment(post, environment)
+            else:
+                run_environment(post, environment)

@@ -58,6 +58,7 @@ async def search(request: web.Request) -> web.Response:
         index=service.index.name,
         made_at_ms=now_ms(),
         teams=found.teams or msgspec.UNSET,
+        routes=found.routes or msgspec.UNSET,
     )
     logged = _note(service, impression)
     hits = [
@@ -71,6 +72,7 @@ async def search(request: web.Request) -> web.Response:
             "policy": choice.policy,
             "action_propensity": choice.propensity,
             "interleaved": sorted(set(found.teams)),
+            "routes": found.routes,
             "expansions": found.words,
             "logged": logged,
             "hits": hits,

@@ -62,6 +62,7 @@ ROUTES = (
         {"query_id": _text("Id of this search: send it with each event.")}
         | CHOSEN
         | {"hits": {"type": "array", "items": HIT}, "logged": {"type": "boolean"}}
+        | {"routes": {"type": "object", "description": "What each version may show for this part of the queries."}}
         | {"interleaved": {"type": "array", "items": _text("A policy whose ranking is in the list; none otherwise.")}},
     ),
     Route(

@@ -9,13 +9,15 @@ from pathlib import Path
 import msgspec
 
 from infra.app.home import RunFolder
-from infra.promotion.state import read_ramp
+from infra.promotion.state import read_ramp, read_routes_file, routes_paths
 from infra.serving.tail import Answered, Tail, TailStart
 from learner.checkpoints import CheckpointError
 from learner.versions import find_version
 from search_env.leser.expansion_cache import FOLDER, Expanded
 from search_env.serving.answers import Answers
+from search_env.serving.candidates import OpenGroups, open_group_files, read_open_groups
 from search_env.serving.ramp import Ramp
+from search_env.serving.routing import Router
 from search_env.serving.settings import ServeSettings
 from streams.topics import version_name
 
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Policies:
-    """What a server answers with. `answers` and `tail` are replaced, never changed, so a request sees one state."""
+    """The answers of a server. `answers` and `tail` are replaced, never changed, so a request sees one state."""
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class Policies:
         """
         self._answered = answered
         self.answers = Answers({})
+        self.open_groups = OpenGroups((), index=index_version)
         self.tail: Tail | None = None
         self.ramp: Ramp | None = None
+        self.routers: dict[str, Router] = {}
         self.trouble = ""
         self._start = start
         self._folder = folder
@@ -50,6 +54,8 @@ class Policies:
         self._index_version = index_version
         self._settings = settings
         self._seen: dict[Path, int] = {}
+        self._seen_groups: dict[Path, int] = {}
+        self._routes_seen: dict[Path, int] = {}
 
     async def follow(self) -> None:
         """Look for new answers and new versions, for ever."""
@@ -61,7 +67,9 @@ class Policies:
         """Load what is new, beside what serves, and put it in its place. A failure leaves everything as it is."""
         try:
             self.ramp = read_ramp(self._live)  # First: a version that is rolled back leaves at once.
+            await self._load_routes()
             await self._load_answers()
+            await self._load_open_groups()
             await self._load_version()
             self.trouble = ""
         except Exception as error:
@@ -74,6 +82,13 @@ class Policies:
         if self.tail is not None:
             self.tail.close()
 
+    async def _load_routes(self) -> None:
+        found = {path: path.stat().st_mtime_ns for path in routes_paths(self._live)}
+        if found != self._routes_seen:
+            read = await asyncio.to_thread(lambda: [read_routes_file(path) for path in found])
+            self.routers = {routes.version: Router(routes) for routes in read}
+            self._routes_seen = found
+
     async def _load_answers(self) -> None:
         found: dict[Path, int] = {
             path: path.stat().st_mtime_ns for path in (self._folder / FOLDER).glob(f"*.{self._index_version}.jsonl")
@@ -82,6 +97,12 @@ class Policies:
             answers = await asyncio.to_thread(_read_answers, list(found), self._index_version)
             self.answers, self._seen = answers, found
             log.info("%d queries have ready answers, by %s", len(answers), ", ".join(answers.policies) or "no version")
+
+    async def _load_open_groups(self) -> None:
+        found = await asyncio.to_thread(open_group_files, self._live)
+        if found != self._seen_groups:
+            groups = await asyncio.to_thread(read_open_groups, self._live)
+            self.open_groups, self._seen_groups = OpenGroups(groups, index=self._index_version), found
 
     async def _load_version(self) -> None:
         if self._start.policy == "none":

@@ -46,7 +46,7 @@ BACKLOG = 1_024  # Connections that wait to be accepted.
 
 
 class Inherited(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server process gets from its parent: the socket to answer on, and one end of a pair; see `workers`."""
+    """A server process's inheritance: the socket to answer on, and one end of a pair; see `workers`."""
 
     door: socket.socket
     parent: socket.socket

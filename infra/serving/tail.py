@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
 Answered = Callable[[str, Context], None]
+ASIDE_SECONDS = 60.0
 
 
 class Helped(NamedTuple):
@@ -43,7 +44,7 @@ class Helped(NamedTuple):
 
 
 class TailStart(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process opens: the home, a run, a policy version, and the variables that name the services."""
+    """The process opens these: the home, a run, a policy version, and the variables that name the services."""
 
     home: str
     index: str
@@ -67,6 +68,7 @@ class Tail:
         self._kept = kept
         self._answers: OrderedDict[str, Words] = OrderedDict()
         self._asked: dict[str, asyncio.Future[Helped | None]] = {}
+        self._aside: set[asyncio.Future[Helped | None]] = set()
         self._pool: ProcessPoolExecutor | None = None
         self.ready = False
 
@@ -115,6 +117,12 @@ class Tail:
             return await asyncio.wait_for(asyncio.shield(asked), budget_seconds)
         except TimeoutError:
             return None
+
+    def ask_aside(self, query: str) -> None:
+        """Ask the policy without waiting, for an answer that nobody is shown."""
+        aside = asyncio.ensure_future(self.ask(query, budget_seconds=ASIDE_SECONDS))
+        self._aside.add(aside)
+        aside.add_done_callback(self._aside.discard)
 
     async def _answered(self, words: str, query: str) -> Helped | None:
         pool = self._pool

@@ -16,8 +16,10 @@ from search_env.catalogue.corpora import Query
 from search_env.clicks.users import SimulatedUsers
 from storage.evaluation.measures import mean, measure_run
 from streams.errors import SearchloopError
+from streams.ids import is_candidate_choice
 
 MIXED = "interleaved"
+CANDIDATES = "candidates"
 REPORT_SECONDS = 1.0
 TIMEOUT_SECONDS = 10.0
 FAILED_MAX = 50  # In a row: then the server is gone.
@@ -48,7 +50,10 @@ class PolicyCounts(msgspec.Struct, kw_only=True):
 
 
 class Simulated(msgspec.Struct, kw_only=True):
-    """The counts of a simulation. by_policy: people's searches; "" is raw results, "interleaved" a list of two."""
+    """The counts of a simulation. by_policy: people's searches; "" is raw results.
+
+    "interleaved" is a list of two, and "candidates" those of groups that wait for people.
+    """
 
     searches: int = 0
     failed: int = 0
@@ -147,6 +152,7 @@ class _Run:
 
     def _note(self, answer: Mapping[str, Any], query: Query, shown: list[str], clicked: list[str]) -> None:
         policy = MIXED if answer["interleaved"] else answer["policy"]
+        policy = CANDIDATES if is_candidate_choice(policy) else policy
         counts = self._found.by_policy.setdefault(policy, PolicyCounts())
         counts.impressions += 1
         counts.clicked += bool(clicked)

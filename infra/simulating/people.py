@@ -44,7 +44,7 @@ class Population(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fraud(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fraud client wants clicked. products: of its seller. queries: those whose raw lists show some."""
+    """The wishes of a fraud client. products: of its seller. queries: those whose raw lists show some."""
 
     products: frozenset[str]
     queries: Sequence[Query]

@@ -24,7 +24,7 @@ from infra.app.app import App
 from infra.app.home import Home, IndexFolder
 from infra.app.layers import assignments_layer
 from infra.recipes.held_out import HeldOut, held_out_intents
-from infra.recipes.leser.clicked import ClickedLog
+from infra.recipes.leser.click_log import ClickedLog
 from infra.recipes.leser.people import People
 from infra.recipes.leser.relevance import grow_relevance
 from infra.recipes.recipe import Judged
@@ -68,7 +68,7 @@ ROWS = (
 
 
 class Bench(NamedTuple):
-    """What every row is measured on. raw: rankings of the top 100 by query id."""
+    """The common ground of all rows. raw: rankings of the top 100 by query id."""
 
     app: App
     folder: IndexFolder

@@ -43,7 +43,7 @@ SECOND_MS = 1_000
 
 
 class BotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person does at most. The defaults are guesses on the safe side: look at your own clients first."""
+    """The most that a person does. The defaults are guesses on the safe side: look at your own clients first."""
 
     window_ms: Annotated[
         int,
@@ -87,7 +87,7 @@ class BotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ClientTally(msgspec.Struct, array_like=True):
-    """What one client did in one span: counts of impressions, actions, shown documents, and those with an action."""
+    """The acts of one client in one span: counts of impressions, actions, shown documents, and those with an action."""
 
     impressions: int = 0
     actions: int = 0

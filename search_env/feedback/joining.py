@@ -3,8 +3,8 @@
 *Watermark.* It is the largest event time that came, minus the allowed lateness. No clock moves it, so a replay decides
 as the first run did. One join has one watermark for all applications, for two reasons. An action does not name its
 application, so an action that precedes its impression could not move the right one. And a quiet application would wait
-for its own next event before its outcomes became final. To keep applications apart, give each a join of its own.
-An event that is ahead of its own record in the log does not move the watermark and is left out.
+for its own next event before its outcomes became final. To keep applications apart, give each a join of its own. An
+event that is ahead of its own record in the log does not move the watermark and is left out.
 
 *Decisions.* `attribution` says what is decided and when. A decision stands for ever. An impression gets one final
 outcome, when the watermark reaches its time plus the window. An action that would belong to it and comes after that is
@@ -12,10 +12,9 @@ left out as `too_late`. Events that are in time never are, so any order of them 
 order, namely those of the ordered log.
 
 *Copies.* Of events with the same id, the one with the lowest position in the log counts. If it comes second, it
-replaces the other, unless that one is decided already. So if copies agree about the time, their order of arrival does
-not matter. If they contradict each other about it, it may, because a decision stands. A record that Kafka delivers
-again is a copy of itself. An id that comes again after it was forgotten, with a time after the horizon, names a new
-event.
+replaces the other, unless that one is decided already. So the order of arrival matters only if copies contradict each
+other about the time. A record that Kafka delivers again is a copy of itself. An id that comes again after it was
+forgotten, with a time after the horizon, names a new event.
 
 *Memory.* The horizon is the watermark minus the memory. These things go, each with a count:
 
@@ -26,18 +25,17 @@ event.
   window, when the horizon has passed it; if it is an orphan, when every impression that fits would be forgotten.
 
 An impression whose window ends at or before the horizon may be a copy of a forgotten one. It is left out as
-`forgotten`, because a second final outcome would be worse than none. An action before the horizon is left out so, too,
-if its impression is not known. So memory holds the events of lateness + window, and the ids of lateness + window +
-memory. If more than `held_max` things are held, the horizon moves on towards the watermark, and the oldest ids go. If
-that is not enough, the watermark itself moves on, as if a later event had come. Only then do decisions about events
-in time depend on the order of arrival.
+`forgotten`: a second final outcome would be worse than none. So is an action before the horizon if its impression is
+not known. So memory holds the events of lateness + window, and the ids of lateness + window + memory. If more than
+`held_max` things are held, the horizon moves on towards the watermark, and the oldest ids go. If that is not enough,
+the watermark itself moves on, as if a later event had come. Only then do decisions about events in time depend on the
+order of arrival.
 
 *Bots.* Each outcome says whether its impression is a bot's: `bots` has the rules. They leave no event out.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from heapq import heapify, heappop, heappush
 
 import msgspec
@@ -51,18 +49,10 @@ from search_env.feedback.attribution import (
     timing,
 )
 from search_env.feedback.bots import Clients
-from search_env.feedback.outcomes import (
-    AHEAD,
-    FORGOTTEN,
-    NOT_SHOWN,
-    TOO_LATE,
-    WITHOUT_TIME,
-    Decided,
-    JoinCounts,
-    LeftOutAction,
-    LeftOutImpression,
-)
+from search_env.feedback.join_tally import JoinTally
+from search_env.feedback.outcomes import AHEAD, FORGOTTEN, NOT_SHOWN, TOO_LATE, WITHOUT_TIME, Decided, JoinCounts
 from search_env.feedback.snapshots import HeldAction, HeldImpression, JoinState, decode_state, encode_state
+from search_env.feedback.waiting import WaitingActions
 from streams.events import Position
 from streams.inputs.values import TIME_MS_MAX
 from streams.traffic_events import Impression, ImpressionOutcome, UserAction
@@ -80,23 +70,19 @@ class Joiner:
         self._watermark_ms: int | None = None
         self._horizon_ms: int | None = None
         self._open: dict[str, HeldImpression] = {}
-        self._waiting: dict[str, HeldAction] = {}
-        self._waiting_for: dict[str, dict[str, None]] = {}  # Action ids by impression id.
+        self._waiting = WaitingActions()
         self._final: dict[str, int] = {}  # Impression id: end of its window.
         self._decided: dict[str, int] = {}  # Action id: horizon at which it is forgotten.
         self._changed: dict[str, None] = {}
         # Deadlines may be out of date: the first valid one counts (`_next_deadline`, `_next_forgotten`).
         self._deadlines: list[_Deadline] = []
         self._forgetting: list[_Deadline] = []
-        self._impressions_left_out: Counter[str] = Counter()
-        self._actions_left_out: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
-        self._bots: Counter[str] = Counter()
+        self._tally = JoinTally()
         self._clients = Clients(self.settings.bots, window_ms=self.settings.window_ms, early_ms=self.settings.early_ms)
 
     @property
     def watermark_ms(self) -> int | None:
-        """The watermark; None before the first event."""
+        """Return the watermark; None before the first event."""
         return self._watermark_ms
 
     def add(self, event: Impression | UserAction, position: Position, *, logged_ms: int | None = None) -> list[Decided]:
@@ -107,12 +93,12 @@ class Joiner:
         """
         decided: list[Decided] = []
         if refusal := self._refusal(event.at_ms, logged_ms):
-            decided.append(self._left_out(event, position, refusal))
+            decided.append(self._tally.left_out(event, position, refusal))
         elif isinstance(event, Impression):
             self._add_impression(event, position, decided)
         else:
             self._add_action(event, position, decided)
-        self._counts["actions" if isinstance(event, UserAction) else "impressions"] += 1
+        self._tally.came(event)
         if not refusal:
             self._move_to(event.at_ms - self.settings.lateness_ms)
             self._decide(decided)
@@ -139,15 +125,11 @@ class Joiner:
 
     def counts(self) -> JoinCounts:
         """Return the counts of all events so far, and of what is held now."""
-        held = JoinCounts(
-            open=len(self._open),
+        return self._tally.counts(
+            open_now=len(self._open),
             waiting=len(self._waiting),
             remembered=len(self._final) + len(self._decided),
-            impressions_left_out=dict(sorted(self._impressions_left_out.items())),
-            actions_left_out=dict(sorted(self._actions_left_out.items())),
-            bots=dict(sorted(self._bots.items())),
         )
-        return msgspec.structs.replace(held, **self._counts)
 
     def snapshot(self) -> bytes:
         """Return the whole state. A join restored from it goes on with the next event as this one would."""
@@ -157,7 +139,7 @@ class Joiner:
                 watermark_ms=self._watermark_ms,
                 horizon_ms=self._horizon_ms,
                 open=tuple(self._open.values()),
-                waiting=tuple(self._waiting.values()),
+                waiting=tuple(self._waiting),
                 final=self._final,
                 decided=self._decided,
                 changed=tuple(self._changed),
@@ -178,20 +160,13 @@ class Joiner:
         for held in state.waiting:
             joiner._hold(held)
         joiner._restore_clients(state)
-        joiner._deadlines += [
-            (joiner._window_end(held.impression), _IMPRESSION, name) for name, held in joiner._open.items()
-        ]
+        ends = {name: joiner._window_end(held.impression) for name, held in joiner._open.items()}
+        joiner._deadlines += [(end, _IMPRESSION, name) for name, end in ends.items()]
         joiner._forgetting += [(end, _IMPRESSION, name) for name, end in joiner._final.items()]
         joiner._forgetting += [(end, _ACTION, name) for name, end in joiner._decided.items()]
         heapify(joiner._deadlines)
         heapify(joiner._forgetting)
-        counts = msgspec.structs.asdict(state.counts)
-        joiner._impressions_left_out = Counter(counts.pop("impressions_left_out"))
-        joiner._actions_left_out = Counter(counts.pop("actions_left_out"))
-        joiner._bots = Counter(counts.pop("bots"))
-        for held_now in ("open", "waiting", "remembered"):
-            del counts[held_now]
-        joiner._counts = Counter(counts)
+        joiner._tally = JoinTally(state.counts)
         return joiner
 
     def _refusal(self, at_ms: int, logged_ms: int | None) -> str:
@@ -203,11 +178,11 @@ class Joiner:
     def _add_impression(self, impression: Impression, position: Position, decided: list[Decided]) -> None:
         name, held = impression.impression_id, self._open.get(impression.impression_id)
         if held is not None or name in self._final:
-            self._counts["impressions_doubled"] += 1
+            self._tally.add("impressions_doubled")
             if held is None or held.position <= position or self._is_forgotten(impression):
                 return
         elif self._is_forgotten(impression):
-            decided.append(self._left_out(impression, position, FORGOTTEN))
+            decided.append(self._tally.left_out(impression, position, FORGOTTEN))
             return
         if held is not None and held.impression == impression:
             self._open[name] = HeldImpression(impression, position)
@@ -218,22 +193,22 @@ class Joiner:
         self._count_client(impression, by=1)
         self._changed[name] = None
         heappush(self._deadlines, (self._window_end(impression), _IMPRESSION, name))
-        for action_id in self._waiting_for.get(name, ()):
-            self._set_deadline(self._waiting[action_id].action)
+        for waiting in self._waiting.of(name):
+            self._set_deadline(waiting.action)
 
     def _add_action(self, action: UserAction, position: Position, decided: list[Decided]) -> None:
         held = self._waiting.get(action.action_id)
         if held is not None or action.action_id in self._decided:
-            self._counts["actions_doubled"] += 1
+            self._tally.add("actions_doubled")
             if held is None or held.position <= position:
                 return
-            self._release(held.action)
+            self._waiting.release(held.action)
             if held.action == action:
                 self._hold(HeldAction(action, position))
                 return
             self._note_change(held.action)
             self._count_action(held.action, by=-1)
-        is_known = action.impression_id in self._open or action.impression_id in self._final
+        is_known = self._final_ms(action.impression_id) is not None
         if not is_known and self._horizon_ms is not None and action.at_ms < self._horizon_ms:
             self._leave_out(action, position, FORGOTTEN, decided)
             return
@@ -242,17 +217,8 @@ class Joiner:
         self._count_action(action, by=1)
 
     def _hold(self, held: HeldAction) -> None:
-        action = held.action
-        self._waiting[action.action_id] = held
-        self._waiting_for.setdefault(action.impression_id, {})[action.action_id] = None
-        self._set_deadline(action)
-
-    def _release(self, action: UserAction) -> None:
-        del self._waiting[action.action_id]
-        others = self._waiting_for[action.impression_id]
-        del others[action.action_id]
-        if not others:
-            del self._waiting_for[action.impression_id]
+        self._waiting.hold(held)
+        self._set_deadline(held.action)
 
     def _set_deadline(self, action: UserAction) -> None:
         """Note when an action is decided, unless the outcome of its open impression decides it."""
@@ -267,8 +233,8 @@ class Joiner:
     def _count_client(self, impression: Impression, *, by: int) -> None:
         """Count an impression that is held, and the actions that wait for it, for its client; by -1, no more."""
         self._clients.shown(impression, by)
-        for name in self._waiting_for.get(impression.impression_id, ()):
-            self._count_action(self._waiting[name].action, by=by)
+        for waiting in self._waiting.of(impression.impression_id):
+            self._count_action(waiting.action, by=by)
 
     def _count_action(self, action: UserAction, *, by: int) -> None:
         held = self._open.get(action.impression_id)
@@ -280,7 +246,7 @@ class Joiner:
             for held in self._open.values():
                 self._count_client(held.impression, by=1)
             return
-        waiting = [each.action for each in self._waiting.values() if each.action.impression_id in self._open]
+        waiting = [each.action for each in self._waiting if each.action.impression_id in self._open]
         inside = [action for action in waiting if self._timing(action) == IN_WINDOW]
         self._clients.restore(
             state.clients, [(self._open[action.impression_id].impression, action) for action in inside]
@@ -295,8 +261,8 @@ class Joiner:
             if kind == _IMPRESSION:
                 self._make_final(name, decided)
                 continue
-            held = self._waiting[name]
-            self._release(held.action)
+            held = self._waiting.named(name)
+            self._waiting.release(held.action)
             where = self._timing(held.action)
             # What an open impression decides has gone with its outcome, so this impression was final before.
             self._leave_out(held.action, held.position, TOO_LATE if where in _BY_OUTCOME else where, decided)
@@ -306,17 +272,13 @@ class Joiner:
         end = self._window_end(impression)
         outcome = self._outcome(impression, final=True)
         decided.append(outcome)
-        self._counts["final"] += 1
-        self._counts["counted"] += len(outcome.actions)
+        self._tally.final(outcome)
         self._clients.settled(name)
-        if outcome.bot:
-            self._bots[outcome.bot] += 1
-        waiting = [self._waiting[action_id] for action_id in self._waiting_for.get(name, ())]
-        for held in sorted(waiting, key=lambda held: _order(held.action)):
+        for held in sorted(self._waiting.of(name), key=lambda held: _order(held.action)):
             where = self._timing(held.action)
             if where not in _BY_OUTCOME:
                 continue
-            self._release(held.action)
+            self._waiting.release(held.action)
             if self._counts_for(impression, held.action):
                 self._remember(held.action)
             else:
@@ -328,25 +290,18 @@ class Joiner:
         heappush(self._forgetting, (end, _IMPRESSION, name))
 
     def _outcome(self, impression: Impression, *, final: bool) -> ImpressionOutcome:
-        waiting = (self._waiting[name].action for name in self._waiting_for.get(impression.impression_id, ()))
-        actions = sorted((action for action in waiting if self._counts_for(impression, action)), key=_order)
-        bot = self._clients.reason(impression, actions)
-        return ImpressionOutcome(impression=impression, actions=tuple(actions), final=final, bot=bot or msgspec.UNSET)
+        waiting = (held.action for held in self._waiting.of(impression.impression_id))
+        actions = tuple(sorted((each for each in waiting if self._counts_for(impression, each)), key=_order))
+        bot = self._clients.reason(impression, actions) or msgspec.UNSET
+        return ImpressionOutcome(impression=impression, actions=actions, final=final, bot=bot)
 
     def _counts_for(self, impression: Impression, action: UserAction) -> bool:
         where = timing(action.at_ms, self._window_end(impression), self.settings)
         return where == IN_WINDOW and any(shown.document_id == action.document_id for shown in impression.shown)
 
     def _leave_out(self, action: UserAction, position: Position, reason: str, decided: list[Decided]) -> None:
-        decided.append(self._left_out(action, position, reason))
+        decided.append(self._tally.left_out(action, position, reason))
         self._remember(action)
-
-    def _left_out(self, event: Impression | UserAction, position: Position, reason: str) -> Decided:
-        if isinstance(event, Impression):
-            self._impressions_left_out[reason] += 1
-            return LeftOutImpression(impression=event, position=position, reason=reason)
-        self._actions_left_out[reason] += 1
-        return LeftOutAction(action=event, position=position, reason=reason)
 
     def _remember(self, action: UserAction) -> None:
         """Keep the id of a decided action, unless it would be forgotten at once."""
@@ -380,12 +335,12 @@ class Joiner:
             if end is not None and end <= watermark:
                 self._horizon_ms = max(horizon, end)
                 self._forget_next()
-                self._counts["evicted_early"] += 1
+                self._tally.add("evicted_early")
                 continue
-            before = self._counts["final"]
+            before = self._tally["final"]
             self._move_to(min(time for time in (end, deadline) if time is not None))
             self._decide(decided)
-            self._counts["final_early"] += self._counts["final"] - before
+            self._tally.add("final_early", self._tally["final"] - before)
 
     def _held(self) -> int:
         return len(self._open) + len(self._waiting) + len(self._final) + len(self._decided)
@@ -393,9 +348,9 @@ class Joiner:
     def _forget_next(self) -> None:
         _, kind, name = heappop(self._forgetting)
         del (self._final if kind == _IMPRESSION else self._decided)[name]
-        self._counts["evicted"] += 1
-        for action_id in self._waiting_for.get(name, ()) if kind == _IMPRESSION else ():
-            self._set_deadline(self._waiting[action_id].action)  # Now it waits as an orphan.
+        self._tally.add("evicted")
+        for held in self._waiting.of(name) if kind == _IMPRESSION else ():
+            self._set_deadline(held.action)  # Now it waits as an orphan.
 
     def _next_forgotten(self) -> int | None:
         """Return the horizon at which the next id is forgotten; drop what is out of date."""
@@ -413,7 +368,7 @@ class Joiner:
             if kind == _IMPRESSION:
                 if name in self._open and self._window_end(self._open[name].impression) == deadline:
                     return deadline
-            elif name in self._waiting and self._decided_ms(self._waiting[name].action) == deadline:
+            elif (held := self._waiting.get(name)) is not None and self._decided_ms(held.action) == deadline:
                 return deadline
             heappop(self._deadlines)
         return None
@@ -427,7 +382,7 @@ class Joiner:
     def _final_ms(self, impression_id: str) -> int | None:
         """Return the end of an impression's window, final or not; None if the impression is not known."""
         held = self._open.get(impression_id)
-        return self._final.get(impression_id) if held is None else self._window_end(held.impression)
+        return self._window_end(held.impression) if held else self._final.get(impression_id)
 
     def _is_forgotten(self, impression: Impression) -> bool:
         return self._horizon_ms is not None and self._window_end(impression) <= self._horizon_ms

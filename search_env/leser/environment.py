@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment,
 from search_env.leser.expansions import ExpansionSettings, ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.reward import LeserSettings, Reach, SetMeasurements, invalid_reward, leser_reward
 from search_env.models.relevance import RelevanceModel
+from streams.click_rewards import ClickRewardSettings
 from streams.descriptions import describe
 from streams.events import Generation, Hit, Outcome, Position, Reward
 
@@ -35,6 +36,14 @@ from streams.events import Generation, Hit, Outcome, Position, Reward
 class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings for scoring groups."""
 
+    rewards: Annotated[
+        Literal["model", "clicks"],
+        describe(
+            'Source of the rewards: "model" is the relevance model; "clicks" is people, who see the candidates on '
+            "the servers of a live run (infra/LIVE.md)."
+        ),
+    ] = "model"
+    clicks: ClickRewardSettings = ClickRewardSettings()
     reward: LeserSettings = LeserSettings()
     expansions: ExpansionSettings = ExpansionSettings()
     hits_logged: Annotated[

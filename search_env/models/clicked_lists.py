@@ -30,7 +30,7 @@ NOT_EXAMINED = 1  # The second cell of the dynamic Bayesian network.
 
 
 class ShownList(NamedTuple):
-    """What one search showed. shown: (document id, rank from 1) pairs. clicked: ids of documents. client: or ""."""
+    """The results of one search. shown: (document id, rank from 1) pairs. clicked: ids of documents. client: or ""."""
 
     query: str
     shown: Sequence[tuple[str, int]]
@@ -46,7 +46,7 @@ class ClientBounds(NamedTuple):
 
 
 class CountedClicks(NamedTuple):
-    """What the lists were, for the description of a fit.
+    """The numbers of the lists, for the description of a fit.
 
     lists: with a result. clicks: on shown documents, each once a list. clients: with a name. nameless: lists without
     one. bounded: lists whose weight is below 1. weight: the sum of all lists' weights. largest_share: the largest share

@@ -31,7 +31,10 @@ class RampSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     harm_max: Annotated[
         float,
         msgspec.Meta(gt=0),
-        describe("Loss of worth a search that is tolerated. A stage ends once the interval lies above minus this."),
+        describe(
+            "Loss that is tolerated, as a share of what the other searches earn. A stage ends once the interval "
+            "rules it out. A version that loses this much is rolled back in the end."
+        ),
     ] = 0.05
     alpha: Annotated[
         float, msgspec.Meta(gt=0, lt=1), describe("Probability of rolling back a version that does no harm.")
@@ -44,7 +47,15 @@ class RampSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gate_loss_max: Annotated[
         float,
         msgspec.Meta(ge=0),
-        describe("Loss of worth a search, by the off-policy estimate, up to which a version may start its ramp."),
+        describe("Loss of worth a search up to which a ramp starts, by the off-policy estimate."),
+    ] = 0.02
+    held_out_loss_max: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Loss in the protected measure (route.protect) on held-out queries, up to which a small share of people "
+            "may see a version."
+        ),
     ] = 0.02
 
 
@@ -56,22 +67,24 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     until somebody goes on; "rolled back" and "serves" are ends.
     """
 
-    version: str
+    version: Annotated[str, msgspec.Meta(min_length=1)]
     before: str = ""
-    stage: int = 0
-    share: float
-    since_ms: int
+    stage: Annotated[int, msgspec.Meta(ge=0)] = 0
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    since_ms: Annotated[int, msgspec.Meta(ge=0)]
     status: Status = "ramping"
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one stage. difference: of worth a search (version less before), with its interval.
 
-    treated, others: searches of each side. mismatch: p-value of their numbers under the planned share, at all times.
+    treated, others: searches of each side. worth: what one of the others earns. mismatch: p-value of their numbers
+    under the planned share, at all times.
     """
 
     treated: int
     others: int
+    worth: float
     difference: float
     low: float
     high: float
@@ -100,17 +113,17 @@ def next_step(ramp: Ramp, seen: StageResult, settings: RampSettings) -> Step:
     if seen.treated < settings.impressions_min:
         missing = f"{seen.treated:,} of {settings.impressions_min:,} searches"
         return Step(kind=None, reason=f"stage {ramp.stage + 1} waits for data: {missing}")
-    if seen.low <= -settings.harm_max:
+    if seen.low <= -settings.harm_max * max(seen.worth, 0.0):
         return Step(
             kind=None,
-            reason=f"stage {ramp.stage + 1} cannot rule out a loss of {settings.harm_max:g}: "
+            reason=f"stage {ramp.stage + 1} cannot rule out a loss of {settings.harm_max:.2%} of {seen.worth:.3f}: "
             f"{seen.difference:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}]",
         )
     # With all searches nobody is left to compare with, so that share ends the ramp.
     last = ramp.stage + 1 >= len(settings.stages) or settings.stages[ramp.stage + 1] >= 1
     return Step(
         kind="finish" if last else "advance",
-        reason=f"a loss of {settings.harm_max:g} is ruled out: {seen.difference:+.3f} "
+        reason=f"a loss of {settings.harm_max:.2%} of {seen.worth:.3f} is ruled out: {seen.difference:+.3f} "
         f"[{seen.low:+.3f}, {seen.high:+.3f}] a search over {seen.treated:,} searches",
     )
 

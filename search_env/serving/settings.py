@@ -55,13 +55,30 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(ge=0, le=1),
         describe("Share of the searches whose results are drawn evenly among all choices. 0 explores nothing."),
     ] = 0.1
+    candidates_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Share of the searches for a query with open groups that are drawn evenly among raw results and the "
+            "groups' candidates, to learn from (`leser.rewards`). 0 shows none. During a ramp none are shown."
+        ),
+    ] = 0.1
+    ungated: Annotated[
+        bool,
+        describe(
+            "True serves every version that has an answer, with no gate, by the two settings below: for simulations "
+            "and tests. False serves a version only after `searchloop promote` has admitted it."
+        ),
+    ] = False
     temperature: Annotated[
-        float, msgspec.Meta(gt=0, le=100), describe("Softness of the choice between raw and helped results.")
+        float,
+        msgspec.Meta(gt=0, le=100),
+        describe("With ungated: softness of the choice between raw and helped results."),
     ] = 1.0
     preference: Annotated[
         float,
         msgspec.Meta(ge=-100, le=100),
-        describe("Score of a policy version's results in that choice; raw results have 0."),
+        describe("With ungated: score of a policy version's results in that choice; raw results have 0."),
     ] = 2.0
     interleave: Annotated[
         float,

@@ -6,7 +6,8 @@ value of the target. Sources: IPS and DR: Dudík et al., ICML 2011; SNIPS: Swami
 switch: Wang et al., ICML 2017; shrinkage: Su et al., ICML 2020 (the optimistic form).
 
 Each estimator is the mean of one value for each impression, or a ratio of such means. Its standard error comes from
-these values by the delta method. Impressions of one cluster (a client, a query) count as one draw.
+these values by the delta method, and its interval from `storage/offpolicy/intervals.py`. Impressions of one cluster (a
+client) count as one draw.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from storage.errors import EvaluationError
+from storage.offpolicy.intervals import interval, spread
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -115,7 +116,7 @@ def estimate(
     """Return a target policy's value by one of the estimators.
 
     switch: weights above it are left to the reward model. shrinkage: λ of λ w / (w² + λ); infinity shrinks nothing.
-    confidence: of the interval, which is the normal one.
+    confidence: of the interval.
     Raises EvaluationError if a self-normalized estimator has no weight above 0.
     """
     value, influence = _ESTIMATORS[name](choices, switch if name == "switch" else shrinkage)
@@ -142,22 +143,9 @@ def estimate_gain(
 
 
 def _with_interval(value: float, influence: Floats, clusters: Integers, confidence: float) -> Estimate:
-    error = clustered_error(influence, clusters)
-    reach = float(norm.ppf(0.5 + confidence / 2)) * error
-    return Estimate(value=value, error=error, low=value - reach, high=value + reach)
-
-
-def clustered_error(influence: Floats, clusters: Integers) -> float:
-    """Return the standard error of the mean of values that are independent between clusters only.
-
-    influence: [N]. clusters: [N] cluster numbers from 0. With one impression a cluster this is s / √N.
-    """
-    count = len(influence)
-    sums = np.bincount(clusters, weights=influence - influence.mean())
-    groups = len(np.unique(clusters))
-    if groups < 2:
-        return float("inf")
-    return float(np.sqrt(np.square(sums).sum() * groups / (groups - 1))) / count
+    found = spread(influence, clusters)
+    low, high = interval(value, found, confidence)
+    return Estimate(value=value, error=found.error, low=low, high=high)
 
 
 def _ips(choices: Choices, _: float) -> tuple[float, Floats]:

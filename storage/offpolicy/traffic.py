@@ -18,7 +18,9 @@ import numpy.typing as npt
 from storage.errors import EvaluationError
 from storage.log import Log
 from storage.offpolicy.estimators import Choices, Floats, Integers
-from storage.offpolicy.utility import UtilitySettings, utility_of
+from storage.offpolicy.utility import utility_of
+from streams.ids import is_candidate_choice
+from streams.utility import UtilitySettings
 
 RAW = ""
 FOLDS = 5
@@ -28,7 +30,7 @@ SUM_TOLERANCE = 1e-6
 _TRAFFIC = """
     SELECT o.impression_id, o.query, o.client, o.at_ms, o.policy, o.action_propensity, i.offered, o.actions
     FROM trusted_outcomes o JOIN first_impressions i ON o.run = i.run AND o.impression_id = i.impression_id
-    WHERE o.run = ? AND coalesce(len(i.teams), 0) = 0 ORDER BY o.at_ms, o.impression_id
+    WHERE o.run = ? AND o.at_ms >= ? AND coalesce(len(i.teams), 0) = 0 ORDER BY o.at_ms, o.impression_id
 """
 
 
@@ -65,14 +67,15 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def versions(self) -> list[str]:
-        """Return every version that was offered, in the order of names."""
-        return sorted({policy for offer in self.offered for policy in offer} - {RAW})
+        """Return every version that was offered, in the order of names; candidates of open groups are none."""
+        named = {policy for offer in self.offered for policy in offer} - {RAW}
+        return sorted(policy for policy in named if not is_candidate_choice(policy))
 
 
-def read_traffic(log: Log, run: str, utility: UtilitySettings) -> Traffic:
-    """Return a run's trusted impressions that have propensities."""
+def read_traffic(log: Log, run: str, utility: UtilitySettings, *, since_ms: int = 0) -> Traffic:
+    """Return a run's trusted impressions that have propensities. since_ms: earlier impressions are not read."""
     rows, left_out = [], dict[str, int]()
-    for row in log.rows(_TRAFFIC, [run]):
+    for row in log.rows(_TRAFFIC, [run, since_ms]):
         reason = _trouble(row)
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
@@ -90,16 +93,17 @@ def read_traffic(log: Log, run: str, utility: UtilitySettings) -> Traffic:
     )
 
 
-def choices_for(traffic: Traffic, policy: str) -> Choices:
+def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None) -> Choices:
     """Return the traffic as seen from a version: it shows its results where it was offered, and raw ones elsewhere.
 
-    policy: the version; "" for raw results everywhere. The reward model of a query is fitted on other queries.
+    policy: the version; "" for raw results everywhere. model: the reward model of this traffic, where several versions
+    share it; None fits it. The reward model of a query is fitted on other queries.
     Raises EvaluationError without impressions, or if an impression did not offer raw results.
     """
     if not len(traffic):
         raise EvaluationError("not evaluable: no impression has propensities" + _said(traffic.left_out))
     wanted = [policy if policy in offer else RAW for offer in traffic.offered]
-    model = _CrossFitted(traffic)
+    model = model or RewardModel(traffic)
     return Choices(
         rewards=traffic.utilities,
         propensities=traffic.propensities,
@@ -116,11 +120,12 @@ def clusters_of(names: Sequence[str]) -> Integers:
     return numbers.astype(np.int64)
 
 
-class _CrossFitted:
-    """The mean utility of each action, learned from the queries of other folds."""
+class RewardModel:
+    """The mean utility of each action, learned from the queries of other folds. It is fitted once for a traffic."""
 
     def __init__(self, traffic: Traffic) -> None:
-        self._folds = np.array([_fold(query) for query in traffic.queries])
+        fold_of = {query: _fold(query) for query in set(traffic.queries)}
+        self._folds = np.array([fold_of[query] for query in traffic.queries])
         actions = sorted({*traffic.policies, *(policy for offer in traffic.offered for policy in offer)} | {RAW})
         self._numbers = {action: number for number, action in enumerate(actions)}
         taken = np.array([self._numbers[policy] for policy in traffic.policies])

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from storage.offpolicy.estimators import ESS_MIN, Choices, Estimate, Name, Support, estimate, estimate_gain, support
-from storage.offpolicy.traffic import RAW, Traffic, choices_for
+from storage.offpolicy.traffic import RAW, RewardModel, Traffic, choices_for
 
 ESTIMATORS: tuple[Name, ...] = ("ips", "snips", "dr", "shrinkage")
 HEAD_IMPRESSIONS = 20
@@ -48,10 +48,11 @@ def evaluate_versions(
     found = []
     for part in sorted(set(labels)) or [""]:
         there = traffic.where([label == part for label in labels])
-        raw = choices_for(there, RAW)
+        model = RewardModel(there)
+        raw = choices_for(there, RAW, model)
         found.append(_value(there, RAW, part, raw, raw, estimators))
         for policy in there.versions():
-            found.append(_value(there, policy, part, choices_for(there, policy), raw, estimators))
+            found.append(_value(there, policy, part, choices_for(there, policy, model), raw, estimators))
     return found
 
 

@@ -53,6 +53,21 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
             variance=float(values.var(ddof=1)) if len(values) > 1 else 0.0,
         )
 
+    @classmethod
+    def of_clusters(cls, values: Floats, clusters: npt.NDArray[np.int64]) -> Values:
+        """Return the facts of values that are independent between clusters only, such as one person's.
+
+        values, clusters: [N]; clusters are numbers from 0. The count is that of clusters, the mean is over values, and
+        variance / count is the squared error of that mean. With one value a cluster this is `of`.
+        """
+        if not len(values):
+            return cls(count=0, mean=0.0, variance=0.0)
+        mean = float(values.mean())
+        sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values - mean)
+        count = len(sums)
+        spread = float(np.square(sums).sum()) / (count - 1) if count > 1 else 0.0
+        return cls(count=count, mean=mean, variance=spread * (count / len(values)) ** 2)
+
 
 class ArmDifference(msgspec.Struct, frozen=True, kw_only=True):
     """The difference of two arms' means. low and high are infinite while an arm has too few values."""

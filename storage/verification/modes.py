@@ -25,14 +25,15 @@ def unseen_by(
     retained: bool,
     strays: Sequence[str] = (),
     objects: Sequence[str] = (),
+    clicks: str = "",
     settings: bool = False,
 ) -> tuple[str, ...]:
     """Return the things that were not checked, each in one sentence.
 
     unread: records whose bytes were not read. recorded: whether the chain of hashes is recorded. foreign: generations
     of another run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints
-    without a record. objects: those in the ledger that are not ours. settings: whether limits were taken from the run's
-    settings.
+    without a record. objects: those in the ledger that are not ours. clicks: the outcomes of people that were not
+    checked. settings: whether limits were taken from the run's settings.
     """
     said = []
     if live:
@@ -58,6 +59,8 @@ def unseen_by(
         )
     if objects:
         said.append(f"{', '.join(objects)} in the ledger: not searchloop's, and no rule asks it anything")
+    if clicks:
+        said.append(clicks)
     if settings:
         said.append(
             "whether settings.json was changed: no record holds its hash, and the number of updates, the staleness "

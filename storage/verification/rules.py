@@ -97,6 +97,11 @@ RULES = {
     "metrics follow from rewards": Rule(
         "an update's reward_mean, reward_std, validity and failed_share are those of its groups"
     ),
+    "rewards follow from clicks": Rule(
+        "a reward from clicks that trained is, number for number, what the final outcomes that it names give, without "
+        "those of bots, copies and later ones",
+        f"{EVERY}; with the ledger of the live run beside",
+    ),
     # Checkpoints.
     "checkpoints": Rule("each kept checkpoint is whole: manifest, its hash, and every file that it lists, no others"),
     "weights are the policy's": Rule("the weights in a kept checkpoint have the hash that the policy's name carries"),

@@ -24,6 +24,7 @@ from storage.verification.account import (
 from storage.verification.asking import bounded
 from storage.verification.chain import Chain, Head, find_chain
 from storage.verification.checkpoints import Kept, checkpoint_findings, unannounced
+from storage.verification.clicked import ClicksRead, ClickTerms, click_findings
 from storage.verification.embedded import embedded_findings
 from storage.verification.ending import ending_findings
 from storage.verification.gradients import gradient_row
@@ -64,6 +65,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     unknown. working: whether a worker of the run is alive.
     found: findings from earlier reading. foreign: objects in the ledger that are not searchloop's.
     joined: the positions of the run's joiner; None if it has none, or cannot be read.
+    clicks: the terms of rewards from clicks; None if the run's rewards are not from clicks.
     """
 
     head: Head | None
@@ -74,6 +76,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     found: Sequence[Finding] = ()
     foreign: Sequence[str] = ()
     joined: Mapping[tuple[str, int], int] | None = None
+    clicks: ClickTerms | None = None
 
 
 def verify_log(
@@ -144,6 +147,8 @@ class _Proof:
         self._add("what records hold of others", lambda: embedded_findings(log))
         self._add("the metrics", lambda: metric_findings(log))
         self._add("the outcomes of impressions", lambda: join_findings(log, self._known.joined))
+        clicked = self._clicked()
+        self._findings += clicked.findings
         if kept is not None:
             self._add("the checkpoints", lambda: checkpoint_findings(log, kept, chain))
         working = self._known.working or log.live
@@ -191,6 +196,7 @@ class _Proof:
                 trusted=trusted,
                 foreign=foreign,
                 strays=strays,
+                clicks=clicked.unseen,
                 objects=self._known.foreign,
                 settings=self._known.updates is not None,
                 retained=ends is None or all(start == 0 for start, _ in ends.values()),
@@ -208,6 +214,13 @@ class _Proof:
             terms=self._known.terms,
             findings=self._findings,
         )
+
+    def _clicked(self) -> ClicksRead:
+        nothing = ClicksRead(findings=[], checked=0, unseen="")
+        terms = self._known.clicks
+        if terms is None:
+            return nothing
+        return self._read("rewards from clicks", lambda: click_findings(self._log, self._run, terms), nothing)
 
     def _trust(self, chain: Chain) -> Trust | None:
         if self._trusted is None:

@@ -78,7 +78,7 @@ def serving(home: Path, endpoints: Endpoints, *arguments: str) -> Iterator[str]:
     process = subprocess.Popen(
         command(home, "serve", "--index", INDEX, "--run", LIVE, "--port", "0", *arguments),
         cwd=ROOT,
-        env=environment(endpoints) | {"SEARCHLOOP_SERVE__RELOAD_SECONDS": "1"},
+        env=environment(endpoints) | {"SEARCHLOOP_SERVE__RELOAD_SECONDS": "1", "SEARCHLOOP_SERVE__UNGATED": "true"},
         stdout=subprocess.PIPE,
         text=True,
     )

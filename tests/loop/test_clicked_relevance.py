@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from infra.app.app import App
-from infra.recipes.leser.clicked import shown_lists
+from infra.recipes.leser.click_log import shown_lists
 from infra.recipes.leser.closed_kinds import JUDGE_FILE
 from infra.recipes.leser.people import People
 from infra.recipes.leser.relevance import train_relevance

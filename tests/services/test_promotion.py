@@ -17,6 +17,7 @@ from infra.app.settings import Settings
 from infra.promotion.promoting import by_person, look, start
 from infra.promotion.state import RAMP_FILE, read_ramp
 from search_env.serving.ramp import RampSettings
+from search_env.serving.settings import ServeSettings
 from services.local import Endpoints
 from storage.ledger import build_batch, store_batch
 from storage.schema import migrate
@@ -36,7 +37,10 @@ RAW = ""
 @pytest.fixture
 def live(tmp_path: Path, local_services: Endpoints, unique_name: str) -> Iterator[tuple[App, str]]:
     """Give an app with a short ramp, and the name of a live run."""
-    yield App(Home(tmp_path), settings=Settings(ramp=RAMP), endpoints=local_services), unique_name
+    yield (
+        App(Home(tmp_path), settings=Settings(ramp=RAMP, serve=ServeSettings(ungated=True)), endpoints=local_services),
+        unique_name,
+    )
 
 
 class Shop:
@@ -168,7 +172,12 @@ def test_the_command_says_why_a_version_is_refused_and_what_can_be_done(
     def promote(*arguments: str) -> subprocess.CompletedProcess[str]:
         words = command(app.home.root, "promote", *arguments, "--run", run)
         return subprocess.run(
-            words, cwd=ROOT, env=environment(local_services), capture_output=True, text=True, check=False
+            words,
+            cwd=ROOT,
+            env=environment(local_services) | {"SEARCHLOOP_SERVE__UNGATED": "true"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     refused = promote(VERSION, "--once")

@@ -89,7 +89,11 @@ def serving(
     home: Path, index: str, services: Endpoints, *arguments: str, ended: int | None = 0, **variables: str
 ) -> Iterator[Server]:
     """Start a server on a free port, and end it with SIGTERM; it must end with this status."""
-    given = environment(services) | {"SEARCHLOOP_SERVE__RELOAD_SECONDS": "0.2", **variables}
+    given = environment(services) | {
+        "SEARCHLOOP_SERVE__RELOAD_SECONDS": "0.2",
+        "SEARCHLOOP_SERVE__UNGATED": "true",
+        **variables,
+    }
     process = subprocess.Popen(
         command(home, "serve", "--index", index, "--run", index, "--policy", "none", "--port", "0", *arguments),
         cwd=ROOT,

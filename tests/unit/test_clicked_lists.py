@@ -8,7 +8,7 @@ import pytest
 
 from infra.app.home import Home
 from infra.app.settings import Settings
-from infra.recipes.leser.clicked import ClickedLog, shown_lists
+from infra.recipes.leser.click_log import ClickedLog, shown_lists
 from infra.recipes.leser.people import People, peoples_blocks
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.term_matrices import Catalogue

@@ -89,3 +89,15 @@ def test_shares_that_do_not_match_are_found_and_those_that_match_are_not() -> No
     assert alarms <= 0.05 * 500
     with pytest.raises(EvaluationError, match="sum to 1"):
         share_p_value({"raw": 1, "new": 1}, {"raw": 0.9, "new": 0.2})
+
+
+def test_people_with_many_searches_count_once_each() -> None:
+    random = np.random.default_rng(5)
+    values = random.random(300)
+    alone, by_value = Values.of(values), Values.of_clusters(values, np.arange(300))
+    assert (alone.count, alone.mean, alone.variance) == pytest.approx(
+        (by_value.count, by_value.mean, by_value.variance)
+    )
+    thrice = Values.of_clusters(np.repeat(values, 3), np.repeat(np.arange(300), 3))
+    assert (thrice.count, thrice.mean, thrice.variance) == pytest.approx((300, alone.mean, alone.variance))
+    assert Values.of_clusters(np.array([]), np.array([], dtype=np.int64)).count == 0

@@ -50,6 +50,7 @@ SPEAKS_TO_KAFKA = {
     "learner.intake",
     "learner.workers",
     "search_env.feedback.worker",
+    "search_env.waiting",
     "search_env.workers",
     "storage.recorded",
     "storage.workers",

@@ -17,12 +17,13 @@ from storage.ledger import build_batch, store_batch
 from storage.log import Log
 from storage.offpolicy.estimators import estimate_gain
 from storage.offpolicy.traffic import RAW, Traffic, choices_for, read_traffic
-from storage.offpolicy.utility import UtilitySettings, utility_of
+from storage.offpolicy.utility import utility_of
 from storage.offpolicy.versions import evaluate_versions
 from storage.online.interleaving import duel, foretold, read_duels
 from storage.schema import migrate
 from streams.records import Received
 from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
+from streams.utility import UtilitySettings
 from tests.stored_events import RUN, record
 
 GOOD, BAD, RARE = "1-good-000001", "1-bad-000002", "1-rare-000003"

@@ -10,7 +10,7 @@ import pytest
 
 from infra.app.home import Home
 from infra.app.settings import Settings
-from infra.recipes.leser.clicked import ClickedLog, of_some_clients
+from infra.recipes.leser.click_log import ClickedLog, of_some_clients
 from infra.recipes.leser.people import People
 from infra.recipes.leser.relevance import grow_relevance, pinned
 from search_env.catalogue.corpora import Document

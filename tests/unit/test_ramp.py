@@ -18,19 +18,29 @@ RAMP = Ramp(version=VERSION, stage=1, share=0.05, since_ms=0)
 
 
 def seen(**changes: Any) -> StageResult:
-    given = {"treated": 500, "others": 9_500, "difference": 0.0, "low": -0.03, "high": 0.03, "mismatch": 0.7}
+    given = {
+        "treated": 500,
+        "others": 9_500,
+        "worth": 1.0,
+        "difference": 0.0,
+        "low": -0.03,
+        "high": 0.03,
+        "mismatch": 0.7,
+    }
     return StageResult(**(given | changes))
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({}, "advance", "a loss of 0.05 is ruled out"),
+        ({}, "advance", "a loss of 5.00% of 1.000 is ruled out"),
         ({"difference": -0.1, "low": -0.15, "high": -0.01}, "roll back", "people are worse off"),
         ({"mismatch": 1e-6, "high": -0.5}, "hold", "the shares do not match"),
         ({"treated": 99}, None, "waits for data: 99 of 100 searches"),
         ({"treated": 0, "others": 0, "low": -np.inf, "high": np.inf}, None, "waits for data: 0 of 100"),
-        ({"low": -0.06}, None, "cannot rule out a loss of 0.05"),
+        ({"worth": 0.5}, None, "cannot rule out a loss of 5.00% of 0.500"),
+        ({"worth": 0.0, "low": 0.0, "high": 0.0}, None, "cannot rule out a loss"),
+        ({"low": -0.06}, None, "cannot rule out a loss of 5.00% of 1.000"),
         ({"treated": 20, "difference": -0.9, "low": -1.0, "high": -0.4}, "roll back", "people are worse off"),
     ],
 )

@@ -1,88 +1,95 @@
-"""The clicks of a run's log, which a relevance model learns from: final outcomes of people, and older feedback."""
+"""LESER's environment of clicks, wired: the outcomes of the live run, as Kafka has them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from infra.app.home import Home
-from search_env.models.clicked_lists import ShownList
-from storage.ledger import LEDGER
-from storage.log import open_log
-from streams.errors import SettingsError
+from kafka import KafkaConsumer, TopicPartition
 
-CLICK_KINDS = ("click", "add_to_cart", "purchase")
+from infra.app.app import App
+from infra.app.run_settings import RunSettings
+from search_env.environments import Environment
+from search_env.leser.clicked import ClickedEnvironment
+from streams.clients import connect_consumer, existing_topics, partitions_of
+from streams.codec import decode
+from streams.delivery import DeliverySettings, known_position, poll
+from streams.errors import EventError, SettingsError
+from streams.events import Position
+from streams.kafka_errors import told
+from streams.kafka_settings import KafkaSettings
+from streams.topics import topic_name
+from streams.traffic_events import ImpressionOutcome
 
-_OUTCOMES = "SELECT query, shown, actions, client FROM trusted_outcomes"
-_FEEDBACK = """
-    SELECT query, shown, actions, client FROM first_feedback
-    WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
-"""
-_WINDOW = """
-    SELECT topic, partition, min(record_offset) AS first, max(record_offset) + 1 AS next
-    FROM impression_outcomes WHERE final GROUP BY ALL ORDER BY ALL
-"""
-_BOTS = "SELECT count(*) AS bots FROM final_outcomes WHERE coalesce(bot, '') <> ''"
-
-
-class ClickedLog(NamedTuple):
-    """The lists of a run's log. window: by "topic/partition", the first offset and the one behind the last.
-
-    bots: outcomes of bots, which are not among the lists.
-    """
-
-    run: str
-    lists: Sequence[ShownList]
-    window: dict[str, tuple[int, int]]
-    bots: int
+READ_AT_ONCE = 5_000
+POLL_SECONDS = 0.1
 
 
-def shown_lists(home: Home, traffic: str) -> ClickedLog:
-    """Return what the searches of a run of live traffic showed, with the clicks that are final.
+class LiveOutcomes:
+    """The outcomes of a live run's impressions, read from their topic over one connection."""
 
-    A click, a cart and a purchase count once for each search and document. Impressions of bots are left out.
-    Raises SettingsError without any list, or if no list says what it showed at which rank.
-    """
-    folder = home.existing_run(traffic)
-    if not (folder / LEDGER).exists():
-        raise SettingsError(
-            f"--traffic: run {traffic!r} has stored no traffic yet. Run: searchloop listen --run {traffic} --until-read"
+    def __init__(self, kafka: KafkaSettings, live: str, *, member: str) -> None:
+        """Raises SettingsError if the live run has no topics yet."""
+        topic = topic_name(live, "impression-outcomes")
+        if topic not in existing_topics(kafka, [topic]):
+            raise SettingsError(
+                f"leser.clicks.live: expected a live run with topics, got {live!r}, which has none. Run: searchloop "
+                f"serve --run {live}, and: searchloop listen --run {live}"
+            )
+        self._items = partitions_of(kafka, [topic])
+        ends: dict[TopicPartition, int | None] = dict.fromkeys(self._items)
+        self._consumer: KafkaConsumer = connect_consumer(kafka, ends, client_id=member, records_max=READ_AT_ONCE)
+        self._consumer.seek_to_end(*self._items)
+        self._delivery = DeliverySettings()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+    def since(self, at_ms: int) -> dict[int, int]:
+        """Read again from this time on, if it is past already; return the first offset of each partition."""
+        with told("could not find the outcomes of a time"):
+            found = self._consumer.offsets_for_times(dict.fromkeys(self._items, max(at_ms, 0)))
+            ends = self._consumer.end_offsets(self._items)
+        begins = {}
+        for item in self._items:
+            first = found[item].offset if found.get(item) is not None else ends[item]
+            at = known_position(self._consumer, item)
+            if at is None or first < at:
+                self._consumer.seek(item, first)
+            begins[item.partition] = first
+        return begins
+
+    def read(self) -> list[tuple[Position, ImpressionOutcome]]:
+        """Return the next outcomes, in order within each partition; none if there are no more now."""
+        found = []
+        for record in poll(self._consumer, self._delivery, records_max=READ_AT_ONCE, timeout_seconds=POLL_SECONDS):
+            with contextlib.suppress(EventError):
+                event = decode(record.value)
+                if isinstance(event, ImpressionOutcome):
+                    found.append((record.position, event))
+        return found
+
+    def read_to(self) -> dict[int, int]:
+        """Return the next offset of each partition; one that is not known yet is left out."""
+        places = {item.partition: known_position(self._consumer, item) for item in self._items}
+        return {partition: offset for partition, offset in places.items() if offset is not None}
+
+
+@contextmanager
+def open_clicked(app: App, run: RunSettings) -> Iterator[Environment]:
+    """Yield the environment of a run whose rewards are clicks. Raises SettingsError without a live run."""
+    settings = run.settings.leser
+    with contextlib.closing(
+        LiveOutcomes(app.connections.kafka, settings.clicks.live, member=f"{run.run}-environment-outcomes")
+    ) as outcomes:
+        yield ClickedEnvironment(
+            outcomes,
+            app.home.run(settings.clicks.live),
+            run=run.run,
+            index=run.index_version,
+            settings=settings.clicks,
+            utility=run.settings.utility,
+            expansions=settings.expansions,
         )
-    with open_log(folder) as log:
-        rows = [*log.rows(_OUTCOMES), *log.rows(_FEEDBACK)]  # Their actions have different columns.
-        window = {f"{row['topic']}/{row['partition']}": (row["first"], row["next"]) for row in log.rows(_WINDOW)}
-        (marked,) = log.rows(_BOTS)
-    lists = [
-        ShownList(
-            query=row["query"],
-            shown=[(each["document_id"], each["rank"]) for each in row["shown"] or ()],
-            clicked=frozenset(each["document_id"] for each in row["actions"] or () if each["kind"] in CLICK_KINDS),
-            client=row["client"] or "",
-        )
-        for row in rows
-        if row["query"]
-    ]
-    if not lists:
-        raise SettingsError(
-            f"--traffic: expected final outcomes of searches in run {traffic!r}, got none. They are final "
-            "join.window_seconds after the search"
-        )
-    if not any(each.shown for each in lists):
-        raise SettingsError(
-            f"--traffic: expected searches with the documents that they showed, each with its rank, got "
-            f"{len(lists)} searches in run {traffic!r} without any. A click alone says nothing: send impressions, too "
-            "(infra/LIVE.md)"
-        )
-    return ClickedLog(traffic, lists, window, int(marked["bots"]))
-
-
-def of_some_clients(lists: Sequence[ShownList], share: float) -> list[ShownList]:
-    """Return the lists of this share of clients, chosen by a hash; lists without a client always stay."""
-    if share >= 1:
-        return list(lists)
-    chosen: dict[str, bool] = {"": True}
-    for client in {each.client for each in lists} - {""}:
-        drawn = int(hashlib.sha256(f"fit\t{client}".encode()).hexdigest()[:13], 16) / 16**13
-        chosen[client] = drawn < share
-    return [each for each in lists if chosen[each.client]]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
-from infra.recipes.leser.clicked import ClickedLog, of_some_clients
+from infra.recipes.leser.click_log import ClickedLog, of_some_clients
 from infra.recipes.recipe import Judged
 from search_env.catalogue.corpora import check_qrels
 from search_env.catalogue.term_matrices import Catalogue
@@ -30,14 +30,14 @@ QUERIES_MIN = 20
 
 
 class People(NamedTuple):
-    """What people say about documents: judged queries, and the log of what searches showed, with their clicks."""
+    """The sayings of people about documents: judged queries, and the log of what searches showed, with their clicks."""
 
     judged: Judged | None = None
     log: ClickedLog | None = None
 
 
 class Said(NamedTuple):
-    """What people said, as pairs. told: its numbers for the report of the training. clicks: None without clicks."""
+    """The sayings of people, as pairs. told: its numbers for the report of the training. clicks: None without clicks."""
 
     blocks: list[QueryBlock]
     told: dict[str, Any]

@@ -35,6 +35,10 @@ class Leser:
 
     def prepare(self, app: App, new: NewRun, report: Report) -> Prepared:
         """Make or find queries, contexts, teacher and warmed-up policy; see `infra.recipes.leser.preparation`."""
+        if app.settings.leser.rewards == "clicks":
+            from infra.runs.listening import begin_live
+
+            begin_live(app, app.settings.leser.clicks.live)
         return prepare(app, new, report)
 
     def encoder(self, settings: Settings) -> Encode:
@@ -43,7 +47,16 @@ class Leser:
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
-        """Yield the environment of a run: its index version, relevance model and reward as they were when it began."""
+        """Yield the environment of a run: its index version, relevance model and reward as they were when it began.
+
+        With `leser.rewards = "clicks"`, people's clicks reward, and neither the engine nor the model is asked.
+        """
+        if run.settings.leser.rewards == "clicks":
+            from infra.recipes.leser.clicked import open_clicked
+
+            with open_clicked(app, run) as clicked:
+                yield clicked
+            return
         folder = app.home.index(run.index)
         with (
             contextlib.closing(app.engine()) as client,

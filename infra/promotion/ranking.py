@@ -1,0 +1,118 @@
+"""Rankings for the held-out gate: raw results and a version's, for a user's judged queries and dev queries."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from infra.app.app import App
+from infra.app.progress import Report
+from infra.app.run_settings import RunSettings, read_run_settings
+from infra.promotion.held_out import DEPTH, GateVerdict, HeldOutRuns, judge_version, without_trained
+from infra.recipes.held_out import dev_intents
+from infra.recipes.recipe import Judged
+from infra.runs.dev import given_dev
+from search_env.catalogue.analysis import plain_words
+from search_env.catalogue.corpora import Qrels, Query
+from search_env.serving.route_learning import DEV, JUDGED
+from search_env.serving.routing import HEAD_SEARCHES
+from storage.errors import EvaluationError
+from storage.log import open_log
+from streams.clock import now_ms
+from streams.errors import SettingsError
+
+
+def judge_held_out(
+    app: App, *, live: str, learned: str | None, version: str, given: Judged | None, report: Report
+) -> GateVerdict:
+    """Rank the held-out queries raw and with a version, and return the gate's verdict.
+
+    live: run of the traffic, whose frequent queries are the head. learned: run that made the version; None looks for
+    it. given: the user's judged queries; with them, the run's dev queries count only where they show no loss.
+    Raises SettingsError if no run has the version, or no query is left that training did not ask.
+    """
+    run = learned or _run_of(app, version)
+    kept = read_run_settings(app.home.run(run))
+    app = app.with_settings(msgspec.structs.replace(kept.settings, route=app.settings.route, ramp=app.settings.ramp))
+    trained = trained_queries(app, kept)
+    asked = _asked(app, kept, given)
+    sources = {}
+    for source, (queries, qrels) in asked.items():
+        report(f"searching {len(queries):,} {source} queries", 0, 0)
+        held = without_trained(_ranked(app, kept, version, queries, qrels, report), trained)
+        if held.texts:
+            sources[source] = held
+    if not sources:
+        raise SettingsError(
+            f"expected judged queries that run {run!r} did not train on, got none. Give some: --queries FILE "
+            "--qrels FILE"
+        )
+    words = {word for query in trained for word in query.split()}
+    return judge_version(
+        version,
+        sources,
+        known=words,
+        head=_head(app, live),
+        settings=app.settings.route,
+        ramp=app.settings.ramp,
+        now_ms=now_ms(),
+    )
+
+
+def _ranked(
+    app: App, kept: RunSettings, version: str, queries: list[Query], qrels: Qrels, report: Report
+) -> HeldOutRuns:
+    from infra.recipes.leser.searching import search_queries
+
+    runs = []
+    for policy in ("none", version):
+        found = search_queries(app, queries, index=kept.index, policy=policy, run=kept.run, top=DEPTH, report=report)
+        runs.append({query: dict(zip(each.ids, each.scores, strict=True)) for query, each in found.items()})
+    return HeldOutRuns(
+        texts={query.id: query.text for query in queries},
+        raw=runs[0],
+        helped=runs[1],
+        qrels={query.id: qrels[query.id] for query in queries},
+    )
+
+
+def _asked(app: App, kept: RunSettings, given: Judged | None) -> dict[str, tuple[list[Query], Qrels]]:
+    """Return the judged queries by source: the user's, of now or of the run, and the index's dev queries."""
+    found: dict[str, tuple[list[Query], Qrels]] = {}
+    user = given or given_dev(app.home.run(kept.run))
+    if user is not None:
+        found[JUDGED] = [query for query in user[0] if query.id in user[1]], user[1]
+    folder = app.home.index(kept.index)
+    if (folder.intents / "queries.dev.jsonl").exists():
+        for each in dev_intents(folder, kept.settings.dev.queries_max, None):
+            found[DEV] = list(each.queries), each.qrels
+    return {source: of for source, of in found.items() if of[0]}
+
+
+def _run_of(app: App, version: str) -> str:
+    found = [path.parent.parent.name for path in app.home.runs.glob(f"[!.]*/checkpoints/{version}") if path.is_dir()]
+    if len(found) != 1:
+        named = ", ".join(sorted(found)) or "none"
+        raise SettingsError(
+            f"version {version}: expected one run with its checkpoint in this home, found {named}. Name the run that "
+            "made it: --learned RUN"
+        )
+    return found[0]
+
+
+def trained_queries(app: App, kept: RunSettings) -> frozenset[str]:
+    """Return the plain words of every query that the run has trained on."""
+    with open_log(app.home.existing_run(kept.run)) as log:
+        return frozenset(plain_words(row["query"]) for row in log.rows("SELECT DISTINCT query FROM rewards", []))
+
+
+def _head(app: App, live: str) -> frozenset[str]:
+    """Return the queries that people ask often, by plain words; none without a ledger."""
+    try:
+        with open_log(app.home.existing_run(live)) as log:
+            rows = log.rows("SELECT query FROM first_impressions WHERE run = ?", [live])
+    except (SettingsError, EvaluationError):
+        return frozenset()
+    counts = Counter(plain_words(row["query"]) for row in rows)
+    return frozenset(query for query, count in counts.items() if count >= HEAD_SEARCHES)
