@@ -37,7 +37,7 @@ class People(NamedTuple):
 
 
 class Said(NamedTuple):
-    """The sayings of people, as pairs. told: its numbers for the report of the training. clicks: None without clicks."""
+    """The sayings of people, as pairs. told: numbers for the report of the training. clicks: None without clicks."""
 
     blocks: list[QueryBlock]
     told: dict[str, Any]
