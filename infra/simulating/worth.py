@@ -45,8 +45,8 @@ UNBOUNDED = ("relevance.sources.click_pair_max=0", "relevance.sources.click_list
 MEASURE, DEPTH, HELD_OUT_MAX = "nDCG@10", 100, 600
 
 
-class Row(NamedTuple):
-    """One way to fit. change: settings. fraud: share of searches by the fraud client. users: "pbm" or "trust"."""
+class WayToFit(NamedTuple):
+    """One way to fit, a row of the table. change: settings. fraud: share of searches by the fraud client. users: "pbm" or "trust"."""
 
     name: str
     change: tuple[str, ...]
@@ -55,15 +55,15 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("clicks counted, no correction", ("relevance.sources.click_model=none",)),
-    Row("PBM, no bound", UNBOUNDED),
-    Row("PBM, bounded", ()),
-    Row("PBM, no bound, fraud of 5 %", UNBOUNDED, fraud=0.05),
-    Row("PBM, bounded, fraud of 5 %", (), fraud=0.05),
-    Row("UBM, bounded", ("relevance.sources.click_model=ubm",)),
-    Row("DBN, bounded", ("relevance.sources.click_model=dbn",)),
-    Row("people with trust bias: no correction", ("relevance.sources.click_model=none",), users="trust"),
-    Row("people with trust bias: PBM, bounded", (), users="trust"),
+    WayToFit("clicks counted, no correction", ("relevance.sources.click_model=none",)),
+    WayToFit("PBM, no bound", UNBOUNDED),
+    WayToFit("PBM, bounded", ()),
+    WayToFit("PBM, no bound, fraud of 5 %", UNBOUNDED, fraud=0.05),
+    WayToFit("PBM, bounded, fraud of 5 %", (), fraud=0.05),
+    WayToFit("UBM, bounded", ("relevance.sources.click_model=ubm",)),
+    WayToFit("DBN, bounded", ("relevance.sources.click_model=dbn",)),
+    WayToFit("people with trust bias: no correction", ("relevance.sources.click_model=none",), users="trust"),
+    WayToFit("people with trust bias: PBM, bounded", (), users="trust"),
 )
 
 

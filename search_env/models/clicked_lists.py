@@ -165,7 +165,9 @@ def _cells(found: _Occurrences, model: BiasModel) -> Integers:
         return found.rank
     if model == "ubm":
         return found.rank * RANKS_MAX + np.maximum(found.rank - found.above, 0)
-    return np.where((found.last > 0) & (found.rank + 1 > found.last), NOT_EXAMINED, 0).astype(np.int64)
+    below = (found.last > 0) & (found.rank + 1 > found.last)
+    cells: Integers = np.where(below, NOT_EXAMINED, 0).astype(np.int64)
+    return cells
 
 
 def _weights(found: _Occurrences, client: Integers, bounds: ClientBounds) -> Doubles:

@@ -59,7 +59,7 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         BiasModel,
         describe(
             'How people examine a list: "pbm" by rank, "ubm" by rank and the last click above, "dbn" down to the last '
-            'click. "none" takes every shown document as examined, which teaches that what stands first is relevant.'
+            'click. "none" takes every shown document as examined, so that positions count as relevance.'
         ),
     ] = "pbm"
     click_pair_max: Annotated[
