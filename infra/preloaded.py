@@ -17,4 +17,5 @@ import infra.runs.workers
 import learner.caching
 import learner.serving
 import learner.workers
+import search_env.waiting
 import search_env.workers

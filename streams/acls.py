@@ -53,7 +53,8 @@ class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 # The learner grants requests: it looks up the progress of requests and generations, and it reads the announcements of
-# earlier learner processes. The environment reads rewards only if Kafka has forgotten its offsets.
+# earlier learner processes. The environment reads rewards only if Kafka has forgotten its offsets, and outcomes only of
+# a live run whose clicks are its rewards.
 RIGHTS: dict[str, Rights] = {
     "generator": Rights(
         reads=("requests", "policy-versions", "updates"),
@@ -62,7 +63,7 @@ RIGHTS: dict[str, Rights] = {
         joins_groups=("generator",),
     ),
     "environment": Rights(
-        reads=("generations", "rewards"),
+        reads=("generations", "rewards", "impression-outcomes"),
         writes=("rewards", "dead-letters"),
         joins_groups=("environment",),
     ),

@@ -20,7 +20,7 @@ from infra.simulating.world import WorldSettings
 from tests.drift.arms import silent
 from tests.drift.world_run import Plan, WorldResult, run_world
 
-SPEEDS = {"still": 0.0, "slow": 0.03, "middle": 0.1, "fast": 0.3}
+SPEEDS = {"slow": 0.03, "middle": 0.1, "fast": 0.3, "still": 0.0}
 SETTINGS = {
     "prompts": {"select": True, "terms": 12, "neighbours": 12, "attributes": 0},
     "neighbours": {"words": 12},

@@ -19,6 +19,7 @@ from streams.events import Generation, Outcome, Reward
 SHOWN = 10
 EXAMINATION = np.array(EYE_TRACKED.model.examination[:SHOWN])  # type: ignore[attr-defined]
 ATTRACTION = np.array([EYE_TRACKED.attraction[0], EYE_TRACKED.attraction[-1]])
+FADING = 0.8
 RIDGE = 1.0  # Weight of the prior that a word is worth nothing, in candidates.
 
 
@@ -42,23 +43,28 @@ def drawn_clicks(ids: Sequence[str], grades: Mapping[str, int], people: int, ran
     return float((random.random((people, len(chances))) < chances).sum() / people)
 
 
-def lessons_of(tried: Sequence[Tried], *, words_max: int) -> list[Lesson]:
+def lessons_of(days: Sequence[Sequence[Tried]], *, words_max: int) -> list[Lesson]:
     """Return the words that earned clicks, by query: a ridge regression of gains on the words that were shown.
 
-    A look-up of these words is the baseline that learns from the same log without a policy.
+    A look-up of these words is the baseline that learns from the same log without a policy. days: the newest last; a
+    day weighs `FADING` times the day after it. With five days alone, the look-up forgot words that no later day
+    had tried again.
     """
-    by_query: defaultdict[str, list[Tried]] = defaultdict(list)
-    for each in tried:
-        by_query[each.query_id].append(each)
+    by_query: defaultdict[str, list[tuple[Tried, float]]] = defaultdict(list)
+    for age, tried in enumerate(reversed(days)):
+        for each in tried:
+            by_query[each.query_id].append((each, FADING**age))
     found = []
-    for query_id, group in by_query.items():
+    for query_id, weighted in by_query.items():
+        group = [each for each, _ in weighted]
         words = sorted({word for each in group for word in each.words})
         column = {word: place for place, word in enumerate(words)}
         shown = np.zeros((len(group), len(words)))
         for row, each in enumerate(group):
             shown[row, [column[word] for word in each.words]] = 1.0
         gains = np.array([each.gain for each in group])
-        worth = np.linalg.solve(shown.T @ shown + RIDGE * np.eye(len(words)), shown.T @ gains)
+        scaled = shown * np.array([weight for _, weight in weighted])[:, None]
+        worth = np.linalg.solve(scaled.T @ shown + RIDGE * np.eye(len(words)), scaled.T @ gains)
         best = sorted((word for word in words if worth[column[word]] > 0), key=lambda word: -worth[column[word]])
         found.append(Lesson(query_id=query_id, query=group[0].query, words=tuple(best[:words_max])))
     return found

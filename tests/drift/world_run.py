@@ -25,20 +25,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes.
 
     searches: served in a day, in so many parts. updates: of the policy without pause, after each part. people: who see
-    each candidate's results. window: days of the log that a look-up learns from. relearned: batches of the log that a
+    each candidate's results. relearned: batches of the log that a
     night learns from. first: updates on the first day, before anything is measured. tried: searches whose results
     people see with random words before that. words: that the log's lesson for a query keeps.
     """
 
-    days: int = 8
-    searches: int = 180
+    days: int = 6
+    searches: int = 150
     parts: int = 3
     updates: int = 2
     people: int = 24
-    window: int = 5
-    first: int = 80
+    first: int = 48
     tried: int = 900
-    relearned: int = 60
+    relearned: int = 48
     words: int = 6
 
 
@@ -60,8 +59,8 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
     log: list[list[list[Reward]]] = []
     requests: list[Request] = []
 
-    def memory_of(last: Sequence[Sequence[Tried]]) -> Neighbours:
-        lessons = [each for each in lessons_of([t for day in last for t in day], words_max=plan.words) if each.words]
+    def memory_of() -> Neighbours:
+        lessons = [each for each in lessons_of(tried, words_max=plan.words) if each.words]
         return Neighbours(lessons, embedder, app.settings.neighbours)
 
     def learn(shop: Shop, queries: Sequence[Query], memory: Neighbours, number: int) -> None:
@@ -77,14 +76,14 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
         queries = asked(today, plan.tried, seed)
         tried.append(try_words(shop, queries, people=plan.people, seed=seed))
         log.append([])
-        first = memory_of(tried)
+        first = memory_of()
         untaught(app, runs["beginning"], shop, first, seed)
         copy_checkpoints(runs["beginning"], runs["pause"])
         learn(shop, asked(today, plan.first * batch, seed + 1), first, 0)
         copy_checkpoints(runs["pause"], runs["frozen"])
         copy_checkpoints(runs["pause"], runs["restarted"])
         count = _best_count(shop, first, asked(today, plan.searches, seed + 2))
-    newest = night = first = memory_of(tried)
+    newest = night = first = memory_of()
     clicks: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(1, plan.days + 1):
         today = next(passing)
@@ -109,7 +108,7 @@ def run_world(app: App, name: str, world: WorldSettings, plan: Plan) -> WorldRes
                 for arm, values in _clicks(shop, queries, words).items():
                     served[arm] += values
                 learn(shop, queries[: plan.updates * batch], newest, number * 10 + part)
-                newest = memory_of(tried[-plan.window :])
+                newest = memory_of()
             for arm, values in served.items():
                 clicks[arm].append(float(np.mean(values)))
         night = newest

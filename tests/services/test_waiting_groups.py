@@ -35,7 +35,7 @@ from streams.posts import Post
 from streams.stopping import Stop
 from streams.utility import UtilitySettings
 from tests.kafka_cluster import wait_until
-from tests.loop.test_clicks import JOIN
+from tests.services.clicked_world import JOIN
 from tests.services.test_serving import Server, click, in_kafka, serving, shop  # noqa: F401 - a fixture.
 from tests.stored_events import generation
 

@@ -30,12 +30,19 @@ def test_words_that_earned_clicks_are_kept_best_first_and_others_are_not() -> No
     for _ in range(200):
         words = tuple(word for word in worth if random.random() < 0.5)
         tried.append(Tried("q", "query", words, sum(worth[word] for word in words) + random.normal(0, 0.1)))
-    (lesson,) = lessons_of(tried, words_max=2)
+    (lesson,) = lessons_of([tried], words_max=2)
     assert lesson.words == ("good", "fair")
-    assert "bad" not in lessons_of(tried, words_max=8)[0].words
+    assert "bad" not in lessons_of([tried], words_max=8)[0].words
 
 
 def test_one_lucky_search_teaches_less_than_many() -> None:
     lucky = [Tried("q", "query", ("once",), 0.5)]
     often = [Tried("q", "query", ("often",), 0.4)] * 20
-    assert lessons_of([*lucky, *often], words_max=1)[0].words == ("often",)
+    assert lessons_of([[*lucky, *often]], words_max=1)[0].words == ("often",)
+
+
+def test_what_people_did_long_ago_weighs_less() -> None:
+    before = [Tried("q", "query", ("old",), 0.4)] * 20
+    since = [Tried("q", "query", ("old",), -0.4)] * 20
+    assert lessons_of([before, since], words_max=1)[0].words == ()
+    assert lessons_of([since, [], [], [], before], words_max=1)[0].words == ("old",)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from infra.simulating.world import Day, WorldSettings, asked, days
+from infra.simulating.world_files import CORPUS, QRELS, QUERIES, write_days
 from search_env.catalogue.analysis import surface_tokens
+from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries
+from streams.errors import SettingsError
 
 SMALL = WorldSettings(products=400, seed=3)
 
@@ -74,3 +78,22 @@ def test_popular_queries_are_asked_most_and_queries_without_products_never() -> 
     best = max(known, key=lambda place: day.popularity[place])
     counts = [sum(query.id == day.queries[place].id for query in searches) for place in known]
     assert max(counts) == counts[known.index(best)]
+
+
+def test_days_are_written_as_files_that_index_and_simulate_read(tmp_path: Path) -> None:
+    settings = WorldSettings(products=200, replaced=0.2, renamed=0.2, moved=0.2, seed=4)
+    places = write_days(tmp_path, settings, 2, lambda *_: None)
+    assert [place.name for place in places] == ["day-01", "day-02"]
+    for place, day in zip(places, lived(settings, 2), strict=True):
+        assert list(load_corpus(place / CORPUS)) == day.documents
+        queries, qrels = load_queries(place / QUERIES), load_qrels(place / QRELS)
+        assert [query.id for query in queries] == list(qrels)
+        assert qrels == {query.id: day.grades[query.id] for query in queries}
+        popularity = dict(zip((query.id for query in day.queries), day.popularity, strict=True))
+        assert [popularity[query.id] for query in queries] == sorted(
+            (popularity[name] for name in day.grades), reverse=True
+        )
+    with pytest.raises(SettingsError, match=r"day-02: expected no such folder yet"):
+        (tmp_path / "day-01").rename(tmp_path / "mine")
+        write_days(tmp_path, settings, 2, lambda *_: None)
+    assert not (tmp_path / "day-01").exists()

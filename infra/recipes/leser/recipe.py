@@ -37,8 +37,10 @@ class Leser:
         """Make or find queries, contexts, teacher and warmed-up policy; see `infra.recipes.leser.preparation`."""
         if app.settings.leser.rewards == "clicks":
             from infra.runs.listening import begin_live
+            from infra.runs.rights import give_rights
 
             begin_live(app, app.settings.leser.clicks.live)
+            give_rights(app, app.settings.leser.clicks.live)
         return prepare(app, new, report)
 
     def encoder(self, settings: Settings) -> Encode:
