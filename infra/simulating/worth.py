@@ -46,7 +46,7 @@ MEASURE, DEPTH, HELD_OUT_MAX = "nDCG@10", 100, 600
 
 
 class WayToFit(NamedTuple):
-    """One way to fit, a row of the table. change: settings. fraud: share of searches by the fraud client. users: "pbm" or "trust"."""
+    """One way to fit, a row of the table. change: settings. fraud: share of searches. users: "pbm" or "trust"."""
 
     name: str
     change: tuple[str, ...]
