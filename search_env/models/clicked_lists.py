@@ -164,7 +164,8 @@ def _cells(found: _Occurrences, model: BiasModel) -> Integers:
     if model == "pbm":
         return found.rank
     if model == "ubm":
-        return found.rank * RANKS_MAX + np.maximum(found.rank - found.above, 0)
+        by_last: Integers = found.rank * RANKS_MAX + np.maximum(found.rank - found.above, 0)
+        return by_last
     below = (found.last > 0) & (found.rank + 1 > found.last)
     cells: Integers = np.where(below, NOT_EXAMINED, 0).astype(np.int64)
     return cells
