@@ -63,7 +63,7 @@ def simulated_searches(
     asked: queries, those first that are asked most. lists: of these queries. grades: the hidden relevance,
     {query id: {document id: grade}}.
     """
-    random = np.random.default_rng(people.seed)
+    random, cheating = np.random.default_rng(people.seed), np.random.default_rng([people.seed, 1])
     asked = [query for query in asked if query.id in lists]
     popularity, activity = _zipf(len(asked)), _zipf(people.clients)
     levels = max((grade for row in grades.values() for grade in row.values()), default=1)
@@ -76,14 +76,14 @@ def simulated_searches(
         frauds = (random.random(count) < (people.fraud if fraud else 0.0)).tolist()
         drawn: list[tuple[Query, str, str, tuple[str, ...]]] = []
         for place, client, exploring, is_fraud in zip(places, clients, explores, frauds, strict=True):
-            query = asked[place]
+            query, policy = asked[place], EXPLORING if exploring else ""
+            # Drawn also where the fraud client takes its place, so that fraud changes nothing of other searches.
+            shown = explored(lists[query.id], people.size, random) if exploring else lists[query.id].raw[: people.size]
             if is_fraud and fraud is not None:
-                query = fraud.queries[int(random.integers(len(fraud.queries)))]
+                query = fraud.queries[int(cheating.integers(len(fraud.queries)))]
                 drawn.append((query, FRAUD, "", lists[query.id].raw[: people.size]))
-            elif exploring:
-                drawn.append((query, f"client-{client}", EXPLORING, explored(lists[query.id], people.size, random)))
             else:
-                drawn.append((query, f"client-{client}", "", lists[query.id].raw[: people.size]))
+                drawn.append((query, f"client-{client}", policy, shown))
         attraction = np.full((count, people.size), np.nan)
         for row, (query, _, _, shown) in enumerate(drawn):
             attraction[row, : len(shown)] = attractions(published, grades.get(query.id, {}), shown, highest=levels)
