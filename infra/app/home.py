@@ -36,6 +36,11 @@ class IndexFolder(PosixPath):
         return self / "relevance"
 
     @property
+    def simulated(self) -> Path:
+        """Lists that simulated people may see, by what they were made from."""
+        return self / "simulated"
+
+    @property
     def teachers(self) -> Path:
         """LESER's lessons, by what they were made from."""
         return self / "teachers"

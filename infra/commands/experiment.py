@@ -47,7 +47,7 @@ def experiment(
     """Run a paper's whole table: train every arm with every seed, rank, compare, and write the results.
 
     \b
-    PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, leser-behind-ranker,
+    PLAN is a built-in plan (leser, relsum, resume, leser-smollm2; leser-ablations, leser-behind-ranker, leser-clicks,
     relsum-ablations, relsum-turns) or the path of a file. The arms are measured on the recipe's held-out sets, and on
     judged queries if you give some. A plan with a ranker shows each set once more behind the ranker.
     If rankings have unjudged documents, measures without them are added: see `searchloop evaluate --help`.

@@ -36,6 +36,12 @@ CONTROL = "control: judgments shuffled"
 )
 @click.option("--qrels", type=click.Path(path_type=Path), help="Judgments of these queries; required with --queries.")
 @click.option("--traffic", metavar="RUN", help="Train on the clicks in this run of live traffic, too.")
+@click.option(
+    "--label",
+    default="",
+    help="Keep the trained version under this label, beside the index's newest model, which stays as it is. "
+    "relevance.version = LABEL chooses it for a run.",
+)
 @click.option("--check-only", is_flag=True, help="Check the model that is there, and train none.")
 @click.option(
     "--samples",
@@ -52,6 +58,7 @@ def relevance(
     queries: Path | None,
     qrels: Path | None,
     traffic: str | None,
+    label: str,
     check_only: bool,
     samples: int,
     as_json: bool,
@@ -68,18 +75,25 @@ def relevance(
     Example:
       searchloop relevance --index shop --queries judged.jsonl --qrels qrels.tsv
       searchloop relevance --index shop --traffic live
+      searchloop relevance --index shop --traffic live --label november
       searchloop relevance --index shop --check-only --json
     """
-    from infra.recipes.leser.people import People, shown_lists
+    from infra.recipes.leser.click_log import shown_lists
+    from infra.recipes.leser.people import People
+    from search_env.models.relevance_versions import LABEL, NAME
 
     if check_only and traffic is not None:
         raise click.UsageError("--traffic: expected a command without --check-only, got both. Leave one of the two out")
+    if label and (check_only or not LABEL.fullmatch(label) or NAME.fullmatch(label)):
+        raise click.UsageError(
+            f"--label: expected 1 to 63 of a-z, 0-9 and '-', no version's name, and no --check-only, got {label[:70]!r}"
+        )
     folder = app.home.index(index)
     judged = read_judged(queries, qrels, index_folder=folder)
-    people = People(judged=judged, lists=shown_lists(app.home, traffic) if traffic else ())
+    people = People(judged=judged, log=shown_lists(app.home, traffic) if traffic else None)
     with progress() as report, app.running_services(report) as running:
         trained, check, verdict = train_and_check(
-            running, index, people, train=not check_only, samples=samples, report=report
+            running, index, people, train=not check_only, label=label, samples=samples, report=report
         )
     if as_json:
         value = {"training": trained, "check": msgspec.to_builtins(check), "verdict": msgspec.to_builtins(verdict)}
@@ -95,7 +109,7 @@ def relevance(
 
 
 def train_and_check(
-    app: App, index: str, people: People, *, train: bool, samples: int, report: Report
+    app: App, index: str, people: People, *, train: bool, samples: int, report: Report, label: str = ""
 ) -> tuple[dict[str, Any], JudgeCheck, Verdict]:
     """Return the report of the training, the check of the model, and what its rewards may train."""
     from infra.recipes.leser import judging
@@ -108,7 +122,12 @@ def train_and_check(
     folder, settings = app.home.index(index), app.settings
     with closing(app.engine()) as client, closing(open_searcher(client, folder, settings.retrieval)) as searcher:
         catalogue = open_catalogue(client, folder)
-        trained = train_relevance(folder, settings, catalogue, people=people, report=report) if train else {}
+        trained = {}
+        if train:
+            trained = train_relevance(folder, settings, catalogue, people=people, report=report, label=label)
+            if label:
+                version = msgspec.structs.replace(settings.relevance, version=label)
+                settings = msgspec.structs.replace(settings, relevance=version)
         model = open_relevance(folder, settings, catalogue=catalogue, report=report)
         kinds = (judging.PAIRS, judging.VALUES, judging.TITLES)
         sets = judging.made_sets(folder, catalogue, settings.gbdt, kinds, count=CHECKED_QUERIES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -16,6 +17,10 @@ from infra.app.progress import progress
 from infra.commands.judged import judged_options
 from infra.commands.options import as_one
 from storage.report_text import printable
+
+if TYPE_CHECKING:
+    from infra.recipes.recipe import Judged
+    from search_env.clicks.published import PublishedModel
 
 
 class CrowdOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,19 +60,37 @@ crowd_options = as_one(
 
 
 @click.command()
-@click.argument("server")
-@click.option("--index", default="catalogue", show_default=True, help="Index whose held-out queries are asked.")
+@click.argument("server", required=False)
+@click.option("--index", default="catalogue", show_default=True, help="Index whose queries are asked.")
 @judged_options
 @crowd_options
+@click.option("--into", metavar="RUN", help="Write the searches into this new run, without a server.")
+@click.option(
+    "--explore",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="With --into: share of searches that show other lists than the raw one.",
+)
+@click.option(
+    "--fraud",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="With --into: share of searches by a client that clicks one seller's products everywhere.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on standard output.")
 @click.pass_obj
 def simulate(
     app: App,
-    server: str,
+    server: str | None,
     index: str,
     queries: Path | None,
     qrels: Path | None,
     crowd: CrowdOptions,
+    into: str | None,
+    explore: float,
+    fraud: float,
     as_json: bool,
 ) -> None:
     """Let simulated people search on a server and click, to try a loop before real people do.
@@ -76,10 +99,13 @@ def simulate(
     They ask the index's dev queries, or those of --queries, the first ones most often. They know which documents are
     relevant (the catalogue's attributes, or --qrels), and nothing else in the loop knows it. They click by a click
     model. Bots click everything at once. Every figure is simulated: it says how the loop works, not what people want.
-    SERVER is the address that `searchloop serve` printed.
+    SERVER is the address that `searchloop serve` printed. --into needs none: it draws the lists that the index would
+    show, for its training queries, and writes impressions, clicks and final outcomes into a new run, as `searchloop
+    listen` would. --rate and --bots are for servers alone.
 
     \b
     Example:
+      searchloop simulate --into clicks --index shop --impressions 200000 --clients 10000
       searchloop simulate http://127.0.0.1:8600 --index shop --impressions 5000 --rate 50
       searchloop simulate http://127.0.0.1:8600 --queries judged.jsonl --qrels qrels.tsv --clicks trust_bias.json
     """
@@ -91,14 +117,19 @@ def simulate(
     from streams.errors import SettingsError
     from streams.secrets import reveal
 
+    if (server is None) == (into is None):
+        raise click.UsageError("expected either SERVER or --into RUN, got " + ("both" if server else "neither"))
+    judged = read_judged(queries, qrels)
+    published = read_click_model(crowd.clicks) if crowd.clicks else EYE_TRACKED
+    if into is not None or server is None:
+        _into_run(app, index, judged, published, crowd, into=into or "", explore=explore, fraud=fraud, as_json=as_json)
+        return
     if not server.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")):
         raise SettingsError(
             f"SERVER: expected an address of this machine, such as http://127.0.0.1:8600, got {server[:100]!r}. "
             "Simulated people are no load for a server that real people use"
         )
-    judged = read_judged(queries, qrels)
     asked, grades = judged if judged is not None else load_intents(app.home.index(index).intents, "dev")
-    published = read_click_model(crowd.clicks) if crowd.clicks else EYE_TRACKED
     wanted = msgspec.convert({k: v for k, v in msgspec.structs.asdict(crowd).items() if k != "clicks"}, Crowd)
     with progress() as report:
         found = asyncio.run(
@@ -128,3 +159,46 @@ def simulate(
             f"{counts.quality:.3f}",
         )
     Console().print(table)
+
+
+def _into_run(
+    app: App,
+    index: str,
+    judged: Judged | None,
+    published: PublishedModel,
+    crowd: CrowdOptions,
+    *,
+    into: str,
+    explore: float,
+    fraud: float,
+    as_json: bool,
+) -> None:
+    """Simulate people in this process, and print the number of their searches."""
+    from infra.simulating.people import Population
+    from infra.simulating.writing import simulate_into
+    from search_env.queries.intents import load_intents
+    from streams.errors import SettingsError
+
+    if crowd.bots:
+        raise click.UsageError("--bots: expected 0 with --into, got a share. --fraud gives a client that is no person")
+    asked = judged if judged is not None else load_intents(app.home.index(index).intents, "train")
+    if not asked[1]:
+        raise SettingsError(f"index {index!r} has no judged training queries; give some: --queries FILE --qrels FILE")
+    people = Population(
+        impressions=crowd.impressions,
+        clients=crowd.clients,
+        size=crowd.size,
+        explore=explore,
+        fraud=fraud,
+        seed=crowd.seed,
+    )
+    with progress() as report, app.running_services(report) as running:
+        count = simulate_into(
+            running, into=into, index=index, judged=asked, published=published, people=people, report=report
+        )
+    if as_json:
+        click.echo(msgspec.json.encode({"run": into, "searches": count}).decode())
+        return
+    click.echo(
+        f"simulated: {count:,} searches in run {into}. Next: searchloop relevance --index {index} --traffic {into}"
+    )

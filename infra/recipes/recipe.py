@@ -52,11 +52,15 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests of a run. index: the versioned name. asked: without request ids, which the run's order gives."""
+    """The requests of a run. index: the versioned name. asked: without request ids, which the run's order gives.
+
+    settings: those of the run, with the versions of the models that it keeps; None leaves the given ones as they are.
+    """
 
     run: str
     index: str
     asked: Sequence[Request]
+    settings: Settings | None = None
 
 
 Judged = tuple[Sequence[Query], Qrels]

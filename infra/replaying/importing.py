@@ -52,7 +52,7 @@ def import_feedback(app: App, feedback: Iterable[Feedback], *, into: str, index:
         count = _write(app, feedback, requests, into=into, report=report)
         # All outcomes become final, because the traffic has ended.
         join(app, into, worker=1, stop=Stop(), until_read=True)
-        _store(app, into)
+        store_log(app, into)
     return count
 
 
@@ -66,7 +66,7 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
     began_ms = now_ms()
     pseudonyms = Pseudonyms(app.home.people)
     searches = (_without_names(each, pseudonyms) for each in feedback)
-    later = _Later()
+    later = LaterActions()
 
     def send(event: Event, partition: int, at_ms: int) -> None:
         topic = BY_EVENT[type(event)]
@@ -104,7 +104,7 @@ def _write(app: App, feedback: Iterable[Feedback], requests: _Requests, *, into:
     return count
 
 
-class _Later:
+class LaterActions:
     """Actions that wait for their own time: the log gets them in its order, as if the traffic happened now."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ def _requests(app: App, index: str | None, run: str, report: Report) -> Iterator
         yield _Requests(opened, run)
 
 
-def _store(app: App, run: str) -> None:
+def store_log(app: App, run: str) -> None:
     """Store the records that the run's topics hold now; a run that is being made has no sink."""
     kafka = app.connections.kafka
     partitions = partitions_of(kafka, [topic_name(run, topic.kind) for topic in TOPICS])

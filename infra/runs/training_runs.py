@@ -146,7 +146,7 @@ def _keep_settings(
         index_version=prepared.index,
         seed=new.seed,
         updates=updates,
-        settings=app.settings,
+        settings=prepared.settings or app.settings,
         streamed=streamed,
     )
     write_run_settings(app.home.run(prepared.run), kept)

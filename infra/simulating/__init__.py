@@ -1,1 +1,1 @@
-"""Simulated people who use a server over HTTP. Every figure that comes from them is called simulated."""
+"""Simulated people who use a server over HTTP, or fill a run without one. Each figure of theirs is called simulated."""

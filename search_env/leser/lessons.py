@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -78,6 +78,13 @@ class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "choose from them."
         ),
     ] = 0.8
+    labels: Annotated[
+        Literal["judgments", "relevance"],
+        describe(
+            'What is relevant to a training query: "judgments", if there are any, or "relevance", the documents that '
+            "the relevance model scores best. The second learns from clicks alone if the model does."
+        ),
+    ] = "judgments"
     relevant_without_labels: Annotated[
         int,
         msgspec.Meta(ge=1, le=1000),

@@ -49,6 +49,14 @@ class RelevanceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "are judgments or attributes, otherwise the cosine."
         ),
     ] = "auto"
+    version: Annotated[
+        str,
+        msgspec.Meta(max_length=64),
+        describe(
+            'Version of the trees: its name, such as "gbdt-0123456789ab", or the label that `searchloop relevance '
+            '--label` gave it. "" takes the newest one. A run keeps the version that it began with.'
+        ),
+    ] = ""
     noise_std: Annotated[
         float,
         msgspec.Meta(ge=0, le=1),
@@ -83,6 +91,38 @@ class RelevanceModel(Protocol):
         """Return the relevance for several queries at once: [n_i] for the i-th."""
 
 
+class ClickFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The clicks that a model was fitted on, and how.
+
+    run, window: the log, and of it, by "topic/partition", the first offset and the one behind the last.
+    model, theta, estimated, pairs_moved: of the bias of positions (see `click_labels`).
+    clients_share: share of clients that was used. clients: their number. nameless: lists without a client.
+    lists, bots, clicks, queries, pairs: counts; bots are not among the lists, and queries and pairs have a label.
+    pair_max, lists_max: the bounds of one client. bounded: lists that count less for them. weight: what all lists count
+    together. largest_share: of one client, without and with the bounds.
+    """
+
+    run: str
+    window: dict[str, tuple[int, int]]
+    model: str
+    theta: tuple[float, ...]
+    estimated: bool
+    pairs_moved: int
+    clients_share: float
+    clients: int
+    nameless: int
+    lists: int
+    bots: int
+    clicks: int
+    queries: int
+    pairs: int
+    pair_max: float
+    lists_max: float
+    bounded: int
+    weight: float
+    largest_share: tuple[float, float]
+
+
 class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The description of a trained model, written beside it and checked when it is loaded.
 
@@ -91,6 +131,7 @@ class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     corpus_sha256: the corpus of its training. cosine: whether the last feature was filled.
     queries, pairs: the size of its training data. report: measures on queries held out of training.
     folds: the forest of judgments and clicks, if there is one. fold_seed: of the assignment of queries to folds.
+    clicks: what the clicks were; None for a model without.
     """
 
     model_sha256: str
@@ -105,11 +146,14 @@ class RelevanceManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     report: dict[str, float]
     folds: tuple[FoldManifest, ...] = ()
     fold_seed: int = 0
+    clicks: ClickFit | None = None
 
     @property
     def name(self) -> str:
-        """Return the model's name: a hash of all its trees."""
+        """Return the model's name: a hash of all its trees; with clicks, also of their description and calibration."""
         digest = self.model_sha256
+        if self.clicks is not None:
+            digest = hashlib.sha256(msgspec.json.encode([digest, self.scale, self.offset, self.clicks])).hexdigest()
         if self.folds:
             digest = hashlib.sha256(
                 "".join([digest, str(self.fold_seed), *(fold.sha256 for fold in self.folds)]).encode()

@@ -1,7 +1,8 @@
 """The sources that a relevance model learns from, and the weight of each.
 
 The base trees learn from the catalogue: structured matches, title queries, and a cross-encoder's scores. A small forest
-of its own learns from people: judgments and clicks (see `judged_forest`).
+of its own learns from people: judgments and clicks (see `judged_forest`). If these three have a weight of 0, people
+alone train the model (see `people_alone`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from search_env.models.clicked_lists import BiasModel
 from streams.descriptions import describe
 
 Floats = npt.NDArray[np.float32]
@@ -53,6 +55,36 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "few documents at several ranks to estimate that probability."
         ),
     ] = 1.0
+    click_model: Annotated[
+        BiasModel,
+        describe(
+            'How people examine a list: "pbm" by rank, "ubm" by rank and the last click above, "dbn" down to the last '
+            'click. "none" takes every shown document as examined, so that positions count as relevance.'
+        ),
+    ] = "pbm"
+    click_pair_max: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        describe("Impressions of one document for one query that one client counts for, at most. 0: no limit."),
+    ] = 1.0
+    click_lists_max: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        describe("Lists that one client counts for, at most; more weigh less each. 0: no limit."),
+    ] = 200.0
+    click_clients: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        describe("Share of clients whose clicks train, by a hash. Lists without a client always train."),
+    ] = 1.0
+    click_negatives: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000),
+        describe(
+            "Random documents that count as not relevant for each clicked query, if clicks or judgments alone train "
+            "the model. A list shows only what the search found already."
+        ),
+    ] = 10
     folds: Annotated[
         int,
         msgspec.Meta(ge=2, le=50),
@@ -80,6 +112,11 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     forest_leaf_documents_min: Annotated[
         int, msgspec.Meta(ge=1), describe("Least number of training pairs in a leaf of such a tree.")
     ] = 20
+
+
+def is_alone(sources: SourceSettings) -> bool:
+    """Return whether people alone train the model: every source from the catalogue has a weight of 0."""
+    return not (sources.structured or sources.titles or sources.cross_encoder)
 
 
 class Block(NamedTuple):

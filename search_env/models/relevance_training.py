@@ -24,8 +24,9 @@ from search_env.catalogue.corpora import Qrels, Query
 from search_env.models.calibration import area_under_curve, calibration_error, platt, sigmoid
 from search_env.models.features import FEATURES, FEATURES_VERSION
 from search_env.models.judged_forest import SCALE_MIN, grow_forest, reread, tree_parameters
+from search_env.models.people_alone import train_on_people
 from search_env.models.relevance import GrownModel, RelevanceError, RelevanceManifest
-from search_env.models.relevance_sources import Block, Floats, QueryBlock, SourceSettings, weights_of
+from search_env.models.relevance_sources import Block, Floats, QueryBlock, SourceSettings, is_alone, weights_of
 from search_env.models.training_pairs import PairMaker
 
 Progress = Callable[[str, int, int], None]
@@ -56,12 +57,15 @@ def train_gbdt(
 
     queries, qrels: structured matches; a document without a grade is known to be irrelevant. Without any, title queries
     alone train the base. labelled: more pairs for the base. people: judged and clicked pairs.
+    If the catalogue's sources all have a weight of 0, people alone train the model (see `people_alone`).
     Raises RelevanceError if there are fewer than 20 queries to train the base on.
     """
     import lightgbm  # Here, because this module is imported for its settings, and lightgbm imports scikit-learn.
 
     report = progress or (lambda what, done, of: None)
     settings, sources = pairs.settings, sources or SourceSettings()
+    if is_alone(sources):
+        return train_on_people(pairs, people, corpus_sha256=corpus_sha256, sources=sources, progress=progress)
     made = _pairs(pairs, queries, qrels, sources, report)
     blocks = [*made.training, *labelled]
     features = np.concatenate([block.features for block in blocks])

@@ -109,7 +109,7 @@ def test_a_ranker_shows_every_set_once_more(small_world: App, judged: tuple[list
 
 
 def test_traffic_that_is_not_there_is_refused_by_name(small_world: App) -> None:
-    from infra.recipes.leser.people import shown_lists
+    from infra.recipes.leser.click_log import shown_lists
 
     with pytest.raises(SettingsError, match="run 'first' has stored no traffic yet"):
         shown_lists(small_world.home, "first")

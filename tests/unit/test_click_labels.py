@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_env.models.click_labels import MOVED_PAIRS_MIN, ShownList, click_labels
+from search_env.models.click_labels import MOVED_PAIRS_MIN, click_labels
+from search_env.models.clicked_lists import ShownList
 
 PLANTED = 1 / np.arange(1, 11)
 """The examination of ten ranks; the position-based model of ULTRA's file has the same form (1/rank^η)."""

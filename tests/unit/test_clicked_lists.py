@@ -8,10 +8,11 @@ import pytest
 
 from infra.app.home import Home
 from infra.app.settings import Settings
-from infra.recipes.leser.people import People, peoples_blocks, shown_lists
+from infra.recipes.leser.click_log import ClickedLog, shown_lists
+from infra.recipes.leser.people import People, peoples_blocks
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.models.click_labels import ShownList
+from search_env.models.clicked_lists import ShownList
 from storage.ledger import LEDGER, build_batch, open_ledger, store_batch
 from streams.codec import encode_event
 from streams.errors import SettingsError
@@ -72,7 +73,9 @@ def test_final_outcomes_of_people_and_feedback_are_read_each_search_once(tmp_pat
             "impressions": [known],
         },
     )
-    found = shown_lists(home, "live")
+    log = shown_lists(home, "live")
+    found = log.lists
+    assert (log.run, log.bots, log.window) == ("live", 1, {"live.impression-outcomes/0": (0, 4)})
     shown = [("d1", 1), ("d2", 2)]
     assert sorted(found) == sorted(
         [
@@ -102,13 +105,16 @@ def test_clicks_of_few_queries_train_nothing_and_say_so(tmp_path: Path) -> None:
         return [ShownList(f"mug {n}", shown, frozenset({"d2"})) for n in range(queries) for _ in range(4)]
 
     told: list[str] = []
-    blocks, numbers = peoples_blocks(
-        folder, Settings(), catalogue, People(lists=lists(19)), lambda what, *_: told.append(what)
-    )
+
+    def clicked(queries: int) -> People:
+        return People(log=ClickedLog("live", lists(queries), {}, 0))
+
+    blocks, numbers, _ = peoples_blocks(folder, Settings(), catalogue, clicked(19), lambda what, *_: told.append(what))
     assert blocks == []
     assert numbers["clicked_queries"] == 19
     assert told == ["leaving out the clicks: expected at least 20 clicked queries, got 19"]
-    blocks, numbers = peoples_blocks(folder, Settings(), catalogue, People(lists=lists(20)), lambda *_: None)
+    blocks, numbers, fit = peoples_blocks(folder, Settings(), catalogue, clicked(20), lambda *_: None)
+    assert fit is not None and (fit.run, fit.lists, fit.clicks) == ("live", 80, 80)
     assert len(blocks) == numbers["clicked_queries"] == 20
     assert all(len(each.block.labels) == 2 for each in blocks)  # `gone` is not in the catalogue.
     assert all(each.block.labels[1] > each.block.labels[0] for each in blocks)

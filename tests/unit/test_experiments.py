@@ -115,7 +115,7 @@ def test_an_arm_without_a_run_ranks_with_a_method_that_needs_none(tmp_path: Path
 def test_an_unknown_plan_or_arm_names_those_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError,
-        match="leser, leser-ablations, leser-behind-ranker, leser-smollm2, relsum, relsum-ablations, relsum-turns, res",
+        match="leser, leser-ablations, leser-behind-ranker, leser-clicks, leser-smollm2, relsum, relsum-ablations",
     ):
         plan_path("laser")
     with pytest.raises(SettingsError, match="got 'GRPO'"):

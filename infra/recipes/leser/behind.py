@@ -19,6 +19,7 @@ from search_env.engine.index import load_manifest
 from search_env.engine.opening import open_catalogue
 from search_env.engine.ranker import BEHIND, behind_ranker
 from search_env.models.relevance import RelevanceModel
+from search_env.models.relevance_versions import version_folder
 
 
 class Rankers:
@@ -33,7 +34,7 @@ class Rankers:
     ) -> Iterator[RelevanceModel]:
         """Yield the relevance model of an index; one of an attached index reads documents until the end."""
         manifest = load_manifest(folder)
-        model = folder.relevance / "manifest.json"
+        model = version_folder(folder.relevance, settings.relevance.version) / "manifest.json"
         digest = msgspec.json.encode([settings.relevance, model.read_text() if model.is_file() else ""])
         key = (str(folder), manifest.name, digest)
         with contextlib.closing(engine()) as client:

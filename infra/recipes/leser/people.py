@@ -8,100 +8,67 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.app.home import Home, IndexFolder
+from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
+from infra.recipes.leser.click_log import ClickedLog, of_some_clients
 from infra.recipes.recipe import Judged
 from search_env.catalogue.corpora import check_qrels
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.models.click_labels import ShownList, click_labels
+from search_env.models.click_labels import click_labels
+from search_env.models.clicked_lists import ClientBounds
 from search_env.models.embeddings import Embedder, embed_documents
 from search_env.models.hit_relevance import KeptVectors
-from search_env.models.relevance import RelevanceError
-from search_env.models.relevance_sources import Block, QueryBlock
+from search_env.models.relevance import ClickFit, RelevanceError
+from search_env.models.relevance_sources import Block, QueryBlock, SourceSettings, is_alone
 from search_env.models.training_pairs import PairMaker
-from storage.ledger import LEDGER
-from storage.log import open_log
-from streams.errors import SettingsError
+
+Labels = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Labels of clicks: {query: {document: (label, confidence)}}."""
 
 QUERIES_MIN = 20
-CLICK_KINDS = ("click", "add_to_cart", "purchase")
-
-_OUTCOMES = "SELECT query, shown, actions FROM trusted_outcomes"
-_FEEDBACK = """
-    SELECT query, shown, actions FROM first_feedback
-    WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
-"""
 
 
 class People(NamedTuple):
-    """The sayings of people about documents: judged queries, and lists that searches showed, with their clicks."""
+    """The sayings of people about documents: judged queries, and the log of what searches showed, with their clicks."""
 
     judged: Judged | None = None
-    lists: Sequence[ShownList] = ()
+    log: ClickedLog | None = None
 
 
-def shown_lists(home: Home, traffic: str) -> list[ShownList]:
-    """Return what the searches of a run of live traffic showed, with the clicks that are final.
+class Said(NamedTuple):
+    """The sayings of people, as pairs. told: numbers for the report of the training. clicks: None without clicks."""
 
-    A click, a cart and a purchase count once for each search and document. Impressions of bots are left out.
-    Raises SettingsError without any list.
-    """
-    folder = home.existing_run(traffic)
-    if not (folder / LEDGER).exists():
-        raise SettingsError(
-            f"--traffic: run {traffic!r} has stored no traffic yet. Run: searchloop listen --run {traffic} --until-read"
-        )
-    with open_log(folder) as log:
-        rows = [*log.rows(_OUTCOMES), *log.rows(_FEEDBACK)]  # Their actions have different columns.
-    lists = [
-        ShownList(
-            query=row["query"],
-            shown=[(each["document_id"], each["rank"]) for each in row["shown"] or ()],
-            clicked=frozenset(each["document_id"] for each in row["actions"] or () if each["kind"] in CLICK_KINDS),
-        )
-        for row in rows
-        if row["query"]
-    ]
-    if not lists:
-        raise SettingsError(
-            f"--traffic: expected final outcomes of searches in run {traffic!r}, got none. They are final "
-            "join.window_seconds after the search"
-        )
-    return lists
+    blocks: list[QueryBlock]
+    told: dict[str, Any]
+    clicks: ClickFit | None = None
 
 
 def peoples_blocks(
     folder: IndexFolder, settings: Settings, catalogue: Catalogue, people: People, report: Report
-) -> tuple[list[QueryBlock], dict[str, Any]]:
-    """Return the pairs that people judged or clicked, and their numbers for the report of the training.
+) -> Said:
+    """Return the pairs that people judged or clicked.
 
     Documents that a sample of an attached index lacks are read from the engine.
     Raises CorpusError if all judgments are unknown, RelevanceError if fewer than 20 judged queries have a relevant
-    document.
+    document, or if nothing but clicks shall train the model and fewer than 20 queries were clicked.
     """
     sources = settings.relevance.sources
     judged = _judged(people, weight=sources.judgments)
-    clicks = click_labels(people.lists if sources.clicks else (), exponent=sources.click_position_exponent)
-    told: dict[str, Any] = {}
-    if people.lists:
-        told = {
-            "shown_lists": len(people.lists),
-            "clicked_queries": len(clicks.labels),
-            "clicked_pairs": sum(map(len, clicks.labels.values())),
-            "positions": "estimated" if clicks.estimated else f"rank^-{sources.click_position_exponent:g}",
-            "pairs_at_several_ranks": clicks.pairs_moved,
-        }
-        if not judged and len(clicks.labels) < QUERIES_MIN:
-            report(
-                f"leaving out the clicks: expected at least {QUERIES_MIN} clicked queries, got {len(clicks.labels)}",
-                0,
-                0,
+    fit, labels = _clicked(people.log, sources) if people.log is not None else (None, {})
+    told = _numbers(fit)
+    if fit is not None and not judged and len(labels) < QUERIES_MIN:
+        if is_alone(sources):
+            raise RelevanceError(
+                f"expected clicks of at least {QUERIES_MIN} queries to train on clicks alone, got {len(labels)} of "
+                f"{fit.lists} searches in run {fit.run!r}. Collect more, or give another source a weight "
+                "([relevance.sources])"
             )
-            return [], told
-    if not judged and not clicks.labels:
-        return [], {}
-    documents = {name for _, grades in judged for name in grades} | {n for of in clicks.labels.values() for n in of}
+        report(f"leaving out the clicks: expected at least {QUERIES_MIN} clicked queries, got {len(labels)}", 0, 0)
+        return Said([], told)
+    if not judged and not labels:
+        return Said([], told)
+    documents = {name for _, grades in judged for name in grades} | {n for of in labels.values() for n in of}
     held = _holding(catalogue, sorted(documents))
     if people.judged is not None and judged:
         queries, qrels = people.judged
@@ -124,13 +91,13 @@ def peoples_blocks(
     grade_max = max((grade for _, grades in judged for grade in grades.values()), default=1)
     blocks = []
     for text, grades in judged:
-        labels = {name: (max(grade, 0) / grade_max, sources.judgments) for name, grade in grades.items()}
-        blocks += _block(pairs, text, labels)
-    for text, of in clicks.labels.items():
+        graded = {name: (max(grade, 0) / grade_max, sources.judgments) for name, grade in grades.items()}
+        blocks += _block(pairs, text, graded)
+    for text, of in labels.items():
         blocks += _block(pairs, text, {name: (label, sources.clicks * sure) for name, (label, sure) in of.items()})
     if judged:
         told |= {"judged_queries": len(judged), "judgments": sum(len(grades) for _, grades in judged)}
-    return blocks, told
+    return Said(blocks, told, fit)
 
 
 def read_by(folder: IndexFolder, settings: Settings, catalogue: Catalogue) -> Callable[..., npt.NDArray[np.float64]]:
@@ -147,6 +114,58 @@ def read_by(folder: IndexFolder, settings: Settings, catalogue: Catalogue) -> Ca
         return encoder.relevance([ReadTexts(query, title, "") for title in titles])
 
     return labels
+
+
+def _clicked(log: ClickedLog, sources: SourceSettings) -> tuple[ClickFit, Labels]:
+    """Return the description of a log's clicks, and its labels; none if clicks have no weight."""
+    lists = of_some_clients(log.lists, sources.click_clients) if sources.clicks else ()
+    bounds = ClientBounds(sources.click_pair_max, sources.click_lists_max)
+    found = click_labels(
+        lists,
+        exponent=sources.click_position_exponent,
+        model=sources.click_model,
+        bounds=bounds,
+        alone=is_alone(sources),
+    )
+    told = found.told
+    fit = ClickFit(
+        run=log.run,
+        window=log.window,
+        model=sources.click_model,
+        theta=tuple(round(float(each), 6) for each in found.theta),
+        estimated=found.estimated,
+        pairs_moved=found.pairs_moved,
+        clients_share=sources.click_clients,
+        clients=told.clients,
+        nameless=told.nameless,
+        lists=told.lists,
+        bots=log.bots,
+        clicks=told.clicks,
+        queries=len(found.labels),
+        pairs=sum(map(len, found.labels.values())),
+        pair_max=bounds.pair_max,
+        lists_max=bounds.lists_max,
+        bounded=told.bounded,
+        weight=round(told.weight, 3),
+        largest_share=told.largest_share,
+    )
+    return fit, found.labels
+
+
+def _numbers(fit: ClickFit | None) -> dict[str, Any]:
+    if fit is None:
+        return {}
+    theta = "estimated" if fit.estimated else "by the table"
+    return {
+        "shown_lists": fit.lists,
+        "clicked_queries": fit.queries,
+        "clicked_pairs": fit.pairs,
+        "positions": "as shown" if fit.model == "none" else f"{fit.model}, {theta}",
+        "pairs_at_several_ranks": fit.pairs_moved,
+        "clients": fit.clients,
+        "bounded_lists": fit.bounded,
+        "bots": fit.bots,
+    }
 
 
 def _judged(people: People, *, weight: float) -> list[tuple[str, Mapping[str, int]]]:

@@ -15,10 +15,13 @@ from infra.app.app import App
 from infra.app.home import RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings
+from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
 from infra.recipes.leser.gate import judge_run
 from infra.recipes.leser.index import LeserIndex, open_leser_index
 from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, Judge
+from infra.recipes.leser.relevance import pinned
 from infra.recipes.leser.teaching import teach, warm_up_policy
 from infra.recipes.recipe import NewRun, Prepared
 from learner.checkpoints import CURRENT
@@ -47,8 +50,11 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     lessons and contexts that it began with.
     Raises SettingsError if there are no training queries, or if the run began with other ones.
     """
-    run_dir = app.home.run(new.run)
-    with open_leser_index(app.home.index(new.index), app.settings, app.engine, report) as opened:
+    run_dir, folder = app.home.run(new.run), app.home.index(new.index)
+    kept = read_run_settings(run_dir).settings.relevance.version if run_dir.settings_file.is_file() else ""
+    app = app.with_settings(pinned(folder, app.settings, kept=kept))
+    with open_leser_index(folder, app.settings, app.engine, report) as opened:
+        app = app.with_settings(pinned(folder, app.settings))  # Trees that were not there yet are trained by now.
         qrels: Qrels = {}
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)
@@ -87,7 +93,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                     f"run {new.run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return _prepared(new.run, opened, trained, contexts)
+            return _prepared(new.run, opened, trained, contexts, app.settings)
         lessons = teach(opened, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
@@ -99,16 +105,18 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         write_first_checkpoint(run_dir.checkpoints, policy)
-        return _prepared(new.run, opened, trained, lessons.contexts)
+        return _prepared(new.run, opened, trained, lessons.contexts, app.settings)
 
 
-def _prepared(run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context]) -> Prepared:
+def _prepared(
+    run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context], settings: Settings
+) -> Prepared:
     index = opened.version.name
     asked = [
         Request(request_id="", run=run, query_id=q.id, query=q.text, index=index, context=contexts[q.id])
         for q in queries
     ]
-    return Prepared(run=run, index=index, asked=asked)
+    return Prepared(run=run, index=index, asked=asked, settings=settings)
 
 
 def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from infra.app.settings import Settings
@@ -16,23 +18,38 @@ from search_env.models.embeddings import Embedder, embed_documents
 from search_env.models.hit_relevance import HitRelevance, KeptVectors
 from search_env.models.judged_forest import shuffled
 from search_env.models.relevance import CosineRelevance, GrownModel, NoisyRelevance, RelevanceModel
-from search_env.models.relevance_files import load_gbdt, save_gbdt
-from search_env.models.relevance_sources import Block
+from search_env.models.relevance_files import load_gbdt
+from search_env.models.relevance_sources import Block, is_alone
 from search_env.models.relevance_training import train_gbdt
+from search_env.models.relevance_versions import keep_newest, keep_version, version_folder
 from search_env.models.training_pairs import PairMaker
 from search_env.queries.intents import load_intents
+from streams.errors import SettingsError
 
 
 def train_relevance(
-    folder: IndexFolder, settings: Settings, catalogue: Catalogue, *, people: People, report: Report
+    folder: IndexFolder,
+    settings: Settings,
+    catalogue: Catalogue,
+    *,
+    people: People,
+    report: Report,
+    label: str = "",
 ) -> dict[str, Any]:
-    """Train gradient-boosted trees on every source with a weight, save them, and return the report of the training.
+    """Train gradient-boosted trees on every source with a weight, keep them, and return the report of the training.
 
+    label: keeps the version under this label beside the newest model, which stays. "": it becomes the newest.
     Raises CorpusError if no judgment is about a known query and a known document.
     """
     grown, told = grow_relevance(folder, settings, catalogue, people=people, report=report)
-    save_gbdt(folder.relevance, grown)
-    return {"queries": grown.manifest.queries, "pairs": grown.manifest.pairs, **told, **grown.manifest.report}
+    name = keep_version(folder.relevance, grown, label=label)
+    return {
+        "version": name,
+        "queries": grown.manifest.queries,
+        "pairs": grown.manifest.pairs,
+        **told,
+        **grown.manifest.report,
+    }
 
 
 def grow_relevance(
@@ -54,12 +71,12 @@ def grow_relevance(
         embedder = Embedder(settings.embedding)
         embeddings = embed_documents(catalogue.documents, embedder, folder.embeddings, report)
     pairs = PairMaker(catalogue, settings.gbdt, embeddings=embeddings, embedder=embedder)
-    queries, qrels = load_intents(folder.intents, "train")
+    queries, qrels = load_intents(folder.intents, "train") if not is_alone(sources) else ([], {})
     labelled: list[Block] = []
     if sources.cross_encoder:
         asked = [query.text for query in sorted(queries, key=lambda each: each.id)[: sources.cross_encoder_queries]]
         labelled = pairs.labelled(asked, read_by(folder, settings, catalogue), sources.cross_encoder)
-    said, told = peoples_blocks(folder, settings, catalogue, people, report)
+    said = peoples_blocks(folder, settings, catalogue, people, report)
     grown = train_gbdt(
         pairs,
         queries if qrels else [],
@@ -67,16 +84,45 @@ def grow_relevance(
         corpus_sha256=load_manifest(folder).sha256,
         sources=sources,
         labelled=labelled,
-        people=said if shuffle_seed is None else shuffled(said, seed=shuffle_seed),
+        people=said.blocks if shuffle_seed is None else shuffled(said.blocks, seed=shuffle_seed),
         progress=report,
     )
-    return grown, told
+    manifest = msgspec.structs.replace(grown.manifest, clicks=said.clicks)
+    return grown._replace(manifest=manifest), said.told
+
+
+def pinned(folder: IndexFolder, settings: Settings, *, kept: str = "") -> Settings:
+    """Return the settings with the name of the version that they mean now, so that a later fit changes nothing.
+
+    kept: the version that a run began with. A cosine has no versions. Raises RelevanceError if the version does not
+    exist, SettingsError if the settings name another one than the run began with.
+    """
+    wanted = settings.relevance.version
+    if not wanted and not kept and not _has_trees(folder, settings):
+        return settings
+    if kept:
+        name = kept
+        if wanted and version_folder(folder.relevance, wanted) != version_folder(folder.relevance, kept):
+            raise SettingsError(
+                f"relevance.version: expected {kept}, with which the run began, got {wanted!r}. Leave it out to go on, "
+                "or start a new run with --run NAME"
+            )
+    else:
+        found = version_folder(folder.relevance, wanted)
+        name = found.name if wanted and found != folder.relevance else keep_newest(folder.relevance)
+    relevance = msgspec.structs.replace(settings.relevance, version=name)
+    return msgspec.structs.replace(settings, relevance=relevance)
+
+
+def _has_trees(folder: IndexFolder, settings: Settings) -> bool:
+    return settings.relevance.model != "cosine" and (folder.relevance / "manifest.json").is_file()
 
 
 def open_relevance(folder: IndexFolder, settings: Settings, *, catalogue: Catalogue, report: Report) -> RelevanceModel:
     """Return the relevance model of an index; trees that the settings ask for are trained first if they are missing."""
     wanted = settings.relevance.model
-    trained = folder.relevance / "manifest.json"
+    place = version_folder(folder.relevance, settings.relevance.version)
+    trained = place / "manifest.json"
     has_intents = (folder.intents / "qrels.train.tsv").is_file()
     cosine = wanted == "cosine" or (wanted == "auto" and not trained.is_file() and not has_intents)
     if not cosine and not trained.is_file():
@@ -92,9 +138,7 @@ def open_relevance(folder: IndexFolder, settings: Settings, *, catalogue: Catalo
         cosines = CosineRelevance(catalogue, vectors.of(catalogue), embedder)
         model = HitRelevance(catalogue, cosines, lambda held: cosines.on(held, vectors.of(held)))
     else:
-        trees = load_gbdt(
-            folder.relevance, catalogue, embeddings=vectors.of(catalogue) if vectors else None, embedder=embedder
-        )
+        trees = load_gbdt(place, catalogue, embeddings=vectors.of(catalogue) if vectors else None, embedder=embedder)
         model = HitRelevance(catalogue, trees, lambda held: trees.on(held, vectors.of(held) if vectors else None))
     noise_std = settings.relevance.noise_std
     return NoisyRelevance(model, noise_std=noise_std) if noise_std else model

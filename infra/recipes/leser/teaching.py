@@ -52,9 +52,14 @@ def teach(
     report("contexts", 0, len(queries))
     contexts = dict(zip((q.id for q in queries), opened.contexts([q.text for q in queries]), strict=True))
     report("contexts", len(queries), len(queries))
-    labels = qrels or _labels_by_relevance(opened, queries)
+    by_model = settings.lessons.labels == "relevance" or not qrels
+    labels = _labels_by_relevance(opened, queries) if by_model else qrels
     teacher = Teacher(opened.catalogue, settings.teacher, settings.retrieval)
-    folder, index = opened.directory.teachers, opened.version.name
+    # Kept lessons are found again by what they were made from; labels of the model are those of its version.
+    folder, index = (
+        opened.directory.teachers,
+        opened.version.name + (f" by {opened.relevance.name}" if by_model else ""),
+    )
     look_up = load_or_teach(folder, teacher, queries, contexts, labels, index=index, progress=report)
     neighbours = open_neighbours(opened, look_up)
     if neighbours:
