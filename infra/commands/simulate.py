@@ -79,6 +79,20 @@ crowd_options = as_one(
     show_default=True,
     help="With --into: share of searches by a client that clicks one seller's products everywhere.",
 )
+@click.option(
+    "--world",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write days of a changing world into this folder, to be indexed and asked one after the other.",
+)
+@click.option("--days", type=click.IntRange(1, 1_000), default=5, show_default=True, help="With --world: days.")
+@click.option(
+    "--changed",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="With --world: share of products, sellers' words and demand that changes in a day.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on standard output.")
 @click.pass_obj
 def simulate(
@@ -91,6 +105,9 @@ def simulate(
     into: str | None,
     explore: float,
     fraud: float,
+    world: Path | None,
+    days: int,
+    changed: float,
     as_json: bool,
 ) -> None:
     """Let simulated people search on a server and click, to try a loop before real people do.
@@ -103,11 +120,15 @@ def simulate(
     show, for its training queries, and writes impressions, clicks and final outcomes into a new run, as `searchloop
     listen` would. --rate and --bots are for servers alone.
 
+    --world needs no server either: it writes a catalogue, its queries and their hidden judgments for each day. Index a
+    day's corpus.jsonl under one name, let people ask its queries, and go on with the next day.
+
     \b
     Example:
       searchloop simulate --into clicks --index shop --impressions 200000 --clients 10000
       searchloop simulate http://127.0.0.1:8600 --index shop --impressions 5000 --rate 50
       searchloop simulate http://127.0.0.1:8600 --queries judged.jsonl --qrels qrels.tsv --clicks trust_bias.json
+      searchloop simulate --world days --days 3 --changed .1
     """
     from infra.commands.judged import read_judged
     from infra.simulating.driving import Crowd, drive
@@ -117,8 +138,14 @@ def simulate(
     from streams.errors import SettingsError
     from streams.secrets import reveal
 
-    if (server is None) == (into is None):
-        raise click.UsageError("expected either SERVER or --into RUN, got " + ("both" if server else "neither"))
+    if sum(each is not None for each in (server, into, world)) != 1:
+        given = [name for name, each in (("SERVER", server), ("--into", into), ("--world", world)) if each is not None]
+        raise click.UsageError(
+            f"expected one of SERVER, --into RUN and --world FOLDER, got {' and '.join(given) or 'none'}"
+        )
+    if world is not None:
+        _write_world(world, days, changed, crowd.seed)
+        return
     judged = read_judged(queries, qrels)
     published = read_click_model(crowd.clicks) if crowd.clicks else EYE_TRACKED
     if into is not None or server is None:
@@ -159,6 +186,17 @@ def simulate(
             f"{counts.quality:.3f}",
         )
     Console().print(table)
+
+
+def _write_world(folder: Path, count: int, changed: float, seed: int) -> None:
+    from infra.simulating.world import WorldSettings
+    from infra.simulating.world_files import write_days
+
+    settings = WorldSettings(replaced=changed, renamed=changed, moved=changed, seed=seed)
+    with progress() as report:
+        places = write_days(folder, settings, count, report)
+    click.echo(f"simulated: {count} days in {places[0].parent}, {settings.products:,} products each")
+    click.echo(f"next: searchloop index {places[0] / 'corpus.jsonl'} --name world")
 
 
 def _into_run(
