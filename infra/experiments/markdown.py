@@ -2,8 +2,8 @@
 
     python -m infra.experiments.markdown HOME/experiments/leser-icecat/results.json --recipe leser
 
-keeps the results as `infra/recipes/leser/results/leser-icecat.json` and writes their table into the recipe's README,
-between two comments that name the experiment. Without a file it writes the tables of all kept results again.
+keeps the results as `infra/recipes/leser/results/leser-icecat.json` and writes their table into the recipe's page that
+has two comments with its name, between these. Without a file it writes the tables of all kept results again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def markdown_table(results: Results) -> str:
 
 def with_table(page: str, name: str, table: str) -> str:
     """Return a page with this table between its two comments. Raises SettingsError if the page has no such place."""
-    begin, end = f"<!-- {name}: this table is generated -->\n", f"<!-- end of {name} -->"
+    begin, end = _begin(name), f"<!-- end of {name} -->"
     found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not found.search(page):
         raise SettingsError(f"expected {begin.strip()!r} and {end!r} in the page, found neither; add both lines")
@@ -84,12 +84,20 @@ def keep_results(source: Path, recipe: Path) -> None:
     write_file(kept, msgspec.json.format(msgspec.json.encode(results)) + b"\n")
 
 
-def page_of(recipe: Path) -> str:
-    """Return a recipe's README with the tables of all its kept results."""
-    page = (recipe / "README.md").read_text()
+def pages_of(recipe: Path) -> dict[Path, str]:
+    """Return a recipe's pages with the tables of all its kept results.
+
+    Raises SettingsError if no page has a place for a table.
+    """
+    pages = {path: path.read_text() for path in sorted(recipe.glob("*.md"))}
     for name, results in kept_results(recipe).items():
-        page = with_table(page, name, markdown_table(results))
-    return page
+        place = next((path for path in pages if _begin(name) in pages[path]), recipe / "README.md")
+        pages[place] = with_table(pages[place], name, markdown_table(results))
+    return pages
+
+
+def _begin(name: str) -> str:
+    return f"<!-- {name}: this table is generated -->\n"
 
 
 def _reached(arm: ArmRow, measures: list[str]) -> str:
@@ -121,7 +129,8 @@ def main() -> None:
     if options.results is not None:
         keep_results(options.results, RECIPES / options.recipe)
     for recipe in sorted(path.parent for path in RECIPES.glob("*/README.md")):
-        write_file(recipe / "README.md", page_of(recipe).encode())
+        for path, page in pages_of(recipe).items():
+            write_file(path, page.encode())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rich.console import Console
 from infra.app.home import Home
 from infra.commands.experiment import print_results
 from infra.experiments.arms import begin, row_name
-from infra.experiments.markdown import RECIPES, kept_results, markdown_table, page_of, with_table
+from infra.experiments.markdown import RECIPES, kept_results, markdown_table, pages_of, with_table
 from infra.experiments.page import render_experiment
 from infra.experiments.plan import read_plan
 from infra.experiments.rankings import keep_rankings
@@ -105,8 +105,10 @@ def test_only_the_text_between_the_two_comments_changes() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_the_tables_of_a_recipes_page_are_those_of_its_kept_results(page: Path) -> None:
-    assert page_of(page.parent) == page.read_text()
-    shown = re.findall(r"<!-- (\S+): this table is generated -->", page.read_text())
+    pages = pages_of(page.parent)
+    assert page in pages
+    assert pages == {path: path.read_text() for path in pages}
+    shown = re.findall(r"<!-- (\S+): this table is generated -->", "".join(pages.values()))
     assert sorted(shown) == sorted(kept_results(page.parent))
 
 
