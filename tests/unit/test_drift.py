@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
+from infra.experiments.markdown import with_table
+from infra.simulating.world import WorldSettings
 from search_env.clicks.models import PositionBased
 from search_env.clicks.published import EYE_TRACKED
+from tests.commands import ROOT
 from tests.drift.people import Tried, drawn_clicks, expected_clicks, lessons_of
+from tests.drift.table import markdown
+from tests.drift.world_run import WorldResult
 
 
 def test_expected_clicks_are_the_mean_of_drawn_ones_and_by_hand() -> None:
@@ -46,3 +52,20 @@ def test_what_people_did_long_ago_weighs_less() -> None:
     since = [Tried("q", "query", ("old",), -0.4)] * 20
     assert lessons_of([before, since], words_max=1)[0].words == ()
     assert lessons_of([since, [], [], [], before], words_max=1)[0].words == ("old",)
+
+
+def test_the_page_shows_the_table_of_the_kept_results() -> None:
+    worlds = msgspec.json.decode((ROOT / "tests/drift/results.json").read_bytes(), type=dict[str, WorldResult])
+    page = (ROOT / "infra/DRIFT.md").read_text()
+    assert with_table(page, "drift", markdown(worlds) + "\n") == page
+    assert all(len(days) == 6 for world in worlds.values() for days in world.clicks.values())
+
+
+def test_a_table_by_hand() -> None:
+    clicks = {"raw": [0.25, 0.25], "without pause": [0.5, 0.5], "best": [1.0, 0.5]}
+    made = markdown(
+        {"drift-slow-s0": WorldResult(world=WorldSettings(renamed=0.03), clicks=clicks, words_of_look_up=1)}
+    )
+    assert "**slow**: 3% of products" in made
+    assert "| raw | 0.250 | 500 | +.250 [+.250, +.250] |" in made
+    assert "| **without pause** | 0.500 | 250 |  |" in made
