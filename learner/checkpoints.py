@@ -196,7 +196,7 @@ def prune_checkpoints(root: Path, *, keep: int, keep_every: int) -> list[Manifes
         if folder.name in (current, best) or folder.is_symlink():
             continue
         if manifest.policy.step % keep_every and (manifest.update is not None or manifest.parent is not None):
-            shutil.rmtree(folder)
+            whole_file.remove_folder(folder)  # Half a checkpoint would look damaged, and stay for ever.
             retired.append(manifest)
     return retired
 

@@ -148,6 +148,16 @@ def _aside(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         _remove(aside)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder whole. Raises OSError.
+
+    If the process is killed meanwhile, nothing has the folder's name any more, and `remove_unfinished` finds the rest.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{SUFFIX}")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
 def _make_locked(place: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
     while True:
         aside = place.with_name(f"{place.name}.{secrets.token_hex(4)}.{SUFFIX}")

@@ -86,4 +86,6 @@ def test_there_are_forty_tamperings_and_every_rule_finds_one() -> None:
         # Of live traffic: tests/services/test_listening.py.
         "one outcome an impression",
         "an action counts once",
+        # tests/services/test_clicked_proof.py.
+        "rewards follow from clicks",
     }

@@ -106,6 +106,28 @@ def test_pruning_keeps_the_newest_the_warmed_up_and_every_nth(tmp_path: Path) ->
     assert sorted(manifest.policy.step for manifest in retired) == [1, 2, 3, 4, 6, 7, 8, 9]
 
 
+def test_a_kill_in_the_middle_of_pruning_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(4):
+        save(tmp_path, step)
+
+    def killed(folder: Path, **_: bool) -> None:
+        next(Path(folder).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune_checkpoints(tmp_path, keep=2, keep_every=50)
+    for folder in tmp_path.glob("1-*"):
+        read_manifest(folder, verify=True)
+    remove_unfinished(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    prune_checkpoints(tmp_path, keep=2, keep_every=50)
+    assert sorted(read_manifest(path, verify=True).policy.step for path in tmp_path.glob("1-*")) == [0, 2, 3]
+
+
 def test_what_a_run_began_with_is_copied_without_its_stream_and_never_pruned(tmp_path: Path) -> None:
     source = save(tmp_path / "recorded", 7)
     begin = copy_checkpoint(source, read_manifest(source, verify=True), tmp_path / "replayed")

@@ -12,7 +12,8 @@ PAGE = ROOT / "infra" / "SAFETY.md"
 ROW = re.compile(r"^\| `(?P<module>[a-z_/0-9]+\.py)` \| (?P<calls>[^|]+) \|", re.MULTILINE)
 NAMES = re.compile(
     # Files and folders.
-    "rmtree|unlink|rmdir|removedirs|rename|renames|write_text|write_bytes|write_whole|whole_file|write_file|whole_folder|"
+    "rmtree|remove_folder|unlink|rmdir|removedirs|rename|renames|write_text|write_bytes|write_whole|whole_file|"
+    "write_file|whole_folder|"
     "put_file|put_folder|folder_aside|remove_unfinished|write_private|truncate|chmod|chown|link|"
     "copyfile|copy2|copytree|save_file|save_pretrained|"
     # Processes.
