@@ -125,6 +125,8 @@ class _Work:
 
     def __init__(self, post: Post, path: Path, kept: KeptJoin | None, settings: JoinSettings, outbox: Outbox) -> None:
         self.joiner = Joiner.restore(kept.join) if kept else Joiner(settings)
+        if kept and self.joiner.settings != settings:  # Decisions of one log must follow one rule.
+            log.warning("the join of run %s keeps the settings [join] with which it began", post.run)
         self.positions = {(topic, partition): offset for topic, partition, offset in kept.positions} if kept else {}
         self._unsent = list(kept.unsent) if kept else []
         self._post = post

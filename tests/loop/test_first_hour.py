@@ -80,6 +80,8 @@ def engineer(secure: Home, winkel: str, local_services: Endpoints, tmp_path: Pat
     )
     variables = environment(Endpoints(kafka=local_services.kafka, elasticsearch=engine.url), settings)
     doors = {"API_KEY": reveal(key), "CA_CERTS": engine.ca_certs}
+    # Simulated people click at once. Without this, those who find more would be bots, and the ramp would be held.
+    variables["SEARCHLOOP_JOIN__BOTS__DWELL_MS"] = "0"
     return Engineer(tmp_path / "home", variables | {f"SEARCHLOOP_ELASTICSEARCH__{k}": v for k, v in doors.items()})
 
 
@@ -166,7 +168,6 @@ RAMPING = {
     "SEARCHLOOP_RAMP__STAGES": "[0.5, 0.6, 1.0]",
     "SEARCHLOOP_RAMP__IMPRESSIONS_MIN": "60",
     "SEARCHLOOP_RAMP__HARM_MAX": "0.3",
-    "SEARCHLOOP_JOIN__BOTS__DWELL_MS": "0",  # Simulated people click at once.
 }
 
 
