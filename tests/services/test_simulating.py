@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from infra.simulating.driving import Crowd, SimulationError, drive
-from search_env.catalogue.corpora import Query
+from search_env.catalogue.corpora import Query, write_qrels, write_queries
 from search_env.clicks.published import EYE_TRACKED
 from search_env.clicks.users import SimulatedUsers
 from services.local import Endpoints
+from tests.commands import ROOT, command, environment
+from tests.kafka_cluster import wait_until
 from tests.loop.conftest import quiet
 from tests.services.test_serving import VERSION, in_kafka, serving, shop  # noqa: F401 - a fixture.
 
@@ -55,3 +59,39 @@ def test_a_server_that_is_gone_ends_the_simulation_with_the_reason() -> None:
         users = SimulatedUsers(EYE_TRACKED, GRADES, seed=0)
         with pytest.raises(SimulationError, match="searches in a row failed"):
             asyncio.run(drive(base, ASKED, GRADES, users, CROWD, report=quiet))
+
+
+def test_a_killed_simulation_leaves_a_server_that_answers_and_one_outcome_for_each_search(
+    shop: tuple[Path, str],  # noqa: F811
+    local_services: Endpoints,
+) -> None:
+    home, index = shop
+    queries, qrels = home / "queries.jsonl", home / "qrels.tsv"
+    write_queries(queries, ASKED)
+    write_qrels(qrels, GRADES)
+    crowd = ("--queries", str(queries), "--qrels", str(qrels), "--impressions", "100000", "--rate", "30")
+    with serving(home, index, local_services) as server:
+        people = subprocess.Popen(
+            command(home, "simulate", server.url, *crowd),
+            cwd=ROOT,
+            env=environment(local_services),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: len(in_kafka(local_services, index, "actions")) >= 20, "people's clicks")
+        people.kill()
+        people.wait()
+        assert server.get("/search?query=mug")[0] == 200
+    seen = {each.impression_id for each in in_kafka(local_services, index, "impressions")}
+    joined = subprocess.run(
+        command(home, "listen", "--run", index, "--until-read", "--json"),
+        cwd=ROOT,
+        env=environment(local_services),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts = json.loads(joined.stdout)
+    assert (counts["impressions"], counts["final"], counts["open"]) == (len(seen), len(seen), 0)
+    final = [each for each in in_kafka(local_services, index, "impression-outcomes") if each.final]
+    assert sorted(each.impression.impression_id for each in final) == sorted(seen)
