@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from kafka import KafkaConsumer, TopicPartition
 
 from search_env.environments import WaitingEnvironment
-from streams.clients import connect_group_consumer, connect_producer
+from search_env.workers import answering
 from streams.codec import content_sha256
 from streams.delivery import Outbox, decode_or_bury, poll
 from streams.events import Generation, Position, Reward
 from streams.posts import Post
-from streams.ranges import answered_generations
 from streams.records import Received
-from streams.stalls import StallWatch
-from streams.topics import topic_name
 from streams.working import commit_owned, still_owned
-
-log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 
@@ -86,20 +79,9 @@ def run_waiting_environment(post: Post, environment: WaitingEnvironment) -> None
     Nothing is committed before its answer is acknowledged. So after a crash the same groups are opened again. The
     worker polls all the time, so it stays a member of its group however long the groups wait.
     """
-    producer = connect_producer(post.kafka, client_id=post.client)
-    outbox = Outbox(producer, post.run, stage="environment", settings=post.delivery)
-    consumer = connect_group_consumer(
-        post.kafka,
-        topic_name(post.run, "generations"),
-        group=f"{post.run}.environment",
-        member=post.client,
-        records_max=post.delivery.records_max,
-        begin=partial(answered_generations, post.kafka, post.run),
-    )
-    stalls = StallWatch(post.delivery.stall_seconds, log, where=f"environment of run {post.run}")
-    waiting = AnswerQueue()
-    came = 0
-    try:
+    with answering(post) as (consumer, outbox, stalls):
+        waiting = AnswerQueue()
+        came = 0
         while not post.stop():
             _keep_owned(consumer, environment, waiting)
             _open(_fetched(consumer, post, environment), environment, waiting, outbox)
@@ -112,9 +94,6 @@ def run_waiting_environment(post: Post, environment: WaitingEnvironment) -> None
                 stalls.progress()
             else:
                 stalls.waiting_for(f"people: {environment.open_groups} groups were not seen often enough yet")
-    finally:
-        producer.close()
-        consumer.close()
 
 
 def _fetched(consumer: KafkaConsumer, post: Post, environment: WaitingEnvironment) -> list[Received]:

@@ -1,4 +1,4 @@
-"""What people saw and did as the ledger's rows: see `rows`."""
+"""Impressions and actions of people as the ledger's rows: see `rows`."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Draw(NamedTuple):
 
 
 class SeenChoice(NamedTuple):
-    """What people did with one choice's results.
+    """People's acts on one choice's results.
 
     width: of the 95 % interval of the utility. mass: Σ 1 / propensity.
     """
@@ -156,7 +156,7 @@ class SeenChoice(NamedTuple):
 
 
 class SeenGroup(NamedTuple):
-    """What people did with a group's results. counted: ids of the impressions that counted. left_out: by too often."""
+    """People's acts on a group's results. counted: ids of the impressions that counted. left_out: by too often."""
 
     by_choice: Mapping[str, SeenChoice]
     counted: tuple[str, ...]

@@ -101,17 +101,18 @@ def _begin(name: str) -> str:
 
 
 def _reached(arm: ArmRow, measures: list[str]) -> str:
-    return " / ".join(_number(arm.measures[measure].value) for measure in measures)
+    return " / ".join(number(arm.measures[measure].value) for measure in measures)
 
 
 def _gained(arm: ArmRow, measure: str) -> str:
     if measure not in arm.differences:
         return ""
     found: Interval = arm.differences[measure].interval
-    return f"{_number(found.value, sign=True)} [{_number(found.low, sign=True)}, {_number(found.high, sign=True)}]"
+    return f"{number(found.value, sign=True)} [{number(found.low, sign=True)}, {number(found.high, sign=True)}]"
 
 
-def _number(value: float | None, *, sign: bool = False) -> str:
+def number(value: float | None, *, sign: bool = False) -> str:
+    """Return a number with three decimals, as tables print it: no zero before the point, a true minus."""
     if value is None:
         return "–"
     text = f"{value:+.3f}" if sign else f"{value:.3f}"

@@ -35,7 +35,7 @@ class HeldOutRuns(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What each way of serving a query is worth, by measure and query."""
+    """The worth of each way of serving a query, by measure and query."""
 
     raw: dict[str, Values]
     below: dict[str, Values]

@@ -1,4 +1,4 @@
-"""What a version's routes serve, offline: the rankings of queries as people get them once the version serves."""
+"""The results that a version's routes serve, offline: rankings as people get them once the version serves."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ RELEVANT_MIN = 3
 
 
 class WorldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How large the world is, and the shares of it that change in a day.
+    """The size of the world, and the shares of it that change in a day.
 
     products: at any time. replaced: of the products, by new ones. renamed: of the words that brands use for attribute
     values, by made-up ones that nobody has used before. moved: of the queries, which exchange their popularity.
@@ -56,7 +56,7 @@ class Day(NamedTuple):
 
 
 class _Product(NamedTuple):
-    """What stays the same of a product for as long as it is sold."""
+    """The part of a product that stays the same for as long as it is sold."""
 
     id: str
     kind: Kind
@@ -71,7 +71,7 @@ class _Product(NamedTuple):
 
 
 class _Intent(NamedTuple):
-    """What a query asks for: a kind of product and two attribute values."""
+    """The wish behind a query: a kind of product and two attribute values."""
 
     query: Query
     kind: Kind

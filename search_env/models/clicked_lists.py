@@ -39,7 +39,7 @@ class ShownList(NamedTuple):
 
 
 class ClientBounds(NamedTuple):
-    """How much one client may count: impressions of one pair, and lists altogether. 0: without a bound."""
+    """Bounds on what one client counts: impressions of one pair, and lists altogether. 0: without a bound."""
 
     pair_max: float = 0.0
     lists_max: float = 0.0

@@ -10,8 +10,8 @@ import numpy as np
 
 from search_env.catalogue.corpora import Ranking
 from search_env.clicks.published import EYE_TRACKED
-from search_env.engine.searching import ExpandedQuery, RetrievalError, Searcher
-from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment, all_failed
+from search_env.engine.searching import ExpandedQuery, Searcher
+from search_env.environments import Input, Inputs, Rejected, ScoringEnvironment
 from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.teachers import Lesson
 from streams.events import Generation, Outcome, Reward
@@ -97,10 +97,6 @@ class PeopleEnvironment(ScoringEnvironment):
         self.rewards += made
         return made
 
-    def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
-        """Return groups whose candidates are all failed."""
-        return [self.reward(each, all_failed([True] * len(each[0].completions), error)) for each in inputs]
-
     def readable(self, generation: Generation) -> list[bool]:
         """Return, for each candidate, whether it is in the format."""
         return [isinstance(text, ParsedExpansions) for text in _parsed(generation)]
@@ -129,12 +125,7 @@ class PeopleEnvironment(ScoringEnvironment):
 def search(searcher: Searcher, wanted: Sequence[ExpandedQuery]) -> dict[ExpandedQuery, Ranking]:
     """Return the first ten results of each distinct search."""
     distinct = list(dict.fromkeys(wanted))
-    found: dict[ExpandedQuery, Ranking] = {}
-    for each, answer in zip(distinct, searcher.start_many(distinct, size=SHOWN).wait(), strict=True):
-        if isinstance(answer, RetrievalError):
-            raise answer
-        found[each] = answer
-    return found
+    return dict(zip(distinct, searcher.search_many(distinct, size=SHOWN), strict=True))
 
 
 def _parsed(generation: Generation) -> list[ParsedExpansions | Rejected]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from infra.experiments.markdown import number
 from tests.drift.world_run import WorldResult
 
 PAUSELESS = "without pause"
@@ -50,11 +51,7 @@ def _interval(differences: np.ndarray) -> str:
     random = np.random.default_rng(0)
     means = differences[random.integers(0, len(differences), (DRAWS, len(differences)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return f"{_number(differences.mean())} [{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1).replace("-", "−")
+    return f"{number(differences.mean(), sign=True)} [{number(low, sign=True)}, {number(high, sign=True)}]"
 
 
 if __name__ == "__main__":

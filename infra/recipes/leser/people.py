@@ -1,4 +1,4 @@
-"""What people say about documents, judgments and clicks, and what a cross-encoder says, as training pairs."""
+"""Training pairs from what people say about documents, in judgments and clicks, and from a cross-encoder."""
 
 from __future__ import annotations
 
