@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,10 @@ NODES = (1, 2, 3)
 PORT, CONTROLLER_PORT = 9092, 9093  # In a namespace of its own every broker may have the same ones.
 HEAP_MEGABYTES = 256
 WAIT_SECONDS = 240.0  # Only so that nothing hangs for ever: on a busy machine three brokers take minutes.
+# A machine may let us make namespaces and still carry nothing between them: the last try does without.
+TRIES_IN_NAMESPACES = 2
+FIRST_TRIES_SECONDS = 150.0
+TAIL_BYTES = 1500
 LOOK_SECONDS = 0.1
 
 
@@ -45,9 +50,9 @@ class KafkaCluster:
     nodes: by their number, 1 to 3. replication: every topic that the tests make has three replicas.
     """
 
-    def __init__(self, home: Path) -> None:
-        """home: an empty folder for their data and logs."""
-        self.can_cut = may_cut()
+    def __init__(self, home: Path, *, namespaces: bool) -> None:
+        """home: an empty folder for their data and logs. namespaces: whether each broker gets a namespace of its own."""
+        self.can_cut = namespaces
         self._tag = f"sl{secrets.token_hex(2)}"
         self._subnet = f"10.213.{secrets.randbelow(250) + 1}"
         lock, cache = read_lock(), cache_directory("")
@@ -75,15 +80,18 @@ class KafkaCluster:
         bootstrap = ",".join(f"{host}:{port}" for host, port, _ in self._addresses.values())
         return KafkaSettings(bootstrap=bootstrap, replication=len(NODES), partitions=len(NODES))
 
-    def up(self) -> None:
-        """Start everything, and return when all brokers answer as one cluster."""
+    def up(self, seconds: float) -> None:
+        """Start everything, and return when all brokers answer as one cluster; TimeoutError says why they do not."""
         if self.can_cut:
             self._make_network()
         for node in NODES:
             self._prepare(node)
         for node in NODES:
             self.start(node)
-        wait_until(lambda: self._alive() == set(NODES), "three brokers")
+        try:
+            wait_until(lambda: self._alive() == set(NODES), "three brokers", seconds=seconds, unless=self._ended)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self._consoles()}") from error
 
     def down(self) -> None:
         """Kill everything, and take the network away."""
@@ -212,6 +220,20 @@ class KafkaCluster:
             shown = admin.describe_cluster()["brokers"]
         return {each["broker_id"] for each in shown if not each.get("is_fenced")}
 
+    def _ended(self) -> list[int]:
+        """Return the brokers whose process has ended by itself."""
+        return [node for node, process in self._running.items() if process.poll() is not None]
+
+    def _consoles(self) -> str:
+        """Return the last lines that each broker printed and logged."""
+        tails = {
+            node: "".join(
+                path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") for path in broker.logs.glob("*.log")
+            )
+            for node, broker in self._brokers.items()
+        }
+        return "\n".join(f"broker {node} wrote last:\n{tail}" for node, tail in tails.items())
+
     def _prepare(self, node: int) -> None:
         broker, (host, port, controller_port) = self._brokers[node], self._addresses[node]
         broker.prepare(port=port, controller_port=controller_port)
@@ -259,27 +281,43 @@ class KafkaCluster:
 
 @contextlib.contextmanager
 def kafka_cluster(home: Path) -> Iterator[KafkaCluster]:
-    """Give a cluster that answers, until the end of the block."""
-    cluster = KafkaCluster(home)
-    try:
-        cluster.up()
-        yield cluster
-    finally:
-        cluster.down()
+    """Give a cluster that answers, until the end of the block.
+
+    What does not come up is made anew on another network, and in the end without namespaces; a warning says why.
+    """
+    attempts = [True] * TRIES_IN_NAMESPACES if may_cut() else []
+    for number, namespaces in enumerate([*attempts, False]):
+        cluster = KafkaCluster(home / f"try-{number}", namespaces=namespaces)
+        try:
+            try:
+                cluster.up(FIRST_TRIES_SECONDS if namespaces else WAIT_SECONDS)
+            except TimeoutError as error:
+                if not namespaces:
+                    raise
+                warnings.warn(f"three brokers did not come up: {error}", stacklevel=2)
+                continue
+            yield cluster
+            return
+        finally:
+            cluster.down()
 
 
-def wait_until(condition: Callable[[], Any], what: str) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, *, seconds: float = WAIT_SECONDS, unless: Callable[[], Any] = bool
+) -> Any:
     """Return what the condition gives as soon as it is true; an election in the midst of a question counts as not yet.
 
-    Raises TimeoutError after WAIT_SECONDS.
+    unless: what it returns, if anything, makes waiting vain. Raises TimeoutError then, and after these seconds.
     """
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(KafkaError, DeliveryError):
             if found := condition():
                 return found
+        if vain := unless():
+            raise TimeoutError(f"waited for {what}, but {vain} ended")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {WAIT_SECONDS:g} s for {what}")
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
         time.sleep(LOOK_SECONDS)
 
 
