@@ -51,7 +51,7 @@ class KafkaCluster:
     """
 
     def __init__(self, home: Path, *, namespaces: bool) -> None:
-        """home: an empty folder for their data and logs. namespaces: whether each broker gets a namespace of its own."""
+        """home: an empty folder for data and logs. namespaces: whether each broker gets a namespace of its own."""
         self.can_cut = namespaces
         self._tag = f"sl{secrets.token_hex(2)}"
         self._subnet = f"10.213.{secrets.randbelow(250) + 1}"
