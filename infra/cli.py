@@ -70,6 +70,7 @@ GROUPS = {
         "experiment": ("experiment", "Run all arms and seeds of a paper's table, with intervals and plots."),
     },
     "Watch and prove": {
+        "ui": ("ui", "Show every run in a browser, and the results behind each number."),
         "watch": ("watch", "Show the progress of a run."),
         "report": ("report", "Report on a run from its log, or on a version's events."),
         "verify": ("ledger", "Verify that no record was lost and none counted twice."),
