@@ -21,7 +21,7 @@ from infra.ui.searching import SERVER, SearchTrouble
 from infra.ui.stream import ends, may_have_news, news, read_cursor, show_cursor
 from infra.ui.words import WORDS
 from storage.errors import StorageError
-from storage.questions.asking import Answer, Refusal
+from storage.questions.asking import LedgerAnswer, Refusal
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.question import Question, saved_questions
 from storage.report import read_evaluations
@@ -213,7 +213,7 @@ async def explain_errors(request: web.Request, handler: Any) -> web.StreamRespon
         return _json({"error": error.text or error.reason}, status=error.status)
 
 
-def _answered(request: web.Request, run: str, found: Answer, began: float) -> web.Response:
+def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float) -> web.Response:
     return _json(
         {
             "columns": found.columns,
@@ -262,7 +262,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _csv(found: Answer) -> str:
+def _csv(found: LedgerAnswer) -> str:
     """Return an answer as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     out = io.StringIO()
     writer = csv.writer(out)

@@ -15,7 +15,7 @@ from infra.app.home import SETTINGS_FILE
 from services.errors import ServiceError
 from storage.errors import StorageError
 from storage.ledger import LEDGER
-from storage.questions.asking import Answer, AskLimits, ask
+from storage.questions.asking import AskLimits, LedgerAnswer, ask
 from storage.questions.settings import UiSettings
 from storage.questions.sources import LedgerSource
 from streams.errors import SearchloopError
@@ -80,7 +80,7 @@ class Ledgers:
         self._sources[run] = (source, time.monotonic())
         return source
 
-    async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> Answer:
+    async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> LedgerAnswer:
         """Ask one SELECT. Raises UnknownRun, StorageError."""
         return await self.work(run, lambda cursor: ask(cursor, sql, parameters, limits=self._limits))
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import duckdb
 import msgspec
 
-from storage.monitor.limiting import Verdict, what_limits
+from storage.monitor.limiting import LimitVerdict, what_limits
 from storage.questions.asking import ask
 from storage.questions.question import saved_questions
 
@@ -32,7 +32,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     groups: int
     statements: list[Statement]
-    verdict: Verdict
+    verdict: LimitVerdict
 
 
 UPDATES = "SELECT count(*) AS updates, max(step) AS step FROM surviving_updates"
@@ -119,7 +119,7 @@ def _accounts(row: dict[str, Any]) -> Statement:
     return Statement(question=question, level=level if row["candidates"] else "unknown", says=says, link=link)
 
 
-def _verdict(connection: duckdb.DuckDBPyConnection) -> Verdict:
+def _verdict(connection: duckdb.DuckDBPyConnection) -> LimitVerdict:
     """Return what limits the loop, by its newest updates."""
     seconds = {"generation": 0.0, "search": 0.0, "learning": 0.0}
     rows = ask(connection, saved_questions()["time_by_stage"].sql).dicts()

@@ -21,7 +21,7 @@ ADVICE = {
 }
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class LimitVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """What limits a loop. shares: of the time between updates, by stage. says, advice: in a sentence each."""
 
     bound: Bound
@@ -30,7 +30,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
 
 
-def what_limits(seconds: Mapping[str, float]) -> Verdict:
+def what_limits(seconds: Mapping[str, float]) -> LimitVerdict:
     """Return what limits a loop.
 
     seconds: by stage ("generation", "search", "learning"), summed over updates: the time in which the update's last
@@ -39,12 +39,12 @@ def what_limits(seconds: Mapping[str, float]) -> Verdict:
     known = {stage: max(seconds.get(stage, 0.0), 0.0) for stage in BOUNDS}
     total = sum(known.values())
     if total <= 0:
-        return Verdict(bound="unknown", shares={}, says="Nothing limits the loop yet.", advice=ADVICE["unknown"])
+        return LimitVerdict(bound="unknown", shares={}, says="Nothing limits the loop yet.", advice=ADVICE["unknown"])
     shares = {stage: value / total for stage, value in known.items()}
     stage = max(shares, key=lambda name: shares[name])
     bound = BOUNDS[stage]
     parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return Verdict(
+    return LimitVerdict(
         bound=bound,
         shares=shares,
         says=f"The loop is {bound}: {parts} of the time between updates.",

@@ -32,7 +32,7 @@ class AskLimits(msgspec.Struct, frozen=True, kw_only=True):
     text_characters: int = 4_000
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class LedgerAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of an answer. cut: there were more rows than the limit, or a longer text."""
 
     columns: tuple[str, ...]
@@ -61,7 +61,7 @@ def ask(
     parameters: Mapping[str, object] | None = None,
     *,
     limits: AskLimits | None = None,
-) -> Answer:
+) -> LedgerAnswer:
     """Ask one SELECT in a transaction that cannot write, and return the answer.
 
     connection: a cursor that nobody else uses, opened with `READING`.
@@ -89,7 +89,7 @@ def ask(
     except (duckdb.Error, RuntimeError) as error:
         raise Refusal(" ".join(str(error).split())[: CHARACTERS_MAX // 10]) from error
     kept, shortened = _shortened(rows[: limits.rows], limits.text_characters)
-    return Answer(columns=columns, rows=kept, cut=shortened or len(rows) > limits.rows)
+    return LedgerAnswer(columns=columns, rows=kept, cut=shortened or len(rows) > limits.rows)
 
 
 def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
