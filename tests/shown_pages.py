@@ -63,11 +63,11 @@ def whole_run(groups: int = 12, *, query: str = "") -> list[Received]:
 
 
 @contextmanager
-def shown(home: Path, *, variables: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Run `searchloop ui` on a free port, and give its address without the token."""
+def shown(home: Path, *, variables: Mapping[str, str] | None = None, port: int = 0) -> Iterator[str]:
+    """Run `searchloop ui` on a port, a free one for 0, and give its address without the token."""
     environment = {**os.environ, "SEARCHLOOP_UI__TOKEN": TOKEN, **(variables or {})}
     process = subprocess.Popen(
-        command(home, "ui", "--port", "0"),
+        command(home, "ui", "--port", str(port)),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -164,11 +164,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     if cursor is None:
         cursor = await ledgers.work(run, ends)
-    await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
     seen: int | None = None
     told = (source.live, source.state)
     beat = asked = time.monotonic()
-    with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
+        await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
         while True:
             now = time.monotonic()
             if may_have_news(source, seen) and (source.live or now - asked >= FILE_SECONDS):

@@ -21,6 +21,7 @@ from streams.errors import SettingsError
 from streams.secrets import reveal
 
 STOP_SECONDS = 5.0
+LINE_BYTES_MAX = 128 * 1024  # An address may hold a query of 10,000 characters, each as three bytes in percent signs.
 
 
 async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
@@ -33,7 +34,12 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
     door = open_port(settings)
     host, port = door.getsockname()[:2]
     ledgers = Ledgers(app, settings)
-    runner = web.AppRunner(make_pages(ledgers, settings, token), access_log=None, shutdown_timeout=STOP_SECONDS)
+    runner = web.AppRunner(
+        make_pages(ledgers, settings, token),
+        access_log=None,
+        shutdown_timeout=STOP_SECONDS,
+        max_line_size=LINE_BYTES_MAX,
+    )
     await runner.setup()
     await web.SockSite(runner, door).start()
     ended = asyncio.Event()

@@ -46,7 +46,7 @@ export function table(question, answer) {
   say();
   return h(
     "div",
-    { className: "wide-table", tabIndex: 0, role: "region", ariaLabel: question.title || "Answer" },
+    { className: "wide-table", tabIndex: 0, role: "group", ariaLabel: `Table: ${question.title || "answer"}` },
     h("table", { className: "data" }, h("thead", {}, head), body),
     rows.length > SHOWN || cut ? h("p", {}, count, more) : null,
   );
