@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 from infra.app.home import Home
 from infra.monitoring import metrics
 from infra.monitoring.exposition import metrics_text
-from infra.monitoring.loop_values import LoopValues, read_log, with_alerts, with_facts
+from infra.monitoring.loop_values import LEARNING, LoopValues, read_log, with_alerts, with_facts
 from infra.monitoring.metrics import LOOP, SERVE, metrics_reference
 from infra.monitoring.scraping import LoopMetrics
 from infra.serving.metrics import ServeMetrics
@@ -59,7 +59,7 @@ def full_values() -> LoopValues:
         reward=0.5,
         dev={"measured": 0.25, "best": 0.3},
         measure="nDCG@10",
-        learning={"entropy": 1.5},
+        learning=dict.fromkeys(LEARNING, 1.5),
         alerts={"stall": True, "format": False},
         last_group=1_700_000_000.0,
         last_update=1_700_000_001.0,
