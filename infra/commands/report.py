@@ -10,11 +10,11 @@ from rich.console import Console
 from infra.app.app import App
 from infra.commands.ledger import print_lineage
 from infra.commands.options import exclude
+from infra.runs.reporting import opening, page_of, report_of
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import rebuild_ledger
-from storage.report import read_report, to_json
-from storage.report_page import render_page
+from storage.report import to_json
 from storage.report_text import print_report
 
 
@@ -39,6 +39,8 @@ def report(
     """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
     \b
+    --html writes a page that opens anywhere: the result first, then health, six charts, and examples with their results
+    before and after. The page has no script and loads nothing.
     The report reads only the run's folder, even while the run continues.
     With --policy or --event, it shows the lineage of a version or of an event instead. The views version_events and
     event_versions in the run's DuckDB file give the same in SQL.
@@ -56,10 +58,11 @@ def report(
             exclude(context, ["event"], "--policy")
         print_lineage(app, name, policy=policy, event=event, as_json=as_json)
         return
-    found = read_report(app.home.existing_run(name))
+    folder = app.home.existing_run(name)
+    found = report_of(folder)
     if page is not None:
         try:
-            write_whole(page, render_page(found))
+            write_whole(page, page_of(app.home, folder, found))
         except OSError as error:
             raise StorageError(f"{page}: cannot be written ({error.strerror}); choose another place") from error
     if as_json:
@@ -67,7 +70,7 @@ def report(
         return
     print_report(found, Console())
     if page is not None:
-        click.echo(f"wrote {page}")
+        click.echo(f"wrote {page}\nlook: {opening(page)}")
 
 
 @click.command()
