@@ -70,7 +70,7 @@ def chart(title: str, panels: Sequence[Panel], *, x_label: str, how: str = "") -
     left, right = min(xs), max(xs)
     smoothed = max((window_of(len(line.points)) for _, lines in drawn for line in lines), default=1)
     note = f'<p class="how">{clean(how)}</p>' if how else ""
-    foot = f"{x_label}; thick: moving mean over {smoothed} points, thin: every point" if smoothed > 1 else x_label
+    foot = f"{x_label}; thick: moving mean of {smoothed}, thin: each point" if smoothed > 1 else x_label
     plots = [_plot(title, panel, lines, left, right, x_label) for panel, lines in drawn]
     return (
         f'<figure class="chart"><figcaption><h3>{clean(title)}</h3>{note}</figcaption>{"".join(plots)}'

@@ -17,7 +17,7 @@ from storage.limits import TimeShares, read_time_shares
 from storage.log import Log, open_log
 from storage.monitor.alerts import Alert
 from storage.report_alerts import read_alerts
-from storage.report_examples import Comparison, read_comparisons
+from storage.report_examples import ComparedAnswer, read_comparisons
 
 DIGITS = 6
 EXAMPLES = 12
@@ -119,6 +119,13 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     found: int
 
 
+class NamedEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The evaluation of one set of queries, as `measure --json` lists them."""
+
+    name: str
+    evaluation: Evaluation
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A run's report. live: a sink is still working, and the report covers the archive as it was when read.
 
@@ -141,7 +148,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     evaluations: dict[str, Evaluation]
     index: str = ""
     dev: tuple[DevRow, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[ComparedAnswer, ...] = ()
     residual: int = 0
     alerts: tuple[Alert, ...] = ()
     time: TimeShares | None = None
@@ -150,7 +157,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
     """Return the report of the run in this folder.
 
-    Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` prints them.
+    Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` or `measure --json` prints
+    them.
     staleness_max: the run's limit in versions, for the alert about it; 0 if it is not known.
     Raises StorageError if there is no log, or if the log or an evaluation cannot be read.
     """
@@ -187,14 +195,18 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """Return the evaluations in a run's folder by file name without suffix.
+    """Return the evaluations in a run's folder by file name without suffix; a file of sets gives one for each set.
 
     Raises StorageError if a file is not one.
     """
-    found = {}
+    found: dict[str, Evaluation] = {}
     for path in sorted(folder.glob(EVALUATIONS)):
         try:
-            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Evaluation)
+            kept = msgspec.json.decode(path.read_bytes(), type=Evaluation | tuple[NamedEvaluation, ...])
+            if isinstance(kept, Evaluation):
+                found[path.stem] = kept
+            else:
+                found |= {f"{path.stem}: {each.name}": each.evaluation for each in kept}
         except (msgspec.DecodeError, OSError) as error:
             raise StorageError(
                 f"{path}: expected the output of `searchloop evaluate --json`, got something else ({error}); "

@@ -8,7 +8,7 @@ from storage.evaluation.comparison import Interval
 from storage.evaluation.tables import Evaluation, RunTable
 from storage.pages import clean, shortened, show_interval
 from storage.report import Report
-from storage.report_examples import Comparison, PlacedHit
+from storage.report_examples import ComparedAnswer, PlacedHit
 from storage.report_result import ResultLines
 from storage.shelf import Shelf
 
@@ -114,7 +114,7 @@ def health_block(report: Report) -> str:
         _tile(
             "Staleness, p95",
             f"{lag['p95']:g}" if "p95" in lag else "–",
-            True,
+            True if "p95" in lag else None,
             f"versions; largest {lag['max']:g}" if "max" in lag else "no update yet",
         ),
     ]
@@ -126,9 +126,9 @@ def health_block(report: Report) -> str:
     )
 
 
-def _tile(name: str, value: str, fine: bool, note: str) -> str:
-    state = "fine" if fine else "look closer"
-    kind = "" if fine else ' class="look"'
+def _tile(name: str, value: str, fine: bool | None, note: str) -> str:
+    state = {True: "fine", False: "look closer", None: "not known"}[fine]
+    kind = ' class="look"' if fine is False else ""
     return (
         f'<li{kind}><span>{clean(name)}</span><b>{clean(value)}</b><span class="state">{state}</span>'
         f"<span>{clean(note)}</span></li>"
@@ -155,20 +155,21 @@ def example_blocks(report: Report, shelf: Shelf) -> str:
     last = len(report.comparisons) - 1
     blocks = [_example(each, shelf, opened=at in (0, last)) for at, each in enumerate(report.comparisons)]
     note = f'<p class="quiet">{clean(shelf.note)}</p>' if shelf.note else ""
+    searched = any(each.raw or each.helped for each in report.comparisons)
+    title = "What the policy does to results" if searched else "What the policy writes"
     return (
-        '<section id="examples" aria-labelledby="examples-title"><h2 id="examples-title">What the policy does to '
-        f"results</h2><p>Training queries answered by version {newest.step}, sampled as in training. They are picked "
-        f"by reward: the highest, the middle and the lowest of all valid answers.</p>{note}{''.join(blocks)}</section>"
+        f'<section id="examples" aria-labelledby="examples-title"><h2 id="examples-title">{title}</h2>'
+        f"<p>Answers of version {newest.step} in training, where it samples. They are picked by reward: the highest, "
+        f"the middle and the lowest of all valid answers.</p>{note}{''.join(blocks)}</section>"
     )
 
 
-def _example(each: Comparison, shelf: Shelf, *, opened: bool) -> str:
+def _example(each: ComparedAnswer, shelf: Shelf, *, opened: bool) -> str:
     low, mean, high = each.group
-    query = shortened(each.query, QUERY_CHARACTERS) or "(no query)"
-    title = shortened(shelf.titles.get(each.query_id, ""), TITLE_CHARACTERS)
+    asked = each.query or shelf.titles.get(each.product_id) or each.product_id or "(no query)"
     summary = (
-        f"<summary>{KINDS[each.kind]} <b>{each.reward:.3f}</b>: <b><bdi>{clean(query)}</bdi></b>"
-        f"{f' {clean(title)}' if title else ''}</summary>"
+        f"<summary>{KINDS[each.kind]} <b>{each.reward:.3f}</b>: "
+        f"<b><bdi>{clean(shortened(asked, QUERY_CHARACTERS))}</bdi></b></summary>"
     )
     parts = [
         f'<p class="quiet">Rewards in its group: {low:.3f} to {high:.3f}, mean {mean:.3f}. Group '
@@ -179,7 +180,7 @@ def _example(each: Comparison, shelf: Shelf, *, opened: bool) -> str:
         more = f"<li>and {len(each.expansions) - WORDS_MAX} more</li>" if len(each.expansions) > WORDS_MAX else ""
         parts.append(f'<p>The policy added:</p><ul class="words">{words}{more}</ul>')
     else:
-        text = clean(shortened(each.text, TEXT_CHARACTERS)) or "(nothing)"
+        text = clean(shortened(each.summary or each.text, TEXT_CHARACTERS)) or "(nothing)"
         parts.append(f"<p>The policy wrote:</p><pre><bdi>{text}</bdi></pre>")
     if not each.valid:
         parts.append(f'<p class="warn">The answer is not valid: {clean(each.error or "no reason was kept")}.</p>')
@@ -189,7 +190,7 @@ def _example(each: Comparison, shelf: Shelf, *, opened: bool) -> str:
     return f'<details class="example"{" open" if opened else ""}>{summary}<div>{"".join(parts)}</div></details>'
 
 
-def _sides(each: Comparison, shelf: Shelf) -> str:
+def _sides(each: ComparedAnswer, shelf: Shelf) -> str:
     grades = shelf.grades.get(each.query_id, {})
     said = f"{each.gained} new, {each.lost} lost among the first {max(len(each.raw), len(each.helped))}"
     if grades:

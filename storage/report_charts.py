@@ -114,7 +114,7 @@ def _parts(versions: Sequence[VersionRow]) -> str:
 
 
 def _validity(versions: Sequence[VersionRow]) -> str:
-    lines = (_of_versions(versions, "valid", "valid answers"), _of_versions(versions, "flat", "flat groups"))
+    lines = (_of_versions(versions, "valid", "valid"), _of_versions(versions, "flat", "flat"))
     return _chart(
         "Valid answers, and groups that teach nothing",
         [Panel(series=lines, label="Share of candidates, share of groups", percent=True)],

@@ -23,13 +23,14 @@ class PlacedHit(msgspec.Struct, frozen=True, kw_only=True):
     other_rank: int | None
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+class ComparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate of the newest version: what it wrote, its reward, and the results before and after.
 
     kind: "highest" and "lowest" by reward, or "middle" (next to the median). No query comes twice in one kind. Answers
     in a wrong format, which change nothing, are examples only if there are no others; error then says what is wrong.
     group: lowest, mean and highest reward of its group. raw, helped: the first documents of the two lists; both are
-    empty if the recipe searches nothing. gained, lost: documents that only the helped, only the raw list has.
+    empty if the recipe searches nothing. product_id, summary: for a text about a product. gained, lost: documents that
+    only the helped, only the raw list has.
     """
 
     kind: Kind
@@ -43,6 +44,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     expansions: tuple[str, ...]
     valid: bool
     error: str
+    product_id: str
+    summary: str
     reward: float
     components: Numbers
     group: tuple[float, float, float]
@@ -77,9 +80,9 @@ def place_hits(raw: list[str], helped: list[str]) -> tuple[tuple[PlacedHit, ...]
     return placed(before, after), placed(after, before)
 
 
-def read_comparisons(log: Log, *, digits: int) -> tuple[Comparison, ...]:
+def read_comparisons(log: Log, *, digits: int) -> tuple[ComparedAnswer, ...]:
     """Return examples of the newest version with a reward, the highest first. No candidate comes twice."""
-    found: list[Comparison] = []
+    found: list[ComparedAnswer] = []
     seen: set[tuple[str, int]] = set()
     kinds: dict[Kind, str] = {
         "highest": "reward DESC",
@@ -104,7 +107,9 @@ def _sql(order: str) -> str:
                 AND step = (SELECT max(step) FROM first_outcomes WHERE status = 'scored')
         ), picked AS (
             SELECT * FROM newest WHERE valid OR NOT (SELECT bool_or(valid) FROM newest)
-            QUALIFY row_number() OVER (PARTITION BY query_id ORDER BY {order}, group_id, candidate) = 1
+            QUALIFY row_number() OVER (
+                PARTITION BY coalesce(nullif(query_id, ''), group_id) ORDER BY {order}, group_id, candidate
+            ) = 1
             ORDER BY {order}, group_id, candidate LIMIT {3 * EACH}
         ), spans AS (
             SELECT group_id, min(reward) AS low, avg(reward) AS mean, max(reward) AS high
@@ -112,19 +117,23 @@ def _sql(order: str) -> str:
         )
         SELECT o.lineage, o.step, coalesce(o.query_id, '') AS query_id, coalesce(o.query, '') AS query, group_id,
             o.candidate, coalesce(o.text, '') AS text, coalesce(o.expansions, []) AS expansions,
-            coalesce(o.valid, false) AS valid, coalesce(o.error, '') AS error, o.reward, o.components, low, mean, high,
+            coalesce(o.valid, false) AS valid, coalesce(o.error, '') AS error,
+            coalesce(o.summary, '') AS summary, coalesce(q.product_id, '') AS product_id,
+            o.reward, o.components, low, mean, high,
             list_transform(r.raw_hits, lambda hit: hit.document_id) AS raw,
             list_transform(o.hits, lambda hit: hit.document_id) AS helped
         FROM picked p JOIN first_outcomes o USING (run, group_id, candidate) JOIN first_rewards r USING (run, group_id)
         JOIN spans USING (group_id)
+        LEFT JOIN (SELECT DISTINCT ON (run, request_id) run, request_id, product_id FROM requests) q
+            ON q.run = r.run AND q.request_id = r.request_id
         ORDER BY {order.replace("reward", "o.reward", 1)}, group_id, o.candidate
     """
 
 
-def _comparison(kind: Kind, row: dict[str, Any], digits: int) -> Comparison:
+def _comparison(kind: Kind, row: dict[str, Any], digits: int) -> ComparedAnswer:
     searched = row["valid"] and (row["raw"] or row["helped"])
     raw, helped = place_hits(row["raw"] or [], row["helped"] or []) if searched else ((), ())
-    return Comparison(
+    return ComparedAnswer(
         kind=kind,
         lineage=row["lineage"],
         step=row["step"],
@@ -136,6 +145,8 @@ def _comparison(kind: Kind, row: dict[str, Any], digits: int) -> Comparison:
         expansions=tuple(row["expansions"]),
         valid=row["valid"],
         error=row["error"][:TEXT_CHARACTERS_MAX],
+        product_id=row["product_id"],
+        summary=row["summary"][:TEXT_CHARACTERS_MAX],
         reward=round(row["reward"], digits),
         components={name: round(value, digits) for name, value in sorted((row["components"] or {}).items())},
         group=(round(row["low"], digits), round(row["mean"], digits), round(row["high"], digits)),

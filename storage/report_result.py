@@ -50,7 +50,7 @@ class ResultLines(msgspec.Struct, frozen=True, kw_only=True):
 
 def result_lines(report: Report, shelf: Shelf | None = None) -> ResultLines:
     """Return the result of a run from its first evaluation; without one, what its log can say and how to get one."""
-    names = sorted(report.evaluations, key=lambda name: (name != MEASURED, name))
+    names = sorted(report.evaluations, key=lambda name: name.partition(": ")[0] != MEASURED)
     for name in names:
         evaluation = report.evaluations[name]
         row = learned_row(evaluation)
@@ -81,7 +81,9 @@ def _measured(report: Report, name: str, evaluation: Evaluation, row: RunTable, 
     confidence = f"{evaluation.settings.confidence:.0%}"
     lines = [
         f"“{row.name}” was compared with “{baseline.name}” on {evaluation.queries} judged queries"
-        + (f", next to {len(evaluation.runs) - 2} other rows." if len(evaluation.runs) > 2 else ".")
+        + {2: ".", 3: ", next to one other row."}.get(
+            len(evaluation.runs), f", next to {len(evaluation.runs) - 2} other rows."
+        )
     ]
     before, after = baseline.measures[measure].value, row.measures[measure].value
     verb = {"better": "rose", "worse": "fell", "unclear": "went", "unmeasured": "went"}[outcome]
@@ -98,15 +100,22 @@ def _measured(report: Report, name: str, evaluation: Evaluation, row: RunTable, 
             f"got worse, and {counts.same} stayed as they were."
         )
     rival = _rival(evaluation, row, measure)
-    beaten = True
+    against: RunOutcome = "better"
     if rival is not None:
-        line, beaten = _against(row, rival, measure, evaluation)
+        line, against = _against(row, rival, measure, evaluation)
         lines.append(line)
-    following, commands = _following(outcome, report, beaten=beaten, rival=rival)
+    better = f"Search got better: {_signed(interval.value)} {measure}"
+    if rival is not None and against != "better":
+        better += (
+            f", but “{rival.name}” does better"
+            if against == "worse"
+            else f", but it is not shown to beat “{rival.name}”"
+        )
+    following, commands = _following(outcome, report, beaten=against == "better", rival=rival)
     return ResultLines(
         outcome=outcome,
         headline={
-            "better": f"Search got better: {_signed(interval.value)} {measure}",
+            "better": better,
             "worse": f"Search got worse: {_signed(interval.value)} {measure}",
         }.get(outcome, f"No difference was shown in {measure}"),
         lines=tuple(lines),
@@ -149,14 +158,14 @@ def _rival(evaluation: Evaluation, row: RunTable, measure: str) -> RunTable | No
     return max(others, key=lambda pair: pair[0])[1] if others else None
 
 
-def _against(row: RunTable, rival: RunTable, measure: str, evaluation: Evaluation) -> tuple[str, bool]:
-    """Return one sentence on the policy against the best other row, and whether the policy is shown to beat it."""
+def _against(row: RunTable, rival: RunTable, measure: str, evaluation: Evaluation) -> tuple[str, RunOutcome]:
+    """Return one sentence on the policy against the best other row, and how the policy fares."""
     value = rival.measures[measure].value
     said = f"The best of the other rows is “{rival.name}” with {_value(value)}"
     after, before = row.per_query.get(measure), rival.per_query.get(measure)
     if not after or not before or set(after) != set(before):
         ahead = (row.measures[measure].value or 0.0) > (value or 0.0)
-        return f"{said}; it lies {'below' if ahead else 'above'} “{row.name}”.", ahead
+        return f"{said}; it lies {'below' if ahead else 'not below'} “{row.name}”.", "better" if ahead else "unclear"
     settings = evaluation.settings
     interval = compare_means(
         after, before, samples=settings.samples, seed=settings.seed, confidence=settings.confidence
@@ -167,7 +176,7 @@ def _against(row: RunTable, rival: RunTable, measure: str, evaluation: Evaluatio
         "worse": f"it beats “{row.name}”. The difference is",
     }.get(outcome, f"“{row.name}” is not shown to beat it. The difference is")
     confidence = f"{settings.confidence:.0%}"
-    return f"{said}; {verdict} {said_interval(interval, confidence)}.", outcome == "better"
+    return f"{said}; {verdict} {said_interval(interval, confidence)}.", outcome
 
 
 def _following(
@@ -176,8 +185,8 @@ def _following(
     run = shlex.quote(report.run)
     if outcome == "better" and not beaten and rival is not None:
         return (
-            f"Judge more queries, or use “{rival.name}”, which costs less: the learned policy has not shown that it is "
-            "worth more. Then read the examples with the lowest reward below.",
+            f"Judge more queries before you prefer the policy to “{rival.name}”: it is not shown to be better. Then "
+            "read the examples with the lowest reward below.",
             (f"searchloop measure {run}:latest {run}:shown --baseline {run}:shown --queries QUERIES --qrels QRELS",)
             if rival.name == "prompt's words"
             else (),
@@ -221,18 +230,17 @@ def _unmeasured(report: Report, shelf: Shelf) -> ResultLines:
         lines.append(f"Only version {scored[0].step} has been rewarded: {scored[0].reward:.3f}.")
     else:
         lines.append("No group has been rewarded yet.")
-    searched = f"searchloop search --index {shelf.index} --queries QUERIES"
     return ResultLines(
         outcome="unmeasured",
         headline="Not measured on held-out queries",
         lines=tuple(lines),
-        following="Search judged queries that trained nothing with and without the policy, keep the comparison in the "
-        "run's folder, and make this page again:",
+        following="Measure the policy on queries that trained nothing, keep the result in the run's folder, and make "
+        "this page again:",
         commands=(
-            f"{searched} --policy none --run-file raw.run",
-            f"{searched} --run {run} --policy latest --run-file policy.run",
-            "searchloop evaluate policy.run --qrels QRELS --baseline raw.run --per-query --json > "
-            f"{shelf.folder}/evaluation.json",
+            "searchloop up",
+            f"searchloop measure {run}:{shelf.baseline} {run}:latest --baseline {run}:{shelf.baseline} "
+            f"--measures nDCG@10,R@100 --json > {shelf.folder}/evaluation.json",
+            f"searchloop report --run {run} --html report.html",
         ),
     )
 

@@ -8,11 +8,11 @@ import msgspec
 class Shelf(msgspec.Struct, frozen=True, kw_only=True):
     """titles: by document. grades: by query, then by document; only judged ones. note: why something is missing.
 
-    index, folder: how commands on the page name the index and the run's folder.
+    folder: how commands on the page name the run's folder. baseline: the recipe's row without any policy.
     """
 
     titles: dict[str, str] = {}
     grades: dict[str, dict[str, int]] = {}
     note: str = ""
-    index: str = "INDEX"
     folder: str = "RUN_FOLDER"
+    baseline: str = "none"

@@ -17,6 +17,7 @@ from storage.shelf import Shelf
 from streams.errors import SearchloopError
 
 CATALOGUE_BYTES_MAX = 50_000_000  # Compressed. A larger one takes longer to read than anybody waits for titles.
+BASELINES = {"relsum": "lead", "resume": "lead"}  # Rows of texts that no policy wrote; queries have "none".
 SPLITS_JUDGED = ("train", "dev", "test_value", "test_pair")
 
 
@@ -26,10 +27,17 @@ class ReportedBatch(msgspec.Struct, frozen=True, kw_only=True):
     staleness_max: int = 0
 
 
+class ReportedTrain(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a run's training settings that its report needs: the recipe whose files were read."""
+
+    recipe: str = ""
+
+
 class ReportedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a run's settings that its report needs."""
 
     batch: ReportedBatch = ReportedBatch()
+    train: ReportedTrain = ReportedTrain()
 
 
 class ReportedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +68,10 @@ def shelf_of(home: Home, folder: RunFolder, report: Report) -> Shelf:
     What cannot be read is left out, and the shelf's note says why: a report must not fail because an index is gone.
     """
     kept = _kept(folder)
-    shelf = Shelf(folder=shlex.quote(os.path.relpath(folder)), index=shlex.quote(kept.index) if kept.index else "INDEX")
+    baseline = BASELINES.get(kept.settings.train.recipe, "none")
+    shelf = Shelf(folder=shlex.quote(os.path.relpath(folder)), baseline=baseline)
     wanted = {hit.document_id for each in report.comparisons for hit in (*each.raw, *each.helped)}
+    wanted |= {each.product_id for each in report.comparisons if each.product_id}
     if not wanted or not kept.index:
         return shelf
     try:

@@ -7,9 +7,11 @@ protocol run beside a page's content policy, not under it.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
+LAUNCHER = "import os, sys; [os.dup2(int(sys.argv[n]), n + 2) for n in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
 
 
 class DevtoolsPage:
@@ -126,16 +129,16 @@ def browser_page(profile: Path) -> Iterator[DevtoolsPage]:
     """Start a browser with an empty profile, give one tab of it, and end it."""
     read_commands, write_commands = os.pipe()
     read_answers, write_answers = os.pipe()
-    # The browser reads commands from descriptor 3 and writes answers to 4; a shell puts them there.
-    line = f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}'
+    # The browser reads commands from descriptor 3 and writes answers to 4. No other may lie there before they do.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_commands, write_answers)]
     process = subprocess.Popen(
-        ["/bin/sh", "-c", line, chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-        pass_fds=(read_commands, write_answers),
+        [sys.executable, "-c", LAUNCHER, *map(str, ends), chromium(), *FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=ends,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    os.close(read_commands)
-    os.close(write_answers)
+    for end in (read_commands, write_answers, *ends):
+        os.close(end)
     try:
         with os.fdopen(write_commands, "wb") as to, os.fdopen(read_answers, "rb") as back:
             pipe = _Pipe(to, back)

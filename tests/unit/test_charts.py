@@ -73,7 +73,7 @@ def test_labels_of_lines_that_end_at_one_place_do_not_overlap() -> None:
 def test_a_long_line_is_smoothed_with_every_peak_of_the_raw_line_behind() -> None:
     drawn = line_chart("t", [line(*(float(x % 7) for x in range(1000)))], x_label="step")
     assert drawn.count('class="line s0"') == drawn.count('class="raw s0"') == 1
-    assert "thick: moving mean over 101 points" in drawn
+    assert "thick: moving mean of 101, thin: each point" in drawn
     for points in re.findall('points="([^"]*)"', drawn):
         assert len(points.split()) <= POINTS_MAX
     short = line_chart("t", [line(1.0, 2.0, 3.0)], x_label="step")

@@ -249,7 +249,7 @@ def hostile_report(tmp_path: Path) -> tuple[Report, Shelf]:
         run=f"r{VILE}",
         evaluations={VILE: msgspec.convert(renamed, Evaluation)},
         updates=updates(3, {VILE: 1.0}),
-    ), Shelf(titles={hit.document_id: VILE for hit in report.comparisons[0].raw}, note=VILE, index=VILE)
+    ), Shelf(titles={hit.document_id: VILE for hit in report.comparisons[0].raw}, note=VILE, folder=VILE)
 
 
 def test_hostile_text_stays_text_everywhere(tmp_path: Path) -> None:

@@ -49,9 +49,13 @@ def test_an_interval_that_holds_zero_is_no_result() -> None:
 def test_a_baseline_that_is_as_good_as_the_policy_is_named() -> None:
     evaluation = compared(hits("0-3"), hits("0-17"), shown=hits("1-18"), weak=hits("0-5"))
     found = result_lines(msgspec.structs.replace(EMPTY, evaluations={"evaluation": evaluation}))
-    assert found.outcome == "better" and found.lines[0].endswith("next to 2 other rows.")
+    assert (
+        found.outcome == "better"
+        and found.lines[0].endswith("next to 2 other rows.")
+        and found.headline.endswith(", but it is not shown to beat “shown”")
+    )
     assert "The best of the other rows is “shown” with 0.9000; “policy” is not shown to beat it." in found.lines[3]
-    assert "or use “shown”" in found.following
+    assert "before you prefer the policy to “shown”" in found.following
     better = compared(hits("0-3"), hits("0-17"), shown=hits("0-5"))
     assert "“policy” beats it" in result_lines(msgspec.structs.replace(EMPTY, evaluations={"e": better})).lines[3]
 
@@ -71,11 +75,11 @@ def test_without_an_evaluation_the_page_says_so_and_how_to_get_one(tmp_path: Pat
         (0, "nDCG@10", 0.25, 300),
         (3, "nDCG@10", 0.25, 300),
     ]
-    found = result_lines(report, Shelf(index="shop", folder="runs/demo"))
+    found = result_lines(report, Shelf(folder="runs/demo", baseline="lead"))
     assert found.outcome == "unmeasured" and "cannot say whether search got better" in found.lines[0]
     assert "On 300 dev queries, nDCG@10 was 0.2500 at version 0 and 0.2500 at version 3" in found.lines[1]
     assert "A policy can raise it without better search." in found.lines[2]
-    assert found.commands[2].endswith("> runs/demo/evaluation.json") and "--index shop" in found.commands[0]
+    assert found.commands[1].endswith("> runs/demo/evaluation.json") and "demo:lead demo:latest" in found.commands[1]
     assert "nDCG@10 of 300 dev queries, which train nothing" in render_page(report)
 
 
@@ -92,3 +96,20 @@ def test_every_command_that_the_page_proposes_is_understood() -> None:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         assert command.make_context(name, rest) is not None
+
+
+def test_the_sets_that_measure_prints_are_evaluations_too(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, small_run(4))
+    rows = {"demo:none": hits("0-3"), "demo:latest": hits("1-17")}
+    evaluation = compared(hits("0-3"), hits("1-17"))
+    named = tuple(
+        msgspec.structs.replace(run, name=name, per_query={}) for run, name in zip(evaluation.runs, rows, strict=True)
+    )
+    measured = msgspec.structs.replace(evaluation, baseline="demo:none", runs=named)
+    sets = [{"name": name, "evaluation": measured, "pooled_recall": {"demo:none": 0.5}} for name in ("pairs", "values")]
+    (folder / "evaluation.json").write_bytes(msgspec.json.encode(sets))
+    report = read_report(folder)
+    assert list(report.evaluations) == ["evaluation: pairs", "evaluation: values"]
+    found = result_lines(report)
+    assert found.outcome == "better" and found.row == "demo:latest" and found.name == "evaluation: pairs"
+    assert "“demo:latest” was compared with “demo:none” on 20 judged queries." in found.lines
