@@ -13,7 +13,11 @@ import msgspec
 
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation
+from storage.limits import TimeShares, read_time_shares
 from storage.log import Log, open_log
+from storage.monitor.alerts import Alert
+from storage.report_alerts import read_alerts
+from storage.report_examples import ComparedAnswer, read_comparisons
 
 DIGITS = 6
 EXAMPLES = 12
@@ -28,7 +32,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     groups: rewarded groups. reward: mean over groups of the mean over candidates, with its standard error.
     best: mean over groups of the best candidate. valid, flat: shares of candidates and of groups.
-    expansions: mean number per candidate. components: the mean of each part of the reward.
+    expansions: mean number per candidate. components: the mean of each part of the reward. spread: mean over groups of
+    the standard deviation within each.
     """
 
     lineage: str
@@ -43,6 +48,17 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     flat: float | None
     expansions: float | None
     components: Numbers
+    spread: float | None = None
+
+
+class DevRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement of a policy version on the dev queries, which train nothing. queries: how many there are."""
+
+    lineage: str
+    step: int
+    measure: str
+    value: float
+    queries: int
 
 
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +119,19 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     found: int
 
 
+class NamedEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The evaluation of one set of queries, as `measure --json` lists them."""
+
+    name: str
+    evaluation: Evaluation
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's report. live: a sink is still working, and the report covers the archive as it was when read."""
+    """A run's report. live: a sink is still working, and the report covers the archive as it was when read.
+
+    residual: candidates that have no outcome at all, not even "waiting"; anything but 0 is a fault. alerts: rules that
+    the run broke when its log ended. time: where the time between updates went. index: the newest index version.
+    """
 
     run: str
     live: bool
@@ -119,47 +146,67 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     letters: tuple[LetterRow, ...]
     examples: tuple[Example, ...]
     evaluations: dict[str, Evaluation]
+    index: str = ""
+    dev: tuple[DevRow, ...] = ()
+    comparisons: tuple[ComparedAnswer, ...] = ()
+    residual: int = 0
+    alerts: tuple[Alert, ...] = ()
+    time: TimeShares | None = None
 
 
-def read_report(folder: Path) -> Report:
+def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
     """Return the report of the run in this folder.
 
-    Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` prints them.
+    Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` or `measure --json` prints
+    them.
+    staleness_max: the run's limit in versions, for the alert about it; 0 if it is not known.
     Raises StorageError if there is no log, or if the log or an evaluation cannot be read.
     """
     with open_log(folder) as log:
         times = log.rows("SELECT min(made_at_ms) AS first, max(made_at_ms) AS last FROM rewards WHERE made_at_ms > 0")[
             0
         ]
+        accounting = _accounting(log)
+        dead_letters = {
+            row["stage"]: row["n"]
+            for row in log.rows("SELECT stage, count(*) AS n FROM dead_letter GROUP BY stage ORDER BY stage")
+        }
         return Report(
             run=folder.name,
             live=log.live,
             first_ms=times["first"],
             last_ms=times["last"],
             partitions=_partitions(log),
-            accounting=_accounting(log),
+            accounting=accounting,
             versions=_versions(log),
             updates=_updates(log),
             lag=_lag(log),
-            dead_letters={
-                row["stage"]: row["n"]
-                for row in log.rows("SELECT stage, count(*) AS n FROM dead_letter GROUP BY stage ORDER BY stage")
-            },
+            dead_letters=dead_letters,
             letters=_letters(log),
             examples=_examples(log),
             evaluations=read_evaluations(folder),
+            index=_index(log),
+            dev=_dev(log),
+            comparisons=read_comparisons(log, digits=DIGITS),
+            residual=sum(row.candidates - row.scored - row.failed - row.expired - row.waiting for row in accounting),
+            alerts=read_alerts(log, dead_letters=sum(dead_letters.values()), staleness_max=staleness_max),
+            time=read_time_shares(log),
         )
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """Return the evaluations in a run's folder by file name without suffix.
+    """Return the evaluations in a run's folder by file name without suffix; a file of sets gives one for each set.
 
     Raises StorageError if a file is not one.
     """
-    found = {}
+    found: dict[str, Evaluation] = {}
     for path in sorted(folder.glob(EVALUATIONS)):
         try:
-            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Evaluation)
+            kept = msgspec.json.decode(path.read_bytes(), type=Evaluation | tuple[NamedEvaluation, ...])
+            if isinstance(kept, Evaluation):
+                found[path.stem] = kept
+            else:
+                found |= {f"{path.stem}: {each.name}": each.evaluation for each in kept}
         except (msgspec.DecodeError, OSError) as error:
             raise StorageError(
                 f"{path}: expected the output of `searchloop evaluate --json`, got something else ({error}); "
@@ -211,9 +258,35 @@ def _versions(log: Log) -> tuple[VersionRow, ...]:
             flat=_rounded(row["flat_share"]),
             expansions=_rounded(row["expansions_mean"]),
             components=components.get((row["lineage"], row["step"]), {}),
+            spread=_rounded(row["spread"]),
         )
-        for row in log.rows("SELECT * FROM reward_by_version ORDER BY run, step, lineage")
+        for row in log.rows(
+            "SELECT * FROM reward_by_version JOIN (SELECT run, lineage, step, avg(reward_std) AS spread FROM "
+            "group_rewards GROUP BY ALL) USING (run, lineage, step) ORDER BY run, step, lineage"
+        )
     )
+
+
+def _index(log: Log) -> str:
+    rows = log.rows("SELECT index FROM rewards ORDER BY record_time_ms DESC, record_offset DESC LIMIT 1")
+    return str(rows[0]["index"] or "") if rows else ""
+
+
+def _dev(log: Log) -> tuple[DevRow, ...]:
+    """Return the dev scores of the newest set of dev queries; scores of other queries cannot be compared with them."""
+    rows = log.rows(
+        """
+        WITH counted AS (
+            SELECT *, coalesce(list_sum(list_transform(sets, lambda each: each.queries)), 0)::BIGINT AS queries,
+                list_transform(sets, lambda each: (each.name, each.queries)) AS asked
+            FROM first_dev_scores
+        )
+        SELECT lineage, step, measure, value, queries FROM counted
+        WHERE (asked, measure) = (SELECT (asked, measure) FROM counted ORDER BY record_offset DESC LIMIT 1)
+        ORDER BY step, lineage
+        """
+    )
+    return tuple(DevRow(**row | {"value": round(row["value"], DIGITS)}) for row in rows)
 
 
 def _updates(log: Log) -> tuple[UpdateRow, ...]:

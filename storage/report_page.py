@@ -1,117 +1,94 @@
-"""The report as one HTML file: charts as inline SVG, tables, examples."""
+"""The report as one HTML file: the result first, then health, six charts, examples, and everything else folded away."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from storage.charts import Series, line_chart
 from storage.evaluation.tables import Evaluation
-from storage.pages import clean, html_page, html_table, show_interval
+from storage.pages import clean, folded, html_page, html_table, show_interval
 from storage.report import Report, UpdateRow, VersionRow
+from storage.report_blocks import example_blocks, health_block, result_block
+from storage.report_charts import main_charts, metric_charts
+from storage.report_result import result_lines
+from storage.shelf import Shelf
+
+T = TypeVar("T")
+ROWS_MAX = 200  # Of a table with a row per version or update.
 
 
-def render_page(report: Report) -> str:
-    """Return the whole page."""
+def render_page(report: Report, shelf: Shelf | None = None) -> str:
+    """Return the whole page. shelf: titles and grades for the examples.
+
+    Its size is bounded: lines have at most `charts.POINTS_MAX` points, tables at most `ROWS_MAX` rows.
+    """
+    shelf = shelf or Shelf()
     sections = [
         _head(report),
-        '<div class="charts">',
-        *_version_charts(report.versions),
-        *_update_charts(report.updates),
-        "</div>",
-        *(section for name, evaluation in report.evaluations.items() for section in _evaluation(name, evaluation)),
-        *_accounts(report),
-        *_examples(report),
-        *_letters(report),
-        *_partitions(report),
+        "<main>",
+        result_block(result_lines(report, shelf), report),
+        health_block(report),
+        _charts(report),
+        example_blocks(report, shelf),
+        _rest(report),
+        "</main>",
+        "<footer><p>Made from the run's log alone by <code>searchloop report --html</code>. The page has no script and "
+        "loads nothing.</p></footer>",
     ]
-    return html_page(report.run, sections)
+    return html_page(f"Run {report.run}", sections)
 
 
 def _head(report: Report) -> str:
-    lines = [f"<h1>Run {clean(report.run)}</h1>"]
+    lines = [f"<h1>Run <bdi>{clean(report.run)}</bdi></h1>"]
+    said = [f"{len(report.updates):,} updates", f"{sum(version.groups for version in report.versions):,} groups"]
     if report.first_ms is not None and report.last_ms is not None:
         minutes = (report.last_ms - report.first_ms) / 60_000
-        lines.append(
-            f'<p class="quiet">rewards from {_time(report.first_ms)} to {_time(report.last_ms)} UTC '
-            f"({minutes:.1f} minutes)</p>"
-        )
+        said.append(f"{_time(report.first_ms)} to {_time(report.last_ms)} UTC ({minutes:.1f} minutes)")
+    lines.append(f'<p class="quiet">{", ".join(said)}</p>')
     if report.live:
         lines.append('<p class="warn">The run is still going: this report lacks its newest minute.</p>')
-    scored = [version for version in report.versions if version.reward is not None]
-    if scored:
-        first, last = scored[0], scored[-1]
-        lines.append(
-            f"<p>Reward {first.reward:.3f} at step {first.step}, {last.reward:.3f} at step {last.step}; "
-            f"{len(report.updates)} updates, {sum(version.groups for version in scored)} groups.</p>"
+    places = {"result": "Result", "health": "Health", "charts": "Charts", "examples": "Examples", "rest": "Everything"}
+    if not report.comparisons:
+        del places["examples"]
+    links = "".join(f'<li><a href="#{place}">{name}</a></li>' for place, name in places.items())
+    return f'<header>{"".join(lines)}<nav aria-label="Parts of the page"><ul>{links}</ul></nav></header>'
+
+
+def _charts(report: Report) -> str:
+    return (
+        '<section id="charts" aria-labelledby="charts-title"><h2 id="charts-title">How the run went</h2>'
+        f'<div class="charts">{"".join(main_charts(report))}</div></section>'
+    )
+
+
+def _rest(report: Report) -> str:
+    parts = [
+        *(_evaluation(name, evaluation) for name, evaluation in report.evaluations.items()),
+        folded(
+            "Every metric", ['<div class="charts">', *metric_charts(report), "</div>"], note="by the name in the log"
         )
-    else:
-        lines.append("<p>No group has been rewarded yet.</p>")
-    return "\n".join(lines)
-
-
-def _version_charts(rows: Sequence[VersionRow]) -> list[str]:
-    def line(name: str, field: str, errors: str = "") -> Series:
-        kept = [row for row in rows if getattr(row, field) is not None]
-        return Series(
-            name=name,
-            points=tuple((row.step, getattr(row, field)) for row in kept),
-            errors=tuple(getattr(row, errors) or 0.0 for row in kept) if errors else (),
-        )
-
-    parts = sorted({name for row in rows for name in row.components})
-    label = "policy version (step)"
-    return [
-        line_chart("Reward", [line("mean", "reward", "reward_error"), line("best of group", "best")], x_label=label),
-        line_chart(
-            "Parts of the reward",
-            [
-                Series(
-                    name=name,
-                    points=tuple((row.step, row.components[name]) for row in rows if name in row.components),
-                )
-                for name in parts
-            ],
-            x_label=label,
-        ),
-        line_chart(
-            "Valid outputs, groups without spread",
-            [line("valid", "valid"), line("flat groups", "flat")],
-            x_label=label,
-            percent=True,
-        ),
-        line_chart("Expansions per candidate", [line("mean", "expansions")], x_label=label),
+        if report.updates
+        else "",
+        _versions(report.versions),
+        _updates(report.updates),
+        _accounts(report),
+        _letters(report),
+        _partitions(report),
     ]
+    return (
+        '<section id="rest" aria-labelledby="rest-title"><h2 id="rest-title">Everything else</h2>'
+        + "".join(parts)
+        + "</section>"
+    )
 
 
-def _update_charts(rows: Sequence[UpdateRow]) -> list[str]:
-    lag = [row for row in rows if row.lag_mean is not None]
-    charts = [
-        line_chart(
-            "Staleness of the groups in an update",
-            [
-                Series(name="mean", points=tuple((row.step, row.lag_mean or 0.0) for row in lag)),
-                Series(name="largest", points=tuple((row.step, float(row.lag_max or 0)) for row in lag)),
-            ],
-            x_label="update (step)",
-        )
-    ]
-    for name in sorted({name for row in rows for name in row.metrics}):
-        points = tuple((float(row.step), row.metrics[name]) for row in rows if name in row.metrics)
-        charts.append(line_chart(f"Update: {name}", [Series(name=name, points=points)], x_label="update (step)"))
-    return charts
-
-
-def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
+def _evaluation(name: str, evaluation: Evaluation) -> str:
     measures = evaluation.measures
     rows = [[run.name, *(show_interval(run.measures.get(measure)) for measure in measures)] for run in evaluation.runs]
-    sections = [
-        f"<h2>Evaluation: {clean(name)}</h2>",
-        f'<p class="quiet">{evaluation.queries} queries; {evaluation.settings.confidence:.0%} intervals by query</p>',
-        html_table(["run", *measures], rows),
-    ]
+    parts = [html_table(["row", *measures], rows, about=f"{name}: measures")]
     if evaluation.believed and evaluation.believed.line:
-        sections.append(f'<p class="quiet">{clean(evaluation.believed.line)}</p>')
+        parts.append(f'<p class="quiet">{clean(evaluation.believed.line)}</p>')
     against = [run for run in evaluation.runs if run.differences]
     if against:
         names = list(dict.fromkeys(measure for run in against for measure in run.differences))
@@ -123,35 +100,65 @@ def _evaluation(name: str, evaluation: Evaluation) -> list[str]:
                 p = "" if difference is None or difference.p_holm is None else f", p {difference.p_holm:.4f}"
                 cells.append(show_interval(difference.interval if difference else None, sign=True) + p)
             rows.append(cells)
-        sections.append(f'<p class="quiet">Against {clean(evaluation.baseline or "")} (p after Holm):</p>')
-        sections.append(html_table(["run", *names], rows))
-    return sections
+        parts.append(f'<p class="quiet">Differences to {clean(evaluation.baseline or "")} (p after Holm):</p>')
+        parts.append(html_table(["row", *names], rows, about=f"{name}: differences"))
+    note = f"{evaluation.queries:,} queries, {evaluation.settings.confidence:.0%} intervals by query"
+    return folded(f"Every measure of {name}", parts, note=note)
 
 
-def _accounts(report: Report) -> list[str]:
+def _versions(rows: Sequence[VersionRow]) -> str:
+    shown = _sampled(rows)
+    cells = [
+        [r.step, r.lineage, r.groups, r.scored, r.failed]
+        + [_number(value) for value in (r.reward, r.spread, r.best, r.valid, r.flat, r.expansions)]
+        for r in shown
+    ]
+    names = ["step", "lineage", "groups", "scored", "failed", "reward", "spread", "best", "valid", "flat", "expansions"]
+    note = f"{len(rows):,}" if len(shown) == len(rows) else f"{len(shown):,} of {len(rows):,}"
+    return folded("Policy versions", [html_table(names, cells, about="Policy versions")] if rows else [], note=note)
+
+
+def _updates(rows: Sequence[UpdateRow]) -> str:
+    shown = _sampled(rows)
+    cells = [
+        [r.step, r.lineage, r.trained, r.flat, r.expired, r.failed, _number(r.lag_mean), _number(r.lag_max)]
+        for r in shown
+    ]
+    names = ["step", "lineage", "trained", "flat", "expired", "failed", "mean staleness", "largest staleness"]
+    note = f"{len(rows):,}" if len(shown) == len(rows) else f"{len(shown):,} of {len(rows):,}"
+    return folded("Updates, groups by fate", [html_table(names, cells, about="Updates")] if rows else [], note=note)
+
+
+def _accounts(report: Report) -> str:
     rows = [[a.split, a.candidates, a.scored, a.failed, a.expired, a.waiting, a.uses_max] for a in report.accounting]
     names = ["split", "candidates", "scored", "failed", "expired", "waiting", "most uses of one"]
-    return ["<h2>The fates of all candidates</h2>", html_table(names, rows)] if rows else []
+    return folded("The fates of all candidates", [html_table(names, rows, about="Fates")] if rows else [])
 
 
-def _examples(report: Report) -> list[str]:
-    rows = [[e.query, ", ".join(e.expansions) or "(none)", f"{e.reward:.3f}", e.found] for e in report.examples]
-    names = ["query", "best expansions of the newest version", "reward", "new documents found"]
-    return ["<h2>Examples</h2>", html_table(names, rows)] if rows else []
-
-
-def _letters(report: Report) -> list[str]:
+def _letters(report: Report) -> str:
     if not report.dead_letters:
-        return ["<h2>Dead letters</h2><p>None.</p>"]
+        return ""
     counts = ", ".join(f"{clean(stage)} {count:g}" for stage, count in report.dead_letters.items())
     rows = [[x.stage, f"{x.topic}/{x.partition}@{x.offset}", x.attempts, x.error] for x in report.letters]
-    return [f"<h2>Dead letters</h2><p>{counts}</p>", html_table(["stage", "record", "attempts", "error"], rows)]
+    table = html_table(["stage", "record", "attempts", "error"], rows, about="Dead letters")
+    return folded("Dead letters", [f"<p>{counts}</p>", table], note="records that a worker gave up on")
 
 
-def _partitions(report: Report) -> list[str]:
+def _partitions(report: Report) -> str:
     rows = [[p.topic, p.partition, p.next_offset, p.records, p.gaps, p.undecodable] for p in report.partitions]
     names = ["topic", "partition", "next offset", "records", "gaps", "undecodable"]
-    return ["<h2>The log</h2>", html_table(names, rows)] if rows else []
+    return folded("The log", [html_table(names, rows, about="Partitions")] if rows else [], note="by partition")
+
+
+def _sampled(rows: Sequence[T]) -> list[T]:
+    """Return at most `ROWS_MAX` rows, evenly spread, with the first and the last."""
+    if len(rows) <= ROWS_MAX:
+        return list(rows)
+    return [rows[round(at * (len(rows) - 1) / (ROWS_MAX - 1))] for at in range(ROWS_MAX)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _time(milliseconds: int) -> str:

@@ -20,6 +20,7 @@ from infra.commands.ledger import verdict
 from infra.recipes.files import recipe_path
 from infra.recipes.leser.searching import search_queries
 from infra.recipes.recipe import NewRun
+from infra.runs.reporting import opening, page_of, report_of
 from infra.runs.training_runs import train_run
 from infra.runs.verification import verify_run
 from search_env.catalogue.corpora import (
@@ -37,8 +38,7 @@ from search_env.catalogue.generated import demo_catalogue
 from search_env.queries.intents import load_intents
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
-from storage.report import read_report
-from storage.report_page import render_page
+from storage.report_result import result_lines
 
 NAME = "demo"
 # One row for each baseline that a skeptic asks for, and one for the policy: no expansion, feedback without learning,
@@ -118,7 +118,8 @@ def run_demo(
             account = verify_run(running, run, rebuild=False, offline=False)
     folder = app.home.run(run)
     page = folder / "report.html"
-    write_whole(page, render_page(read_report(folder)))
+    found = report_of(folder)
+    write_whole(page, page_of(app.home, folder, found))
     print_evaluation(evaluation, console)
     console.print(
         f"\n{summary.documents} documents, {trained.updates} updates, {trained.groups_trained} groups trained: sampled "
@@ -129,11 +130,16 @@ def run_demo(
         f"held-out queries: {evaluation.queries}, none of which trained anything; wall {time.monotonic() - began:.0f} s"
     )
     console.print(verdict(account))
+    result = result_lines(found)
+    console.print(f"\n{result.headline}", style="bold", markup=False)
+    for line in result.lines:
+        console.print(line, markup=False)
     console.print(f"report: {page}")
     if summary.unread:
         click.echo(f"warning: {summary.unread}", err=True)
     if not account.sound:
         raise StorageError(f"the log and the ledger do not agree. Run: searchloop verify --run {run}")
+    click.echo(f"look: {opening(page)}")
     click.echo(f"next: {pasteable(app.home, 'expand', '--index', NAME, '--queries', held_out[0].text)}")
 
 

@@ -11,11 +11,11 @@ from infra.app.app import App
 from infra.app.home import RunFolder
 from infra.commands.ledger import print_lineage
 from infra.commands.options import exclude
+from infra.runs.reporting import opening, page_of, report_of
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import open_log, rebuild_ledger
-from storage.report import read_report, to_json
-from storage.report_page import render_page
+from storage.report import to_json
 from storage.report_text import print_report
 
 
@@ -57,6 +57,8 @@ def report(
     """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
     \b
+    --html writes a page that opens anywhere: the result first, then health, six charts, and examples with their results
+    before and after. The page has no script and loads nothing.
     The report reads only the run's folder, even while the run continues.
     With --policy or --event, it shows the lineage of a version or of an event instead. The views version_events and
     event_versions in the run's DuckDB file give the same in SQL.
@@ -78,10 +80,10 @@ def report(
     folder = app.home.existing_run(name)
     if parquet is not None or tensorboard is not None:
         _export(folder, parquet, tensorboard)
-    found = read_report(folder)
+    found = report_of(folder)
     if page is not None:
         try:
-            write_whole(page, render_page(found))
+            write_whole(page, page_of(app.home, folder, found))
         except OSError as error:
             raise StorageError(f"{page}: cannot be written ({error.strerror}); choose another place") from error
     if as_json:
@@ -89,7 +91,7 @@ def report(
         return
     print_report(found, Console())
     if page is not None:
-        click.echo(f"wrote {page}")
+        click.echo(f"wrote {page}\nlook: {opening(page)}")
 
 
 def _export(folder: RunFolder, parquet: Path | None, tensorboard: Path | None) -> None:
