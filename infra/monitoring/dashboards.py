@@ -23,135 +23,137 @@ SOURCE = {"type": "prometheus", "uid": DATASOURCE}
 WIDTH, HEIGHT = 24, 8
 
 
-class Query(msgspec.Struct, frozen=True):
+class PromQuery(msgspec.Struct, frozen=True):
     """One PromQL query, and the name of its lines."""
 
     expr: str
     legend: str
 
 
-class Panel(msgspec.Struct, frozen=True, kw_only=True):
+class DashboardPanel(msgspec.Struct, frozen=True, kw_only=True):
     """One panel. unit: as Grafana names it. width: of 24."""
 
     title: str
     says: str
-    queries: tuple[Query, ...]
+    queries: tuple[PromQuery, ...]
     unit: str = "short"
     kind: str = "timeseries"
     width: int = 8
 
 
 LOOP = (
-    Panel(
+    DashboardPanel(
         title="Training reward",
         says="Mean reward of the newest version with rewards. It may rise without held-out quality: look beside it.",
-        queries=(Query(f"searchloop_run_reward_mean{RUN}", "{{run}}"),),
+        queries=(PromQuery(f"searchloop_run_reward_mean{RUN}", "{{run}}"),),
         width=12,
     ),
-    Panel(
+    DashboardPanel(
         title="Held-out quality",
         says="Score on dev queries of the newest measured version, and of the best one.",
-        queries=(Query(f"searchloop_run_dev_score{RUN}", "{{run}} {{measure}} {{role}}"),),
+        queries=(PromQuery(f"searchloop_run_dev_score{RUN}", "{{run}} {{measure}} {{role}}"),),
         width=12,
     ),
-    Panel(
+    DashboardPanel(
         title="State",
         says="1 for the state of each run.",
-        queries=(Query(f"max by (run, recipe, state) (searchloop_run_info{RUN})", "{{run}} {{recipe}}: {{state}}"),),
+        queries=(
+            PromQuery(f"max by (run, recipe, state) (searchloop_run_info{RUN})", "{{run}} {{recipe}}: {{state}}"),
+        ),
         kind="stat",
     ),
-    Panel(
+    DashboardPanel(
         title="Alerts that fire",
         says="Names of the alerts that fire now.",
-        queries=(Query(f"sum by (run, alert) (searchloop_run_alert_firing{RUN}) > 0", "{{run}}: {{alert}}"),),
+        queries=(PromQuery(f"sum by (run, alert) (searchloop_run_alert_firing{RUN}) > 0", "{{run}}: {{alert}}"),),
         kind="stat",
     ),
-    Panel(
+    DashboardPanel(
         title="Accounting residual",
         says="Stored records without a row or a dead letter. Anything but 0 is a fault.",
-        queries=(Query(f"searchloop_run_accounting_residual_records{RUN}", "{{run}}"),),
+        queries=(PromQuery(f"searchloop_run_accounting_residual_records{RUN}", "{{run}}"),),
         kind="stat",
     ),
-    Panel(
+    DashboardPanel(
         title="Updates",
         says="Updates so far, and the number that the run was started for.",
         queries=(
-            Query(f"searchloop_run_updates_total{RUN}", "{{run}}"),
-            Query(f"searchloop_run_updates_wanted{RUN}", "{{run}} wanted"),
+            PromQuery(f"searchloop_run_updates_total{RUN}", "{{run}}"),
+            PromQuery(f"searchloop_run_updates_wanted{RUN}", "{{run}} wanted"),
         ),
     ),
-    Panel(
+    DashboardPanel(
         title="Groups a second",
         says="Rewarded groups.",
-        queries=(Query(f"rate(searchloop_run_groups_total{RUN}[5m])", "{{run}}"),),
+        queries=(PromQuery(f"rate(searchloop_run_groups_total{RUN}[5m])", "{{run}}"),),
         unit="ops",
     ),
-    Panel(
+    DashboardPanel(
         title="Candidates by fate",
         says="Shares of all candidates.",
         queries=(
-            Query(
+            PromQuery(
                 f"searchloop_run_candidates{RUN} / on (run) group_left sum by (run) (searchloop_run_candidates{RUN})",
                 "{{run}} {{fate}}",
             ),
         ),
         unit="percentunit",
     ),
-    Panel(
+    DashboardPanel(
         title="Waiting time by stage",
         says="Time for which records have waited for a stage that took none.",
-        queries=(Query(f"searchloop_run_lag_seconds{RUN}", "{{run}} {{stage}}"),),
+        queries=(PromQuery(f"searchloop_run_lag_seconds{RUN}", "{{run}} {{stage}}"),),
         unit="s",
     ),
-    Panel(
+    DashboardPanel(
         title="Waiting records by stage",
         says="Records that a stage has not taken. Most in front of the learner: learner-bound.",
-        queries=(Query(f"searchloop_run_lag_records{RUN}", "{{run}} {{stage}}"),),
+        queries=(PromQuery(f"searchloop_run_lag_records{RUN}", "{{run}} {{stage}}"),),
     ),
-    Panel(
+    DashboardPanel(
         title="Staleness",
         says="Versions between writing and learning, over the last 20 updates.",
-        queries=(Query(f"searchloop_run_staleness_versions{RUN}", "{{run}} {{statistic}}"),),
+        queries=(PromQuery(f"searchloop_run_staleness_versions{RUN}", "{{run}} {{statistic}}"),),
     ),
-    Panel(
+    DashboardPanel(
         title="Dead letters an hour",
         says="Records that a stage gave up.",
-        queries=(Query(f"increase(searchloop_run_dead_letters_total{RUN}[1h])", "{{run}} {{stage}}"),),
+        queries=(PromQuery(f"increase(searchloop_run_dead_letters_total{RUN}[1h])", "{{run}} {{stage}}"),),
     ),
-    Panel(
+    DashboardPanel(
         title="Entropy and KL",
         says="Of the newest update. A fast fall of the entropy means that the policy repeats itself.",
         queries=(
-            Query(
+            PromQuery(
                 'searchloop_run_learning{run=~"$run", metric=~"entropy|kl_behaviour|kl_reference"}',
                 "{{run}} {{metric}}",
             ),
         ),
     ),
-    Panel(
+    DashboardPanel(
         title="Ratio, clipping and gradient",
         says="Of the newest update.",
         queries=(
-            Query(
+            PromQuery(
                 'searchloop_run_learning{run=~"$run", metric=~"ratio_mean|ratio_max|clip_share|grad_norm"}',
                 "{{run}} {{metric}}",
             ),
         ),
     ),
-    Panel(
+    DashboardPanel(
         title="Time since",
         says="Age of the newest update and of the newest group.",
         queries=(
-            Query(f"time() - searchloop_run_last_update_timestamp_seconds{RUN}", "{{run}} update"),
-            Query(f"time() - searchloop_run_last_group_timestamp_seconds{RUN}", "{{run}} group"),
+            PromQuery(f"time() - searchloop_run_last_update_timestamp_seconds{RUN}", "{{run}} update"),
+            PromQuery(f"time() - searchloop_run_last_group_timestamp_seconds{RUN}", "{{run}} group"),
         ),
         unit="s",
     ),
-    Panel(
+    DashboardPanel(
         title="Versions that matter now",
         says="Newest, rewarded, measured and best version of each run.",
         queries=(
-            Query(f"max by (run, role, policy) (searchloop_run_policy_info{RUN})", "{{run}} {{role}}: {{policy}}"),
+            PromQuery(f"max by (run, role, policy) (searchloop_run_policy_info{RUN})", "{{run}} {{role}}: {{policy}}"),
         ),
         kind="stat",
         width=24,
@@ -159,18 +161,20 @@ LOOP = (
 )
 
 SERVING = (
-    Panel(
+    DashboardPanel(
         title="Requests a second",
         says="By route and class of status.",
-        queries=(Query("sum by (route, status) (rate(searchloop_serve_requests_total[5m]))", "{{route}} {{status}}"),),
+        queries=(
+            PromQuery("sum by (route, status) (rate(searchloop_serve_requests_total[5m]))", "{{route}} {{status}}"),
+        ),
         unit="reqps",
         width=12,
     ),
-    Panel(
+    DashboardPanel(
         title="Time to answer a search",
         says="Quantiles.",
         queries=tuple(
-            Query(
+            PromQuery(
                 f"histogram_quantile({share}, sum by (le) "
                 '(rate(searchloop_serve_request_duration_seconds_bucket{route="/search"}[5m])))',
                 f"p{share[2:].ljust(2, '0')}",
@@ -180,11 +184,11 @@ SERVING = (
         unit="s",
         width=12,
     ),
-    Panel(
+    DashboardPanel(
         title="Share of errors",
         says="Answers of class 5xx among all.",
         queries=(
-            Query(
+            PromQuery(
                 '(sum(rate(searchloop_serve_requests_total{status="5xx"}[5m])) or vector(0)) '
                 "/ sum(rate(searchloop_serve_requests_total[5m]))",
                 "errors",
@@ -192,11 +196,11 @@ SERVING = (
         ),
         unit="percentunit",
     ),
-    Panel(
+    DashboardPanel(
         title="What people are shown",
         says="Shares of raw, helped and interleaved searches.",
         queries=(
-            Query(
+            PromQuery(
                 "sum by (shown) (rate(searchloop_serve_searches_total[5m])) "
                 "/ on () group_left sum(rate(searchloop_serve_searches_total[5m]))",
                 "{{shown}}",
@@ -204,40 +208,40 @@ SERVING = (
         ),
         unit="percentunit",
     ),
-    Panel(
+    DashboardPanel(
         title="Events a second",
         says="Accepted, refused, and those that there was no space for.",
-        queries=(Query("sum by (outcome) (rate(searchloop_serve_events_total[5m]))", "{{outcome}}"),),
+        queries=(PromQuery("sum by (outcome) (rate(searchloop_serve_events_total[5m]))", "{{outcome}}"),),
         unit="ops",
     ),
-    Panel(
+    DashboardPanel(
         title="Events that wait for Kafka",
         says="On the server's disk.",
-        queries=(Query("searchloop_serve_spool_waiting_bytes", "{{instance}}"),),
+        queries=(PromQuery("searchloop_serve_spool_waiting_bytes", "{{instance}}"),),
         unit="bytes",
     ),
-    Panel(
+    DashboardPanel(
         title="Trouble",
         says="Parts with trouble now.",
         queries=(
-            Query("searchloop_serve_trouble", "{{part}}"),
-            Query("increase(searchloop_serve_lost_impressions_total[1h])", "impressions lost in an hour"),
-            Query("searchloop_serve_draining", "draining"),
+            PromQuery("searchloop_serve_trouble", "{{part}}"),
+            PromQuery("increase(searchloop_serve_lost_impressions_total[1h])", "impressions lost in an hour"),
+            PromQuery("searchloop_serve_draining", "draining"),
         ),
     ),
-    Panel(
+    DashboardPanel(
         title="Ready answers",
         says="Queries that need no model.",
-        queries=(Query("searchloop_serve_ready_answers", "{{instance}}"),),
+        queries=(PromQuery("searchloop_serve_ready_answers", "{{instance}}"),),
         kind="stat",
     ),
-    Panel(
+    DashboardPanel(
         title="What serves",
         says="Run, index, and versions that may help.",
         queries=(
-            Query("max by (run, index) (searchloop_serve_info)", "{{run}} on {{index}}"),
-            Query("max by (role, policy) (searchloop_serve_policy_info)", "{{role}}: {{policy}}"),
-            Query("time() - searchloop_serve_start_timestamp_seconds", "seconds since the start"),
+            PromQuery("max by (run, index) (searchloop_serve_info)", "{{run}} on {{index}}"),
+            PromQuery("max by (role, policy) (searchloop_serve_policy_info)", "{{role}}: {{policy}}"),
+            PromQuery("time() - searchloop_serve_start_timestamp_seconds", "seconds since the start"),
         ),
         kind="stat",
         width=16,
@@ -295,7 +299,7 @@ def write(folder: Path) -> None:
         write_file(path, content.encode())
 
 
-def _dashboard(uid: str, title: str, panels: Sequence[Panel], *, by_run: bool) -> str:
+def _dashboard(uid: str, title: str, panels: Sequence[DashboardPanel], *, by_run: bool) -> str:
     made = {
         "uid": uid,
         "title": title,
@@ -328,7 +332,7 @@ def _run_variable() -> dict[str, Any]:
     }
 
 
-def _placed(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+def _placed(panels: Sequence[DashboardPanel]) -> list[dict[str, Any]]:
     """Return the panels in rows from left to right."""
     found, x, y = [], 0, 0
     for number, panel in enumerate(panels, start=1):
@@ -339,7 +343,7 @@ def _placed(panels: Sequence[Panel]) -> list[dict[str, Any]]:
     return found
 
 
-def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+def _panel(panel: DashboardPanel, number: int, x: int, y: int) -> dict[str, Any]:
     instant = panel.kind == "stat"
     return {
         "id": number,

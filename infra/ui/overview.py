@@ -7,14 +7,17 @@ from typing import Any, Literal
 import duckdb
 import msgspec
 
-from storage.monitor.limiting import LimitVerdict, what_limits
+from storage.monitor.limits import read_time_shares
 from storage.questions.asking import ask
-from storage.questions.question import saved_questions
 
 Level = Literal["good", "warn", "bad", "unknown"]
 
-RECENT_UPDATES = 50
 DEAD_GROUPS_SHARE = 0.6
+ADVICE = {
+    "generation": "More or faster generators would help: run another, or let vLLM write the texts.",
+    "search": "More environments or a faster engine would help: add an environment, or look at slow searches.",
+    "learner": "A faster learner would help: fewer tokens per update, or a GPU.",
+}
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,13 +29,22 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     link: str
 
 
+class LimitStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """What limits the loop. bound: a stage with "-bound", "balanced" or "unknown". shares: of the time, by stage."""
+
+    bound: str
+    says: str
+    shares: dict[str, float] = {}
+    advice: str = ""
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The overview's figures and statements."""
 
     updates: int
     groups: int
     statements: list[Statement]
-    verdict: LimitVerdict
+    limit: LimitStatement
 
 
 UPDATES = "SELECT count(*) AS updates, max(step) AS step FROM surviving_updates"
@@ -66,7 +78,7 @@ def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
             _letters(_one(connection, LETTERS)["letters"], groups),
             _accounts(_one(connection, ACCOUNTS)),
         ],
-        verdict=_verdict(connection),
+        limit=_limit(connection),
     )
 
 
@@ -119,15 +131,22 @@ def _accounts(row: dict[str, Any]) -> Statement:
     return Statement(question=question, level=level if row["candidates"] else "unknown", says=says, link=link)
 
 
-def _verdict(connection: duckdb.DuckDBPyConnection) -> LimitVerdict:
-    """Return what limits the loop, by its newest updates."""
-    seconds = {"generation": 0.0, "search": 0.0, "learning": 0.0}
-    rows = ask(connection, saved_questions()["time_by_stage"].sql).dicts()
-    newest = max((row["step"] for row in rows), default=0)
-    for row in rows:
-        if row["step"] > newest - RECENT_UPDATES:
-            seconds[row["stage"]] += row["seconds"]
-    return what_limits(seconds)
+def _limit(connection: duckdb.DuckDBPyConnection) -> LimitStatement:
+    """Return what limits the loop."""
+    found = read_time_shares(lambda sql: ask(connection, sql).dicts())
+    if found is None:
+        return LimitStatement(bound="unknown", says="Not known yet: a few more updates are needed to tell.")
+    shares = {"generation": found.generation, "search": found.search, "learning": found.learner}
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    spent = f"Of the {found.seconds:.2g} s between two updates: {parts}."
+    if not found.limit:
+        return LimitStatement(bound="balanced", shares=shares, says=f"No stage limits the loop alone. {spent}")
+    return LimitStatement(
+        bound=f"{found.limit}-bound",
+        shares=shares,
+        says=f"The loop is {found.limit}-bound. {spent}",
+        advice=ADVICE[found.limit],
+    )
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from infra.ui.api import DEFAULTS
 from infra.ui.pages import PAGES
 from storage.errors import StorageError
 from storage.ledger import LEDGER
-from storage.monitor.limiting import what_limits
 from storage.questions.asking import ask, connect_reading
 from storage.questions.question import read_question, saved_questions
 from tests.shown_pages import in_log_order, whole_run, write_run
@@ -116,20 +115,3 @@ def test_an_empty_ledger_answers_with_no_rows_or_with_nothing_known(name: str, t
 def test_a_malformed_question_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(StorageError, match=said):
         read_question("wrong", text)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "bound"),
-    [
-        ({"generation": 5, "search": 1, "learning": 1}, "generation-bound"),
-        ({"generation": 1, "search": 5, "learning": 4}, "search-bound"),
-        ({"generation": 0, "search": 0, "learning": 0.1}, "learner-bound"),
-        ({"learning": -3, "search": 1}, "search-bound"),
-        ({}, "unknown"),
-        ({"generation": 0, "search": 0, "learning": 0}, "unknown"),
-    ],
-)
-def test_the_stage_that_takes_most_of_the_time_limits_the_loop(seconds: dict[str, float], bound: str) -> None:
-    found = what_limits(seconds)
-    assert found.bound == bound
-    assert bound == "unknown" or (bound in found.says and sum(found.shares.values()) == pytest.approx(1))

@@ -23,7 +23,7 @@ export async function overview(main) {
   const LEVELS = { good: "good", warn: "look", bad: "problem", unknown: "not known" };
   return async () => {
     const { health, state } = await get("/api/overview");
-    const { verdict } = health;
+    const { limit } = health;
     place.replaceChildren(
       state ? h("p", { className: "notice" }, state) : "",
       h("p", { className: "quiet" }, `${figure(health.updates)} updates, ${figure(health.groups)} rewarded groups.`),
@@ -33,7 +33,7 @@ export async function overview(main) {
         health.statements.map((each) =>
           h("div", { className: `statement ${each.level}` }, h("span", { className: "level" }, LEVELS[each.level]), h("b", {}, each.question), visible(each.says), " ", h("a", { href: address(each.link) }, "Show me")),
         ),
-        h("div", { className: "statement" }, h("b", {}, "What limits it?"), verdict.says, bar(verdict.shares), h("span", { className: "quiet" }, verdict.advice)),
+        h("div", { className: "statement" }, h("b", {}, "What limits it?"), limit.says, bar(limit.shares), h("span", { className: "quiet" }, limit.advice)),
       ),
     );
     await refresh();
