@@ -32,6 +32,7 @@ DEFAULTS: dict[str, object] = {
     "step": -1,
     "query": "",
     "sort": "",
+    "client": "",
     "from_low": 0,
     "from_high": 0,
     "to_low": 0,

@@ -49,7 +49,8 @@ class ShownCandidate(msgspec.Struct, frozen=True, kw_only=True):
 class ShownGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A group and its way. fate: what the learner made of it, in a sentence. stages: each with its record's place.
 
-    index: the version of the index that was searched. split: the set that the query belongs to.
+    weights_sha256: of the policy that wrote it. index: the version of the index that was searched. split: the set that
+    the query belongs to.
     """
 
     group_id: str
@@ -57,6 +58,7 @@ class ShownGroup(msgspec.Struct, frozen=True, kw_only=True):
     query_id: str
     step: int | None
     lineage: str
+    weights_sha256: str
     index: str
     split: str
     context: dict[str, Any]
@@ -110,6 +112,7 @@ def read_group(connection: duckdb.DuckDBPyConnection, group_id: str) -> ShownGro
         query_id=head["query_id"] or "",
         step=head["step"],
         lineage=head["lineage"] or "",
+        weights_sha256=head["weights_sha256"] or "",
         index=head["index"] or "",
         split=head["split"] or "",
         context={

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
@@ -13,9 +14,11 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 from infra.ui.pages import PAGES
 from storage.ledger import LEDGER
 from storage.sink import Sink
+from streams.codec import decode
+from streams.events import Reward, Update
 from tests.browser.test_snippet import chromium
-from tests.shown_pages import TOKEN, VILE, shown, whole_run, write_run
-from tests.stored_events import generation
+from tests.shown_pages import TOKEN, VILE, in_log_order, shown, whole_run, write_run
+from tests.stored_events import generation, impression_outcome, policy, reward, update
 
 GROUPS = 120
 WIDTHS = (360, 800, 1440)
@@ -145,7 +148,7 @@ def test_a_point_leads_to_its_groups_and_a_group_to_its_results_and_back(watched
 
 def test_filters_choose_groups_by_query_and_version(watched: Watched) -> None:
     page = watched.open("/examples")
-    page.get_by_label("Query, or its id").fill("q3")
+    page.get_by_label("Query, or an id").fill("q3")
     page.get_by_label("Policy version (step)").fill("0")
     page.get_by_role("button", name="Show", exact=True).click()
     expect(page.locator("table.data tbody tr")).to_have_count(1)
@@ -235,3 +238,98 @@ def test_the_keyboard_reaches_everything(watched: Watched) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.tagName"))
     assert {"INPUT", "SELECT", "BUTTON", "A"} <= reached
+
+
+# Five questions that an engineer asks. Each is answered by following links, from the first page on.
+
+
+def follow(page: Page, *names: str) -> None:
+    for name in names:
+        page.get_by_role("link", name=name, exact=True).first.click()
+
+
+def test_why_did_the_reward_rise(watched: Watched) -> None:
+    page = watched.open("/")
+    follow(page, "Rewards")
+    parts = page.locator("section", has_text="Parts of the reward")
+    expect(parts.get_by_text("Relevance", exact=True)).to_be_visible()
+    expect(parts.get_by_text("Size", exact=True)).to_be_visible()
+    follow(page, "Examples")
+    page.get_by_role("button", name="reward").click()
+    page.locator("table.data tbody a").first.click()
+    expect(page.locator("section.card").first.get_by_text("relevance", exact=True)).to_be_visible()
+    page.locator("summary", has_text="Results beside the raw ones").first.click()
+    expect(page.locator(".results").first).to_be_visible()
+
+
+def test_which_queries_lost_most_with_this_version(watched: Watched) -> None:
+    page = watched.open("/")
+    follow(page, "Versions")
+    table = page.locator("section", has_text="Queries that two versions both answered")
+    table.get_by_role("button", name="change").click()
+    table.get_by_role("button", name="change").click()
+    worst = table.locator("tbody tr").first
+    assert float(worst.locator("td").nth(3).inner_text()) < 0
+    query = worst.locator("td").last.inner_text()
+    worst.get_by_role("link").click()
+    page.wait_for_url(f"**/examples?*query={query}*")
+    expect(page.locator("table.data tbody tr").first).to_be_visible()
+
+
+def test_is_someone_clicking_fraudulently(browser: Browser, tmp_path: Path) -> None:
+    seen = [impression_outcome(number) for number in range(40)]
+    outcomes = [
+        msgspec.structs.replace(
+            each,
+            impression=msgspec.structs.replace(each.impression, client="fraud" if number < 10 else f"person-{number}"),
+            actions=each.actions * (9 if number < 10 else 1),
+        )
+        for number, each in enumerate(seen)
+    ]
+    write_run(tmp_path, in_log_order(list(outcomes)), run="live")
+    with shown(tmp_path) as address:
+        watched = Watched(browser.new_context().new_page(), address)
+        watched.page.goto(f"{address}/?token={TOKEN}")
+        follow(watched.page, "Live")
+        first = watched.page.locator("section", has_text="Clients with the most clicks").locator("tbody tr").first
+        expect(first).to_contain_text("fraud")
+        assert float(first.locator("td").last.inner_text()) == 0.75  # 90 of 120 clicks.
+        first.get_by_role("link").click()
+        searches = watched.page.locator("section", has_text="Newest searches").locator("tbody tr")
+        expect(searches).to_have_count(10)
+        assert {row.locator("td").nth(7).inner_text() for row in searches.all()} == {"fraud"}
+        watched.page.context.close()
+    assert watched.complaints == []
+
+
+def test_why_did_this_group_give_no_gradient(browser: Browser, tmp_path: Path) -> None:
+    records = whole_run(8)
+    flat = reward(2)
+    same = tuple(msgspec.structs.replace(each, reward=0.5) for each in flat.outcomes)
+    first = update(1, [0, 1, 3], parent=policy(0))
+    changed = {
+        flat.group_id: msgspec.structs.replace(flat, outcomes=same),
+        1: msgspec.structs.replace(first, flat=(flat.group_id,)),
+    }
+    events = [decode(each.value) for each in records]
+    events = [changed.get(event.group_id, event) if isinstance(event, Reward) else event for event in events]
+    events = [changed.get(event.policy.step, event) if isinstance(event, Update) else event for event in events]
+    write_run(tmp_path, in_log_order(events))
+    with shown(tmp_path) as address:
+        page = browser.new_context().new_page()
+        page.goto(f"{address}/?token={TOKEN}")
+        page.locator(".statement", has_text="Can it learn?").get_by_role("link").click()
+        rows = page.locator("table.data tbody tr")
+        expect(rows).to_have_count(1)
+        rows.get_by_role("link").click()
+        expect(page.locator(".notice")).to_contain_text("It gave no gradient: all its rewards are equal")
+        page.context.close()
+
+
+def test_which_weights_answered_this_request(watched: Watched) -> None:
+    page = watched.open("/examples")
+    page.get_by_label("Query, or an id").fill("request-6")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator("table.data tbody tr")).to_have_count(1)
+    page.locator("table.data tbody a").click()
+    expect(page.locator("main")).to_contain_text(policy(1).sha256)

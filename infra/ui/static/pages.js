@@ -4,9 +4,10 @@ import { card, questions } from "./cards.js";
 import { colour, figure, h, own, visible } from "./dom.js";
 import { table } from "./table.js";
 
-async function charts(main, page) {
+async function charts(main, page, values = {}) {
   const { questions: found, words } = await questions(page);
-  const cards = found.map((question) => card(question, words));
+  const own = (question) => Object.fromEntries(Object.entries(values).filter(([name]) => question.parameters.includes(name)));
+  const cards = found.map((question) => card(question, words, own(question)));
   main.append(h("div", { className: "grid" }, cards.map((each) => each.element)));
   return async () => {
     for (const each of cards) await each.refresh();
@@ -74,7 +75,7 @@ function bar(shares) {
 
 export const rewards = (main) => charts(main, "rewards");
 export const learning = (main) => charts(main, "learning");
-export const live = (main) => charts(main, "live");
+export const live = (main, here) => charts(main, "live", { client: here.get("client") || "" });
 
 export async function examples(main, here) {
   const { questions: found, words } = await questions("examples");
@@ -85,7 +86,7 @@ export async function examples(main, here) {
       "form",
       { className: "row", action: "/examples", role: "search" },
       h("input", { type: "hidden", name: "run", value: here.get("run") }),
-      h("label", {}, "Query, or its id", h("input", { name: "query", value: values.query, maxLength: 10000 })),
+      h("label", {}, "Query, or an id", h("input", { name: "query", value: values.query, maxLength: 10000 })),
       h("label", {}, "Policy version (step)", h("input", { name: "step", value: values.step, inputMode: "numeric", pattern: "-?[0-9]*", size: 8 })),
       h("label", {}, "Order", h("select", { name: "sort" }, Object.entries(choices).map(([value, text]) => h("option", { value, selected: value === values.sort }, text)))),
       h("button", { className: "first" }, "Show"),
@@ -102,6 +103,7 @@ export async function example(main, here) {
   main.append(
     h("p", {}, h("b", {}, own(group.query || group.query_id)), ` · version ${figure(group.step)} `, h("a", { href: address("/examples", { query: group.query_id }) }, "All groups of this query"), " · ", h("a", { href: address("/examples", { step: group.step }) }, "All groups of this version")),
     h("p", { className: "notice" }, visible(group.fate)),
+    h("p", { className: "quiet" }, "Written by the weights ", h("code", {}, own(group.weights_sha256)), `, version ${figure(group.step)} of lineage `, own(group.lineage), ". The same name stands in the checkpoint's manifest."),
     h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("code", {}, each.place), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, new Date(each.made_at_ms).toISOString().slice(0, 19).replace("T", " "))))),
     Object.keys(group.context).length ? h("details", {}, h("summary", {}, "What the prompt was given"), h("pre", {}, own(JSON.stringify(group.context, null, 1)))) : "",
     h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw))),
@@ -222,7 +224,7 @@ export async function sql(main, here) {
 }
 
 // A saved question with its values in place of the parameters, so that the text stands alone.
-const EMPTY = { step: -1, query: "", sort: "", from_low: 0, from_high: 0, to_low: 0, to_high: 0 };
+const EMPTY = { step: -1, query: "", sort: "", client: "", from_low: 0, from_high: 0, to_low: 0, to_high: 0 };
 function filled(question, given) {
   return question.sql.replace(/\$([a-z_]+)/g, (_, name) => {
     const value = given[name] ?? EMPTY[name];

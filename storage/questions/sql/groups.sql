@@ -10,7 +10,8 @@ SELECT coalesce(nullif(g.query, ''), g.query_id) AS query, g.step, g.candidates,
     g.group_id
 FROM group_rewards g
 WHERE ($step < 0 OR g.step = $step)
-    AND ($query = '' OR g.query_id = $query OR contains(lower(g.query), lower($query)))
+    AND ($query = '' OR g.query_id = $query OR g.group_id = $query OR contains(lower(g.query), lower($query))
+        OR g.group_id IN (SELECT group_id FROM rewards WHERE request_id = $query))
     AND ($sort <> 'flat' OR g.flat)
 ORDER BY CASE $sort WHEN 'best' THEN -g.reward_max WHEN 'worst' THEN g.reward_mean WHEN 'spread' THEN -g.reward_std
     ELSE -g.step END NULLS LAST, g.group_id LIMIT 200

@@ -2,6 +2,7 @@
 -- order: 3
 -- title: Clients with the most clicks
 -- draw: table
+-- link: /live?client={client}
 -- says: A client with more than 5 % of all clicks may be a machine or a fraud. The names are pseudonyms.
 WITH clicks AS (
     SELECT client, coalesce(bot, '') AS bot, sum(len(actions)) AS clicks, count(*) AS searches
