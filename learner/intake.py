@@ -22,6 +22,7 @@ from streams.records import Received
 from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
 from streams.resending import place_text
 from streams.topics import topic_name
+from streams.tracing import current_tracing
 
 QUIET_SECONDS = 2.0  # After this long without a reward, ask whether the owed rewards will ever come.
 
@@ -122,13 +123,15 @@ class Intake:
         """
         follow_partitions(self._consumer, [self._topic])
         records = poll(self._consumer, self._delivery)
-        known = self._known(step)
+        known, tracing = self._known(step), current_tracing()
         good: dict[Position, Reward] = {}
         for record, reward in decode_or_bury(records, Reward, self._outbox):
             if reason := self._refusal(record, reward, known):
                 self._outbox.bury(record, reason)
             else:
                 good[record.position] = reward
+                if tracing is not None:
+                    tracing.waits(reward.group_id, record)
         self._outbox.flush()
         for record in records:
             self._assembler.add(record.position, good.get(record.position))

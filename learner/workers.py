@@ -43,6 +43,7 @@ from streams.ranges import read_events, requests_end
 from streams.records import Received
 from streams.stalls import StallWatch
 from streams.topics import topic_name, version_name
+from streams.tracing import current_tracing
 from streams.working import Working, commit_owned, still_owned
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
@@ -194,11 +195,12 @@ def run_learner(
                         else:
                             stalls.progress()
                         continue
+                    began = time.time_ns()
                     folder = state.learn(intake.take(step=state.step), checkpoints)
                     stalls.progress()
                     intake.versions.add(state.manifest.policy)
                     intake.grant(_steps_left(state, updates_max))
-                    _announce(outbox, state, folder, intake, update=True)
+                    _announce(outbox, state, folder, intake, update=True, began_ns=began)
                     for retired in prune_checkpoints(
                         checkpoints, keep=learner.checkpoints_kept + batch.staleness_max, keep_every=learner.keep_every
                     ):
@@ -314,13 +316,14 @@ def _fetch(
     return granted
 
 
-def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool) -> None:
+def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool, began_ns: int = 0) -> None:
     """Publish the version in `folder` with the granted requests, after its checkpoint is durable.
 
-    update: True publishes first the update that made the version.
+    update: True publishes first the update that made the version. began_ns: when the update began, for its trace.
     """
-    if update and state.manifest.update is not None:
-        outbox.send(state.manifest.update)
+    made, tracing = state.manifest.update, current_tracing()
+    if update and made is not None:
+        outbox.send(made, headers=tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ())
     outbox.send(
         PolicyVersion(
             run=state.run,

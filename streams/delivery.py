@@ -30,13 +30,14 @@ from streams.clock import now_ms
 from streams.codec import decode, encode_event
 from streams.descriptions import describe
 from streams.errors import DeliveryError, EventError, TransientError
-from streams.events import DeadLetter, Event, Position
+from streams.events import DeadLetter, Event, Position, Request
 from streams.failpoints import failpoint
 from streams.kafka_errors import explain_kafka_error
 from streams.kafka_python import JOIN_SECONDS, joining_ms, poll_records, polled_at
 from streams.records import Received
 from streams.stopping import Stop
 from streams.topics import BY_EVENT, topic_name
+from streams.tracing import Headers, current_tracing, taken_ns
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
@@ -95,15 +96,14 @@ class Outbox:
         self._settings = settings
         self._pending: list[Any] = []
 
-    def send(self, event: Event, *, partition: int = 0) -> None:
+    def send(self, event: Event, *, partition: int = 0, headers: Headers = ()) -> None:
         """Hand an event to the producer; it counts as written only after `flush`."""
         topic = BY_EVENT[type(event)]
-        self.forward(
-            topic=topic_name(self._run, topic.kind),
-            partition=partition if topic.partitioned else 0,
-            key=topic.key(event).encode(),
-            value=encode_event(event),
-        )
+        value, name, key = encode_event(event), topic_name(self._run, topic.kind), topic.key(event)
+        if isinstance(event, Request) and (tracing := current_tracing()) is not None:
+            headers = tracing.sent(name, key)
+        partition = partition if topic.partitioned else 0
+        self.forward(topic=name, partition=partition, key=key.encode(), value=value, headers=headers)
 
     def forward(
         self,
@@ -147,6 +147,8 @@ class Outbox:
                     f"{self._stage}: could not produce to {topic!r}: {explain_kafka_error(error)}"
                 ) from error
         self._pending.append(future)
+        if (tracing := current_tracing()) is not None:
+            tracing.count_sent(topic)
 
     def answer(self, record: Received, event: Event) -> None:
         """Send the answer to a record, in the record's partition; bury the record if the answer is too large.
@@ -155,7 +157,7 @@ class Outbox:
         limit and could not be read back.
         """
         try:
-            self.send(event, partition=record.position.partition)
+            self.send(event, partition=record.position.partition, headers=self._answered(record, event))
         except EventError as error:
             self.bury(record, str(error))
 
@@ -176,12 +178,20 @@ class Outbox:
             attempts=attempts,
             made_at_ms=now_ms(),
         )
+        headers = self._answered(record, letter, error)
         try:
-            self.send(letter)
+            self.send(letter, headers=headers)
         except EventError:
             size = len(record.value or b"")
             error = f"{error}; its {size} bytes are too many for a letter, and lie at its place alone"
-            self.send(msgspec.structs.replace(letter, value=None, key=None, headers=(), error=error))
+            self.send(msgspec.structs.replace(letter, value=None, key=None, headers=(), error=error), headers=headers)
+
+    def _answered(self, record: Received, event: Event, error: str = "") -> Headers:
+        """Return the headers of the event that answers a record: its trace goes on there."""
+        tracing, topic = current_tracing(), BY_EVENT[type(event)]
+        if tracing is None:
+            return ()
+        return tracing.answered(record, topic_name(self._run, topic.kind), topic.key(event), error=error)
 
     def flush(self) -> None:
         """Wait until the broker has acknowledged everything that was sent.
@@ -236,7 +246,8 @@ def poll(
         ) from error
     except KafkaError as error:
         raise DeliveryError(f"{_reader(consumer)}: could not poll: {explain_kafka_error(error)}") from error
-    return [_received(record) for records in fetched.values() for record in records]
+    taken = taken_ns(fetched)
+    return [_received(record, taken) for records in fetched.values() for record in records]
 
 
 def commit(consumer: KafkaConsumer, records: Sequence[Received]) -> None:
@@ -338,13 +349,14 @@ def known_position(consumer: KafkaConsumer, partition: TopicPartition) -> int | 
         return None
 
 
-def _received(record: Any) -> Received:
+def _received(record: Any, taken: int) -> Received:
     return Received(
         position=Position(topic=record.topic, partition=record.partition, offset=record.offset),
         timestamp_ms=record.timestamp,
         key=record.key,
         value=record.value,
         headers=tuple((str(name), bytes(value or b"")) for name, value in record.headers or ()),
+        taken_ns=taken,
     )
 
 

@@ -8,13 +8,17 @@ from streams.events import Position
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """A record as received: its place and its bytes, uninterpreted."""
+    """A record as received: its place and its bytes, uninterpreted.
+
+    taken_ns: when a worker took it, in nanoseconds since 1970; 0 if nobody traces the worker.
+    """
 
     position: Position
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    taken_ns: int = 0
 
 
 class StageLag(msgspec.Struct, frozen=True, kw_only=True):

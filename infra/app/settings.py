@@ -54,6 +54,7 @@ from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
+from streams.tracing import TracingSettings
 from streams.utility import UtilitySettings
 
 
@@ -213,6 +214,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     monitor: MonitorSettings = MonitorSettings()
     ui: UiSettings = UiSettings()
     failpoints: FailpointSettings = FailpointSettings()
+    tracing: TracingSettings = TracingSettings()
     train: TrainSettings = TrainSettings()
     dev: DevSettings = DevSettings()
     resume: ResumeEnvironmentSettings = ResumeEnvironmentSettings()

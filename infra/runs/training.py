@@ -37,6 +37,7 @@ from streams.requests import RequestFeed, RequestSequence
 from streams.stalls import StallWatch
 from streams.stopping import Stop
 from streams.topics import topic_name, version_name
+from streams.tracing import traced
 
 ROLES = ["sink", "environment", "generator", "learner"]
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
     try:
         with (
+            traced(settings.tracing, run=run, stage="requests"),
             policy_server(app, run, settings, report, shown) as serving,
             interrupts(stop),
             Supervisor(

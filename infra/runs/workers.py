@@ -9,10 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from infra.app.app import App
-from infra.app.run_settings import read_run_settings
+from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.recipe import load_recipe
 from streams.posts import Post
 from streams.stopping import Stop
+from streams.tracing import traced
 
 
 def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> None:
@@ -21,8 +22,13 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
     worker: number that tells workers of one role apart. A restarted worker of the same number takes its partitions back
     at once.
     """
-    run_dir = app.home.run(run)
-    kept = read_run_settings(run_dir)
+    kept = read_run_settings(app.home.run(run))
+    with traced(kept.settings.tracing, run=run, stage=role):
+        _run_role(app, kept, role=role, worker=worker, stop=stop)
+
+
+def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop) -> None:
+    run, run_dir = kept.run, app.home.run(kept.run)
     kafka = msgspec.structs.replace(
         app.connections.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
     )
