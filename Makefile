@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: browser setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
+.PHONY: browser prometheus setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,8 +47,18 @@ browser:  ## Install Chromium for the browser tests, if it is missing
 	  apt-get -qq -o Acquire::Retries=3 update && DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends chromium >/dev/null; } || \
 	  echo "no browser: install chromium for tests/browser" >&2
 
+# Unpacked, not installed: an installed one would start a service. Elsewhere the tests say how.
+prometheus: .prometheus/.ready  ## Unpack Prometheus and promtool for the tests of the metrics, if they are missing
+
+.prometheus/.ready:
+	@mkdir -p .prometheus
+	@command -v promtool >/dev/null && command -v prometheus >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get -qq -o Acquire::Retries=3 update && cd .prometheus && apt-get -qq -o Acquire::Retries=3 download prometheus 2>/dev/null && \
+	  dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb && touch .ready; } || \
+	  echo "no Prometheus: install it, or unpack it into .prometheus, for tests/services/test_prometheus.py" >&2
+
 # Two at a time, a file to each: each has services of its own. Most tests wait more than they compute.
-test: setup browser  ## Every test, on real services
+test: setup browser prometheus  ## Every test, on real services
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 fast: setup  ## The tests that need no service, under two minutes
@@ -76,4 +86,4 @@ vllmlock:  ## Resolve services/vllm_environment/requirements.lock again
 
 clean:  ## Stop what runs and remove what was made
 	-test -x $(BIN)/searchloop && $(BIN)/searchloop down
-	rm -rf $(VENV) $(VLLM) .searchloop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .prometheus .searchloop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

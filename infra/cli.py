@@ -62,7 +62,6 @@ GROUPS = {
         "simulate": ("simulate", "Let simulated people search on a server and click."),
         "promote": ("promote", "Bring a version to people step by step, and back if it harms."),
         "compare": ("compare", "Compare versions by what people did, from the log alone."),
-        "what-changed": ("changes", "Show what late events altered in outcomes."),
     },
     "Measure": {
         "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),
@@ -70,6 +69,7 @@ GROUPS = {
         "experiment": ("experiment", "Run all arms and seeds of a paper's table, with intervals and plots."),
     },
     "Watch and prove": {
+        "ui": ("ui", "Show every run in a browser, and the results behind each number."),
         "watch": ("watch", "Show the progress of a run."),
         "report": ("report", "Report on a run from its log, or on a version's events."),
         "verify": ("ledger", "Verify that no record was lost and none counted twice."),
@@ -79,7 +79,7 @@ GROUPS = {
     },
 }
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
-OLD_NAMES = ("dense", "score", "acls", "lineage", "prefer")  # Hidden verbs of one more release.
+OLD_NAMES = ("dense", "score", "acls", "lineage", "prefer", "what-changed")  # Hidden verbs of one more release.
 
 
 class Verbs(click.Group):

@@ -30,6 +30,11 @@ OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": F
 
 Partition = tuple[str, int]  # topic, partition
 
+ADVANCE = (
+    "INSERT INTO sink_offsets BY NAME SELECT * FROM {} ON CONFLICT DO UPDATE SET next_offset = "
+    "excluded.next_offset, records = records + excluded.records, undecodable = undecodable + excluded.undecodable"
+)
+
 
 class Extent(msgspec.Struct, frozen=True, kw_only=True):
     """The records of one partition in one batch."""
@@ -87,6 +92,22 @@ def store_batch(connection: duckdb.DuckDBPyConnection, batch: LedgerRows) -> Non
     failpoint("sink.before-commit")
     connection.execute("COMMIT")
     failpoint("sink.after-commit")
+
+
+def store_registered(connection: duckdb.DuckDBPyConnection, tables: Tables, extents: dict[Partition, Extent]) -> None:
+    """Write rows and offsets in one transaction, on a connection that sees no variables of this process.
+
+    Raises duckdb.Error.
+    """
+    connection.execute("BEGIN")
+    for name, rows in {**tables, "sink_offsets": _extent_rows(extents)}.items():
+        connection.register("arriving", rows)
+        if name == "sink_offsets":
+            connection.execute(ADVANCE.format("arriving"))
+        else:
+            connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM arriving')
+        connection.unregister("arriving")
+    connection.execute("COMMIT")
 
 
 def insert_rows(connection: duckdb.DuckDBPyConnection, table: str, arriving: pa.Table) -> None:
@@ -192,10 +213,7 @@ def _without_collector() -> Iterator[None]:
 
 def _advance(connection: duckdb.DuckDBPyConnection, covered: pa.Table) -> None:
     # One statement for all partitions: DuckDB takes 5 ms to plan it, for one row as for ten.
-    connection.execute(
-        "INSERT INTO sink_offsets BY NAME SELECT * FROM covered ON CONFLICT DO UPDATE SET next_offset = "
-        "excluded.next_offset, records = records + excluded.records, undecodable = undecodable + excluded.undecodable"
-    )
+    connection.execute(ADVANCE.format("covered"))
 
 
 def _extent_rows(extents: Mapping[Partition, Extent]) -> pa.Table:

@@ -131,7 +131,7 @@ def open_log(folder: Path) -> Log:
     Raises StorageError if there is none, or if it cannot be read.
     """
     path, archive = folder / LEDGER, folder / ARCHIVE
-    _finish_rebuild(path)
+    finish_rebuild(path)
     if not path.exists() and not find_segments(archive):
         raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
     if path.exists():
@@ -139,8 +139,7 @@ def open_log(folder: Path) -> Log:
             connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
             if pending(connection):
                 connection.close()
-                with held(path):
-                    _bring_up_to_date(path)
+                bring_up_to_date(path)
                 connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
         except duckdb.Error as error:
             if not is_open_elsewhere(error):
@@ -195,7 +194,7 @@ def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> I
             damaged(path, error)
 
 
-def _finish_rebuild(path: Path) -> None:
+def finish_rebuild(path: Path) -> None:
     """Wait until a rebuilt ledger is in its place; if its rebuild was killed, put it there."""
     deadline = time.monotonic() + SWITCH_SECONDS_MAX
     while is_chosen(path) and time.monotonic() < deadline:
@@ -268,13 +267,13 @@ def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Recei
         return  # It is damaged; that is the reason for the rebuild.
 
 
-def _bring_up_to_date(path: Path) -> None:
-    """Apply the migrations that an older searchloop's ledger lacks, so that it is read with today's views."""
-    connection = duckdb.connect(str(path), config=dict(OFFLINE))
-    try:
+def bring_up_to_date(path: Path) -> None:
+    """Apply the migrations that an older searchloop's ledger lacks, so that it is read with today's views.
+
+    Raises StorageError if a sink holds the file.
+    """
+    with held(path), duckdb.connect(str(path), config=dict(OFFLINE)) as connection:
         migrate(connection)
-    finally:
-        connection.close()
 
 
 def _store(connection: duckdb.DuckDBPyConnection, records: Iterator[Received]) -> int:

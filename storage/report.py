@@ -13,9 +13,9 @@ import msgspec
 
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation
-from storage.limits import TimeShares, read_time_shares
 from storage.log import Log, open_log
 from storage.monitor.alerts import Alert
+from storage.monitor.limits import TimeShares, read_time_shares
 from storage.report_alerts import read_alerts
 from storage.report_examples import ComparedAnswer, read_comparisons
 
@@ -190,7 +190,7 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
             comparisons=read_comparisons(log, digits=DIGITS),
             residual=sum(row.candidates - row.scored - row.failed - row.expired - row.waiting for row in accounting),
             alerts=read_alerts(log, dead_letters=sum(dead_letters.values()), staleness_max=staleness_max),
-            time=read_time_shares(log),
+            time=read_time_shares(log.rows),
         )
 
 

@@ -8,6 +8,7 @@ after a crash some are sent again: copies, which their ids tell.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -179,6 +180,20 @@ class Spool:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.spool"
+
+
+def waiting_on_disk(folder: Path) -> int:
+    """Return the size of the records in a spool that Kafka does not have yet, also if another process writes it."""
+    try:
+        place = msgspec.json.decode((folder / _POSITION).read_bytes(), type=_Place)
+    except (OSError, msgspec.MsgspecError):
+        place = _Place()
+    waiting = 0
+    for path in folder.glob(_GLOB):
+        with contextlib.suppress(OSError):  # Sent and deleted meanwhile.
+            if int(path.stem) >= place.segment:
+                waiting += path.stat().st_size - (place.byte if int(path.stem) == place.segment else 0)
+    return waiting
 
 
 def _frames(path: Path, start: int, end: int, *, torn: bool = False) -> Iterator[tuple[Spooled, int]]:

@@ -32,6 +32,7 @@ LIST_SETTINGS = (
     "policy.lora.targets",
     "ramp.stages",
     "serve.origins",
+    "ui.names",
     "vllm_server.arguments",
 )
 _LISTS = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.TupleType)

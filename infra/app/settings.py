@@ -48,6 +48,7 @@ from search_env.serving.settings import ServeSettings
 from services.settings import LocalSettings
 from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings
+from storage.questions.settings import UiSettings
 from storage.sink import SinkSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
@@ -210,6 +211,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     route: RouteSettings = RouteSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
+    ui: UiSettings = UiSettings()
     failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()
     dev: DevSettings = DevSettings()

@@ -1,4 +1,4 @@
-"""`searchloop what-changed`: what late events altered between provisional and final outcomes."""
+"""`searchloop listen --what-changed`: what late events altered between provisional and final outcomes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from storage.report_text import printable
 SHOWN = 10
 
 
-@click.command(name="what-changed")
-@click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
-@click.option("--json", "as_json", is_flag=True, help="Print all changes as one JSON object on standard output.")
-@click.pass_obj
-def what_changed(app: App, run_name: str, as_json: bool) -> None:
+def show_changes(app: App, run_name: str, *, as_json: bool) -> None:
     """Show what late events altered between the newest provisional outcome of each impression and its final one.
 
-    \b
-    A provisional outcome may have been used before its window ended, in a report or as a reward. This verb reads the
-    run's ledger, and needs no service.
-
-    \b
-    Example:
-      searchloop what-changed --run live
+    A provisional outcome may have been used before its window ended, in a report or as a reward. This reads the run's
+    ledger, and needs no service.
     """
     from search_env.feedback.changes import what_changed as changes_of
     from storage.log import open_log

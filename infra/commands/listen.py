@@ -25,9 +25,16 @@ from streams.stopping import Stop
     metavar="CLIENT",
     help="Forget a client or session for ever, and end; - reads ids from standard input, one a line.",
 )
+@click.option(
+    "--what-changed",
+    is_flag=True,
+    help="Show instead what late events altered between provisional and final outcomes, and end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on standard output.")
 @click.pass_obj
-def listen(app: App, run_name: str, until_read: bool, forget: tuple[str, ...], as_json: bool) -> None:
+def listen(
+    app: App, run_name: str, until_read: bool, forget: tuple[str, ...], what_changed: bool, as_json: bool
+) -> None:
     """Join what people saw with what they did, and store both, until Ctrl-C.
 
     \b
@@ -42,8 +49,14 @@ def listen(app: App, run_name: str, until_read: bool, forget: tuple[str, ...], a
     Example:
       searchloop listen --run live
       searchloop listen --run live --until-read --json
+      searchloop listen --run live --what-changed
       searchloop listen --forget - < clients.txt
     """
+    if what_changed:
+        from infra.commands.changes import show_changes
+
+        show_changes(app, run_name, as_json=as_json)
+        return
     if forget:
         _forget(app, forget, as_json=as_json)
         return

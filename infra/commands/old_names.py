@@ -14,6 +14,7 @@ import click
 
 from infra.app.app import App
 from infra.commands.acls import print_acls
+from infra.commands.changes import show_changes
 from infra.commands.dense import VectorOptions, check_vectors, search_by_vectors, vector_options
 from infra.commands.ledger import print_lineage
 from infra.commands.options import Decorator
@@ -159,3 +160,17 @@ def prefer(app: App, run_name: str, into: str) -> None:
       searchloop train --prefer-from relsum-shop-0 --run relsum-shop-0-dpo
     """
     say_preferred(train_by_preference(app, prefer_from=run_name, run=into))
+
+
+@now_called("listen --what-changed")
+@click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
+@click.option("--json", "as_json", is_flag=True, help="Print all changes as one JSON object on standard output.")
+@click.pass_obj
+def what_changed(app: App, run_name: str, as_json: bool) -> None:
+    """Show what late events altered in outcomes: the old name of `listen --what-changed`.
+
+    \b
+    Now:
+      searchloop listen --what-changed --run live
+    """
+    show_changes(app, run_name, as_json=as_json)

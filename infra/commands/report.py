@@ -8,12 +8,13 @@ import click
 from rich.console import Console
 
 from infra.app.app import App
+from infra.app.home import RunFolder
 from infra.commands.ledger import print_lineage
 from infra.commands.options import exclude
 from infra.runs.reporting import opening, page_of, report_of
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
-from storage.log import rebuild_ledger
+from storage.log import open_log, rebuild_ledger
 from storage.report import to_json
 from storage.report_text import print_report
 
@@ -22,6 +23,16 @@ from storage.report_text import print_report
 @click.option("--run", "name", required=True, help="Name of the run.")
 @click.option(
     "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report to this HTML file."
+)
+@click.option(
+    "--parquet",
+    type=click.Path(path_type=Path),
+    help="Also write each view of the run's DuckDB file as Parquet to this new folder.",
+)
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    help="Also write rewards, update metrics and dev scores as TensorBoard event files to this new folder.",
 )
 @click.option(
     "--policy", help="Show instead the events that made this version: latest, a step, or a version's name (lineage)."
@@ -34,7 +45,14 @@ from storage.report_text import print_report
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 @click.pass_context
 def report(
-    context: click.Context, name: str, page: Path | None, policy: str | None, event: str | None, as_json: bool
+    context: click.Context,
+    name: str,
+    page: Path | None,
+    parquet: Path | None,
+    tensorboard: Path | None,
+    policy: str | None,
+    event: str | None,
+    as_json: bool,
 ) -> None:
     """Report on a run: rewards by version, outcomes, staleness, dead letters, evaluations.
 
@@ -48,17 +66,20 @@ def report(
     \b
     Example:
       searchloop report --run demo --html report.html
+      searchloop report --run demo --parquet tables --tensorboard curves
       searchloop report --run demo --policy latest
       searchloop report --run demo --event 'requests[0]@17'
     """
     app: App = context.obj
     if policy is not None or event is not None:
-        exclude(context, ["page"], "--policy" if policy is not None else "--event")
+        exclude(context, ["page", "parquet", "tensorboard"], "--policy" if policy is not None else "--event")
         if policy is not None:
             exclude(context, ["event"], "--policy")
         print_lineage(app, name, policy=policy, event=event, as_json=as_json)
         return
     folder = app.home.existing_run(name)
+    if parquet is not None or tensorboard is not None:
+        _export(folder, parquet, tensorboard)
     found = report_of(folder)
     if page is not None:
         try:
@@ -71,6 +92,19 @@ def report(
     print_report(found, Console())
     if page is not None:
         click.echo(f"wrote {page}\nlook: {opening(page)}")
+
+
+def _export(folder: RunFolder, parquet: Path | None, tensorboard: Path | None) -> None:
+    from infra.monitoring.exporting import export_parquet, export_tensorboard
+
+    def say(said: str) -> None:
+        click.echo(said, err=True)
+
+    with open_log(folder) as log:
+        if parquet is not None:
+            export_parquet(log, parquet, say)
+        if tensorboard is not None:
+            export_tensorboard(log, folder.name, tensorboard, say)
 
 
 @click.command()

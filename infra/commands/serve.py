@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ def serve(
 
 def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> None:
     """Run this command once more for each worker, behind one port, until a signal."""
+    from infra.serving.metrics import SHARED
     from infra.serving.server import open_door, require_token
     from infra.serving.workers import Workers
 
@@ -109,10 +111,10 @@ def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> 
     if at >= 0:
         del arguments[at : at + 2]
     arguments = [each for each in arguments if not each.startswith("--workers=")]
-    environment, line = piped(os.environ | app.private)
     settings = app.settings.serve
     require_token(settings)
-    with open_door(settings) as door:
+    with open_door(settings) as door, tempfile.TemporaryDirectory(prefix="searchloop-metrics-") as shared:
+        environment, line = piped(os.environ | app.private | {SHARED: shared})
         host, port = door.getsockname()[:2]
 
         def command(number: int, *descriptors: int) -> list[str]:

@@ -110,9 +110,14 @@ class Offsets:
 
 def run_states(home: Home, kafka: KafkaSettings, runs: Iterable[str]) -> list[RunState]:
     """Return the state of each of these runs, "unknown" if the broker does not answer."""
+    return [state for _, state in facts_and_states(home, kafka, runs)]
+
+
+def facts_and_states(home: Home, kafka: KafkaSettings, runs: Iterable[str]) -> list[tuple[RunFacts, RunState]]:
+    """Return the facts of each of these runs, read together, and its state."""
     kept = {run: _settings(home.run(run)) for run in runs}
     return [
-        run_state(facts, stall_seconds=kept[facts.run].settings.delivery.stall_seconds)
+        (facts, run_state(facts, stall_seconds=kept[facts.run].settings.delivery.stall_seconds))
         for facts in read_facts(home, kafka, kept)
     ]
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from infra.serving.events import Refused, read_batch, read_event
 from infra.serving.finding import AUTO, choose_words, find
+from infra.serving.metrics import metrics_response
 from infra.serving.service import SERVICE, Service, Wrong
 from search_env.engine.errors import EngineUnavailable, RetrievalError
 from streams.clock import now_ms
@@ -61,6 +62,7 @@ async def search(request: web.Request) -> web.Response:
         routes=found.routes or msgspec.UNSET,
     )
     logged = _note(service, impression)
+    service.metrics.searched("interleaved" if found.teams else "helped" if choice.policy else "raw")
     hits = [
         {"id": name, "rank": rank, "score": score}
         for rank, (name, score) in enumerate(zip(found.ids, found.scores, strict=True), start=1)
@@ -140,7 +142,12 @@ async def events(request: web.Request) -> web.Response:
         except Refused as error:
             refused.append({"event": number, "reason": str(error)})
     if taken:
-        service.keep(taken)
+        try:
+            service.keep(taken)
+        except (SpoolFull, OSError):
+            service.metrics.took(unkept=len(taken), refused=len(refused))
+            raise
+    service.metrics.took(accepted=len(taken), refused=len(refused))
     return _json({"accepted": len(taken), "refused": refused}, status=200 if taken or not batch else 400)
 
 
@@ -165,6 +172,14 @@ async def ready(request: web.Request) -> web.Response:
     return _json(state, status=503 if service.draining else 200)
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """Answer with the server's metrics in Prometheus' text format."""
+    service = request.app[SERVICE]
+    if service.settings.metrics == "off":
+        raise Wrong(404, 'serve.metrics: "token" or "open"', '"off"', "Change the setting, and start the server again")
+    return metrics_response(service.metrics.text(service))
+
+
 async def snippet(request: web.Request) -> web.Response:
     """Answer with the script that a shop's page loads."""
     text = resources.files("infra.serving").joinpath("snippet.js").read_text()
@@ -186,6 +201,8 @@ def _note(service: Service, event: Event) -> bool:
         service.keep([event])
     except (SpoolFull, OSError) as error:
         log.error("an event is lost: %s", error)
+        if isinstance(event, Impression):
+            service.metrics.lost()
         return False
     return True
 

@@ -14,18 +14,28 @@ from streams.secrets import reveal
 OPEN = frozenset({"/health", "/ready", "/openapi.json", "/snippet.js"})
 """The paths that need no token: they tell nothing of the shop."""
 
+METRICS = frozenset({"/metrics"})
+
 FROM_PAGE = "from_page"
 """Marks a request that a page of an allowed origin has sent; a page cannot keep a token."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def token_guard(token: str) -> Any:
-    """Return a middleware that asks for `Authorization: Bearer TOKEN`; with an empty token, it asks for nothing."""
+def token_guard(token: str, *, open_paths: frozenset[str] = frozenset()) -> Any:
+    """Return a middleware that asks for `Authorization: Bearer TOKEN`; with an empty token, it asks for nothing.
+
+    open_paths: further paths that need no token.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if token and request.path not in OPEN and not request.get(FROM_PAGE) and request.method != "OPTIONS":
+        if (
+            token
+            and request.path not in OPEN | open_paths
+            and not request.get(FROM_PAGE)
+            and request.method != "OPTIONS"
+        ):
             given = request.headers.get("authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, f"Bearer {reveal(token)}".encode()):
                 return web.json_response(

@@ -98,6 +98,7 @@ ROUTES = (
         {},
         {"status": _text("ready or draining"), "trouble": {"type": "array", "items": {"type": "string"}}},
     ),
+    Route("/metrics", ("GET",), api.metrics, "The server's metrics in Prometheus' text format.", {}, {}),
     Route("/snippet.js", ("GET",), api.snippet, "The script for a shop's pages.", {}, {}),
 )
 

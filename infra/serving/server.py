@@ -18,7 +18,8 @@ from infra.runs.listening import begin_live
 from infra.serving.api import errors, note_shadow
 from infra.serving.engine import AsyncSearcher
 from infra.serving.forwarding import Forwarder
-from infra.serving.guarding import SlowClients, origin_guard, token_guard
+from infra.serving.guarding import METRICS, SlowClients, origin_guard, token_guard
+from infra.serving.metrics import ServeMetrics, measure
 from infra.serving.openapi import ROUTES, describe
 from infra.serving.policies import Policies
 from infra.serving.service import SERVICE, Service
@@ -111,6 +112,7 @@ async def serve(
         forwarder=forwarder,
         pseudonyms=pseudonyms,
         draining=[],
+        metrics=ServeMetrics(),
     )
     try:
         forwarder.start()
@@ -186,7 +188,12 @@ def make_application(service: Service) -> web.Application:
     """Return the application with its routes and guards."""
     settings = service.settings
     application = web.Application(
-        middlewares=[origin_guard(settings.origins), errors, token_guard(settings.token)],
+        middlewares=[
+            measure(service.metrics),
+            origin_guard(settings.origins),
+            errors,
+            token_guard(settings.token, open_paths=METRICS if settings.metrics == "open" else frozenset()),
+        ],
         client_max_size=settings.body_kib_max * 1024,
     )
     application[SERVICE] = service

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from infra.serving.engine import AsyncSearcher
 from infra.serving.forwarding import Forwarder
+from infra.serving.metrics import ServeMetrics
 from infra.serving.policies import Policies
 from search_env.engine.index import IndexVersion
 from search_env.serving.settings import ServeSettings
@@ -40,6 +41,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     forwarder: Forwarder
     pseudonyms: Pseudonyms
     draining: list[bool]
+    metrics: ServeMetrics
 
     def keep(self, events: Sequence[Event]) -> None:
         """Write events to the spool. Raises SpoolFull."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -28,6 +28,10 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
             'Web origins whose pages may send events, such as "https://shop.example". Empty: only the server\'s own.'
         ),
     ] = ()
+    metrics: Annotated[
+        Literal["token", "open", "off"],
+        describe("Who may read `/metrics`: token (whoever has the server's token), open (everybody), or off (nobody)."),
+    ] = "token"
     tail_budget_ms: Annotated[
         int,
         msgspec.Meta(ge=0, le=10_000),

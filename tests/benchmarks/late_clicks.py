@@ -4,9 +4,9 @@
 
 The events arrive in Kafka in another order than they happened in, and every third one twice. `searchloop listen` joins
 and stores them, as a process. Its final outcomes must be those of the ordered log, worked out here without a join, and
-each other action must be a dead letter with the reason. `searchloop what-changed` must name exactly the impressions
-whose newest provisional outcome differs. A join of the ordered log and one of the arrivals, both in this process, must
-agree to the byte, and show the rate of the join alone. Any difference ends the script with an error.
+each other action must be a dead letter with the reason. `searchloop listen --what-changed` must name exactly the
+impressions whose newest provisional outcome differs. A join of the ordered log and one of the arrivals, both in this
+process, must agree to the byte, and show the rate of the join alone. Any difference ends the script with an error.
 """
 
 from __future__ import annotations
@@ -201,7 +201,10 @@ def main() -> None:
         counts = json.loads(ended.stdout)
         changed = json.loads(
             subprocess.run(
-                command(home, "what-changed", "--run", run, "--json"), env=variables, stdout=subprocess.PIPE, check=True
+                command(home, "listen", "--what-changed", "--run", run, "--json"),
+                env=variables,
+                stdout=subprocess.PIPE,
+                check=True,
             ).stdout
         )
         found: dict[str, list[str]] = {}

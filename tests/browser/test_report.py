@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from storage.limits import TimeShares
 from storage.monitor.alerts import Alert
+from storage.monitor.limits import TimeShares
 from storage.report import DevRow, Report, read_report
 from storage.report_page import render_page
 from storage.shelf import Shelf

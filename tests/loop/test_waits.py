@@ -120,7 +120,6 @@ UNWRITTEN = {
     "rebuild": "rebuild --run unread",
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "report of a version": "report --run unread --policy 1",
-    "what-changed": "what-changed --run unread",
     "compare": "compare --run unread",
     "promote": "promote --why --run unread",
     "replay reproduce": "replay reproduce --run unread",
@@ -129,10 +128,12 @@ UNWRITTEN = {
 AT_ONCE = {"down", "evaluate"}
 # What answers until a signal, and then ends well, whatever its services do.
 SERVERS = {"serve": "serve --index small --policy none --port 0"}
+# What answers until a signal and asks services only for a page, with its address.
+PAGES = {"ui": "ui --port 0"}
 
 
 def test_every_verb_that_waits_is_looked_at_here() -> None:
-    looked_at = {name.split()[0] for name in (*UNANSWERED, *UNWRITTEN, *SERVERS)}
+    looked_at = {name.split()[0] for name in (*UNANSWERED, *UNWRITTEN, *SERVERS, *PAGES)}
     assert looked_at | AT_ONCE == set(VERBS)
 
 
@@ -158,6 +159,17 @@ def test_a_server_ends_well_though_no_service_answers(
     nowhere = Endpoints(kafka=f"127.0.0.1:{silence.port}", elasticsearch=f"http://127.0.0.1:{silence.port}")
     verb = started(app.home.root, *SERVERS[name].split(), variables=environment(nowhere, SMALL))
     verb.await_(lambda: bool(silence.taken) and "http://" in verb.said())
+    assert verb.end(number, code=0) < ENDED_SECONDS
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_pages_end_well_though_no_service_answers(
+    number: signal.Signals, streamed: tuple[App, Prepared], silence: Silence, started: Start
+) -> None:
+    app, _ = streamed
+    nowhere = Endpoints(kafka=f"127.0.0.1:{silence.port}", elasticsearch=f"http://127.0.0.1:{silence.port}")
+    verb = started(app.home.root, *PAGES["ui"].split(), variables=environment(nowhere, SMALL))
+    verb.await_(lambda: "token=" in verb.said())
     assert verb.end(number, code=0) < ENDED_SECONDS
 
 

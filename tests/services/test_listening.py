@@ -192,7 +192,10 @@ def test_killed_at_any_time_the_joiner_gives_each_impression_one_outcome_and_eac
     assert {row["impression_id"]: row["ids"] for row in rows} == expected(impressions, actions)
     changed = json.loads(
         subprocess.run(
-            command(tmp_path, "what-changed", "--run", run, "--json"), env=variables, capture_output=True, check=True
+            command(tmp_path, "listen", "--what-changed", "--run", run, "--json"),
+            env=variables,
+            capture_output=True,
+            check=True,
         ).stdout
     )
     provisional: dict[str, ImpressionOutcome] = {}

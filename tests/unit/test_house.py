@@ -52,6 +52,8 @@ SPEAKS_TO_KAFKA = {
     "search_env.feedback.worker",
     "search_env.waiting",
     "search_env.workers",
+    "storage.questions.copying",
+    "storage.questions.sources",
     "storage.recorded",
     "storage.workers",
 }

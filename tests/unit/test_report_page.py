@@ -12,8 +12,8 @@ import pytest
 
 from storage.charts import LINES_MAX
 from storage.evaluation.tables import Evaluation
-from storage.limits import TimeShares, UpdateTimes, time_shares
 from storage.log import open_log
+from storage.monitor.limits import TimeShares, UpdateTimes, time_shares
 from storage.monitor.view import version_lines
 from storage.monitor.windows import MonitorSettings, Windows
 from storage.report import DevRow, Report, read_report, to_json

@@ -44,6 +44,8 @@ PASSWORDS = (
     "geheim %s {} 4",
     "geheim=5",
     "Schlüssel-6",
+    "Zeichen-7",
+    "Zeichen-8",
 )
 
 
@@ -66,6 +68,8 @@ def test_every_setting_that_sounds_like_a_secret_is_one() -> None:
         "elasticsearch.password",
         "vllm.api_key",
         "serve.token",
+        "ui.token",
+        "ui.server_token",
     )
 
 
@@ -391,4 +395,8 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown() -> None:
 
 
 def test_the_tables_that_are_read_without_torch_hold_every_secret() -> None:
-    assert {*secret_paths(ConnectionTables), *secret_paths(VllmTables)} == set(SECRETS) - {"serve.token"}
+    assert {*secret_paths(ConnectionTables), *secret_paths(VllmTables)} == set(SECRETS) - {
+        "serve.token",
+        "ui.token",
+        "ui.server_token",
+    }

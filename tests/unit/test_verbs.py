@@ -33,6 +33,7 @@ NEW_COMMANDS = {
     "acls": "searchloop doctor --acls",
     "lineage": "searchloop report --run RUN --policy",
     "prefer": "searchloop train --prefer-from",
+    "what-changed": "searchloop listen --what-changed",
 }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from storage.log import Log
+RowsOf = Callable[[str], list[dict[str, Any]]]
 
 PAUSE = 10.0  # An interval this many times the median one is a restart or a pause.
 UPDATES_MIN = 5
@@ -74,9 +74,12 @@ def time_shares(updates: Sequence[UpdateTimes]) -> TimeShares | None:
     )
 
 
-def read_time_shares(log: Log) -> TimeShares | None:
-    """Return where the time of a run's surviving updates went; None if the log says too little."""
-    rows = log.rows(
+def read_time_shares(rows_of: RowsOf) -> TimeShares | None:
+    """Return where the time of a run's surviving updates went; None if the log says too little.
+
+    rows_of: asks the run's ledger.
+    """
+    rows = rows_of(
         """
         SELECT max(g.record_time_ms) AS written, max(r.record_time_ms) AS rewarded,
             any_value(u.record_time_ms) AS updated

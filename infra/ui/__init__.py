@@ -1,0 +1,1 @@
+"""The pages: one web application that reads ledgers, and changes nothing."""

@@ -1,0 +1,294 @@
+"""The requests of the pages: each handler reads one request, asks a ledger, and answers in JSON, CSV or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import io
+import math
+import time
+from functools import partial
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from infra.ui.catalogue import grades, titles
+from infra.ui.ledgers import Ledgers, UnknownRun
+from infra.ui.overview import Health, measure_health
+from infra.ui.searching import SERVER, SearchTrouble
+from infra.ui.stream import ends, may_have_news, news, read_cursor, show_cursor
+from infra.ui.words import WORDS
+from storage.errors import StorageError
+from storage.questions.asking import LedgerAnswer, Refusal
+from storage.questions.examples import read_group, with_catalogue
+from storage.questions.question import Question, saved_questions
+from storage.report import read_evaluations
+
+LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
+
+DEFAULTS: dict[str, object] = {
+    "step": -1,
+    "query": "",
+    "sort": "",
+    "from_low": 0,
+    "from_high": 0,
+    "to_low": 0,
+    "to_high": 0,
+}
+TEXT_MAX = 10_000
+BODY_MAX = 64 * 1024
+BEAT_SECONDS = 10.0
+LOOK_SECONDS = 0.25
+FILE_SECONDS = 2.0  # A file that no sink holds changes only when a run begins.
+SORTS = ("", "best", "worst", "spread", "flat")
+
+
+class WrongAsked(Exception):
+    """A request that cannot be answered as it is."""
+
+
+async def runs(request: web.Request) -> web.Response:
+    """Answer with the runs of the home."""
+    return _json({"runs": request.app[LEDGERS].runs()})
+
+
+async def page(request: web.Request) -> web.Response:
+    """Answer with the saved questions of a page."""
+    name = request.match_info["page"]
+    found = [each for each in saved_questions().values() if name in ("all", each.page)]
+    return _json({"questions": [_described(each) for each in found], "words": WORDS})
+
+
+async def answer(request: web.Request) -> web.Response:
+    """Answer a saved question for a run, as JSON, or as CSV under `.csv`."""
+    name = request.match_info["name"]
+    question = saved_questions().get(name.removesuffix(".csv"))
+    if question is None:
+        raise web.HTTPNotFound(text=f"expected a saved question, got {name[:100]!r}: see /api/page/all")
+    began = time.perf_counter()
+    run, given = _run(request), _parameters(request, question)
+    found = await request.app[LEDGERS].ask(run, question.sql, given)
+    if name.endswith(".csv"):
+        return web.Response(
+            text=_csv(found),
+            content_type="text/csv",
+            headers={"content-disposition": f'attachment; filename="{run}-{question.name}.csv"'},
+        )
+    return _answered(request, run, found, began)
+
+
+async def sql(request: web.Request) -> web.Response:
+    """Answer one SELECT that somebody has written."""
+    body = await _body(request)
+    run, text = body.get("run"), body.get("sql")
+    if not isinstance(run, str) or not isinstance(text, str):
+        raise WrongAsked('expected a JSON object such as {"run": "demo", "sql": "SELECT 1"}')
+    began = time.perf_counter()
+    found = await request.app[LEDGERS].ask(run, text, body.get("parameters") or {})
+    return _answered(request, run, found, began)
+
+
+async def overview(request: web.Request) -> web.Response:
+    """Answer whether the loop learns, is healthy, and what limits it."""
+    run = _run(request)
+    health: Health = await request.app[LEDGERS].work(run, measure_health)
+    return _json({"health": health, "state": request.app[LEDGERS].source(run).state})
+
+
+async def evaluations(request: web.Request) -> web.Response:
+    """Answer with the evaluations in a run's folder: held-out queries, with intervals."""
+    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers.source(run)
+    found = await asyncio.to_thread(read_evaluations, ledgers.app.home.run(run))
+    return _json(
+        {
+            "evaluations": [
+                {
+                    "name": name,
+                    "queries": each.queries,
+                    "baseline": each.baseline,
+                    "confidence": each.settings.confidence,
+                    "measures": each.measures,
+                    "runs": [msgspec.structs.replace(row, per_query={}) for row in each.runs],
+                    "note": each.believed.line if each.believed else "",
+                }
+                for name, each in found.items()
+            ]
+        }
+    )
+
+
+async def group(request: web.Request) -> web.Response:
+    """Answer with one group, through all its stages."""
+    ledgers, run = request.app[LEDGERS], _run(request)
+    name = request.query.get("group", "")[:TEXT_MAX]
+    found = await ledgers.work(run, lambda cursor: read_group(cursor, name))
+    shown = [*found.raw, *(hit for each in found.candidates for hit in each.results)]
+    known = await titles(ledgers.app, found.index, (hit.document_id for hit in shown))
+    intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
+    judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
+    return _json(with_catalogue(found, known, judged))
+
+
+async def search(request: web.Request) -> web.Response:
+    """Answer with raw and helped results of a query, as a running server gives them."""
+    query = request.query.get("query", "")
+    if not query.strip() or len(query) > TEXT_MAX:
+        raise WrongAsked(f"query: expected a text of 1 to {TEXT_MAX:,} characters, got {len(query):,}")
+    found = await request.app[SERVER].both(query)
+    ledgers = request.app[LEDGERS]
+    known = await titles(ledgers.app, found["index"], (hit["document_id"] for hit in found["raw"] + found["helped"]))
+    for hit in found["raw"] + found["helped"]:
+        hit["title"] = known.get(hit["document_id"], "")
+    return _json(found)
+
+
+async def click(request: web.Request) -> web.Response:
+    """Send a click on a result of the Search page to the server, as a feedback event."""
+    body = await _body(request)
+    query_id, document_id = body.get("query_id"), body.get("document_id")
+    if not isinstance(query_id, str) or not isinstance(document_id, str):
+        raise WrongAsked('expected a JSON object such as {"query_id": "…", "document_id": "p1"}')
+    await request.app[SERVER].click(query_id, document_id)
+    return _json({"sent": True})
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Answer with what happens in a run from now on, or from the last event that the page got."""
+    ledgers, run = request.app[LEDGERS], _run(request)
+    source = ledgers.source(run)
+    cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
+    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
+    await response.prepare(request)
+    if cursor is None:
+        cursor = await ledgers.work(run, ends)
+    seen: int | None = None
+    told = (source.live, source.state)
+    beat = asked = time.monotonic()
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
+        await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
+        while True:
+            now = time.monotonic()
+            if may_have_news(source, seen) and (source.live or now - asked >= FILE_SECONDS):
+                asked, seen = now, source.version()
+                for each in await ledgers.work(run, partial(news, cursor=cursor)):
+                    cursor = each.cursor
+                    await _send(response, each.kind, {"rows": each.rows}, show_cursor(cursor))
+                    beat = now
+            if (state := (source.live, source.state)) != told:
+                told = state
+                await _send(response, "state", {"live": state[0], "state": state[1]}, show_cursor(cursor))
+            if now - beat > BEAT_SECONDS:
+                await response.write(b": alive\n\n")
+                beat = now
+                ledgers.source(run)  # Whoever listens uses the copy.
+            await asyncio.sleep(LOOK_SECONDS)
+    return response
+
+
+async def health(request: web.Request) -> web.Response:
+    """Answer whether the process lives."""
+    return web.Response(text="alive\n")
+
+
+@web.middleware
+async def explain_errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Turn a failure into JSON that says what was expected, what came, and what to do."""
+    try:
+        found: web.StreamResponse = await handler(request)
+        return found
+    except (WrongAsked, Refusal) as error:
+        return _json({"error": str(error)}, status=400)
+    except UnknownRun as error:
+        return _json({"error": str(error)}, status=404)
+    except SearchTrouble as error:
+        return _json({"error": str(error)}, status=error.status)
+    except StorageError as error:
+        return _json({"error": str(error)}, status=503)
+    except web.HTTPRedirection:
+        raise
+    except web.HTTPException as error:
+        return _json({"error": error.text or error.reason}, status=error.status)
+
+
+def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float) -> web.Response:
+    return _json(
+        {
+            "columns": found.columns,
+            "rows": [[_plain(value) for value in row] for row in found.rows],
+            "cut": found.cut,
+            "state": request.app[LEDGERS].source(run).state,
+            "milliseconds": round(1000 * (time.perf_counter() - began), 1),
+        }
+    )
+
+
+def _described(question: Question) -> dict[str, Any]:
+    return {**msgspec.to_builtins(question), "parameters": sorted(question.parameters)}
+
+
+def _run(request: web.Request) -> str:
+    return request.query.get("run", "")
+
+
+def _parameters(request: web.Request, question: Question) -> dict[str, object]:
+    """Return the values for a question's parameters. Raises WrongAsked for one that is of another kind."""
+    given: dict[str, object] = {}
+    for name in question.parameters:
+        default, text = DEFAULTS[name], request.query.get(name)
+        if text is None:
+            given[name] = default
+        elif isinstance(default, str):
+            given[name] = text[:TEXT_MAX]
+        else:
+            if not text.lstrip("-").isdecimal() or len(text) > 12:
+                raise WrongAsked(f"{name}: expected a whole number, got {text[:40]!r}")
+            given[name] = int(text)
+    if given.get("sort", "") not in SORTS:
+        raise WrongAsked(f"sort: expected one of {', '.join(SORTS[1:])}, got {str(given['sort'])[:40]!r}")
+    return given
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of DuckDB as JSON has it; a number that is none becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _csv(found: LedgerAnswer) -> str:
+    """Return an answer as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(found.columns)
+    writer.writerows([_cell(value) for value in row] for row in found.rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str) -> None:
+    body = msgspec.json.encode(_plain(data), enc_hook=str).decode()
+    await response.write(f"event: {kind}\nid: {cursor}\ndata: {body}\n\n".encode())
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    body = await request.content.read(BODY_MAX + 1)
+    if len(body) > BODY_MAX:
+        raise WrongAsked(f"expected a body of at most {BODY_MAX:,} bytes, got more")
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WrongAsked(f"expected a JSON object, got {str(error)[:200]}") from None
+
+
+def _json(value: Any, *, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value, enc_hook=str), status=status, content_type="application/json")

@@ -1,0 +1,79 @@
+"""Guards of the pages: the token, the names under which they are asked for, and the headers of each answer."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from streams.secrets import reveal
+
+COOKIE = "searchloop_ui"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+DENIED = (
+    "The pages need their token. Open the address that `searchloop ui` printed: it ends in ?token=…\n"
+    "A script sends it as: Authorization: Bearer TOKEN\n"
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def guard(token: str, names: frozenset[str]) -> Any:
+    """Return the middleware in front of every page.
+
+    token: opens the pages, as a cookie, as `?token=` (which sets the cookie and leaves the address), or as a bearer.
+    names: host names under which requests may come. Any other name belongs to a page that has pointed its own name at
+    this machine (DNS rebinding). A request from another origin is refused, too.
+    """
+    secret = reveal(token).encode()
+
+    def fits(given: str | None) -> bool:
+        return given is not None and hmac.compare_digest(given.encode(errors="surrogateescape"), secret)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (name := host_name(request.host)) not in names:
+            said = f"expected one of the names in ui.names, got {name[:100]!r}\n"
+            return web.Response(status=421, text=said, headers=HEADERS)
+        # The scheme is not compared: a gateway in front may speak TLS.
+        if (origin := request.headers.get("origin")) and origin.partition("://")[2] != request.host:
+            return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
+        if request.path == "/health":
+            return await handler(request)
+        if fits(request.query.get("token")):
+            answer: web.StreamResponse = web.HTTPSeeOther(request.rel_url.without_query_params("token"))
+            answer.set_cookie(COOKIE, secret.decode(), httponly=True, samesite="Strict", path="/")
+            answer.headers.update(HEADERS)
+            return answer
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not (fits(request.cookies.get(COOKIE)) or fits(bearer)):
+            return web.Response(status=401, text=DENIED, headers=HEADERS)
+        answer = await handler(request)
+        if not answer.prepared:
+            answer.headers.update({name: value for name, value in HEADERS.items() if name not in answer.headers})
+        return answer
+
+    return middleware
+
+
+def host_name(host: str) -> str:
+    """Return the name of a Host header without its port; "" if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,117 @@
+"""The ledgers of a home that the pages ask: one source for each run, and questions in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import duckdb
+import msgspec
+
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
+from services.errors import ServiceError
+from storage.errors import StorageError
+from storage.ledger import LEDGER
+from storage.questions.asking import AskLimits, LedgerAnswer, ask
+from storage.questions.settings import UiSettings
+from storage.questions.sources import LedgerSource
+from streams.errors import SearchloopError
+from streams.kafka_settings import KafkaSettings
+from streams.topics import RUN_NAME
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 300.0
+"""A copy of a live run that nobody has asked for so long is removed."""
+
+
+class RunLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the home. recipe, index: from its settings; "" for a run of live traffic. changed_ms: of its log."""
+
+    run: str
+    recipe: str = ""
+    index: str = ""
+    changed_ms: int = 0
+
+
+class _RunSettings(msgspec.Struct, frozen=True):
+    recipe: str = ""
+    index: str = ""
+
+
+class UnknownRun(SearchloopError):
+    """The home has no such run."""
+
+
+class Ledgers:
+    """The ledgers of one home."""
+
+    def __init__(self, app: App, settings: UiSettings) -> None:
+        self.app = app
+        self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
+        self._sources: dict[str, tuple[LedgerSource, float]] = {}
+        self._slots = asyncio.Semaphore(settings.questions_at_once)
+
+    def runs(self) -> list[RunLine]:
+        """Return the home's runs with a log, the one that changed last first."""
+        found = []
+        folder = self.app.home.runs
+        for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if RUN_NAME.fullmatch(each.name) is None or not (each / LEDGER).exists():
+                continue
+            try:
+                kept = msgspec.json.decode((each / SETTINGS_FILE).read_bytes(), type=_RunSettings)
+            except (OSError, msgspec.DecodeError):
+                kept = _RunSettings()
+            log = each / f"{LEDGER}.wal"
+            changed = max(path.stat().st_mtime for path in (each / LEDGER, log) if path.exists())
+            found.append(RunLine(run=each.name, recipe=kept.recipe, index=kept.index, changed_ms=int(changed * 1000)))
+        return sorted(found, key=lambda line: -line.changed_ms)
+
+    def source(self, run: str) -> LedgerSource:
+        """Return the source of a run's answers. Raises UnknownRun."""
+        if RUN_NAME.fullmatch(run) is None or not (self.app.home.runs / run).is_dir():
+            names = ", ".join(line.run for line in self.runs()[:5]) or "none yet: run `searchloop demo` or `train`"
+            raise UnknownRun(f"expected a run of {self.app.home.root}, got {run[:100]!r}. Its runs: {names}")
+        source = self._sources.get(run, (None, 0.0))[0] or LedgerSource(self.app.home.runs / run, run, self.kafka)
+        self._sources[run] = (source, time.monotonic())
+        return source
+
+    async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> LedgerAnswer:
+        """Ask one SELECT. Raises UnknownRun, StorageError."""
+        return await self.work(run, lambda cursor: ask(cursor, sql, parameters, limits=self._limits))
+
+    async def work(self, run: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        """Return what a function finds with a cursor, in a thread. Raises UnknownRun, StorageError."""
+        source = self.source(run)
+
+        def answer() -> T:
+            with source.cursor() as cursor:
+                return question(cursor)
+
+        async with self._slots:
+            return await asyncio.to_thread(answer)
+
+    def kafka(self) -> KafkaSettings | None:
+        """Return the broker of the home, or None if none is known now."""
+        try:
+            return self.app.at(self.app.local_services().endpoints()).connections.kafka
+        except (ServiceError, StorageError):
+            return None
+
+    def sweep(self) -> None:
+        """Remove copies that nobody uses."""
+        now = time.monotonic()
+        for run, (source, used) in list(self._sources.items()):
+            if now - used > IDLE_SECONDS:
+                del self._sources[run]
+                source.close()
+
+    def close(self) -> None:
+        """Release everything."""
+        for source, _ in self._sources.values():
+            source.close()
+        self._sources.clear()

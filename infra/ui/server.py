@@ -1,0 +1,101 @@
+"""The pages' process: it answers until a signal, and then ends its streams and removes its copies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+
+from aiohttp import web
+
+from infra.app.app import App
+from infra.ui import api, pages
+from infra.ui.guarding import LOOPBACK, guard
+from infra.ui.ledgers import IDLE_SECONDS, Ledgers
+from infra.ui.searching import SERVER, ShopServer
+from storage.questions.settings import UiSettings
+from streams.errors import SettingsError
+from streams.secrets import reveal
+
+STOP_SECONDS = 5.0
+LINE_BYTES_MAX = 128 * 1024  # An address may hold a query of 10,000 characters, each as three bytes in percent signs.
+
+
+async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
+    """Serve the pages of a home until SIGTERM or SIGINT. told: called with the address that opens them.
+
+    Raises SettingsError if the port is taken.
+    """
+    settings: UiSettings = app.settings.ui
+    token = reveal(settings.token) or secrets.token_urlsafe(24)
+    door = open_port(settings)
+    host, port = door.getsockname()[:2]
+    ledgers = Ledgers(app, settings)
+    runner = web.AppRunner(
+        make_pages(ledgers, settings, token),
+        access_log=None,
+        shutdown_timeout=STOP_SECONDS,
+        max_line_size=LINE_BYTES_MAX,
+    )
+    await runner.setup()
+    await web.SockSite(runner, door).start()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    shown = f"[{host}]" if ":" in host else host
+    told(f"http://{shown}:{port}/" + ("" if settings.token else f"?token={token}"))
+    sweeping = asyncio.create_task(_sweep(ledgers))
+    try:
+        await ended.wait()
+    finally:
+        sweeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sweeping
+        await runner.cleanup()
+        await asyncio.to_thread(ledgers.close)
+
+
+def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Application:
+    """Return the application with its routes and guards."""
+    names = LOOPBACK | {settings.host} | set(settings.names)
+    application = web.Application(middlewares=[guard(token, frozenset(names)), api.explain_errors])
+    application[api.LEDGERS] = ledgers
+    application[SERVER] = ShopServer(settings)
+    routes = application.router
+    for path in (*pages.PAGES, *pages.HIDDEN):
+        routes.add_get(path, pages.show)
+    routes.add_get("/static/{name:.+}", pages.static)
+    routes.add_get("/health", api.health)
+    routes.add_get("/api/runs", api.runs)
+    routes.add_get("/api/page/{page}", api.page)
+    routes.add_get("/api/ask/{name}", api.answer)
+    routes.add_get("/api/overview", api.overview)
+    routes.add_get("/api/evaluations", api.evaluations)
+    routes.add_get("/api/group", api.group)
+    routes.add_get("/api/stream", api.stream)
+    routes.add_get("/api/search", api.search)
+    routes.add_post("/api/click", api.click)
+    routes.add_post("/api/sql", api.sql)
+    return application
+
+
+def open_port(settings: UiSettings) -> socket.socket:
+    """Return the listening socket. Raises SettingsError if the address is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"ui.port: expected an address to listen on, got {settings.host}:{settings.port} ({error.strerror}). "
+            "Choose another: --port N, or 0 for a free one"
+        ) from error
+
+
+async def _sweep(ledgers: Ledgers) -> None:
+    while True:
+        await asyncio.sleep(IDLE_SECONDS / 10)
+        await asyncio.to_thread(ledgers.sweep)

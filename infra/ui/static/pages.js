@@ -1,0 +1,231 @@
+// One function for each page: it fills the page, and returns the function that brings it up to date.
+import { address, get, post, records } from "./api.js";
+import { card, questions } from "./cards.js";
+import { colour, figure, h, own, visible } from "./dom.js";
+import { table } from "./table.js";
+
+async function charts(main, page) {
+  const { questions: found, words } = await questions(page);
+  const cards = found.map((question) => card(question, words));
+  main.append(h("div", { className: "grid" }, cards.map((each) => each.element)));
+  return async () => {
+    for (const each of cards) await each.refresh();
+  };
+}
+
+export async function overview(main) {
+  const place = h("div", { ariaLive: "polite" });
+  const result = h("div");
+  main.append(place, result);
+  const refresh = await charts(main, "overview");
+  const judged = await get("/api/evaluations");
+  result.append(...judged.evaluations.map(evaluation));
+  const LEVELS = { good: "good", warn: "look", bad: "problem", unknown: "not known" };
+  return async () => {
+    const { health, state } = await get("/api/overview");
+    const { limit } = health;
+    place.replaceChildren(
+      state ? h("p", { className: "notice" }, state) : "",
+      h("p", { className: "quiet" }, `${figure(health.updates)} updates, ${figure(health.groups)} rewarded groups.`),
+      h(
+        "div",
+        { className: "statements" },
+        health.statements.map((each) =>
+          h("div", { className: `statement ${each.level}` }, h("span", { className: "level" }, LEVELS[each.level]), h("b", {}, each.question), visible(each.says), " ", h("a", { href: address(each.link) }, "Show me")),
+        ),
+        h("div", { className: "statement" }, h("b", {}, "What limits it?"), limit.says, bar(limit.shares), h("span", { className: "quiet" }, limit.advice)),
+      ),
+    );
+    await refresh();
+  };
+}
+
+// Held-out queries: each row against the baseline, with its interval.
+function evaluation(each) {
+  const interval = (found, sign) => (found && found.value !== null ? `${sign && found.value > 0 ? "+" : ""}${found.value.toFixed(3)} [${found.low.toFixed(3)}, ${found.high.toFixed(3)}]` : "–");
+  const shown = each.measures.slice(0, 4);
+  const columns = ["row", ...shown, ...shown.slice(0, 2).map((measure) => `${measure} against ${each.baseline}`)];
+  const rows = each.runs.map((run) => [
+    run.name,
+    ...shown.map((measure) => interval(run.measures[measure])),
+    ...shown.slice(0, 2).map((measure) => (run.name === each.baseline ? "" : interval(run.differences?.[measure]?.interval, true))),
+  ]);
+  return h(
+    "section",
+    { className: "card", ariaLabel: `Evaluation ${each.name}` },
+    h("h2", {}, "Held-out queries"),
+    h("p", { className: "quiet" }, `${figure(each.queries)} queries that trained nothing (${visible(each.name)}). In brackets: ${Math.round(100 * each.confidence)} % intervals by query. A difference counts if its interval excludes 0.`),
+    table({ title: "Evaluation" }, { columns: each.baseline ? columns : columns.slice(0, 1 + shown.length), rows }),
+    each.note ? h("p", { className: "quiet" }, own(each.note)) : "",
+  );
+}
+
+function bar(shares) {
+  const parts = Object.entries(shares);
+  if (!parts.length) return "";
+  const spans = parts.map(([name, share], number) => {
+    const span = h("span", { title: `${name}: ${figure(share, "share")}` });
+    span.style.flexGrow = share;
+    span.style.background = colour(number);
+    return span;
+  });
+  return h("div", { className: "bar", role: "img", ariaLabel: parts.map(([name, share]) => `${name} ${figure(share, "share")}`).join(", ") }, spans);
+}
+
+export const rewards = (main) => charts(main, "rewards");
+export const learning = (main) => charts(main, "learning");
+export const live = (main) => charts(main, "live");
+
+export async function examples(main, here) {
+  const { questions: found, words } = await questions("examples");
+  const values = { step: here.get("step") || "", query: here.get("query") || "", sort: here.get("sort") || "" };
+  const choices = { "": "newest first", best: "highest reward", worst: "lowest reward", spread: "largest spread", flat: "without spread" };
+  main.append(
+    h(
+      "form",
+      { className: "row", action: "/examples", role: "search" },
+      h("input", { type: "hidden", name: "run", value: here.get("run") }),
+      h("label", {}, "Query, or its id", h("input", { name: "query", value: values.query, maxLength: 10000 })),
+      h("label", {}, "Policy version (step)", h("input", { name: "step", value: values.step, inputMode: "numeric", pattern: "-?[0-9]*", size: 8 })),
+      h("label", {}, "Order", h("select", { name: "sort" }, Object.entries(choices).map(([value, text]) => h("option", { value, selected: value === values.sort }, text)))),
+      h("button", { className: "first" }, "Show"),
+    ),
+  );
+  const one = card(found[0], words, values);
+  main.append(one.element);
+  return one.refresh;
+}
+
+export async function example(main, here) {
+  const group = await get("/api/group", { group: here.get("group") || "" });
+  const ordered = [...group.candidates].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
+  main.append(
+    h("p", {}, h("b", {}, own(group.query || group.query_id)), ` · version ${figure(group.step)} `, h("a", { href: address("/examples", { query: group.query_id }) }, "All groups of this query"), " · ", h("a", { href: address("/examples", { step: group.step }) }, "All groups of this version")),
+    h("p", { className: "notice" }, visible(group.fate)),
+    h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("code", {}, each.place), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, new Date(each.made_at_ms).toISOString().slice(0, 19).replace("T", " "))))),
+    Object.keys(group.context).length ? h("details", {}, h("summary", {}, "What the prompt was given"), h("pre", {}, own(JSON.stringify(group.context, null, 1)))) : "",
+    h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw))),
+  );
+  return async () => {};
+}
+
+function candidate(each, raw) {
+  const parts = { columns: ["part", "value"], rows: Object.entries(each.parts) };
+  const lost = raw.filter((hit) => each.lost.includes(hit.document_id));
+  return h(
+    "section",
+    { className: "card", ariaLabel: `Candidate ${each.candidate}` },
+    h("h2", {}, `Candidate ${each.candidate}: reward ${figure(each.reward)}`),
+    h("p", { className: "quiet" }, `${each.status}${each.valid === false ? ", wrong format" : ""} · advantage ${figure(each.advantage)} · ${figure(each.tokens)} tokens`),
+    h("pre", {}, own(each.text || "(empty)")),
+    each.summary ? h("p", {}, "Read as: ", own(each.summary)) : "",
+    each.expansions.length ? h("p", {}, "Words: ", own(each.expansions.join(", "))) : "",
+    each.error ? h("p", { className: "notice bad" }, own(each.error)) : "",
+    parts.rows.length ? table({ title: "Parts of the reward" }, parts) : "",
+    each.results.length || raw.length ? h("details", {}, h("summary", {}, `Results beside the raw ones: ${moves(each, lost)}`), sides(each, raw, lost)) : "",
+  );
+}
+
+function moves(each, lost) {
+  const count = (move) => each.results.filter((hit) => hit.move === move).length;
+  return `${count("gained")} gained, ${lost.length} lost, ${count("up")} up, ${count("down")} down`;
+}
+
+function sides(each, raw, lost, clicks = {}) {
+  const gone = new Set(lost.map((hit) => hit.document_id));
+  const line = (hit, move, click) => h("li", { value: hit.rank }, click ? h("a", { href: "#", onclick: (event) => click(event, hit) }, own(hit.title || hit.document_id)) : own(hit.title || hit.document_id), hit.grade === null || hit.grade === undefined ? "" : h("span", { className: "grade" }, `grade ${hit.grade}`), h("span", { className: `move ${move}` }, move === "same" || move === "" ? "" : hit.was && move !== "lost" ? `${move} from ${hit.was}` : move));
+  return h(
+    "div",
+    { className: "results" },
+    h("div", {}, h("h3", {}, "Raw"), h("ol", { className: "hits" }, raw.map((hit) => line(hit, gone.has(hit.document_id) ? "lost" : "", clicks.raw)))),
+    h("div", {}, h("h3", {}, "With this text"), h("ol", { className: "hits" }, each.results.map((hit) => line(hit, hit.move, clicks.helped)))),
+  );
+}
+
+export async function versions(main, here) {
+  const { questions: found, words } = await questions("versions");
+  const by = Object.fromEntries(found.map((question) => [question.name, question]));
+  const list = await get("/api/ask/versions");
+  const steps = [...new Set(records(list).map((row) => row.step))].sort((a, b) => a - b);
+  const from = Number(here.get("from") ?? steps[0] ?? 0), to = Number(here.get("to") ?? steps.at(-1) ?? 0);
+  const width = Math.max(Number(here.get("width") ?? 20) || 1, 1);
+  const choose = (name, value, text) => h("label", {}, text, h("select", { name }, steps.map((step) => h("option", { value: step, selected: step === value }, step))));
+  main.append(
+    h("form", { className: "row", action: "/versions" }, h("input", { type: "hidden", name: "run", value: here.get("run") }), choose("from", from, "Before"), choose("to", to, "After"), h("label", {}, "Versions on each side", h("input", { name: "width", value: width, inputMode: "numeric", size: 5 })), h("button", { className: "first" }, "Compare")),
+  );
+  const values = { from_low: from, from_high: from + width - 1, to_low: to - width + 1, to_high: to };
+  const cards = [card(by.version_queries, words, values), card(by.versions, words)];
+  main.append(h("div", { className: "grid" }, cards.map((each) => each.element)));
+  return async () => {
+    for (const each of cards) await each.refresh();
+  };
+}
+
+export async function search(main) {
+  const place = h("div", { ariaLive: "polite" });
+  const said = h("p", { className: "quiet", role: "status" });
+  const click = (query_id) => async (event, hit) => {
+    event.preventDefault();
+    try {
+      await post("/api/click", { query_id, document_id: hit.document_id });
+      said.textContent = `Sent: a click on ${visible(hit.document_id)}.`;
+    } catch (error) {
+      said.textContent = error.message;
+    }
+  };
+  const input = h("input", { name: "query", required: true, maxLength: 10000, size: 40 });
+  const form = h("form", { className: "row", role: "search" }, h("label", {}, "Query", input), h("button", { className: "first" }, "Search"));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      place.replaceChildren(h("p", { className: "quiet" }, "Searching …"));
+      const found = await get("/api/search", { query: input.value });
+      const lost = found.raw.filter((hit) => found.lost.includes(hit.document_id));
+      place.replaceChildren(
+        h("p", {}, found.words.length ? ["Helped with: ", own(found.words.join(", "))] : "No version may help this query, so both lists are the same.", ` · ${found.policy}`),
+        sides({ results: found.helped }, found.raw, lost, { raw: click(found.raw_query_id), helped: click(found.query_id) }),
+        said,
+      );
+    } catch (error) {
+      place.replaceChildren(h("p", { className: "notice bad", role: "alert" }, error.message));
+    }
+  });
+  main.append(h("p", { className: "quiet" }, "The same search, raw and as people would be helped. A click on a result is sent as a feedback event."), form, place);
+  return async () => {};
+}
+
+export async function sql(main, here) {
+  const { questions: found } = await questions("all");
+  const by = Object.fromEntries(found.map((question) => [question.name, question]));
+  const chosen = by[here.get("name")];
+  const given = Object.fromEntries([...here].filter(([name]) => name !== "run" && name !== "name"));
+  const area = h("textarea", { name: "sql", spellcheck: false, value: chosen ? filled(chosen, given) : "SELECT table_name FROM information_schema.tables ORDER BY 1" });
+  const place = h("div", { ariaLive: "polite" });
+  const select = h("select", { onchange: () => (area.value = filled(by[select.value], {})) }, found.map((question) => h("option", { value: question.name, selected: question === chosen }, `${question.page}: ${question.title}`)));
+  const form = h("form", {}, h("p", {}, h("label", {}, "Saved question ", select)), h("label", {}, h("span", { className: "quiet" }, "One SELECT over the run's ledger"), area), h("p", {}, h("button", { className: "first" }, "Ask")));
+  const run = async () => {
+    place.replaceChildren(h("p", { className: "quiet" }, "Asking the ledger …"));
+    try {
+      const answer = await post("/api/sql", { run: here.get("run"), sql: area.value });
+      place.replaceChildren(h("p", { className: "quiet" }, `${figure(answer.rows.length)} rows in ${figure(answer.milliseconds)} ms`), table({ title: "Answer" }, answer));
+    } catch (error) {
+      place.replaceChildren(h("p", { className: "notice bad", role: "alert" }, visible(error.message)));
+    }
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+  main.append(h("p", { className: "quiet" }, "The ledger is read-only here: one SELECT, no files, no network, within ui.seconds_max."), form, place);
+  if (chosen) await run();
+  return async () => {};
+}
+
+// A saved question with its values in place of the parameters, so that the text stands alone.
+const EMPTY = { step: -1, query: "", sort: "", from_low: 0, from_high: 0, to_low: 0, to_high: 0 };
+function filled(question, given) {
+  return question.sql.replace(/\$([a-z_]+)/g, (_, name) => {
+    const value = given[name] ?? EMPTY[name];
+    return typeof EMPTY[name] === "number" ? String(Number.parseInt(value, 10)) : `'${String(value).replaceAll("'", "''")}'`;
+  });
+}

@@ -1,0 +1,11 @@
+-- page: overview
+-- order: 1
+-- title: Search quality on dev queries
+-- draw: line
+-- x: step
+-- y: value
+-- unit: measure
+-- says: How well each policy version serves judged dev queries that train nothing. This is the result; the reward below is only the means.
+-- empty: No dev queries are measured in this run. A recipe with `dev.every` above 0 measures them as it learns; `searchloop measure` measures versions afterwards.
+-- link: /versions?to={step}
+SELECT step, value, measure, lineage FROM first_dev_scores ORDER BY step, lineage

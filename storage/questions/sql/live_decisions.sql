@@ -1,0 +1,6 @@
+-- page: live
+-- order: 4
+-- title: Decisions
+-- draw: table
+-- says: Every step of a version's way to people and back, newest first, with its reason.
+SELECT make_timestamp(at_ms * 1000) AS at, version, kind, share, reason, "by" FROM first_decisions ORDER BY at_ms DESC LIMIT 200

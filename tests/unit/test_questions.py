@@ -1,0 +1,117 @@
+"""Saved questions: each is whole, answers on a real ledger, and gives what is worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from infra.ui.api import DEFAULTS
+from infra.ui.pages import PAGES
+from storage.errors import StorageError
+from storage.ledger import LEDGER
+from storage.questions.asking import ask, connect_reading
+from storage.questions.question import read_question, saved_questions
+from tests.shown_pages import in_log_order, whole_run, write_run
+from tests.stored_events import dev_score, generation, policy, reward, update
+
+QUESTIONS = saved_questions()
+WIDE = {**DEFAULTS, "from_high": 0, "to_low": 1, "to_high": 9}
+
+
+def rows(folder: Path, name: str, **given: object) -> list[dict[str, object]]:
+    question = QUESTIONS[name]
+    with connect_reading(folder / LEDGER) as connection:
+        values = {each: {**WIDE, **given}[each] for each in question.parameters}
+        return ask(connection.cursor(), question.sql, values).dicts()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("home"), whole_run(12))
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_is_whole_and_draws_columns_that_its_answer_has(name: str, run: Path) -> None:
+    question = QUESTIONS[name]
+    assert question.page in {page for page, _ in PAGES.values()}
+    assert question.title and question.says.endswith(".") and question.parameters <= set(DEFAULTS)
+    with connect_reading(run / LEDGER) as connection:
+        columns = ask(connection.cursor(), question.sql, {each: WIDE[each] for each in question.parameters}).columns
+    drawn = {question.x, *question.y, *question.band, question.series} - {""}
+    assert drawn <= set(columns)
+    assert (question.draw == "table") == (not drawn)
+    assert len(question.band) in (0, 2)
+
+
+def test_the_reward_by_version_is_the_mean_of_its_groups(run: Path) -> None:
+    found = rows(run, "reward_by_version")
+    assert [row["step"] for row in found] == [0, 1, 2]
+    for row, numbers in zip(found, ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]), strict=True):
+        groups = [[each.reward or 0 for each in reward(n, step=n // 4).outcomes] for n in numbers]
+        assert row["reward_mean"] == pytest.approx(sum(map(sum, groups)) / 32)
+
+
+def test_queries_of_two_versions_are_compared_by_their_means(run: Path) -> None:
+    found = {str(row["query_id"]): row for row in rows(run, "version_queries")}
+    # Query 0 is asked by group 0 (version 0) and group 7 (version 1), query 4 first by version 1.
+    assert set(found) == {"q0", "q1", "q2", "q3"}
+    before, after = ([each.reward or 0 for each in reward(n, step=n // 4).outcomes] for n in (0, 7))
+    assert found["q0"]["change"] == pytest.approx(sum(after) / 8 - sum(before) / 8)
+
+
+def test_groups_are_chosen_by_version_query_and_spread(run: Path) -> None:
+    assert {row["step"] for row in rows(run, "groups", step=1)} == {1}
+    assert {row["group_id"] for row in rows(run, "groups", query="q0")} == {generation(n).group_id for n in (0, 7)}
+    assert len(rows(run, "groups", query="NOISE cancelling")) == 12
+    assert rows(run, "groups", query="' OR 1=1 --") == []
+    assert rows(run, "groups", sort="flat") == []
+    spreads = [row["spread"] for row in rows(run, "groups", sort="spread")]
+    assert spreads == sorted(spreads, key=lambda value: -float(str(value)))
+
+
+def test_the_time_between_updates_is_cut_at_the_way_of_its_last_group(tmp_path: Path) -> None:
+    # Update 1 is made at 10.0 s. Of the groups of update 2, the last reward comes at 14 s, for a text of 11 s; it is
+    # made at 15.5 s: so 1 s of generation, 3 s of search, 1.5 s of learning.
+    at = {0: (1.0, 2.0), 1: (10.5, 10.7), 2: (11.0, 14.0)}
+    events = []
+    for number, (written, judged) in at.items():
+        events += [("generations", generation(number), written), ("rewards", reward(number), judged)]
+    made = [
+        msgspec.structs.replace(update(step, groups, parent=policy(step - 1)), made_at_ms=ms)
+        for step, groups, ms in ((1, [0], 10_000), (2, [1, 2], 15_500))
+    ]
+    records = in_log_order([event for _, event, _ in events] + made)
+    times = {n: seconds for n, (_, _, seconds) in enumerate(events)}
+    records = [
+        msgspec.structs.replace(each, timestamp_ms=int(1000 * times.get(n, 20))) for n, each in enumerate(records)
+    ]
+    found = rows(write_run(tmp_path, records), "time_by_stage")
+    assert {row["stage"]: row["seconds"] for row in found} == {"generation": 1.0, "search": 3.0, "learning": 1.5}
+    assert {row["step"] for row in found} == {2}
+
+
+def test_dev_scores_are_shown_once_for_each_version(tmp_path: Path) -> None:
+    found = rows(write_run(tmp_path, in_log_order([dev_score(0), dev_score(5), dev_score(5)])), "dev_by_version")
+    assert [(row["step"], row["value"]) for row in found] == [(0, 0.25), (5, 0.25)]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_an_empty_ledger_answers_with_no_rows_or_with_nothing_known(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    assert rows(tmp_path / "runs" / "demo", name) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-- title\nSELECT 1", "line 1: expected `-- field: value`"),
+        ("-- title: A\nSELECT 1", "missing required field"),
+        ("-- title: A\n-- page: p\n-- order: x\n-- draw: line\n-- says: B.\nSELECT 1", "order"),
+        ("-- title: A\n-- page: p\n-- order: 1\n-- draw: pie\n-- says: B.\nSELECT 1", "draw"),
+    ],
+)
+def test_a_malformed_question_is_refused_with_its_place(text: str, said: str) -> None:
+    with pytest.raises(StorageError, match=said):
+        read_question("wrong", text)
