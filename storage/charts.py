@@ -125,7 +125,7 @@ def _plot(title: str, panel: Panel, lines: Sequence[_Line], left: float, right: 
     for tick in range(TICKS + 1):
         at = height * tick / TICKS
         parts.append(f'<line class="grid" x1="0" y1="{at:g}" x2="{WIDTH}" y2="{at:g}"/>')
-        value = _number(top - (top - bottom) * tick / TICKS, panel.percent)
+        value = tick_text(top - (top - bottom) * tick / TICKS, step=(top - bottom) / TICKS, percent=panel.percent)
         ticks.append(f'<span style="top:{at:g}px">{value}</span>')
     for line in lines:
         if line.errors:
@@ -262,6 +262,17 @@ def _nice_range(low: float, high: float) -> tuple[float, float]:
         if bottom + TICKS * step >= high - 1e-12:
             return bottom, bottom + TICKS * step
     return low, high
+
+
+def tick_text(value: float, *, step: float, percent: bool = False) -> str:
+    """Return a tick's number with as many decimals as tell it from its neighbours, `step` away."""
+    if percent:
+        return f"{value:.0%}"
+    power = math.floor(math.log10(step))
+    decimals = max(0, -power + (not math.isclose(step / 10.0**power, round(step / 10.0**power), rel_tol=1e-6)))
+    if decimals > 6 or abs(value) >= 1e5:
+        return f"{value + 0.0:.3g}"
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def _number(value: float, percent: bool) -> str:

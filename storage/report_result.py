@@ -50,14 +50,15 @@ class ResultLines(msgspec.Struct, frozen=True, kw_only=True):
 
 def result_lines(report: Report, shelf: Shelf | None = None) -> ResultLines:
     """Return the result of a run from its first evaluation; without one, what its log can say and how to get one."""
+    shelf = shelf or Shelf()
     names = sorted(report.evaluations, key=lambda name: name.partition(": ")[0] != MEASURED)
     for name in names:
         evaluation = report.evaluations[name]
         row = learned_row(evaluation)
         measure = headline_measure(evaluation)
         if row is not None and measure is not None and measure in row.differences:
-            return _measured(report, name, evaluation, row, measure)
-    return _unmeasured(report, shelf or Shelf())
+            return _measured(report, shelf, name, evaluation, row, measure)
+    return _unmeasured(report, shelf)
 
 
 def learned_row(evaluation: Evaluation) -> RunTable | None:
@@ -74,7 +75,9 @@ def headline_measure(evaluation: Evaluation) -> str | None:
     return next(iter(evaluation.measures), None)
 
 
-def _measured(report: Report, name: str, evaluation: Evaluation, row: RunTable, measure: str) -> ResultLines:
+def _measured(
+    report: Report, shelf: Shelf, name: str, evaluation: Evaluation, row: RunTable, measure: str
+) -> ResultLines:
     baseline = next(run for run in evaluation.runs if run.name == evaluation.baseline)
     difference = row.differences[measure]
     outcome, interval = _outcome(difference.interval), difference.interval
@@ -111,7 +114,7 @@ def _measured(report: Report, name: str, evaluation: Evaluation, row: RunTable, 
             if against == "worse"
             else f", but it is not shown to beat “{rival.name}”"
         )
-    following, commands = _following(outcome, report, beaten=against == "better", rival=rival)
+    following, commands = _following(outcome, report, shelf, beaten=against == "better", rival=rival)
     return ResultLines(
         outcome=outcome,
         headline={
@@ -180,14 +183,16 @@ def _against(row: RunTable, rival: RunTable, measure: str, evaluation: Evaluatio
 
 
 def _following(
-    outcome: RunOutcome, report: Report, *, beaten: bool, rival: RunTable | None
+    outcome: RunOutcome, report: Report, shelf: Shelf, *, beaten: bool, rival: RunTable | None
 ) -> tuple[str, tuple[str, ...]]:
     run = shlex.quote(report.run)
+    base = f"{run}:{shelf.baseline}"
+    judged = "--queries QUERIES --qrels QRELS"
     if outcome == "better" and not beaten and rival is not None:
         return (
             f"Judge more queries before you prefer the policy to “{rival.name}”: it is not shown to be better. Then "
             "read the examples with the lowest reward below.",
-            (f"searchloop measure {run}:latest {run}:shown --baseline {run}:shown --queries QUERIES --qrels QRELS",)
+            (f"{shelf.program} measure {run}:shown {run}:latest --baseline {run}:shown {judged}",)
             if rival.name == "prompt's words"
             else (),
         )
@@ -195,7 +200,7 @@ def _following(
         return (
             "Read the examples with the lowest reward below. If they are acceptable, bring the version to people on a "
             "ramp, which takes it back if it harms.",
-            (f"searchloop promote {_newest_version(report)} --queries QUERIES --qrels QRELS",),
+            (f"{shelf.program} promote {_newest_version(report)} {judged}",),
         )
     if outcome == "worse":
         return (
@@ -205,7 +210,7 @@ def _following(
         )
     return (
         "Judge more queries (four times as many halve the interval), or train on if the reward below still rises.",
-        (f"searchloop measure {run}:none {run}:latest --baseline {run}:none --queries QUERIES --qrels QRELS",),
+        (f"{shelf.program} measure {base} {run}:latest --baseline {base} {judged}",),
     )
 
 
@@ -237,10 +242,10 @@ def _unmeasured(report: Report, shelf: Shelf) -> ResultLines:
         following="Measure the policy on queries that trained nothing, keep the result in the run's folder, and make "
         "this page again:",
         commands=(
-            "searchloop up",
-            f"searchloop measure {run}:{shelf.baseline} {run}:latest --baseline {run}:{shelf.baseline} "
+            f"{shelf.program} up",
+            f"{shelf.program} measure {run}:{shelf.baseline} {run}:latest --baseline {run}:{shelf.baseline} "
             f"--measures nDCG@10,R@100 --json > {shelf.folder}/evaluation.json",
-            f"searchloop report --run {run} --html report.html",
+            f"{shelf.program} report --run {run} --html report.html",
         ),
     )
 

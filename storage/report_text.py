@@ -12,6 +12,7 @@ from rich.text import Text
 from storage.evaluation.comparison import Interval
 from storage.evaluation.tables import Evaluation
 from storage.report import Report, VersionRow
+from storage.report_result import result_lines
 
 VERSIONS_SHOWN = 12
 BARS = "▁▂▃▄▅▆▇█"
@@ -48,6 +49,9 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(f"  {letter.topic}/{letter.partition}@{letter.offset}: {printable(letter.error)[:200]}"))
     else:
         console.print("dead letters: none")
+    for alert in report.alerts:
+        console.print(Text(f"alert: {printable(alert.name)}: {printable(alert.what)}", style="yellow"))
+    console.print(Text(f"result: {printable(result_lines(report).headline)}", style="bold"))
 
 
 def printable(text: str) -> str:

@@ -8,11 +8,13 @@ import msgspec
 class Shelf(msgspec.Struct, frozen=True, kw_only=True):
     """titles: by document. grades: by query, then by document; only judged ones. note: why something is missing.
 
-    folder: how commands on the page name the run's folder. baseline: the recipe's row without any policy.
+    program: how commands on the page begin. folder: how they name the run's folder. baseline: the recipe's row without
+    any policy.
     """
 
     titles: dict[str, str] = {}
     grades: dict[str, dict[str, int]] = {}
     note: str = ""
+    program: str = "searchloop"
     folder: str = "RUN_FOLDER"
     baseline: str = "none"

@@ -10,6 +10,7 @@ from storage.pages import clean, html_page, html_table, show_interval
 def render_experiment(results: Results) -> str:
     """Return the whole page."""
     sections = [
+        "<main>",
         f"<h1>{clean(results.title)}</h1>",
         f'<p class="quiet">index {clean(results.index)}; differences to {clean(results.baseline)}; 95% intervals '
         f"from {results.samples:,} draws over queries, paired; p after Holm over the measures</p>",
@@ -18,7 +19,7 @@ def render_experiment(results: Results) -> str:
         sections += _set_sections(each, results)
     sections += ['<h2>Training</h2><div class="charts">', *_charts(results), "</div>"]
     listing = "\n".join(map(clean, results.commands))
-    sections.append(f'<h2>Commands to repeat it by hand</h2><div class="wide"><pre>{listing}</pre></div>')
+    sections.append(f"<h2>Commands to repeat it by hand</h2><pre>{listing}</pre></main>")
     return html_page(results.title, sections)
 
 

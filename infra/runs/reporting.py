@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from infra.app.command_line import pasteable
 from infra.app.home import SETTINGS_FILE, Home, IndexFolder, RunFolder, read_settings_file
 from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries
 from storage.report import Report, read_report
@@ -69,7 +70,7 @@ def shelf_of(home: Home, folder: RunFolder, report: Report) -> Shelf:
     """
     kept = _kept(folder)
     baseline = BASELINES.get(kept.settings.train.recipe, "none")
-    shelf = Shelf(folder=shlex.quote(os.path.relpath(folder)), baseline=baseline)
+    shelf = Shelf(program=pasteable(home), folder=shlex.quote(os.path.relpath(folder)), baseline=baseline)
     wanted = {hit.document_id for each in report.comparisons for hit in (*each.raw, *each.helped)}
     wanted |= {each.product_id for each in report.comparisons if each.product_id}
     if not wanted or not kept.index:

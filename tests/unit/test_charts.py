@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from storage.charts import LABEL_PIXELS, LINES_MAX, POINTS_MAX, Panel, Series, chart, line_chart, spread_out
+from storage.charts import LABEL_PIXELS, LINES_MAX, POINTS_MAX, Panel, Series, chart, line_chart, spread_out, tick_text
 from storage.smoothing import finite, moving_mean, thinned, window_of
 
 STYLE = resources.files("storage").joinpath("pages.css").read_text(encoding="utf-8")
@@ -112,3 +112,19 @@ def test_every_text_and_line_passes_contrast_on_both_backgrounds(theme: int) -> 
         for under in ("paper", "card"):
             light, dark = sorted((luminance(colours[name]), luminance(colours[under])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, under)
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "texts"),
+    [
+        (0.25, (0.0, 0.25, 1.0), ["0.00", "0.25", "1.00"]),
+        (0.0001, (1.0, 1.0001), ["1.0000", "1.0001"]),
+        (0.2, (-0.2, -1e-17), ["-0.2", "0.0"]),
+        (2.5, (2.5, 10.0), ["2.5", "10.0"]),
+        (50.0, (50.0, 99_950.0), ["50", "99950"]),
+        (1e299, (1e300,), ["1e+300"]),
+        (1e-9, (3e-9,), ["3e-09"]),
+    ],
+)
+def test_ticks_differ_from_their_neighbours(step: float, values: tuple[float, ...], texts: list[str]) -> None:
+    assert [tick_text(value, step=step) for value in values] == texts

@@ -113,3 +113,10 @@ def test_the_sets_that_measure_prints_are_evaluations_too(tmp_path: Path) -> Non
     found = result_lines(report)
     assert found.outcome == "better" and found.row == "demo:latest" and found.name == "evaluation: pairs"
     assert "“demo:latest” was compared with “demo:none” on 20 judged queries." in found.lines
+
+
+def test_commands_begin_as_the_reader_must_begin_them() -> None:
+    shelf = Shelf(program=".venv/bin/searchloop --home other", folder="other/runs/r")
+    for evaluations in ({}, {"e": compared(hits("0-3"), hits("1-17"))}, {"e": compared(hits("0-9"), hits("1-10"))}):
+        found = result_lines(msgspec.structs.replace(EMPTY, evaluations=evaluations), shelf)
+        assert found.commands and all(line.startswith(".venv/bin/searchloop --home other ") for line in found.commands)

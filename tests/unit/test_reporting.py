@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -53,7 +54,8 @@ def test_titles_and_grades_come_from_the_folder_of_the_runs_index(tmp_path: Path
     report = report_of(home.run("demo"))
     shelf = shelf_of(home, home.run("demo"), report)
     assert shelf.titles == {"d1": "Red mug"} and shelf.grades == {"q1": {"d2": 2, "d9": 1}} and shelf.note == ""
-    assert shelf.baseline == "lead" and shelf.folder.endswith("runs/demo")
+    assert shelf.baseline == "lead" and f"--home {os.path.relpath(tmp_path)}" in shelf.program
+    assert shelf.folder.endswith("runs/demo")
     page = page_of(home, home.run("demo"), report)
     assert "Red mug" in page and '<span class="grade">grade 2</span>' in page and "Other" not in page
 
