@@ -8,15 +8,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from infra.ui.pages import PAGES
 from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.codec import decode
 from streams.events import Reward, Update
-from tests.browser.test_snippet import chromium
+from tests.browser.tabs import Tab, open_browser
 from tests.shown_pages import TOKEN, VILE, in_log_order, shown, whole_run, write_run
 from tests.stored_events import generation, impression_outcome, policy, reward, update
 
@@ -25,29 +24,24 @@ WIDTHS = (360, 800, 1440)
 SCREENSHOTS = "SEARCHLOOP_SCREENSHOTS"  # A folder that keeps what the pages look like.
 
 
-class Watched:
-    """A page, with everything that it asked for and complained of."""
+class Watched(Tab):
+    """A tab with pages of one address."""
 
     def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
-        self.complaints: list[str] = []
-        self.hosts: set[str] = set()
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (self.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        page.on("request", self._asked)
+        super().__init__(page)
+        self.address = address
+        page.goto(f"{address}/?token={TOKEN}")
 
-    def open(self, path: str, run: str = "demo") -> Page:
+    def show(self, path: str, run: str = "demo") -> Page:
+        """Open a page for a run."""
         joined = "&" if "?" in path else "?"
         self.page.goto(f"{self.address}{path}{joined}run={run}")
         return self.page
 
-    def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(f"{message.text} {message.location.get('url', '')}")
-
-    def _asked(self, request: Request) -> None:
-        self.hosts.add(request.url.split("/")[2])
+    @property
+    def hosts(self) -> set[str]:
+        """The hosts that were asked for anything."""
+        return {each.split("/")[2] for each in self.requests}
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +60,23 @@ def address(home: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+    with open_browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
 def watched(browser: Browser, address: str) -> Iterator[Watched]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     found = Watched(context.new_page(), address)
-    found.page.goto(f"{address}/?token={TOKEN}")
     yield found
     context.close()
-    assert found.complaints == []
+    assert found.trouble == []
     assert found.hosts == {address.removeprefix("http://")}
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_draws_what_the_ledger_holds(path: str, watched: Watched) -> None:
-    page = watched.open(path)
+    page = watched.show(path)
     expect(page.locator("h1")).to_have_text(PAGES[path][1])
     expect(page.locator("#live")).to_have_text("not running")
     if path in ("/", "/rewards", "/learning"):
@@ -106,24 +97,23 @@ def test_pages_fit_each_width_in_both_themes_and_break_no_rule_of_accessibility(
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
     watched = Watched(context.new_page(), address)
-    watched.page.goto(f"{address}/?token={TOKEN}")
     paths = [*PAGES, f"/example?group={generation(5).group_id}"]
     for path in paths:
-        page = watched.open(path)
+        page = watched.show(path)
         expect(page.locator("#live")).to_have_text("not running")
         expect(page.get_by_text("Asking the ledger")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path} is wider than {width}"
-        found = Axe().run(page).response["violations"] if width == WIDTHS[-1] else []
-        assert [(path, each["id"], [node["target"] for node in each["nodes"]][:3]) for each in found] == []
+        if width == WIDTHS[-1]:
+            assert (path, watched.violations()) == (path, [])
         if folder := os.environ.get(SCREENSHOTS):
             name = PAGES[path][0] if path in PAGES else "example"
-            page.screenshot(path=Path(folder) / f"{name}-{scheme}-{width}.png", full_page=True)
+            watched.picture(Path(folder) / f"{name}-{scheme}-{width}.png")
     context.close()
-    assert watched.complaints == []
+    assert watched.trouble == []
 
 
 def test_a_point_leads_to_its_groups_and_a_group_to_its_results_and_back(watched: Watched) -> None:
-    page = watched.open("/rewards")
+    page = watched.show("/rewards")
     chart = page.locator("section", has_text="Spread within a group").locator(".u-over")
     expect(chart).to_be_visible()
     box = chart.bounding_box()
@@ -147,7 +137,7 @@ def test_a_point_leads_to_its_groups_and_a_group_to_its_results_and_back(watched
 
 
 def test_filters_choose_groups_by_query_and_version(watched: Watched) -> None:
-    page = watched.open("/examples")
+    page = watched.show("/examples")
     page.get_by_label("Query, or an id").fill("q3")
     page.get_by_label("Policy version (step)").fill("0")
     page.get_by_role("button", name="Show", exact=True).click()
@@ -156,7 +146,7 @@ def test_filters_choose_groups_by_query_and_version(watched: Watched) -> None:
 
 
 def test_two_versions_are_compared_query_by_query_and_columns_are_sorted(watched: Watched) -> None:
-    page = watched.open("/versions?from=0&to=20&width=5")
+    page = watched.show("/versions?from=0&to=20&width=5")
     table = page.locator("section", has_text="Queries that two versions both answered").locator("tbody tr")
     expect(table).to_have_count(7)
     change = [float(row.locator("td").nth(3).inner_text()) for row in table.all()]
@@ -166,26 +156,26 @@ def test_two_versions_are_compared_query_by_query_and_columns_are_sorted(watched
 
 
 def test_sql_is_asked_and_a_wrong_one_is_explained(watched: Watched) -> None:
-    page = watched.open("/sql?name=reward_by_version")
+    page = watched.show("/sql?name=reward_by_version")
     expect(page.locator("table.data tbody tr")).to_have_count(GROUPS // 4)
     for sql, said in (("SELECT 6 * 7 AS answer", "42"), ("DROP TABLE rewards", "expected one SELECT")):
         page.locator("textarea").fill(sql)
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("main")).to_contain_text(said)
     # The refused statement is an answer with status 400, which the browser notes by itself.
-    watched.complaints = [each for each in watched.complaints if "400 (Bad Request)" not in each]
+    watched.trouble = [each for each in watched.trouble if "400 (Bad Request)" not in each]
 
 
 def test_hostile_text_is_shown_as_text(watched: Watched) -> None:
     for path in ("/", "/examples", f"/example?group={generation(1).group_id}", "/versions", "/sql?name=groups"):
-        page = watched.open(path, run="vile")
+        page = watched.show(path, run="vile")
         expect(page.locator("#live")).to_have_text("not running")
         expect(page.get_by_text("Asking the ledger")).to_have_count(0)
         assert page.locator("main script, main img").count() == 0
-    page = watched.open("/examples", run="vile")
+    page = watched.show("/examples", run="vile")
     expect(page.locator("table.data tbody a").first).to_contain_text('<script>alert("x")</script>')
     assert "\u202e" not in page.locator("main").inner_text()
-    page = watched.open("/examples?query=" + "%3Cscript%3Ealert(1)%3C/script%3E" * 300)
+    page = watched.show("/examples?query=" + "%3Cscript%3Ealert(1)%3C/script%3E" * 300)
     expect(page.locator("main")).to_contain_text("No rows.")
 
 
@@ -227,7 +217,7 @@ def test_new_records_appear_and_a_lost_connection_comes_back(browser: Browser, t
 
 
 def test_the_keyboard_reaches_everything(watched: Watched) -> None:
-    page = watched.open("/examples")
+    page = watched.show("/examples")
     expect(page.locator("table.data tbody a").first).to_be_visible()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -249,7 +239,7 @@ def follow(page: Page, *names: str) -> None:
 
 
 def test_why_did_the_reward_rise(watched: Watched) -> None:
-    page = watched.open("/")
+    page = watched.show("/")
     follow(page, "Rewards")
     parts = page.locator("section", has_text="Parts of the reward")
     expect(parts.get_by_text("Relevance", exact=True)).to_be_visible()
@@ -263,7 +253,7 @@ def test_why_did_the_reward_rise(watched: Watched) -> None:
 
 
 def test_which_queries_lost_most_with_this_version(watched: Watched) -> None:
-    page = watched.open("/")
+    page = watched.show("/")
     follow(page, "Versions")
     table = page.locator("section", has_text="Queries that two versions both answered")
     table.get_by_role("button", name="change").click()
@@ -289,7 +279,6 @@ def test_is_someone_clicking_fraudulently(browser: Browser, tmp_path: Path) -> N
     write_run(tmp_path, in_log_order(list(outcomes)), run="live")
     with shown(tmp_path) as address:
         watched = Watched(browser.new_context().new_page(), address)
-        watched.page.goto(f"{address}/?token={TOKEN}")
         follow(watched.page, "Live")
         first = watched.page.locator("section", has_text="Clients with the most clicks").locator("tbody tr").first
         expect(first).to_contain_text("fraud")
@@ -299,7 +288,7 @@ def test_is_someone_clicking_fraudulently(browser: Browser, tmp_path: Path) -> N
         expect(searches).to_have_count(10)
         assert {row.locator("td").nth(7).inner_text() for row in searches.all()} == {"fraud"}
         watched.page.context.close()
-    assert watched.complaints == []
+    assert watched.trouble == []
 
 
 def test_why_did_this_group_give_no_gradient(browser: Browser, tmp_path: Path) -> None:
@@ -327,7 +316,7 @@ def test_why_did_this_group_give_no_gradient(browser: Browser, tmp_path: Path) -
 
 
 def test_which_weights_answered_this_request(watched: Watched) -> None:
-    page = watched.open("/examples")
+    page = watched.show("/examples")
     page.get_by_label("Query, or an id").fill("request-6")
     page.get_by_role("button", name="Show", exact=True).click()
     expect(page.locator("table.data tbody tr")).to_have_count(1)

@@ -15,8 +15,7 @@ from storage.monitor.limits import TimeShares
 from storage.report import DevRow, Report, read_report
 from storage.report_page import render_page
 from storage.shelf import Shelf
-from tests.browser.axe import violations
-from tests.browser.devtools import DevtoolsPage, browser_page
+from tests.browser.tabs import Tab, open_browser
 from tests.reported import EMPTY, compared, hits, updates, versions
 from tests.stored_events import record, reward, small_run
 from tests.unit.test_report import run_folder
@@ -57,9 +56,9 @@ def full_report(folder: Path) -> tuple[Report, Shelf]:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevtoolsPage]:
-    with browser_page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
+def tab() -> Iterator[Tab]:
+    with open_browser() as browser:
+        yield Tab(browser.new_page())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["full", "hostile", "empty"])
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
 def test_the_page_fits_every_width_and_theme_without_a_complaint(
-    tab: DevtoolsPage, addresses: dict[str, str], name: str, width: int, dark: bool, tmp_path: Path
+    tab: Tab, addresses: dict[str, str], name: str, width: int, dark: bool, tmp_path: Path
 ) -> None:
     tab.trouble.clear()
     tab.requests.clear()
@@ -93,16 +92,14 @@ def test_the_page_fits_every_width_and_theme_without_a_complaint(
         f"each.getBoundingClientRect().right > {width} + 0.5).map(each => each.outerHTML.slice(0, 120))"
     )
     assert wide == []
-    assert violations(tab) == []
+    assert tab.violations() == []
     assert tab.trouble == [] and tab.requests == [addresses[name]]
     if folder := os.environ.get("SEARCHLOOP_SCREENSHOTS"):
         tab.picture(Path(folder) / f"report-{name}-{width}-{'dark' if dark else 'light'}.png")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_charts_have_a_size_and_labels_that_do_not_overlap(
-    tab: DevtoolsPage, addresses: dict[str, str], width: int
-) -> None:
+def test_charts_have_a_size_and_labels_that_do_not_overlap(tab: Tab, addresses: dict[str, str], width: int) -> None:
     tab.open(addresses["full"], width=width)
     sizes = tab.value(
         "[...document.querySelectorAll('#charts svg.lines')].map(each => each.getBoundingClientRect())"
@@ -122,7 +119,7 @@ def test_charts_have_a_size_and_labels_that_do_not_overlap(
     assert "none" in drawn and len(set(drawn)) >= 2
 
 
-def test_what_is_folded_away_opens_and_the_result_is_seen_first(tab: DevtoolsPage, addresses: dict[str, str]) -> None:
+def test_what_is_folded_away_opens_and_the_result_is_seen_first(tab: Tab, addresses: dict[str, str]) -> None:
     tab.open(addresses["full"], width=1440)
     tops = tab.value(
         "['result', 'health', 'charts', 'examples', 'rest'].map(name => "
@@ -139,14 +136,11 @@ def test_what_is_folded_away_opens_and_the_result_is_seen_first(tab: DevtoolsPag
     assert tab.value("[...document.querySelectorAll('.example')].filter(each => each.open).length") == 2
 
 
-def test_links_and_folds_are_reached_by_keyboard_in_the_order_of_the_page(
-    tab: DevtoolsPage, addresses: dict[str, str]
-) -> None:
+def test_links_and_folds_are_reached_by_keyboard_in_the_order_of_the_page(tab: Tab, addresses: dict[str, str]) -> None:
     tab.open(addresses["full"], width=820)
     reached = []
     for _ in range(12):
-        for kind in ("keyDown", "keyUp"):
-            tab.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        tab.page.keyboard.press("Tab")
         reached.append(
             tab.value("[document.activeElement.tagName, document.activeElement.getBoundingClientRect().top + scrollY]")
         )
@@ -155,7 +149,7 @@ def test_links_and_folds_are_reached_by_keyboard_in_the_order_of_the_page(
     assert places == sorted(places)
 
 
-def test_the_theme_is_the_readers(tab: DevtoolsPage, addresses: dict[str, str]) -> None:
+def test_the_theme_is_the_readers(tab: Tab, addresses: dict[str, str]) -> None:
     grounds = []
     for dark in (False, True):
         tab.open(addresses["full"], width=820, dark=dark)
@@ -163,19 +157,19 @@ def test_the_theme_is_the_readers(tab: DevtoolsPage, addresses: dict[str, str]) 
     assert grounds == ["rgb(255, 255, 255)", "rgb(16, 20, 24)"]
 
 
-def test_a_hostile_script_does_not_run(tab: DevtoolsPage, addresses: dict[str, str]) -> None:
+def test_a_hostile_script_does_not_run(tab: Tab, addresses: dict[str, str]) -> None:
     tab.open(addresses["hostile"], width=820)
     assert tab.value("document.scripts.length + document.images.length + document.forms.length") == 0
     assert "<script>alert(" in tab.value("document.body.innerText")
 
 
-def test_the_checks_would_notice_what_they_look_for(tab: DevtoolsPage, tmp_path: Path) -> None:
+def test_the_checks_would_notice_what_they_look_for(tab: Tab, tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text(
         '<!doctype html><html><head><title>bad</title></head><body><main><h1>x</h1><img src="data:,">'
         '<p style="color:#ddd">pale</p></main><script>console.error("oh"); nothing.at.all;</script></body></html>'
     )
     tab.trouble.clear()
     tab.open((tmp_path / "bad.html").as_uri(), width=820)
-    found = {line.partition(":")[0] for line in violations(tab)}
+    found = {line.partition(":")[0] for line in tab.violations()}
     assert {"html-has-lang", "image-alt", "color-contrast"} <= found
     assert len(tab.trouble) >= 2
