@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 AGE_SECONDS = 15.0
 RUNS_MAX = 20
+REST = 20
 Firing = Callable[[str], Mapping[str, bool]]
 Stamp = tuple[tuple[int, int], ...]
 
@@ -39,7 +40,8 @@ class ScrapedRun(msgspec.Struct, frozen=True, kw_only=True):
 class LoopMetrics:
     """Metrics of the runs of a home. A scrape within `age_seconds` of the last reading gets the same text.
 
-    A run's log is read again only if its files have changed since. Of more than `RUNS_MAX` runs, the newest are shown.
+    A run's log is read again only if its files have changed since, and reading takes at most a `REST`-th of the time:
+    a long log is read seldom. Of more than `RUNS_MAX` runs, the newest are shown.
     """
 
     def __init__(
@@ -59,18 +61,26 @@ class LoopMetrics:
         self._text = b""
         self._read_at = -age_seconds
         self._known: dict[str, tuple[Stamp, LoopValues]] = {}
+        self._rests_until: dict[str, float] = {}
         self._trouble: dict[str, str] = {}
 
     def text(self) -> bytes:
-        """Return the metrics in Prometheus' text format. It may take a while: call it beside an event loop.
+        """Return the metrics in Prometheus' text format.
 
-        A run whose log cannot be read now has no values from the log, and never wrong ones.
+        The first call reads them, so make it beside an event loop. Later ones answer at once with the newest text,
+        and a thread reads the next one. A run whose log cannot be read now has no values from it, and never wrong ones.
         """
+        if not self._text:
+            self._refresh()
+        elif time.monotonic() - self._read_at >= self._age_seconds and not self._lock.locked():
+            threading.Thread(target=self._refresh, name="searchloop-metrics", daemon=True).start()
+        return self._text
+
+    def _refresh(self) -> None:
         with self._lock:
             if time.monotonic() - self._read_at >= self._age_seconds:
                 self._text = metrics_text(self.values())
                 self._read_at = time.monotonic()
-            return self._text
 
     def values(self) -> list[LoopValues]:
         """Return the values of each run, by name."""
@@ -86,7 +96,8 @@ class LoopMetrics:
     def _from_log(self, folder: RunFolder) -> LoopValues:
         stamp = _stamp(folder)
         known = self._known.get(folder.name)
-        if known is None or known[0] != stamp:
+        if known is None or (known[0] != stamp and time.monotonic() >= self._rests_until.get(folder.name, 0.0)):
+            began = time.monotonic()
             try:
                 with open_log(folder) as opened:
                     values = read_log(folder.name, opened, now_ms=now_ms())
@@ -98,6 +109,7 @@ class LoopMetrics:
             self._trouble.pop(folder.name, None)
             known = (stamp, msgspec.structs.replace(values, recipe=_recipe(folder)))
             self._known[folder.name] = known
+            self._rests_until[folder.name] = time.monotonic() + REST * (time.monotonic() - began)
         return known[1]
 
 

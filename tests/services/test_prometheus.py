@@ -9,13 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 
+from infra.app.app import App
+from infra.app.home import Home
+from infra.app.run_settings import RunSettings, write_run_settings
+from infra.app.settings import Settings
 from infra.monitoring.exposition import CONTENT_TYPE, metrics_text
+from infra.monitoring.scraping import LoopMetrics
 from services.local import Endpoints
+from streams.clients import connect_producer, create_topics
+from streams.delivery import Outbox
+from streams.kafka_settings import KafkaSettings
 from tests.kafka_cluster import wait_until
 from tests.prometheus import prometheus, promtool
 from tests.services.test_serving import Server, click, serving, shop
+from tests.stored_events import request
 from tests.unit.test_metrics import Samples, full_values, samples
 
 __all__ = ["shop"]
@@ -130,3 +140,31 @@ def test_one_scrape_has_the_counts_of_all_processes_also_of_one_that_was_killed(
         victim.wait(30)
         wait_until(lambda: len(psutil.Process(server.process.pid).children()) == 2, "it is back")
         assert answered() == 20
+
+
+def test_the_lag_of_each_stage_is_what_lies_in_the_topics(
+    local_services: Endpoints, tmp_path: Path, unique_name: str
+) -> None:
+    app = App(Home(tmp_path), settings=Settings(kafka=KafkaSettings(partitions=2))).at(local_services)
+    kafka = app.connections.kafka
+    kept = RunSettings(
+        run=unique_name, recipe="leser", index="i", index_version="i-1", seed=0, updates=50, settings=app.settings
+    )
+    write_run_settings(app.home.run(unique_name), kept)
+    create_topics(kafka, unique_name)
+    producer = connect_producer(kafka, client_id="test")
+    outbox = Outbox(producer, unique_name, stage="requests", settings=app.settings.delivery)
+    for number in range(5):
+        outbox.send(msgspec.structs.replace(request(number), run=unique_name), partition=number % 2)
+    outbox.flush()
+    producer.close()
+    found = samples(LoopMetrics(app.home, kafka).text())
+    run = ("run", unique_name)
+    assert found["searchloop_run_lag_records", (run, ("stage", "generator"))] == 5
+    assert found["searchloop_run_lag_records", (run, ("stage", "environment"))] == 0
+    assert found["searchloop_run_lag_seconds", (run, ("stage", "generator"))] > 0
+    assert found["searchloop_run_info", (("recipe", "leser"), run, ("state", "stopped"))] == 1
+    assert found["searchloop_run_updates_wanted", (run,)] == 50
+    gone = samples(LoopMetrics(app.home, KafkaSettings(bootstrap="127.0.0.1:1")).text())
+    assert gone["searchloop_run_info", (("recipe", "leser"), run, ("state", "unknown"))] == 1
+    assert not [name for name, _ in gone if "lag" in name], "unknown is not 0"

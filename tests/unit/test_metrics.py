@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import msgspec
@@ -167,11 +168,12 @@ def test_the_page_of_monitoring_has_the_table_of_the_code() -> None:
     assert metrics_reference() in page, "run: python -m infra.monitoring.metrics, and put its tables into the page"
 
 
-def test_a_scrape_reads_a_log_once_until_it_changes(tmp_path: Path) -> None:
+def test_a_scrape_reads_a_log_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
     folder = home.run(RUN)
     folder.mkdir(parents=True)
     write_run(folder)
+    monkeypatch.setattr("infra.monitoring.scraping.REST", 0)
     scraped = LoopMetrics(home, None, age_seconds=0.0)
     first = scraped.values()
     assert first[0].groups == 21
@@ -189,9 +191,47 @@ def test_a_log_that_cannot_be_read_gives_no_values_of_it(tmp_path: Path, caplog:
     (folder / LEDGER).write_bytes(b"no database")
     scraped = LoopMetrics(home, None, age_seconds=0.0)
     for _ in range(2):
-        found = samples(scraped.text())
+        found = samples(metrics_text(scraped.values()))
         assert list(found) == [("searchloop_run_info", (("recipe", "leser"), ("run", "broken"), ("state", "")))]
     assert len([each for each in caplog.records if "broken" in each.message]) == 1, "the same trouble is said once"
+
+
+def test_a_long_log_rests_after_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path)
+    folder = home.run(RUN)
+    folder.mkdir(parents=True)
+    write_run(folder)
+    monkeypatch.setattr("infra.monitoring.scraping.REST", 1e9)
+    scraped = LoopMetrics(home, None, age_seconds=0.0)
+    first = scraped.values()
+    store(folder, [record(dev_score(1), 0)])
+    assert scraped.values() == first, "it has changed, and is not due"
+    monkeypatch.setattr(scraped, "_rests_until", {})
+    assert scraped.values()[0].dev == {"measured": 0.25, "best": 0.25}
+
+
+def test_a_scrape_is_answered_at_once_while_the_next_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scraped = LoopMetrics(Home(tmp_path), None, age_seconds=0.0)
+    monkeypatch.setattr(scraped, "values", lambda: [LoopValues(run="first")])
+    first = scraped.text()
+    goes_on, began, done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> list[LoopValues]:
+        began.set()
+        assert goes_on.wait(60)
+        done.set()
+        return [LoopValues(run="second")]
+
+    monkeypatch.setattr(scraped, "values", slow)
+    assert scraped.text() == first
+    assert began.wait(60)
+    assert scraped.text() == first, "and no second thread reads"
+    goes_on.set()
+    assert done.wait(60)
+    with scraped._lock:
+        assert ("searchloop_run_info", (("recipe", ""), ("run", "second"), ("state", ""))) in samples(scraped._text)
 
 
 def test_the_servers_counts_begin_at_zero_and_only_grow() -> None:
