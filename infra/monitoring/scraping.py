@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from infra.runs.standing import facts_and_states, known_runs
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
-from storage.log import open_log
+from storage.log import Log, open_log
 from streams.clock import now_ms
 from streams.errors import SettingsError
 from streams.kafka_settings import KafkaSettings
@@ -28,6 +29,7 @@ AGE_SECONDS = 15.0
 RUNS_MAX = 20
 REST = 20
 Firing = Callable[[str], Mapping[str, bool]]
+OpenRun = Callable[[RunFolder], AbstractContextManager[Log]]
 Stamp = tuple[tuple[int, int], ...]
 
 
@@ -51,8 +53,13 @@ class LoopMetrics:
         *,
         alerts: Firing | None = None,
         age_seconds: float = AGE_SECONDS,
+        open_run: OpenRun = open_log,
     ) -> None:
-        """kafka: None leaves out what only the broker knows. alerts: gives whether each alert of a run fires."""
+        """kafka: None leaves out what only the broker knows. alerts: gives whether each alert of a run fires.
+
+        open_run: opens a run's log.
+        """
+        self._open_run = open_run
         self._home = home
         self._kafka = kafka
         self._alerts = alerts
@@ -99,7 +106,7 @@ class LoopMetrics:
         if known is None or (known[0] != stamp and time.monotonic() >= self._rests_until.get(folder.name, 0.0)):
             began = time.monotonic()
             try:
-                with open_log(folder) as opened:
+                with self._open_run(folder) as opened:
                     values = read_log(folder.name, opened, now_ms=now_ms())
             except StorageError as error:  # A ledger that is being rebuilt, or a run that has stored nothing yet.
                 if self._trouble.get(folder.name) != str(error):

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from infra.monitoring.exposition import CONTENT_TYPE
+from infra.monitoring.scraping import LoopMetrics
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.overview import Health, measure_health
@@ -27,6 +29,7 @@ from storage.questions.question import Question, saved_questions
 from storage.report import read_evaluations
 
 LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
+METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
     "step": -1,
@@ -187,6 +190,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 ledgers.source(run)  # Whoever listens uses the copy.
             await asyncio.sleep(LOOK_SECONDS)
     return response
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Answer with the metrics of the home's runs, in Prometheus' text format."""
+    text = await asyncio.to_thread(request.app[METRICS].text)
+    return web.Response(body=text, headers={"content-type": CONTENT_TYPE})
 
 
 async def health(request: web.Request) -> web.Response:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import duckdb
 import msgspec
 
 from infra.app.app import App
-from infra.app.home import SETTINGS_FILE
+from infra.app.home import SETTINGS_FILE, RunFolder
 from services.errors import ServiceError
+from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
+from storage.log import Log
 from storage.questions.asking import AskLimits, LedgerAnswer, ask
 from storage.questions.settings import UiSettings
 from storage.questions.sources import LedgerSource
@@ -94,6 +97,13 @@ class Ledgers:
 
         async with self._slots:
             return await asyncio.to_thread(answer)
+
+    @contextmanager
+    def log(self, folder: RunFolder) -> Iterator[Log]:
+        """Give a run's log for reading, as `open_log` does. Raises UnknownRun, StorageError."""
+        source = self.source(folder.name)
+        with source.cursor() as cursor:
+            yield Log(cursor, folder / ARCHIVE, live=source.live)
 
     def kafka(self) -> KafkaSettings | None:
         """Return the broker of the home, or None if none is known now."""

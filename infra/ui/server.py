@@ -12,6 +12,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from infra.app.app import App
+from infra.monitoring.scraping import LoopMetrics
 from infra.ui import api, pages
 from infra.ui.guarding import LOOPBACK, guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
@@ -65,10 +66,12 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Applic
     application = web.Application(middlewares=[guard(token, frozenset(names)), api.explain_errors])
     application[api.LEDGERS] = ledgers
     application[SERVER] = ShopServer(settings)
+    application[api.METRICS] = LoopMetrics(ledgers.app.home, ledgers.kafka(), open_run=ledgers.log)
     routes = application.router
     for path in (*pages.PAGES, *pages.HIDDEN):
         routes.add_get(path, pages.show)
     routes.add_get("/static/{name:.+}", pages.static)
+    routes.add_get("/metrics", api.metrics)
     routes.add_get("/health", api.health)
     routes.add_get("/api/runs", api.runs)
     routes.add_get("/api/page/{page}", api.page)

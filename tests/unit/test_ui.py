@@ -317,3 +317,12 @@ def test_the_stream_goes_on_after_the_last_event_that_a_page_got(home: Path) -> 
         assert updates["id"] == "rewards.0:12,updates.0:3"
 
     asked(home, run)
+
+
+def test_prometheus_gets_the_metrics_of_every_run(tmp_path: Path) -> None:
+    (write_run(tmp_path, whole_run(12)) / "settings.json").write_text('{"recipe": "leser"}')
+    _, text, answer = get(tmp_path, "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'searchloop_run_groups_total{run="demo"} 12.0' in text
+    assert 'searchloop_run_updates_total{run="demo"} 3.0' in text
+    assert get(tmp_path, "/api/runs")[1]["runs"][0]["recipe"] == "leser"
