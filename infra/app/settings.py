@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from infra.monitoring.alert_settings import AlertSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
@@ -210,6 +211,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     route: RouteSettings = RouteSettings()
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
+    alerts: AlertSettings = AlertSettings()
     failpoints: FailpointSettings = FailpointSettings()
     train: TrainSettings = TrainSettings()
     dev: DevSettings = DevSettings()

@@ -122,6 +122,7 @@ UNWRITTEN = {
     "report of a version": "report --run unread --policy 1",
     "what-changed": "what-changed --run unread",
     "compare": "compare --run unread",
+    "alerts": "alerts list --run unread",
     "promote": "promote --why --run unread",
     "replay reproduce": "replay reproduce --run unread",
 }

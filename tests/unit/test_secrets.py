@@ -66,6 +66,7 @@ def test_every_setting_that_sounds_like_a_secret_is_one() -> None:
         "elasticsearch.password",
         "vllm.api_key",
         "serve.token",
+        "alerts.webhook_secret",
     )
 
 
@@ -83,7 +84,7 @@ def test_a_secret_is_a_text_for_who_uses_it_and_shows_itself_in_no_way() -> None
 @pytest.mark.parametrize("path", SECRETS)
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_a_secret_variable_is_taken_as_it_stands_and_never_printed(path: str, password: str) -> None:
-    if path.endswith("api_key"):
+    if path.endswith(("api_key", "webhook_secret")):
         password = password.replace("ü", "ue")  # A key is ASCII.
     layer = environment_layer({variable(path): password})
     settings = combine(Settings, [("the environment", layer)])
@@ -299,7 +300,7 @@ def test_a_child_gets_its_secrets_through_a_pipe_and_none_by_its_environment() -
         ("environment", {"KAFKA", "ELASTICSEARCH"}),
         ("learner", {"KAFKA"}),
         ("sink", {"KAFKA"}),
-        ("monitor", {"KAFKA"}),
+        ("monitor", {"KAFKA", "ALERTS"}),
     ],
 )
 def test_a_worker_gets_the_secrets_of_its_own_doors(role: str, tables: set[str]) -> None:
@@ -391,4 +392,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown() -> None:
 
 
 def test_the_tables_that_are_read_without_torch_hold_every_secret() -> None:
-    assert {*secret_paths(ConnectionTables), *secret_paths(VllmTables)} == set(SECRETS) - {"serve.token"}
+    assert {*secret_paths(ConnectionTables), *secret_paths(VllmTables)} == set(SECRETS) - {
+        "serve.token",
+        "alerts.webhook_secret",
+    }
