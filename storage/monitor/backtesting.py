@@ -16,7 +16,7 @@ import msgspec
 
 from storage.monitor.alert_states import AlertState, Transition, standing, transitions
 from storage.monitor.figures import Figures, Point
-from storage.monitor.rules import AlertRule
+from storage.monitor.rules import AlertRule, needed_figures
 
 DAY_MS = 86_400_000
 
@@ -80,6 +80,8 @@ def backtest(
     figures: each in the order of its times. from_ms, until_ms: the window; points before it are known, as they were
     then, but only what happens in it counts. None: the whole log.
     """
+    versions = figures.get("reward_mean", ())
+    figures = {name: points for name, points in figures.items() if name in needed_figures(rules)}
     times = sorted({point.at_ms for points in figures.values() for point in points})
     start = times[0] if from_ms is None and times else from_ms or 0
     end = times[-1] if until_ms is None and times else until_ms or 0
@@ -103,16 +105,16 @@ def backtest(
         days=_days_outside(inside, start, end),
         transitions=tuple(found),
         last=states,
-        labels=tuple(_result(label, fired, figures) for label in inside),
+        labels=tuple(_result(label, fired, versions) for label in inside),
         false_alarms=tuple(each for each in fired if not any(_within(each.at_ms, label) for label in inside)),
     )
 
 
-def _result(label: Label, fired: Iterable[Transition], figures: Figures) -> LabelResult:
+def _result(label: Label, fired: Iterable[Transition], versions: Sequence[Point]) -> LabelResult:
     for each in fired:
         if _within(each.at_ms, label) and (not label.rules or each.rule in label.rules):
             seconds = (each.at_ms - label.from_ms) / 1000
-            steps = _steps(figures.get("reward_mean", ()), label.from_ms, each.at_ms)
+            steps = _steps(versions, label.from_ms, each.at_ms)
             return LabelResult(label=label, rule=each.rule, seconds=seconds, steps=steps)
     return LabelResult(label=label)
 

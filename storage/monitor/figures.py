@@ -166,8 +166,13 @@ KINDS: dict[str, FigureKind] = {
     ),
     "click_ranks": FigureKind(
         unit="counts",
-        about="Impressions of an hour by the rank of their first click (none, 1 … 9, 10+).",
+        about="Impressions of an hour with a click, by the rank of the first one (1 … 9, 10+).",
         rows=_CLICKS,
+    ),
+    "click_rate": FigureKind(
+        unit="counts",
+        about="Impressions of an hour with a click, and without one.",
+        rows="SELECT * FROM final_outcomes WHERE at_ms BETWEEN {from_ms} AND {until_ms}",
     ),
     "client_share": FigureKind(
         unit="share",

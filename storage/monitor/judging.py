@@ -29,7 +29,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
     broken: the value is beyond the limit; None without data. clear: it is back by `clear_by`; a value that is neither
     broken nor clear changes nothing. says: the sentence about a broken condition, or what data is missing. plain: the
-    value and the limit alone. sql: the query for the rows behind it.
+    value and the limit alone. figure, points: what it was computed from.
     """
 
     condition: str
@@ -39,7 +39,13 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     limit: float | None = None
     says: str = ""
     plain: str = ""
-    sql: str = ""
+    figure: str = ""
+    points: Sequence[Point] = ()
+
+    @property
+    def sql(self) -> str:
+        """Return the query, on the run's ledger, for the rows behind the judgement; "" without data."""
+        return rows_query(self.figure, self.points) if self.figure else ""
 
 
 class _Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +74,8 @@ def judge(name: str, condition: Condition, figures: Figures) -> Judgement:
         limit=measured.limit,
         says=condition.says.format(**_shown(condition, measured, newest)),
         plain=_plain(condition).format(**_shown(condition, measured, newest)),
-        sql=rows_query(condition.value, newest),
+        figure=condition.value,
+        points=newest,
     )
 
 
@@ -187,7 +194,9 @@ def _drift(condition: DriftCondition, points: Sequence[Point]) -> _Measured | st
     counted = min(now.total(), first.total())
     if counted < condition.counts_min:
         return f"{condition.value}: {counted} of {condition.counts_min} counted yet"
-    value = stability_index(first, now)
+    # Two samples of one distribution differ too: their index is about (k - 1) · (1/n + 1/m) on average.
+    chance = (len({*first, *now}) - 1) * (1 / first.total() + 1 / now.total())
+    value = stability_index(first, now) - chance
     return _Measured(value=value, limit=condition.above, over=value - condition.above, unit="number")
 
 

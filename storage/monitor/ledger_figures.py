@@ -169,7 +169,7 @@ def ledger_figures(log: Log, *, staleness_max: int) -> dict[str, list[Point]]:
         "quiet_seconds": _quiet(log.rows(_QUIET, [QUIET_SECONDS * 1000])),
         "dead_letter_share": [_letters(row) for row in log.rows(_LETTERS)],
         "dev_value": [_point(row, row["value"]) for row in log.rows(_DEV) if row["value"] is not None],
-        "click_ranks": _ranks(log.rows(_RANKS)),
+        **_clicks(log.rows(_RANKS)),
         "client_share": [
             Point(at_ms=(row["hour"] + 1) * HOUR_MS, value=row["most"] / row["total"], weight=row["total"])
             for row in log.rows(_CLIENTS)
@@ -240,11 +240,21 @@ def _letters(row: dict[str, Any]) -> Point:
     return Point(at_ms=row["at_ms"], value=letters / (groups + letters), note=note)
 
 
-def _ranks(rows: Iterable[dict[str, Any]]) -> list[Point]:
+def _clicks(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
     hours: dict[int, dict[str, int]] = {}
     for row in rows:
         hours.setdefault(row["hour"], {})[row["bucket"]] = row["counted"]
-    return [
-        Point(at_ms=(hour + 1) * HOUR_MS, value=1 - counts.get("none", 0) / sum(counts.values()), counts=counts)
-        for hour, counts in sorted(hours.items())
-    ]
+    return click_figures([((hour + 1) * HOUR_MS, counts) for hour, counts in sorted(hours.items())])
+
+
+def click_figures(hours: Sequence[tuple[int, dict[str, int]]]) -> dict[str, list[Point]]:
+    """Return the figures of clicks from hours: (end, impressions by the rank of the first click or "none")."""
+    ranks, rates = [], []
+    for at_ms, counts in hours:
+        none = counts.get("none", 0)
+        clicked = {rank: count for rank, count in counts.items() if rank != "none"}
+        rate = {"none": none, "any": sum(clicked.values())}
+        share = rate["any"] / max(none + rate["any"], 1)
+        ranks.append(Point(at_ms=at_ms, value=share, counts=clicked))
+        rates.append(Point(at_ms=at_ms, value=share, counts=rate))
+    return {"click_ranks": ranks, "click_rate": rates}

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -124,6 +124,7 @@ class ExplainedCondition(Watched, frozen=True, kw_only=True, tag="explained"):
 class DriftCondition(Watched, frozen=True, kw_only=True, tag="drift"):
     """A distribution differs from the one of the first points, by its population stability index (PSI).
 
+    What chance alone gives is subtracted from the index.
     first: number of first points. counts_min: entries that each side needs.
     """
 
@@ -167,10 +168,17 @@ def direction_of(condition: LimitCondition | ChangeCondition) -> tuple[Direction
     return "below", condition.below
 
 
+def needed_figures(rules: Iterable[AlertRule]) -> frozenset[str]:
+    """Return the names of the figures that rules look at."""
+    conditions = (condition for rule in rules for condition in rule.when.values())
+    named = {getattr(condition, field, None) for condition in conditions for field in _FIGURE_FIELDS}
+    return frozenset(name for name in KINDS if name in named)
+
+
 @cache
 def built_in_rules() -> tuple[AlertRule, ...]:
     """Return the rules that come with searchloop."""
-    return rules_from([(BUILT_IN, _built_in())])
+    return rules_from([(BUILT_IN, built_in_tables())])
 
 
 def read_rules(path: Path | None = None) -> tuple[AlertRule, ...]:
@@ -192,7 +200,7 @@ def read_rules(path: Path | None = None) -> tuple[AlertRule, ...]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: expected TOML, got: {error}") from error
-    return rules_from([(BUILT_IN, _built_in()), (str(path), given)])
+    return rules_from([(BUILT_IN, built_in_tables()), (str(path), given)])
 
 
 def rules_from(layers: list[tuple[str, Mapping[str, Any]]]) -> tuple[AlertRule, ...]:
@@ -216,7 +224,8 @@ def rules_from(layers: list[tuple[str, Mapping[str, Any]]]) -> tuple[AlertRule, 
     return tuple(rule for rule in made if not rule.off)
 
 
-def _built_in() -> dict[str, Any]:
+def built_in_tables() -> dict[str, Any]:
+    """Return the tables of the built-in rules, as a layer for `rules_from`."""
     return tomllib.loads(resources.files("storage.monitor").joinpath("rules.toml").read_text(encoding="utf-8"))
 
 

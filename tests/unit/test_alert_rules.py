@@ -27,6 +27,10 @@ RELIABILITY = {
 }  # fmt: skip
 
 
+def weighing(weight: float, *values: float) -> list[Point]:
+    return [Point(value=value, step=step, weight=weight) for step, value in enumerate(values)]
+
+
 def rules_of(path: Path, text: str) -> dict[str, AlertRule]:
     path.write_text(text)
     return {rule.name: rule for rule in read_rules(path)}
@@ -145,7 +149,11 @@ def names(**figures: list[Point]) -> list[str]:
         ("entropy", {"entropy": row(*[2.0] * 5, *[0.8] * 5)}, {"entropy": row(*[2.0] * 5, *[0.79] * 5)}),
         ("lag", {"lag_seconds": row(*range(50, 60))}, {"lag_seconds": row(*range(56, 106, 5))}),
         ("search", {"search_seconds": row(9, 9, 2, 9, 9)}, {"search_seconds": row(1, 3, 3, 2.1)}),
-        ("poisoned rewards", {"refused_share": row(0, 0, 0, 0, 0.05)}, {"refused_share": row(0, 0, 0, 0, 0.051)}),
+        (
+            "poisoned rewards",
+            {"refused_share": weighing(16, *[0] * 19, 0.2)},
+            {"refused_share": weighing(16, *[0] * 19, 0.21)},
+        ),
         (
             "poisoned rewards",
             {"reward_peak": row(*[1.0] * 5, 10.0)},
@@ -165,12 +173,12 @@ def names(**figures: list[Point]) -> list[str]:
         (
             "reward hacking",
             {
-                "reward_mean": row(*[0.0] * 5, *[1.0] * 5), "reward_std": row(1.0), "size_slope": row(0.05),
-                "text_size": row(*[10.0] * 5, *[20.0] * 5),
+                "reward_mean": row(*[0.0] * 10, *[1.0] * 10), "reward_std": row(1.0), "size_slope": row(0.05),
+                "text_size": row(*[10.0] * 10, *[20.0] * 10),
             },
             {
-                "reward_mean": row(*[0.0] * 5, *[1.0] * 5), "reward_std": row(1.0), "size_slope": row(0.051),
-                "text_size": row(*[10.0] * 5, *[20.0] * 5),
+                "reward_mean": row(*[0.0] * 10, *[1.0] * 10), "reward_std": row(1.0), "size_slope": row(0.051),
+                "text_size": row(*[10.0] * 10, *[20.0] * 10),
             },
         ),
     ],
@@ -191,10 +199,13 @@ def clicks(hours: int, counts: dict[str, int]) -> list[Point]:
 
 
 def test_feedback_drifts_when_clicks_move_to_other_ranks_and_not_with_their_number() -> None:
-    before = clicks(24, {"none": 60, "1": 25, "2": 15})
-    assert names(click_ranks=before + clicks(24, {"none": 6, "1": 2, "2": 2})) == []
-    assert names(click_ranks=before + clicks(24, {"none": 600, "1": 250, "2": 150})) == []
-    assert names(click_ranks=before + clicks(24, {"none": 20, "1": 25, "2": 55})) == ["feedback drift"]
+    before = clicks(24, {"1": 25, "2": 15})
+    assert names(click_ranks=before + clicks(24, {"1": 2, "2": 1})) == []
+    assert names(click_ranks=before + clicks(24, {"1": 250, "2": 150})) == []
+    assert names(click_ranks=before + clicks(24, {"1": 15, "2": 25})) == ["feedback drift"]
+    before = clicks(24, {"none": 60, "any": 40})
+    assert names(click_rate=before + clicks(24, {"none": 600, "any": 400})) == []
+    assert names(click_rate=before + clicks(24, {"none": 90, "any": 10})) == ["feedback drift"]
 
 
 def test_one_client_counts_only_beside_enough_clicks() -> None:
