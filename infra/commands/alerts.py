@@ -17,7 +17,7 @@ from rich.text import Text
 from infra.app.app import App
 from infra.app.home import RunFolder
 from infra.commands.times import moment_ms
-from infra.monitoring.alert_settings import AlertSettings
+from infra.monitoring.alert_settings import AlertTable
 from storage.report_text import printable
 from streams.clock import now_ms
 from streams.errors import SettingsError
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 STYLES = {"firing": "red", "recovered": "yellow", "no data": "dim", "silenced": "blue", "ok": "green"}
 CHANGES_SHOWN = 40
 DURATION = re.compile(r"\d+(?:\.\d+)?[smhd]")
-
-
-class AlertTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of settings that alerts need."""
-
-    alerts: AlertSettings = AlertSettings()
 
 
 @click.group()

@@ -64,6 +64,12 @@ class AlertSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("webhook: expected https:// with a secret, because http:// would show it on the network")
 
 
+class AlertTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The table of settings that alerts need."""
+
+    alerts: AlertSettings = AlertSettings()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

@@ -1,14 +1,15 @@
 """The alerts of the monitor's windows: the built-in rules on the figures of the moment. Alerts warn, and stop nothing.
 
-`storage.monitor.standing` adds what a single look cannot know: hysteresis, recovery, silences.
+`storage.monitor.alert_states` adds what a single look cannot know: hysteresis, recovery, silences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from storage.monitor.alert_states import AlertState
 from storage.monitor.figures import Figures, Line, window_figures
 from storage.monitor.judging import Judgement, judge
 from storage.monitor.rules import AlertRule, built_in_rules
@@ -39,6 +40,15 @@ def alerts(
     """
     figures = window_figures(lines, dead_letters=dead_letters, staleness_max=staleness_max, state=state)
     return alerts_of(figures, built_in_rules() if rules is None else rules)
+
+
+def firing(states: Iterable[AlertState]) -> tuple[Alert, ...]:
+    """Return the alerts of the rules that fire, without the silenced ones."""
+    return tuple(
+        Alert(name=each.rule, what=each.says, severity=each.severity, hint=each.hint, sql=each.sql)
+        for each in states
+        if each.state == "firing"
+    )
 
 
 def alerts_of(figures: Figures, rules: Sequence[AlertRule]) -> tuple[Alert, ...]:
