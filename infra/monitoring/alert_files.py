@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -66,8 +67,14 @@ def append_transitions(run_dir: Path, found: Sequence[Transition]) -> None:
         return
     path = run_dir / FOLDER / TRANSITIONS
     path.parent.mkdir(exist_ok=True)
-    with path.open("ab") as file:
-        file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in found))
+    with path.open("a+b") as file:
+        cut = file.seek(0, os.SEEK_END) and not _ends_a_line(file)  # By a crash, in the middle of a line.
+        file.write((b"\n" if cut else b"") + b"".join(msgspec.json.encode(each) + b"\n" for each in found))
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_transitions(run_dir: Path) -> list[Transition]:

@@ -31,9 +31,9 @@ from streams.errors import SearchloopError
 
 log = logging.getLogger(__name__)
 
-LEDGER_SECONDS_MIN = 60.0
-LEDGER_SHARE = 0.05
-ROUND_SECONDS = 5.0
+LEDGER_SECONDS_MIN = 120.0
+LEDGER_SHARE = 0.02
+ROUND_SECONDS = 10.0  # Each round asks the broker and reads files of workers.
 # Known better, or only, from elsewhere while somebody watches.
 NOT_FROM_LEDGER = frozenset({"quiet_seconds"})
 

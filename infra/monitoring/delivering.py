@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import msgspec
 
@@ -57,7 +57,7 @@ class Webhook:
         self._settings = settings
         self._run = run
         self._jitter = jitter
-        self._opener = build_opener(NoRedirects, ProxyHandler())
+        self._opener = build_opener(NoRedirects)
         self._queue: deque[AlertMessage] = deque()
         self._wake = threading.Condition()
         self._closed = False

@@ -141,7 +141,7 @@ def _state(
     state: StateName = "silenced" if silenced_until_ms is not None else beneath
     same = before is not None and before.state == state
     if before is not None and beneath == before.beneath == "firing" and broken is None:
-        shown = next((each for each in with_data if each.condition == before.condition), shown)
+        shown = next((each for each in with_data if each.name == before.condition), shown)
     return AlertState(
         rule=rule.name,
         severity=rule.severity,
@@ -149,9 +149,9 @@ def _state(
         beneath=beneath,
         since_ms=before.since_ms if before is not None and same else now_ms,
         hint=rule.hint,
-        condition=shown.condition,
-        value=shown.value,
-        limit=shown.limit,
+        condition=shown.name,
+        value=shown.measured.value if shown.measured else None,
+        limit=shown.measured.limit if shown.measured else None,
         says=_says(shown, beneath, judged),
         sql=shown.sql,
         until_ms=silenced_until_ms,

@@ -24,39 +24,54 @@ ROUNDING = 1e-9  # 0.4 - 0.5 is -0.09999999999999998.
 PSI_FLOOR = 0.5  # Added to each count, so that an empty one gives no infinity.
 
 
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a condition says of a run now.
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition's value with its limit. over: how far the value is beyond the limit; ≤ 0 if it is not.
 
-    broken: the value is beyond the limit; None without data. clear: it is back by `clear_by`; a value that is neither
-    broken nor clear changes nothing. says: the sentence about a broken condition, or what data is missing. plain: the
-    value and the limit alone. figure, points: what it was computed from.
+    first: the value that it is compared with, for the sentence. unit: of value and limit, if not that of the figure.
     """
-
-    condition: str
-    broken: bool | None
-    clear: bool = False
-    value: float | None = None
-    limit: float | None = None
-    says: str = ""
-    plain: str = ""
-    figure: str = ""
-    points: Sequence[Point] = ()
-
-    @property
-    def sql(self) -> str:
-        """Return the query, on the run's ledger, for the rows behind the judgement; "" without data."""
-        return rows_query(self.figure, self.points) if self.figure else ""
-
-
-class _Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """A condition's value with its limit. over: how far the value is beyond the limit; ≤ 0 if it is not."""
 
     value: float
     limit: float
     over: float
     first: float | None = None
-    points: Sequence[Point] = ()
     unit: Unit | None = None
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a condition says of a run now. Its texts are made when somebody asks for them.
+
+    name: of the condition, in its rule. broken: the value is beyond the limit; None without data. clear: it is back by
+    `clear_by`; a value that is neither broken nor clear changes nothing. missing: the data that it lacks. points: what
+    the value was computed from.
+    """
+
+    name: str
+    condition: Condition
+    broken: bool | None
+    clear: bool = False
+    measured: Measured | None = None
+    missing: str = ""
+    points: Sequence[Point] = ()
+
+    @property
+    def says(self) -> str:
+        """Return the sentence about a broken condition, or the data that is missing."""
+        return self._text(self.condition.says)
+
+    @property
+    def plain(self) -> str:
+        """Return the value and the limit, without a claim, or the data that is missing."""
+        return self._text(_plain(self.condition))
+
+    @property
+    def sql(self) -> str:
+        """Return the query, on the run's ledger, for the rows behind the judgement; "" without data."""
+        return "" if self.measured is None else rows_query(self.condition.value, self.points)
+
+    def _text(self, text: str) -> str:
+        if self.measured is None:
+            return self.missing
+        return text.format(**_shown(self.condition, self.measured, self.points))
 
 
 def judge(name: str, condition: Condition, figures: Figures) -> Judgement:
@@ -64,22 +79,18 @@ def judge(name: str, condition: Condition, figures: Figures) -> Judgement:
     points = figures.get(condition.value, ())
     measured = _measure(condition, points, figures)
     if isinstance(measured, str):
-        return Judgement(condition=name, broken=None, says=measured)
-    newest = measured.points or points[-condition.newest :]
+        return Judgement(name=name, condition=condition, broken=None, missing=measured)
     return Judgement(
-        condition=name,
+        name=name,
+        condition=condition,
         broken=measured.over > 0,
         clear=measured.over <= ROUNDING - condition.clear_by,
-        value=measured.value,
-        limit=measured.limit,
-        says=condition.says.format(**_shown(condition, measured, newest)),
-        plain=_plain(condition).format(**_shown(condition, measured, newest)),
-        figure=condition.value,
-        points=newest,
+        measured=measured,
+        points=points[-condition.newest :],
     )
 
 
-def _measure(condition: Condition, points: Sequence[Point], figures: Figures) -> _Measured | str:
+def _measure(condition: Condition, points: Sequence[Point], figures: Figures) -> Measured | str:
     """Return a condition's value and limit, or in words the data that it lacks."""
     if not points:
         return f"no {condition.value} yet"
@@ -98,7 +109,7 @@ def _measure(condition: Condition, points: Sequence[Point], figures: Figures) ->
             return _drift(condition, points)
 
 
-def _limit(condition: LimitCondition, points: Sequence[Point]) -> _Measured | str:
+def _limit(condition: LimitCondition, points: Sequence[Point]) -> Measured | str:
     newest = points[-condition.newest :]
     if len(newest) < condition.needs:
         return f"{condition.value}: {len(newest)} of {condition.needs} points yet"
@@ -119,10 +130,10 @@ def _limit(condition: LimitCondition, points: Sequence[Point]) -> _Measured | st
         return f"{condition.value}: nothing counted yet"
     side, limit = direction_of(condition)
     over = value - limit if side == "above" else limit - value
-    return _Measured(value=value, limit=limit, over=over, unit=KINDS[condition.value].unit)
+    return Measured(value=value, limit=limit, over=over, unit=KINDS[condition.value].unit)
 
 
-def _change(condition: ChangeCondition, points: Sequence[Point]) -> _Measured | str:
+def _change(condition: ChangeCondition, points: Sequence[Point]) -> Measured | str:
     if len(points) <= condition.first:
         return f"{condition.value}: {len(points)} points; needs more than the first {condition.first} to compare with"
     now, first = mean(points[-condition.newest :]), mean(points[: condition.first])
@@ -137,10 +148,10 @@ def _change(condition: ChangeCondition, points: Sequence[Point]) -> _Measured | 
         # Both sides times `first`: a quotient would round at the limit itself.
         over = (now - limit * first) / first if now != limit * first else 0.0
     over = over if side == "above" else -over
-    return _Measured(value=now, first=first, limit=limit, over=over)
+    return Measured(value=now, first=first, limit=limit, over=over)
 
 
-def _rising(condition: RisingCondition, points: Sequence[Point]) -> _Measured | str:
+def _rising(condition: RisingCondition, points: Sequence[Point]) -> Measured | str:
     newest = points[-condition.newest :]
     half = len(newest) // 2
     now, early, late = mean(newest), mean(newest[:half]), mean(newest[half:])
@@ -150,10 +161,10 @@ def _rising(condition: RisingCondition, points: Sequence[Point]) -> _Measured | 
     # A value that stays high rises no more, but it has not recovered either.
     if over > 0 and late <= early * (1 + condition.rise):
         over = -condition.clear_by / 2 if condition.clear_by else 0.0
-    return _Measured(value=now, first=early, limit=condition.above, over=over)
+    return Measured(value=now, first=early, limit=condition.above, over=over)
 
 
-def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures) -> _Measured | str:
+def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures) -> Measured | str:
     beside, scale = figures.get(condition.beside, ()), mean(figures.get(condition.scale, ())[: condition.first])
     if len(points) <= condition.first or not scale:
         return f"{condition.value}: {len(points)} points; needs more than the first {condition.first} to compare with"
@@ -167,10 +178,10 @@ def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures)
     over = gain - condition.above
     if over > 0 and lag < 0:
         over = -condition.clear_by  # The other figure has risen with it.
-    return _Measured(value=gain, first=lag, limit=condition.above, over=over)
+    return Measured(value=gain, first=lag, limit=condition.above, over=over)
 
 
-def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: Figures) -> _Measured | str:
+def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: Figures) -> Measured | str:
     by, slopes = figures.get(condition.by, ()), figures.get(condition.slope, ())
     scale = mean(figures.get(condition.scale, ())[: condition.first])
     if len(points) <= condition.first or len(by) <= condition.first or not slopes or not scale:
@@ -182,12 +193,12 @@ def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: 
         return f"{condition.value}: nothing counted yet"
     gain = now - first
     if gain < condition.rise * scale:
-        return _Measured(value=0.0, limit=condition.above, over=-condition.above, unit="share")
+        return Measured(value=0.0, limit=condition.above, over=-condition.above, unit="share")
     share = slope * (size - size_first) / gain
-    return _Measured(value=share, first=gain, limit=condition.above, over=share - condition.above, unit="share")
+    return Measured(value=share, first=gain, limit=condition.above, over=share - condition.above, unit="share")
 
 
-def _drift(condition: DriftCondition, points: Sequence[Point]) -> _Measured | str:
+def _drift(condition: DriftCondition, points: Sequence[Point]) -> Measured | str:
     if len(points) < condition.first + condition.newest:
         return f"{condition.value}: {len(points)} of {condition.first + condition.newest} points yet"
     now, first = _sum(points[-condition.newest :]), _sum(points[: condition.first])
@@ -197,7 +208,7 @@ def _drift(condition: DriftCondition, points: Sequence[Point]) -> _Measured | st
     # Two samples of one distribution differ too: their index is about (k - 1) · (1/n + 1/m) on average.
     chance = (len({*first, *now}) - 1) * (1 / first.total() + 1 / now.total())
     value = stability_index(first, now) - chance
-    return _Measured(value=value, limit=condition.above, over=value - condition.above, unit="number")
+    return Measured(value=value, limit=condition.above, over=value - condition.above, unit="number")
 
 
 def stability_index(before: Counter[str], now: Counter[str]) -> float:
@@ -237,7 +248,7 @@ def _plain(condition: Condition) -> str:
             return f"{condition.value} {{value}} (limit {{limit}})"
 
 
-def _shown(condition: Condition, measured: _Measured, newest: Sequence[Point]) -> dict[str, object]:
+def _shown(condition: Condition, measured: Measured, newest: Sequence[Point]) -> dict[str, object]:
     """Return the values of a sentence's placeholders. One without a form takes that of the figure's unit."""
     unit = measured.unit or KINDS[condition.value].unit
     if isinstance(condition, ApartCondition):

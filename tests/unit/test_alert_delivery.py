@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +17,16 @@ from infra.monitoring.alerting import AlertDesk
 from infra.monitoring.delivering import Webhook
 from storage.monitor.alert_states import Silence, Transition
 from storage.monitor.figures import Point
+from tests.webhook_receiver import WAIT_SECONDS, Receiver, until
 
-WAIT_SECONDS = 30.0
 SECRET = "hush-hush-hush"
-
-
-class Receiver:
-    """A webhook on this machine: it answers with the statuses given, then with 200, and keeps what came."""
-
-    def __init__(self) -> None:
-        self.statuses: list[int] = []
-        self.headers: dict[str, str] = {}
-        self.bodies: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.held = threading.Event()
-        self.held.set()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.held.wait(WAIT_SECONDS)
-                receiver.paths.append(self.path)
-                receiver.bodies.append(json.loads(body))
-                receiver.headers = dict(self.headers)
-                self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
-                self.send_header("Location", f"{receiver.url}/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
-    made.held.set()
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def settings(receiver: Receiver, **other: Any) -> AlertSettings:
@@ -77,13 +38,6 @@ def change(number: int = 0, *, state: Any = "firing") -> Transition:
     return Transition(
         at_ms=number, rule="format", severity="critical", before="ok", state=state, says="50% <b>", sql="S"
     )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -229,13 +183,15 @@ def test_a_new_monitor_goes_on_where_the_last_one_ended(
     ]  # fmt: skip
 
 
-def test_a_record_of_changes_that_a_crash_has_cut_is_read_up_to_there(
+def test_a_record_of_changes_that_a_crash_has_cut_loses_only_that_line(
     tmp_path: Path, desk: Callable[[], AlertDesk]
 ) -> None:
     desk().look(figures(0.5), now_ms=1)
     path = tmp_path / "alerts" / "transitions.jsonl"
     path.write_bytes(path.read_bytes() + b'{"at_ms": 3, "ru')
     assert [each.state for each in read_transitions(tmp_path)] == ["firing"]
+    desk().look(figures(0.999), now_ms=4)
+    assert [each.state for each in read_transitions(tmp_path)] == ["firing", "recovered"]
 
 
 def test_a_silenced_rule_tells_nobody_and_tells_when_the_silence_ends(
