@@ -206,7 +206,9 @@ async def _serve(
         known = {(item.topic, item.partition): app.consumer.highwater(item) for item in app.consumer.assignment()}
         for (topic, partition), offset in reading.overdue({item: end or 0 for item, end in known.items()}).items():
             log.info("%s[%d]: requesting the records from offset %d again", topic, partition, offset)
-            await app.consumer.seek(TP(topic, partition), offset)
+            # Not `seek`: faust 0.15.3 calls aiokafka from this thread then, while the consumer's own thread may be
+            # taking records of the same partition, and that thread dies of a KeyError.
+            await app.consumer.seek_wait({TP(topic, partition): offset})
 
     app.timer(settings.publish_seconds)(publish_changes)
     app.timer(SEEK_SECONDS)(seek_overdue)

@@ -33,9 +33,9 @@ class AlertState(msgspec.Struct, frozen=True, kw_only=True):
     """One rule of a run now.
 
     state: shown; `beneath` is the same without silences. since_ms: begin of the shown state. condition, value, limit,
-    says, sql: of the condition that broke, or of the first one with data; sql gives the rows behind it, on the run's
-    ledger. until_ms: the end of a silence. fired: the rule fires, or did when its data ended. broken_since_ms,
-    clear_since_ms: since when a condition is broken, or all are clear.
+    says: of the condition that broke, or of the first one with data. sql: the query, on the run's ledger, for the rows
+    behind a rule that fires or has recovered; else empty. until_ms: the end of a silence. fired: the rule fires, or did
+    when its data ended. broken_since_ms, clear_since_ms: since when a condition is broken, or all are clear.
     """
 
     rule: str
@@ -153,7 +153,7 @@ def _state(
         value=shown.measured.value if shown.measured else None,
         limit=shown.measured.limit if shown.measured else None,
         says=_says(shown, beneath, judged),
-        sql=shown.sql,
+        sql=shown.sql if beneath in ("firing", "recovered") else "",
         until_ms=silenced_until_ms,
         fired=fired,
         broken_since_ms=broken_since,

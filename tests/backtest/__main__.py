@@ -1,6 +1,6 @@
 """Test the built-in alert rules on injected faults and on clean runs, and write the results.
 
-    python -m tests.backtest --runs 25 --clean 500
+    python -m tests.backtest --runs 20 --clean 300
 
 Limits are chosen on one set of seeds and judged on another. The result lies in tests/backtest/results.json, and
 `python -m tests.backtest.table` writes it into infra/ALERTS.md.
@@ -30,15 +30,15 @@ def score(name: str, runs: int, clean_runs: int) -> tuple[SetScore, list[Choice]
     quiet = {kind: clean(kind, first_seed, count) for kind, count in sizes.items()}
     found = score_set(built_in_rules(), first_seed, runs, quiet)
     print(name, msgspec.json.format(msgspec.json.encode(found)).decode(), flush=True)
-    few = {kind: each[: max(len(each) // 4, 1)] for kind, each in quiet.items()}
+    few = {kind: each[: max(len(each) // 6, 1)] for kind, each in quiet.items()}
     return found, choices(runs, few) if name == CHOSEN else []
 
 
 def main() -> None:
     """Test, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=25, help="Runs of each fault in each set of seeds.")
-    parser.add_argument("--clean", type=int, default=500, help="Clean training runs in each set; live ones: a tenth.")
+    parser.add_argument("--runs", type=int, default=20, help="Runs of each fault in each set of seeds.")
+    parser.add_argument("--clean", type=int, default=300, help="Clean training runs in each set; live ones: a tenth.")
     given = parser.parse_args()
     with ProcessPoolExecutor(len(SETS)) as pool:
         waiting = {name: pool.submit(score, name, given.runs, given.clean) for name in SETS}
