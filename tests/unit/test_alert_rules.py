@@ -147,7 +147,8 @@ def names(**figures: list[Point]) -> list[str]:
     ("name", "fine", "broken"),
     [
         ("entropy", {"entropy": row(*[2.0] * 5, *[0.8] * 5)}, {"entropy": row(*[2.0] * 5, *[0.79] * 5)}),
-        ("lag", {"lag_seconds": row(*range(50, 60))}, {"lag_seconds": row(*range(56, 106, 5))}),
+        ("lag", {"lag_seconds": row(*range(30, 70, 2))}, {"lag_seconds": row(*range(10, 210, 10))}),
+        ("lag", {"lag_seconds": row(*range(60, 80))}, {"lag_seconds": row(*range(60, 460, 20))}),
         ("search", {"search_seconds": row(9, 9, 2, 9, 9)}, {"search_seconds": row(1, 3, 3, 2.1)}),
         (
             "poisoned rewards",
@@ -191,7 +192,7 @@ def test_a_rule_warns_beyond_its_limit_and_not_before(
 
 
 def test_a_lag_that_is_long_and_rises_no_more_does_not_fire() -> None:
-    assert names(lag_seconds=row(*[100.0] * 10)) == []
+    assert names(lag_seconds=row(*[100.0] * 20)) == []
 
 
 def clicks(hours: int, counts: dict[str, int]) -> list[Point]:
