@@ -71,6 +71,7 @@ GROUPS = {
     "Watch and prove": {
         "ui": ("ui", "Show every run in a browser, and the results behind each number."),
         "watch": ("watch", "Show the progress of a run."),
+        "alerts": ("alerts", "Show which alert rules fire, silence one, and test rules on a log."),
         "report": ("report", "Report on a run from its log, or on a version's events."),
         "verify": ("ledger", "Verify that no record was lost and none counted twice."),
         "replay": ("replay", "Replay a recorded window: copy, reproduce, rescore, or use as load."),

@@ -23,7 +23,7 @@ TABLES = {
     "evaluator": ("KAFKA", "ELASTICSEARCH"),
     "joiner": ("KAFKA",),
     "sink": ("KAFKA",),
-    "monitor": ("KAFKA",),
+    "monitor": ("KAFKA", "ALERTS"),
 }
 _ADDRESS_ENDINGS = ("URL", "BOOTSTRAP")
 

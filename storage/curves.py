@@ -38,7 +38,7 @@ DEV = """
 """
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the curve `name`, such as "reward/mean" or "update/loss". at: in seconds since 1970."""
 
     name: str
@@ -47,7 +47,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
-def curves(log: Log) -> Iterator[Point]:
+def curves(log: Log) -> Iterator[CurvePoint]:
     """Yield every point of a run's curves: rewards by version, metrics by update, dev scores by version.
 
     Only what the newest policy stands on is there, so a step has one value.
@@ -67,5 +67,5 @@ def curves(log: Log) -> Iterator[Point]:
                 yield _point(f"dev/{each['name']}/{measure}", row["step"], value, row["at_ms"])
 
 
-def _point(name: str, step: int, value: float, at_ms: int | None) -> Point:
-    return Point(name=name, step=step, value=float(value), at=(at_ms or 0) / 1000)
+def _point(name: str, step: int, value: float, at_ms: int | None) -> CurvePoint:
+    return CurvePoint(name=name, step=step, value=float(value), at=(at_ms or 0) / 1000)

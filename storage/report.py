@@ -14,9 +14,10 @@ import msgspec
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation
 from storage.log import Log, open_log
-from storage.monitor.alerts import Alert
+from storage.monitor.alerts import Alert, alerts_of
+from storage.monitor.ledger_figures import ledger_figures
 from storage.monitor.limits import TimeShares, read_time_shares
-from storage.report_alerts import read_alerts
+from storage.monitor.rules import built_in_rules
 from storage.report_examples import ComparedAnswer, read_comparisons
 
 DIGITS = 6
@@ -189,7 +190,7 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
             dev=_dev(log),
             comparisons=read_comparisons(log, digits=DIGITS),
             residual=sum(row.candidates - row.scored - row.failed - row.expired - row.waiting for row in accounting),
-            alerts=read_alerts(log, dead_letters=sum(dead_letters.values()), staleness_max=staleness_max),
+            alerts=alerts_of(ledger_figures(log, staleness_max=staleness_max), built_in_rules()),
             time=read_time_shares(log.rows),
         )
 

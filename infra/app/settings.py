@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from infra.monitoring.alert_settings import AlertSettings
 from learner.batches import BatchSettings
 from learner.generation import GenerationSettings
 from learner.learning import LearnerSettings
@@ -213,6 +214,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sink: SinkSettings = SinkSettings()
     monitor: MonitorSettings = MonitorSettings()
     ui: UiSettings = UiSettings()
+    alerts: AlertSettings = AlertSettings()
     failpoints: FailpointSettings = FailpointSettings()
     tracing: TracingSettings = TracingSettings()
     train: TrainSettings = TrainSettings()

@@ -50,7 +50,7 @@ def watch(app: App, name: str, once: bool, as_json: bool) -> None:
     run_dir = app.home.existing_run(name)
     app = app.at(app.local_services().endpoints())
     console = Console(soft_wrap=True) if once else Console()
-    watcher = Watcher(app, name)
+    watcher = Watcher(app, name, reads_log=not once)
     stop = Stop()
     try:
         # kafka-python 3.0 swallows exceptions that a signal handler raises while it polls; a flag is not lost.
@@ -151,6 +151,9 @@ def _dead(view: View) -> Text:
 
 
 def _alerts(view: View) -> list[Text]:
-    if not view.alerts:
-        return [Text("no alerts", "green")]
-    return [Text(f"{alert.name}: {alert.what}", "yellow") for alert in view.alerts]
+    said = [
+        Text(printable(f"{alert.name}: {alert.what}"), "red" if alert.severity == "critical" else "yellow")
+        for alert in view.alerts
+    ]
+    quiet = [f"{each.rule} {each.state}" for each in view.rules if each.state in ("recovered", "silenced")]
+    return [*(said or [Text("no alerts", "green")]), *([Text(printable(", ".join(quiet)), "dim")] if quiet else [])]

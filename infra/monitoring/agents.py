@@ -15,7 +15,8 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from faust.types import TP
 
 from infra.app.app import App
 from infra.app.home import read_settings_file
+from infra.monitoring.alerting import AlertRounds
 from infra.monitoring.lock import only_monitor
 from infra.runs.topics import make_derived_topics
 from storage.monitor.reading import ReadPositions
@@ -33,7 +35,7 @@ from streams.clients import partitions_of
 from streams.clock import now_ms
 from streams.codec import RECORD_BYTES_MAX, decode_window, encode_event
 from streams.doors import kafka_context
-from streams.errors import DeliveryError, EventError
+from streams.errors import DeliveryError, EventError, SettingsError
 from streams.events import Position, VersionWindow, WindowEvent
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds
@@ -79,9 +81,24 @@ def run_monitor_worker(app: App, *, run: str, stop: Stop) -> None:
     run_dir = app.home.run(run)
     settings = read_settings_file(run_dir, MonitorRun).settings.monitor
     kafka = app.connections.kafka
-    with only_monitor(run_dir):
+    with only_monitor(run_dir), alerting(app, run) as alerts:
         make_derived_topics(app, run)
-        asyncio.run(_serve(run, kafka, settings, stop, datadir=run_dir / FOLDER))
+        asyncio.run(_serve(run, kafka, settings, stop, datadir=run_dir / FOLDER, alerts=alerts))
+
+
+@contextmanager
+def alerting(app: App, run: str) -> Iterator[AlertRounds | None]:
+    """Judge the run's alerts meanwhile; wrong rules cost the alerts, and not the windows."""
+    try:
+        rounds = AlertRounds(app, run)
+    except SettingsError as error:
+        log.error("no alerts: %s", error)
+        yield None
+        return
+    try:
+        yield rounds
+    finally:
+        rounds.close()
 
 
 def build_app(
@@ -168,7 +185,9 @@ def credentials(kafka: KafkaSettings) -> Any:
     return faust.SSLCredentials(context) if context is not None else None
 
 
-async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop: Stop, *, datadir: Path) -> None:
+async def _serve(
+    run: str, kafka: KafkaSettings, settings: MonitorSettings, stop: Stop, *, datadir: Path, alerts: AlertRounds | None
+) -> None:
     bounds = log_bounds(kafka, partitions_of(kafka, [topic_name(run, kind) for kind in EXPECTED]))
     truncated = any(start > 0 for start, _ in bounds.values())
     ends = {(kind_of(item.topic), item.partition): end for item, (start, end) in bounds.items() if start < end}
@@ -180,12 +199,16 @@ async def _serve(run: str, kafka: KafkaSettings, settings: MonitorSettings, stop
     async def publish_changes() -> None:
         ready.set()
         publish(windows, table, truncated=truncated)
+        if alerts is not None and windows.caught_up:
+            alerts.publish(dict(table.items()))
 
     async def seek_overdue() -> None:
         known = {(item.topic, item.partition): app.consumer.highwater(item) for item in app.consumer.assignment()}
         for (topic, partition), offset in reading.overdue({item: end or 0 for item, end in known.items()}).items():
             log.info("%s[%d]: requesting the records from offset %d again", topic, partition, offset)
-            await app.consumer.seek(TP(topic, partition), offset)
+            # Not `seek`: faust 0.15.3 calls aiokafka from this thread then, while the consumer's own thread may be
+            # taking records of the same partition, and that thread dies of a KeyError.
+            await app.consumer.seek_wait({TP(topic, partition): offset})
 
     app.timer(settings.publish_seconds)(publish_changes)
     app.timer(SEEK_SECONDS)(seek_overdue)

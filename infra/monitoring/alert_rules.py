@@ -17,7 +17,7 @@ WORKS = '(max by (run) (searchloop_run_info{state=~"running|stalled"}) > 0)'
 """A run that has stopped or has finished has work that waits for ever; nobody needs to be told."""
 
 
-class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
+class ScrapedRule(msgspec.Struct, frozen=True, kw_only=True):
     """One rule.
 
     expr: has a series above 0 for each violation. hold: how long it must hold. says: may use {{ $labels }}.
@@ -36,28 +36,28 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RULES = (
-    AlertRule(
+    ScrapedRule(
         name="RunStalled",
         expr='max by (run) (searchloop_run_info{state="stalled"}) > 0',
         hold="1m",
         severity="critical",
         says="Run {{ $labels.run }} has work, and makes no progress. `searchloop status` names the stage.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="RunAlert",
         expr="searchloop_run_alert_firing > 0",
         hold="1m",
         severity="warning",
         says="Run {{ $labels.run }}: {{ $labels.alert }}. See: searchloop watch --run {{ $labels.run }}",
     ),
-    AlertRule(
+    ScrapedRule(
         name="LagRises",
         expr=f"searchloop_run_lag_seconds > 60 and deriv(searchloop_run_lag_seconds[5m]) > 0 and on (run) {WORKS}",
         hold="2m",
         severity="warning",
         says="The {{ $labels.stage }} of run {{ $labels.run }} has taken nothing for more than a minute.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="DeadLetters",
         expr="sum by (run) (increase(searchloop_run_dead_letters_total[1h])) > 0.001 * (sum by (run) "
         "(increase(searchloop_run_dead_letters_total[1h])) + sum by (run) (increase(searchloop_run_groups_total[1h])))",
@@ -65,14 +65,14 @@ RULES = (
         severity="warning",
         says="More than 0.1% of the records of run {{ $labels.run }} became dead letters. See: searchloop dead-letters",
     ),
-    AlertRule(
+    ScrapedRule(
         name="AccountingResidual",
         expr="searchloop_run_accounting_residual_records != 0",
         hold="5m",
         severity="critical",
         says="The ledger of run {{ $labels.run }} lacks records, or has some twice. Run: searchloop verify",
     ),
-    AlertRule(
+    ScrapedRule(
         name="FailedOutcomes",
         expr='sum by (run) (searchloop_run_candidates{fate="failed"}) > '
         "0.01 * sum by (run) (searchloop_run_candidates)",
@@ -80,14 +80,14 @@ RULES = (
         severity="warning",
         says="More than 1% of the candidates of run {{ $labels.run }} could not be scored. Look at Elasticsearch.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="NoUpdate",
         expr=f"time() - searchloop_run_last_update_timestamp_seconds > 3600 and on (run) {WORKS}",
         hold="5m",
         severity="warning",
         says="Run {{ $labels.run }} works, and has made no update for an hour.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="ServeErrors",
         expr='sum by (job) (rate(searchloop_serve_requests_total{status="5xx"}[5m])) > 0.05 * '
         "sum by (job) (rate(searchloop_serve_requests_total[5m]))",
@@ -95,7 +95,7 @@ RULES = (
         severity="critical",
         says="More than 5% of the server's answers are errors.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="ServeSlow",
         expr="histogram_quantile(0.99, sum by (job, le) "
         '(rate(searchloop_serve_request_duration_seconds_bucket{route="/search"}[5m]))) > 2',
@@ -103,21 +103,21 @@ RULES = (
         severity="warning",
         says="One search in a hundred takes longer than 2 seconds.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="ServeTrouble",
         expr="max by (job, part) (searchloop_serve_trouble) > 0",
         hold="5m",
         severity="warning",
         says="The server has trouble with its {{ $labels.part }}. `/ready` says which.",
     ),
-    AlertRule(
+    ScrapedRule(
         name="EventsWait",
         expr="max by (job) (min_over_time(searchloop_serve_spool_waiting_bytes[10m])) > 1e7",
         hold="5m",
         severity="warning",
         says="Events of people wait on the server's disk. Look at Kafka: searchloop status",
     ),
-    AlertRule(
+    ScrapedRule(
         name="EventsLost",
         expr="sum by (job) (increase(searchloop_serve_lost_impressions_total[10m])) > 0",
         hold="0m",
@@ -154,7 +154,7 @@ def grafana_rules() -> str:
     return _yaml({"apiVersion": 1, "groups": [group]})
 
 
-def _grafana_rule(rule: AlertRule) -> dict[str, Any]:
+def _grafana_rule(rule: ScrapedRule) -> dict[str, Any]:
     """Return a rule whose query has a series above 0 for each violation.
 
     The condition names the query without `$`: Grafana replaces `$NAME` in these files by variables.

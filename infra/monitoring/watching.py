@@ -17,6 +17,8 @@ from kafka import TopicPartition
 from infra.app.app import App
 from infra.app.home import RunFolder, read_settings_file
 from infra.app.interrupts import at_hard_end, received
+from infra.monitoring.alert_settings import AlertTable
+from infra.monitoring.alerting import AlertDesk, LedgerLooks, figures_of
 from infra.monitoring.lock import monitor_is_running
 from infra.runs.rights import give_rights
 from infra.runs.standing import run_states
@@ -24,10 +26,12 @@ from infra.runs.supervisor import HURRIED_SECONDS, STOP_SECONDS, worker_command
 from infra.runs.topics import make_derived_topics
 from learner.batches import BatchSettings
 from services.private_variables import for_role, piped
+from storage.monitor.alerts import firing
 from storage.monitor.stalls import RunState
 from storage.monitor.view import View, build_view
 from storage.monitor.windows import EXPECTED
 from streams.clients import connect_consumer, partitions_of
+from streams.clock import now_ms
 from streams.codec import decode_window
 from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError
@@ -58,10 +62,21 @@ class WatchedRun(msgspec.Struct, frozen=True, kw_only=True):
 class Watcher:
     """A reader of a run's windows that combines them into a view as they are published."""
 
-    def __init__(self, app: App, run: str) -> None:
-        """Raise SettingsError if the run does not exist, DeliveryError if it has no topics yet or no broker answers."""
+    def __init__(self, app: App, run: str, *, reads_log: bool = False) -> None:
+        """Raise SettingsError if the run does not exist, DeliveryError if it has no topics yet or no broker answers.
+
+        reads_log: True also judges the alert rules whose figures only the log gives, from a thread that reads it.
+        """
         self._run = run
-        self._kept = read_settings_file(app.home.run(run), WatchedRun)
+        run_dir = app.home.run(run)
+        self._kept = read_settings_file(run_dir, WatchedRun)
+        self._looks: LedgerLooks | None = None
+        self._desk = AlertDesk(
+            run_dir,
+            app.tables(AlertTable).alerts,
+            keeps=False,
+            ledger=lambda: self._looks.figures if self._looks else {},
+        )
         self._kafka = app.connections.kafka
         self._inputs = partitions_of(self._kafka, [topic_name(run, kind) for kind in EXPECTED])
         make_derived_topics(app, run)
@@ -80,6 +95,9 @@ class Watcher:
     def close(self) -> None:
         """Leave the topic."""
         self._consumer.close()
+        self._desk.close()
+        if self._looks is not None:
+            self._looks.close()
 
     def read(self, *, wait_seconds: float) -> None:
         """Take the windows published since the last call; skip unreadable ones, which a monitor can make again."""
@@ -91,15 +109,18 @@ class Watcher:
                 continue
 
     def view(self) -> View:
-        """Return the current view of the run."""
-        return build_view(
+        """Return the current view of the run, with the states of its alert rules."""
+        staleness_max = self._kept.settings.batch.staleness_max
+        view = build_view(
             self._run,
             self.events(),
             updates_wanted=self._kept.updates,
-            staleness_max=self._kept.settings.batch.staleness_max,
+            staleness_max=staleness_max,
             lags=self._lags(),
             standing=self._state_known,
         )
+        states = self._desk.look(figures_of(view, staleness_max=staleness_max), now_ms=now_ms())
+        return msgspec.structs.replace(view, alerts=firing(states), rules=states)
 
     def events(self) -> list[WindowEvent]:
         """Return the last published windows and monitor state, in the order of their keys."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from storage.monitor.alert_states import AlertState
 from storage.monitor.alerts import Alert, alerts
 from storage.monitor.stalls import RunState
 from streams.events import MonitorState, StageWindow, VersionWindow, WindowEvent
@@ -44,6 +45,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     updates_done, updates_wanted: optimizer steps since the warm-up, and the number that the run was started for.
     policy_lag: steps between the newest policy and the one that wrote the newest groups. lags: records that a stage has
     not read. state: the run's state: running, idle, finished, stalled (with the awaited event), stopped or unknown.
+    rules: the state of each alert rule, where somebody keeps watching; `alerts` are those that fire.
     """
 
     run: str
@@ -61,6 +63,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     lags: tuple[StageLag, ...]
     state: RunState
     alerts: tuple[Alert, ...]
+    rules: tuple[AlertState, ...] = ()
 
 
 def build_view(

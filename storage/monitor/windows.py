@@ -143,6 +143,11 @@ class Windows:
         self._forget()
         return {window_key(event): None if _empty(event) else event for event in (*events, self.state())}
 
+    @property
+    def caught_up(self) -> bool:
+        """Return whether everything is read that lay in the log when the monitor started."""
+        return not self._behind()
+
     def state(self) -> MonitorState:
         """Return the reading positions, and the totals that belong to no window."""
         newest = self._newest_update[1] if self._newest_update else None

@@ -121,6 +121,7 @@ UNWRITTEN = {
     "dead-letters": "dead-letters resend --run unread --topic requests",
     "report of a version": "report --run unread --policy 1",
     "compare": "compare --run unread",
+    "alerts": "alerts list --run unread",
     "promote": "promote --why --run unread",
     "replay reproduce": "replay reproduce --run unread",
 }

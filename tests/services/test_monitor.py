@@ -15,8 +15,9 @@ from infra.app.app import App
 from infra.app.home import Home
 from infra.app.run_settings import RunSettings, write_run_settings
 from infra.app.settings import Settings
+from infra.monitoring.alert_files import read_transitions
 from infra.monitoring.lock import monitor_is_running, only_monitor
-from infra.monitoring.watching import Watcher, wait_until_read
+from infra.monitoring.watching import Watcher, monitor_log, wait_until_read
 from services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
@@ -31,6 +32,7 @@ from streams.topics import kind_of, topic_name
 from tests.commands import command, environment, interrupt, start
 from tests.monitored_log import as_rows, expected_windows, messy_log, watched
 from tests.stored_events import raw_record
+from tests.webhook_receiver import Receiver, until
 
 PARTITIONS = 2
 BOMB = b"[" * (10 * 1024 * 1024)
@@ -173,3 +175,23 @@ def test_ctrl_c_ends_watch_and_the_monitor_that_it_started(world: tuple[App, str
     assert interrupt(process) == (130, "stopped")
     assert not psutil.pid_exists(pid)
     assert not monitor_is_running(app.home.run(run))
+
+
+def test_a_monitor_tells_a_webhook_of_a_rule_that_fires_and_keeps_the_change(
+    world: tuple[App, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, run = world
+    produce(app, run, messy_log(80))
+    receiver = Receiver()
+    monkeypatch.setenv("SEARCHLOOP_ALERTS__WEBHOOK", f"{receiver.url}/hook")
+    monkeypatch.setenv("SEARCHLOOP_ALERTS__WEBHOOK_SECRET", "hush-hush-hush")
+    try:
+        with watched(app, run) as (_, process):
+            until(lambda: "failed outcomes" in [body["change"]["rule"] for body in receiver.bodies])
+            assert "hush" not in str(psutil.Process(process.pid).environ())
+    finally:
+        receiver.close()
+    assert receiver.headers["Authorization"] == "Bearer hush-hush-hush"
+    kept = {each.rule: each.state for each in read_transitions(app.home.run(run))}
+    assert kept["failed outcomes"] == "firing"
+    assert "hush" not in monitor_log(app.home.run(run)).read_text()

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from infra.commands.watch import render
-from storage.monitor.alerts import DEAD_GROUPS_UPDATES
 from storage.monitor.view import View, build_view
 from streams.events import MonitorState, PolicyRef, StageWindow, VersionWindow, WindowEvent
 
+DEAD_GROUPS_UPDATES = 20
 GOOD = {
     "groups": 100,
     "measured": 100,

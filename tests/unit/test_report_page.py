@@ -12,18 +12,14 @@ import pytest
 
 from storage.charts import LINES_MAX
 from storage.evaluation.tables import Evaluation
-from storage.log import open_log
 from storage.monitor.limits import TimeShares, UpdateTimes, time_shares
-from storage.monitor.view import version_lines
-from storage.monitor.windows import MonitorSettings, Windows
 from storage.report import DevRow, Report, read_report, to_json
-from storage.report_alerts import version_lines_of
 from storage.report_blocks import moved
 from storage.report_charts import main_charts, reward_parts
 from storage.report_examples import PlacedHit, place_hits
 from storage.report_page import render_page
 from storage.shelf import Shelf
-from streams.events import Hit, Outcome, VersionWindow
+from streams.events import Hit, Outcome
 from streams.records import Received
 from tests.reported import EMPTY, compared, hits, updates, versions
 from tests.stored_events import raw_record, record, reward, small_run, version
@@ -99,26 +95,6 @@ def test_answers_in_a_wrong_format_are_examples_only_without_others(tmp_path: Pa
     assert (alone.comparisons[0].gained, alone.comparisons[0].lost) == (0, 0)
     page = render_page(alone)
     assert "The answer is not valid: no list." in page and "Nothing was searched with it" in page
-
-
-def test_alerts_come_from_the_same_lines_as_the_monitors(tmp_path: Path) -> None:
-    records = small_run(24)
-    records += [answered(100, [0.5, 0.5], helped="abc"), answered(101, [0.1, 0.9], valid=False)]
-    stuffed = reward(102, step=3)
-    outcome = msgspec.structs.replace(stuffed.outcomes[0], expansions=("Ärger mug_1 ärger", "mug_1 冰箱 冰箱"))
-    failed = Outcome(status="failed", valid=True, error="down")
-    records.append(record(msgspec.structs.replace(stuffed, outcomes=(outcome, failed)), 102))
-    windows = Windows("test", MonitorSettings(), ends={})
-    for item in records:
-        if item.position.topic.endswith((".rewards", ".updates")):
-            windows.add(item.position, item.value, timestamp_ms=item.timestamp_ms, now_ms=2_000_000_000_000)
-    expected = version_lines(each for each in windows.changes().values() if isinstance(each, VersionWindow))
-    with open_log(run_folder(tmp_path, records)) as log:
-        found = version_lines_of(log)
-    assert len(found) == len(expected) == 6
-    for ours, monitors in zip(found, expected, strict=True):
-        for name, value in msgspec.structs.asdict(monitors).items():
-            assert getattr(ours, name) == (pytest.approx(value) if isinstance(value, float) else value), name
 
 
 def test_broken_rules_are_listed(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ PASSWORDS = (
     "Schlüssel-6",
     "Zeichen-7",
     "Zeichen-8",
+    "Zeichen-9",
 )
 
 
@@ -70,6 +71,7 @@ def test_every_setting_that_sounds_like_a_secret_is_one() -> None:
         "serve.token",
         "ui.token",
         "ui.server_token",
+        "alerts.webhook_secret",
     )
 
 
@@ -87,7 +89,7 @@ def test_a_secret_is_a_text_for_who_uses_it_and_shows_itself_in_no_way() -> None
 @pytest.mark.parametrize("path", SECRETS)
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_a_secret_variable_is_taken_as_it_stands_and_never_printed(path: str, password: str) -> None:
-    if path.endswith("api_key"):
+    if path.endswith(("api_key", "webhook_secret")):
         password = password.replace("ü", "ue")  # A key is ASCII.
     layer = environment_layer({variable(path): password})
     settings = combine(Settings, [("the environment", layer)])
@@ -303,7 +305,7 @@ def test_a_child_gets_its_secrets_through_a_pipe_and_none_by_its_environment() -
         ("environment", {"KAFKA", "ELASTICSEARCH"}),
         ("learner", {"KAFKA"}),
         ("sink", {"KAFKA"}),
-        ("monitor", {"KAFKA"}),
+        ("monitor", {"KAFKA", "ALERTS"}),
     ],
 )
 def test_a_worker_gets_the_secrets_of_its_own_doors(role: str, tables: set[str]) -> None:
@@ -399,4 +401,5 @@ def test_the_tables_that_are_read_without_torch_hold_every_secret() -> None:
         "serve.token",
         "ui.token",
         "ui.server_token",
+        "alerts.webhook_secret",
     }
