@@ -24,7 +24,7 @@ ROUNDING = 1e-9  # 0.4 - 0.5 is -0.09999999999999998.
 PSI_FLOOR = 0.5  # Added to each count, so that an empty one gives no infinity.
 
 
-class MeasuredFigure(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredCondition(msgspec.Struct, frozen=True, kw_only=True):
     """A condition's value with its limit. over: how far the value is beyond the limit; ≤ 0 if it is not.
 
     first: the value that it is compared with, for the sentence. unit: of value and limit, if not that of the figure.
@@ -49,7 +49,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     condition: Condition
     broken: bool | None
     clear: bool = False
-    measured: MeasuredFigure | None = None
+    measured: MeasuredCondition | None = None
     missing: str = ""
     points: Sequence[Point] = ()
 
@@ -90,7 +90,7 @@ def judge(name: str, condition: Condition, figures: Figures) -> Judgement:
     )
 
 
-def _measure(condition: Condition, points: Sequence[Point], figures: Figures) -> MeasuredFigure | str:
+def _measure(condition: Condition, points: Sequence[Point], figures: Figures) -> MeasuredCondition | str:
     """Return a condition's value and limit, or in words the data that it lacks."""
     if not points:
         return f"no {condition.value} yet"
@@ -109,7 +109,7 @@ def _measure(condition: Condition, points: Sequence[Point], figures: Figures) ->
             return _drift(condition, points)
 
 
-def _limit(condition: LimitCondition, points: Sequence[Point]) -> MeasuredFigure | str:
+def _limit(condition: LimitCondition, points: Sequence[Point]) -> MeasuredCondition | str:
     newest = points[-condition.newest :]
     if len(newest) < condition.needs:
         return f"{condition.value}: {len(newest)} of {condition.needs} points yet"
@@ -130,10 +130,10 @@ def _limit(condition: LimitCondition, points: Sequence[Point]) -> MeasuredFigure
         return f"{condition.value}: nothing counted yet"
     side, limit = direction_of(condition)
     over = value - limit if side == "above" else limit - value
-    return MeasuredFigure(value=value, limit=limit, over=over, unit=KINDS[condition.value].unit)
+    return MeasuredCondition(value=value, limit=limit, over=over, unit=KINDS[condition.value].unit)
 
 
-def _change(condition: ChangeCondition, points: Sequence[Point]) -> MeasuredFigure | str:
+def _change(condition: ChangeCondition, points: Sequence[Point]) -> MeasuredCondition | str:
     if len(points) <= condition.first:
         return f"{condition.value}: {len(points)} points; needs more than the first {condition.first} to compare with"
     now, first = mean(points[-condition.newest :]), mean(points[: condition.first])
@@ -148,10 +148,10 @@ def _change(condition: ChangeCondition, points: Sequence[Point]) -> MeasuredFigu
         # Both sides times `first`: a quotient would round at the limit itself.
         over = (now - limit * first) / first if now != limit * first else 0.0
     over = over if side == "above" else -over
-    return MeasuredFigure(value=now, first=first, limit=limit, over=over)
+    return MeasuredCondition(value=now, first=first, limit=limit, over=over)
 
 
-def _rising(condition: RisingCondition, points: Sequence[Point]) -> MeasuredFigure | str:
+def _rising(condition: RisingCondition, points: Sequence[Point]) -> MeasuredCondition | str:
     newest = points[-condition.newest :]
     half = len(newest) // 2
     now, early, late = mean(newest), mean(newest[:half]), mean(newest[half:])
@@ -161,10 +161,10 @@ def _rising(condition: RisingCondition, points: Sequence[Point]) -> MeasuredFigu
     # A value that stays high rises no more, but it has not recovered either.
     if over > 0 and late <= early * (1 + condition.rise):
         over = -condition.clear_by / 2 if condition.clear_by else 0.0
-    return MeasuredFigure(value=now, first=early, limit=condition.above, over=over)
+    return MeasuredCondition(value=now, first=early, limit=condition.above, over=over)
 
 
-def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures) -> MeasuredFigure | str:
+def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures) -> MeasuredCondition | str:
     beside, scale = figures.get(condition.beside, ()), mean(figures.get(condition.scale, ())[: condition.first])
     if len(points) <= condition.first or not scale:
         return f"{condition.value}: {len(points)} points; needs more than the first {condition.first} to compare with"
@@ -178,10 +178,10 @@ def _apart(condition: ApartCondition, points: Sequence[Point], figures: Figures)
     over = gain - condition.above
     if over > 0 and lag < 0:
         over = -condition.clear_by  # The other figure has risen with it.
-    return MeasuredFigure(value=gain, first=lag, limit=condition.above, over=over)
+    return MeasuredCondition(value=gain, first=lag, limit=condition.above, over=over)
 
 
-def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: Figures) -> MeasuredFigure | str:
+def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: Figures) -> MeasuredCondition | str:
     by, slopes = figures.get(condition.by, ()), figures.get(condition.slope, ())
     scale = mean(figures.get(condition.scale, ())[: condition.first])
     if len(points) <= condition.first or len(by) <= condition.first or not slopes or not scale:
@@ -193,12 +193,12 @@ def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: 
         return f"{condition.value}: nothing counted yet"
     gain = now - first
     if gain < condition.rise * scale:
-        return MeasuredFigure(value=0.0, limit=condition.above, over=-condition.above, unit="share")
+        return MeasuredCondition(value=0.0, limit=condition.above, over=-condition.above, unit="share")
     share = slope * (size - size_first) / gain
-    return MeasuredFigure(value=share, first=gain, limit=condition.above, over=share - condition.above, unit="share")
+    return MeasuredCondition(value=share, first=gain, limit=condition.above, over=share - condition.above, unit="share")
 
 
-def _drift(condition: DriftCondition, points: Sequence[Point]) -> MeasuredFigure | str:
+def _drift(condition: DriftCondition, points: Sequence[Point]) -> MeasuredCondition | str:
     if len(points) < condition.first + condition.newest:
         return f"{condition.value}: {len(points)} of {condition.first + condition.newest} points yet"
     now, first = _sum(points[-condition.newest :]), _sum(points[: condition.first])
@@ -208,7 +208,7 @@ def _drift(condition: DriftCondition, points: Sequence[Point]) -> MeasuredFigure
     # Two samples of one distribution differ too: their index is about (k - 1) · (1/n + 1/m) on average.
     chance = (len({*first, *now}) - 1) * (1 / first.total() + 1 / now.total())
     value = stability_index(first, now) - chance
-    return MeasuredFigure(value=value, limit=condition.above, over=value - condition.above, unit="number")
+    return MeasuredCondition(value=value, limit=condition.above, over=value - condition.above, unit="number")
 
 
 def stability_index(before: Counter[str], now: Counter[str]) -> float:
@@ -248,7 +248,7 @@ def _plain(condition: Condition) -> str:
             return f"{condition.value} {{value}} (limit {{limit}})"
 
 
-def _shown(condition: Condition, measured: MeasuredFigure, newest: Sequence[Point]) -> dict[str, object]:
+def _shown(condition: Condition, measured: MeasuredCondition, newest: Sequence[Point]) -> dict[str, object]:
     """Return the values of a sentence's placeholders. One without a form takes that of the figure's unit."""
     unit = measured.unit or KINDS[condition.value].unit
     if isinstance(condition, ApartCondition):

@@ -16,7 +16,7 @@ from storage.monitor.rules import BUILT_IN, AlertRule, built_in_tables, rules_fr
 from tests.backtest.faults import FAULTS, FaultyRun, faulty_run
 from tests.backtest.runs import live_run, training_run
 
-SETS = {"chosen on": 0, "judged on": 2_000_000}  # The first seed of each set.
+SETS = {"chosen on": 0, "judged on": 3_000_000}  # The first seed of each set.
 
 
 class FaultScore(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,18 @@ import msgspec
 
 from infra.experiments.markdown import with_table
 from storage.monitor.figures import KINDS
-from storage.monitor.rules import AlertRule, built_in_rules
+from storage.monitor.rules import (
+    AlertRule,
+    ApartCondition,
+    ChangeCondition,
+    Condition,
+    DriftCondition,
+    ExplainedCondition,
+    LimitCondition,
+    RisingCondition,
+    built_in_rules,
+    direction_of,
+)
 from tests.backtest.faults import LIVE, TRAINING
 from tests.backtest.score import Choice, CleanScore, Results
 
@@ -41,9 +52,41 @@ def rules_table(rules: tuple[AlertRule, ...]) -> str:
     """Return a row for each built-in rule."""
     lines = ["| rule | severity | fires if | what to do |", "|---|---|---|---|"]
     for rule in rules:
-        says = "; or: ".join(_cell(condition.says) for condition in rule.when.values())
-        lines.append(f"| {rule.name} | {rule.severity} | {says} | {_cell(rule.hint)} |")
+        said = "; or ".join(condition_text(condition) for condition in rule.when.values())
+        lasting = f"; for {rule.fire_seconds:g} s" if rule.fire_seconds else ""
+        lines.append(f"| {rule.name} | {rule.severity} | {_cell(said)}{lasting} | {_cell(rule.hint)} |")
     return "\n".join(lines)
+
+
+def condition_text(condition: Condition) -> str:
+    """Return when a condition is broken, in one phrase."""
+    newest = "the newest" if condition.newest == 1 else f"the newest {condition.newest}"
+    figure = f"`{condition.value}`"
+    match condition:
+        case LimitCondition():
+            side, limit = direction_of(condition)
+            aggregate = "" if condition.newest == 1 else f"{condition.aggregate} of "
+            return f"{aggregate}{newest} {figure} is {side} {limit:g}"
+        case ChangeCondition(by="ratio"):
+            side, limit = direction_of(condition)
+            return f"mean of {newest} {figure} is {side} {limit:g} times the first {condition.first}"
+        case ChangeCondition():
+            side, limit = direction_of(condition)
+            return f"mean of {newest} {figure} is more than {abs(limit):g} {side} the first {condition.first}"
+        case RisingCondition():
+            return f"mean of {newest} {figure} is above {condition.above:g}, and rises"
+        case ApartCondition():
+            return (
+                f"{figure} rose by more than {condition.above:g} × `{condition.scale}`, while `{condition.beside}` is "
+                "no better than at first"
+            )
+        case ExplainedCondition():
+            return (
+                f"{figure} rose by more than {condition.rise:g} × `{condition.scale}`, and `{condition.by}` explains "
+                f"more than {condition.above:g} of it"
+            )
+        case DriftCondition():
+            return f"{figure} of {newest} points has a PSI above {condition.above:g} to the first {condition.first}"
 
 
 def figures_table() -> str:

@@ -149,7 +149,7 @@ def names(**figures: list[Point]) -> list[str]:
         ("entropy", {"entropy": row(*[2.0] * 5, *[0.8] * 5)}, {"entropy": row(*[2.0] * 5, *[0.79] * 5)}),
         ("lag", {"lag_seconds": row(*range(30, 70, 2))}, {"lag_seconds": row(*range(10, 210, 10))}),
         ("lag", {"lag_seconds": row(*range(60, 80))}, {"lag_seconds": row(*range(60, 460, 20))}),
-        ("search", {"search_seconds": row(9, 9, 2, 9, 9)}, {"search_seconds": row(1, 3, 3, 2.1)}),
+        ("search", {"search_seconds": row(9, 9, 2, 9, 9)}, {"search_seconds": row(1, 3, 3, 3, 2.1)}),
         (
             "poisoned rewards",
             {"refused_share": weighing(16, *[0] * 19, 0.2)},

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from infra.app.home import Home
 from infra.cli import cli
 from infra.monitoring.exporting import export_parquet, export_tensorboard
-from storage.curves import Point, curves
+from storage.curves import CurvePoint, curves
 from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.view_files import view_names
@@ -84,8 +84,8 @@ def test_a_step_has_one_value_also_after_a_killed_learner(run: Path) -> None:
     assert len(set(places)) == len(places)
     assert {point.step for point in points if point.name == "reward/mean"} == {0, 1, 2, 3, 4}
     assert [point for point in points if point.name == "dev/nDCG@10"] == [
-        Point(name="dev/nDCG@10", step=0, value=0.2, at=0.001),
-        Point(name="dev/nDCG@10", step=5, value=0.25, at=0.001),
+        CurvePoint(name="dev/nDCG@10", step=0, value=0.2, at=0.001),
+        CurvePoint(name="dev/nDCG@10", step=5, value=0.25, at=0.001),
     ]
 
 
