@@ -16,6 +16,7 @@ from aiohttp import web
 
 from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
+from infra.ui.alerts import states_of
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.overview import Health, measure_health
@@ -27,6 +28,7 @@ from storage.questions.asking import LedgerAnswer, Refusal
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.question import Question, saved_questions
 from storage.report import read_evaluations
+from streams.errors import SettingsError
 
 LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
@@ -99,6 +101,15 @@ async def overview(request: web.Request) -> web.Response:
     run = _run(request)
     health: Health = await request.app[LEDGERS].work(run, measure_health)
     return _json({"health": health, "state": request.app[LEDGERS].source(run).state})
+
+
+async def alerts(request: web.Request) -> web.Response:
+    """Answer with the state of every alert rule at the end of the run's log."""
+    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers.source(run)
+    folder = ledgers.app.home.run(run)
+    states = await ledgers.apart(lambda: states_of(ledgers, folder, ledgers.app.settings.alerts))
+    return _json({"alerts": states})
 
 
 async def evaluations(request: web.Request) -> web.Response:
@@ -215,7 +226,7 @@ async def explain_errors(request: web.Request, handler: Any) -> web.StreamRespon
         return _json({"error": str(error)}, status=404)
     except SearchTrouble as error:
         return _json({"error": str(error)}, status=error.status)
-    except StorageError as error:
+    except (StorageError, SettingsError) as error:
         return _json({"error": str(error)}, status=503)
     except web.HTTPRedirection:
         raise

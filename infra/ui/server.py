@@ -77,6 +77,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Applic
     routes.add_get("/api/page/{page}", api.page)
     routes.add_get("/api/ask/{name}", api.answer)
     routes.add_get("/api/overview", api.overview)
+    routes.add_get("/api/alerts", api.alerts)
     routes.add_get("/api/evaluations", api.evaluations)
     routes.add_get("/api/group", api.group)
     routes.add_get("/api/stream", api.stream)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
@@ -29,8 +30,9 @@ from storage.questions.asking import connect_reading
 from storage.questions.question import saved_questions
 from storage.questions.settings import UiSettings
 from storage.sink import Sink
+from streams.events import Outcome
 from tests.shown_pages import TOKEN, VILE, whole_run, write_run
-from tests.stored_events import generation
+from tests.stored_events import generation, record, reward
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 SCRIPT_AND_STYLE_KB_MAX = 60
@@ -326,3 +328,21 @@ def test_prometheus_gets_the_metrics_of_every_run(tmp_path: Path) -> None:
     assert 'searchloop_run_groups_total{run="demo"} 12.0' in text
     assert 'searchloop_run_updates_total{run="demo"} 3.0' in text
     assert get(tmp_path, "/api/runs")[1]["runs"][0]["recipe"] == "leser"
+
+
+def test_alerts_say_which_rules_fire_with_a_query_for_the_rows_behind(tmp_path: Path) -> None:
+    flat = [
+        record(msgspec.structs.replace(each, outcomes=tuple(unchanged(outcome) for outcome in each.outcomes)), number)
+        for number, each in enumerate(reward(number, step=number // 4) for number in range(40))
+    ]
+    write_run(tmp_path, flat)
+    status, found, _ = get(tmp_path, "/api/alerts?run=demo")
+    first = found["alerts"][0]
+    assert (status, first["rule"], first["state"], first["severity"]) == (200, "no-op collapse", "firing", "critical")
+    status, rows = post(tmp_path, "/api/sql", {"run": "demo", "sql": first["sql"]})
+    assert status == 200 and rows["rows"]
+    assert {each["state"] for each in found["alerts"]} <= {"ok", "firing", "recovered", "no data", "silenced"}
+
+
+def unchanged(outcome: Outcome) -> Outcome:
+    return msgspec.structs.replace(outcome, expansions=())

@@ -17,7 +17,9 @@ async function charts(main, page, values = {}) {
 export async function overview(main) {
   const place = h("div", { ariaLive: "polite" });
   const result = h("div");
-  main.append(place, result);
+  const alerts = h("div");
+  main.append(place, alerts, result);
+  showAlerts(alerts);
   const refresh = await charts(main, "overview");
   const judged = await get("/api/evaluations");
   result.append(...judged.evaluations.map(evaluation));
@@ -39,6 +41,26 @@ export async function overview(main) {
     );
     await refresh();
   };
+}
+
+// The rules that fire now, each with the question behind it. They come after the rest of the page: they cost more.
+async function showAlerts(place) {
+  try {
+    const { alerts } = await get("/api/alerts");
+    const firing = alerts.filter((each) => each.state === "firing"), silenced = alerts.filter((each) => each.state === "silenced");
+    const watching = alerts.filter((each) => each.state !== "no data").length;
+    place.replaceChildren(
+      h(
+        "section",
+        { className: "card", ariaLabel: "Alerts" },
+        h("h2", {}, "Alerts"),
+        firing.map((each) => h("p", { className: `notice ${each.severity === "critical" ? "bad" : ""}` }, h("b", {}, visible(each.rule)), ": ", visible(each.says), " ", h("span", { className: "quiet" }, visible(each.hint)), " ", each.sql ? h("a", { href: address("/sql", { sql: each.sql }) }, "The rows behind it") : "")),
+        h("p", { className: "quiet" }, `${firing.length ? "" : "No rule fires. "}${watching} of ${alerts.length} rules have data${silenced.length ? `, ${silenced.length} silenced` : ""}.`),
+      ),
+    );
+  } catch (error) {
+    place.replaceChildren(h("p", { className: "notice" }, visible(error.message)));
+  }
 }
 
 // Held-out queries: each row against the baseline, with its interval.
@@ -200,8 +222,8 @@ export async function sql(main, here) {
   const { questions: found } = await questions("all");
   const by = Object.fromEntries(found.map((question) => [question.name, question]));
   const chosen = by[here.get("name")];
-  const given = Object.fromEntries([...here].filter(([name]) => name !== "run" && name !== "name"));
-  const area = h("textarea", { name: "sql", spellcheck: false, value: chosen ? filled(chosen, given) : "SELECT table_name FROM information_schema.tables ORDER BY 1" });
+  const given = Object.fromEntries([...here].filter(([name]) => !["run", "name", "sql"].includes(name)));
+  const area = h("textarea", { name: "sql", spellcheck: false, value: here.get("sql") || (chosen ? filled(chosen, given) : "SELECT table_name FROM information_schema.tables ORDER BY 1") });
   const place = h("div", { ariaLive: "polite" });
   const select = h("select", { onchange: () => (area.value = filled(by[select.value], {})) }, found.map((question) => h("option", { value: question.name, selected: question === chosen }, `${question.page}: ${question.title}`)));
   const form = h("form", {}, h("p", {}, h("label", {}, "Saved question ", select)), h("label", {}, h("span", { className: "quiet" }, "One SELECT over the run's ledger"), area), h("p", {}, h("button", { className: "first" }, "Ask")));
@@ -219,7 +241,7 @@ export async function sql(main, here) {
     run();
   });
   main.append(h("p", { className: "quiet" }, "The ledger is read-only here: one SELECT, no files, no network, within ui.seconds_max."), form, place);
-  if (chosen) await run();
+  if (chosen || here.get("sql")) await run();
   return async () => {};
 }
 
