@@ -16,7 +16,7 @@ from aiohttp import web
 
 from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui.alerts import states_of
+from infra.ui.alerts import AlertLooks
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.overview import Health, measure_health
@@ -31,6 +31,7 @@ from storage.report import read_evaluations
 from streams.errors import SettingsError
 
 LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
+ALERTS: web.AppKey[AlertLooks] = web.AppKey("alerts", AlertLooks)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
@@ -105,11 +106,7 @@ async def overview(request: web.Request) -> web.Response:
 
 async def alerts(request: web.Request) -> web.Response:
     """Answer with the state of every alert rule at the end of the run's log."""
-    ledgers, run = request.app[LEDGERS], _run(request)
-    ledgers.source(run)
-    folder = ledgers.app.home.run(run)
-    states = await ledgers.apart(lambda: states_of(ledgers, folder, ledgers.app.settings.alerts))
-    return _json({"alerts": states})
+    return _json({"alerts": await request.app[ALERTS].states(_run(request))})
 
 
 async def evaluations(request: web.Request) -> web.Response:

@@ -95,12 +95,8 @@ class Ledgers:
             with source.cursor() as cursor:
                 return question(cursor)
 
-        return await self.apart(answer)
-
-    async def apart(self, work: Callable[[], T]) -> T:
-        """Return what a function finds, in a thread, when it is its turn."""
         async with self._slots:
-            return await asyncio.to_thread(work)
+            return await asyncio.to_thread(answer)
 
     @contextmanager
     def log(self, folder: RunFolder) -> Iterator[Log]:

@@ -79,17 +79,27 @@ FATES = {
 NOT_YET = "No update has taken it yet."
 UNSCORED = "No reward has come yet."
 
-GENERATION = "SELECT * FROM first_generations WHERE group_id = $group"
-REWARD = "SELECT * FROM first_rewards WHERE group_id = $group"
-REQUEST = "SELECT * FROM requests WHERE request_id = $request ORDER BY record_offset LIMIT 1"
-TEXTS = """SELECT coalesce(o.candidate, c.candidate) AS candidate, coalesce(o.text, c.text) AS text, o.status, o.valid,
-    o.reward, o.components, o.expansions, o.summary, o.hits, o.error, c.tokens
-FROM (SELECT * FROM first_candidates WHERE group_id = $group) c
-FULL JOIN (SELECT * FROM first_outcomes WHERE group_id = $group) o USING (candidate) ORDER BY candidate"""
-FATE = """SELECT g.fate, g.reason, g.step, g.lineage, u.topic, u."partition", u.record_offset, u.made_at_ms,
+# Each record is found by its id once, and what belongs to it by its place: the views would sort all groups for one.
+GENERATION = """SELECT * FROM generations WHERE group_id = $group AND topic LIKE '%.generations'
+ORDER BY source_offset, record_offset LIMIT 1"""
+REWARD = """SELECT * FROM rewards WHERE group_id = $group AND topic LIKE '%.rewards'
+ORDER BY source_offset, record_offset LIMIT 1"""
+REQUEST = """SELECT * FROM requests WHERE topic = $topic AND "partition" = $partition AND record_offset = $record_offset
+LIMIT 1"""
+WRITTEN = """SELECT candidate, text, tokens FROM candidates
+WHERE topic = $topic AND "partition" = $partition AND record_offset = $record_offset"""
+JUDGED = """SELECT candidate, text, status, valid, reward, components, expansions, summary, hits, error FROM outcomes
+WHERE topic = $topic AND "partition" = $partition AND record_offset = $record_offset"""
+# What a killed learner had done beyond its checkpoint is done again from an earlier step, so a later update of no later
+# step replaces it. An update that is announced twice replaces nothing.
+FATE = """SELECT g.fate, g.reason, u.step, u.lineage, u.topic, u."partition", u.record_offset, u.made_at_ms,
     u.record_time_ms
-FROM surviving_groups g JOIN surviving_updates u USING (topic, "partition", record_offset)
-WHERE g.group_id = $group ORDER BY g.step"""
+FROM update_groups g JOIN updates u USING (topic, "partition", record_offset)
+WHERE g.group_id = $group AND NOT EXISTS (
+    SELECT 1 FROM updates v WHERE v.record_offset > u.record_offset AND v.step <= u.step
+        AND (v.lineage, v.step, v.weights_sha256) <> (u.lineage, u.step, u.weights_sha256))
+QUALIFY row_number() OVER (PARTITION BY u.lineage, u.step, u.weights_sha256 ORDER BY u.record_offset) = 1
+ORDER BY u.step"""
 
 
 def read_group(connection: duckdb.DuckDBPyConnection, group_id: str) -> ShownGroup:
@@ -100,9 +110,9 @@ def read_group(connection: duckdb.DuckDBPyConnection, group_id: str) -> ShownGro
     head = reward or generation
     if not head:
         raise Refusal(f"expected the id of a group in this run's log, got {group_id[:100]!r}")
-    request = _first(connection, REQUEST, {"request": head["request_id"]})
+    request = _request(connection, generation)
     fates = ask(connection, FATE, given).dicts()
-    texts = ask(connection, TEXTS, given).dicts()
+    texts = _texts(connection, generation, reward)
     raw = _hits(reward.get("raw_hits"))
     scored = [row["reward"] for row in texts if row["reward"] is not None]
     mean = sum(scored) / len(scored) if scored else None
@@ -196,6 +206,31 @@ def _stages(
         for stage, row in rows
         if row
     )
+
+
+def _request(connection: duckdb.DuckDBPyConnection, generation: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that a generation answers, {} without one."""
+    if not generation:
+        return {}
+    names = ("topic", "partition", "record_offset")
+    of = ("source_topic", "source_partition", "source_offset")
+    return _first(connection, REQUEST, {name: generation[source] for name, source in zip(names, of, strict=True)})
+
+
+def _texts(
+    connection: duckdb.DuckDBPyConnection, generation: dict[str, Any], reward: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the candidates as they were written and judged; what one of both lacks is None."""
+    empty = dict.fromkeys(
+        ("text", "tokens", "status", "valid", "reward", "components", "expansions", "summary", "hits", "error")
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for record, sql in ((generation, WRITTEN), (reward, JUDGED)):
+        if record:
+            place = {name: record[name] for name in ("topic", "partition", "record_offset")}
+            for row in ask(connection, sql, place).dicts():
+                found[row["candidate"]] = {**found.get(row["candidate"], empty), **row}
+    return [found[number] for number in sorted(found)]
 
 
 def _hits(hits: list[dict[str, Any]] | None) -> list[tuple[str, int, float | None]]:
