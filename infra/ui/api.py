@@ -16,10 +16,10 @@ from aiohttp import web
 
 from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui.alerts import AlertLooks
+from infra.ui.alerts import states_of
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
-from infra.ui.overview import Health, measure_health
+from infra.ui.overview import measure_health
 from infra.ui.searching import SERVER, SearchTrouble
 from infra.ui.stream import ends, may_have_news, news, read_cursor, show_cursor
 from infra.ui.words import WORDS
@@ -31,7 +31,6 @@ from storage.report import read_evaluations
 from streams.errors import SettingsError
 
 LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
-ALERTS: web.AppKey[AlertLooks] = web.AppKey("alerts", AlertLooks)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
@@ -76,14 +75,18 @@ async def answer(request: web.Request) -> web.Response:
         raise web.HTTPNotFound(text=f"expected a saved question, got {name[:100]!r}: see /api/page/all")
     began = time.perf_counter()
     run, given = _run(request), _parameters(request, question)
-    found = await request.app[LEDGERS].ask(run, question.sql, given)
+    ledgers = request.app[LEDGERS]
     if name.endswith(".csv"):
+        found = await ledgers.ask(run, question.sql, given)
         return web.Response(
             text=_csv(found),
             content_type="text/csv",
             headers={"content-disposition": f'attachment; filename="{run}-{question.name}.csv"'},
         )
-    return _answered(request, run, found, began)
+    rested = await ledgers.resting.get(
+        (run, question.name, *sorted(given.items())), partial(ledgers.ask, run, question.sql, given)
+    )
+    return _answered(request, run, rested.answer, began, rest=rested.rest)
 
 
 async def sql(request: web.Request) -> web.Response:
@@ -100,13 +103,19 @@ async def sql(request: web.Request) -> web.Response:
 async def overview(request: web.Request) -> web.Response:
     """Answer whether the loop learns, is healthy, and what limits it."""
     run = _run(request)
-    health: Health = await request.app[LEDGERS].work(run, measure_health)
-    return _json({"health": health, "state": request.app[LEDGERS].source(run).state})
+    ledgers = request.app[LEDGERS]
+    found = await ledgers.resting.get(("overview", run), partial(ledgers.work, run, measure_health))
+    return _json({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
 
 
 async def alerts(request: web.Request) -> web.Response:
     """Answer with the state of every alert rule at the end of the run's log."""
-    return _json({"alerts": await request.app[ALERTS].states(_run(request))})
+    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers.source(run)
+    found = await ledgers.resting.get(
+        ("alerts", run), lambda: ledgers.apart(partial(states_of, ledgers, ledgers.app.home.run(run)))
+    )
+    return _json({"alerts": found.answer, "rest": found.rest})
 
 
 async def evaluations(request: web.Request) -> web.Response:
@@ -231,12 +240,13 @@ async def explain_errors(request: web.Request, handler: Any) -> web.StreamRespon
         return _json({"error": error.text or error.reason}, status=error.status)
 
 
-def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float) -> web.Response:
+def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float, *, rest: float = 0.0) -> web.Response:
     return _json(
         {
             "columns": found.columns,
             "rows": [[_plain(value) for value in row] for row in found.rows],
             "cut": found.cut,
+            "rest": round(rest, 1),
             "state": request.app[LEDGERS].source(run).state,
             "milliseconds": round(1000 * (time.perf_counter() - began), 1),
         }

@@ -13,6 +13,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.home import SETTINGS_FILE, RunFolder
+from infra.ui.resting import Resting
 from services.errors import ServiceError
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
@@ -56,6 +57,7 @@ class Ledgers:
         self.app = app
         self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
         self._sources: dict[str, tuple[LedgerSource, float]] = {}
+        self.resting = Resting()
         self._slots = asyncio.Semaphore(settings.questions_at_once)
 
     def runs(self) -> list[RunLine]:
@@ -95,8 +97,12 @@ class Ledgers:
             with source.cursor() as cursor:
                 return question(cursor)
 
+        return await self.apart(answer)
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Return what a function finds, in a thread, when it is its turn."""
         async with self._slots:
-            return await asyncio.to_thread(answer)
+            return await asyncio.to_thread(work)
 
     @contextmanager
     def log(self, folder: RunFolder) -> Iterator[Log]:

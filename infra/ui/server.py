@@ -14,7 +14,6 @@ from aiohttp import web
 from infra.app.app import App
 from infra.monitoring.scraping import LoopMetrics
 from infra.ui import api, pages
-from infra.ui.alerts import AlertLooks
 from infra.ui.guarding import LOOPBACK, guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
@@ -67,7 +66,6 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Applic
     application = web.Application(middlewares=[guard(token, frozenset(names)), api.explain_errors])
     application[api.LEDGERS] = ledgers
     application[SERVER] = ShopServer(settings)
-    application[api.ALERTS] = AlertLooks(ledgers, ledgers.app.settings.alerts)
     application[api.METRICS] = LoopMetrics(ledgers.app.home, ledgers.kafka(), open_run=ledgers.log)
     routes = application.router
     for path in (*pages.PAGES, *pages.HIDDEN):

@@ -90,7 +90,8 @@ def make_ledger(path: Path, groups: int) -> None:
             "outcomes",
             f"{GROUP} AS group_id, c AS candidate, 'scored' AS status, (n + c) % 50 > 0 AS valid, "
             f"['over ear', 'anc headset'] AS expansions, (hash(n, c) % 1000) / 1000 + {STEP} / 5000 AS reward, "
-            f"map {{'relevance': (hash(n, c) % 1000) / 1000, 'size': 0.2}} AS components, {hits} AS hits, {text} AS text",
+            f"map {{'relevance': (hash(n, c) % 1000) / 1000, 'size': 0.2}} AS components, {hits} AS hits, "
+            f"{text} AS text",
             each,
             kind="rewards",
             late=12,

@@ -30,6 +30,13 @@ async function read(response) {
   return body;
 }
 
+// An answer that rests is asked for again when it has rested, so that the last records of a run appear too.
+const resting = new Map();
+export function again(key, rest, refresh) {
+  clearTimeout(resting.get(key));
+  if (rest > 0) resting.set(key, setTimeout(refresh, 1000 * rest + 200));
+}
+
 export function records(answer) {
   return answer.rows.map((row) => Object.fromEntries(answer.columns.map((name, at) => [name, row[at]])));
 }

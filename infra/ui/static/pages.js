@@ -1,5 +1,5 @@
 // One function for each page: it fills the page, and returns the function that brings it up to date.
-import { address, get, post, records } from "./api.js";
+import { address, again, get, post, records } from "./api.js";
 import { card, questions } from "./cards.js";
 import { colour, figure, h, own, visible } from "./dom.js";
 import { table } from "./table.js";
@@ -24,8 +24,9 @@ export async function overview(main) {
   const judged = await get("/api/evaluations");
   result.append(...judged.evaluations.map(evaluation));
   const LEVELS = { good: "good", warn: "look", bad: "problem", unknown: "not known" };
-  return async () => {
-    const { health, state } = await get("/api/overview");
+  const statements = async () => {
+    const { health, state, rest } = await get("/api/overview");
+    again("overview", rest, statements);
     const { limit } = health;
     place.replaceChildren(
       state ? h("p", { className: "notice" }, state) : "",
@@ -39,14 +40,17 @@ export async function overview(main) {
         h("div", { className: "statement" }, h("b", {}, "What limits it?"), limit.says, bar(limit.shares), h("span", { className: "quiet" }, limit.advice)),
       ),
     );
-    await refresh();
+  };
+  return async () => {
+    await Promise.all([refresh(), statements()]);
   };
 }
 
 // The rules that fire now, each with the question behind it. They come after the rest of the page: they cost more.
 async function showAlerts(place) {
   try {
-    const { alerts } = await get("/api/alerts");
+    const { alerts, rest } = await get("/api/alerts");
+    again("alerts", rest, () => showAlerts(place));
     const firing = alerts.filter((each) => each.state === "firing"), silenced = alerts.filter((each) => each.state === "silenced");
     const watching = alerts.filter((each) => each.state !== "no data").length;
     place.replaceChildren(
