@@ -21,7 +21,7 @@ from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.overview import measure_health
 from infra.ui.searching import SERVER, SearchTrouble
-from infra.ui.stream import ends, may_have_news, news, read_cursor, show_cursor
+from infra.ui.stream import Cursor, ends, may_have_news, news, read_cursor, show_cursor
 from infra.ui.words import WORDS
 from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer, Refusal
@@ -153,6 +153,20 @@ async def group(request: web.Request) -> web.Response:
     return _json(with_catalogue(found, known, judged))
 
 
+async def _end_of_log(response: web.StreamResponse, ledgers: Ledgers, run: str) -> Cursor:
+    """Return the cursor at the end of a run's log, when it is read so far; what lies before it is no news."""
+    source = ledgers.source(run)
+    found = await ledgers.work(run, ends)
+    told = ""
+    while not source.caught_up:
+        if source.state != told:
+            told = source.state
+            await _send(response, "state", {"live": source.live, "state": told}, "")
+        await asyncio.sleep(LOOK_SECONDS)
+        found = await ledgers.work(run, ends)
+    return found
+
+
 async def search(request: web.Request) -> web.Response:
     """Answer with raw and helped results of a query, as a running server gives them."""
     query = request.query.get("query", "")
@@ -183,12 +197,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
     cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
     await response.prepare(request)
-    if cursor is None:
-        cursor = await ledgers.work(run, ends)
     seen: int | None = None
     told = (source.live, source.state)
     beat = asked = time.monotonic()
     with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
+        if cursor is None:
+            cursor = await _end_of_log(response, ledgers, run)
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
         while True:
             now = time.monotonic()

@@ -22,7 +22,6 @@ from storage.questions.asking import READING
 from storage.schema import migrate
 from streams.clients import connect_consumer, existing_topics, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, poll
-from streams.errors import SearchloopError
 from streams.kafka_settings import KafkaSettings
 from streams.records import Received
 from streams.topics import TOPICS, topic_name
@@ -83,8 +82,8 @@ class LiveCopy:
                     self._take_topics(self._kafka)
                 self.trouble = ""
                 self.caught_up.set()
-            except (SearchloopError, duckdb.Error) as error:
-                self.trouble = " ".join(str(error).split())
+            except Exception as error:  # Whatever it is, the pages say it, and the next try may go better.
+                self.trouble = " ".join(str(error).split()) or type(error).__name__
                 log.warning("%s: %s", self._run, self.trouble)
             self._stop.wait(RETRY_SECONDS)
 

@@ -40,6 +40,12 @@ class LedgerSource:
         return self._copy is not None
 
     @property
+    def caught_up(self) -> bool:
+        """Whether everything that was logged when the run was first asked for can be asked for."""
+        copy = self._copy
+        return copy is None or copy.caught_up.is_set()
+
+    @property
     def state(self) -> str:
         """What the answers lack, in a sentence; "" if nothing."""
         copy = self._copy

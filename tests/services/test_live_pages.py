@@ -220,3 +220,12 @@ def test_a_question_to_a_live_copy_cannot_change_it(going: Going) -> None:
         with going.source.cursor() as cursor, pytest.raises(Refusal):
             ask(cursor, sql)
     assert going.totals() == (8, 2)
+
+
+def test_a_copy_says_that_it_has_caught_up_only_when_all_is_there(going: Going) -> None:
+    going.write(40)
+    going.start_sink()
+    first = going.totals()
+    while not going.source.caught_up:
+        assert going.source.state, "it lacks records, and does not say so"
+    assert first <= (40, 10) == going.totals()

@@ -2,7 +2,7 @@
 import { address } from "./api.js";
 
 const KINDS = ["rewards", "updates", "dev-scores", "dead-letters", "impression-outcomes", "decisions"];
-const PAUSE = 2000;
+const PAUSE = 1000;
 
 export function listen(status, changed) {
   const source = new EventSource(address("/api/stream"));
