@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import math
+import re
 import time
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from storage.report import read_evaluations
 from streams.errors import SettingsError
 
 LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
+ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
@@ -44,6 +46,7 @@ DEFAULTS: dict[str, object] = {
     "to_high": 0,
 }
 TEXT_MAX = 10_000
+WHOLE = re.compile(r"-?[0-9]{1,11}")
 BODY_MAX = 64 * 1024
 BEAT_SECONDS = 10.0
 LOOK_SECONDS = 0.25
@@ -95,8 +98,11 @@ async def sql(request: web.Request) -> web.Response:
     run, text = body.get("run"), body.get("sql")
     if not isinstance(run, str) or not isinstance(text, str):
         raise WrongAsked('expected a JSON object such as {"run": "demo", "sql": "SELECT 1"}')
+    given = body.get("parameters", {})
+    if not isinstance(given, dict):
+        raise WrongAsked(f"parameters: expected an object of names and values, got {type(given).__name__}")
     began = time.perf_counter()
-    found = await request.app[LEDGERS].ask(run, text, body.get("parameters") or {})
+    found = await request.app[LEDGERS].ask_free(run, text, given)
     return _answered(request, run, found, began)
 
 
@@ -200,11 +206,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
     seen: int | None = None
     told = (source.live, source.state)
     beat = asked = time.monotonic()
+    ending = request.app[ENDING]
     with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
         if cursor is None:
             cursor = await _end_of_log(response, ledgers, run)
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
-        while True:
+        while not ending.is_set():
             now = time.monotonic()
             if may_have_news(source, seen) and (source.live or now - asked >= FILE_SECONDS):
                 asked, seen = now, source.version()
@@ -219,7 +226,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 await response.write(b": alive\n\n")
                 beat = now
                 ledgers.source(run)  # Whoever listens uses the copy.
-            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), LOOK_SECONDS)
     return response
 
 
@@ -285,7 +293,7 @@ def _parameters(request: web.Request, question: Question) -> dict[str, object]:
         elif isinstance(default, str):
             given[name] = text[:TEXT_MAX]
         else:
-            if not text.lstrip("-").isdecimal() or len(text) > 12:
+            if WHOLE.fullmatch(text) is None:
                 raise WrongAsked(f"{name}: expected a whole number, got {text[:40]!r}")
             given[name] = int(text)
     if given.get("sort", "") not in SORTS:
@@ -323,9 +331,11 @@ async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
-    body = await request.content.read(BODY_MAX + 1)
-    if len(body) > BODY_MAX:
-        raise WrongAsked(f"expected a body of at most {BODY_MAX:,} bytes, got more")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > BODY_MAX:
+            raise WrongAsked(f"expected a body of at most {BODY_MAX:,} bytes, got more")
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:

@@ -27,6 +27,7 @@ HEADERS = {
 }
 DENIED = (
     "The pages need their token. Open the address that `searchloop ui` printed: it ends in ?token=…\n"
+    "If you have set ui.token, add ?token= and your token to the address.\n"
     "A script sends it as: Authorization: Bearer TOKEN\n"
 )
 
@@ -53,15 +54,21 @@ def guard(token: str, names: frozenset[str]) -> Any:
         # The scheme is not compared: a gateway in front may speak TLS.
         if (origin := request.headers.get("origin")) and origin.partition("://")[2] != request.host:
             return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
+        site, mode = (request.headers.get(f"sec-fetch-{each}", "") for each in ("site", "mode"))
+        if site not in ("", "same-origin", "none") and not (mode == "navigate" and request.method == "GET"):
+            return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
+        cookie = cookie_name(request.host)
         if request.path == "/health":
             return await handler(request)
         if fits(request.query.get("token")):
-            answer: web.StreamResponse = web.HTTPSeeOther(request.rel_url.without_query_params("token"))
-            answer.set_cookie(COOKIE, secret.decode(), httponly=True, samesite="Strict", path="/")
+            place = request.rel_url.without_query_params("token")
+            place = place.with_path("/" + place.path.lstrip("/"), keep_query=True)
+            answer: web.StreamResponse = web.HTTPSeeOther(place)
+            answer.set_cookie(cookie, secret.decode(), httponly=True, samesite="Strict", path="/")
             answer.headers.update(HEADERS)
             return answer
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not (fits(request.cookies.get(COOKIE)) or fits(bearer)):
+        if not (fits(request.cookies.get(cookie)) or fits(bearer)):
             return web.Response(status=401, text=DENIED, headers=HEADERS)
         answer = await handler(request)
         if not answer.prepared:
@@ -69,6 +76,11 @@ def guard(token: str, names: frozenset[str]) -> Any:
         return answer
 
     return middleware
+
+
+def cookie_name(host: str) -> str:
+    """Return the name of the cookie for a Host header: browsers send cookies to every port of a host."""
+    return f"{COOKIE}_{host.rpartition(':')[2] if host.rpartition(':')[2].isdecimal() else 'default'}"
 
 
 def host_name(host: str) -> str:

@@ -19,7 +19,7 @@ from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import Log
-from storage.questions.asking import AskLimits, LedgerAnswer, ask
+from storage.questions.asking import AskLimits, LedgerAnswer, Refusal, ask
 from storage.questions.settings import UiSettings
 from storage.questions.sources import LedgerSource
 from streams.errors import SearchloopError
@@ -28,6 +28,7 @@ from streams.topics import RUN_NAME
 
 T = TypeVar("T")
 
+GRACE_SECONDS = 2.0
 IDLE_SECONDS = 300.0
 """A copy of a live run that nobody has asked for so long is removed."""
 
@@ -58,6 +59,8 @@ class Ledgers:
         self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
         self._sources: dict[str, tuple[LedgerSource, float]] = {}
         self.resting = Resting()
+        self.busy = 0
+        self._free = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.questions_at_once)
 
     def runs(self) -> list[RunLine]:
@@ -99,10 +102,48 @@ class Ledgers:
 
         return await self.apart(answer)
 
+    async def ask_free(self, run: str, sql: str, parameters: Mapping[str, object]) -> LedgerAnswer:
+        """Ask what somebody has written, apart from the pages' own questions: a few functions cannot be interrupted.
+
+        Raises UnknownRun, StorageError, and Refusal if the answer is late, or if the last question still runs.
+        """
+        source = self.source(run)
+
+        def answer() -> LedgerAnswer:
+            with source.cursor() as cursor:
+                return ask(cursor, sql, parameters, limits=self._limits)
+
+        if self._free.locked():
+            raise Refusal("expected one question at a time, and an earlier one still runs. Ask again when it has ended")
+        await self._free.acquire()
+        asked = asyncio.ensure_future(self._counted(answer))
+        asked.add_done_callback(self._set_free)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asked), self._limits.seconds + GRACE_SECONDS)
+        except TimeoutError:
+            raise Refusal(
+                f"expected an answer within {self._limits.seconds:g} s. It cannot be stopped, and goes on"
+            ) from None
+
+    def _set_free(self, asked: asyncio.Future[LedgerAnswer]) -> None:
+        self._free.release()
+        if not asked.cancelled():
+            asked.exception()  # Somebody who has gone has no use for it.
+
     async def apart(self, work: Callable[[], T]) -> T:
         """Return what a function finds, in a thread, when it is its turn."""
         async with self._slots:
-            return await asyncio.to_thread(work)
+            return await self._counted(work)
+
+    async def _counted(self, work: Callable[[], T]) -> T:
+        def counted() -> T:
+            self.busy += 1
+            try:
+                return work()
+            finally:
+                self.busy -= 1
+
+        return await asyncio.to_thread(counted)
 
     @contextmanager
     def log(self, folder: RunFolder) -> Iterator[Log]:

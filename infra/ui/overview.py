@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import duckdb
@@ -13,6 +14,7 @@ from storage.questions.asking import ask
 Level = Literal["good", "warn", "bad", "unknown"]
 
 DEAD_GROUPS_SHARE = 0.6
+NOISE = 0.5  # Over the root of the number of queries: about two standard errors of a paired difference in nDCG.
 ADVICE = {
     "generation": "More or faster generators would help: run another, or let vLLM write the texts.",
     "search": "More environments or a faster engine would help: add an environment, or look at slow searches.",
@@ -48,21 +50,32 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 UPDATES = "SELECT count(*) AS updates, max(step) AS step FROM surviving_updates"
-GROUPS = "SELECT count(*) AS groups FROM rewards"
-DEV = "SELECT step, value, measure FROM first_dev_scores ORDER BY step, lineage"
+GROUPS = "SELECT count(DISTINCT group_id) AS groups FROM rewards WHERE topic LIKE '%.rewards'"
+# Versions of the surviving lineage and its beginning; of several measures the one of the newest score.
+DEV = """WITH alive AS (
+    SELECT lineage, step FROM surviving_updates UNION SELECT parent_lineage, parent_step FROM surviving_updates
+), scores AS (
+    SELECT d.step, d.value, d.measure, d.record_offset, list_max([each.queries for each in d.sets]) AS queries
+    FROM first_dev_scores d WHERE (d.lineage, d.step) IN (SELECT (lineage, step) FROM alive)
+        OR NOT EXISTS (SELECT 1 FROM alive)
+)
+SELECT step, value, measure, queries FROM scores
+WHERE measure = (SELECT arg_max(measure, step) FROM scores) ORDER BY step"""
 REWARDS = """WITH edges AS (
     SELECT reward_mean, row_number() OVER (ORDER BY step) AS first, row_number() OVER (ORDER BY step DESC) AS last
     FROM reward_by_version WHERE reward_mean IS NOT NULL
 )
-SELECT avg(reward_mean) FILTER (first <= 5) AS before, avg(reward_mean) FILTER (last <= 5) AS after,
+SELECT avg(reward_mean) FILTER (first <= 10) AS before, avg(reward_mean) FILTER (last <= 10) AS after,
+    sqrt(var_samp(reward_mean) FILTER (first <= 10) / 10 + var_samp(reward_mean) FILTER (last <= 10) / 10) AS error,
     count(*) AS versions
 FROM edges"""
-FLAT = """SELECT avg(flat::INTEGER) AS flat, sum(valid_share * scored) / nullif(sum(scored), 0) AS valid
+NEWEST = """SELECT count(*) AS groups, sum(scored)::BIGINT AS scored, avg((scored < 2 OR flat)::INTEGER) AS flat,
+    sum(valid_share * scored) / nullif(sum(scored), 0) AS valid
 FROM group_rewards WHERE step > (SELECT max(step) FROM group_rewards) - 20"""
 LETTERS = "SELECT count(*) AS letters FROM dead_letter"
-ACCOUNTS = """SELECT coalesce(sum(candidates - scored - failed - expired - waiting), 0)::BIGINT AS residual,
-    coalesce(max(uses_max), 0)::BIGINT AS uses, coalesce(sum(failed), 0)::BIGINT AS failed,
-    coalesce(sum(candidates), 0)::BIGINT AS candidates FROM accounting"""
+FATES = """SELECT coalesce(sum(candidates), 0)::BIGINT AS candidates, coalesce(sum(scored), 0)::BIGINT AS scored,
+    coalesce(sum(failed), 0)::BIGINT AS failed, coalesce(sum(expired), 0)::BIGINT AS expired,
+    coalesce(sum(waiting), 0)::BIGINT AS waiting, coalesce(max(uses_max), 0)::BIGINT AS uses FROM accounting"""
 
 
 def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
@@ -74,41 +87,61 @@ def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
         groups=groups,
         statements=[
             _learns(ask(connection, DEV).dicts(), _one(connection, REWARDS)),
-            _spread(_one(connection, FLAT)),
+            _spread(_one(connection, NEWEST)),
             _letters(_one(connection, LETTERS)["letters"], groups),
-            _accounts(_one(connection, ACCOUNTS)),
+            _accounts(_one(connection, FATES)),
         ],
         limit=_limit(connection),
     )
 
 
 def _learns(dev: list[dict[str, Any]], rewards: dict[str, Any]) -> Statement:
-    before, after = rewards["before"], rewards["after"]
-    rose = None if before is None or rewards["versions"] < 10 else after - before
-    reward = "" if rose is None else f" The training reward went from {before:.3f} to {after:.3f}."
+    question = "Is it learning?"
+    rose, reward = _reward(rewards)
     if len(dev) < 2:
         says = "Not known: no dev queries are measured as the run learns (dev.every), so only the reward can be seen."
-        return Statement(question="Is it learning?", level="unknown", says=says + reward, link="/rewards")
+        return Statement(question=question, level="unknown", says=f"{says} {reward}".strip(), link="/rewards")
     first, last, best = dev[0], dev[-1], max(dev, key=lambda row: row["value"])
-    gain = last["value"] - first["value"]
+    gain, noise = last["value"] - first["value"], NOISE / math.sqrt(max(last["queries"] or 1, 1))
     says = (
-        f"{first['measure']} on dev queries went from {first['value']:.3f} (version {first['step']}) to "
-        f"{last['value']:.3f} (version {last['step']}); the best is {best['value']:.3f} (version {best['step']})."
+        f"{first['measure']} on dev queries: {first['value']:.3f} (version {first['step']}), now {last['value']:.3f} "
+        f"(version {last['step']}); the best is {best['value']:.3f} (version {best['step']})."
     )
-    level: Level = "good" if gain > 0 else "warn"
-    if gain <= 0 and rose is not None and rose > 0:
-        level = "bad"
-        says = "The reward rises and search does not get better: it may be hacked. " + says
-    return Statement(question="Is it learning?", level=level, says=says + reward, link="/versions")
+    level: Level
+    if abs(gain) <= noise:
+        level, says = "unknown", f"No clear change: {last['queries'] or 0:,} queries vary by about {noise:.3f}. {says}"
+        if rose:
+            level, says = "warn", f"The reward rises, and dev queries show no clear gain. {says}"
+    elif gain > 0:
+        level = "good"
+    else:
+        level = "bad" if rose else "warn"
+        says = f"The reward rises and search gets worse: the reward may be hacked. {says}" if rose else says
+    return Statement(question=question, level=level, says=f"{says} {reward}".strip(), link="/versions")
+
+
+def _reward(rewards: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the training reward clearly rose, by twice the standard error of both ends, and a sentence."""
+    before, after, error = rewards["before"], rewards["after"], rewards["error"]
+    if rewards["versions"] < 20 or error is None:
+        return False, ""
+    change = after - before
+    said = "rose" if change > 2 * error else "fell" if change < -2 * error else "shows no clear change"
+    return said == "rose", f"The training reward {said}: {before:.3f} ± {error:.3f} to {after:.3f}."
 
 
 def _spread(row: dict[str, Any]) -> Statement:
+    question, link = "Can it learn?", "/examples?sort=flat"
+    if not row["groups"]:
+        return Statement(question=question, level="unknown", says="No group is rewarded yet.", link="/examples")
+    if not row["scored"]:
+        says = "Nothing can be learned: no text of the newest groups could be scored."
+        return Statement(question=question, level="bad", says=says, link="/examples")
     flat, valid = row["flat"], row["valid"]
-    if flat is None:
-        return Statement(question="Can it learn?", level="unknown", says="No group is rewarded yet.", link="/examples")
-    says = f"{flat:.0%} of the newest groups have no spread and teach nothing; {valid or 0:.1%} of the texts are valid."
+    says = f"{flat:.0%} of the newest groups teach nothing: no spread, or fewer than two scored texts. "
+    says += f"{valid:.1%} of the scored texts are valid."
     level: Level = "bad" if flat > DEAD_GROUPS_SHARE else "warn" if flat > DEAD_GROUPS_SHARE / 2 else "good"
-    return Statement(question="Can it learn?", level=level, says=says, link="/examples?sort=flat")
+    return Statement(question=question, level=level, says=says, link=link)
 
 
 def _letters(letters: int, groups: int) -> Statement:
@@ -116,19 +149,26 @@ def _letters(letters: int, groups: int) -> Statement:
         return Statement(
             question="Is anything lost?", level="good", says="No dead letters.", link="/sql?name=dead_letters"
         )
-    says = f"{letters:,} dead letters beside {groups:,} groups. They are kept: `searchloop dead-letters` resends them."
+    says = (
+        f"Dead letters: {letters:,}, beside {groups:,} groups. They are kept: `searchloop dead-letters` resends them."
+    )
     level: Level = "bad" if letters > 0.001 * groups else "warn"
     return Statement(question="Is anything lost?", level=level, says=says, link="/sql?name=dead_letters")
 
 
 def _accounts(row: dict[str, Any]) -> Statement:
-    question, link = "Do the accounts balance?", "/sql?name=accounting"
-    if row["residual"] or row["uses"] > 1:
-        says = f"{row['residual']:,} candidates have no fate; one group gave {row['uses']} gradients (at most 1)."
-        return Statement(question=question, level="bad", says=says + " Run: searchloop verify", link=link)
-    says = f"Each of {row['candidates']:,} candidates has one fate; {row['failed']:,} could not be scored."
-    level: Level = "warn" if row["failed"] > 0.01 * row["candidates"] else "good"
-    return Statement(question=question, level=level if row["candidates"] else "unknown", says=says, link=link)
+    question, link = "What became of the candidates?", "/sql?name=accounting"
+    if row["uses"] > 1:
+        says = f"One group gave {row['uses']} gradients, and at most 1 is allowed. Run: searchloop verify"
+        return Statement(question=question, level="bad", says=says, link=link)
+    says = (
+        f"Of {row['candidates']:,}: {row['scored']:,} scored, {row['failed']:,} failed, {row['expired']:,} too old, "
+        f"{row['waiting']:,} without an answer yet. No group gave two gradients. `searchloop verify` proves the rest."
+    )
+    few = row["failed"] + row["expired"] <= 0.01 * row["candidates"] and row["waiting"] < row["candidates"]
+    return Statement(
+        question=question, level=("good" if few else "warn") if row["candidates"] else "unknown", says=says, link=link
+    )
 
 
 def _limit(connection: duckdb.DuckDBPyConnection) -> LimitStatement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import signal
 import socket
@@ -57,15 +58,23 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await sweeping
         await runner.cleanup()
-        await asyncio.to_thread(ledgers.close)
+        ledgers.close()
+        if ledgers.busy:  # A question that cannot be stopped would hold the process for as long as it takes.
+            os._exit(0)
 
 
 def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Application:
     """Return the application with its routes and guards."""
-    names = LOOPBACK | {settings.host} | set(settings.names)
+    names = LOOPBACK | {settings.host.lower()} | {each.lower() for each in settings.names}
     application = web.Application(middlewares=[guard(token, frozenset(names)), api.explain_errors])
     application[api.LEDGERS] = ledgers
     application[SERVER] = ShopServer(settings)
+    application[api.ENDING] = asyncio.Event()
+
+    async def end_streams(ended: web.Application) -> None:
+        ended[api.ENDING].set()
+
+    application.on_shutdown.append(end_streams)
     application[api.METRICS] = LoopMetrics(ledgers.app.home, ledgers.kafka(), open_run=ledgers.log)
     routes = application.router
     for path in (*pages.PAGES, *pages.HIDDEN):
@@ -102,4 +111,4 @@ def open_port(settings: UiSettings) -> socket.socket:
 async def _sweep(ledgers: Ledgers) -> None:
     while True:
         await asyncio.sleep(IDLE_SECONDS / 10)
-        await asyncio.to_thread(ledgers.sweep)
+        ledgers.sweep()

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import msgspec
+import pyarrow as pa
 
 from storage.errors import StorageError
 from storage.ledger import OFFLINE
 
-READING = {
+READING: dict[str, str | bool | int | float | list[str]] = {
     **OFFLINE,
     "enable_external_access": False,  # No files, no network, no other databases.
     "python_enable_replacements": False,  # No variables of this process.
     "lock_configuration": True,
+    # What does not fit into memory lies beside no file of the user's, and is bounded.
+    "temp_directory": str(Path(tempfile.gettempdir()) / f"searchloop-spill-{os.getpid()}"),
+    "max_temp_directory_size": "2GiB",
 }
 """The options of every connection on which people ask."""
 
 CHARACTERS_MAX = 10_000
+ROWS_AT_ONCE = 256
+EXACT_MAX = 2**53  # Beyond it a page's numbers are not exact, so such a number becomes a text.
 
 
 class AskLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits of one answer. An answer with more rows is cut, and says so."""
+    """The limits of one answer. An answer with more rows or bytes is cut, and says so."""
 
     rows: int = 10_000
+    mib: int = 16
     seconds: float = 20.0
     text_characters: int = 4_000
 
 
 class LedgerAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of an answer. cut: there were more rows than the limit, or a longer text."""
+    """The rows of an answer, as JSON has its values. cut: there were more rows, more bytes or longer texts."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
@@ -68,16 +78,17 @@ def ask(
     Raises Refusal for anything but one SELECT, for a question that is too long, wrong or too slow.
     """
     limits = limits or AskLimits()
-    statement = one_select(connection, sql)
+    require_one_select(connection, sql)
     timer = threading.Timer(limits.seconds, connection.interrupt)
     timer.daemon = True
     try:
         connection.execute("BEGIN TRANSACTION READ ONLY")
         timer.start()
         try:
-            result = connection.execute(statement, dict(parameters or {}))
-            columns = tuple(column[0] for column in result.description or ())
-            rows = result.fetchmany(limits.rows + 1)
+            # A relation gives its rows as they are found; a cursor would first hold all of them.
+            result = connection.sql(sql, params=dict(parameters or {}))
+            columns = tuple(result.columns)
+            rows, cut = _rows_of(result.to_arrow_reader(ROWS_AT_ONCE), limits)
         finally:
             timer.cancel()
             connection.execute("ROLLBACK")
@@ -88,12 +99,11 @@ def ask(
         ) from error
     except (duckdb.Error, RuntimeError) as error:
         raise Refusal(" ".join(str(error).split())[: CHARACTERS_MAX // 10]) from error
-    kept, shortened = _shortened(rows[: limits.rows], limits.text_characters)
-    return LedgerAnswer(columns=columns, rows=kept, cut=shortened or len(rows) > limits.rows)
+    return LedgerAnswer(columns=columns, rows=rows, cut=cut)
 
 
-def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    """Return the statement. Raises Refusal if this is not exactly one SELECT."""
+def require_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise Refusal if this is not exactly one SELECT."""
     if len(sql) > CHARACTERS_MAX:
         raise Refusal(f"expected at most {CHARACTERS_MAX:,} characters of SQL, got {len(sql):,}")
     if "\0" in sql or (not sql.isascii() and any("\ud800" <= each <= "\udfff" for each in sql)):
@@ -105,19 +115,54 @@ def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         kinds = ", ".join(each.type.name for each in statements) or "nothing"
         raise Refusal(f"expected one SELECT, got {kinds}. The ledger is read-only here")
-    return statements[0]
 
 
-def _shortened(rows: Sequence[tuple[Any, ...]], characters: int) -> tuple[tuple[tuple[Any, ...], ...], bool]:
-    cut = False
+def _rows_of(batches: pa.RecordBatchReader, limits: AskLimits) -> tuple[tuple[tuple[Any, ...], ...], bool]:
+    """Return the rows within the limits, and whether there were more. No more is read than is returned."""
+    shorten = _Shortening(limits.text_characters)
+    found: list[tuple[Any, ...]] = []
+    budget = limits.mib * 2**20
+    for part in _parts(batches):
+        budget -= part.nbytes
+        if len(found) >= limits.rows or budget < 0:
+            return tuple(found[: limits.rows]), True
+        columns = [column.to_pylist() for column in part.columns]
+        found += [tuple(map(shorten, row)) for row in zip(*columns, strict=True)]
+    return tuple(found[: limits.rows]), shorten.cut or len(found) > limits.rows
 
-    def short(value: Any) -> Any:
-        nonlocal cut
-        if isinstance(value, str) and len(value) > characters:
-            cut = True
-            return value[:characters] + "…"
-        if isinstance(value, bytes | bytearray | memoryview):
+
+def _parts(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Yield the batches in parts of a bounded number of rows: DuckDB's own may be larger than asked for."""
+    for batch in batches:
+        large = batch.nbytes > 2**20
+        size = 1 if large else ROWS_AT_ONCE
+        for begin in range(0, batch.num_rows, size):
+            yield batch.slice(begin, size)
+
+
+class _Shortening:
+    """Makes values plain, and cuts long texts. cut: something was cut."""
+
+    def __init__(self, characters: int) -> None:
+        self.cut = False
+        self._characters = characters
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if len(value) > self._characters:
+                self.cut = True
+                return value[: self._characters] + "…"
+            return value
+        if isinstance(value, list | tuple):
+            if len(value) > self._characters:
+                self.cut = True
+            return [self(each) for each in value[: self._characters]]
+        if isinstance(value, dict):
+            return {str(self(name)): self(each) for name, each in value.items()}
+        if isinstance(value, bytes):
             return f"({len(value):,} bytes)"
+        if isinstance(value, Decimal):
+            value = int(value) if value == value.to_integral_value() else float(value)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > EXACT_MAX:
+            return str(value)
         return value
-
-    return tuple(tuple(short(value) for value in row) for row in rows), cut

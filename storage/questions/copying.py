@@ -71,8 +71,13 @@ class LiveCopy:
         """Stop following, and remove the copy."""
         self._stop.set()
         self._thread.join()
-        self._connection.close()
-        self._scratch.cleanup()
+        try:
+            self._connection.interrupt()
+            self._connection.close()
+        except (duckdb.Error, RuntimeError) as error:  # A question that does not stop still runs on it.
+            log.warning("%s: the copy is removed while it is asked (%s)", self._run, error)
+        finally:
+            self._scratch.cleanup()
 
     def _follow(self) -> None:
         while not self._stop.is_set():

@@ -162,7 +162,7 @@ def _candidate(row: dict[str, Any], raw: list[tuple[str, int, float | None]], me
         valid=row["valid"],
         reward=reward,
         advantage=reward - mean if reward is not None and mean is not None else None,
-        parts=dict(sorted((row["components"] or {}).items())),
+        parts=dict(sorted(dict(row["components"] or ()).items())),
         expansions=tuple(row["expansions"] or ()),
         summary=row["summary"] or "",
         error=row["error"] or "",

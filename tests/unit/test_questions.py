@@ -72,21 +72,16 @@ def test_groups_are_chosen_by_version_query_and_spread(run: Path) -> None:
 
 
 def test_the_time_between_updates_is_cut_at_the_way_of_its_last_group(tmp_path: Path) -> None:
-    # Update 1 is made at 10.0 s. Of the groups of update 2, the last reward comes at 14 s, for a text of 11 s; it is
-    # made at 15.5 s: so 1 s of generation, 3 s of search, 1.5 s of learning.
+    # The record of update 1 is written at 10.0 s. Of the groups of update 2, the last reward comes at 14 s, for a text
+    # of 11 s; the update is written at 15.5 s: so 1 s of generation, 3 s of search, 1.5 s of learning.
     at = {0: (1.0, 2.0), 1: (10.5, 10.7), 2: (11.0, 14.0)}
     events = []
     for number, (written, judged) in at.items():
         events += [("generations", generation(number), written), ("rewards", reward(number), judged)]
-    made = [
-        msgspec.structs.replace(update(step, groups, parent=policy(step - 1)), made_at_ms=ms)
-        for step, groups, ms in ((1, [0], 10_000), (2, [1, 2], 15_500))
-    ]
+    made = [update(step, groups, parent=policy(step - 1)) for step, groups in ((1, [0]), (2, [1, 2]))]
     records = in_log_order([event for _, event, _ in events] + made)
-    times = {n: seconds for n, (_, _, seconds) in enumerate(events)}
-    records = [
-        msgspec.structs.replace(each, timestamp_ms=int(1000 * times.get(n, 20))) for n, each in enumerate(records)
-    ]
+    times = {n: seconds for n, (_, _, seconds) in enumerate(events)} | {len(events): 10.0, len(events) + 1: 15.5}
+    records = [msgspec.structs.replace(each, timestamp_ms=int(1000 * times[n])) for n, each in enumerate(records)]
     found = rows(write_run(tmp_path, records), "time_by_stage")
     assert {row["stage"]: row["seconds"] for row in found} == {"generation": 1.0, "search": 3.0, "learning": 1.5}
     assert {row["step"] for row in found} == {2}

@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from infra.app.app import App
 from infra.app.home import Home
-from infra.ui.guarding import COOKIE, POLICY
+from infra.ui.guarding import COOKIE, POLICY, cookie_name
 from infra.ui.ledgers import Ledgers
 from infra.ui.pages import HIDDEN, PAGES, files, frame
 from infra.ui.server import make_pages
@@ -31,8 +31,9 @@ from storage.questions.question import saved_questions
 from storage.questions.settings import UiSettings
 from storage.sink import Sink
 from streams.events import Outcome
+from streams.records import Received
 from tests.shown_pages import TOKEN, VILE, whole_run, write_run
-from tests.stored_events import generation, record, reward
+from tests.stored_events import dev_score, generation, policy, record, reward
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 SCRIPT_AND_STYLE_KB_MAX = 60
@@ -101,9 +102,10 @@ def test_the_printed_address_sets_a_cookie_and_leaves_no_token_in_the_address(ho
     async def run(found: TestClient) -> None:
         answer = await found.get(f"/rewards?token={TOKEN}&run=demo", allow_redirects=False)
         assert (answer.status, answer.headers["location"]) == (303, "/rewards?run=demo")
-        cookie = answer.cookies[COOKIE]
+        name = cookie_name(f"{found.host}:{found.port}")
+        cookie = answer.cookies[name]
         assert (cookie["httponly"], cookie["samesite"]) == (True, "Strict")
-        assert (await found.get("/api/runs", cookies={COOKIE: cookie.value})).status == 200
+        assert (await found.get("/api/runs", cookies={name: cookie.value})).status == 200
 
     asked(home, run)
 
@@ -236,7 +238,7 @@ def test_the_overview_says_what_it_knows_and_what_it_does_not(home: Path) -> Non
     statements = {each["question"]: each for each in found["health"]["statements"]}
     assert status == 200 and found["health"]["updates"] == 3 and found["health"]["groups"] == 12
     assert statements["Is it learning?"]["level"] == "unknown"
-    assert statements["Do the accounts balance?"]["level"] == "good"
+    assert statements["What became of the candidates?"]["level"] == "good"
     assert {each["link"].partition("?")[0] for each in statements.values()} <= set(PAGES)
 
 
@@ -346,3 +348,93 @@ def test_alerts_say_which_rules_fire_with_a_query_for_the_rows_behind(tmp_path: 
 
 def unchanged(outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, expansions=())
+
+
+def overview_of(home: Path, records: list[Received]) -> dict[str, dict[str, str]]:
+    write_run(home, records)
+    found = get(home, "/api/overview?run=demo")[1]["health"]
+    return {each["question"]: each for each in found["statements"]}
+
+
+def test_a_run_whose_texts_all_fail_can_learn_nothing(tmp_path: Path) -> None:
+    failed = Outcome(status="failed", valid=True, error="down")
+    events = [msgspec.structs.replace(reward(n), outcomes=(failed,) * 8) for n in range(4)]
+    found = overview_of(tmp_path, [record(each, n) for n, each in enumerate(events)])
+    assert (found["Can it learn?"]["level"], found["What became of the candidates?"]["level"]) == ("bad", "warn")
+
+
+def test_groups_with_one_scored_text_teach_nothing(tmp_path: Path) -> None:
+    failed = Outcome(status="failed", valid=True, error="down")
+    events = [
+        msgspec.structs.replace(each, outcomes=(each.outcomes[0], *[failed] * 7)) for each in map(reward, range(4))
+    ]
+    found = overview_of(tmp_path, [record(each, n) for n, each in enumerate(events)])["Can it learn?"]
+    assert found["level"] == "bad" and found["says"].startswith("100% of the newest groups teach nothing")
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "said"),
+    [
+        ([0.20, 0.40], "good", "0.200 (version 0), now 0.400 (version 1)"),
+        ([0.40, 0.20], "warn", "0.400 (version 0), now 0.200 (version 1)"),
+        ([0.2500, 0.2501], "unknown", "No clear change"),
+        ([0.2500, 0.2499], "unknown", "No clear change"),
+    ],
+)
+def test_a_change_within_the_noise_of_dev_queries_is_no_verdict(
+    values: list[float], level: str, said: str, tmp_path: Path
+) -> None:
+    scores = [msgspec.structs.replace(dev_score(n), value=value) for n, value in enumerate(values)]
+    found = overview_of(tmp_path, [*whole_run(8), *(record(each, n) for n, each in enumerate(scores))])
+    assert found["Is it learning?"]["level"] == level and said in found["Is it learning?"]["says"]
+
+
+def test_a_score_of_a_lineage_that_did_not_survive_counts_for_nothing(tmp_path: Path) -> None:
+    dead = msgspec.structs.replace(dev_score(1), policy=policy(1, lineage="gone"), value=0.9)
+    scores = [msgspec.structs.replace(dev_score(0), value=0.4), dead, msgspec.structs.replace(dev_score(2), value=0.1)]
+    found = overview_of(tmp_path, [*whole_run(8), *(record(each, n) for n, each in enumerate(scores))])
+    assert found["Is it learning?"]["level"] == "warn" and "0.900" not in found["Is it learning?"]["says"]
+
+
+def test_a_question_that_cannot_be_stopped_holds_only_other_sql(home: Path) -> None:
+    slow = "SELECT levenshtein(repeat('a', 40000), repeat('b', 40000))"
+
+    async def run(found: TestClient) -> None:
+        async def sql(text: str) -> tuple[int, Any]:
+            answer = await found.post("/api/sql", headers=BEARER, data=json.dumps({"run": "demo", "sql": text}))
+            return answer.status, await answer.json()
+
+        first = asyncio.ensure_future(sql(slow))
+        await asyncio.sleep(0.2)
+        assert (await found.get("/api/overview?run=demo", headers=BEARER)).status == 200
+        status, said = await sql("SELECT 1")
+        assert status == 400 and "an earlier one still runs" in said["error"]
+        await first
+        status, _ = await sql("SELECT 1")
+        assert status == 200
+
+    asked(home, run)
+
+
+def test_a_body_in_two_parts_is_one_body_and_parameters_are_an_object(home: Path) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b'{"run": "demo", "sql": "SEL'
+        await asyncio.sleep(0.3)
+        yield b'ECT 1 AS a, 2 AS a"}'
+
+    async def run(found: TestClient) -> Any:
+        answer = await found.post("/api/sql", headers=BEARER, data=parts())
+        return answer.status, await answer.json()
+
+    status, said = asked(home, run)
+    assert (status, said["columns"], said["rows"]) == (200, ["a", "a"], [[1, 2]])
+    for parameters in (5, [1, 2], "abc"):
+        status, said = post(home, "/api/sql", {"run": "demo", "sql": "SELECT 1", "parameters": parameters})
+        assert status == 400 and "parameters: expected an object" in said["error"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"sec-fetch-site": "same-site"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}]
+)
+def test_what_another_page_fetches_is_refused(headers: dict[str, str], home: Path) -> None:
+    assert get(home, "/api/search?query=mug", headers=headers)[0] == 403

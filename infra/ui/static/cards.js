@@ -31,7 +31,8 @@ export function card(question, words, values = {}) {
       const text = JSON.stringify(answer.rows);
       if (text === element.seen) return;
       element.seen = text;
-      body.replaceChildren(show(question, answer, words[question.name] || {}));
+      const cut = answer.cut && question.draw !== "table" ? h("p", { className: "notice" }, "The answer was cut at its limit (ui.rows_max): what is drawn is not all.") : "";
+      body.replaceChildren(cut, show(question, answer, words[question.name] || {}));
     } catch (error) {
       body.replaceChildren(h("p", { className: "notice bad", role: "alert" }, error.message));
     }

@@ -21,8 +21,10 @@ export async function overview(main) {
   main.append(place, alerts, result);
   showAlerts(alerts);
   const refresh = await charts(main, "overview");
-  const judged = await get("/api/evaluations");
-  result.append(...judged.evaluations.map(evaluation));
+  get("/api/evaluations").then(
+    (judged) => result.append(...judged.evaluations.map(evaluation)),
+    (error) => result.append(h("p", { className: "notice" }, visible(error.message))),
+  );
   const LEVELS = { good: "good", warn: "look", bad: "problem", unknown: "not known" };
   const statements = async () => {
     const { health, state, rest } = await get("/api/overview");
@@ -130,11 +132,16 @@ export async function example(main, here) {
     h("p", {}, h("b", {}, own(group.query || group.query_id)), ` · version ${figure(group.step)} `, h("a", { href: address("/examples", { query: group.query_id }) }, "All groups of this query"), " · ", h("a", { href: address("/examples", { step: group.step }) }, "All groups of this version")),
     h("p", { className: "notice" }, visible(group.fate)),
     h("p", { className: "quiet" }, "Written by the weights ", h("code", {}, own(group.weights_sha256)), `, version ${figure(group.step)} of lineage `, own(group.lineage), ". The same name stands in the checkpoint's manifest."),
-    h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("code", {}, each.place), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, new Date(each.made_at_ms).toISOString().slice(0, 19).replace("T", " "))))),
+    h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("code", {}, each.place), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, moment(each.made_at_ms))))),
     Object.keys(group.context).length ? h("details", {}, h("summary", {}, "What the prompt was given"), h("pre", {}, own(JSON.stringify(group.context, null, 1)))) : "",
     h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw))),
   );
   return async () => {};
+}
+
+function moment(milliseconds) {
+  const at = new Date(milliseconds);
+  return Number.isNaN(at.getTime()) ? `${milliseconds} ms` : at.toISOString().slice(0, 19).replace("T", " ");
 }
 
 function candidate(each, raw) {
@@ -176,7 +183,8 @@ export async function versions(main, here) {
   const list = await get("/api/ask/versions");
   const steps = [...new Set(records(list).map((row) => row.step))].sort((a, b) => a - b);
   const from = Number(here.get("from") ?? steps[0] ?? 0), to = Number(here.get("to") ?? steps.at(-1) ?? 0);
-  const width = Math.max(Number(here.get("width") ?? 20) || 1, 1);
+  const apart = Math.max(Math.floor((Math.abs(to - from) + 1) / 2), 1);
+  const width = Math.min(Math.max(Math.trunc(Number(here.get("width") ?? 20)) || 1, 1), apart);
   const choose = (name, value, text) => h("label", {}, text, h("select", { name }, steps.map((step) => h("option", { value: step, selected: step === value }, step))));
   main.append(
     h("form", { className: "row", action: "/versions" }, h("input", { type: "hidden", name: "run", value: here.get("run") }), choose("from", from, "Before"), choose("to", to, "After"), h("label", {}, "Versions on each side", h("input", { name: "width", value: width, inputMode: "numeric", size: 5 })), h("button", { className: "first" }, "Compare")),
@@ -245,7 +253,7 @@ export async function sql(main, here) {
     run();
   });
   main.append(h("p", { className: "quiet" }, "The ledger is read-only here: one SELECT, no files, no network, within ui.seconds_max."), form, place);
-  if (chosen || here.get("sql")) await run();
+  if (chosen) await run();
   return async () => {};
 }
 

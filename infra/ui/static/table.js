@@ -1,28 +1,28 @@
 // Tables of answers: sorted by a click on a heading, with a link from each row.
-import { follow, records } from "./api.js";
+import { follow } from "./api.js";
 import { figure, h, own } from "./dom.js";
 
 const SHOWN = 50;
 
 export function table(question, answer) {
-  let rows = records(answer);
+  let rows = answer.rows;
   if (!rows.length) return h("p", { className: "quiet" }, "No rows.");
-  const numeric = answer.columns.map((name) => rows.some((row) => typeof row[name] === "number"));
+  const numeric = answer.columns.map((_, at) => rows.some((row) => typeof row[at] === "number"));
   const body = h("tbody");
   let shown = SHOWN, say = () => {};
   const fill = () => {
     body.replaceChildren(
       ...rows.slice(0, shown).map((row) =>
-        h("tr", {}, answer.columns.map((name, at) => h("td", { className: numeric[at] ? "number" : "" }, cell(question, row, name, at)))),
+        h("tr", {}, answer.columns.map((name, at) => h("td", { className: numeric[at] ? "number" : "" }, cell(question, answer.columns, row, at)))),
       ),
     );
     say();
   };
   let by = null, down = false;
-  const sort = (name, button) => {
-    down = by === name ? !down : true;
-    by = name;
-    rows = [...rows].sort((a, b) => (down ? -1 : 1) * compare(a[name], b[name]));
+  const sort = (at, button) => {
+    down = by === at ? !down : true;
+    by = at;
+    rows = [...rows].sort((a, b) => (down ? -1 : 1) * compare(a[at], b[at]));
     for (const each of head.querySelectorAll("th")) each.removeAttribute("aria-sort");
     button.closest("th").setAttribute("aria-sort", down ? "descending" : "ascending");
     fill();
@@ -31,7 +31,7 @@ export function table(question, answer) {
     "tr",
     {},
     answer.columns.map((name, at) => {
-      const button = h("button", { type: "button", className: "plain", onclick: () => sort(name, button) }, name.replaceAll("_", " "));
+      const button = h("button", { type: "button", className: "plain", onclick: () => sort(at, button) }, name.replaceAll("_", " "));
       return h("th", { scope: "col", className: numeric[at] ? "number" : "" }, button);
     }),
   );
@@ -52,10 +52,10 @@ export function table(question, answer) {
   );
 }
 
-function cell(question, row, name, at) {
+function cell(question, answer.columns, row, at) {
   const value = row[name];
   const text = typeof value === "object" && value !== null ? own(JSON.stringify(value)) : typeof value === "string" ? own(value) : figure(value);
-  return at === 0 && question.link ? h("a", { href: follow(question.link, row) }, text) : text;
+  return at === 0 && question.link ? h("a", { href: follow(question.link, Object.fromEntries(columns.map((name, each) => [name, row[each]]))) }, text) : text;
 }
 
 function compare(a, b) {

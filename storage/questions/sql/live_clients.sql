@@ -3,7 +3,7 @@
 -- title: Clients with the most clicks
 -- draw: table
 -- link: /live?client={client}
--- says: A client with more than 5 % of all clicks may be a machine or a fraud. The names are pseudonyms.
+-- says: On a site with many people, one client with more than 5 % of all clicks may be a machine or a fraud. The names are pseudonyms.
 WITH clicks AS (
     SELECT client, coalesce(bot, '') AS bot, sum(len(actions)) AS clicks, count(*) AS searches
     FROM final_outcomes WHERE coalesce(client, '') <> '' GROUP BY ALL

@@ -11,5 +11,6 @@
 WITH parts AS (
     SELECT step, unnest(map_entries(components)) AS part FROM first_outcomes WHERE status = 'scored'
 )
-SELECT step, part.key AS part, avg(part.value) AS value FROM parts WHERE isfinite(part.value)
-GROUP BY step, part.key ORDER BY part.key, step
+SELECT step // width * width AS step, part.key AS part, avg(part.value) AS value
+FROM parts, (SELECT greatest(1, max(step) // 500) AS width FROM parts)
+WHERE isfinite(part.value) GROUP BY ALL ORDER BY part, step

@@ -9,6 +9,9 @@
 -- unit: share
 -- says: The share of texts in the right format, and of groups whose rewards are all equal, which give no gradient.
 -- link: /examples?step={step}&sort=flat
-SELECT step, unnest(['valid', 'without spread']) AS what,
-    unnest([sum(valid_share * scored) / nullif(sum(scored), 0), avg(flat::INTEGER)]) AS share
-FROM group_rewards GROUP BY step ORDER BY what, step
+WITH binned AS (
+    SELECT step // width * width AS step, sum(valid_share * scored) / nullif(sum(scored), 0) AS valid,
+        avg(flat::INTEGER) AS flat
+    FROM group_rewards, (SELECT greatest(1, max(step) // 2000) AS width FROM group_rewards) GROUP BY ALL
+)
+SELECT step, unnest(['valid', 'without spread']) AS what, unnest([valid, flat]) AS share FROM binned ORDER BY what, step

@@ -7,6 +7,8 @@
 -- y: value
 -- smooth: 9
 -- unit: value
--- says: What the learner measured in each update of the surviving lineage.
+-- says: What the learner measured in each update of the surviving lineage; on a long run, means of some updates each.
 WITH entries AS (SELECT step, unnest(map_entries(metrics)) AS entry FROM surviving_updates)
-SELECT step, entry.key AS metric, entry.value AS value FROM entries WHERE isfinite(entry.value) ORDER BY metric, step
+SELECT step // width * width AS step, entry.key AS metric, avg(entry.value) AS value
+FROM entries, (SELECT greatest(1, max(step) // 300) AS width FROM surviving_updates)
+WHERE isfinite(entry.value) GROUP BY ALL ORDER BY metric, step
