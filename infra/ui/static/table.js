@@ -52,8 +52,8 @@ export function table(question, answer) {
   );
 }
 
-function cell(question, answer.columns, row, at) {
-  const value = row[name];
+function cell(question, columns, row, at) {
+  const value = row[at];
   const text = typeof value === "object" && value !== null ? own(JSON.stringify(value)) : typeof value === "string" ? own(value) : figure(value);
   return at === 0 && question.link ? h("a", { href: follow(question.link, Object.fromEntries(columns.map((name, each) => [name, row[each]]))) }, text) : text;
 }
