@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from infra.monitoring import metrics
-from infra.monitoring.loop_values import LoopValues
-from infra.monitoring.metrics import Metric
+from storage.monitor import metrics
+from storage.monitor.loop_values import LoopValues
+from storage.monitor.metrics import Metric
 from streams.inputs.text import clean_text
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -13,12 +13,12 @@ import msgspec
 
 from infra.app.home import Home, RunFolder, read_settings_file
 from infra.monitoring.exposition import metrics_text
-from infra.monitoring.loop_values import LoopValues, read_log, with_alerts, with_facts
 from infra.runs.standing import facts_and_states, known_runs
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import Log, open_log
+from storage.monitor.loop_values import LoopValues, read_log, with_alerts, with_facts
 from streams.clock import now_ms
 from streams.errors import SettingsError
 from streams.kafka_settings import KafkaSettings

@@ -6,19 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from infra.monitoring import metrics
 from infra.monitoring.exposition import CONTENT_TYPE, Families, Series
-from infra.monitoring.metrics import Metric
+from storage.monitor import metrics
+from storage.monitor.metrics import Metric
 from streams.spool import waiting_on_disk
-
-if TYPE_CHECKING:
-    from infra.serving.service import Service
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """The client library's variable: a folder in which the processes of one server keep what they count."""
@@ -26,6 +23,25 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 GONE = "gone"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ToldService(Protocol):
+    """The parts of a service that its metrics tell."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def index(self) -> Any: ...
+    @property
+    def policies(self) -> Any: ...
+    @property
+    def searcher(self) -> Any: ...
+    @property
+    def forwarder(self) -> Any: ...
+    @property
+    def spool(self) -> Any: ...
+    @property
+    def draining(self) -> list[bool]: ...
 
 
 class ServeMetrics:
@@ -65,7 +81,7 @@ class ServeMetrics:
         """Count an impression that could not be logged."""
         self._lost.inc()
 
-    def text(self, service: Service) -> bytes:
+    def text(self, service: ToldService) -> bytes:
         """Return the metrics in Prometheus' text format."""
         registry = self._registry
         if self._shared:
@@ -75,7 +91,7 @@ class ServeMetrics:
         now.register(Families(self._now(service)))
         return generate_latest(registry) + generate_latest(now)
 
-    def _now(self, service: Service) -> Iterator[tuple[Metric, list[Series]]]:
+    def _now(self, service: ToldService) -> Iterator[tuple[Metric, list[Series]]]:
         """Yield what every process of a server would answer alike."""
         policies = service.policies
         helping = {"process": policies.tail.policy if policies.tail is not None else ""}

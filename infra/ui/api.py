@@ -20,14 +20,14 @@ from infra.monitoring.scraping import LoopMetrics
 from infra.ui.alerts import states_of
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers, UnknownRun
-from infra.ui.overview import measure_health
 from infra.ui.searching import SERVER, SearchTrouble
-from infra.ui.stream import Cursor, ends, may_have_news, news, read_cursor, show_cursor
-from infra.ui.words import WORDS
 from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer, Refusal
 from storage.questions.examples import read_group, with_catalogue
+from storage.questions.overview import measure_health
 from storage.questions.question import Question, saved_questions
+from storage.questions.stream import Cursor, ends, may_have_news, news, read_cursor, show_cursor
+from storage.questions.words import WORDS
 from storage.report import read_evaluations
 from streams.errors import SettingsError
 

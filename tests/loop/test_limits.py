@@ -13,12 +13,12 @@ import pytest
 from infra.app.app import App
 from infra.recipes.recipe import Prepared
 from infra.runs.living import living_workers
-from infra.ui.overview import measure_health
 from services.local import Endpoints
 from storage.ledger import LEDGER
 from storage.log import open_log
 from storage.monitor.limits import read_time_shares
 from storage.questions.asking import connect_reading
+from storage.questions.overview import measure_health
 from tests.commands import environment, interrupt, start
 from tests.kafka_cluster import wait_until
 from tests.loop.conftest import SMALL

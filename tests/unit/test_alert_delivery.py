@@ -118,6 +118,7 @@ def test_an_answer_that_never_comes_ends_at_the_timeout(receiver: Receiver, webh
     hook = webhook(webhook_timeout_seconds=0.05, webhook_attempts=2)
     hook.tell([change(1)])
     until(lambda: hook.given_up == 1)
+    assert (hook.delivered, hook.waiting) == (0, 0)
 
 
 def test_a_full_queue_drops_the_oldest(

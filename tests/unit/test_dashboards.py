@@ -13,7 +13,7 @@ import yaml
 
 from infra.monitoring.alert_rules import DATASOURCE, RULES
 from infra.monitoring.dashboards import files, write
-from infra.monitoring.metrics import LOOP, PREFIX, SERVE
+from storage.monitor.metrics import LOOP, PREFIX, SERVE
 from streams.errors import SettingsError
 
 FOLDER = Path(__file__).parents[2] / "infra" / "monitoring" / "grafana"

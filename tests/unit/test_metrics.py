@@ -11,14 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from infra.app.home import Home
-from infra.monitoring import metrics
 from infra.monitoring.exposition import metrics_text
-from infra.monitoring.loop_values import LEARNING, LoopValues, read_log, with_alerts, with_facts
-from infra.monitoring.metrics import LOOP, SERVE, metrics_reference
 from infra.monitoring.scraping import LoopMetrics
 from infra.serving.metrics import ServeMetrics
 from storage.ledger import LEDGER
 from storage.log import open_log
+from storage.monitor import metrics
+from storage.monitor.loop_values import LEARNING, LoopValues, read_log, with_alerts, with_facts
+from storage.monitor.metrics import LOOP, SERVE, metrics_reference
 from storage.monitor.stalls import RunFacts, RunState, StageFacts
 from tests.finished_run import store, write_run
 from tests.stored_events import RUN, dev_score, record, small_run
@@ -165,7 +165,7 @@ def test_names_have_the_prefix_and_base_units_and_only_info_metrics_name_a_versi
 
 def test_the_page_of_monitoring_has_the_table_of_the_code() -> None:
     page = (ROOT / "infra" / "MONITORING.md").read_text()
-    assert metrics_reference() in page, "run: python -m infra.monitoring.metrics, and put its tables into the page"
+    assert metrics_reference() in page, "run: python -m storage.monitor.metrics, and put its tables into the page"
 
 
 def test_a_scrape_reads_a_log_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,12 @@ from infra.ui.guarding import COOKIE, POLICY, cookie_name
 from infra.ui.ledgers import Ledgers
 from infra.ui.pages import HIDDEN, PAGES, files, frame
 from infra.ui.server import make_pages
-from infra.ui.stream import ROWS_AT_ONCE, ends, news, read_cursor, show_cursor
-from infra.ui.words import WORDS
 from storage.ledger import LEDGER
 from storage.questions.asking import connect_reading
 from storage.questions.question import saved_questions
 from storage.questions.settings import UiSettings
+from storage.questions.stream import ROWS_AT_ONCE, ends, news, read_cursor, show_cursor
+from storage.questions.words import WORDS
 from storage.sink import Sink
 from streams.events import Outcome
 from streams.records import Received
