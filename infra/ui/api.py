@@ -26,7 +26,7 @@ from storage.questions.asking import LedgerAnswer, Refusal
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.overview import measure_health
 from storage.questions.question import Question, saved_questions
-from storage.questions.stream import Cursor, ends, may_have_news, news, read_cursor, show_cursor
+from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
 from streams.errors import SettingsError
@@ -213,7 +213,9 @@ async def stream(request: web.Request) -> web.StreamResponse:
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
         while not ending.is_set():
             now = time.monotonic()
-            if may_have_news(source, seen) and (source.live or now - asked >= FILE_SECONDS):
+            # A file that no sink holds is looked at now and then: it costs milliseconds.
+            changed = source.version() != seen if source.live else now - asked >= FILE_SECONDS
+            if changed:
                 asked, seen = now, source.version()
                 for each in await ledgers.work(run, partial(news, cursor=cursor)):
                     cursor = each.cursor

@@ -14,7 +14,6 @@ import duckdb
 import msgspec
 
 from storage.questions.asking import ask
-from storage.questions.sources import LedgerSource
 
 ROWS_AT_ONCE = 200
 PLACE = re.compile(r"([a-z-]+)\.(\d{1,6}):(\d{1,18})")
@@ -90,8 +89,3 @@ def news(connection: duckdb.DuckDBPyConnection, cursor: Cursor) -> list[News]:
         at[kind, number] = rows[-1]["record_offset"] + 1 if len(rows) == ROWS_AT_ONCE else end
         found.append(News(kind=kind, rows=rows, cursor=dict(at)))
     return found
-
-
-def may_have_news(source: LedgerSource, seen: int | None) -> bool:
-    """Return whether it is worth asking. A file that no sink holds is looked at each time: it costs milliseconds."""
-    return not source.live or source.version() != seen
