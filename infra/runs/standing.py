@@ -6,13 +6,19 @@ and commits cost a few requests, whatever the number of runs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from kafka import KafkaAdminClient, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+)
 
 from infra.app.app import App
 from infra.app.home import Home, RunFolder, read_settings_file
@@ -29,6 +35,8 @@ from streams.topics import TOPICS, topic_name
 
 MAX_TIMESTAMP = -3  # Asks ListOffsets for the record with the newest time (KIP-734).
 ANSWER_SECONDS = 5.0
+AGAIN_SECONDS = 0.2
+BEGINNING = (NotCoordinatorError, CoordinatorNotAvailableError, CoordinatorLoadInProgressError)
 LEDGER_FILES = "searchloop.duckdb*"
 MOVES = {
     "generator": ("requests", "generations"),
@@ -134,21 +142,26 @@ def read_facts(home: Home, kafka: KafkaSettings, runs: Mapping[str, StandingRun]
     """Return the facts of these runs, read together."""
     if not runs:
         return []
-    admin = None
-    try:
-        admin = KafkaAdminClient(
-            **connection_options(kafka, "searchloop-status"),
-            bootstrap_timeout_ms=int(ANSWER_SECONDS * 1000),
-            request_timeout_ms=int(ANSWER_SECONDS * 1000),
-        )
-        offsets = Offsets(admin, list(runs))
-        return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
-    except (KafkaError, OSError, ValueError) as error:
-        said = f"Kafka at {kafka.bootstrap!r} does not answer: {error}. Run: searchloop doctor"
-        return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
-    finally:
-        if admin is not None:
-            admin.close()
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        admin = None
+        try:
+            admin = KafkaAdminClient(
+                **connection_options(kafka, "searchloop-status"),
+                bootstrap_timeout_ms=int(ANSWER_SECONDS * 1000),
+                request_timeout_ms=int(ANSWER_SECONDS * 1000),
+            )
+            offsets = Offsets(admin, list(runs))
+            return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
+        except (KafkaError, OSError, ValueError) as error:
+            # A broker that has just begun to keep groups' offsets says for a moment that it does not.
+            if not isinstance(error, BEGINNING) or time.monotonic() >= deadline:
+                said = f"Kafka at {kafka.bootstrap!r} does not answer: {error}. Run: searchloop doctor"
+                return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
+            time.sleep(AGAIN_SECONDS)
+        finally:
+            if admin is not None:
+                admin.close()
 
 
 def known_runs(home: Home) -> list[str]:
