@@ -52,6 +52,7 @@ BUILD_MEMORY = "512MiB"  # For a ledger that is rebuilt for reading; the rest li
 RAW_AT_ONCE = 64  # A record may have 8 MB.
 
 E = TypeVar("E", bound=Event)
+Options = Mapping[str, str | bool | int | float | list[str]]
 
 
 class Log:
@@ -130,23 +131,35 @@ def open_log(folder: Path) -> Log:
 
     Raises StorageError if there is none, or if it cannot be read.
     """
-    path, archive = folder / LEDGER, folder / ARCHIVE
-    finish_rebuild(path)
-    if not path.exists() and not find_segments(archive):
-        raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
-    if path.exists():
-        try:
-            connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
-            if pending(connection):
-                connection.close()
-                bring_up_to_date(path)
-                connection = duckdb.connect(str(path), read_only=True, config=dict(OFFLINE))
-        except duckdb.Error as error:
-            if not is_open_elsewhere(error):
-                raise StorageError(explain(path, error)) from error
-        else:
-            return Log(connection, archive, live=False)
+    connection = open_file(folder, OFFLINE)
+    if connection is not None:
+        return Log(connection, folder / ARCHIVE, live=False)
     return log_from_archive(folder)
+
+
+def open_file(folder: Path, config: Options) -> duckdb.DuckDBPyConnection | None:
+    """Open the ledger's file in a run's folder, read-only and with today's views.
+
+    config: the options of the connection. Returns None if the file is held by a sink, or if there is only an archive.
+    Raises StorageError if there is neither, or if the file cannot be read.
+    """
+    path = folder / LEDGER
+    _finish_rebuild(path)
+    if not path.exists():
+        if find_segments(folder / ARCHIVE):
+            return None
+        raise StorageError(f"{folder}: expected {LEDGER} or {ARCHIVE}/, found neither; train first, or check the name")
+    try:
+        connection = duckdb.connect(str(path), read_only=True, config=dict(config))
+        if pending(connection):
+            connection.close()
+            _bring_up_to_date(path)
+            connection = duckdb.connect(str(path), read_only=True, config=dict(config))
+    except duckdb.Error as error:
+        if is_open_elsewhere(error):
+            return None
+        raise StorageError(explain(path, error)) from error
+    return connection
 
 
 def log_from_archive(folder: Path, *, damaged: Callable[[Path, StorageError], None] | None = None) -> Log:
@@ -194,7 +207,7 @@ def _readable(archive: Path, damaged: Callable[[Path, StorageError], None]) -> I
             damaged(path, error)
 
 
-def finish_rebuild(path: Path) -> None:
+def _finish_rebuild(path: Path) -> None:
     """Wait until a rebuilt ledger is in its place; if its rebuild was killed, put it there."""
     deadline = time.monotonic() + SWITCH_SECONDS_MAX
     while is_chosen(path) and time.monotonic() < deadline:
@@ -267,7 +280,7 @@ def _not_archived(path: Path, stored: Mapping[Partition, int]) -> Iterator[Recei
         return  # It is damaged; that is the reason for the rebuild.
 
 
-def bring_up_to_date(path: Path) -> None:
+def _bring_up_to_date(path: Path) -> None:
     """Apply the migrations that an older searchloop's ledger lacks, so that it is read with today's views.
 
     Raises StorageError if a sink holds the file.

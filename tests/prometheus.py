@@ -28,10 +28,11 @@ def binary(name: str) -> str:
     return found
 
 
-def promtool(*arguments: str, given: bytes = b"") -> None:
-    """Run promtool; fail with what it says if it finds anything."""
+def promtool(*arguments: str, given: bytes = b"") -> str:
+    """Run promtool, and return its words; fail with them if it finds anything."""
     ended = subprocess.run([binary("promtool"), *arguments], input=given, capture_output=True, check=False)
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
+    return ended.stdout.decode()
 
 
 class Prometheus:

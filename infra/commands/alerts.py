@@ -203,10 +203,9 @@ def print_backtest(found: Backtest, *, labelled: bool, console: Console) -> None
 
 
 def _rules(app: App, path: Path | None = None) -> tuple[AlertRule, ...]:
-    from storage.monitor.rules import read_rules
+    from infra.monitoring.alert_files import alert_rules
 
-    given = app.tables(AlertTable).alerts.rules
-    return read_rules(path or (Path(given) if given else None))
+    return alert_rules(app.tables(AlertTable).alerts, path)
 
 
 def _figures(run_dir: RunFolder) -> dict[str, list[Point]]:

@@ -102,8 +102,9 @@ def serve(
 
 def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> None:
     """Run this command once more for each worker, behind one port, until a signal."""
+    from infra.app.doors import open_door
     from infra.serving.metrics import SHARED
-    from infra.serving.server import open_door, require_token
+    from infra.serving.server import require_token
     from infra.serving.workers import Workers
 
     arguments = sys.argv[1:]
@@ -113,7 +114,10 @@ def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> 
     arguments = [each for each in arguments if not each.startswith("--workers=")]
     settings = app.settings.serve
     require_token(settings)
-    with open_door(settings) as door, tempfile.TemporaryDirectory(prefix="searchloop-metrics-") as shared:
+    with (
+        open_door(settings.host, settings.port, table="serve") as door,
+        tempfile.TemporaryDirectory(prefix="searchloop-metrics-") as shared,
+    ):
         environment, line = piped(os.environ | app.private | {SHARED: shared})
         host, port = door.getsockname()[:2]
 

@@ -12,9 +12,11 @@ from typing import Any, BinaryIO
 import msgspec
 
 from infra.app.home import RunFolder, read_settings_file
+from infra.monitoring.alert_settings import AlertSettings
 from learner.batches import BatchSettings
 from storage.monitor.alert_states import Silence, Transition
 from storage.monitor.backtesting import Label
+from storage.monitor.rules import AlertRule, read_rules
 from streams.errors import InputError, SettingsError
 from streams.whole_file import write_file
 
@@ -41,6 +43,11 @@ def staleness_limit(run_dir: RunFolder) -> int:
     if not run_dir.settings_file.exists():
         return BatchSettings().staleness_max
     return read_settings_file(run_dir, AlertRun).settings.batch.staleness_max
+
+
+def alert_rules(settings: AlertSettings, path: Path | None = None) -> tuple[AlertRule, ...]:
+    """Return the rules that apply: the built-in ones, with a file over them. path: in place of the settings' own."""
+    return read_rules(path or (Path(settings.rules) if settings.rules else None))
 
 
 def read_silences(run_dir: Path) -> tuple[Silence, ...]:

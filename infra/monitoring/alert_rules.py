@@ -139,7 +139,7 @@ def prometheus_rules() -> str:
         }
         for rule in RULES
     ]
-    return _yaml({"groups": [{"name": "searchloop", "rules": rules}]})
+    return as_yaml({"groups": [{"name": "searchloop", "rules": rules}]})
 
 
 def grafana_rules() -> str:
@@ -151,7 +151,7 @@ def grafana_rules() -> str:
         "interval": "1m",
         "rules": [_grafana_rule(rule) for rule in RULES],
     }
-    return _yaml({"apiVersion": 1, "groups": [group]})
+    return as_yaml({"apiVersion": 1, "groups": [group]})
 
 
 def _grafana_rule(rule: ScrapedRule) -> dict[str, Any]:
@@ -189,5 +189,6 @@ def _grafana_rule(rule: ScrapedRule) -> dict[str, Any]:
     }
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """Return a value as a YAML document, in the order in which it is written."""
     return str(yaml.safe_dump(value, sort_keys=False, width=200, allow_unicode=True))

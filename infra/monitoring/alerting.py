@@ -11,11 +11,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from infra.app.app import App
 from infra.app.home import RunFolder
-from infra.monitoring.alert_files import append_transitions, read_silences, read_transitions, staleness_limit
+from infra.monitoring.alert_files import (
+    alert_rules,
+    append_transitions,
+    read_silences,
+    read_transitions,
+    staleness_limit,
+)
 from infra.monitoring.alert_settings import AlertSettings, AlertTable
 from infra.monitoring.delivering import CLOSE_SECONDS, TOLD, Webhook
 from infra.runs.standing import run_states
@@ -23,7 +28,7 @@ from storage.log import log_from_archive
 from storage.monitor.alert_states import AlertState, Silence, Transition, standing, transitions
 from storage.monitor.figures import Figures, Point, window_figures
 from storage.monitor.ledger_figures import ledger_figures
-from storage.monitor.rules import AlertRule, read_rules
+from storage.monitor.rules import AlertRule
 from storage.monitor.view import View, build_view
 from streams.clock import now_ms
 from streams.codec import decode_window
@@ -36,11 +41,6 @@ LEDGER_SHARE = 0.02
 ROUND_SECONDS = 10.0  # Each round asks the broker and reads files of workers.
 # Known better, or only, from elsewhere while somebody watches.
 NOT_FROM_LEDGER = frozenset({"quiet_seconds"})
-
-
-def alert_rules(settings: AlertSettings) -> tuple[AlertRule, ...]:
-    """Return the rules that apply: the built-in ones, with the user's file over them."""
-    return read_rules(Path(settings.rules) if settings.rules else None)
 
 
 class LedgerLooks:

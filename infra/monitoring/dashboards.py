@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
-from infra.monitoring.alert_rules import DATASOURCE, FOLDER, grafana_rules, prometheus_rules
+from infra.monitoring.alert_rules import DATASOURCE, FOLDER, as_yaml, grafana_rules, prometheus_rules
 from streams.errors import SettingsError
 from streams.whole_file import write_file
 
@@ -256,7 +255,7 @@ def files() -> dict[str, str]:
         "dashboards/serving.json": _dashboard("searchloop-serving", "Searchloop: serving", SERVING, by_run=False),
         "prometheus-rules.yml": prometheus_rules(),
         "provisioning/alerting/searchloop.yml": grafana_rules(),
-        "provisioning/dashboards/searchloop.yml": _yaml(
+        "provisioning/dashboards/searchloop.yml": as_yaml(
             {
                 "apiVersion": 1,
                 "providers": [
@@ -271,7 +270,7 @@ def files() -> dict[str, str]:
                 ],
             }
         ),
-        "provisioning/datasources/searchloop.yml": _yaml(
+        "provisioning/datasources/searchloop.yml": as_yaml(
             {
                 "apiVersion": 1,
                 "datasources": [
@@ -374,10 +373,6 @@ def _stat_options() -> dict[str, Any]:
         "textMode": "value_and_name",
         "colorMode": "none",
     }
-
-
-def _yaml(value: Any) -> str:
-    return str(yaml.safe_dump(value, sort_keys=False))
 
 
 if __name__ == "__main__":

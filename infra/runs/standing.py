@@ -6,19 +6,13 @@ and commits cost a few requests, whatever the number of runs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from kafka import KafkaAdminClient, TopicPartition
-from kafka.errors import (
-    CoordinatorLoadInProgressError,
-    CoordinatorNotAvailableError,
-    KafkaError,
-    NotCoordinatorError,
-)
+from kafka.errors import KafkaError
 
 from infra.app.app import App
 from infra.app.home import Home, RunFolder, read_settings_file
@@ -28,15 +22,15 @@ from storage.monitor.stalls import RunFacts, RunState, StageFacts, WorkerFacts, 
 from streams.clients import EARLIEST, connection_options
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings
-from streams.errors import SettingsError
+from streams.errors import DeliveryError, SettingsError
+from streams.kafka_errors import asked
+from streams.kafka_python import forget_coordinators
 from streams.kafka_settings import KafkaSettings
 from streams.lag import LATEST
 from streams.topics import TOPICS, topic_name
 
 MAX_TIMESTAMP = -3  # Asks ListOffsets for the record with the newest time (KIP-734).
 ANSWER_SECONDS = 5.0
-AGAIN_SECONDS = 0.2
-BEGINNING = (NotCoordinatorError, CoordinatorNotAvailableError, CoordinatorLoadInProgressError)
 LEDGER_FILES = "searchloop.duckdb*"
 MOVES = {
     "generator": ("requests", "generations"),
@@ -73,7 +67,7 @@ class Offsets:
     """Bounds, newest times and commits of some topics, read from the broker once."""
 
     def __init__(self, admin: KafkaAdminClient, runs: Sequence[str]) -> None:
-        """Read them. Raises KafkaError if the broker does not answer."""
+        """Read them. Raises KafkaError or DeliveryError if the broker does not answer."""
         self._admin = admin
         wanted = {topic_name(run, topic.kind) for run in runs for topic in TOPICS} & set(admin.list_topics())
         described = admin.describe_topics(sorted(wanted)) if wanted else []
@@ -87,8 +81,15 @@ class Offsets:
         newest = self._at(dict.fromkeys(everywhere, MAX_TIMESTAMP))
         self._newest = {place: found.timestamp for place, found in newest.items()}
         self._groups = [f"{run}.{stage}" for run in runs for stage in ("generator", "environment")]
-        found = admin.list_group_offsets(dict.fromkeys(self._groups))
+        found = asked("could not read the runs' committed offsets", self._commits, patience_seconds=ANSWER_SECONDS)
         self._committed = {group: {place: each.offset for place, each in of.items()} for group, of in found.items()}
+
+    def _commits(self) -> Mapping[str, Mapping[TopicPartition, Any]]:
+        forget_coordinators(self._admin)
+        commits: Mapping[str, Mapping[TopicPartition, Any]] = self._admin.list_group_offsets(
+            dict.fromkeys(self._groups)
+        )
+        return commits
 
     def places(self, run: str, kind: str) -> Places:
         """Return a topic's partitions; empty if it does not exist."""
@@ -142,26 +143,21 @@ def read_facts(home: Home, kafka: KafkaSettings, runs: Mapping[str, StandingRun]
     """Return the facts of these runs, read together."""
     if not runs:
         return []
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        admin = None
-        try:
-            admin = KafkaAdminClient(
-                **connection_options(kafka, "searchloop-status"),
-                bootstrap_timeout_ms=int(ANSWER_SECONDS * 1000),
-                request_timeout_ms=int(ANSWER_SECONDS * 1000),
-            )
-            offsets = Offsets(admin, list(runs))
-            return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
-        except (KafkaError, OSError, ValueError) as error:
-            # A broker that has just begun to keep groups' offsets says for a moment that it does not.
-            if not isinstance(error, BEGINNING) or time.monotonic() >= deadline:
-                said = f"Kafka at {kafka.bootstrap!r} does not answer: {error}. Run: searchloop doctor"
-                return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
-            time.sleep(AGAIN_SECONDS)
-        finally:
-            if admin is not None:
-                admin.close()
+    admin = None
+    try:
+        admin = KafkaAdminClient(
+            **connection_options(kafka, "searchloop-status"),
+            bootstrap_timeout_ms=int(ANSWER_SECONDS * 1000),
+            request_timeout_ms=int(ANSWER_SECONDS * 1000),
+        )
+        offsets = Offsets(admin, list(runs))
+        return [_facts(home.run(run), kept, offsets) for run, kept in runs.items()]
+    except (KafkaError, DeliveryError, OSError, ValueError) as error:
+        said = f"Kafka at {kafka.bootstrap!r} does not answer: {error}. Run: searchloop doctor"
+        return [_unseen(home.run(run), kept, said) for run, kept in runs.items()]
+    finally:
+        if admin is not None:
+            admin.close()
 
 
 def known_runs(home: Home) -> list[str]:

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from infra.app.app import App
+from infra.app.doors import BACKLOG, LOOPBACK, open_door
 from infra.runs.listening import begin_live
 from infra.serving.api import errors, note_shadow
 from infra.serving.engine import AsyncSearcher
@@ -40,10 +41,8 @@ from streams.spool import Spool
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 32
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MIB = 2**20
 IDLE = 6  # Times serve.read_seconds that a connection may be idle between two requests.
-BACKLOG = 1_024  # Connections that wait to be accepted.
 
 
 class Inherited(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +158,7 @@ async def _answer(service: Service, inherited: Inherited | None, told: Callable[
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    door = open_door(settings) if inherited is None else inherited.door
+    door = open_door(settings.host, settings.port, table="serve") if inherited is None else inherited.door
     inner = runner.server
     assert inner is not None
     server = await loop.create_server(lambda: SlowClients(inner(), settings.read_seconds), sock=door, backlog=BACKLOG)
@@ -202,18 +201,6 @@ def make_application(service: Service) -> web.Application:
             application.router.add_route(method, route.path, route.handler)
     application.router.add_get("/openapi.json", describe)
     return application
-
-
-def open_door(settings: ServeSettings) -> socket.socket:
-    """Return the listening socket, which no other process can have. Raises SettingsError if it is taken."""
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(
-            f"serve.port: expected an address to listen on, got {settings.host}:{settings.port} ({error.strerror}). "
-            "Choose another: --port N, or 0 for a free one"
-        ) from error
 
 
 def require_token(settings: ServeSettings) -> None:

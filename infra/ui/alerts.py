@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from infra.app.home import RunFolder
-from infra.monitoring.alert_files import read_silences, staleness_limit
-from infra.monitoring.alerting import alert_rules
+from infra.monitoring.alert_files import alert_rules, read_silences, staleness_limit
 from infra.ui.ledgers import Ledgers
 from storage.monitor.alert_states import AlertState, standing
 from storage.monitor.ledger_figures import ledger_figures

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import csv
 import io
-import math
 import re
 import time
 from functools import partial
@@ -268,7 +267,7 @@ def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float,
     return _json(
         {
             "columns": found.columns,
-            "rows": [[_plain(value) for value in row] for row in found.rows],
+            "rows": found.rows,
             "cut": found.cut,
             "rest": round(rest, 1),
             "state": request.app[LEDGERS].source(run).state,
@@ -303,17 +302,6 @@ def _parameters(request: web.Request, question: Question) -> dict[str, object]:
     return given
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of DuckDB as JSON has it; a number that is none becomes null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
-
-
 def _csv(found: LedgerAnswer) -> str:
     """Return an answer as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     out = io.StringIO()
@@ -328,7 +316,7 @@ def _cell(value: Any) -> Any:
 
 
 async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str) -> None:
-    body = msgspec.json.encode(_plain(data), enc_hook=str).decode()
+    body = msgspec.json.encode(data, enc_hook=str).decode()
     await response.write(f"event: {kind}\nid: {cursor}\ndata: {body}\n\n".encode())
 
 

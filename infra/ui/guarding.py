@@ -12,7 +12,6 @@ from aiohttp import web
 from streams.secrets import reveal
 
 COOKIE = "searchloop_ui"
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import duckdb
@@ -94,13 +95,7 @@ class Ledgers:
 
     async def work(self, run: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         """Return what a function finds with a cursor, in a thread. Raises UnknownRun, StorageError."""
-        source = self.source(run)
-
-        def answer() -> T:
-            with source.cursor() as cursor:
-                return question(cursor)
-
-        return await self.apart(answer)
+        return await self.apart(partial(_with_cursor, self.source(run), question))
 
     async def ask_free(self, run: str, sql: str, parameters: Mapping[str, object]) -> LedgerAnswer:
         """Ask what somebody has written, apart from the pages' own questions: a few functions cannot be interrupted.
@@ -108,15 +103,11 @@ class Ledgers:
         Raises UnknownRun, StorageError, and Refusal if the answer is late, or if the last question still runs.
         """
         source = self.source(run)
-
-        def answer() -> LedgerAnswer:
-            with source.cursor() as cursor:
-                return ask(cursor, sql, parameters, limits=self._limits)
-
         if self._free.locked():
             raise Refusal("expected one question at a time, and an earlier one still runs. Ask again when it has ended")
         await self._free.acquire()
-        asked = asyncio.ensure_future(self._counted(answer))
+        question = partial(ask, sql=sql, parameters=parameters, limits=self._limits)
+        asked = asyncio.ensure_future(self._counted(partial(_with_cursor, source, question)))
         asked.add_done_callback(self._set_free)
         try:
             return await asyncio.wait_for(asyncio.shield(asked), self._limits.seconds + GRACE_SECONDS)
@@ -172,3 +163,8 @@ class Ledgers:
         for source, _ in self._sources.values():
             source.close()
         self._sources.clear()
+
+
+def _with_cursor(source: LedgerSource, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    with source.cursor() as cursor:
+        return question(cursor)

@@ -7,19 +7,18 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 from collections.abc import Callable
 
 from aiohttp import web
 
 from infra.app.app import App
+from infra.app.doors import LOOPBACK, open_door
 from infra.monitoring.scraping import LoopMetrics
 from infra.ui import api, pages
-from infra.ui.guarding import LOOPBACK, guard
+from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
 from storage.questions.settings import UiSettings
-from streams.errors import SettingsError
 from streams.secrets import reveal
 
 STOP_SECONDS = 5.0
@@ -33,7 +32,7 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
     """
     settings: UiSettings = app.settings.ui
     token = reveal(settings.token) or secrets.token_urlsafe(24)
-    door = open_port(settings)
+    door = open_door(settings.host, settings.port, table="ui")
     host, port = door.getsockname()[:2]
     ledgers = Ledgers(app, settings)
     runner = web.AppRunner(
@@ -94,18 +93,6 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Applic
     routes.add_post("/api/click", api.click)
     routes.add_post("/api/sql", api.sql)
     return application
-
-
-def open_port(settings: UiSettings) -> socket.socket:
-    """Return the listening socket. Raises SettingsError if the address is taken."""
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise SettingsError(
-            f"ui.port: expected an address to listen on, got {settings.host}:{settings.port} ({error.strerror}). "
-            "Choose another: --port N, or 0 for a free one"
-        ) from error
 
 
 async def _sweep(ledgers: Ledgers) -> None:

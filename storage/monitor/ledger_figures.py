@@ -11,6 +11,7 @@ from typing import Any
 
 from storage.log import Log
 from storage.monitor.figures import Point
+from storage.verification.partitions import UNACCOUNTED
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 QUIET_SECONDS = 60.0
@@ -119,29 +120,7 @@ WITH clicks AS (
 )
 SELECT hour, max(its)::BIGINT AS most, sum(its)::BIGINT AS total FROM rolling GROUP BY hour ORDER BY hour
 """
-_TABLES = (
-    "requests",
-    "generations",
-    "rewards",
-    "updates",
-    "policy_versions",
-    "dev_scores",
-    "feedback",
-    "impressions",
-    "user_actions",
-    "impression_outcomes",
-    "decisions",
-    "dead_letters",
-)
-_RESIDUAL = f"""
-WITH stored AS (
-    SELECT topic, partition, count(*) AS entries FROM (
-        {" UNION ALL ".join(f"SELECT topic, partition FROM {table}" for table in _TABLES)}) GROUP BY ALL
-)
-SELECT coalesce(sum(abs(s.records - coalesce(e.entries, 0))), 0)::BIGINT
-    + (SELECT count(*) FROM candidate_outcomes WHERE uses > 1) AS residual
-FROM sink_offsets s LEFT JOIN stored e USING (topic, partition)
-"""
+_DOUBLY_USED = "SELECT count(*) AS records FROM candidate_outcomes WHERE uses > 1"
 _NEWEST = "SELECT max(record_time_ms) AS at_ms FROM rewards"
 _OF_GROUPS = (
     "reward_mean",
@@ -177,7 +156,8 @@ def ledger_figures(log: Log, *, staleness_max: int) -> dict[str, list[Point]]:
     }
     newest_ms = log.rows(_NEWEST)[0]["at_ms"]
     if newest_ms is not None:
-        figures["residual"] = [Point(at_ms=newest_ms, value=log.rows(_RESIDUAL)[0]["residual"])]
+        residual = sum(log.rows(sql)[0]["records"] for sql in (UNACCOUNTED, _DOUBLY_USED))
+        figures["residual"] = [Point(at_ms=newest_ms, value=residual)]
     return {name: points for name, points in figures.items() if points}
 
 

@@ -10,7 +10,7 @@ import msgspec
 from storage.log import Log
 from storage.monitor.best import BestVersion
 from storage.monitor.stalls import RunFacts, RunState
-from storage.verification.partitions import TABLES
+from storage.verification.partitions import UNACCOUNTED
 from streams.events import DevScore, DevSet, PolicyRef
 from streams.topics import version_name
 
@@ -87,7 +87,7 @@ def read_log(run: str, log: Log, *, now_ms: int) -> LoopValues:
         candidates=_candidates(log),
         updates=updates[0]["step"] if updates else 0,
         dead_letters=_dead_letters(log),
-        residual=_residual(log),
+        residual=log.rows(UNACCOUNTED)[0]["records"],
         staleness=_staleness(log),
         reward=reward[0]["reward"] if reward else None,
         dev=dev,
@@ -132,19 +132,6 @@ def _candidates(log: Log) -> dict[str, int]:
         "sum(waiting)::BIGINT AS waiting FROM accounting"
     )
     return {fate: count or 0 for fate, count in row.items()}
-
-
-def _residual(log: Log) -> int:
-    """Return how many stored records have no row of their own, or more than one, over all partitions."""
-    rows = " UNION ALL ".join(f"SELECT topic, partition, record_offset FROM {name}" for name in TABLES)
-    (found,) = log.rows(
-        f"""
-        WITH counted AS (SELECT topic, partition, count(*) AS n FROM ({rows}) GROUP BY topic, partition)
-        SELECT coalesce(sum(abs(s.records - coalesce(c.n, 0))), 0)::BIGINT AS residual
-        FROM sink_offsets s LEFT JOIN counted c USING (topic, partition)
-        """
-    )
-    return int(found["residual"])
 
 
 def _staleness(log: Log) -> dict[str, float]:

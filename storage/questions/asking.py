@@ -58,11 +58,14 @@ class Refusal(StorageError):
     """A question that is not asked, or not answered: what was expected, what came, what to do."""
 
 
-def connect_reading(path: Path, *, memory_mib: int = 1024, threads: int = 1) -> duckdb.DuckDBPyConnection:
+def reading_options(*, memory_mib: int = 1024, threads: int = 1) -> dict[str, str | bool | int | float | list[str]]:
+    """Return the options of a connection on which people ask, within a memory and a number of threads."""
+    return {**READING, "memory_limit": f"{memory_mib}MiB", "threads": threads}
+
+
+def connect_reading(path: Path) -> duckdb.DuckDBPyConnection:
     """Open a ledger's file for questions. Raises duckdb.Error, also while a sink holds the file."""
-    return duckdb.connect(
-        str(path), read_only=True, config={**READING, "memory_limit": f"{memory_mib}MiB", "threads": threads}
-    )
+    return duckdb.connect(str(path), read_only=True, config=reading_options())
 
 
 def ask(

@@ -29,7 +29,7 @@ from streams.topics import TOPICS, topic_name
 log = logging.getLogger(__name__)
 
 RECORDS_AT_ONCE = 512
-MEMORY_MIB = 1024
+COPYING = {**READING, "memory_limit": "1GiB"}
 WAIT_SECONDS = 0.5
 RETRY_SECONDS = 2.0
 RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.
@@ -54,8 +54,7 @@ class LiveCopy:
         self._kafka = kafka
         self._stop = threading.Event()
         self._scratch = tempfile.TemporaryDirectory(prefix="searchloop-copy-", ignore_cleanup_errors=True)
-        options: dict[str, str | bool | int | float | list[str]] = {**READING, "memory_limit": f"{MEMORY_MIB}MiB"}
-        self._connection = duckdb.connect(str(Path(self._scratch.name) / LEDGER), config=options)
+        self._connection = duckdb.connect(str(Path(self._scratch.name) / LEDGER), config=COPYING)
         migrate(self._connection)
         self._read: set[Path] = set()
         self._thread = threading.Thread(target=self._follow, name=f"copy of {run}", daemon=True)

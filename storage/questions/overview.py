@@ -49,13 +49,13 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     limit: LimitStatement
 
 
-UPDATES = "SELECT count(*) AS updates, max(step) AS step FROM surviving_updates"
+UPDATES = "SELECT count(*) AS updates FROM surviving_updates"
 GROUPS = "SELECT count(DISTINCT group_id) AS groups FROM rewards WHERE topic LIKE '%.rewards'"
 # Versions of the surviving lineage and its beginning; of several measures the one of the newest score.
 DEV = """WITH alive AS (
     SELECT lineage, step FROM surviving_updates UNION SELECT parent_lineage, parent_step FROM surviving_updates
 ), scores AS (
-    SELECT d.step, d.value, d.measure, d.record_offset, list_max([each.queries for each in d.sets]) AS queries
+    SELECT d.step, d.value, d.measure, list_max([each.queries for each in d.sets]) AS queries
     FROM first_dev_scores d WHERE (d.lineage, d.step) IN (SELECT (lineage, step) FROM alive)
         OR NOT EXISTS (SELECT 1 FROM alive)
 )
@@ -80,10 +80,9 @@ FATES = """SELECT coalesce(sum(candidates), 0)::BIGINT AS candidates, coalesce(s
 
 def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
     """Return the overview of a run from its ledger. Raises Refusal."""
-    updates = _one(connection, UPDATES)
     groups = _one(connection, GROUPS)["groups"]
     return Health(
-        updates=updates["updates"],
+        updates=_one(connection, UPDATES)["updates"],
         groups=groups,
         statements=[
             _learns(ask(connection, DEV).dicts(), _one(connection, REWARDS)),

@@ -9,13 +9,9 @@ from pathlib import Path
 
 import duckdb
 
-from storage.archive import ARCHIVE, find_segments
-from storage.errors import StorageError
-from storage.ledger import LEDGER, explain, is_open_elsewhere
-from storage.log import bring_up_to_date, finish_rebuild
-from storage.questions.asking import connect_reading
+from storage.log import open_file
+from storage.questions.asking import reading_options
 from storage.questions.copying import LiveCopy
-from storage.schema import pending
 from streams.kafka_settings import KafkaSettings
 
 
@@ -32,7 +28,6 @@ class LedgerSource:
         self._kafka = kafka
         self._lock = threading.Lock()
         self._copy: LiveCopy | None = None
-        self._opened = 0
 
     @property
     def live(self) -> bool:
@@ -58,15 +53,16 @@ class LedgerSource:
         return ""
 
     def version(self) -> int:
-        """Return a number that changes when there is more to ask for."""
+        """Return a number that rises when a live run has more to ask for; 0 if no sink holds the file."""
         copy = self._copy
-        return self._opened if copy is None else copy.version
+        return 0 if copy is None else copy.version
 
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Give a cursor for one question. Raises StorageError if there is no log, or if it cannot be read."""
-        connection = self._open_file()
+        connection = open_file(self._folder, reading_options())
         if connection is not None:
+            self._leave_copy()
             with connection:
                 yield connection
             return
@@ -84,32 +80,9 @@ class LedgerSource:
                 self._copy.close()
                 self._copy = None
 
-    def _open_file(self) -> duckdb.DuckDBPyConnection | None:
-        """Return the ledger's file, opened; None while a sink holds it."""
-        path = self._folder / LEDGER
-        finish_rebuild(path)
-        if not path.exists():
-            if find_segments(self._folder / ARCHIVE):
-                return None
-            raise StorageError(f"{self._folder}: expected {LEDGER}, found none; train first, or check the name")
-        try:
-            connection = connect_reading(path)
-            if pending(connection):
-                connection.close()
-                bring_up_to_date(path)
-                connection = connect_reading(path)
-        except duckdb.Error as error:
-            if is_open_elsewhere(error):
-                return None
-            raise StorageError(explain(path, error)) from error
-        self._leave_copy()
-        return connection
-
     def _leave_copy(self) -> None:
-        """Remove the copy of a run that has ended, and let its readers ask again."""
+        """Remove the copy of a run that has ended."""
         with self._lock:
             copy, self._copy = self._copy, None
-            if copy is not None:
-                self._opened += copy.version + 1
         if copy is not None:
             threading.Thread(target=copy.close, daemon=True).start()

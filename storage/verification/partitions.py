@@ -26,6 +26,15 @@ TABLES = (
     "decisions",
     "dead_letters",
 )
+UNACCOUNTED = f"""
+WITH rows AS ({" UNION ALL ".join(f"SELECT topic, partition FROM {table}" for table in TABLES)}), counted AS (
+    SELECT topic, partition, count(*) AS n FROM rows GROUP BY topic, partition
+)
+SELECT coalesce(sum(abs(s.records - coalesce(c.n, 0))), 0)::BIGINT AS records
+FROM sink_offsets s LEFT JOIN counted c USING (topic, partition)
+"""
+"""Counts the stored records that have no row of their own, or more than one."""
+
 # The sink's own dead letters stand at the places of the records that it could not decode.
 OWN_LETTER = (
     "stage = 'sink' AND source_topic = topic AND source_partition = partition AND source_offset = record_offset"

@@ -143,7 +143,7 @@ def test_a_run_that_has_stopped_rings_no_bell_about_waiting_work(tmp_path: Path)
     case = {"interval": "1m", "input_series": inputs, "alert_rule_test": quiet}
     path = tmp_path / "quiet.yml"
     path.write_text(yaml.safe_dump({"rule_files": [str(RULE_FILE)], "tests": [case]}))
-    promtool("test", "rules", str(path))
+    assert "SUCCESS" in promtool("test", "rules", str(path))
 
 
 def test_prometheus_loads_the_rules_and_every_panel_has_data(

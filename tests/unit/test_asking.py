@@ -8,9 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from storage.ledger import LEDGER
-from storage.questions.asking import CHARACTERS_MAX, AskLimits, Refusal, ask, connect_reading
+from storage.ledger import LEDGER, build_batch, store_registered
+from storage.questions.asking import CHARACTERS_MAX, READING, AskLimits, Refusal, ask, connect_reading
 from storage.questions.examples import move_of, read_group
+from storage.schema import migrate
 from tests.shown_pages import in_log_order, whole_run, write_run
 from tests.stored_events import generation, reward
 
@@ -149,3 +150,16 @@ def test_a_group_that_waits_says_for_what(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "was", "move"), [(1, None, "gained"), (1, 2, "up"), (3, 2, "down"), (4, 4, "same")])
 def test_a_result_moves_against_the_raw_ones(rank: int, was: int | None, move: str) -> None:
     assert move_of(rank, was) == move
+
+
+def test_a_batch_that_does_not_fit_leaves_nothing_and_the_connection_goes_on(tmp_path: Path) -> None:
+    first, second = (build_batch(in_log_order([generation(n), reward(n)])) for n in (0, 1))
+    with duckdb.connect(str(tmp_path / "copy.duckdb"), config=dict(READING)) as connection:
+        migrate(connection)
+        wrong = {**first.tables, "no_such_table": first.tables["rewards"]}
+        with pytest.raises(duckdb.Error):
+            store_registered(connection, wrong, first.extents)
+        assert connection.execute("SELECT count(*) FROM rewards").fetchone() == (0,)
+        for batch in (first, second):
+            store_registered(connection, batch.tables, batch.extents)
+        assert connection.execute("SELECT count(*) FROM rewards").fetchone() == (2,)
