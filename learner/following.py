@@ -12,12 +12,14 @@ from kafka import TopicPartition
 from learner.batches import BatchSettings
 from learner.checkpoints import CheckpointError
 from learner.policy import PolicyError
+from learner.shared_checkpoints import SharedCheckpoints
 from learner.versions import LoadedVersion, OpenVersion, Version
 from streams.clients import connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.errors import EventError, TransientError
 from streams.events import PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
+from streams.lease import Epochs
 from streams.names import version_folder
 from streams.records import Received
 from streams.topics import topic_name, version_name
@@ -36,8 +38,12 @@ class VersionFollower:
         checkpoints: Path,
         delivery: DeliverySettings,
         open_version: OpenVersion = LoadedVersion,
+        shared: SharedCheckpoints | None = None,
     ) -> None:
-        """open_version: a function that opens the first version; later versions refresh it."""
+        """open_version: a function that opens the first version; later versions refresh it.
+
+        shared: where a version is fetched from that this machine lacks.
+        """
         positions: dict[TopicPartition, int | None] = dict.fromkeys(
             partitions_of(kafka, [topic_name(run, "policy-versions")]), None
         )
@@ -45,6 +51,8 @@ class VersionFollower:
         self._delivery = delivery
         self._root = checkpoints.parent
         self._open_version = open_version
+        self._shared = shared
+        self._epochs = Epochs()
         self._newest: PolicyVersion | None = None
         self._wanted: list[PolicyVersion] = []
         self.loaded: Version | None = None
@@ -63,8 +71,8 @@ class VersionFollower:
     def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
         """Read the announcements since the last call, load the newest version, and return whether it changed."""
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
-        announced = decode_or_bury(records, PolicyVersion, outbox)
-        self._wanted += [event for event in well_named(announced, outbox) if event.status == "published"]
+        announced = well_named(decode_or_bury(records, PolicyVersion, outbox), outbox)
+        self._wanted += [event for event in announced if self._epochs.admits(event) and event.status == "published"]
         gone: set[PolicyRef] = set()
         for newest in reversed(self._wanted):
             if newest.policy in gone:
@@ -93,6 +101,8 @@ class VersionFollower:
         return False
 
     def _load(self, folder: Path, policy: PolicyRef) -> None:
+        if self._shared is not None:
+            folder = self._shared.fetch(folder.name)
         if self.loaded is None:
             self.loaded = self._open_version(folder, policy)
         else:

@@ -17,6 +17,7 @@ from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.events import PolicyRef, PolicyVersion, Position, Reward
 from streams.flow import RunFlow, lies_within
 from streams.kafka_settings import KafkaSettings
+from streams.lease import counted
 from streams.ranges import RecordReader, read_events, requests_end
 from streams.records import Received
 from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
@@ -57,7 +58,7 @@ class Intake:
         self._delivery = delivery
         self._batch = batch
         self._outbox = outbox
-        announced = read_events(kafka, run, PolicyVersion)
+        announced = counted(read_events(kafka, run, PolicyVersion))
         ends = requests_end(kafka, run)
         grants = [
             event.requests_admitted

@@ -29,7 +29,9 @@ from learner.generation import Encode, GenerationSettings, generate_groups
 from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
 from learner.lock import only_learner
+from learner.publishing import Publishing
 from learner.sampling import PromptError, Sampler
+from learner.shared_checkpoints import SharedCheckpoints
 from learner.versions import LoadedVersion, OpenVersion
 from streams.clients import connect_group_consumer, connect_producer
 from streams.clock import now_ms
@@ -38,12 +40,12 @@ from streams.errors import TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
 from streams.flow import lies_within
 from streams.kafka_settings import KafkaSettings
+from streams.lease import counted
 from streams.posts import Post
 from streams.ranges import read_events, requests_end
 from streams.records import Received
 from streams.stalls import StallWatch
-from streams.topics import topic_name, version_name
-from streams.tracing import current_tracing
+from streams.topics import topic_name
 from streams.working import Working, commit_owned, still_owned
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
@@ -75,7 +77,8 @@ def run_generator(
         records_max=post.delivery.records_max,
         begin=partial(_consumed, post.kafka, post.run),
     )
-    versions = VersionFollower(post.kafka, post.run, checkpoints, post.delivery, open_version)
+    shared = SharedCheckpoints(post.store, post.run, checkpoints) if post.store is not None else None
+    versions = VersionFollower(post.kafka, post.run, checkpoints, post.delivery, open_version, shared)
     chunk = generation.chunk_groups or batch.groups
     waiting: list[Received] = []
     since = time.monotonic()
@@ -155,10 +158,13 @@ def run_learner(
     updates_max: after this many steps since the warm-up, the learner stops learning and waits for `stop`; 0: no limit.
     origin: the run whose requests or generations were copied into this run's topics; "" if none was.
     Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
+    With a store, that may be one on another machine. A learner that goes on from another machine's work begins with the
+    version that was announced last.
     """
     checkpoints = run_dir / "checkpoints"
-    with only_learner(run_dir):
+    with only_learner(run_dir), Publishing(post, checkpoints) as publishing:
         remove_unfinished(checkpoints)
+        publishing.take_over()
         folder, manifest = load_current(checkpoints)
         state = Learner.resume(folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat)
         producer = connect_producer(post.kafka, client_id=post.client)
@@ -179,8 +185,9 @@ def run_learner(
             ) as intake:
                 intake.grant(_steps_left(state, updates_max))
                 # Announce again: an earlier process may have ended between the checkpoint and its announcement.
-                _announce(outbox, state, folder, intake, update=True)
+                publishing.announce(outbox, state, folder, intake, update=True)
                 while not post.stop():
+                    publishing.keep()
                     steps_left = _steps_left(state, updates_max)
                     if steps_left == 0:
                         post.stop.wait(post.delivery.poll_timeout_seconds)
@@ -189,7 +196,7 @@ def run_learner(
                         if intake.read(step=state.step):
                             stalls.progress()
                         elif intake.grant(steps_left):
-                            _announce(outbox, state, folder, intake, update=False)
+                            publishing.announce(outbox, state, folder, intake, update=False)
                         if intake.waits_for:
                             stalls.waiting_for(intake.waits_for)
                         else:
@@ -200,20 +207,11 @@ def run_learner(
                     stalls.progress()
                     intake.versions.add(state.manifest.policy)
                     intake.grant(_steps_left(state, updates_max))
-                    _announce(outbox, state, folder, intake, update=True, began_ns=began)
+                    publishing.announce(outbox, state, folder, intake, update=True, began_ns=began)
                     for retired in prune_checkpoints(
                         checkpoints, keep=learner.checkpoints_kept + batch.staleness_max, keep_every=learner.keep_every
                     ):
-                        outbox.send(
-                            PolicyVersion(
-                                run=post.run,
-                                policy=retired.policy,
-                                parent=retired.parent,
-                                path=f"checkpoints/{version_name(retired.policy)}",
-                                status="retired",
-                                made_at_ms=now_ms(),
-                            )
-                        )
+                        publishing.retire(outbox, retired)
         finally:
             producer.close()
 
@@ -233,7 +231,7 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
     A generator starts there if its group has no offsets. Kafka forgets a group's offsets after a week without
     members, and no request may be answered twice.
     """
-    said = [event.requests_consumed for event in read_events(kafka, run, PolicyVersion)]
+    said = [event.requests_consumed for event in counted(read_events(kafka, run, PolicyVersion))]
     ends = requests_end(kafka, run)
     announced = [consumed for consumed in said if lies_within(consumed, ends)]
     partitions = {partition for consumed in announced for partition in consumed}
@@ -314,26 +312,3 @@ def _fetch(
         if item.partition in beyond:
             consumer.seek(item, beyond[item.partition])
     return granted
-
-
-def _announce(outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool, began_ns: int = 0) -> None:
-    """Publish the version in `folder` with the granted requests, after its checkpoint is durable.
-
-    update: True publishes first the update that made the version. began_ns: when the update began, for its trace.
-    """
-    made, tracing = state.manifest.update, current_tracing()
-    if update and made is not None:
-        outbox.send(made, headers=tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ())
-    outbox.send(
-        PolicyVersion(
-            run=state.run,
-            policy=state.manifest.policy,
-            parent=state.manifest.parent,
-            path=f"checkpoints/{folder.name}",
-            requests_consumed=intake.consumed,
-            requests_admitted=intake.granted,
-            manifest_sha256=state.manifest_sha256,
-            made_at_ms=now_ms(),
-        )
-    )
-    outbox.flush()

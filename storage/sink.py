@@ -96,6 +96,7 @@ class Sink:
         self.archive = self.path.parent / ARCHIVE
         self.settings = settings or SinkSettings()
         self.waiting: Callable[[], object] = lambda: None
+        self.closed = 0  # Segments that this sink has closed so far.
         self._dead_letters = dead_letters
         self._broken: StorageError | None = None
         self._pending: deque[Future[None]] = deque()
@@ -269,7 +270,7 @@ class Sink:
 
     def _close_segments(self) -> None:
         try:
-            close_segments(self._connection, self.archive)
+            self.closed += len(close_segments(self._connection, self.archive))
         except (OSError, duckdb.Error) as error:
             raise StorageError(explain(self.archive, error)) from error
         self._open_bytes = 0

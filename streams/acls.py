@@ -54,7 +54,8 @@ class Acl(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 # The learner grants requests: it looks up the progress of requests and generations, and it reads the announcements of
 # earlier learner processes. The environment reads rewards only if Kafka has forgotten its offsets, and outcomes only of
-# a live run whose clicks are its rewards.
+# a live run whose clicks are its rewards. Learner and sink join their groups only where machines share a store: the
+# broker then says who of them works (`streams.lease`).
 RIGHTS: dict[str, Rights] = {
     "generator": Rights(
         reads=("requests", "policy-versions", "updates"),
@@ -70,6 +71,7 @@ RIGHTS: dict[str, Rights] = {
     "learner": Rights(
         reads=("rewards", "requests", "generations", "policy-versions"),
         writes=("updates", "policy-versions", "dead-letters"),
+        joins_groups=("learner",),
         describes_groups=("generator", "environment"),
     ),
     "evaluator": Rights(reads=("policy-versions", "dev-scores"), writes=("dev-scores", "dead-letters")),
@@ -77,7 +79,7 @@ RIGHTS: dict[str, Rights] = {
         reads=("impressions", "actions", "impression-outcomes"),
         writes=("impression-outcomes", "dead-letters"),
     ),
-    "sink": Rights(reads=_ALL_KINDS, writes=("dead-letters",)),
+    "sink": Rights(reads=_ALL_KINDS, writes=("dead-letters",), joins_groups=("sink",)),
     "monitor": Rights(
         reads=(*_ALL_KINDS, *_DERIVED_KINDS),
         writes=_DERIVED_KINDS,

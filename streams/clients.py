@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
 
 from streams.codec import LETTER_BYTES_MAX, RECORD_BYTES_MAX
@@ -99,6 +101,8 @@ def connect_group_consumer(
         **_fetching(records_max),
         group_id=group,
         group_instance_id=member,
+        # A new worker takes over only as many partitions as it must. The second one is what older workers speak.
+        partition_assignment_strategy=(StickyPartitionAssignor, RangePartitionAssignor),
         session_timeout_ms=int(settings.session_timeout_seconds * 1000),
         heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
         max_poll_interval_ms=int(settings.poll_interval_seconds_max * 1000),

@@ -239,6 +239,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     requests_admitted: per partition of the requests topic, the offset below which requests may be answered now. One
     version may be announced again with higher offsets. manifest_sha256: hash of its checkpoint's manifest. Both are
     absent from records of older writers, and in runs without a learner.
+    epoch, holder: of a learner that shares its run with other machines (`streams.lease`); absent elsewhere.
     """
 
     run: str
@@ -250,6 +251,8 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, tag="policy-versi
     made_at_ms: int = 0
     requests_admitted: dict[int, int] | msgspec.UnsetType = msgspec.UNSET
     manifest_sha256: str | msgspec.UnsetType = msgspec.UNSET
+    epoch: int | msgspec.UnsetType = msgspec.UNSET
+    holder: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class DevSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -33,6 +33,7 @@ from streams.acls import OPERATOR
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
 from streams.secrets import reveal
+from streams.shared_store import SharedStore, StoreSettings, open_store
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -68,6 +69,12 @@ class VllmTables(msgspec.Struct, frozen=True, kw_only=True):
 
     vllm: VllmSettings = VllmSettings()
     vllm_server: VllmServerSettings = VllmServerSettings()
+
+
+class StoreTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings table with the address of the store that machines share."""
+
+    store: StoreSettings = StoreSettings()
 
 
 class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +249,14 @@ class App:
     def private(self) -> dict[str, str]:
         """The variables that were taken out of the environment, for a child that gets them through a pipe."""
         return dict(self._private)
+
+    @cached_property
+    def store(self) -> SharedStore | None:
+        """Return the store that this run's machines share; None if one machine does all.
+
+        Raises SettingsError if its address is not one.
+        """
+        return open_store(self.tables(StoreTable).store)
 
     @cached_property
     def installation(self) -> str:

@@ -40,6 +40,7 @@ def write_run_settings(run_dir: Path, settings: RunSettings) -> None:
         serve=type(settings.settings.serve)(),
         ui=type(settings.settings.ui)(),
         alerts=type(settings.settings.alerts)(),
+        store=type(settings.settings.store)(),
         vllm=msgspec.structs.replace(
             settings.settings.vllm, url="", api_key="", api_key_file="", ca_certs="", home="", allow_insecure=False
         ),

@@ -55,6 +55,7 @@ from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
+from streams.shared_store import StoreSettings
 from streams.tracing import TracingSettings
 from streams.utility import UtilitySettings
 
@@ -75,6 +76,13 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool, describe("True begins with a supervised warm-up. False starts from the untrained policy (an ablation).")
     ] = True
     shuffle_rewards: Annotated[bool, describe("True shuffles the rewards, as a control that must not gain.")] = False
+    elsewhere: Annotated[
+        tuple[Literal["environment", "evaluator", "generator"], ...],
+        describe(
+            "Workers that `train` does not start, because `searchloop run` starts them on other machines. It needs "
+            "store.url."
+        ),
+    ] = ()
 
 
 class DevSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,6 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     services: LocalSettings = LocalSettings()
+    store: StoreSettings = StoreSettings()
     delivery: DeliverySettings = DeliverySettings()
     demo: DemoSettings = DemoSettings()
     intents: IntentSettings = IntentSettings()

@@ -194,7 +194,8 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     """Run one more worker of a run, to scale out; `train` starts the first worker of each role.
 
     \b
-    A monitor is not part of the loop; `watch` starts one if none is running.
+    A monitor is not part of the loop; `watch` starts one if none is running. On a machine without the run, its files
+    come from the store (`store.url`), so only Kafka, Elasticsearch and the store need to be reached.
 
     \b
     Example:
@@ -214,8 +215,22 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
         raise KeyboardInterrupt
 
 
+def fetch_for(app: App, role: str, run: str) -> None:
+    """Fetch from the store what a worker of this role needs and this machine lacks."""
+    from infra.runs.sharing import fetch_ledger, fetch_policy, fetch_run
+
+    with progress() as report:
+        fetch_run(app, run, report)
+        if role == "learner":
+            fetch_policy(app, run)
+        if role == "sink":
+            fetch_ledger(app, run, report)
+
+
 def _work(app: App, role: str, run_name: str, worker: int, stop: Stop) -> None:
     app = app.at(app.local_services().endpoints())
+    if app.store is not None and role not in ("joiner", "monitor"):
+        fetch_for(app, role, run_name)
     if role == "sink":
         from infra.runs.sinks import run_sink_worker
 

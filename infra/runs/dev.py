@@ -19,6 +19,7 @@ from storage.monitor.best import BestVersion
 from streams.errors import SettingsError
 from streams.events import DevScore, PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
+from streams.lease import counted
 from streams.names import is_version_name
 from streams.ranges import read_events
 from streams.topics import version_name
@@ -125,7 +126,7 @@ class RunScores:
         if (score.run, score.index, score.measure) != self._ours or not score.sets:
             return False
         if score.policy not in self._announced:
-            announced = read_events(self._kafka, self._run, PolicyVersion)
+            announced = counted(read_events(self._kafka, self._run, PolicyVersion))
             self._announced = {event.policy for event in announced if event.run == self._run}
         return score.policy in self._announced
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from infra.app.app import App
+from infra.runs.posts import post_of
 from infra.runs.topics import make_topics
 from search_env.feedback.attribution import HOUR_MS
 from search_env.feedback.outcomes import JoinCounts
@@ -40,19 +41,15 @@ def listen(app: App, run: str, *, until_read: bool, stop: Stop, report: Callable
     until_read: end when everything is read that the log holds now, and stored; every outcome is final then. Otherwise
     both workers go on until `stop`. If one fails, the other stops, and the failure is raised.
     """
-    folder, kafka, settings = app.home.run(run), app.connections.kafka, app.settings
+    folder, settings = app.home.run(run), app.settings
     ended, failed = Stop(), list[BaseException]()
 
     def store() -> None:
         try:
             run_sink(
-                run=run,
+                post_of(app, run=run, member="sink-1", delivery=settings.delivery, stop=ended),
                 database=folder / LEDGER,
-                kafka=kafka,
-                delivery=settings.delivery,
                 sink=settings.sink,
-                member="sink-1",
-                stop=ended,
                 drain_seconds=math.inf if until_read else DRAIN_SECONDS,
             )
         except BaseException as error:

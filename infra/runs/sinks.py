@@ -6,6 +6,8 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.home import read_settings_file
+from infra.runs.posts import post_of
+from storage.ledger import LEDGER
 from storage.sink import SinkSettings
 from storage.workers import run_sink
 from streams.delivery import DeliverySettings
@@ -30,11 +32,7 @@ def run_sink_worker(app: App, *, run: str, worker: int, stop: Stop) -> None:
     run_dir = app.home.run(run)
     settings = read_settings_file(run_dir, SinkRun).settings
     run_sink(
-        run=run,
-        database=run_dir / "searchloop.duckdb",
-        kafka=app.connections.kafka,
-        delivery=settings.delivery,
+        post_of(app, run=run, member=f"sink-{worker}", delivery=settings.delivery, stop=stop),
+        database=run_dir / LEDGER,
         sink=settings.sink,
-        member=f"sink-{worker}",
-        stop=stop,
     )

@@ -19,6 +19,7 @@ from infra.runs.barren import BarrenCount, barren_run
 from infra.runs.dev import RunScores, best_version, why_unmeasurable
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
+from infra.runs.sharing import share_run
 from infra.runs.standing import what_it_waits_for
 from infra.runs.stopping import stop_in_order
 from infra.runs.supervisor import Supervisor, worker_arguments
@@ -87,8 +88,10 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     if settings.dev.every:
         app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
     roles = [*ROLES[:1], *(["evaluator"] if settings.dev.every else []), *ROLES[1:]]
+    roles = [role for role in roles if role not in settings.train.elsewhere]
     make_topics(app, run)
     give_rights(app, run)
+    share_run(app, run, report)
     best = best_version(settings)
     ours = RunScores(app.connections.kafka, run=run, index=prepared.index, measure=settings.dev.measure)
     for score in read_events(app.connections.kafka, run, DevScore) if settings.dev.every else ():

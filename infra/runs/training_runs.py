@@ -17,6 +17,7 @@ from infra.runs.dev import DevFiles, check_dev, dev_of, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
 from infra.runs.serving import check_backend
+from infra.runs.sharing import fetch_ledger, fetch_policy, fetch_run, is_shared
 from infra.runs.training import TrainingSummary, stream
 from learner.checkpoints import CURRENT
 from learner.lock import only_learner
@@ -37,6 +38,11 @@ def check_trainable(settings: Settings) -> None:
     check_backend(settings)
     check_dev(settings)
     check_objective(settings.learner.objective)
+    if settings.train.elsewhere and not settings.store.url:
+        raise SettingsError(
+            f"train.elsewhere: expected store.url beside it, because {', '.join(settings.train.elsewhere)} on other "
+            "machines fetch the run from there. Set store.url"
+        )
 
 
 def train_run(
@@ -59,6 +65,10 @@ def train_run(
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
     run_dir = app.home.run(new.run)
+    if app.store is not None and not run_dir.exists() and is_shared(app, new.run):
+        fetch_run(app, new.run, report)
+        fetch_policy(app, new.run)
+        fetch_ledger(app, new.run, report)
     _check_kind(run_dir, streamed=True)
     if from_run is not None and not run_dir.exists():
         read_run_settings(app.home.run(from_run))  # If there is no such run, the error lists the existing ones.

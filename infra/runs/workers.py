@@ -6,12 +6,10 @@ Elasticsearch come from the caller.
 
 from __future__ import annotations
 
-import msgspec
-
 from infra.app.app import App
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.recipe import load_recipe
-from streams.posts import Post
+from infra.runs.posts import post_of
 from streams.stopping import Stop
 from streams.tracing import traced
 
@@ -29,11 +27,9 @@ def run_worker(app: App, *, role: str, run: str, worker: int, stop: Stop) -> Non
 
 def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop) -> None:
     run, run_dir = kept.run, app.home.run(kept.run)
-    kafka = msgspec.structs.replace(
-        app.connections.kafka, partitions=kept.settings.kafka.partitions, replication=kept.settings.kafka.replication
-    )
     settings = kept.settings
-    post = Post(run=run, member=f"{role}-{worker}", kafka=kafka, delivery=settings.delivery, stop=stop)
+    member = f"{role}-{worker}"
+    post = post_of(app, run=run, member=member, delivery=settings.delivery, stop=stop, topics=settings.kafka)
     if role == "generator":
         from infra.runs.serving import version_opener
         from learner.workers import run_generator

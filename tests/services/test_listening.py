@@ -39,6 +39,7 @@ from streams.codec import decode, encode_event
 from streams.delivery import Outbox
 from streams.events import DeadLetter
 from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.pseudonyms import Pseudonyms
 from streams.ranges import log_bounds, read_range
 from streams.records import Received
@@ -254,10 +255,10 @@ def test_until_read_ends_when_everything_is_stored_however_far_the_sink_is_behin
     impressions, actions = traffic(seed=9)
     write(app, run, sorted([*impressions, *actions], key=lambda each: each.at_ms))
 
-    def late(**given: Any) -> None:
-        while not given["stop"]():
+    def late(post: Post, **given: Any) -> None:
+        while not post.stop():
             time.sleep(0.01)
-        run_sink(**given)  # The join has ended, and nothing is stored yet.
+        run_sink(post, **given)  # The join has ended, and nothing is stored yet.
 
     monkeypatch.setattr("infra.runs.listening.run_sink", late)
     monkeypatch.setattr("infra.runs.listening.DRAIN_SECONDS", 0.0)

@@ -33,11 +33,12 @@ from storage.sink import SinkSettings
 from storage.workers import run_sink
 from streams.delivery import DeliverySettings
 from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.stopping import Stop
 run, database, bootstrap = sys.argv[1:]
 stop = Stop().on_signals()
-run_sink(run=run, database=Path(database), kafka=KafkaSettings(bootstrap=bootstrap), delivery=DeliverySettings(),
-    sink=SinkSettings(archive=ArchiveSettings(segment_seconds_max=1)), member="sink", stop=stop)
+post = Post(run=run, member="sink", kafka=KafkaSettings(bootstrap=bootstrap), delivery=DeliverySettings(), stop=stop)
+run_sink(post, database=Path(database), sink=SinkSettings(archive=ArchiveSettings(segment_seconds_max=1)))
 """
 TOTALS = "SELECT (SELECT count(*) FROM first_rewards) AS groups, (SELECT count(*) FROM surviving_updates) AS updates"
 

@@ -1,0 +1,144 @@
+"""A run and its index on the store that machines share, so that a worker elsewhere needs no file of this machine.
+
+What a run began with and what was made from its index are folders that seldom change. Each state of such a folder is
+a bundle with a number (`runs/NAME/start/000001`); a state that equals the newest one is not stored again. Checkpoints
+(`learner.shared_checkpoints`) and archive segments (`storage.shared_archive`) have places of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.app.app import App
+from infra.app.home import SETTINGS_FILE
+from infra.app.progress import Report
+from infra.app.run_settings import read_run_settings
+from learner.shared_checkpoints import SharedCheckpoints
+from storage.archive import ARCHIVE
+from storage.ledger import LEDGER
+from storage.log import rebuild_ledger
+from storage.shared_archive import SharedArchive
+from streams.errors import SettingsError
+from streams.events import PolicyVersion
+from streams.lease import counted
+from streams.ranges import read_events
+from streams.shared_store import SharedStore, described
+from streams.topics import version_name
+
+# Parts of a run's folder that every machine makes for itself, or that have a place of their own on the store.
+OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes", "metrics")
+OWN_FILES = (LEDGER, "workers", "report")
+# Lists that simulated people may see, and lessons that only a run's preparation reads.
+UNSHARED = ("simulated", "teachers")
+log = logging.getLogger(__name__)
+
+
+def share_run(app: App, run: str, report: Report) -> None:
+    """Store what a prepared run and its index consist of, for workers on other machines; nothing without a store.
+
+    Raises StoreAwayError if the store does not answer, StoreError if it refuses.
+    """
+    if app.store is None:
+        return
+    kept = read_run_settings(app.home.run(run))
+    report("sharing the index", 0, 3)
+    _put(app.store, f"indexes/{kept.index_version}", app.home.index(kept.index), without=UNSHARED)
+    report("sharing the run", 1, 3)
+    folder = app.home.run(run)
+    shared = SharedCheckpoints(app.store, run, folder.checkpoints)
+    for path in sorted(folder.checkpoints.glob("*-000000")):  # The first policy; the learner stores all others.
+        shared.put(path)
+    _put(app.store, f"runs/{run}/start", folder, without=OWN)
+    report("sharing the run", 3, 3)
+
+
+def is_shared(app: App, run: str) -> bool:
+    """Return whether the store has a run of this name."""
+    return app.store is not None and _newest(app.store, f"runs/{run}/start") is not None
+
+
+def fetch_run(app: App, run: str, report: Report) -> bool:
+    """Fetch a run that this machine lacks, with its index and its archive; return whether that was done.
+
+    Nothing that is here is replaced. Raises SettingsError if neither this machine nor the store has the run,
+    StoreAwayError if the store does not answer.
+    """
+    folder = app.home.run(run)
+    if app.store is None or folder.settings_file.is_file():
+        return False
+    report("fetching the run", 0, 3)
+    if (start := _newest(app.store, f"runs/{run}/start")) is None:
+        raise SettingsError(
+            f"--run: expected a run under {app.home.runs} or on the store {app.store.url}, got {run!r}. Start it with "
+            "searchloop train on one machine, with the same store.url"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise SettingsError(
+            f"{folder} exists without {SETTINGS_FILE}, so run {run!r} is not fetched into it. Move that folder away"
+        )
+    if folder.exists():
+        folder.rmdir()
+    app.store.get(start, folder)
+    kept = read_run_settings(folder)
+    report("fetching the index", 1, 3)
+    index = app.home.index(kept.index)
+    if not index.exists():
+        if (state := _newest(app.store, f"indexes/{kept.index_version}")) is None:
+            raise SettingsError(f"{app.store.url}: expected the index {kept.index_version} of run {run!r}, found none")
+        app.store.get(state, index)
+    report("fetching the run", 3, 3)
+    return True
+
+
+def fetch_policy(app: App, run: str) -> None:
+    """Make the version that was announced last this machine's own, if it has no checkpoint of the run."""
+    if app.store is None:
+        return
+    folder = app.home.run(run)
+    if (folder.checkpoints / "CURRENT").exists():
+        return
+    announced = counted(read_events(app.connections.kafka, run, PolicyVersion))
+    published = [event.policy for event in announced if event.run == run and event.status == "published"]
+    shared = SharedCheckpoints(app.store, run, folder.checkpoints)
+    stored = app.store.names(f"runs/{run}/checkpoints")
+    names = [version_name(policy) for policy in published] or [name for name in stored if name.endswith("-000000")]
+    if not names:
+        raise SettingsError(f"{app.store.url}: run {run!r} has no policy version there; start it again by another name")
+    shared.take_over(names[-1])
+
+
+def fetch_ledger(app: App, run: str, report: Report) -> None:
+    """Fetch the archive of a run whose ledger is not on this machine, and make the ledger from it."""
+    folder = app.home.run(run)
+    if app.store is None or (folder / LEDGER).exists():
+        return
+    archive = SharedArchive(app.store, run)
+    if archive.pull(folder / ARCHIVE, report):
+        rebuild_ledger(folder)
+
+
+def _put(store: SharedStore, place: str, folder: Path, *, without: Sequence[str]) -> None:
+    files = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and _is_shared(path.relative_to(folder), without)
+    ]
+    newest = _newest(store, place)
+    if newest is not None and store.bundle(newest) == described(folder, files):
+        return
+    number = int(newest.rpartition("/")[2]) + 1 if newest else 1
+    store.put(f"{place}/{number:06d}", folder, files)
+
+
+def _is_shared(path: Path, without: Sequence[str]) -> bool:
+    if path.parts[0] in without or any(part.startswith(".") for part in path.parts):
+        return False
+    return not (path.name.startswith(OWN_FILES) and len(path.parts) == 1) and path.suffix not in (".lock", ".writing")
+
+
+def _newest(store: SharedStore, place: str) -> str | None:
+    """Return the name of a folder's newest state; None if none is stored."""
+    numbers = [name for name in store.names(place) if name.isdecimal()]
+    return f"{place}/{max(numbers)}" if numbers else None

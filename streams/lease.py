@@ -1,0 +1,157 @@
+"""The right to be a run's only learner, or its only sink, on whichever machine.
+
+A file lock ends at its machine's edge. Here the broker decides: the holder is the one member of a consumer group to
+which it has given the single partition of the run's `policy-versions`. A second candidate is refused while the holder
+lives. A holder that the broker has not heard for `kafka.session_timeout_seconds` has lost its right.
+
+It may not know that yet: its machine was paused, or cut off. So a learner also writes its *epoch* into each
+announcement. An epoch is above every epoch in the log when its holder begins. From the first announcement of an epoch
+on, all readers ignore announcements of lower ones, and of another holder of the same one (`Epochs`). The log's order is
+the same for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+import msgspec
+from kafka.structs import TopicPartition
+
+from streams.clients import connect_admin, connect_group_consumer, partitions_of
+from streams.codec import decode
+from streams.delivery import DeliverySettings, poll
+from streams.errors import DeliveryError, EventError
+from streams.events import PolicyVersion
+from streams.kafka_errors import asked
+from streams.kafka_python import forget_coordinators
+from streams.kafka_settings import KafkaSettings
+from streams.lag import end_offsets
+from streams.topics import topic_name
+
+JOIN_SECONDS = 30.0
+PATIENT_SECONDS = 86_400.0  # An update may take long between two looks; heartbeats alone tell that the holder lives.
+
+
+class LeaseError(DeliveryError):
+    """Somebody else is the run's learner or sink."""
+
+
+class Epochs:
+    """The newest epoch of announcements, read in the order of the log."""
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self.holder = ""
+
+    def admits(self, event: PolicyVersion) -> bool:
+        """Return whether an announcement counts: its epoch is the newest so far, and its holder was the first of it.
+
+        Runs on one machine announce no epoch (0), and all of theirs count until an epoch begins.
+        """
+        epoch = event.epoch if isinstance(event.epoch, int) else 0
+        holder = event.holder if isinstance(event.holder, str) else ""
+        if epoch > self.newest:
+            self.newest, self.holder = epoch, holder
+        return epoch == self.newest and holder == self.holder
+
+
+def counted(announced: Iterable[PolicyVersion]) -> list[PolicyVersion]:
+    """Return the announcements that count, of all in the order of the log."""
+    epochs = Epochs()
+    return [event for event in announced if epochs.admits(event)]
+
+
+class Lease:
+    """The right of one role of a run; use it as a context manager, and look at it often with `keep`."""
+
+    def __init__(self, run: str, role: str, *, machine: str, kafka: KafkaSettings, delivery: DeliverySettings) -> None:
+        """machine: id of the home, the same after a restart, so that a killed holder can go on at once.
+
+        `last` is the newest published version that counts, as far as the log was read; None if there is none.
+        """
+        self._run, self._role = run, role
+        self._member = f"{run}-{role}-{machine}"
+        self._kafka = msgspec.structs.replace(kafka, poll_interval_seconds_max=PATIENT_SECONDS)
+        self._delivery = delivery
+        self._topic = topic_name(run, "policy-versions")
+        self._epochs = Epochs()
+        self.epoch = 0
+        self.last: PolicyVersion | None = None
+
+    @property
+    def holder(self) -> str:
+        """Return the name that this holder writes beside its epoch."""
+        return self._member
+
+    def __enter__(self) -> Lease:
+        """Take the right. Raises LeaseError if another machine has it."""
+        group = f"{self._run}.{self._role}"
+        if other := self._others(group):
+            raise LeaseError(self._refusal(f"{other[0]} is its {self._role}"))
+        self._consumer = connect_group_consumer(
+            self._kafka, self._topic, group=group, member=self._member, records_max=1000
+        )
+        try:
+            deadline = time.monotonic() + JOIN_SECONDS
+            while not self._consumer.assignment():
+                self._read(0.2)
+                if time.monotonic() > deadline:
+                    raise LeaseError(self._refusal(f"the broker gave the right to {', '.join(self._others(group))}"))
+            ends = end_offsets(self._kafka, partitions_of(self._kafka, [self._topic]))
+            while not self._has_read(ends):
+                self._read(0.5)
+        except BaseException:
+            self._consumer.close()
+            raise
+        self.epoch = self._epochs.newest + 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._consumer.close()
+
+    def keep(self) -> None:
+        """Return if this holder still has its right. Raises LeaseError if it is lost or somebody else has begun."""
+        self._read(0.0)
+        if not self._consumer.assignment():
+            raise LeaseError(self._refusal("the broker has given this one's right away, after a silence"))
+        if self._epochs.newest > self.epoch or (
+            self._epochs.newest == self.epoch and self._epochs.holder != self._member
+        ):
+            raise LeaseError(self._refusal(f"{self._epochs.holder} has begun epoch {self._epochs.newest}"))
+
+    def _read(self, seconds: float) -> None:
+        for record in poll(self._consumer, self._delivery, timeout_seconds=seconds):
+            try:
+                event = decode(record.value)
+            except EventError:
+                continue
+            if isinstance(event, PolicyVersion) and event.run == self._run and self._epochs.admits(event):
+                self.last = event if event.status == "published" else self.last
+
+    def _has_read(self, ends: dict[TopicPartition, int]) -> bool:
+        return all(self._consumer.position(item) >= end for item, end in ends.items())
+
+    def _others(self, group: str) -> list[str]:
+        """Return the living members of the group from other machines."""
+        admin = connect_admin(self._kafka)
+        try:
+
+            def describe() -> dict[str, dict[str, list[dict[str, str]]]]:
+                forget_coordinators(admin)
+                return admin.describe_groups([group])  # type: ignore[no-any-return]
+
+            described = asked(f"could not inspect the consumer group {group!r}", describe).get(group, {})
+        finally:
+            admin.close()
+        members = [str(member.get("client_id")) for member in described.get("members") or ()]
+        return sorted(member for member in members if member != self._member)
+
+    def _refusal(self, why: str) -> str:
+        return (
+            f"run {self._run!r}: expected to be its only {self._role}, but {why}. Stop one of the two: a killed one is "
+            f"forgotten {self._kafka.session_timeout_seconds:g} s after its end"
+        )
