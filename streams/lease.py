@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 
 import msgspec
+from kafka.admin import MemberToRemove
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from streams.clients import connect_admin, connect_group_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
-from streams.errors import DeliveryError, EventError
+from streams.errors import DeliveryError, EventError, SearchloopError
 from streams.events import PolicyVersion
 from streams.kafka_errors import asked
 from streams.kafka_python import forget_coordinators
@@ -31,6 +34,8 @@ from streams.lag import end_offsets
 from streams.topics import topic_name
 
 JOIN_SECONDS = 30.0
+SLACK_SECONDS = 2.0
+LOOK_SECONDS = 0.5
 PATIENT_SECONDS = 86_400.0  # An update may take long between two looks; heartbeats alone tell that the holder lives.
 
 
@@ -76,6 +81,7 @@ class Lease:
         self._kafka = msgspec.structs.replace(kafka, poll_interval_seconds_max=PATIENT_SECONDS)
         self._delivery = delivery
         self._topic = topic_name(run, "policy-versions")
+        self._group = f"{run}.{role}"
         self._epochs = Epochs()
         self.epoch = 0
         self.last: PolicyVersion | None = None
@@ -86,19 +92,20 @@ class Lease:
         return self._member
 
     def __enter__(self) -> Lease:
-        """Take the right. Raises LeaseError if another machine has it."""
-        group = f"{self._run}.{self._role}"
-        if other := self._others(group):
-            raise LeaseError(self._refusal(f"{other[0]} is its {self._role}"))
+        """Take the right, as soon as the broker has forgotten a holder that ended without a word.
+
+        Raises LeaseError if a holder on another machine lives.
+        """
+        self._wait_for_the_dead()
         self._consumer = connect_group_consumer(
-            self._kafka, self._topic, group=group, member=self._member, records_max=1000
+            self._kafka, self._topic, group=self._group, member=self._member, records_max=1000
         )
         try:
             deadline = time.monotonic() + JOIN_SECONDS
             while not self._consumer.assignment():
                 self._read(0.2)
                 if time.monotonic() > deadline:
-                    raise LeaseError(self._refusal(f"the broker gave the right to {', '.join(self._others(group))}"))
+                    raise LeaseError(self._refusal(f"the broker gave the right to {', '.join(self._others())}"))
             ends = end_offsets(self._kafka, partitions_of(self._kafka, [self._topic]))
             while not self._has_read(ends):
                 self._read(0.5)
@@ -111,7 +118,11 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Give the right back at once, unless it is lost: Kafka waits for a member that only stops."""
+        held = not isinstance(error, DeliveryError) and bool(self._consumer.assignment())
         self._consumer.close()
+        if held:
+            self._leave()
 
     def keep(self) -> None:
         """Return if this holder still has its right. Raises LeaseError if it is lost or somebody else has begun."""
@@ -135,20 +146,36 @@ class Lease:
     def _has_read(self, ends: dict[TopicPartition, int]) -> bool:
         return all(self._consumer.position(item) >= end for item, end in ends.items())
 
-    def _others(self, group: str) -> list[str]:
-        """Return the living members of the group from other machines."""
+    def _wait_for_the_dead(self) -> None:
+        deadline = time.monotonic() + self._kafka.session_timeout_seconds + SLACK_SECONDS
+        while other := self._others():
+            if time.monotonic() > deadline:
+                raise LeaseError(self._refusal(f"{other[0]} is its {self._role}"))
+            time.sleep(LOOK_SECONDS)
+
+    def _others(self) -> list[str]:
+        """Return the members of the group from other machines that the broker believes alive."""
         admin = connect_admin(self._kafka)
         try:
 
             def describe() -> dict[str, dict[str, list[dict[str, str]]]]:
                 forget_coordinators(admin)
-                return admin.describe_groups([group])  # type: ignore[no-any-return]
+                return admin.describe_groups([self._group])  # type: ignore[no-any-return]
 
-            described = asked(f"could not inspect the consumer group {group!r}", describe).get(group, {})
+            described = asked(f"could not inspect the consumer group {self._group!r}", describe).get(self._group, {})
         finally:
             admin.close()
         members = [str(member.get("client_id")) for member in described.get("members") or ()]
         return sorted(member for member in members if member != self._member)
+
+    def _leave(self) -> None:
+        """Tell the broker that this member is gone. If that fails, the broker notices after the session timeout."""
+        with suppress(SearchloopError, KafkaError):
+            admin = connect_admin(self._kafka)
+            try:
+                admin.remove_group_members(self._group, [MemberToRemove(group_instance_id=self._member)])
+            finally:
+                admin.close()
 
     def _refusal(self, why: str) -> str:
         return (

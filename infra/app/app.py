@@ -227,6 +227,7 @@ class App:
         given: dict[str, dict[str, Any]] = {
             "KAFKA": {name: getattr(kafka, name) for name in KAFKA_DOOR},
             "ELASTICSEARCH": {name: getattr(elasticsearch, name) for name in ENGINE_DOOR},
+            "STORE": {"url": self.tables(StoreTable).store.url},
         }
         given["KAFKA"]["ssl_key_password"] = reveal(kafka.ssl_key_password)
         if not kafka.credentials:
