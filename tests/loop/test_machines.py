@@ -147,8 +147,8 @@ def test_workers_on_other_machines_need_only_kafka_the_engine_and_the_store(
         (counted,) = log.rows("SELECT count(*) AS n FROM archive_segments")
         assert counted["n"] > 0
         kinds = dict(shared.execute("SELECT kind, count(*) FROM records GROUP BY ALL").fetchall())
-    assert kinds["reward"] == 16
-    assert kinds["update"] >= 4
+    assert kinds["reward/1"] == 16
+    assert kinds["update/1"] >= 4
 
 
 def test_a_run_whose_machine_is_gone_goes_on_on_another_one(

@@ -26,12 +26,13 @@ NAMES = re.compile(
 # Of a client; functions of ours that have the same name end in these.
 KAFKA = re.compile(
     "create_topics|delete_topics|delete_records|create_partitions|alter_configs|alter_group_offsets|"
-    "reset_group_offsets|delete_group_offsets|delete_groups|commit|create_acls|delete_acls|alter_user_scram_credentials"
+    "reset_group_offsets|delete_group_offsets|delete_groups|remove_group_members|commit|create_acls|delete_acls|alter_user_scram_credentials"
 )
 # Names that other things have too, by the end of what they are called on.
 OF = {
     "indices": frozenset({"create", "delete", "close", "clone", "split", "shrink"}),
     "shutil": frozenset({"copy", "move"}),
+    "obstore": frozenset({"put", "delete", "copy", "rename"}),
 }
 
 
