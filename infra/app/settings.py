@@ -76,13 +76,6 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool, describe("True begins with a supervised warm-up. False starts from the untrained policy (an ablation).")
     ] = True
     shuffle_rewards: Annotated[bool, describe("True shuffles the rewards, as a control that must not gain.")] = False
-    elsewhere: Annotated[
-        tuple[Literal["environment", "evaluator", "generator"], ...],
-        describe(
-            "Workers that `train` does not start, because `searchloop run` starts them on other machines. It needs "
-            "store.url."
-        ),
-    ] = ()
 
 
 class DevSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -88,7 +88,6 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     if settings.dev.every:
         app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
     roles = [*ROLES[:1], *(["evaluator"] if settings.dev.every else []), *ROLES[1:]]
-    roles = [role for role in roles if role not in settings.train.elsewhere]
     make_topics(app, run)
     give_rights(app, run)
     share_run(app, run, report)

@@ -38,11 +38,6 @@ def check_trainable(settings: Settings) -> None:
     check_backend(settings)
     check_dev(settings)
     check_objective(settings.learner.objective)
-    if settings.train.elsewhere and not settings.store.url:
-        raise SettingsError(
-            f"train.elsewhere: expected store.url beside it, because {', '.join(settings.train.elsewhere)} on other "
-            "machines fetch the run from there. Set store.url"
-        )
 
 
 def train_run(
