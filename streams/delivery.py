@@ -25,6 +25,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
+from streams.beats import beat
 from streams.clients import METADATA_SECONDS
 from streams.clock import now_ms
 from streams.codec import decode, encode_event
@@ -233,6 +234,7 @@ def poll(
     seconds = settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds
     if consumer.config["group_id"] is not None and not consumer.assignment():
         seconds = max(seconds, JOIN_SECONDS)
+    beat()
     try:
         fetched = poll_records(
             consumer, timeout_ms=int(seconds * 1000), records_max=records_max or settings.records_max
@@ -297,6 +299,7 @@ def paused(consumer: KafkaConsumer) -> Iterator[Callable[[], None]]:
     """
 
     def keep_alive() -> None:
+        beat()
         for partition, records in poll_records(consumer, timeout_ms=joining_ms(consumer)).items():
             consumer.seek(partition, records[0].offset)
         consumer.pause(*consumer.assignment())

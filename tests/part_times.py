@@ -32,7 +32,7 @@ SNAPSHOT_SECONDS = 0.25
 OURS = ("streams", "learner", "search_env", "storage", "services", "infra")
 FUNCTIONS = {
     "codec": (
-        "streams.codec:encode",
+        "streams.codec:encode_event",
         "streams.codec:decode",
         "streams.codec:content_sha256",
         "storage.entries:read_entry",

@@ -30,6 +30,7 @@ from services.roles import secured, with_credentials
 from services.settings import LocalSettings, ServiceSettings
 from services.vllm import VllmServerSettings
 from streams.acls import OPERATOR
+from streams.beats import BeatSettings
 from streams.failpoints import FailpointSettings
 from streams.kafka_settings import KafkaSettings
 from streams.secrets import reveal
@@ -77,10 +78,11 @@ class StoreTable(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
 
 
-class FailpointTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings table with the points at which workers must die."""
+class WorkerTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings tables of a worker's process, whatever its run's are: where it must die, and how it shows life."""
 
     failpoints: FailpointSettings = FailpointSettings()
+    beat: BeatSettings = BeatSettings()
 
 
 OpenEngine = Callable[[], "Elasticsearch"]

@@ -51,6 +51,7 @@ from services.vllm import VllmServerSettings
 from storage.monitor.windows import MonitorSettings
 from storage.questions.settings import UiSettings
 from storage.sink import SinkSettings
+from streams.beats import BeatSettings
 from streams.delivery import DeliverySettings
 from streams.descriptions import describe
 from streams.failpoints import FailpointSettings
@@ -218,6 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ui: UiSettings = UiSettings()
     alerts: AlertSettings = AlertSettings()
     failpoints: FailpointSettings = FailpointSettings()
+    beat: BeatSettings = BeatSettings()
     tracing: TracingSettings = TracingSettings()
     train: TrainSettings = TrainSettings()
     dev: DevSettings = DevSettings()

@@ -7,9 +7,10 @@ import sys
 import click
 import msgspec
 
-from infra.app.app import App
+from infra.app.app import App, WorkerTables
 from infra.app.interrupts import interrupts
 from infra.app.progress import progress
+from streams.beats import show_life_in
 from streams.errors import SettingsError
 from streams.stopping import Stop
 
@@ -65,6 +66,7 @@ def listen(
     from search_env.feedback.outcomes import JoinCounts
 
     stop = Stop()
+    show_life_in(app.tables(WorkerTables).beat)
     with progress() as report, app.running_services(report) as running, interrupts(stop):
         begin_live(running, run_name)
 

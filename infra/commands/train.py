@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from infra.app.app import App, FailpointTable
+from infra.app.app import App, WorkerTables
 from infra.app.interrupts import interrupts
 from infra.app.progress import progress
 from infra.commands.judged import read_judged
@@ -17,6 +17,7 @@ from infra.commands.results import show_result
 from infra.runs.living import registered
 from infra.runs.supervisor import stop_with_parent
 from streams.acls import WORKERS
+from streams.beats import show_life_in
 from streams.failpoints import arm
 from streams.stopping import Stop
 
@@ -88,10 +89,22 @@ class Preferred(msgspec.Struct, frozen=True, kw_only=True):
     help="Make instead the first policy of the new run --run by DPO, on the best and the worst text of each logged "
     "group of RUN.",
 )
+@click.option(
+    "--elsewhere",
+    multiple=True,
+    type=click.Choice(("environment", "generator")),
+    help="Start no worker of this role; `searchloop run ROLE` starts its workers, on other machines if you like. "
+    "Repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.pass_context
 def train(
-    context: click.Context, data: DataOptions, run_name: str | None, prefer_from: str | None, as_json: bool
+    context: click.Context,
+    data: DataOptions,
+    run_name: str | None,
+    prefer_from: str | None,
+    elsewhere: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Train a policy on the search engine's answers.
 
@@ -109,9 +122,10 @@ def train(
     """
     app: App = context.obj
     if prefer_from is None:
-        _train_by_grpo(app, data, run_name or f"{data.recipe_name}-{data.index}-{data.seed}", as_json=as_json)
+        run_name = run_name or f"{data.recipe_name}-{data.index}-{data.seed}"
+        _train_by_grpo(app, data, run_name, elsewhere=elsewhere, as_json=as_json)
         return
-    exclude(context, fields(DataOptions), "--prefer-from")
+    exclude(context, [*fields(DataOptions), "elsewhere"], "--prefer-from")
     if run_name is None:
         raise click.UsageError("--prefer-from: expected --run with it, got none. Add --run and the name of a new run")
     made = train_by_preference(app, prefer_from=prefer_from, run=run_name)
@@ -121,7 +135,7 @@ def train(
         say_preferred(made)
 
 
-def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> None:
+def _train_by_grpo(app: App, data: DataOptions, run: str, *, elsewhere: tuple[str, ...], as_json: bool) -> None:
     from infra.recipes.files import recipe_path
     from infra.recipes.recipe import NewRun
     from infra.runs.asked import asked_queries
@@ -160,6 +174,7 @@ def _train_by_grpo(app: App, data: DataOptions, run: str, *, as_json: bool) -> N
             report=report,
             from_run=data.from_run,
             dev_files=dev_files,
+            elsewhere=elsewhere,
         )
     show_result(summary, f"run {summary.run}", as_json=as_json)
 
@@ -194,8 +209,9 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
     """Run one more worker of a run, to scale out; `train` starts the first worker of each role.
 
     \b
-    A monitor is not part of the loop; `watch` starts one if none is running. On a machine without the run, its files
-    come from the store (`store.url`), so only Kafka, Elasticsearch and the store need to be reached.
+    With `train --elsewhere environment`, the workers of that role are all started here. Each worker of a role has a
+    number of its own. On a machine without the run, its files come from the store (`store.url`): Kafka, Elasticsearch
+    and the store are all that it must reach. A monitor is not part of the loop; `watch` starts one if none is running.
 
     \b
     Example:
@@ -203,7 +219,9 @@ def run(app: App, role: str, run_name: str, worker: int, supervised: bool) -> No
       searchloop run monitor --run leser-shop-0
     """
     app = app.as_role(role)
-    arm(app.tables(FailpointTable).failpoints)
+    tables = app.tables(WorkerTables)
+    arm(tables.failpoints)
+    show_life_in(tables.beat)
     stop = Stop()
     if supervised:
         stop_with_parent(stop.on_signals(), sys.stdin.fileno())

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 from kafka import TopicPartition
@@ -18,7 +19,7 @@ from infra.recipes.recipe import Prepared
 from infra.runs.barren import BarrenCount, barren_run
 from infra.runs.dev import RunScores, best_version, why_unmeasurable
 from infra.runs.rights import give_rights
-from infra.runs.serving import policy_server
+from infra.runs.serving import Serving, policy_server
 from infra.runs.sharing import share_run
 from infra.runs.standing import what_it_waits_for
 from infra.runs.stopping import stop_in_order
@@ -41,6 +42,7 @@ from streams.topics import topic_name, version_name
 from streams.tracing import traced
 
 ROLES = ["sink", "environment", "generator", "learner"]
+ELSEWHERE = ("environment", "generator")  # Roles that `train` can leave to other machines: they write no file of a run.
 log = logging.getLogger(__name__)
 BATCHES_AHEAD = 4  # Batches of requests beyond the staleness limit, so that no generator waits.
 
@@ -75,9 +77,12 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     ended_early: bool = False
 
 
-def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Report) -> TrainingSummary:
+def stream(
+    app: App, prepared: Prepared, *, updates: int, seed: int, report: Report, elsewhere: Collection[str] = ()
+) -> TrainingSummary:
     """Run workers until the policy has made `updates` steps, and return the summary.
 
+    elsewhere: roles of `ELSEWHERE` that get no worker here, because `searchloop run ROLE` starts theirs.
     A run that has made some steps already goes on from its newest checkpoint. Ctrl-C stops the workers in order:
     nothing is torn, and the same command goes on later. Raises SettingsError if a new run's topics belong to another
     run, and BarrenRunError if no request gets a reward.
@@ -87,7 +92,9 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     began = time.monotonic()
     if settings.dev.every:
         app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
-    roles = [*ROLES[:1], *(["evaluator"] if settings.dev.every else []), *ROLES[1:]]
+    evaluators = ["evaluator"] if settings.dev.every else []
+    roles = [*ROLES[:1], *evaluators, *ROLES[1:]]
+    started = [role for role in roles if role not in elsewhere]
     make_topics(app, run)
     give_rights(app, run)
     share_run(app, run, report)
@@ -113,15 +120,18 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
     barren = BarrenCount(published=feed.published, asked=len(prepared.asked), ahead=ahead)
     made: dict[str, Update] = {}
     shown = prepared.asked[: settings.vllm.checked_prompts]
+    server: AbstractContextManager[Serving] = contextlib.nullcontext(Serving())
+    if "generator" in started:
+        server = policy_server(app, run, settings, report, shown)
     stop = Stop()
     stalls = StallWatch(settings.delivery.stall_seconds, log, where=f"run {run}")
     try:
         with (
             traced(settings.tracing, run=run, stage="requests"),
-            policy_server(app, run, settings, report, shown) as serving,
+            server as serving,
             interrupts(stop),
             Supervisor(
-                worker_arguments(app.home.root), roles, run_dir, app.worker_environment() | serving.environment
+                worker_arguments(app.home.root), started, run_dir, app.worker_environment() | serving.environment
             ) as workers,
         ):
 
@@ -170,7 +180,7 @@ def stream(app: App, prepared: Prepared, *, updates: int, seed: int, report: Rep
                     stalls.waiting_for(f"the evaluator: the dev score of policy {version_name(policy)}")
                 elif stalls.due:
                     stalls.waiting_for(what_it_waits_for(app, run))
-            stop_in_order(app, workers, run=run, roles=roles)
+            stop_in_order(app, workers, run=run, roles=roles, elsewhere=elsewhere)
             restarts = workers.restarts
     finally:
         consumer.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -49,6 +49,7 @@ def train_run(
     report: Report,
     from_run: str | None = None,
     dev_files: DevFiles | None = None,
+    elsewhere: Collection[str] = (),
 ) -> TrainingSummary:
     """Train one run up to `updates` steps; the same name goes on where it stopped.
 
@@ -56,6 +57,7 @@ def train_run(
     arms of one experiment that differ only in GRPO).
     dev_files: the user's own judged queries. The evaluator measures them beside the index's dev queries, and they train
     nothing either.
+    elsewhere: as in `stream`.
     """
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
@@ -73,7 +75,7 @@ def train_run(
     prepared = recipe_of_run.prepare(app, new, report)
     keep_dev_files(run_dir, dev_files)
     _keep_settings(app, prepared, new, recipe=recipe, updates=updates)
-    return stream(app, prepared, updates=updates, seed=new.seed, report=report)
+    return stream(app, prepared, updates=updates, seed=new.seed, report=report, elsewhere=elsewhere)
 
 
 def loop_run(app: App, new: NewRun, *, recipe: str, updates: int, report: Report) -> Iterator[Update]:

@@ -126,15 +126,14 @@ def test_workers_on_other_machines_need_only_kafka_the_engine_and_the_store(
     small_world: App, new_run: Make, machines: Callable[[str], Machine], variables: dict[str, str]
 ) -> None:
     store = StoreSettings(url=variables["SEARCHLOOP_STORE__URL"])
-    elsewhere = msgspec.structs.replace(SMALL.train, elsewhere=("environment", "generator"))
-    settings = msgspec.structs.replace(SMALL, train=elsewhere, store=store)
+    settings = msgspec.structs.replace(SMALL, store=store)
     prepared = new_run(settings)
     app, run = small_world.with_settings(settings), prepared.run
     share_run(app, run, quiet)
     generating, scoring = machines("generating"), machines("scoring")
     generating.start("run", "generator", "--run", run)
     scoring.start("run", "environment", "--run", run)
-    summary = stream(app, prepared, updates=4, seed=0, report=quiet)
+    summary = stream(app, prepared, updates=4, seed=0, report=quiet, elsewhere=("environment", "generator"))
     assert summary.updates == 4
     account = verify_run(app, run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
