@@ -35,6 +35,7 @@ from learner.updates import Updater, UpdateSettings
 from streams.clock import now_ms
 from streams.codec import content_sha256, encode_event
 from streams.descriptions import describe
+from streams.devices import choose_device
 from streams.events import PolicyRef, Update
 from streams.refusals import RewardLimits
 from streams.topics import version_name
@@ -91,16 +92,23 @@ class Learner:
 
     @classmethod
     def resume(
-        cls, folder: Path, manifest: Manifest, *, run: str, settings: LearnerSettings, no_repeat: bool
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        run: str,
+        settings: LearnerSettings,
+        no_repeat: bool,
+        device: str = "",
     ) -> Learner:
         """Return the learner as this checkpoint left it, on a new lineage.
 
-        The model runs on a GPU if there is one. On a CPU in fp32, a resumed run gives the same bits as an uninterrupted
-        one. With a KL term, the reference policy is always the warmed-up policy, whichever checkpoint is resumed.
+        device: "" chooses a GPU if there is one. In fp32 on the processor, a resumed run gives the same bits as an
+        uninterrupted one. With a KL term, the reference is always the warmed-up policy, whatever is resumed.
         Raises CheckpointError if that policy is needed and missing.
         """
         policy = load_policy(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device or choose_device()
         policy.model.to(device)
         reference = None
         if settings.objective.kl_weight > 0:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,6 +27,8 @@ from streams.errors import SearchloopError
 from streams.whole_file import whole_folder
 
 ADAPTER, WEIGHTS, TOKENIZER = "adapter_model.safetensors", "model.safetensors", "tokenizer.json"
+ADAPTER_CONFIG = "adapter_config.json"
+RUNS = "runs"  # The folder of a home that holds the runs; a base beside or below it travels with the home.
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -134,7 +138,20 @@ def save_policy(policy: Policy, directory: Path) -> Policy:
     logging.disable_progress_bar()
     policy.model.save_pretrained(directory, safe_serialization=True)
     policy.tokenizer.save_pretrained(directory)
+    if (directory / ADAPTER_CONFIG).is_file():
+        _name_base(directory)
     return replace(policy, path=directory, sha256=weights_sha256(directory))
+
+
+def _name_base(directory: Path) -> None:
+    """Name an adapter's base relative to its folder, if both lie in one home."""
+    path = directory / ADAPTER_CONFIG
+    config = json.loads(path.read_bytes())
+    base, place = Path(config["base_model_name_or_path"]), directory.resolve()
+    home = next((parent.parent for parent in place.parents if parent.name == RUNS), None)
+    if home is not None and base.is_absolute() and base.is_relative_to(home):
+        config["base_model_name_or_path"] = os.path.relpath(base, place)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def find_base(base: str) -> Path:
@@ -174,7 +191,7 @@ def load_policy(path: Path | str) -> Policy:
 
     logging.disable_progress_bar()
     path = Path(path)
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+    if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
         raise PolicyError(
             f"policy: expected a folder with config.json and safetensors, found none at {path}. "
             "Make one with: searchloop train"
@@ -182,7 +199,7 @@ def load_policy(path: Path | str) -> Policy:
     sha256 = weights_sha256(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if (path / "adapter_config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
             model = _load_adapter(path)
         else:
             model = AutoModelForCausalLM.from_pretrained(
@@ -197,15 +214,20 @@ def load_policy(path: Path | str) -> Policy:
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
-    """The configuration of a LoRA adapter: the folder of its base model, and its rank."""
+    """The configuration of a LoRA adapter: the folder of its base model, and its rank.
+
+    A base in the same home is named relative to the adapter's own folder, so that the home may lie elsewhere on another
+    machine. Adapters of older versions name it by an absolute path.
+    """
 
     base_model_name_or_path: str
     r: int
+    folder: Path = Path()
 
     @property
     def base(self) -> Path:
         """Return the base model's folder."""
-        return Path(self.base_model_name_or_path)
+        return Path(os.path.normpath(self.folder / self.base_model_name_or_path))
 
 
 def read_adapter(path: Path) -> AdapterConfig:
@@ -214,12 +236,13 @@ def read_adapter(path: Path) -> AdapterConfig:
     Raises PolicyError if `path` holds no adapter, or if its base's folder is missing.
     """
     try:
-        adapter = msgspec.json.decode((path / "adapter_config.json").read_bytes(), type=AdapterConfig)
+        adapter = msgspec.json.decode((path / ADAPTER_CONFIG).read_bytes(), type=AdapterConfig)
     except (OSError, ValueError) as error:
         raise PolicyError(
             f"policy at {path}: expected a LoRA adapter that names its base, found none ({error}). Set "
             "policy.lora.rank above 0 and start a new run"
         ) from error
+    adapter = msgspec.structs.replace(adapter, folder=path.absolute())
     if not adapter.base.is_dir():
         raise PolicyError(f"policy at {path}: its base model is missing, expected the folder {adapter.base}")
     return adapter
@@ -247,7 +270,7 @@ def read_stop_ids(path: Path) -> tuple[int, ...]:
     """
     from transformers import GenerationConfig
 
-    folder = read_adapter(path).base if (path / "adapter_config.json").is_file() else path
+    folder = read_adapter(path).base if (path / ADAPTER_CONFIG).is_file() else path
     try:
         ids = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError as error:

@@ -17,6 +17,7 @@ import torch
 
 from learner.policy import Policy, save_policy
 from streams.descriptions import describe
+from streams.devices import keep_to_one_device
 from streams.errors import SearchloopError
 from streams.events import Reward
 
@@ -138,6 +139,7 @@ def prefer(
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        keep_to_one_device(arguments)
         trainer = TokenTrainer(
             model=policy.model,
             ref_model=copy.deepcopy(policy.model),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from learner.checkpoints import CheckpointError, Manifest, best_name, file_sha256, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
+from streams.devices import choose_device
 from streams.events import PolicyRef
 from streams.names import is_version_name
 from streams.topics import version_name
@@ -104,13 +105,16 @@ def check_named(folder: Path, manifest: Manifest, reference: PolicyRef) -> None:
 class LoadedVersion:
     """A policy in memory that follows the newest version: the model is built once, and its weights are replaced."""
 
-    def __init__(self, folder: Path, reference: PolicyRef, settings: SamplerSettings | None = None) -> None:
-        """folder: the version's checkpoint.
+    def __init__(
+        self, folder: Path, reference: PolicyRef, settings: SamplerSettings | None = None, *, device: str = ""
+    ) -> None:
+        """folder: the version's checkpoint. device: "" chooses a GPU if there is one.
 
         Raises CheckpointError if it is not the announced version or not whole; PolicyError if it cannot be read.
         """
         check_version(folder, reference)
         self._policy = load_policy(folder)
+        self._policy.model.to(device or choose_device())
         self._settings = settings or SamplerSettings()
         self.tokenizer = self._policy.tokenizer
         self.tokenizer_sha256 = file_sha256(folder / TOKENIZER)

@@ -23,6 +23,7 @@ from torch import Tensor
 from learner.policy import Policy, save_policy
 from learner.sampling import TransformersSampler
 from streams.descriptions import describe
+from streams.devices import keep_to_one_device
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Sampling
 from streams.whole_file import write_file
@@ -224,6 +225,7 @@ def _trainer(policy: Policy, pairs: Sequence[Pair], settings: WarmupSettings) ->
             dataloader_pin_memory=torch.cuda.is_available(),
             eos_token=policy.tokenizer.convert_ids_to_tokens(policy.stop_ids[0]),
         )
+        keep_to_one_device(arguments)
         disable_progress_bars()  # `progress` alone reports the progress.
         trainer = AnswerTrainer(
             model=policy.model,

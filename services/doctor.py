@@ -32,6 +32,7 @@ from services.kafka import ROLE as KAFKA
 from services.launch import FREE_BYTES_MIN, service_directory
 from services.local import LocalServices
 from services.processes import port_is_free, service_account
+from streams.devices import describe_device
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 PYTHON_MIN = (3, 11)
@@ -55,6 +56,7 @@ def doctor_findings(services: LocalServices) -> list[CheckResult]:
     return [
         _python(),
         *_java(services),
+        CheckResult(name="models", level=OK, found=describe_device()),
         *_account(services),
         *_cache(services),
         *_room(services),

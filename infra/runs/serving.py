@@ -25,6 +25,7 @@ from learner.versions import LoadedVersion, OpenVersion
 from learner.vllm import VllmClient
 from services.policy_server import PolicyServer
 from services.vllm import VllmModel, lora_room
+from streams.devices import choose_device
 from streams.errors import SettingsError
 from streams.events import Request
 from streams.secrets import reveal
@@ -180,8 +181,6 @@ def check_logprobs(
     """
     if not shown:
         return
-    import torch
-
     from learner.agreement import measure_agreement, require_agreement
     from learner.policy import load_policy
 
@@ -192,7 +191,7 @@ def check_logprobs(
     version = opened(folder, manifest.policy)
     try:
         policy = load_policy(folder)
-        policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        policy.model.to(choose_device())
         agreement = measure_agreement(
             policy,
             version.sampler,

@@ -15,6 +15,7 @@ from infra.app.app import App
 from infra.app.home import SETTINGS_FILE
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
+from learner.policy import ADAPTER_CONFIG, read_adapter
 from learner.shared_checkpoints import SharedCheckpoints
 from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
@@ -44,13 +45,17 @@ def share_run(app: App, run: str, report: Report) -> None:
         return
     kept = read_run_settings(app.home.run(run))
     report("sharing the index", 0, 3)
-    _put(app.store, f"indexes/{kept.index_version}", app.home.index(kept.index), without=UNSHARED)
+    index = app.home.index(kept.index)
+    _put(app.store, f"indexes/{kept.index_version}", index, _files(index, UNSHARED))
     report("sharing the run", 1, 3)
     folder = app.home.run(run)
     shared = SharedCheckpoints(app.store, run, folder.checkpoints)
     for path in sorted(folder.checkpoints.glob("*-000000")):  # The first policy; the learner stores all others.
         shared.put(path)
-    _put(app.store, f"runs/{run}/start", folder, without=OWN)
+        if (base := _base_of(app, path)) is not None:
+            files = [(base / each).as_posix() for each in _files(app.home.root / base, ())]
+            _put(app.store, f"runs/{run}/base", app.home.root, files)
+    _put(app.store, f"runs/{run}/start", folder, _files(folder, OWN))
     report("sharing the run", 3, 3)
 
 
@@ -88,6 +93,10 @@ def fetch_run(app: App, run: str, report: Report) -> bool:
         if (state := _newest(app.store, f"indexes/{kept.index_version}")) is None:
             raise SettingsError(f"{app.store.url}: expected the index {kept.index_version} of run {run!r}, found none")
         app.store.get(state, index)
+    if (base := _newest(app.store, f"runs/{run}/base")) is not None and (listed := app.store.bundle(base)) is not None:
+        for file in listed.files:
+            if not (app.home.root / file).exists():
+                app.store.get_file(base, file, app.home.root / file)
     report("fetching the run", 3, 3)
     return True
 
@@ -119,17 +128,38 @@ def fetch_ledger(app: App, run: str, report: Report) -> None:
         rebuild_ledger(folder)
 
 
-def _put(store: SharedStore, place: str, folder: Path, *, without: Sequence[str]) -> None:
-    files = [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink() and _is_shared(path.relative_to(folder), without)
-    ]
+def _base_of(app: App, checkpoint: Path) -> Path | None:
+    """Return the folder of an adapter's base, relative to the home; None for a policy of its own.
+
+    Raises SettingsError for a base outside the home: another machine could not know where to look for it.
+    """
+    if not (checkpoint / ADAPTER_CONFIG).is_file():
+        return None
+    base = read_adapter(checkpoint).base.resolve()
+    home = app.home.root.resolve()
+    if not base.is_relative_to(home):
+        raise SettingsError(
+            f"store.url: expected an adapter whose base lies in the home {home}, so that it can be shared, got {base}. "
+            "Start a new run whose policy.base is a folder there"
+        )
+    return base.relative_to(home)
+
+
+def _put(store: SharedStore, place: str, folder: Path, files: Sequence[str]) -> None:
+    """Store the state of a folder's files under the next number, unless it is that of the newest one."""
     newest = _newest(store, place)
     if newest is not None and store.bundle(newest) == described(folder, files):
         return
     number = int(newest.rpartition("/")[2]) + 1 if newest else 1
     store.put(f"{place}/{number:06d}", folder, files)
+
+
+def _files(folder: Path, without: Sequence[str]) -> list[str]:
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and _is_shared(path.relative_to(folder), without)
+    ]
 
 
 def _is_shared(path: Path, without: Sequence[str]) -> bool:

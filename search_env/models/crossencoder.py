@@ -24,6 +24,7 @@ from search_env.catalogue.corpora import write_whole
 from search_env.models.calibration import sigmoid
 from search_env.models.embeddings import Progress
 from streams.descriptions import describe
+from streams.devices import choose_device
 from streams.errors import SearchloopError
 from streams.names import is_name
 from streams.whole_file import folder_aside, put_folder
@@ -258,10 +259,10 @@ def current_version(root: Path) -> str:
     return version
 
 
-def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncoder:
+def load_cross_encoder(root: Path, settings: CrossEncoderSettings, *, device: str = "") -> CrossEncoder:
     """Return the version below `root` that the settings name, or the current one.
 
-    Raises CrossEncoderError if it is missing or damaged.
+    device: "" chooses a GPU if there is one. Raises CrossEncoderError if it is missing or damaged.
     """
     from sentence_transformers import CrossEncoder as Pretrained
     from transformers import logging
@@ -275,7 +276,7 @@ def load_cross_encoder(root: Path, settings: CrossEncoderSettings) -> CrossEncod
     folder = root / (settings.version or current_version(root))
     try:
         calibration = msgspec.json.decode((folder / CALIBRATION_FILE).read_bytes(), type=Calibration)
-        model = Pretrained(str(folder), local_files_only=True, device="cpu")
+        model = Pretrained(str(folder), local_files_only=True, device=device or choose_device())
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise CrossEncoderError(
             f"{folder}: expected a cross-encoder and its calibration, got: {error}. Delete {root / CURRENT_FILE}, and "

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from search_env.catalogue.corpora import Document
 from streams.descriptions import describe
+from streams.devices import choose_device
 from streams.errors import SearchloopError
 from streams.whole_file import whole_file
 
@@ -56,8 +57,10 @@ class EmbeddingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 class Embedder:
     """Turns texts into unit vectors; the model is loaded at the first use."""
 
-    def __init__(self, settings: EmbeddingSettings) -> None:
+    def __init__(self, settings: EmbeddingSettings, *, device: str = "") -> None:
+        """device: "" chooses a GPU if there is one."""
         self.settings = settings
+        self.device = device
         self._tokenizer: Any = None
         self._model: Any = None
         self._queries: OrderedDict[str, Floats] = OrderedDict()
@@ -85,10 +88,11 @@ class Embedder:
                 ids[row, : len(encoded[position])] = torch.tensor(encoded[position])
                 mask[row, : len(encoded[position])] = 1
             with torch.inference_mode():
+                ids, mask = ids.to(self._model.device), mask.to(self._model.device)
                 hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, width, 384]
                 weights = mask.unsqueeze(-1).to(hidden.dtype)
                 mean = (hidden * weights).sum(1) / weights.sum(1)
-                vectors[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
+                vectors[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
             done += rows
             if progress is not None:
                 progress("embedding", done, len(order))
@@ -124,7 +128,7 @@ class Embedder:
         model = BertModel.from_pretrained(
             str(folder), config=config, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
         )
-        self._tokenizer, self._model = tokenizer, model.eval()
+        self._tokenizer, self._model = tokenizer, model.eval().to(self.device or choose_device())
 
 
 def model_directory() -> Path:

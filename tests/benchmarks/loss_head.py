@@ -40,31 +40,41 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
 def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same by the learner's own head."""
-    none = torch.empty(0, dtype=torch.long)
+    none = torch.empty(0, dtype=torch.long, device=hidden.device)
     return target_logprobs(hidden, weight, targets, none, none)
 
 
-def run_side(side: str, *, tokens: int, vocabulary: int, hidden: int) -> dict[str, float]:
-    """Return seconds, peak memory above the inputs in MiB, and sums that tell whether the gradients are the same."""
+def run_side(side: str, *, tokens: int, vocabulary: int, hidden: int, device: str = "cpu") -> dict[str, float]:
+    """Return seconds, peak memory above the inputs in MiB, and sums that tell whether the gradients are the same.
+
+    On the processor the peak is that of the whole process, so each side needs a process of its own.
+    """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(tokens, hidden, generator=generator).requires_grad_()
-    weight = (torch.randn(vocabulary, hidden, generator=generator) * hidden**-0.5).requires_grad_()
-    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    states = torch.randn(tokens, hidden, generator=generator).to(device).requires_grad_()
+    weight = (torch.randn(vocabulary, hidden, generator=generator) * hidden**-0.5).to(device).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), generator=generator).to(device)
     states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib(device)
     began = time.perf_counter(), time.process_time()
     logprobs, entropies = (chunked if side == SIDES[0] else plain)(states, weight, targets)
-    loss = -(logprobs * torch.linspace(-1, 1, tokens)).sum() - ENTROPY_WEIGHT * entropies.sum()
+    loss = -(logprobs * torch.linspace(-1, 1, tokens, device=device)).sum() - ENTROPY_WEIGHT * entropies.sum()
     loss.backward()
     return {
-        "seconds": time.perf_counter() - began[0],
-        "processor": time.process_time() - began[1],
-        "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "loss": loss.item(),
         "states": states.grad.abs().sum().item(),
         "weight": weight.grad.abs().sum().item(),
+        "seconds": time.perf_counter() - began[0],
+        "processor": time.process_time() - began[1],
+        "peak_mib": peak_mib(device) - before,
     }
+
+
+def peak_mib(device: str) -> float:
+    """Return the most memory used so far, in MiB: of the GPU, or of this process."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def main() -> None:
