@@ -1,1 +1,1 @@
-"""What does a policy learn from clicks alone, if the clicks themselves are its rewards? Simulated people, real searches."""
+"""What does a policy learn if people's clicks themselves are its rewards? Simulated people, real searches."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from search_env.serving.candidates import OpenGroup, read_open_groups, with_cand
 from search_env.serving.choosing import RAW, choose
 from streams.events import Position, Reward
 from streams.traffic_events import Impression, ImpressionOutcome, Shown, UserAction
-from tests.drift.people import SHOWN, Tried, search
+from tests.drift.people import SHOWN, search
 
 FRAUD = "fraud"
 FRAUD_SHARE = 0.05
@@ -44,14 +43,6 @@ class Lists:
         new = [each for each in dict.fromkeys(wanted) if each not in self._known]
         self._known |= {asked: tuple(ranking.ids) for asked, ranking in search(self.searcher, new).items()}
         return [self._known[each] for each in wanted]
-
-
-class Clicked(NamedTuple):
-    """One search of the crowd: the choice that was shown, by whom, and the documents that they clicked."""
-
-    choice: str
-    client: str
-    clicks: Sequence[str]
 
 
 class Crowd:
@@ -88,7 +79,10 @@ class Crowd:
 
     def read(self) -> list[tuple[Position, ImpressionOutcome]]:
         """Return the outcomes of the searches that people made since the last look."""
-        groups = read_open_groups(self._folder)
+        return self.visit(read_open_groups(self._folder))
+
+    def visit(self, groups: Sequence[OpenGroup]) -> list[tuple[Position, ImpressionOutcome]]:
+        """Return the outcomes of the searches of enough people for each choice of these groups."""
         wanted = [ExpandedQuery(group.query, words) for group in groups for words in [(), *group.choices.values()]]
         found = iter(self._lists.of(wanted))
         return [
@@ -113,6 +107,7 @@ class Crowd:
             name: tuple(Shown(document_id=of, rank=rank) for rank, of in enumerate(ids, start=1))
             for name, ids in lists.items()
         }
+        ranked = {name: [(of, rank) for rank, of in enumerate(ids, start=1)] for name, ids in lists.items()}
         outcomes = []
         for (choice, is_fraud), row in zip(drawn, clicks, strict=True):
             name = f"{self._at}"
@@ -136,8 +131,7 @@ class Crowd:
             )
             outcome = ImpressionOutcome(impression=seen_list, actions=actions, final=True)
             outcomes.append((Position(topic=TOPIC, partition=0, offset=self._at), outcome))
-            ranked = [(of, rank) for rank, of in enumerate(lists[choice], start=1)]
-            self.shown.append(ShownList(group.query, ranked, frozenset(clicked), client))
+            self.shown.append(ShownList(group.query, ranked[choice], frozenset(clicked), client))
             self._at += 1
         return outcomes
 
@@ -155,34 +149,20 @@ class Crowd:
         ]
 
 
-class Remembered:
-    """Another environment, and all rewards that it gave."""
+class Averaged:
+    """Another environment, and the mean reward of each batch that it scored."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self.rewards: list[Reward] = []
+        self.means: list[float] = []
 
     def score_many(self, inputs: Inputs) -> list[Reward]:
         """Return the other environment's rewards."""
         made = self._environment.score_many(inputs)
-        self.rewards += made
+        numbers = [outcome.reward for each in made for outcome in each.outcomes if outcome.reward is not None]
+        self.means.append(float(np.mean(numbers)))
         return made
 
     def failed_many(self, inputs: Inputs, *, error: str) -> list[Reward]:
         """Return the other environment's failures."""
         return self._environment.failed_many(inputs, error=error)
-
-
-def tried_of(rewards: Sequence[Reward]) -> list[Tried]:
-    """Return the words that people saw, each with the gain of its reward."""
-    return [
-        Tried(
-            reward.generation.request.query_id,
-            reward.generation.request.query,
-            outcome.expansions,
-            outcome.components["gain"],
-        )
-        for reward in rewards
-        for outcome in reward.outcomes
-        if outcome.valid and outcome.expansions and "gain" in outcome.components
-    ]

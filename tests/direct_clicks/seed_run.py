@@ -29,22 +29,20 @@ from tests.direct_clicks.trial import (
     Values,
     Way,
     begun,
-    examination_of,
     explored,
     measured,
-    memory_of,
+    taught,
     trained,
 )
 from tests.drift.arms import written
-from tests.drift.people import Tried
 from tests.drift.shop import Shop
 
 CORRECTED, AS_SEEN, FRAUD, SHUFFLED = "clicks, corrected", "clicks, not corrected", "with fraud", "shuffled rewards"
 WAYS = {
     CORRECTED: Way("dcg"),
+    SHUFFLED: Way("dcg", shuffled=True),
     AS_SEEN: Way("seen"),
     FRAUD: Way("dcg", fraud=True),
-    SHUFFLED: Way("dcg", shuffled=True),
 }
 RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP = "raw", "prompt's words", "look-up, first clicks", "look-up, all clicks"
 UNTAUGHT, REFRESHED = "before GRPO", "clicks, corrected, newest look-up in its prompt"
@@ -52,11 +50,19 @@ PAIRS, VALUES, HUMAN = "held-out value pairs", "held-out values", "human queries
 PROMPT_WORDS = 24
 LOOK_UP_COUNTS = (1, 2, 3, 4, 6, 8, 14, 20)
 
+Words = dict[str, list[tuple[str, ...]]]
+"""{set: words of each query}"""
+
 
 class SeedResult(msgspec.Struct, kw_only=True):
-    """The result of a seed so far. arms: {arm: values}. rewards: searches of people that each training took."""
+    """The result of a seed so far.
+
+    arms: {arm: values}. rewards: mean reward of each update's texts, by trained arm. searches: of people, by trained arm.
+    """
 
     arms: dict[str, Values] = {}
+    rewards: dict[str, list[float]] = {}
+    searches: dict[str, int] = {}
     examination: tuple[float, ...] = ()
     words_of_look_up: dict[str, int] = {}
 
@@ -68,14 +74,14 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
     count = plan.updates * street.app.settings.batch.groups
     texts = {name: [query.text for query in held.queries] for name, held in sets.items()}
 
-    def keep(arm: str, words: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    def keep(arm: str, words: Words) -> None:
         result.arms[arm] = measured(searcher, sets, words)
         said = ", ".join(
             f"{name} {mean(of['nDCG@10']):.4f}/{mean(of['R@100']):.4f}" for name, of in result.arms[arm].items()
         )
         print(f"{street.name} {arm}: {said}", flush=True)
 
-    def served(run: str, memory: Neighbours) -> dict[str, list[tuple[str, ...]]]:
+    def served(run: str, memory: Neighbours) -> Words:
         return {
             name: written(
                 street.app, street.app.home.run(run), street.shop.requests(run, held.queries, memory), street.seed
@@ -84,58 +90,58 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
         }
 
     keep(RAW, {name: [()] * len(asked) for name, asked in texts.items()})
-    seen, crowd = explored(street, WAYS[AS_SEEN], queries, (1.0,))
-    examination = result.examination = examination_of(crowd)
-    del crowd
-    first, _ = explored(street, WAYS[CORRECTED], queries, examination)
-    memory = memory_of(street, first)
+    clicks = explored(street, fraud=False)
+    memory, examination = taught(street, clicks, "pbm")
+    result.examination = examination
     beginning = f"{street.name}-beginning"
     yield
     if not (street.app.home.run(beginning).checkpoints / "CURRENT").exists():
         begun(street, beginning, memory)
+    if FIRST_LOOK_UP not in result.arms:
+        keep(PROMPT, _prompt_words(street, sets, memory))
+        keep(FIRST_LOOK_UP, _look_up(street, sets, dev, memory, result, FIRST_LOOK_UP))
+        keep(UNTAUGHT, served(beginning, memory))
+        yield
     for arm, way in WAYS.items():
         if arm in result.arms:
             continue
         run = f"{street.name}-{arm.replace(' ', '-').replace(',', '')}"
-        tried, shown = first, memory
+        shown, theta = memory, examination
         if arm == AS_SEEN:
-            tried, shown = seen, memory_of(street, seen)
+            shown, _ = taught(street, clicks, "none")
         if arm == FRAUD:
-            tried, _ = explored(street, way, queries, examination)
-            shown = memory_of(street, tried)
-        more = trained(street, way, run, queries[:count], shown, examination, beginning=beginning)
+            shown, theta = taught(street, explored(street, fraud=True), "pbm")
+        more, result.rewards[arm] = trained(street, way, run, queries[:count], shown, theta, beginning=beginning)
+        result.searches[arm] = len(more)
         if arm == CORRECTED:
-            _baselines(street, sets, dev, result, keep, memory, [*first, *more])
-            keep(UNTAUGHT, served(beginning, memory))
-            keep(REFRESHED, served(run, memory_of(street, [*first, *more])))
+            newest, _ = taught(street, [*clicks, *more], "pbm")
+            keep(LOOK_UP, _look_up(street, sets, dev, newest, result, LOOK_UP))
+            keep(REFRESHED, served(run, newest))
         keep(arm, served(run, shown))
         yield
 
 
-def _baselines(street, sets, dev, result, keep, memory, tried: list[Tried]) -> None:  # type: ignore[no-untyped-def]
-    """Measure the words that the prompt shows first, and both look-ups, each with its best number of words on dev."""
-    keep(
-        PROMPT,
-        {
-            name: [
-                (request.context.neighbours or request.context.terms)[:PROMPT_WORDS]
-                for request in street.shop.requests("prompt", held.queries, memory)
-            ]
-            for name, held in sets.items()
-        },
-    )
-    for arm, look_up in ((FIRST_LOOK_UP, memory), (LOOK_UP, memory_of(street, tried))):
-        asked = [query.text for query in dev.queries]
+def _prompt_words(street: Street, sets: Mapping[str, HeldOutSet], memory: Neighbours) -> Words:
+    """Return the words that each prompt shows first."""
+    found = {}
+    for name, held in sets.items():
+        contexts = [request.context for request in street.shop.requests("prompt", held.queries, memory)]
+        found[name] = [(context.neighbours or context.terms)[:PROMPT_WORDS] for context in contexts]
+    return found
 
-        def worth(count: int, look_up: Neighbours = look_up, asked: list[str] = asked) -> float:
-            found = measured(street.shop.searcher, {"dev": dev}, {"dev": look_up.words(asked, count=count)})
-            return mean(found["dev"]["nDCG@10"])
 
-        count = result.words_of_look_up[arm] = max(LOOK_UP_COUNTS, key=worth)
-        words = {
-            name: look_up.words([query.text for query in held.queries], count=count) for name, held in sets.items()
-        }
-        keep(arm, words)
+def _look_up(
+    street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, memory: Neighbours, result: SeedResult, arm: str
+) -> Words:
+    """Return the look-up's words, as many as are best on dev by the hidden relevance, in its favour."""
+    asked = [query.text for query in dev.queries]
+
+    def worth(count: int) -> float:
+        found = measured(street.shop.searcher, {"dev": dev}, {"dev": memory.words(asked, count=count)})
+        return mean(found["dev"]["nDCG@10"])
+
+    count = result.words_of_look_up[arm] = max(LOOK_UP_COUNTS, key=worth)
+    return {name: memory.words([query.text for query in held.queries], count=count) for name, held in sets.items()}
 
 
 @contextlib.contextmanager

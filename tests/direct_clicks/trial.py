@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,23 +16,23 @@ from search_env.environments import ShuffledWaitingRewards
 from search_env.leser.clicked import ClickedEnvironment
 from search_env.leser.expansions import choices_of
 from search_env.leser.neighbours import Neighbours
+from search_env.leser.teachers import Teacher
 from search_env.models.click_labels import click_labels
+from search_env.models.clicked_lists import BiasModel, ClientBounds, ShownList
 from search_env.models.embeddings import Embedder
+from search_env.serving.candidates import OpenGroup
 from storage.evaluation.measures import measure_run
 from streams.click_rewards import ClickRewardSettings
-from streams.codec import content_sha256, encode_event
-from streams.events import Completion, Generation, PolicyRef, Position, Request, Sampling
-from streams.ids import group_id
-from streams.pointers import pointer
-from tests.direct_clicks.crowd import Crowd, Lists, Remembered, tried_of
+from streams.events import Request
+from tests.direct_clicks.crowd import Averaged, Crowd, Lists
 from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on, untaught
-from tests.drift.people import Tried, lessons_of
+from tests.drift.people import SHOWN
 from tests.drift.shop import Shop
 
 MEASURES = ("nDCG@10", "R@100")
 DEPTH = 100
 EXPLORED_AT_ONCE = 64
-EXAMINED_LISTS = 60_000  # Searches from which the examination of ranks is estimated.
+LABEL_MIN = 0.5  # Of a document that counts as relevant for a lesson.
 EXAMINATION_MIN = 0.01
 
 Values = dict[str, dict[str, dict[str, float]]]
@@ -43,16 +44,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     explored: queries for which people see so many lists of random words before any policy exists; those that training
     asks are among them. held_out: queries of each held-out set. dev: queries that choose the look-up's number of words.
-    words: that a query's lesson keeps.
     """
 
     updates: int = 40
-    explored: int = 2_000
+    explored: int = 1_280
     lists: int = 4
     people: int = 24
     held_out: int = 500
     dev: int = 200
-    words: int = 6
 
 
 class Way(NamedTuple):
@@ -84,20 +83,25 @@ class Street(NamedTuple):
     seed: int
 
 
+def crowd_of(street: Street, live: Path, *, fraud: bool) -> Crowd:
+    """Return the people who search in a live run's folder."""
+    return Crowd(
+        live,
+        street.lists,
+        street.grades,
+        people=street.plan.people,
+        seed=street.seed,
+        sold=street.sold if fraud else None,
+    )
+
+
 def environment_of(
     street: Street, way: Way, run: str, examination: Sequence[float]
 ) -> tuple[ClickedEnvironment, Crowd]:
     """Return the product's environment of clicks with people who come to it. examination: of ranks, for "dcg"."""
     app, plan = street.app, street.plan
     live = app.home.run(f"{run}-live")
-    crowd = Crowd(
-        live,
-        street.lists,
-        street.grades,
-        people=plan.people,
-        seed=street.seed,
-        sold=street.sold if way.fraud else None,
-    )
+    crowd = crowd_of(street, live, fraud=way.fraud)
     settings = ClickRewardSettings(
         live=live.name, impressions_min=plan.people, position=way.position, examination=tuple(examination)
     )
@@ -113,35 +117,46 @@ def environment_of(
     return environment, crowd
 
 
-def explored(
-    street: Street, way: Way, queries: Sequence[Query], examination: Sequence[float]
-) -> tuple[list[Tried], Crowd]:
-    """Show lists with random words of the raw results to people, before any policy exists, and return their gains."""
-    run = f"{street.name}-first"
-    environment, crowd = environment_of(street, way, run, examination)
-    remembered = Remembered(environment)
+def explored(street: Street, *, fraud: bool) -> list[ShownList]:
+    """Show raw results and lists with random words to people, before any policy exists; return what they did."""
+    run, plan = f"{street.name}-first", street.plan
+    crowd = crowd_of(street, street.app.home.run(run), fraud=fraud)
     random = np.random.default_rng(street.seed)
-    requests = street.shop.requests(run, queries, None)
+    requests = street.shop.requests(run, street.shop.day.queries, None)
     for start in range(0, len(requests), EXPLORED_AT_ONCE):
-        inputs = []
-        for offset, request in enumerate(requests[start : start + EXPLORED_AT_ONCE], start=start):
-            group = _random_group(request, offset, street.plan.lists, random)
-            source = Position(topic=f"{run}.generations", partition=0, offset=offset)
-            inputs.append((group, source, content_sha256(encode_event(group))))
-        remembered.score_many(inputs)
-    return tried_of(remembered.rewards), crowd
+        crowd.visit([_group(request, plan.lists, random) for request in requests[start : start + EXPLORED_AT_ONCE]])
+    return crowd.shown
 
 
-def examination_of(crowd: Crowd) -> tuple[float, ...]:
-    """Return the examination of ranks, relative to the first, as the product estimates it from clicks (PBM, EM)."""
-    found = click_labels(crowd.shown[:EXAMINED_LISTS], exponent=1.0, model="pbm")
-    return tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:10])
+class Taught(NamedTuple):
+    """The lesson of a log of clicks. examination: of ranks, relative to the first."""
+
+    memory: Neighbours
+    examination: tuple[float, ...]
 
 
-def memory_of(street: Street, tried: Sequence[Tried]) -> Neighbours:
-    """Return the look-up of the words that earned clicks."""
-    lessons = [each for each in lessons_of([tried], words_max=street.plan.words) if each.words]
-    return Neighbours(lessons, street.embedder, street.app.settings.neighbours)
+def taught(street: Street, shown: Sequence[ShownList], model: BiasModel) -> Taught:
+    """Return the look-up of the words that find the documents that people clicked, and the examination of ranks.
+
+    The product's estimate from clicks (`click_labels`) says which documents are relevant, and its teacher, which words
+    find them. model: "pbm" takes the bias of ranks out, "none" does not.
+    """
+    settings, catalogue, sources = street.app.settings, street.shop.catalogue, street.app.settings.relevance.sources
+    found = click_labels(
+        shown,
+        exponent=sources.click_position_exponent,
+        model=model,
+        bounds=ClientBounds(sources.click_pair_max, sources.click_lists_max),
+    )
+    teacher = Teacher(catalogue, settings.teacher, settings.retrieval)
+    lessons = []
+    for request in street.shop.requests("lessons", street.shop.day.queries, None):
+        labels = found.labels.get(request.query, {})
+        rows = sorted(catalogue.row_of[name] for name, (label, _) in labels.items() if label >= LABEL_MIN)
+        query = Query(id=request.query_id, text=request.query)
+        lessons.append(teacher.teach(query, request.context, np.array(rows, dtype=np.int64)))
+    memory = Neighbours([each for each in lessons if each.words], street.embedder, settings.neighbours)
+    return Taught(memory, tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN]))
 
 
 def begun(street: Street, run: str, memory: Neighbours) -> None:
@@ -158,15 +173,19 @@ def trained(
     examination: Sequence[float],
     *,
     beginning: str,
-) -> list[Tried]:
-    """Train a copy of the beginning's policy by GRPO on what people click, and return what was tried."""
+) -> tuple[list[ShownList], list[float]]:
+    """Train a copy of the beginning's policy by GRPO on what people click.
+
+    Return what they saw and clicked, and the mean reward of each update's texts.
+    """
     app = street.app
     folder = app.home.run(run)
     copy_checkpoints(app.home.run(beginning), folder)
-    environment, _ = environment_of(street, way, run, examination)
-    remembered = Remembered(ShuffledWaitingRewards(environment) if way.shuffled else environment)
-    learn_on(app, folder, street.shop.requests(run, queries, memory, hide_own=True), remembered, street.seed)
-    return tried_of(remembered.rewards)
+    environment, crowd = environment_of(street, way, run, examination)
+    rewarding = ShuffledWaitingRewards(environment) if way.shuffled else environment
+    averaged = Averaged(rewarding)
+    learn_on(app, folder, street.shop.requests(run, queries, memory, hide_own=True), averaged, street.seed)
+    return crowd.shown, averaged.means
 
 
 def measured(
@@ -189,23 +208,19 @@ def measured(
     return found
 
 
-def _random_group(request: Request, offset: int, lists: int, random: np.random.Generator) -> Generation:
-    """Return a group whose candidates point to random words of the prompt."""
-    source = Position(topic=f"{request.run}.requests", partition=0, offset=offset)
-    count = len(choices_of(request.context) or ())
-    texts = []
-    for _ in range(lists):
-        size = int(random.integers(1, min(SUBSET_MAX, count) + 1)) if count else 0
-        places = random.choice(count, size=size, replace=False).tolist() if size else []
-        texts.append("".join(pointer(place + 1) for place in places))
-    return Generation(
-        group_id=group_id(request.run, source),
-        request=request,
-        source=source,
-        policy=PolicyRef(lineage="random", step=0, sha256=""),
-        tokenizer_sha256="",
-        prompt_sha256="",
-        sampling=Sampling(candidates=lists, temperature=1.0, tokens_max=SUBSET_MAX),
-        prompt_token_ids=(),
-        completions=tuple(Completion(text=text, token_ids=(), logprobs=(), finish="stop") for text in texts),
+def _group(request: Request, lists: int, random: np.random.Generator) -> OpenGroup:
+    """Return a group of so many choices of random words of the prompt."""
+    words = list(choices_of(request.context) or ())
+    choices = {}
+    for place in range(lists if words else 0):
+        size = int(random.integers(1, min(SUBSET_MAX, len(words)) + 1))
+        choices[f"first-{place}"] = tuple(random.choice(words, size=size, replace=False).tolist())
+    return OpenGroup(
+        group_id=request.query_id,
+        run=request.run,
+        query=request.query,
+        index=request.index,
+        choices=choices,
+        since_ms=0,
+        until_ms=0,
     )

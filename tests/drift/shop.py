@@ -60,8 +60,9 @@ class Shop:
         self.day = day
         self.searcher = searcher
         self._prompts = app.settings.prompts
+        self.catalogue = Catalogue(day.documents)
         self._builder = ContextBuilder(
-            Catalogue(day.documents),
+            self.catalogue,
             searcher,
             NoRelevance(),
             app.settings.context,
