@@ -57,7 +57,7 @@ Words = dict[str, list[tuple[str, ...]]]
 class SeedResult(msgspec.Struct, kw_only=True):
     """The result of a seed so far.
 
-    arms: {arm: values}. rewards: mean reward of each update's texts, by trained arm. searches: of people, by trained arm.
+    arms: {arm: values}. rewards: mean reward of each update's texts. searches: of people, in training.
     """
 
     arms: dict[str, Values] = {}

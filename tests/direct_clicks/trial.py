@@ -40,16 +40,18 @@ Values = dict[str, dict[str, dict[str, float]]]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes. updates: of each training; a group asks a query of its own. people: who see each choice at least.
+    """Sizes. updates: of each training; a group asks a query of its own. people: at least, who see each of its choices.
 
-    explored: queries for which people see so many lists of random words before any policy exists; those that training
-    asks are among them. held_out: queries of each held-out set. dev: queries that choose the look-up's number of words.
+    explored: queries for which people see raw results and so many lists of random words before any policy exists, and
+    first_people: who see each of these lists. Queries that training asks are among them. held_out: queries of each
+    held-out set. dev: queries that choose the look-up's number of words.
     """
 
     updates: int = 40
-    explored: int = 1_280
-    lists: int = 4
     people: int = 24
+    explored: int = 5_000
+    lists: int = 2
+    first_people: int = 12
     held_out: int = 500
     dev: int = 200
 
@@ -83,13 +85,13 @@ class Street(NamedTuple):
     seed: int
 
 
-def crowd_of(street: Street, live: Path, *, fraud: bool) -> Crowd:
+def crowd_of(street: Street, live: Path, *, people: int, fraud: bool) -> Crowd:
     """Return the people who search in a live run's folder."""
     return Crowd(
         live,
         street.lists,
         street.grades,
-        people=street.plan.people,
+        people=people,
         seed=street.seed,
         sold=street.sold if fraud else None,
     )
@@ -101,7 +103,7 @@ def environment_of(
     """Return the product's environment of clicks with people who come to it. examination: of ranks, for "dcg"."""
     app, plan = street.app, street.plan
     live = app.home.run(f"{run}-live")
-    crowd = crowd_of(street, live, fraud=way.fraud)
+    crowd = crowd_of(street, live, people=plan.people, fraud=way.fraud)
     settings = ClickRewardSettings(
         live=live.name, impressions_min=plan.people, position=way.position, examination=tuple(examination)
     )
@@ -120,7 +122,7 @@ def environment_of(
 def explored(street: Street, *, fraud: bool) -> list[ShownList]:
     """Show raw results and lists with random words to people, before any policy exists; return what they did."""
     run, plan = f"{street.name}-first", street.plan
-    crowd = crowd_of(street, street.app.home.run(run), fraud=fraud)
+    crowd = crowd_of(street, street.app.home.run(run), people=plan.first_people, fraud=fraud)
     random = np.random.default_rng(street.seed)
     requests = street.shop.requests(run, street.shop.day.queries, None)
     for start in range(0, len(requests), EXPLORED_AT_ONCE):
