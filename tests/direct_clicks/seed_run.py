@@ -38,8 +38,10 @@ from tests.drift.arms import written
 from tests.drift.shop import Shop
 
 CORRECTED, AS_SEEN, FRAUD, SHUFFLED = "clicks, corrected", "clicks, not corrected", "with fraud", "shuffled rewards"
+CERTAIN = "corrected, as if everybody came"
 WAYS = {
     CORRECTED: Way("dcg"),
+    CERTAIN: Way("dcg", certain=True),
     SHUFFLED: Way("dcg", shuffled=True),
     AS_SEEN: Way("seen"),
     FRAUD: Way("dcg", fraud=True),

@@ -12,7 +12,7 @@ import numpy as np
 from infra.app.app import App
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.engine.searching import ExpandedQuery, Searcher
-from search_env.environments import ShuffledWaitingRewards
+from search_env.environments import Environment, ShuffledWaitingRewards
 from search_env.leser.clicked import ClickedEnvironment
 from search_env.leser.expansions import choices_of
 from search_env.leser.neighbours import Neighbours
@@ -24,6 +24,7 @@ from search_env.serving.candidates import OpenGroup
 from storage.evaluation.measures import measure_run
 from streams.click_rewards import ClickRewardSettings
 from streams.events import Request
+from tests.direct_clicks.certain import CertainEnvironment
 from tests.direct_clicks.crowd import Averaged, Crowd, Lists
 from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on, untaught
 from tests.drift.people import SHOWN
@@ -57,11 +58,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(NamedTuple):
-    """A way to reward. position: of `leser.clicks`. fraud: whether a client cheats. shuffled: the control."""
+    """A way to reward. position: of `leser.clicks`. fraud: whether a client cheats. shuffled: the control.
+
+    certain: rewards without chance, as if everybody came.
+    """
 
     position: Literal["seen", "dcg"]
     fraud: bool = False
     shuffled: bool = False
+    certain: bool = False
 
 
 class HeldOutSet(NamedTuple):
@@ -184,7 +189,15 @@ def trained(
     folder = app.home.run(run)
     copy_checkpoints(app.home.run(beginning), folder)
     environment, crowd = environment_of(street, way, run, examination)
-    rewarding = ShuffledWaitingRewards(environment) if way.shuffled else environment
+    rewarding: Environment = ShuffledWaitingRewards(environment) if way.shuffled else environment
+    if way.certain:
+        rewarding = CertainEnvironment(
+            street.lists,
+            street.grades,
+            settings=environment.settings,
+            utility=app.settings.utility,
+            expansions=app.settings.leser.expansions,
+        )
     averaged = Averaged(rewarding)
     learn_on(app, folder, street.shop.requests(run, queries, memory, hide_own=True), averaged, street.seed)
     return crowd.shown, averaged.means
