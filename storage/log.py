@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 from storage.archive import (
     ARCHIVE,
@@ -85,6 +86,16 @@ class Log:
             result = self.connection.execute(sql, list(parameters))
             names = [column[0] for column in result.description or ()]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        except duckdb.Error as error:
+            raise StorageError(f"ledger: {' '.join(str(error).split())}") from error
+
+    def columns(self, sql: str, parameters: Sequence[object] = ()) -> pa.Table:
+        """Return the columns of a query: for many rows, of which few need to be Python objects.
+
+        Raises StorageError if DuckDB refuses the query.
+        """
+        try:
+            return self.connection.sql(sql, params=list(parameters)).to_arrow_table()
         except duckdb.Error as error:
             raise StorageError(f"ledger: {' '.join(str(error).split())}") from error
 

@@ -38,10 +38,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 )
 @click.option(
     "--segment",
-    type=click.Choice(["all", "traffic", "words"]),
+    type=click.Choice(["all", "traffic", "words", "route"]),
     default="all",
     show_default=True,
-    help="Parts of the queries: head and tail by traffic, or short and long by words.",
+    help="Parts of the queries: head and tail by traffic, short and long by words, or as the routes logged them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object on standard output.")
 @click.pass_obj
@@ -61,7 +61,7 @@ def compare(app: App, run_name: str, window: float | None, segment: str, as_json
       searchloop compare --run live --segment traffic --window 24
     """
     from storage.log import open_log
-    from storage.offpolicy.traffic import read_traffic
+    from storage.offpolicy.reading import read_traffic
 
     with open_log(app.home.existing_run(run_name)) as log:
         traffic = read_traffic(log, run_name, app.settings.utility)
@@ -116,7 +116,9 @@ def _show(found: Comparison) -> None:
             "largest weight",
             *(f"{name} gain" for name in ESTIMATORS),
         ]
-        table = Table(*(Column(name, overflow="fold") for name in columns), box=box.SIMPLE, title=part or None)
+        table = Table(
+            *(Column(name, overflow="fold") for name in columns), box=box.SIMPLE, title=printable(part) or None
+        )
         for each in found.versions:
             if each.part == part:
                 table.add_row(*_row(each))

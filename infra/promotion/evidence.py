@@ -94,17 +94,21 @@ def routes_with_log(traffic: Traffic, routes: Routes, before: str, settings: Set
     A part for which the log cannot tell keeps its judged evidence alone.
     """
     known, head = frozenset(routes.known), frozenset(routes.head)
-    names = np.array([part_of(query, routes.by, known=known, head=head) for query in traffic.queries], dtype=object)
+    part = {
+        query: part_of(query, routes.by, known=known, head=head, categories=routes.categories)
+        for query in set(traffic.queries)
+    }
+    names = np.array([part[query] for query in traffic.queries], dtype=object)
     sources = {source for part in routes.parts.values() for source in part.seen} | {LOG}
     level = settings.route.alpha / (COMPARISONS * max(len(routes.parts), 1) * len(sources))
     parts = {}
-    for name, part in routes.parts.items():
+    for name, known_part in routes.parts.items():
         found = _log_of(traffic.where(names == name), routes.version, before, level)
         if found is None:
-            parts[name] = part
+            parts[name] = known_part
             continue
         parts[name] = decide(
-            {**part.seen, LOG: found}, settings.route, explore_loss_max=settings.ramp.held_out_loss_max
+            {**known_part.seen, LOG: found}, settings.route, explore_loss_max=settings.ramp.held_out_loss_max
         )
     return msgspec.structs.replace(routes, parts=parts)
 

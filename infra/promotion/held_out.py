@@ -94,16 +94,21 @@ def judge_version(
     settings: RouteSettings,
     ramp: RampSettings,
     now_ms: int,
+    categories: Mapping[str, str] | None = None,
 ) -> GateVerdict:
     """Return whether held-out queries admit a version, and the routes that they give it.
 
     sources: "judged", "dev" or both. known: words that training asked. head: queries that people ask often.
+    categories: of words, for parts by category.
     Raises EvaluationError without a judged query.
     """
     parted, tables = {}, {}
     for source, held in sources.items():
         tables[source] = measured(held, {settings.protect, settings.gain}, top=settings.top)
-        parts = {query: part_of(text, settings.by, known=known, head=head) for query, text in held.texts.items()}
+        parts = {
+            query: part_of(text, settings.by, known=known, head=head, categories=categories)
+            for query, text in held.texts.items()
+        }
         parted[source] = PartedGains(gains_of(tables[source], settings), parts)
     # The log is one more source later, so alpha is shared with it from the beginning.
     parts_found = learn_parts(parted, settings, explore_loss_max=ramp.held_out_loss_max, more_sources=1)
@@ -125,6 +130,7 @@ def judge_version(
         parts=parts_found,
         known=tuple(sorted(known)) if settings.by == "known" else (),
         head=tuple(sorted(head)) if settings.by == "traffic" else (),
+        categories=dict(categories or {}) if settings.by == "category" else {},
         queries=sum(len(held.texts) for held in sources.values()),
         queries_sha256=_hash(sources),
         evidence=figures,

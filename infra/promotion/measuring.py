@@ -108,7 +108,8 @@ def _rows(searches: _Searches, judged: tuple[list[Query], Qrels], runs: Sequence
         _row("raw top 10, the policy below, everywhere", [seed.tables[JUDGED].below for seed in seeds], raw, 1.0)
     )
     for by in get_args(By):
-        if by != "traffic":  # Nobody has counted how often people ask these queries.
+        # Nobody has counted how often people ask these queries, and few of them share a category.
+        if by not in ("traffic", "category"):
             rows.append(_routed(f"router by {by}", seeds, by, (JUDGED, DEV)))
     rows.append(_routed("router by words, judged queries alone", seeds, "words", (JUDGED,)))
     rows.append(_routed("router by words, sides swapped at random", seeds, "words", (JUDGED, DEV), draws=DRAWS))

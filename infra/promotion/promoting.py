@@ -27,7 +27,8 @@ from infra.runs.listening import begin_live
 from search_env.serving.ramp import Ramp, Status, Step, next_step, taken
 from search_env.serving.routing import Routes
 from storage.log import open_log
-from storage.offpolicy.traffic import Traffic, read_traffic
+from storage.offpolicy.reading import read_traffic
+from storage.offpolicy.traffic import Traffic
 from streams.clients import connect_producer
 from streams.clock import now_ms
 from streams.codec import encode_event

@@ -15,6 +15,8 @@ from infra.recipes.recipe import Judged
 from infra.runs.dev import given_dev
 from search_env.catalogue.analysis import plain_words
 from search_env.catalogue.corpora import Qrels, Query
+from search_env.engine.index import load_documents
+from search_env.serving.categories import DOCUMENTS_MIN, FIELDS, learn_categories
 from search_env.serving.route_learning import DEV, JUDGED
 from search_env.serving.routing import HEAD_SEARCHES
 from storage.errors import EvaluationError
@@ -57,6 +59,7 @@ def judge_held_out(
         settings=app.settings.route,
         ramp=app.settings.ramp,
         now_ms=now_ms(),
+        categories=_categories(app, kept.index),
     )
 
 
@@ -105,6 +108,26 @@ def trained_queries(app: App, kept: RunSettings) -> frozenset[str]:
     """Return the plain words of every query that the run has trained on."""
     with open_log(app.home.existing_run(kept.run)) as log:
         return frozenset(plain_words(row["query"]) for row in log.rows("SELECT DISTINCT query FROM rewards", []))
+
+
+def _categories(app: App, index: str) -> dict[str, str]:
+    """Return the category of each word, where queries are parted by it.
+
+    Raises SettingsError if no document of the index has a category.
+    """
+    settings = app.settings.route
+    if settings.by != "category":
+        return {}
+    documents = load_documents(app.home.index(index), sample=True)
+    found = learn_categories(documents, field=settings.category_field, count=settings.categories_max)
+    if not found:
+        wanted = settings.category_field or ", ".join(FIELDS)
+        raise SettingsError(
+            f"route.by = category: expected documents with an attribute {wanted} in index {index!r}, and words that at "
+            f"least {DOCUMENTS_MIN} of them use, got none. Name the attribute (route.category_field), or part the "
+            "queries otherwise (route.by)"
+        )
+    return found
 
 
 def _head(app: App, live: str) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Routes: which parts of the queries a version may serve, and how. Elsewhere people get raw results. All of it is pure.
 
 A part is told from the query alone, before anything is searched: by the words that training asked, by the number of
-words, or by how often people ask. A query of a part without evidence is raw.
+words, by how often people ask, or by the category of the products whose texts use its words. A query of a part without
+evidence is raw.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from search_env.catalogue.analysis import plain_words
+from search_env.serving.categories import category_of
 from streams.descriptions import describe
 
-By = Literal["all", "known", "words", "traffic"]
+By = Literal["all", "known", "words", "traffic", "category"]
 RouteAction = Literal["raw", "below", "helped"]
 Phase = Literal["exploring", "serving"]
 SHORT_WORDS = 2
@@ -28,10 +30,22 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     by: Annotated[
         By,
         describe(
-            'How queries are parted: "known" (whether training asked all their words), "words" (at most two, or more), '
-            '"traffic" (at least 20 searches, or fewer), or "all".'
+            'How queries are parted: "known" (whether training asked all words), "words" (at most two, or more), '
+            '"traffic" (at least 20 searches, or fewer), "category" (of products with their words), or "all".'
         ),
     ] = "words"
+    category_field: Annotated[
+        str,
+        describe(
+            'Attribute of documents that holds the category, for by = "category". Empty: the first of product_type, '
+            "category and type that a document has."
+        ),
+    ] = ""
+    categories_max: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=100),
+        describe("Categories that are told apart, the most common ones. More need more evidence: they share alpha."),
+    ] = 6
     protect: Annotated[str, describe("Measure in which people must lose nothing, as `evaluate` names it.")] = "nDCG@10"
     gain: Annotated[
         str, describe("Measure that must gain where a version's results stand below the first raw ones.")
@@ -96,8 +110,9 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
     """A version's routes, as the server reads them.
 
     known: words that training asked, for parts by "known". head: queries that people ask often, for parts by "traffic".
-    queries: number of the judged queries behind it; queries_sha256: of them and their judgments. evidence: figures of
-    the gate. status: a withdrawn version serves nobody.
+    categories: the category of each word that has one, for parts by "category". queries: number of the judged queries
+    behind it; queries_sha256: of them and their judgments. evidence: figures of the gate. status: a withdrawn version
+    serves nobody.
     """
 
     version: str
@@ -106,6 +121,7 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, Part]
     known: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
+    categories: dict[str, str] = {}
     queries: int = 0
     queries_sha256: str = ""
     evidence: dict[str, float] = {}
@@ -123,8 +139,17 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.part}: {self.action}"
 
 
-def part_of(query: str, by: By, *, known: Collection[str] = (), head: Collection[str] = ()) -> str:
+def part_of(
+    query: str,
+    by: By,
+    *,
+    known: Collection[str] = (),
+    head: Collection[str] = (),
+    categories: Mapping[str, str] | None = None,
+) -> str:
     """Return the name of a query's part."""
+    if by == "category":
+        return category_of(query, categories or {})
     plain = plain_words(query)
     words = plain.split()
     if by == "known":
@@ -145,7 +170,7 @@ class Router:
 
     def route(self, query: str, phase: Phase) -> Routed:
         """Return how the version may answer a query; raw if nothing is known about the query's part."""
-        name = part_of(query, self.routes.by, known=self._known, head=self._head)
+        name = part_of(query, self.routes.by, known=self._known, head=self._head, categories=self.routes.categories)
         part = self.routes.parts.get(name)
         if part is None or self.routes.status == "withdrawn":
             return Routed(part=name, action="raw")

@@ -9,35 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from storage.errors import EvaluationError
-from storage.log import Log
 from storage.offpolicy.estimators import Choices, Floats, Integers
-from storage.offpolicy.utility import utility_of
 from streams.ids import is_candidate_choice
-from streams.utility import UtilitySettings
 
 RAW = ""
 FOLDS = 5
 PRIOR_IMPRESSIONS = 20.0  # With which the mean of one action is drawn towards the mean of all.
-SUM_TOLERANCE = 1e-6
-
-_TRAFFIC = """
-    SELECT o.impression_id, o.query, o.client, o.at_ms, o.policy, o.action_propensity, i.offered, o.actions
-    FROM trusted_outcomes o JOIN first_impressions i ON o.run = i.run AND o.impression_id = i.impression_id
-    WHERE o.run = ? AND o.at_ms >= ? AND coalesce(len(i.teams), 0) = 0 ORDER BY o.at_ms, o.impression_id
-"""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """Impressions of a run with propensities, in the order of their times. Lists and arrays have N entries.
 
-    offered: the probability of each choice, by policy. left_out: impressions that are not here, by the reason.
+    offered: the probability of each choice, by policy. parts: the parts of the queries that routes told, as they were
+    logged; "" if no version had routes. left_out: impressions that are not here, by the reason.
     """
 
     queries: list[str]
@@ -48,6 +38,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     offered: list[dict[str, float]]
     utilities: Floats
     left_out: dict[str, int]
+    parts: list[str] = []
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -64,33 +55,13 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
             offered=[self.offered[place] for place in places],
             utilities=self.utilities[places],
             left_out=self.left_out,
+            parts=[self.parts[place] for place in places] if self.parts else [],
         )
 
     def versions(self) -> list[str]:
         """Return every version that was offered, in the order of names; candidates of open groups are none."""
         named = {policy for offer in self.offered for policy in offer} - {RAW}
         return sorted(policy for policy in named if not is_candidate_choice(policy))
-
-
-def read_traffic(log: Log, run: str, utility: UtilitySettings, *, since_ms: int = 0) -> Traffic:
-    """Return a run's trusted impressions that have propensities. since_ms: earlier impressions are not read."""
-    rows, left_out = [], dict[str, int]()
-    for row in log.rows(_TRAFFIC, [run, since_ms]):
-        reason = _trouble(row)
-        if reason:
-            left_out[reason] = left_out.get(reason, 0) + 1
-        else:
-            rows.append(row)
-    return Traffic(
-        queries=[row["query"] for row in rows],
-        clients=[row["client"] or row["impression_id"] for row in rows],
-        at_ms=np.array([row["at_ms"] for row in rows], dtype=np.int64),
-        policies=[row["policy"] or RAW for row in rows],
-        propensities=np.array([row["action_propensity"] for row in rows], dtype=np.float64),
-        offered=[row["offered"] for row in rows],
-        utilities=np.array([utility_of(row["actions"], utility) for row in rows], dtype=np.float64),
-        left_out=left_out,
-    )
 
 
 def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None) -> Choices:
@@ -116,8 +87,8 @@ def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None)
 
 def clusters_of(names: Sequence[str]) -> Integers:
     """Return [N] numbers from 0: the same for the same name."""
-    _, numbers = np.unique(np.asarray(names, dtype=object), return_inverse=True)
-    return numbers.astype(np.int64)
+    first: dict[str, int] = {}  # To sort a million names takes seconds; the order of the numbers has no meaning.
+    return np.array([first.setdefault(name, len(first)) for name in names], dtype=np.int64)
 
 
 class RewardModel:
@@ -145,20 +116,6 @@ class RewardModel:
 
 def _fold(query: str) -> int:
     return int.from_bytes(hashlib.sha256(query.encode()).digest()[:4], "big") % FOLDS
-
-
-def _trouble(row: Mapping[str, Any]) -> str:
-    """Return why an impression cannot be used; "" if it can."""
-    propensity, offered = row["action_propensity"], row["offered"]
-    if propensity is None or not offered:
-        return "without propensities"
-    if not 0 < propensity <= 1:
-        return "propensity outside (0, 1]"
-    if abs(sum(offered.values()) - 1) > SUM_TOLERANCE:
-        return "probabilities of the choices do not sum to 1"
-    if abs(offered.get(row["policy"] or RAW, 0.0) - propensity) > SUM_TOLERANCE:
-        return "propensity differs from that of the choice"
-    return ""
 
 
 def _said(left_out: Mapping[str, int]) -> str:

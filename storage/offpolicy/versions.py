@@ -15,7 +15,8 @@ from storage.offpolicy.traffic import RAW, RewardModel, Traffic, choices_for
 ESTIMATORS: tuple[Name, ...] = ("ips", "snips", "dr", "shrinkage")
 HEAD_IMPRESSIONS = 20
 LONG_WORDS = 4
-Segment = Literal["all", "traffic", "words"]
+Segment = Literal["all", "traffic", "words", "route"]
+NO_ROUTE = "no routes"
 
 
 class VersionValue(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,8 @@ def evaluate_versions(
     """Return every offered version, and raw results, in every part of the traffic, in the order of parts and names.
 
     window_ms: length of a window of time; 0 takes all time as one. segment: "traffic" tells head queries (at least
-    `HEAD_IMPRESSIONS` impressions in this log) from the tail, "words" short queries from long ones.
+    `HEAD_IMPRESSIONS` impressions in this log) from the tail, "words" short queries from long ones, and "route" takes
+    the parts that the servers logged with each search.
     Raises EvaluationError if no impression can be used.
     """
     labels = _parts(traffic, window_ms, segment)
@@ -79,14 +81,19 @@ def _value(
 
 
 def _parts(traffic: Traffic, window_ms: int, segment: Segment) -> list[str]:
+    names = _segments(traffic, segment)
+    first = int(traffic.at_ms[0]) if len(traffic) else 0
+    windows = [f"window {(int(at) - first) // window_ms + 1:03d}" if window_ms else "" for at in traffic.at_ms]
+    return [" ".join(filter(None, pair)) for pair in zip(windows, names, strict=True)]
+
+
+def _segments(traffic: Traffic, segment: Segment) -> list[str]:
+    if segment == "route":
+        return [part or NO_ROUTE for part in traffic.parts or [""] * len(traffic)]
     asked = Counter(traffic.queries)
     name: Callable[[str], str] = {
         "all": lambda _: "",
         "traffic": lambda query: "head" if asked[query] >= HEAD_IMPRESSIONS else "tail",
         "words": lambda query: "long" if len(query.split()) >= LONG_WORDS else "short",
     }[segment]
-    first = int(traffic.at_ms[0]) if len(traffic) else 0
-    windows = [f"window {(int(at) - first) // window_ms + 1:03d}" if window_ms else "" for at in traffic.at_ms]
-    return [
-        " ".join(filter(None, (window, name(query)))) for window, query in zip(windows, traffic.queries, strict=True)
-    ]
+    return [name(query) for query in traffic.queries]

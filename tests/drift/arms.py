@@ -34,11 +34,12 @@ from learner.versions import LoadedVersion
 from learner.warmup import warm_up
 from search_env.catalogue.corpora import Query
 from search_env.engine.searching import ExpandedQuery
+from search_env.environments import Environment
 from search_env.leser.expansions import ParsedExpansions, choices_of, parse_expansions
 from search_env.leser.neighbours import Neighbours
 from streams.events import Request, Reward
 from streams.pointers import is_selection, read_pointers
-from tests.drift.people import PeopleEnvironment, Tried, drawn_clicks, search
+from tests.drift.people import Tried, drawn_clicks, search
 from tests.drift.shop import Shop
 
 SUBSETS = 8  # Random lists of words that people see for a query on the day before the first.
@@ -107,9 +108,7 @@ def untaught(app: App, folder: RunFolder, shop: Shop, memory: Neighbours, seed: 
     write_first_checkpoint(folder.checkpoints, policy)
 
 
-def learn_on(
-    app: App, folder: RunFolder, requests: Sequence[Request], environment: PeopleEnvironment, seed: int
-) -> None:
+def learn_on(app: App, folder: RunFolder, requests: Sequence[Request], environment: Environment, seed: int) -> None:
     """Go on with the policy in this folder. requests: all of its life; the last ones are new."""
     settings = app.settings
     for _ in run_loop(

@@ -60,21 +60,29 @@ class Shop:
         self.day = day
         self.searcher = searcher
         self._prompts = app.settings.prompts
+        self.catalogue = Catalogue(day.documents)
         self._builder = ContextBuilder(
-            Catalogue(day.documents),
+            self.catalogue,
             searcher,
             NoRelevance(),
             app.settings.context,
         )
+        self._contexts: dict[str, Context] = {}
 
-    def requests(self, run: str, queries: Sequence[Query], memory: Neighbours | None) -> list[Request]:
-        """Return what a policy is asked for each query, with the words that the memory gives."""
+    def requests(
+        self, run: str, queries: Sequence[Query], memory: Neighbours | None, *, hide_own: bool = False
+    ) -> list[Request]:
+        """Return what a policy is asked for each query, with the words that the memory gives.
+
+        hide_own: hides from each query the lessons that would reveal its answer, as training does.
+        """
         texts = [query.text for query in queries]
-        contexts: list[Context] = self._builder.build_contexts(texts)
+        if new := [text for text in dict.fromkeys(texts) if text not in self._contexts]:
+            self._contexts |= dict(zip(new, self._builder.build_contexts(new), strict=True))
+        contexts = [self._contexts[text] for text in texts]
         if memory is not None:
-            contexts = [
-                with_neighbours(context, words) for context, words in zip(contexts, memory.words(texts), strict=True)
-            ]
+            said = memory.words_for_training(queries) if hide_own else memory.words(texts)
+            contexts = [with_neighbours(context, words) for context, words in zip(contexts, said, strict=True)]
         return [
             Request(
                 request_id="",

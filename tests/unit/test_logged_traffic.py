@@ -16,7 +16,8 @@ from storage.errors import EvaluationError
 from storage.ledger import build_batch, store_batch
 from storage.log import Log
 from storage.offpolicy.estimators import estimate_gain
-from storage.offpolicy.traffic import RAW, Traffic, choices_for, read_traffic
+from storage.offpolicy.reading import read_traffic
+from storage.offpolicy.traffic import RAW, Traffic, choices_for
 from storage.offpolicy.utility import utility_of
 from storage.offpolicy.versions import evaluate_versions
 from storage.online.interleaving import duel, foretold, read_duels
@@ -83,6 +84,19 @@ def test_where_a_version_was_not_offered_both_policies_show_raw_results() -> Non
     assert whole.value == pytest.approx(part.value / 2)
 
 
+def test_parts_by_route_are_those_that_the_servers_logged(tmp_path: Path) -> None:
+    routes = {GOOD: "mug: helped", BAD: "mug: raw"}
+    outcomes = [outcome(n, routes=routes) for n in range(40)]
+    outcomes += [outcome(40 + n, routes={GOOD: "two: words: raw", BAD: "short: raw"}) for n in range(3)]
+    with log_of(tmp_path, [*outcomes, outcome(50)]) as log:
+        traffic = read_traffic(log, RUN, UtilitySettings())
+    assert traffic.parts == ["mug"] * 40 + ["short / two: words"] * 3 + [""]
+    found = evaluate_versions(traffic, segment="route")
+    sizes = {each.part: each.impressions for each in found if each.policy == RAW}
+    assert sizes == {"mug": 40, "short / two: words": 3, "no routes": 1}
+    assert {each.part for each in evaluate_versions(simulated(100), segment="route")} == {"no routes"}
+
+
 def test_an_action_counts_once_a_document_by_its_best_kind_and_up_to_the_most() -> None:
     settings = UtilitySettings(worth={"click": 1.0, "purchase": 10.0}, most=12.0)
     clicks = [{"kind": kind, "document_id": name} for kind, name in (("click", "a"), ("click", "a"), ("look", "b"))]
@@ -141,6 +155,59 @@ def test_traffic_is_read_from_the_ledger_and_what_cannot_be_used_is_counted(tmp_
         "propensity differs from that of the choice": 1,
         "propensity outside (0, 1]": 1,
     }
+
+
+def test_columns_give_the_same_as_rows_read_one_by_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    kinds = ("click", "add_to_cart", "purchase", "look")
+    offers = [{RAW: 0.2, GOOD: 0.8}, {RAW: 0.5, GOOD: 0.3, BAD: 0.2}, {RAW: 1.0}, {}]
+    settings = UtilitySettings(worth={"click": 0.1, "add_to_cart": 0.7, "purchase": 1.3}, most=2.0)
+    outcomes = []
+    for number in range(300):
+        offered = offers[int(random.integers(len(offers)))]
+        policy = str(random.choice(list(offered))) if offered else RAW
+        one = outcome(
+            number,
+            client="" if number % 7 == 0 else f"c{number % 20}",
+            query=f"query {number % 11}",
+            at_ms=int(random.integers(1_000, 1_100)),
+            policy=policy,
+            action_propensity=offered.get(policy),
+            offered=offered,
+        )
+        done = [
+            UserAction(
+                action_id=f"a{number}-{place}",
+                impression_id=one.impression.impression_id,
+                kind=str(random.choice(kinds)),
+                document_id=f"d{random.integers(3)}",
+                at_ms=2_000 + place,
+            )
+            for place in range(int(random.integers(6)))
+        ]
+        outcomes.append(msgspec.structs.replace(one, actions=tuple(done)))
+    with log_of(tmp_path, outcomes) as log:
+        traffic = read_traffic(log, RUN, settings, since_ms=1_050)
+        rows = log.rows(
+            "SELECT o.*, i.offered FROM trusted_outcomes o JOIN first_impressions i USING (run, impression_id) "
+            "WHERE o.at_ms >= 1050 ORDER BY o.at_ms, o.impression_id"
+        )
+    kept = [row for row in rows if row["offered"]]
+    assert traffic.queries == [row["query"] for row in kept]
+    assert traffic.clients == [row["client"] or row["impression_id"] for row in kept]
+    assert traffic.at_ms.tolist() == [row["at_ms"] for row in kept]
+    assert traffic.policies == [row["policy"] for row in kept]
+    assert traffic.propensities.tolist() == [row["action_propensity"] for row in kept]
+    assert traffic.offered == [row["offered"] for row in kept]
+    assert traffic.utilities.tolist() == [utility_of(row["actions"], settings) for row in kept]
+    assert len(set(traffic.utilities.tolist())) >= 8
+    assert traffic.left_out == {"without propensities": len(rows) - len(kept)}
+
+
+def test_a_ledger_without_impressions_gives_no_traffic(tmp_path: Path) -> None:
+    with log_of(tmp_path, [outcome(0)]) as log:
+        assert len(read_traffic(log, RUN, UtilitySettings(), since_ms=5_000)) == 0
+        assert len(read_traffic(log, "another run", UtilitySettings())) == 0
 
 
 def test_queries_of_bots_do_not_train(tmp_path: Path) -> None:
