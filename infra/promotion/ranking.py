@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
@@ -14,10 +15,11 @@ from infra.recipes.held_out import dev_intents
 from infra.recipes.recipe import Judged
 from infra.runs.dev import given_dev
 from search_env.catalogue.analysis import plain_words
-from search_env.catalogue.corpora import Qrels, Query
+from search_env.catalogue.corpora import Qrels, Query, Ranking
 from search_env.serving.route_learning import DEV, JUDGED
 from search_env.serving.routing import HEAD_SEARCHES
 from storage.errors import EvaluationError
+from storage.evaluation.measures import Run
 from storage.log import open_log
 from streams.clock import now_ms
 from streams.errors import SettingsError
@@ -63,18 +65,23 @@ def judge_held_out(
 def _ranked(
     app: App, kept: RunSettings, version: str, queries: list[Query], qrels: Qrels, report: Report
 ) -> HeldOutRuns:
-    from infra.recipes.leser.searching import search_queries
+    from infra.recipes.leser.searching import search_added, search_queries
 
-    runs = []
-    for policy in ("none", version):
-        found = search_queries(app, queries, index=kept.index, policy=policy, run=kept.run, top=DEPTH, report=report)
-        runs.append({query: dict(zip(each.ids, each.scores, strict=True)) for query, each in found.items()})
+    searched = {"index": kept.index, "run": kept.run, "top": DEPTH, "report": report}
+    raw = search_queries(app, queries, policy="none", **searched)
+    helped = search_queries(app, queries, policy=version, **searched)
+    added = search_added(app, queries, helped, policy=version, terms_min=app.settings.route.terms_min, **searched)
     return HeldOutRuns(
         texts={query.id: query.text for query in queries},
-        raw=runs[0],
-        helped=runs[1],
+        raw=_run(raw),
+        helped=_run(helped),
         qrels={query.id: qrels[query.id] for query in queries},
+        added=_run(added),
     )
+
+
+def _run(rankings: Mapping[str, Ranking]) -> Run:
+    return {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in rankings.items()}
 
 
 def _asked(app: App, kept: RunSettings, given: Judged | None) -> dict[str, tuple[list[Query], Qrels]]:
