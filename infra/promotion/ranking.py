@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
@@ -67,10 +68,19 @@ def _ranked(
 ) -> HeldOutRuns:
     from infra.recipes.leser.searching import search_added, search_queries
 
-    searched = {"index": kept.index, "run": kept.run, "top": DEPTH, "report": report}
-    raw = search_queries(app, queries, policy="none", **searched)
-    helped = search_queries(app, queries, policy=version, **searched)
-    added = search_added(app, queries, helped, policy=version, terms_min=app.settings.route.terms_min, **searched)
+    search = partial(search_queries, app, queries, index=kept.index, run=kept.run, top=DEPTH, report=report)
+    raw, helped = search(policy="none"), search(policy=version)
+    added = search_added(
+        app,
+        queries,
+        helped,
+        index=kept.index,
+        policy=version,
+        run=kept.run,
+        top=DEPTH,
+        report=report,
+        terms_min=app.settings.route.terms_min,
+    )
     return HeldOutRuns(
         texts={query.id: query.text for query in queries},
         raw=_run(raw),
