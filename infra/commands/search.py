@@ -252,7 +252,7 @@ def _search_by_words(
 ) -> None:
     from infra.promotion.served import served_rankings
     from infra.promotion.state import read_routes_file
-    from infra.recipes.leser.searching import search_queries
+    from infra.recipes.leser.searching import search_added, search_queries
 
     routes = read_routes_file(words.routes) if words.routes else None
     with progress() as report, app.running_services(report) as running:
@@ -274,7 +274,20 @@ def _search_by_words(
             if routes is None:
                 found = ranked(queries, policy)
             else:
-                found = served_rankings(queries, ranked(queries, "none"), ranked(queries, routes.version), routes)
+                raw, helped = ranked(queries, "none"), ranked(queries, routes.version)
+                added = search_added(
+                    running,
+                    queries,
+                    helped,
+                    index=index,
+                    policy=routes.version,
+                    run=run_name,
+                    top=top,
+                    report=report,
+                    terms_min=routes.terms_min,
+                    reranked=words.reranked,
+                )
+                found = served_rankings(queries, raw, helped, added, routes)
             write_run(out, found, tag=policy)
             click.echo(f"{out}: {len(found)} queries, {sum(len(ranking.ids) for ranking in found.values())} documents")
 

@@ -26,12 +26,17 @@ DEPTH = 100  # Documents that are compared for each query.
 
 
 class HeldOutRuns(NamedTuple):
-    """One source of judged queries: their texts, what raw results and a version find, and the judgments."""
+    """One source of judged queries: their texts, what raw results and a version find, and the judgments.
+
+    added: what the version finds for lists with its results below raw ones, searched with `route.terms_min`; None: the
+    same as `helped`.
+    """
 
     texts: Mapping[str, str]
     raw: Run
     helped: Run
     qrels: Qrels
+    added: Run | None = None
 
 
 class Measured(NamedTuple):
@@ -127,6 +132,7 @@ def judge_version(
         version=version,
         by=settings.by,
         top=settings.top,
+        terms_min=settings.terms_min,
         parts=parts_found,
         known=tuple(sorted(known)) if settings.by == "known" else (),
         head=tuple(sorted(head)) if settings.by == "traffic" else (),
@@ -165,13 +171,14 @@ def without_trained(held: HeldOutRuns, trained: Collection[str]) -> HeldOutRuns:
         raw={query: held.raw.get(query, {}) for query in kept},
         helped={query: held.helped.get(query, {}) for query in kept},
         qrels={query: held.qrels[query] for query in kept},
+        added=None if held.added is None else {query: held.added.get(query, {}) for query in kept},
     )
 
 
 def _below(held: HeldOutRuns, top: int) -> dict[str, dict[str, float]]:
-    found = {}
+    added, found = held.helped if held.added is None else held.added, {}
     for query in held.qrels:
-        raw, helped = ranked(held.raw.get(query, {})), ranked(held.helped.get(query, {}))
+        raw, helped = ranked(held.raw.get(query, {})), ranked(added.get(query, {}))
         ids = below(raw[:DEPTH], helped[:DEPTH], top=top, size=DEPTH)
         found[query] = {name: -float(rank) for rank, name in enumerate(ids)}
     return found

@@ -23,7 +23,7 @@ from infra.app.run_settings import read_run_settings
 from infra.promotion.held_out import DEPTH, HeldOutRuns, Measured, gains_of, measured, without_trained
 from infra.promotion.ranking import trained_queries
 from infra.recipes.held_out import dev_intents
-from search_env.catalogue.corpora import Qrels, Query, load_qrels, load_queries, read_run, write_run
+from search_env.catalogue.corpora import Qrels, Query, Ranking, load_qrels, load_queries, read_run, write_run
 from search_env.serving.route_learning import DEV, JUDGED, PartedGains, cross_fitted, swapped
 from search_env.serving.routing import By, RouteAction, RouteSettings, part_of
 from storage.evaluation.comparison import Interval, compare_means
@@ -31,7 +31,8 @@ from storage.evaluation.measures import Run, Values
 
 MEASURES = ("nDCG@10", "judged-nDCG@10", "R@100")
 DRAWS = 20  # Of the control, for each run.
-METHODS = ("bo1", "rm3")
+METHODS = ("bo1", "rm3", "minilm")
+TOP = RouteSettings().top
 
 
 class Row(NamedTuple):
@@ -48,6 +49,11 @@ class Seed(NamedTuple):
     tables: dict[str, Measured]
     held: dict[str, HeldOutRuns]
     words: frozenset[str]
+
+    def as_elsewhere(self) -> Seed:
+        """Return the run with the policy's words below raw results only where it has them elsewhere."""
+        held = {source: each._replace(added=None) for source, each in self.held.items()}
+        return Seed({source: measured(each, MEASURES, top=TOP) for source, each in held.items()}, held, self.words)
 
 
 @click.command()
@@ -80,7 +86,7 @@ class _Searches:
     def of(self, source: str, queries: Sequence[Query], policy: str, run: str | None = None) -> Run:
         from infra.recipes.leser.searching import search_queries
 
-        path = self.folder / f"{source}-{run or policy}.run"
+        path = self._path(source, policy, run)
         if not path.exists():
             app = self.app
             if run is not None:
@@ -89,7 +95,33 @@ class _Searches:
                 app, queries, index=self.index, policy=policy, run=run, top=DEPTH, report=self.report
             )
             write_run(path, found, tag=policy)
-        return {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in read_run(path).items()}
+        return _as_run(read_run(path))
+
+    def added(self, source: str, queries: Sequence[Query], policy: str, run: str, terms_min: int) -> Run:
+        """Return the version's rankings for lists with its results below raw ones."""
+        from infra.recipes.leser.searching import search_added
+
+        self.of(source, queries, policy, run)
+        helped = read_run(self._path(source, policy, run))
+        path = self._path(f"{source}-terms-{terms_min}", policy, run)
+        if not path.exists():
+            found = search_added(
+                self.app.with_settings(read_run_settings(self.app.home.run(run)).settings),
+                queries,
+                helped,
+                index=self.index,
+                policy=policy,
+                run=run,
+                top=DEPTH,
+                report=self.report,
+                terms_min=terms_min,
+            )
+            write_run(path, found, tag=policy)
+        return _as_run(read_run(path))
+
+    def _path(self, source: str, policy: str, run: str | None) -> Path:
+        named = [source, *([run] if run is not None else []), *([policy] if policy != "best" else [])]
+        return self.folder / f"{'-'.join(named)}.run"
 
 
 def _rows(searches: _Searches, judged: tuple[list[Query], Qrels], runs: Sequence[str]) -> tuple[list[Row], int]:
@@ -100,17 +132,22 @@ def _rows(searches: _Searches, judged: tuple[list[Query], Qrels], runs: Sequence
     raw = seeds[0].tables[JUDGED].raw
     rows = []
     for method in METHODS:
-        first = seeds[0].held[JUDGED]
-        found = first._replace(helped=_only(searches.of(JUDGED, asked, method), first.texts))
-        rows.append(_row(f"{method} everywhere", [measured(found, MEASURES, top=10).helped], raw, 1.0))
+        found = _with(seeds[0].held[JUDGED], searches.of(JUDGED, asked, method))
+        rows.append(_row(f"{method} everywhere", [found.helped], raw, 1.0))
+        rows.append(_row(f"{method} below, everywhere", [found.below], raw, 1.0))
+    for name, policy in (("look-up", "knn"), ("prompt's words", "shown")):
+        found_by = [searches.added(JUDGED, asked, policy, run, RouteSettings().terms_min) for run in runs]
+        tables = [_with(seed.held[JUDGED], found).below for seed, found in zip(seeds, found_by, strict=True)]
+        rows.append(_row(f"{name} below, everywhere", tables, raw, 1.0))
+    before = [seed.as_elsewhere() for seed in seeds]
     rows.append(_row("the policy everywhere", [seed.tables[JUDGED].helped for seed in seeds], raw, 1.0))
-    rows.append(
-        _row("raw top 10, the policy below, everywhere", [seed.tables[JUDGED].below for seed in seeds], raw, 1.0)
-    )
+    rows.append(_row("the policy below, everywhere", [seed.tables[JUDGED].below for seed in seeds], raw, 1.0))
+    rows.append(_row("the policy below, but for one word", [seed.tables[JUDGED].below for seed in before], raw, 1.0))
     for by in get_args(By):
         # Nobody has counted how often people ask these queries, and few of them share a category.
         if by not in ("traffic", "category"):
             rows.append(_routed(f"router by {by}", seeds, by, (JUDGED, DEV)))
+    rows.append(_routed("router by words, but for one word", before, "words", (JUDGED, DEV)))
     rows.append(_routed("router by words, judged queries alone", seeds, "words", (JUDGED,)))
     rows.append(_routed("router by words, sides swapped at random", seeds, "words", (JUDGED, DEV), draws=DRAWS))
     return rows, len(raw[MEASURES[0]])
@@ -124,9 +161,16 @@ def _seed(searches: _Searches, asked: Sequence[Query], qrels: Qrels, run: str) -
     for source, queries, judgments in ((JUDGED, asked, qrels), (DEV, dev.queries, dev.qrels)):
         texts = {query.id: query.text for query in queries}
         raw, helped = searches.of(source, queries, "none"), searches.of(source, queries, "best", run)
-        held[source] = without_trained(HeldOutRuns(texts, _only(raw, texts), _only(helped, texts), judgments), trained)
+        added = searches.added(source, queries, "best", run, RouteSettings().terms_min)
+        found = HeldOutRuns(texts, _only(raw, texts), _only(helped, texts), judgments, _only(added, texts))
+        held[source] = without_trained(found, trained)
     words = frozenset(word for query in trained for word in query.split())
-    return Seed({source: measured(each, MEASURES, top=10) for source, each in held.items()}, held, words)
+    return Seed({source: measured(each, MEASURES, top=TOP) for source, each in held.items()}, held, words)
+
+
+def _with(held: HeldOutRuns, found: Run) -> Measured:
+    """Return the measures of other results than the policy's on the same queries."""
+    return measured(held._replace(helped=_only(found, held.texts), added=None), MEASURES, top=TOP)
 
 
 def _routed(name: str, seeds: Sequence[Seed], by: By, sources: Sequence[str], *, draws: int = 0) -> Row:
@@ -162,6 +206,10 @@ def _row(name: str, tables: Sequence[Mapping[str, Values]], raw: Mapping[str, Va
         means = {query: sum(table[measure][query] for table in tables) / len(tables) for query in raw[measure]}
         gains[measure] = compare_means(means, raw[measure])
     return Row(name, gains, served)
+
+
+def _as_run(rankings: Mapping[str, Ranking]) -> Run:
+    return {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in rankings.items()}
 
 
 def _only(run: Run, texts: Mapping[str, str]) -> Run:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
@@ -14,12 +16,13 @@ from infra.recipes.held_out import dev_intents
 from infra.recipes.recipe import Judged
 from infra.runs.dev import given_dev
 from search_env.catalogue.analysis import plain_words
-from search_env.catalogue.corpora import Qrels, Query
+from search_env.catalogue.corpora import Qrels, Query, Ranking
 from search_env.engine.index import load_documents
 from search_env.serving.categories import DOCUMENTS_MIN, FIELDS, learn_categories
 from search_env.serving.route_learning import DEV, JUDGED
 from search_env.serving.routing import HEAD_SEARCHES
 from storage.errors import EvaluationError
+from storage.evaluation.measures import Run
 from storage.log import open_log
 from streams.clock import now_ms
 from streams.errors import SettingsError
@@ -66,18 +69,32 @@ def judge_held_out(
 def _ranked(
     app: App, kept: RunSettings, version: str, queries: list[Query], qrels: Qrels, report: Report
 ) -> HeldOutRuns:
-    from infra.recipes.leser.searching import search_queries
+    from infra.recipes.leser.searching import search_added, search_queries
 
-    runs = []
-    for policy in ("none", version):
-        found = search_queries(app, queries, index=kept.index, policy=policy, run=kept.run, top=DEPTH, report=report)
-        runs.append({query: dict(zip(each.ids, each.scores, strict=True)) for query, each in found.items()})
+    search = partial(search_queries, app, queries, index=kept.index, run=kept.run, top=DEPTH, report=report)
+    raw, helped = search(policy="none"), search(policy=version)
+    added = search_added(
+        app,
+        queries,
+        helped,
+        index=kept.index,
+        policy=version,
+        run=kept.run,
+        top=DEPTH,
+        report=report,
+        terms_min=app.settings.route.terms_min,
+    )
     return HeldOutRuns(
         texts={query.id: query.text for query in queries},
-        raw=runs[0],
-        helped=runs[1],
+        raw=_run(raw),
+        helped=_run(helped),
         qrels={query.id: qrels[query.id] for query in queries},
+        added=_run(added),
     )
+
+
+def _run(rankings: Mapping[str, Ranking]) -> Run:
+    return {query: dict(zip(each.ids, each.scores, strict=True)) for query, each in rankings.items()}
 
 
 def _asked(app: App, kept: RunSettings, given: Judged | None) -> dict[str, tuple[list[Query], Qrels]]:

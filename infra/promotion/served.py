@@ -9,16 +9,22 @@ from search_env.serving.routing import Router, Routes, below
 
 
 def served_rankings(
-    queries: Sequence[Query], raw: Mapping[str, Ranking], helped: Mapping[str, Ranking], routes: Routes
+    queries: Sequence[Query],
+    raw: Mapping[str, Ranking],
+    helped: Mapping[str, Ranking],
+    added: Mapping[str, Ranking],
+    routes: Routes,
 ) -> dict[str, Ranking]:
     """Return each query's ranking by its route. raw, helped: the two rankings by query id.
+
+    added: the version's rankings for lists with its results below raw ones, searched with the routes' `terms_min`.
 
     Below the first raw results the scores are minus the rank, since the two searches' own cannot be compared.
     """
     router, found = Router(routes), {}
     for query in queries:
         action = router.route(query.text, "serving").action
-        one, other = raw[query.id], helped[query.id]
+        one, other = raw[query.id], (added if action == "below" else helped)[query.id]
         if action == "below":
             ids = below(one.ids, other.ids, top=routes.top, size=max(len(one.ids), len(other.ids)))
             found[query.id] = Ranking(ids, [-float(rank) for rank in range(1, len(ids) + 1)])

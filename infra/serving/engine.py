@@ -13,7 +13,7 @@ from elasticsearch import ApiError, AsyncElasticsearch
 from search_env.catalogue.corpora import Ranking
 from search_env.engine.errors import EngineUnavailable, RetrievalError, explain
 from search_env.engine.forms import QueryForm
-from search_env.engine.searching import RetrievalSettings, expanded_bodies, fusion_of, union_of
+from search_env.engine.searching import RetrievalSettings, expanded_bodies, fusion_of, searched_below, union_of
 
 _PARAMETERS = {"allow_partial_search_results": "false"}
 _TITLES_AT_ONCE = 1_000
@@ -29,14 +29,17 @@ class AsyncSearcher:
         self.trouble = ""  # Why no search may be answered now.
         self._filter = form.answer_filter.replace("responses.", "")
 
-    async def search(self, query: str, expansions: Sequence[str], *, size: int) -> Ranking:
-        """Return the ranking of a query, raw without expansions.
+    async def search(
+        self, query: str, expansions: Sequence[str], *, size: int, terms_min: int | None = None
+    ) -> Ranking:
+        """Return the ranking of a query, raw without expansions. terms_min: as in `Routes`.
 
         Raises EngineUnavailable if the engine is away or too slow, RetrievalError if it refuses.
         """
         if self.trouble:
             raise EngineUnavailable(self.trouble)
-        bodies = expanded_bodies(self.form, query, expansions, self.settings, size=size)
+        settings = searched_below(self.settings, terms_min)
+        bodies = expanded_bodies(self.form, query, expansions, settings, size=size)
         found = await asyncio.gather(*map(self._one, bodies))
         if len(found) == 1:
             return found[0]

@@ -14,7 +14,7 @@ from infra.serving.tail import Helped
 from search_env.catalogue.corpora import Ranking
 from search_env.serving.candidates import with_candidates
 from search_env.serving.choosing import RAW, Chosen, choose, hashed_share
-from search_env.serving.routing import RouteAction, below, shown_as
+from search_env.serving.routing import RouteAction, Routes, below, shown_as
 from search_env.serving.team_draft import interleave
 from streams.clock import now_ms
 
@@ -58,7 +58,7 @@ async def find(service: Service, query: str, *, size: int, impression_id: str, p
         return await _interleaved(service, query, by_policy, offer, size=size, impression_id=impression_id)
     choice, words = _draw(service, query, by_policy, offer, impression_id, person)
     found = await _ranking(
-        service, query, words, offer.action(choice.policy).action, size=size, top=_top(service, choice.policy)
+        service, query, words, offer.action(choice.policy).action, size=size, routes=_routes(service, choice.policy)
     )
     return _found(found, choice, words, routes, began)
 
@@ -91,7 +91,12 @@ async def _interleaved(
     rankings = await asyncio.gather(
         *(
             _ranking(
-                service, query, by_policy.get(name, ()), offer.action(name).action, size=size, top=_top(service, name)
+                service,
+                query,
+                by_policy.get(name, ()),
+                offer.action(name).action,
+                size=size,
+                routes=_routes(service, name),
             )
             for name in pair
         )
@@ -106,16 +111,17 @@ async def _interleaved(
 
 
 async def _ranking(
-    service: Service, query: str, words: Words, action: RouteAction, *, size: int, top: int = 0
+    service: Service, query: str, words: Words, action: RouteAction, *, size: int, routes: Routes | None = None
 ) -> Ranking:
-    """Return the results with a version's words: alone, or below the first `top` raw ones."""
-    if action != "below" or not words:
+    """Return the results with a version's words: alone, or as the version's routes say, below the first raw ones."""
+    if action != "below" or not words or routes is None:
         return await service.searcher.search(query, words, size=size)
     raw, helped = await asyncio.gather(
-        service.searcher.search(query, (), size=size), service.searcher.search(query, words, size=size)
+        service.searcher.search(query, (), size=size),
+        service.searcher.search(query, words, size=size, terms_min=routes.terms_min),
     )
     scores = dict(zip(helped.ids, helped.scores, strict=True)) | dict(zip(raw.ids, raw.scores, strict=True))
-    ids = below(raw.ids, helped.ids, top=top, size=size)
+    ids = below(raw.ids, helped.ids, top=routes.top, size=size)
     return Ranking(ids=ids, scores=[scores[name] for name in ids])
 
 
@@ -168,9 +174,9 @@ def _offer(service: Service, query: str, by_policy: Mapping[str, Words], size: i
     )
 
 
-def _top(service: Service, version: str) -> int:
+def _routes(service: Service, version: str) -> Routes | None:
     router = service.policies.routers.get(version)
-    return router.routes.top if router is not None else 0
+    return router.routes if router is not None else None
 
 
 def _draw(

@@ -108,6 +108,18 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = 0.2
 
 
+def has_fewer_terms(query: str, count: int) -> bool:
+    """Return whether a query has fewer than `count` different terms."""
+    return len(set(analyze(query))) < count
+
+
+def searched_below(settings: RetrievalSettings, terms_min: int | None) -> RetrievalSettings:
+    """Return the settings of a search whose results stand below raw ones. terms_min: None changes nothing."""
+    if terms_min is None:
+        return settings
+    return msgspec.structs.replace(settings, expanded_terms_min=terms_min)
+
+
 class ExpandedQuery(NamedTuple):
     """A query and the expansions that are searched with it; without expansions, it is the raw query."""
 
@@ -120,7 +132,7 @@ def expanded_bodies(
 ) -> list[Body]:
     """Return the searches for an expanded query: one for "weighted", otherwise one per list."""
     # A single word does not determine which words go with it: for "switch", a look-up finds words of medicine.
-    if not expansions or len(set(analyze(query))) < settings.expanded_terms_min:
+    if not expansions or has_fewer_terms(query, settings.expanded_terms_min):
         return [form.body(query, size=size)]
     if settings.mode == "weighted":
         words = list(map(Boosted, expansions, expansion_boosts(len(expansions), settings)))

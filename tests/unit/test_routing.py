@@ -289,11 +289,11 @@ def test_rankings_are_served_as_the_routes_say() -> None:
     queries = [Query(id="short", text="mug"), Query(id="long", text="a big red mug")]
     raw = {query.id: Ranking([f"r{rank}" for rank in range(12)], [1.0] * 12) for query in queries}
     helped = {query.id: Ranking(["h0", "r0"], [2.0, 1.0]) for query in queries}
-    found = served_rankings(queries, raw, helped, routes({"short": ("below", "helped")}))
+    found = served_rankings(queries, raw, helped, helped, routes({"short": ("below", "helped")}))
     assert found["short"].ids == [*raw["short"].ids[:10], "h0", "r10"]
     assert found["long"] == raw["long"], "nothing is known about long queries"
     everywhere = routes({"short": ("helped", "helped"), "long": ("helped", "helped")})
-    assert served_rankings(queries, raw, helped, everywhere) == helped
+    assert served_rankings(queries, raw, helped, helped, everywhere) == helped
 
 
 def test_queries_that_training_asked_are_left_out() -> None:

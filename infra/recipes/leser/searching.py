@@ -6,7 +6,7 @@ Each method opens only what it needs: the raw query needs no documents, and feed
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -19,7 +19,7 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.index import IndexingError, load_documents, load_manifest
 from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.engine.reranking import rerank, shown_documents
-from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Searcher
+from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Searcher, has_fewer_terms, searched_below
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
 from search_env.leser.nearest_terms import NearestTerms, NearestTermsSettings, search_with_nearest_terms
 from search_env.models.crossencoder import CrossEncoderSettings, load_cross_encoder
@@ -50,6 +50,7 @@ def search_queries(
     report: Report,
     temperature: float = 0.0,
     reranked: int = 0,
+    terms_min: int | None = None,
 ) -> dict[str, Ranking]:
     """Return each query's ranking of at most `top` documents, raw or helped by a method or a policy version.
 
@@ -57,6 +58,7 @@ def search_queries(
     words as they stand), "latest" or a version.
     run, temperature: as in `expand_queries`. reranked: the index's cross-encoder reads titles and summaries of so many
     documents of each ranking, and orders them; 0 leaves the ranking as it is.
+    terms_min: of a version's results below raw ones, as in `Routes`; None searches as the run does.
     Raises IndexingError if the index has no summaries to rerank with, CrossEncoderError if it has no cross-encoder.
     """
     index_search = IndexSearch(app.home.index(index), app.engine, app.tables(SearchTables), top)
@@ -74,7 +76,7 @@ def search_queries(
         from infra.recipes.leser.expanding import expand_queries, neighbour_words, open_run, shown_words
 
         opened = open_run(app, index=index, run=run)
-        retrieval = opened.kept.settings.retrieval
+        retrieval = searched_below(opened.kept.settings.retrieval, terms_min)
         words: Sequence[tuple[str, ...]]
         if policy == "knn":
             look_up = opened.kept.settings.neighbours
@@ -92,6 +94,38 @@ def search_queries(
     if reranked:
         rankings = index_search.reranked(texts, rankings, depth=reranked)
     return {query.id: ranking for query, ranking in zip(queries, rankings, strict=True)}
+
+
+def search_added(
+    app: App,
+    queries: Sequence[Query],
+    helped: Mapping[str, Ranking],
+    *,
+    index: str,
+    policy: str,
+    run: str | None,
+    top: int,
+    report: Report,
+    terms_min: int | None,
+    reranked: int = 0,
+) -> dict[str, Ranking]:
+    """Return a version's rankings for lists with its results below raw ones.
+
+    They are those of `helped`, but for the queries that `terms_min` (see `Routes`) and the run's own limit treat
+    differently: these are searched again. reranked: as in `search_queries`.
+    """
+    if terms_min is None:
+        return dict(helped)
+    from infra.recipes.leser.expanding import find_run
+
+    elsewhere = find_run(app.home, index=index, run=run).settings.retrieval.expanded_terms_min
+    again = [each for each in queries if has_fewer_terms(each.text, terms_min) != has_fewer_terms(each.text, elsewhere)]
+    if not again:
+        return dict(helped)
+    found = search_queries(
+        app, again, index=index, policy=policy, run=run, top=top, report=report, reranked=reranked, terms_min=terms_min
+    )
+    return {**helped, **found}
 
 
 class IndexSearch(NamedTuple):
