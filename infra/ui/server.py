@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -20,8 +21,11 @@ from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
+from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
 from streams.secrets import reveal
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 LINE_BYTES_MAX = 128 * 1024  # An address may hold a query of 10,000 characters, each as three bytes in percent signs.
@@ -61,9 +65,13 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
 async def opened(app: App, settings: UiSettings) -> AsyncIterator[Ledgers]:
     """Give the ledgers of a home, whose copies are swept while nobody uses them and removed at the end.
 
+    Copies of pages that were killed are removed first.
+
     If a question still runs then that cannot be stopped, the process ends at once: it would be held for as long as
     the question takes.
     """
+    for folder in remove_abandoned():
+        log.info("removed %s, which pages that were killed have left", folder)
     ledgers = Ledgers(app, settings)
     sweeping = asyncio.create_task(_sweep(ledgers))
     try:
