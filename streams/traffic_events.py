@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+JUDGING = "searchloop-judging"
+"""Application of the impressions that the pages log with a judgment: nobody searched, so they teach nothing."""
+
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One result that a person saw. rank starts at 1, whatever the first rank in the traffic's own log is."""

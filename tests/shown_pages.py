@@ -66,6 +66,7 @@ def whole_run(groups: int = 12, *, query: str = "") -> list[Received]:
 def shown(home: Path, *, variables: Mapping[str, str] | None = None, port: int = 0) -> Iterator[str]:
     """Run `searchloop ui` on a port, a free one for 0, and give its address without the token."""
     environment = {**os.environ, "SEARCHLOOP_UI__TOKEN": TOKEN, **(variables or {})}
+    environment.pop("SEARCHLOOP_SCREENSHOTS", None)  # The tests' own; searchloop knows no such setting.
     process = subprocess.Popen(
         command(home, "ui", "--port", str(port)),
         cwd=ROOT,

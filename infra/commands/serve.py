@@ -53,7 +53,8 @@ def serve(
     (`searchloop expand --keep`) need no model; others get the policy's answer within serve.tail_budget_ms, or raw
     results. Events wait on disk while Kafka is away. `searchloop listen` joins and stores them.
     People get raw results until `searchloop promote` has admitted a version. A new policy version or new answers are
-    taken over while serving. SIGTERM ends the server after its last answer.
+    taken over while serving. With serve.pages=true, the pages of `searchloop ui` lie under /ui/. SIGTERM ends the
+    server after its last answer.
 
     \b
     Example:
@@ -73,6 +74,8 @@ def serve(
         click.echo(
             f"http://{host}:{at}  (index {index}, policy {policy if learned else 'none'}, events to run {run_name})"
         )
+        if app.settings.serve.pages:
+            click.echo(f"pages: http://{host}:{at}/ui/  (open them once with ?token= and the token in ui.token)")
 
     if workers > 1:
         _serve_in_many(app, workers, lambda host, at: click.echo(f"http://{host}:{at}  ({workers} server processes)"))
@@ -104,7 +107,7 @@ def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> 
     """Run this command once more for each worker, behind one port, until a signal."""
     from infra.app.doors import open_door
     from infra.serving.metrics import SHARED
-    from infra.serving.server import require_token
+    from infra.serving.server import require_pages, require_token
     from infra.serving.workers import Workers
 
     arguments = sys.argv[1:]
@@ -114,6 +117,7 @@ def _serve_in_many(app: App, workers: int, told: Callable[[str, int], None]) -> 
     arguments = [each for each in arguments if not each.startswith("--workers=")]
     settings = app.settings.serve
     require_token(settings)
+    require_pages(app.settings, workers=workers)
     with (
         open_door(settings.host, settings.port, table="serve") as door,
         tempfile.TemporaryDirectory(prefix="searchloop-metrics-") as shared,

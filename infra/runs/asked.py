@@ -13,13 +13,15 @@ from search_env.catalogue.corpora import Query, write_whole
 from storage.ledger import LEDGER
 from storage.log import open_log
 from streams.errors import SettingsError
+from streams.traffic_events import JUDGING
 
 FOLDER = "asked"
 
-_SQL = """
+_SQL = f"""
     SELECT query, count(*) AS times FROM (
         SELECT impression_id, query FROM first_impressions
         WHERE impression_id NOT IN (SELECT impression_id FROM final_outcomes WHERE coalesce(bot, '') <> '')
+            AND coalesce(application, '') <> '{JUDGING}'
         UNION ALL SELECT feedback_id, query FROM first_feedback
         WHERE feedback_id NOT IN (SELECT impression_id FROM first_impressions)
     ) GROUP BY query ORDER BY times DESC, query

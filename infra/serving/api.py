@@ -34,9 +34,10 @@ NAME_CHARACTERS_MAX = 100
 
 
 async def search(request: web.Request) -> web.Response:
-    """Search, raw or helped: choose, search, note the impression, answer."""
+    """Search, raw or helped: choose, search, note the impression unless the request asks for none, answer."""
     service = request.app[SERVICE]
     given = await _parameters(request)
+    noted = _logs(given)
     query, size = _query(given), _size(given, service.settings.size_max)
     impression_id = uuid.uuid4().hex
     client, session = _pseudonyms(service, given)
@@ -61,7 +62,7 @@ async def search(request: web.Request) -> web.Response:
         teams=found.teams or msgspec.UNSET,
         routes=found.routes or msgspec.UNSET,
     )
-    logged = _note(service, impression)
+    logged = noted and _note(service, impression)
     service.metrics.searched("interleaved" if found.teams else "helped" if choice.policy else "raw")
     hits = [
         {"id": name, "rank": rank, "score": score}
@@ -274,6 +275,16 @@ def _size(given: Mapping[str, Any], size_max: int) -> int:
     if not 1 <= found <= size_max:
         raise Wrong(400, f"size: a whole number from 1 to {size_max}", str(size)[:60])
     return found
+
+
+def _logs(given: Mapping[str, Any]) -> bool:
+    """Return whether a search is logged: it is, unless `log` is false."""
+    asked = given.get("log", True)
+    if isinstance(asked, bool):
+        return asked
+    if asked not in ("true", "false"):
+        raise Wrong(400, "log: true or false", str(asked)[:60])
+    return bool(asked == "true")
 
 
 def _visitor(given: Mapping[str, Any], name: str) -> str:

@@ -22,10 +22,10 @@ FROM_PAGE = "from_page"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def token_guard(token: str, *, open_paths: frozenset[str] = frozenset()) -> Any:
+def token_guard(token: str, *, open_paths: frozenset[str] = frozenset(), guarded: web.Application | None = None) -> Any:
     """Return a middleware that asks for `Authorization: Bearer TOKEN`; with an empty token, it asks for nothing.
 
-    open_paths: further paths that need no token.
+    open_paths: further paths that need no token. guarded: an application within, which asks for a token of its own.
     """
 
     @web.middleware
@@ -35,6 +35,7 @@ def token_guard(token: str, *, open_paths: frozenset[str] = frozenset()) -> Any:
             and request.path not in OPEN | open_paths
             and not request.get(FROM_PAGE)
             and request.method != "OPTIONS"
+            and (guarded is None or guarded not in request.match_info.apps)
         ):
             given = request.headers.get("authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, f"Bearer {reveal(token)}".encode()):

@@ -115,11 +115,16 @@ class ServeMetrics:
         return kind(metric.name, metric.says, metric.labels, registry=registry, **more)
 
 
-def measure(counted: ServeMetrics) -> Any:
-    """Return a middleware that counts each request by its route and its status; it belongs before all others."""
+def measure(counted: ServeMetrics, *, left_out: web.Application | None = None) -> Any:
+    """Return a middleware that counts each request by its route and its status; it belongs before all others.
+
+    left_out: an application within whose requests are not people's.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if left_out is not None and left_out in request.match_info.apps:
+            return await handler(request)
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "other"  # Never a path of the client's choice.
         began = time.perf_counter()

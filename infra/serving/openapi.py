@@ -39,6 +39,9 @@ VISITOR = {
     "session_id": _text("Id of the visit."),
 }
 SIZE = {"size": {"type": "integer", "minimum": 1, "default": 10, "description": "Number of results."}}
+LOGS = {
+    "log": {"type": "boolean", "default": True, "description": "False logs no impression: nobody sees the results."}
+}
 CHOSEN = {
     "policy": _text('The policy version that helped; "" for raw results.'),
     "action_propensity": {
@@ -58,7 +61,7 @@ ROUTES = (
         ("GET", "POST"),
         api.search,
         "Search, with raw or helped results. The impression is logged.",
-        QUERY | SIZE | HELPED | VISITOR,
+        QUERY | SIZE | HELPED | VISITOR | LOGS,
         {"query_id": _text("Id of this search: send it with each event.")}
         | CHOSEN
         | {"hits": {"type": "array", "items": HIT}, "logged": {"type": "boolean"}}

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -26,6 +27,8 @@ from infra.serving.policies import Policies
 from infra.serving.service import SERVICE, Service
 from infra.serving.tail import TailStart
 from infra.serving.workers import READY
+from infra.ui.ledgers import Ledgers
+from infra.ui.server import LINE_BYTES_MAX, make_pages, opened
 from search_env.engine.attachments import LOOK_SECONDS, AttachedForm, require_types
 from search_env.engine.client import connect_async
 from search_env.engine.errors import EngineUnavailable
@@ -36,12 +39,18 @@ from search_env.serving.settings import ServeSettings
 from streams.errors import SearchloopError, SettingsError
 from streams.events import Context
 from streams.pseudonyms import Pseudonyms
+from streams.secrets import reveal
 from streams.spool import Spool
+
+if TYPE_CHECKING:
+    from infra.app.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 32
 MIB = 2**20
+PAGES = "/ui"
+LINE_BYTES = 8_190  # Of a request without pages: the library's own limit.
 IDLE = 6  # Times serve.read_seconds that a connection may be idle between two requests.
 
 
@@ -72,6 +81,7 @@ async def serve(
     """
     settings = app.settings.serve
     require_token(settings)
+    require_pages(app.settings)
     folder = app.home.index(index)
     version = load_manifest(folder)
     retrieval = _retrieval(app, learned)
@@ -113,18 +123,20 @@ async def serve(
         draining=[],
         metrics=ServeMetrics(),
     )
-    try:
-        forwarder.start()
-        await policies.look()
-        watching = asyncio.create_task(_watch_index(app, service))
-        await _answer(service, inherited, told)
-        watching.cancel()
-    finally:
-        policies.close()
-        forwarder.stop(settings.drain_seconds)
-        spool.close()
-        pseudonyms.close()
-        await client.close()
+    async with contextlib.AsyncExitStack() as stack:
+        ledgers = await stack.enter_async_context(opened(app, app.settings.ui)) if settings.pages else None
+        try:
+            forwarder.start()
+            await policies.look()
+            watching = asyncio.create_task(_watch_index(app, service))
+            await _answer(service, inherited, told, ledgers)
+            watching.cancel()
+        finally:
+            policies.close()
+            forwarder.stop(settings.drain_seconds)
+            spool.close()
+            pseudonyms.close()
+            await client.close()
 
 
 async def _watch_index(app: App, service: Service) -> None:
@@ -150,15 +162,24 @@ async def _watch_index(app: App, service: Service) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _answer(service: Service, inherited: Inherited | None, told: Callable[[str, int], None]) -> None:
+async def _answer(
+    service: Service, inherited: Inherited | None, told: Callable[[str, int], None], ledgers: Ledgers | None
+) -> None:
     settings, policies = service.settings, service.policies
-    runner = web.AppRunner(make_application(service), access_log=None, keepalive_timeout=IDLE * settings.read_seconds)
+    door = open_door(settings.host, settings.port, table="serve") if inherited is None else inherited.door
+    pages = None if ledgers is None else _pages(ledgers, service, *door.getsockname()[:2])
+    application = make_application(service, pages)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        keepalive_timeout=IDLE * settings.read_seconds,
+        max_line_size=LINE_BYTES if pages is None else LINE_BYTES_MAX,
+    )
     await runner.setup()
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    door = open_door(settings.host, settings.port, table="serve") if inherited is None else inherited.door
     inner = runner.server
     assert inner is not None
     server = await loop.create_server(lambda: SlowClients(inner(), settings.read_seconds), sock=door, backlog=BACKLOG)
@@ -178,20 +199,22 @@ async def _answer(service: Service, inherited: Inherited | None, told: Callable[
         server.close()
         with contextlib.suppress(asyncio.CancelledError):
             await following
+        await application.shutdown()  # The streams of pages end; they would be under way for ever.
         # What is under way is answered; idle connections are closed.
         await inner.shutdown(settings.drain_seconds)
         await runner.cleanup()
 
 
-def make_application(service: Service) -> web.Application:
-    """Return the application with its routes and guards."""
+def make_application(service: Service, pages: web.Application | None = None) -> web.Application:
+    """Return the application with its routes and guards. pages: the pages, which have guards of their own."""
     settings = service.settings
+    open_paths = METRICS if settings.metrics == "open" else frozenset[str]()
     application = web.Application(
         middlewares=[
-            measure(service.metrics),
+            measure(service.metrics, left_out=pages),
             origin_guard(settings.origins),
             errors,
-            token_guard(settings.token, open_paths=METRICS if settings.metrics == "open" else frozenset()),
+            token_guard(settings.token, open_paths=open_paths, guarded=pages),
         ],
         client_max_size=settings.body_kib_max * 1024,
     )
@@ -200,7 +223,38 @@ def make_application(service: Service) -> web.Application:
         for method in route.methods:
             application.router.add_route(method, route.path, route.handler)
     application.router.add_get("/openapi.json", describe)
+    if pages is not None:
+        application.add_subapp(f"{PAGES}/", pages)
     return application
+
+
+def _pages(ledgers: Ledgers, service: Service, host: str, port: int) -> web.Application:
+    """Return the pages, which ask this server itself unless the settings name another one."""
+    settings = ledgers.app.settings.ui
+    if not settings.server:
+        here = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        settings = msgspec.structs.replace(
+            settings, server=f"http://{here}:{port}", server_token=service.settings.token
+        )
+    return make_pages(ledgers, settings, settings.token, base=PAGES)
+
+
+def require_pages(settings: Settings, *, workers: int = 1) -> None:
+    """Raise SettingsError if the pages are wanted and would be open to whom they are not meant for."""
+    if not settings.serve.pages:
+        return
+    token = reveal(settings.ui.token)
+    if not token or token == reveal(settings.serve.token):
+        got = "the same" if token else "none"
+        raise SettingsError(
+            f"serve.pages: expected a token of the pages' own, which no shop has (ui.token), got {got}. Set "
+            "SEARCHLOOP_UI__TOKEN to a long random text"
+        )
+    if workers > 1:
+        raise SettingsError(
+            f"serve.pages: expected one server process, got {workers}: each would keep a copy of the log. Set "
+            "serve.pages=false, and run `searchloop ui` beside the server"
+        )
 
 
 def require_token(settings: ServeSettings) -> None:

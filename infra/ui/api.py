@@ -17,20 +17,18 @@ from aiohttp import web
 from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
 from infra.ui.alerts import states_of
+from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import grades, titles
-from infra.ui.ledgers import Ledgers, UnknownRun
-from infra.ui.searching import SERVER, SearchTrouble
-from storage.errors import StorageError
-from storage.questions.asking import LedgerAnswer, Refusal
+from infra.ui.ledgers import Ledgers
+from infra.ui.searching import SERVER
+from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.overview import measure_health
 from storage.questions.question import Question, saved_questions
 from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
-from streams.errors import SettingsError
 
-LEDGERS: web.AppKey[Ledgers] = web.AppKey("ledgers", Ledgers)
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
@@ -44,29 +42,24 @@ DEFAULTS: dict[str, object] = {
     "to_low": 0,
     "to_high": 0,
 }
-TEXT_MAX = 10_000
+TOTAL = "in_all"
 WHOLE = re.compile(r"-?[0-9]{1,11}")
-BODY_MAX = 64 * 1024
 BEAT_SECONDS = 10.0
 LOOK_SECONDS = 0.25
 FILE_SECONDS = 2.0  # A file that no sink holds changes only when a run begins.
 SORTS = ("", "best", "worst", "spread", "flat")
 
 
-class WrongAsked(Exception):
-    """A request that cannot be answered as it is."""
-
-
 async def runs(request: web.Request) -> web.Response:
     """Answer with the runs of the home."""
-    return _json({"runs": request.app[LEDGERS].runs()})
+    return json_answer({"runs": request.app[LEDGERS].runs()})
 
 
 async def page(request: web.Request) -> web.Response:
     """Answer with the saved questions of a page."""
     name = request.match_info["page"]
     found = [each for each in saved_questions().values() if name in ("all", each.page)]
-    return _json({"questions": [_described(each) for each in found], "words": WORDS})
+    return json_answer({"questions": [_described(each) for each in found], "words": WORDS})
 
 
 async def answer(request: web.Request) -> web.Response:
@@ -76,10 +69,10 @@ async def answer(request: web.Request) -> web.Response:
     if question is None:
         raise web.HTTPNotFound(text=f"expected a saved question, got {name[:100]!r}: see /api/page/all")
     began = time.perf_counter()
-    run, given = _run(request), _parameters(request, question)
+    run, given = run_of(request), _parameters(request, question)
     ledgers = request.app[LEDGERS]
     if name.endswith(".csv"):
-        found = await ledgers.ask(run, question.sql, given)
+        found, _ = without_total(await ledgers.ask(run, question.sql, given))
         return web.Response(
             text=_csv(found),
             content_type="text/csv",
@@ -93,7 +86,7 @@ async def answer(request: web.Request) -> web.Response:
 
 async def sql(request: web.Request) -> web.Response:
     """Answer one SELECT that somebody has written."""
-    body = await _body(request)
+    body = await read_body(request)
     run, text = body.get("run"), body.get("sql")
     if not isinstance(run, str) or not isinstance(text, str):
         raise WrongAsked('expected a JSON object such as {"run": "demo", "sql": "SELECT 1"}')
@@ -107,28 +100,28 @@ async def sql(request: web.Request) -> web.Response:
 
 async def overview(request: web.Request) -> web.Response:
     """Answer whether the loop learns, is healthy, and what limits it."""
-    run = _run(request)
+    run = run_of(request)
     ledgers = request.app[LEDGERS]
     found = await ledgers.resting.get(("overview", run), partial(ledgers.work, run, measure_health))
-    return _json({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
+    return json_answer({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
 
 
 async def alerts(request: web.Request) -> web.Response:
     """Answer with the state of every alert rule at the end of the run's log."""
-    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers, run = request.app[LEDGERS], run_of(request)
     ledgers.source(run)
     found = await ledgers.resting.get(
         ("alerts", run), lambda: ledgers.apart(partial(states_of, ledgers, ledgers.app.home.run(run)))
     )
-    return _json({"alerts": found.answer, "rest": found.rest})
+    return json_answer({"alerts": found.answer, "rest": found.rest})
 
 
 async def evaluations(request: web.Request) -> web.Response:
     """Answer with the evaluations in a run's folder: held-out queries, with intervals."""
-    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers, run = request.app[LEDGERS], run_of(request)
     ledgers.source(run)
     found = await asyncio.to_thread(read_evaluations, ledgers.app.home.run(run))
-    return _json(
+    return json_answer(
         {
             "evaluations": [
                 {
@@ -148,14 +141,14 @@ async def evaluations(request: web.Request) -> web.Response:
 
 async def group(request: web.Request) -> web.Response:
     """Answer with one group, through all its stages."""
-    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers, run = request.app[LEDGERS], run_of(request)
     name = request.query.get("group", "")[:TEXT_MAX]
     found = await ledgers.work(run, lambda cursor: read_group(cursor, name))
     shown = [*found.raw, *(hit for each in found.candidates for hit in each.results)]
     known = await titles(ledgers.app, found.index, (hit.document_id for hit in shown))
     intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
     judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
-    return _json(with_catalogue(found, known, judged))
+    return json_answer(with_catalogue(found, known, judged))
 
 
 async def _end_of_log(response: web.StreamResponse, ledgers: Ledgers, run: str) -> Cursor:
@@ -182,22 +175,22 @@ async def search(request: web.Request) -> web.Response:
     known = await titles(ledgers.app, found["index"], (hit["document_id"] for hit in found["raw"] + found["helped"]))
     for hit in found["raw"] + found["helped"]:
         hit["title"] = known.get(hit["document_id"], "")
-    return _json(found)
+    return json_answer(found)
 
 
 async def click(request: web.Request) -> web.Response:
     """Send a click on a result of the Search page to the server, as a feedback event."""
-    body = await _body(request)
+    body = await read_body(request)
     query_id, document_id = body.get("query_id"), body.get("document_id")
     if not isinstance(query_id, str) or not isinstance(document_id, str):
         raise WrongAsked('expected a JSON object such as {"query_id": "…", "document_id": "p1"}')
     await request.app[SERVER].click(query_id, document_id)
-    return _json({"sent": True})
+    return json_answer({"sent": True})
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """Answer with what happens in a run from now on, or from the last event that the page got."""
-    ledgers, run = request.app[LEDGERS], _run(request)
+    ledgers, run = request.app[LEDGERS], run_of(request)
     source = ledgers.source(run)
     cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
@@ -243,29 +236,11 @@ async def health(request: web.Request) -> web.Response:
     return web.Response(text="alive\n")
 
 
-@web.middleware
-async def explain_errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Turn a failure into JSON that says what was expected, what came, and what to do."""
-    try:
-        found: web.StreamResponse = await handler(request)
-        return found
-    except (WrongAsked, Refusal) as error:
-        return _json({"error": str(error)}, status=400)
-    except UnknownRun as error:
-        return _json({"error": str(error)}, status=404)
-    except SearchTrouble as error:
-        return _json({"error": str(error)}, status=error.status)
-    except (StorageError, SettingsError) as error:
-        return _json({"error": str(error)}, status=503)
-    except web.HTTPRedirection:
-        raise
-    except web.HTTPException as error:
-        return _json({"error": error.text or error.reason}, status=error.status)
-
-
 def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float, *, rest: float = 0.0) -> web.Response:
-    return _json(
+    found, in_all = without_total(found)
+    return json_answer(
         {
+            "in_all": in_all,
             "columns": found.columns,
             "rows": found.rows,
             "cut": found.cut,
@@ -276,12 +251,24 @@ def _answered(request: web.Request, run: str, found: LedgerAnswer, began: float,
     )
 
 
+def without_total(found: LedgerAnswer) -> tuple[LedgerAnswer, int | None]:
+    """Return an answer without its column `in_all`, and that column's value: how many rows there are without a limit.
+
+    None if the question has no such column, or no row.
+    """
+    if TOTAL not in found.columns:
+        return found, None
+    place = found.columns.index(TOTAL)
+    kept = msgspec.structs.replace(
+        found,
+        columns=found.columns[:place] + found.columns[place + 1 :],
+        rows=tuple(row[:place] + row[place + 1 :] for row in found.rows),
+    )
+    return kept, int(found.rows[0][place]) if found.rows else None
+
+
 def _described(question: Question) -> dict[str, Any]:
     return {**msgspec.to_builtins(question), "parameters": sorted(question.parameters)}
-
-
-def _run(request: web.Request) -> str:
-    return request.query.get("run", "")
 
 
 def _parameters(request: web.Request, question: Question) -> dict[str, object]:
@@ -318,19 +305,3 @@ def _cell(value: Any) -> Any:
 async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str) -> None:
     body = msgspec.json.encode(data, enc_hook=str).decode()
     await response.write(f"event: {kind}\nid: {cursor}\ndata: {body}\n\n".encode())
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > BODY_MAX:
-            raise WrongAsked(f"expected a body of at most {BODY_MAX:,} bytes, got more")
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise WrongAsked(f"expected a JSON object, got {str(error)[:200]}") from None
-
-
-def _json(value: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value, enc_hook=str), status=status, content_type="application/json")

@@ -33,8 +33,8 @@ DENIED = (
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def guard(token: str, names: frozenset[str]) -> Any:
-    """Return the middleware in front of every page.
+def guard(token: str, names: frozenset[str], *, base: str = "") -> Any:
+    """Return the middleware in front of every page. base: the path below which they lie, such as "/ui".
 
     token: opens the pages, as a cookie, as `?token=` (which sets the cookie and leaves the address), or as a bearer.
     names: host names under which requests may come. Any other name belongs to a page that has pointed its own name at
@@ -57,13 +57,13 @@ def guard(token: str, names: frozenset[str]) -> Any:
         if site not in ("", "same-origin", "none") and not (mode == "navigate" and request.method == "GET"):
             return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
         cookie = cookie_name(request.host)
-        if request.path == "/health":
+        if request.path == f"{base}/health":
             return await handler(request)
         if fits(request.query.get("token")):
             place = request.rel_url.without_query_params("token")
             place = place.with_path("/" + place.path.lstrip("/"), keep_query=True)
             answer: web.StreamResponse = web.HTTPSeeOther(place)
-            answer.set_cookie(cookie, secret.decode(), httponly=True, samesite="Strict", path="/")
+            answer.set_cookie(cookie, secret.decode(), httponly=True, samesite="Strict", path=f"{base}/")
             answer.headers.update(HEADERS)
             return answer
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")

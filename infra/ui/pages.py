@@ -20,26 +20,30 @@ PAGES = {
 HIDDEN = {"/example": ("example", "One group", "/examples")}
 """Pages that are reached from another one, which is marked in the menu."""
 
+BASE: web.AppKey[str] = web.AppKey("base", str)
+"""The path below which the pages lie; "" for a server of their own."""
+
+CURRENT = ' aria-current="page"'
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".LICENSE": "text/plain"}
 
 
 @cache
-def frame(path: str) -> str:
-    """Return the document of a page."""
+def frame(path: str, base: str = "") -> str:
+    """Return the document of a page. base: the path below which the pages lie, such as "/ui"."""
     name, title = PAGES[path] if path in PAGES else HIDDEN[path][:2]
     marked = path if path in PAGES else HIDDEN[path][2]
     links = "".join(
-        f'<li><a href="{to}"{" aria-current=" + chr(34) + "page" + chr(34) if to == marked else ""}>{text}</a></li>'
-        for to, (_, text) in PAGES.items()
+        f'<li><a href="{base}{to}"{CURRENT if to == marked else ""}>{text}</a></li>' for to, (_, text) in PAGES.items()
     )
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title} – searchloop</title>
+<html lang="en" data-base="{base}"><head><meta charset="utf-8"><title>{title} – searchloop</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/static/vendor/uplot.css"><link rel="stylesheet" href="/static/style.css">
-<script src="/static/vendor/uplot.js" defer></script><script src="/static/main.js" type="module"></script></head>
+<link rel="icon" href="{base}/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="{base}/static/vendor/uplot.css"><link rel="stylesheet" href="{base}/static/style.css">
+<script src="{base}/static/vendor/uplot.js" defer></script>
+<script src="{base}/static/main.js" type="module"></script></head>
 <body data-page="{name}"><a class="skip" href="#main">Skip to the content</a>
-<header><a class="brand" href="/">searchloop</a><nav aria-label="Pages"><ul>{links}</ul></nav>
+<header><a class="brand" href="{base}/">searchloop</a><nav aria-label="Pages"><ul>{links}</ul></nav>
 <div class="choose"><label for="run">Run</label> <select id="run"></select>
 <span id="live" class="live" role="status"></span></div></header>
 <main id="main" tabindex="-1"><h1>{title}</h1><noscript><p>These pages need scripts. Without them:
@@ -50,7 +54,8 @@ def frame(path: str) -> str:
 
 async def show(request: web.Request) -> web.Response:
     """Answer with the frame of a page."""
-    return web.Response(text=frame(request.path), content_type="text/html")
+    base = request.app[BASE]
+    return web.Response(text=frame(request.path.removeprefix(base), base), content_type="text/html")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The Search page: one query, raw and helped, asked of a running `searchloop serve`, and clicks sent back to it."""
+"""A running `searchloop serve` as the pages ask it: searches, raw and helped; clicks and judgments are sent to it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from streams.secrets import reveal
 SECONDS = 10.0
 APPLICATION = "searchloop-ui"
 SIZE = 20
+JUDGED_SIZE = 10
 NO_SERVER = (
-    "The Search page asks a running server. Start one with `searchloop serve --index NAME`, and say where it is: "
+    "This asks a running server. Start one with `searchloop serve --index NAME`, and say where it is: "
     "SEARCHLOOP_UI__SERVER=http://127.0.0.1:8600 searchloop ui"
 )
 
@@ -76,13 +77,38 @@ class ShopServer:
         async with self._session() as session:
             await self._ask(session, "POST", "/events", json=event)
 
+    async def ready(self) -> dict[str, Any]:
+        """Return what the server says of itself: its run, index and policy. Raises SearchTrouble."""
+        async with self._session() as session:
+            return await self._ask(session, "GET", "/ready")
+
+    async def both_unlogged(self, query: str, version: str) -> tuple[list[str], list[str]]:
+        """Return the document ids of the raw results and of a version's, without an impression in the log.
+
+        Raises SearchTrouble, with status 404 if the version has no answer for the query.
+        """
+        async with self._session() as session:
+            raw, helped = [
+                await self._search(session, query, name, size=JUDGED_SIZE, log=False) for name in ("raw", version)
+            ]
+        return [hit["id"] for hit in raw["hits"]], [hit["id"] for hit in helped["hits"]]
+
+    async def send(self, events: list[dict[str, Any]]) -> None:
+        """Send events; the server keeps all or refuses. Raises SearchTrouble."""
+        async with self._session() as session:
+            answer = await self._ask(session, "POST", "/events", json=events)
+        if answer.get("refused"):
+            raise SearchTrouble(400, f"the server refused an event: {answer['refused'][0].get('reason', '')}")
+
     def _session(self) -> aiohttp.ClientSession:
         if not self._address:
             raise SearchTrouble(409, NO_SERVER)
         return aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=SECONDS))
 
-    async def _search(self, session: aiohttp.ClientSession, query: str, helped: str) -> dict[str, Any]:
-        body = {"query": query, "size": SIZE, "helped": helped, "application": APPLICATION}
+    async def _search(
+        self, session: aiohttp.ClientSession, query: str, helped: str, *, size: int = SIZE, log: bool = True
+    ) -> dict[str, Any]:
+        body = {"query": query, "size": size, "helped": helped, "application": APPLICATION, "log": log}
         return await self._ask(session, "POST", "/search", json=body)
 
     async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, **given: Any) -> dict[str, Any]:
@@ -94,7 +120,7 @@ class ShopServer:
                     said = "; ".join(
                         str(parts[name]) for name in ("error", "expected", "got", "what_to_do") if parts.get(name)
                     )
-                    status = 400 if answer.status < 500 else 502
+                    status = 502 if answer.status >= 500 else 404 if answer.status == 404 else 400
                     raise SearchTrouble(status, f"the server answered {answer.status}: {said or 'nothing readable'}")
                 return body
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:

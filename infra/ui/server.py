@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from infra.app.app import App
 from infra.app.doors import LOOPBACK, open_door
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui import api, pages
+from infra.ui import api, judging, pages, people
+from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
+from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
 from streams.secrets import reveal
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 LINE_BYTES_MAX = 128 * 1024  # An address may hold a query of 10,000 characters, each as three bytes in percent signs.
@@ -34,39 +40,57 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
     token = reveal(settings.token) or secrets.token_urlsafe(24)
     door = open_door(settings.host, settings.port, table="ui")
     host, port = door.getsockname()[:2]
+    async with opened(app, settings) as ledgers:
+        runner = web.AppRunner(
+            make_pages(ledgers, settings, token),
+            access_log=None,
+            shutdown_timeout=STOP_SECONDS,
+            max_line_size=LINE_BYTES_MAX,
+        )
+        await runner.setup()
+        await web.SockSite(runner, door).start()
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        shown = f"[{host}]" if ":" in host else host
+        told(f"http://{shown}:{port}/" + ("" if settings.token else f"?token={token}"))
+        try:
+            await ended.wait()
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def opened(app: App, settings: UiSettings) -> AsyncIterator[Ledgers]:
+    """Give the ledgers of a home, whose copies are swept while nobody uses them and removed at the end.
+
+    Copies of pages that were killed are removed first.
+
+    If a question still runs then that cannot be stopped, the process ends at once: it would be held for as long as
+    the question takes.
+    """
+    for folder in remove_abandoned():
+        log.info("removed %s, which pages that were killed have left", folder)
     ledgers = Ledgers(app, settings)
-    runner = web.AppRunner(
-        make_pages(ledgers, settings, token),
-        access_log=None,
-        shutdown_timeout=STOP_SECONDS,
-        max_line_size=LINE_BYTES_MAX,
-    )
-    await runner.setup()
-    await web.SockSite(runner, door).start()
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    shown = f"[{host}]" if ":" in host else host
-    told(f"http://{shown}:{port}/" + ("" if settings.token else f"?token={token}"))
     sweeping = asyncio.create_task(_sweep(ledgers))
     try:
-        await ended.wait()
+        yield ledgers
     finally:
         sweeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await sweeping
-        await runner.cleanup()
         ledgers.close()
-        if ledgers.busy:  # A question that cannot be stopped would hold the process for as long as it takes.
+        if ledgers.busy:
             os._exit(0)
 
 
-def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Application:
-    """Return the application with its routes and guards."""
+def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str = "") -> web.Application:
+    """Return the application with its routes and guards. base: the path below which another server mounts it."""
     names = LOOPBACK | {settings.host.lower()} | {each.lower() for each in settings.names}
-    application = web.Application(middlewares=[guard(token, frozenset(names)), api.explain_errors])
-    application[api.LEDGERS] = ledgers
+    application = web.Application(middlewares=[guard(token, frozenset(names), base=base), explain_errors])
+    application[LEDGERS] = ledgers
+    application[pages.BASE] = base
     application[SERVER] = ShopServer(settings)
     application[api.ENDING] = asyncio.Event()
 
@@ -89,6 +113,11 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str) -> web.Applic
     routes.add_get("/api/evaluations", api.evaluations)
     routes.add_get("/api/group", api.group)
     routes.add_get("/api/stream", api.stream)
+    routes.add_get("/api/people", people.people)
+    routes.add_get("/api/ramp", people.ramp)
+    routes.add_get("/api/judging", judging.judging)
+    routes.add_get("/api/pair", judging.pair)
+    routes.add_post("/api/judge", judging.judge)
     routes.add_get("/api/search", api.search)
     routes.add_post("/api/click", api.click)
     routes.add_post("/api/sql", api.sql)

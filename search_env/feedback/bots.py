@@ -24,18 +24,20 @@ from typing import Annotated
 import msgspec
 
 from streams.descriptions import describe
-from streams.traffic_events import Impression, UserAction
+from streams.traffic_events import JUDGING, Impression, UserAction
 
 MANY_IMPRESSIONS = "many_impressions"
 MANY_ACTIONS = "many_actions"
 EVERYTHING = "everything"
 TOO_FAST = "too_fast"
+JUDGED = "judged"
 
 BOT_REASONS = {
     MANY_IMPRESSIONS: "the client had more than join.bots.impressions_max impressions in one span of time",
     MANY_ACTIONS: "the client had more than join.bots.actions_max actions in one span of time",
     EVERYTHING: "nearly every document that was shown has an action, of the impression or of the client's span",
     TOO_FAST: "clicks on different documents are closer together than a person's",
+    JUDGED: "somebody judged two lists of results in the pages, and nobody searched",
 }
 """The reasons why an impression is a bot's."""
 
@@ -135,6 +137,8 @@ class Clients:
 
         actions: those that count for it, in the order of their times.
         """
+        if impression.application == JUDGING:
+            return JUDGED
         rules = self.settings
         tally = self._spans.get(self._span(impression.at_ms), {}).get(client_of(impression), ClientTally())
         if 0 < rules.impressions_max < tally.impressions:

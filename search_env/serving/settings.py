@@ -32,6 +32,13 @@ class ServeSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
         Literal["token", "open", "off"],
         describe("Who may read `/metrics`: token (whoever has the server's token), open (everybody), or off (nobody)."),
     ] = "token"
+    pages: Annotated[
+        bool,
+        describe(
+            "True answers the pages of `searchloop ui` under /ui/ too, to whoever has `ui.token`, which must be "
+            "set and differ from `serve.token`. Keep it false on a server that people reach."
+        ),
+    ] = False
     tail_budget_ms: Annotated[
         int,
         msgspec.Meta(ge=0, le=10_000),

@@ -106,7 +106,7 @@ def _measure(condition: Condition, points: Sequence[Point], figures: Figures) ->
         case ExplainedCondition():
             return _explained(condition, points, figures)
         case DriftCondition():
-            return _drift(condition, points)
+            return measure_drift(condition, points)
 
 
 def _limit(condition: LimitCondition, points: Sequence[Point]) -> MeasuredCondition | str:
@@ -198,7 +198,8 @@ def _explained(condition: ExplainedCondition, points: Sequence[Point], figures: 
     return MeasuredCondition(value=share, first=gain, limit=condition.above, over=share - condition.above, unit="share")
 
 
-def _drift(condition: DriftCondition, points: Sequence[Point]) -> MeasuredCondition | str:
+def measure_drift(condition: DriftCondition, points: Sequence[Point]) -> MeasuredCondition | str:
+    """Return how far the newest points differ from the first ones, or why that is not known yet."""
     if len(points) < condition.first + condition.newest:
         return f"{condition.value}: {len(points)} of {condition.first + condition.newest} points yet"
     now, first = _sum(points[-condition.newest :]), _sum(points[: condition.first])

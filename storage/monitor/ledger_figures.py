@@ -6,7 +6,7 @@ update's record, and clicks at the times at which people made them. A replayed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from storage.log import Log
@@ -106,7 +106,8 @@ _RANKS = """
 SELECT at_ms // 3600000 AS hour, max(at_ms) AS newest_ms,
     CASE WHEN rank IS NULL THEN 'none' WHEN rank >= 10 THEN '10+' ELSE rank::VARCHAR END AS bucket, count(*) AS counted
 FROM (SELECT at_ms, list_min([s.rank for s in shown
-    if list_contains([a.document_id for a in actions if a.kind = 'click'], s.document_id)]) AS rank FROM final_outcomes)
+    if list_contains([a.document_id for a in actions if a.kind = 'click'], s.document_id)]) AS rank FROM final_outcomes
+    WHERE coalesce(bot, '') <> 'judged')
 GROUP BY ALL ORDER BY hour, bucket
 """
 _CLIENTS = """
@@ -148,7 +149,7 @@ def ledger_figures(log: Log, *, staleness_max: int) -> dict[str, list[Point]]:
         "quiet_seconds": _quiet(log.rows(_QUIET, [QUIET_SECONDS * 1000])),
         "dead_letter_share": [_letters(row) for row in log.rows(_LETTERS)],
         "dev_value": [_point(row, row["value"]) for row in log.rows(_DEV) if row["value"] is not None],
-        **_clicks(log.rows(_RANKS)),
+        **read_clicks(log),
         "client_share": [
             Point(at_ms=(row["hour"] + 1) * HOUR_MS, value=row["most"] / row["total"], weight=row["total"])
             for row in log.rows(_CLIENTS)
@@ -220,9 +221,10 @@ def _letters(row: dict[str, Any]) -> Point:
     return Point(at_ms=row["at_ms"], value=letters / (groups + letters), note=note)
 
 
-def _clicks(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
+def read_clicks(log: Log) -> dict[str, list[Point]]:
+    """Return the figures of clicks, a point for each hour with a final outcome. Raises StorageError."""
     hours: dict[int, dict[str, int]] = {}
-    for row in rows:
+    for row in log.rows(_RANKS):
         hours.setdefault(row["hour"], {})[row["bucket"]] = row["counted"]
     return click_figures([((hour + 1) * HOUR_MS, counts) for hour, counts in sorted(hours.items())])
 

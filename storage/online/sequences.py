@@ -62,11 +62,27 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
         """
         if not len(values):
             return cls(count=0, mean=0.0, variance=0.0)
-        mean = float(values.mean())
-        sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values - mean)
-        count = len(sums)
-        spread = float(np.square(sums).sum()) / (count - 1) if count > 1 else 0.0
-        return cls(count=count, mean=mean, variance=spread * (count / len(values)) ** 2)
+        numbers = np.unique(clusters, return_inverse=True)[1]
+        sums, sizes = np.bincount(numbers, weights=values), np.bincount(numbers)
+        return cls.of_sums(sums.astype(np.float64), sizes.astype(np.float64))
+
+    @classmethod
+    def of_sums(cls, sums: Floats, sizes: Floats) -> Values:
+        """Return the facts of clusters, as `of_clusters` does. sums, sizes: [N] sum and number of values by cluster."""
+        if not len(sums):
+            return cls(count=0, mean=0.0, variance=0.0)
+        count, total = len(sums), float(sizes.sum())
+        mean = float(sums.sum()) / total
+        spread = float(np.square(sums - sizes * mean).sum()) / (count - 1) if count > 1 else 0.0
+        return cls(count=count, mean=mean, variance=spread * (count / total) ** 2)
+
+
+class ArmMean(msgspec.Struct, frozen=True, kw_only=True):
+    """The mean of one arm. low and high are infinite while it has too few values."""
+
+    value: float
+    low: float
+    high: float
 
 
 class ArmDifference(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,10 +139,28 @@ def mean_difference(treated: Values, control: Values, *, alpha: float = 0.05, ex
     mean = (treated.count * treated.mean + control.count * control.mean) / count
     pooled = sum(side.count * (side.variance + (side.mean - mean) ** 2) for side in (treated, control)) / count
     squared = sum(max(side.variance, pooled) / side.count for side in (treated, control))
+    reach = _reach(count, squared, alpha, expected)
+    return ArmDifference(value=value, low=value - reach, high=value + reach)
+
+
+def arm_mean(values: Values, *, spread: float, alpha: float = 0.05, expected: int = 5_000) -> ArmMean:
+    """Return the mean of one arm with an interval that holds at all times.
+
+    spread: the least variance to reckon with, such as that of all arms together: a few values may all be the same.
+    Below `VALUES_MIN` values, and while nothing varies at all, nothing is said.
+    """
+    variance = max(values.variance, spread)
+    if values.count < VALUES_MIN or variance <= 0:
+        return ArmMean(value=values.mean, low=-math.inf, high=math.inf)
+    reach = _reach(values.count, variance / values.count, alpha, expected)
+    return ArmMean(value=values.mean, low=values.mean - reach, high=values.mean + reach)
+
+
+def _reach(count: int, squared: float, alpha: float, expected: int) -> float:
+    """Return half the width of an interval after `count` values. squared: squared standard error of the estimate."""
     scale = mixture_scale(alpha, expected)
     grown = count * scale**2 + 1
-    reach = math.sqrt(squared * 2 * grown / (count * scale**2) * math.log(math.sqrt(grown) / alpha))
-    return ArmDifference(value=value, low=value - reach, high=value + reach)
+    return math.sqrt(squared * 2 * grown / (count * scale**2) * math.log(math.sqrt(grown) / alpha))
 
 
 def mixture_scale(alpha: float, expected: int) -> float:

@@ -1,13 +1,13 @@
 """A second ledger of a run whose sink holds the first: made from the archive, then kept current from Kafka.
 
-It has the same code and the same rows as the sink's. It lies in a scratch folder and is removed at the end, so nothing
-depends on it, and a page that starts anew makes it anew.
+It has the same code and the same rows as the sink's. It lies in a scratch folder and is removed at the end; that of a
+killed process goes at the next start of pages (`scratch`). Nothing depends on it, and a page that starts anew makes it
+anew.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,6 +19,7 @@ import duckdb
 from storage.archive import ARCHIVE, find_segments, read_segment
 from storage.ledger import LEDGER, Partition, build_batch, read_positions, store_registered
 from storage.questions.asking import READING
+from storage.questions.scratch import Scratch
 from storage.schema import migrate
 from streams.clients import connect_consumer, existing_topics, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, poll
@@ -53,8 +54,8 @@ class LiveCopy:
         self._run = run
         self._kafka = kafka
         self._stop = threading.Event()
-        self._scratch = tempfile.TemporaryDirectory(prefix="searchloop-copy-", ignore_cleanup_errors=True)
-        self._connection = duckdb.connect(str(Path(self._scratch.name) / LEDGER), config=COPYING)
+        self._scratch = Scratch()
+        self._connection = duckdb.connect(str(self._scratch.path / LEDGER), config=COPYING)
         migrate(self._connection)
         self._read: set[Path] = set()
         self._thread = threading.Thread(target=self._follow, name=f"copy of {run}", daemon=True)
@@ -76,7 +77,7 @@ class LiveCopy:
         except (duckdb.Error, RuntimeError) as error:  # A question that does not stop still runs on it.
             log.warning("%s: the copy is removed while it is asked (%s)", self._run, error)
         finally:
-            self._scratch.cleanup()
+            self._scratch.remove()
 
     def _follow(self) -> None:
         while not self._stop.is_set():

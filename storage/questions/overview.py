@@ -14,6 +14,7 @@ from storage.questions.asking import ask
 Level = Literal["good", "warn", "bad", "unknown"]
 
 DEAD_GROUPS_SHARE = 0.6
+STUDENT = 2.1  # The 97.5 % quantile for 18 degrees of freedom: ten versions at each end.
 NOISE = 0.5  # Over the root of the number of queries: about two standard errors of a paired difference in nDCG.
 ADVICE = {
     "generation": "More or faster generators would help: run another, or let vLLM write the texts.",
@@ -120,12 +121,12 @@ def _learns(dev: list[dict[str, Any]], rewards: dict[str, Any]) -> Statement:
 
 
 def _reward(rewards: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether the training reward clearly rose, by twice the standard error of both ends, and a sentence."""
+    """Return whether the training reward clearly rose, beyond the 95 % interval of both ends, and a sentence."""
     before, after, error = rewards["before"], rewards["after"], rewards["error"]
     if rewards["versions"] < 20 or error is None:
         return False, ""
     change = after - before
-    said = "rose" if change > 2 * error else "fell" if change < -2 * error else "shows no clear change"
+    said = "rose" if change > STUDENT * error else "fell" if change < -STUDENT * error else "shows no clear change"
     return said == "rose", f"The training reward {said}: {before:.3f} ± {error:.3f} to {after:.3f}."
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from scipy.stats import t
 
 from infra.ui.api import DEFAULTS
 from infra.ui.pages import PAGES
@@ -13,8 +14,19 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.questions.asking import ask, connect_reading
 from storage.questions.question import read_question, saved_questions
+from streams.events import DeadLetter, Position
 from tests.shown_pages import in_log_order, whole_run, write_run
-from tests.stored_events import dev_score, generation, policy, reward, update
+from tests.stored_events import (
+    RUN,
+    dev_score,
+    generation,
+    impression,
+    impression_outcome,
+    policy,
+    reward,
+    update,
+    user_action,
+)
 
 QUESTIONS = saved_questions()
 WIDE = {**DEFAULTS, "from_high": 0, "to_low": 1, "to_high": 9}
@@ -110,3 +122,54 @@ def test_an_empty_ledger_answers_with_no_rows_or_with_nothing_known(name: str, t
 def test_a_malformed_question_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(StorageError, match=said):
         read_question("wrong", text)
+
+
+def test_a_list_that_is_limited_says_how_many_rows_there_are_in_all(tmp_path: Path) -> None:
+    found = rows(write_run(tmp_path, whole_run(240)), "groups")
+    assert len(found) == 200 and {row["in_all"] for row in found} == {240}
+    for name, question in QUESTIONS.items():
+        limited = "LIMIT" in question.sql
+        assert not limited or "in_all" in question.sql, f"{name} has a limit and does not say how many rows there are"
+
+
+def test_the_interval_of_few_groups_is_students(tmp_path: Path) -> None:
+    for groups in (2, 3, 4, 5, 8, 16, 60):
+        events = [reward(number) for number in range(groups)]
+        (found,) = rows(write_run(tmp_path, in_log_order(list(events)), run=f"r{groups}"), "reward_by_version")
+        means = [sum(each.reward or 0 for each in event.outcomes) / 8 for event in events]
+        mean = sum(means) / groups
+        error = (sum((each - mean) ** 2 for each in means) / (groups - 1) / groups) ** 0.5
+        reach = (float(str(found["high"])) - float(str(found["low"]))) / 2
+        assert reach / error == pytest.approx(t.ppf(0.975, groups - 1), rel=0.002)
+    (alone,) = rows(write_run(tmp_path, in_log_order([reward(0)]), run="alone"), "reward_by_version")
+    assert (alone["low"], alone["high"]) == (None, None)
+
+
+def test_late_clicks_and_bots_are_counted_by_reason(tmp_path: Path) -> None:
+    impressions = [impression(n) for n in range(10)]
+    actions = [
+        msgspec.structs.replace(user_action(n), at_ms=impressions[n].at_ms + 30 * 3_600_000 if n < 2 else 0)
+        for n in range(8)
+    ]
+    letters = [
+        DeadLetter(
+            source=Position(topic=f"{RUN}.actions", partition=0, offset=n),
+            key=None,
+            value=None,
+            headers=(),
+            stage="joiner",
+            error="after_window: it came later than the window",
+            attempts=1,
+        )
+        for n in range(2)
+    ]
+    outcomes = [
+        msgspec.structs.replace(impression_outcome(n), bot="too_fast" if n < 3 else "judged" if n == 3 else "")
+        for n in range(10)
+    ]
+    folder = write_run(tmp_path, in_log_order([*impressions, *actions, *outcomes, *letters]))
+    (late,) = rows(folder, "live_late_clicks")
+    assert (late["reason"], late["actions"], late["share_of_actions"]) == ("after_window", 2, 0.25)
+    assert late["median_hours_after"] == 30.0
+    (bots,) = rows(folder, "live_bots")
+    assert (bots["mark"], bots["searches"], bots["share"]) == ("too_fast", 9, pytest.approx(3 / 9))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 
+import duckdb
 import msgspec
 import pytest
 
 from storage.charts import LINES_MAX
 from storage.evaluation.tables import Evaluation
-from storage.monitor.limits import TimeShares, UpdateTimes, time_shares
+from storage.monitor.limits import TimeShares, read_time_shares
+from storage.questions.asking import ask
 from storage.report import DevRow, Report, read_report, to_json
 from storage.report_blocks import moved
 from storage.report_charts import main_charts, reward_parts
@@ -102,6 +106,34 @@ def test_broken_rules_are_listed(tmp_path: Path) -> None:
     assert [alert.name for alert in report.alerts] == ["no-op collapse"]
     page = render_page(report)
     assert "<b>no-op collapse</b>: 100% of the answers change no search" in page and "look closer" in page
+
+
+class UpdateTimes(NamedTuple):
+    """Milliseconds at which an update's last group was written, was rewarded, and at which the update was made."""
+
+    written: int
+    rewarded: int
+    updated: int
+
+
+def time_shares(updates: Sequence[UpdateTimes]) -> TimeShares | None:
+    """Return the shares of updates with one group each, in their order, as their ledger gives them."""
+    began = 10**12
+    with duckdb.connect() as ledger:
+        ledger.execute(
+            "CREATE TABLE surviving_updates (step INT, lineage TEXT, topic TEXT, partition INT, record_offset INT, "
+            "record_time_ms BIGINT); CREATE TABLE update_groups (topic TEXT, partition INT, record_offset INT, "
+            "group_id INT); CREATE TABLE first_rewards (group_id INT, record_time_ms BIGINT); "
+            "CREATE TABLE first_generations (group_id INT, record_time_ms BIGINT)"
+        )
+        for step, times in enumerate(updates):
+            ledger.execute(
+                "INSERT INTO surviving_updates VALUES (?, 'a', 'u', 0, ?, ?)", [step, step, began + times[2]]
+            )
+            ledger.execute("INSERT INTO update_groups VALUES ('u', 0, ?, ?)", [step, step])
+            ledger.execute("INSERT INTO first_rewards VALUES (?, ?)", [step, began + times.rewarded])
+            ledger.execute("INSERT INTO first_generations VALUES (?, ?)", [step, began + times.written])
+        return read_time_shares(lambda sql: ask(ledger.cursor(), sql).dicts())
 
 
 def test_the_time_between_updates_is_shared_out_by_hand() -> None:

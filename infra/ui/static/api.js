@@ -1,12 +1,13 @@
 // Questions to the server. Every answer is JSON; an error has one sentence.
 export const here = new URLSearchParams(location.search);
+const base = document.documentElement.dataset.base ?? ""; // The pages may lie below a path of another server.
 
 export function address(path, values = {}) {
   const given = new URLSearchParams();
   if (here.get("run")) given.set("run", here.get("run"));
   for (const [name, value] of Object.entries(values)) if (value !== "" && value !== null) given.set(name, value);
   const text = given.toString();
-  return text ? `${path}${path.includes("?") ? "&" : "?"}${text}` : path;
+  return text ? `${base}${path}${path.includes("?") ? "&" : "?"}${text}` : base + path;
 }
 
 export async function get(path, values) {
@@ -15,7 +16,7 @@ export async function get(path, values) {
 
 export async function post(path, body) {
   return read(
-    await fetch(path, {
+    await fetch(base + path, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(body),
@@ -26,7 +27,7 @@ export async function post(path, body) {
 async function read(response) {
   if (response.status === 401) throw new Error("The token is wrong or has changed: open the address that `searchloop ui` printed.");
   const body = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-  if (!response.ok) throw new Error(body.error || `The server answered ${response.status}.`);
+  if (!response.ok) throw Object.assign(new Error(body.error || `The server answered ${response.status}.`), { status: response.status });
   return body;
 }
 

@@ -31,7 +31,7 @@ export function chart(question, answer, { height = 220, title = question.title }
   const rest = h("details", {}, h("summary", {}, "Data as a table"));
   rest.addEventListener("toggle", () => rest.open && rest.childElementCount === 1 && rest.append(table(question, answer)));
   const smoothed = shape.kinds.some((kind) => kind.behind);
-  const key = [question.band.length ? "the band lies between the two other values of the data" : "", smoothed ? `thick: mean of ${question.smooth} versions, thin: each` : ""].filter(Boolean).join("; ");
+  const key = [question.band.length ? "the band lies between the two other values of the data" : "", smoothed ? `thick: mean of ${question.smooth} versions, thin: each` : "", answer.in_all > rows.length ? `${rows.length.toLocaleString("en")} of ${answer.in_all.toLocaleString("en")} in all` : ""].filter(Boolean).join("; ");
   return h("div", {}, place, key && title === question.title ? h("p", { className: "key" }, key) : "", rest);
 }
 

@@ -2,6 +2,8 @@
 import { address, again, get, post, records } from "./api.js";
 import { card, questions } from "./cards.js";
 import { colour, figure, h, own, visible } from "./dom.js";
+import { judging } from "./judging.js";
+import { moment, ramp, versionsLive } from "./people.js";
 import { table } from "./table.js";
 
 async function charts(main, page, values = {}) {
@@ -103,7 +105,14 @@ function bar(shares) {
 
 export const rewards = (main) => charts(main, "rewards");
 export const learning = (main) => charts(main, "learning");
-export const live = (main, here) => charts(main, "live", { client: here.get("client") || "" });
+export async function live(main, here) {
+  const people = versionsLive();
+  main.append(people.element);
+  const refresh = await charts(main, "live", { client: here.get("client") || "" });
+  return async () => {
+    await Promise.all([people.refresh(), refresh()]);
+  };
+}
 
 export async function examples(main, here) {
   const { questions: found, words } = await questions("examples");
@@ -112,7 +121,7 @@ export async function examples(main, here) {
   main.append(
     h(
       "form",
-      { className: "row", action: "/examples", role: "search" },
+      { className: "row", action: address("/examples").split("?")[0], role: "search" },
       h("input", { type: "hidden", name: "run", value: here.get("run") }),
       h("label", {}, "Query, or an id", h("input", { name: "query", value: values.query, maxLength: 10000 })),
       h("label", {}, "Policy version (step)", h("input", { name: "step", value: values.step, inputMode: "numeric", pattern: "-?[0-9]*", size: 8 })),
@@ -137,11 +146,6 @@ export async function example(main, here) {
     h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw))),
   );
   return async () => {};
-}
-
-function moment(milliseconds) {
-  const at = new Date(milliseconds);
-  return Number.isNaN(at.getTime()) ? `${milliseconds} ms` : at.toISOString().slice(0, 19).replace("T", " ");
 }
 
 function candidate(each, raw) {
@@ -187,10 +191,10 @@ export async function versions(main, here) {
   const width = Math.min(Math.max(Math.trunc(Number(here.get("width") ?? 20)) || 1, 1), apart);
   const choose = (name, value, text) => h("label", {}, text, h("select", { name }, steps.map((step) => h("option", { value: step, selected: step === value }, step))));
   main.append(
-    h("form", { className: "row", action: "/versions" }, h("input", { type: "hidden", name: "run", value: here.get("run") }), choose("from", from, "Before"), choose("to", to, "After"), h("label", {}, "Versions on each side", h("input", { name: "width", value: width, inputMode: "numeric", size: 5 })), h("button", { className: "first" }, "Compare")),
+    h("form", { className: "row", action: address("/versions").split("?")[0] }, h("input", { type: "hidden", name: "run", value: here.get("run") }), choose("from", from, "Before"), choose("to", to, "After"), h("label", {}, "Versions on each side", h("input", { name: "width", value: width, inputMode: "numeric", size: 5 })), h("button", { className: "first" }, "Compare")),
   );
   const values = { from_low: from, from_high: from + width - 1, to_low: to - width + 1, to_high: to };
-  const cards = [card(by.version_queries, words, values), card(by.versions, words)];
+  const cards = [ramp(), card(by.version_queries, words, values), card(by.versions, words), judging(here.get("run"))];
   main.append(h("div", { className: "grid" }, cards.map((each) => each.element)));
   return async () => {
     for (const each of cards) await each.refresh();

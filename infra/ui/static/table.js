@@ -37,10 +37,11 @@ export function table(question, answer) {
   );
   fill();
   const cut = answer.cut ? " The answer was cut at its limit." : "";
+  const more_in_all = answer.in_all > rows.length ? ` The first ${rows.length.toLocaleString("en")} of ${answer.in_all.toLocaleString("en")} in all.` : "";
   const count = h("span", { className: "quiet" });
   const more = h("button", { type: "button", onclick: () => ((shown += 4 * SHOWN), fill()) }, "Show more");
   say = () => {
-    count.textContent = rows.length > shown ? `${shown} of ${rows.length.toLocaleString("en")} rows.${cut} ` : cut;
+    count.textContent = rows.length > shown ? `${shown} of ${rows.length.toLocaleString("en")} rows.${more_in_all}${cut} ` : `${more_in_all}${cut}`;
     more.hidden = rows.length <= shown;
   };
   say();
@@ -48,7 +49,7 @@ export function table(question, answer) {
     "div",
     { className: "wide-table", tabIndex: 0, role: "group", ariaLabel: `Table: ${question.title || "answer"}` },
     h("table", { className: "data" }, h("thead", {}, head), body),
-    rows.length > SHOWN || cut ? h("p", {}, count, more) : null,
+    rows.length > SHOWN || cut || more_in_all ? h("p", {}, count, more) : null,
   );
 }
 

@@ -7,7 +7,7 @@
 SELECT coalesce(nullif(g.query, ''), g.query_id) AS query, g.step, g.candidates, g.scored,
     round(g.reward_mean, 4) AS reward, round(g.reward_std, 4) AS spread, round(g.reward_max, 4) AS best, g.flat,
     g.valid_share AS valid,
-    g.group_id
+    g.group_id, count(*) OVER () AS in_all
 FROM group_rewards g
 WHERE ($step < 0 OR g.step = $step)
     AND ($query = '' OR g.query_id = $query OR g.group_id = $query OR contains(lower(g.query), lower($query))

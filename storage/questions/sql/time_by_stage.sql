@@ -6,31 +6,32 @@
 -- series: stage
 -- y: seconds
 -- unit: seconds
--- says: The way of the last group of each update: waiting for its text, for its reward, and for the learner. The widest part limits the loop.
+-- says: The waits of each update: until its last group was written, from there until it was rewarded, and from there until the update. The widest part limits the loop.
 WITH chain AS (
     SELECT step, topic, partition, record_offset, record_time_ms AS ended,
-        lag(record_time_ms) OVER (ORDER BY step) AS began
-    FROM surviving_updates
+        lag(record_time_ms) OVER (ORDER BY step, lineage) AS began
+    FROM surviving_updates WHERE record_time_ms > 0
 ), critical AS (
-    SELECT c.step, c.began, c.ended, max(r.record_time_ms) AS rewarded, arg_max(g.record_time_ms, r.record_time_ms) AS written
+    SELECT c.step, c.began, c.ended, max(r.record_time_ms) AS rewarded, max(g.record_time_ms) AS written
     FROM chain c
     JOIN update_groups u USING (topic, partition, record_offset)
-    JOIN first_rewards r ON r.group_id = u.group_id
-    JOIN first_generations g ON g.group_id = u.group_id
-    WHERE c.began IS NOT NULL GROUP BY ALL
+    JOIN first_rewards r ON r.group_id = u.group_id AND r.record_time_ms > 0
+    JOIN first_generations g ON g.group_id = u.group_id AND g.record_time_ms > 0
+    WHERE c.ended > c.began GROUP BY ALL
 ), cut AS (
-    SELECT step, began, ended, least(greatest(written, began), ended) AS written,
+    -- Work that went on while the learner was still busy is nobody's wait.
+    SELECT step, began, ended, ended - began AS lasted, least(greatest(written, began), ended) AS written,
         least(greatest(rewarded, written, began), ended) AS rewarded
     FROM critical
-), lasting AS (
-    SELECT *, ended - began AS lasted FROM cut WHERE ended > began
+), whole AS (
+    SELECT count(*) AS intervals, median(lasted) AS middle, greatest(1, max(step) // 1000) AS width FROM cut
 ), binned AS (
     -- A pause of ten medians is a restart.
     SELECT step // width * width AS step, avg(written - began) AS generation, avg(rewarded - written) AS search,
-        avg(ended - rewarded) AS learning
-    FROM lasting, (SELECT greatest(1, max(step) // 1000) AS width, 10 * median(lasted) AS longest FROM lasting)
-    WHERE lasted <= longest GROUP BY ALL
+        avg(ended - rewarded) AS learning, count(*) AS updates, any_value(intervals) AS intervals,
+        any_value(middle) / 1000 AS median_seconds
+    FROM cut, whole WHERE lasted <= 10 * middle GROUP BY ALL
 )
 SELECT step, unnest(['generation', 'search', 'learning']) AS stage,
-    unnest([generation, search, learning]) / 1000 AS seconds
+    unnest([generation, search, learning]) / 1000 AS seconds, updates, intervals, median_seconds
 FROM binned ORDER BY step

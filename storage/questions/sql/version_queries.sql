@@ -9,5 +9,7 @@ WITH mine AS (
         avg(reward_mean) FILTER (step BETWEEN $to_low AND $to_high) AS after
     FROM group_rewards GROUP BY query_id
 )
-SELECT coalesce(nullif(query, ''), query_id) AS query, before, after, after - before AS change, query_id FROM mine
+SELECT coalesce(nullif(query, ''), query_id) AS query, before, after, after - before AS change, query_id,
+    count(*) OVER () AS in_all
+FROM mine
 WHERE before IS NOT NULL AND after IS NOT NULL ORDER BY abs(after - before) DESC, query_id LIMIT 200

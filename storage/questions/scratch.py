@@ -1,0 +1,61 @@
+"""Folders for copies of live runs, in the system's temporary folder, and the removal of those whose process is dead.
+
+A folder's process holds the lock of its mark, however it ends until then. A folder goes only if it is this user's, has
+our mark, and nobody holds that lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from streams.locks import take
+
+PREFIX = "searchloop-copy-"
+MARK = "owner"
+SAYS = b"A copy of a run that searchloop's pages follow. Its process holds the lock of this file.\n"
+
+
+class Scratch:
+    """A new folder that this process owns until `remove`, or until it dies."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        making = self.path / f"{MARK}.making"
+        self._mark = making.open("xb")
+        self._mark.write(SAYS)
+        self._mark.flush()
+        take(self._mark)
+        making.rename(self.path / MARK)  # Whoever sees the mark sees a lock that is held.
+
+    def remove(self) -> None:
+        """Remove the folder, as far as that is possible, and then give up the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._mark.close()
+
+
+def remove_abandoned() -> list[Path]:
+    """Remove the folders of processes that were killed, and return them."""
+    found = sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+    return [folder for folder in found if _remove_abandoned(folder)]
+
+
+def _remove_abandoned(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # Somebody else's, or gone meanwhile.
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+            return False
+        handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            kept = os.fstat(handle)
+            ours = stat.S_ISREG(kept.st_mode) and kept.st_uid == os.getuid()
+            if ours and os.read(handle, len(SAYS) + 1) == SAYS and take(handle):
+                shutil.rmtree(folder)
+                return True
+        finally:
+            os.close(handle)
+    return False

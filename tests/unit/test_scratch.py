@@ -1,0 +1,79 @@
+"""Scratch folders of the pages: one that a killed process left goes, and nobody else's does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from storage.questions.scratch import MARK, PREFIX, SAYS, Scratch, remove_abandoned
+from tests.commands import ROOT
+
+OWNER = """
+import sys
+from storage.questions.scratch import Scratch
+kept = Scratch()
+(kept.path / "ledger.duckdb").write_bytes(b"rows")
+print(kept.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of this test alone, also for its processes."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert Path(tempfile.gettempdir()) == tmp_path
+    return tmp_path
+
+
+def owner() -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_a_folder_goes_when_its_process_was_killed_and_not_before(folder: Path) -> None:
+    process, path = owner()
+    mine = Scratch()
+    assert remove_abandoned() == [] and path.exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert remove_abandoned() == [path]
+    assert not path.exists() and mine.path.exists()
+    mine.remove()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_has_not_our_mark_stays(folder: Path) -> None:
+    other = folder / "other"
+    other.mkdir()
+    (other / "kept").write_text("x")
+    bare, wrong, longer, linked, piped = (folder / f"{PREFIX}{n}" for n in ("bare", "wrong", "long", "linked", "piped"))
+    for each in (bare, wrong, longer, linked, piped):
+        each.mkdir()
+    (wrong / MARK).write_text("somebody's own file")
+    (longer / MARK).write_bytes(SAYS + b"more")
+    (other / MARK).write_bytes(SAYS)
+    (linked / MARK).symlink_to(other / MARK)
+    os.mkfifo(piped / MARK)
+    (folder / f"{PREFIX}link").symlink_to(other)
+    (folder / f"{PREFIX}file").write_bytes(SAYS)
+    before = sorted(folder.rglob("*"))
+    assert remove_abandoned() == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_is_just_being_made_stays(folder: Path) -> None:
+    making = folder / f"{PREFIX}new"
+    making.mkdir()
+    (making / f"{MARK}.making").write_bytes(SAYS)
+    assert remove_abandoned() == [] and making.exists()
