@@ -10,7 +10,7 @@ from infra.promotion.decided import STATUS
 from infra.promotion.evidence import seen_at_stage
 from search_env.serving.ramp import Ramp, RampSettings, StageResult, next_step
 from storage.log import Log
-from storage.offpolicy.traffic import read_traffic
+from storage.offpolicy.reading import read_traffic
 from streams.utility import UtilitySettings
 
 SHARE_TOLERANCE = 1e-9
