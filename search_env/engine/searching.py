@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -29,6 +30,8 @@ from search_env.engine.errors import EngineUnavailable as EngineUnavailable
 from search_env.engine.errors import RetrievalError as RetrievalError
 from search_env.engine.errors import explain
 from search_env.engine.forms import Body, Boosted, OwnForm, QueryForm
+from search_env.engine.pace import Pace
+from search_env.engine.remembered import RememberedRankings
 from search_env.engine.rights import NO_RIGHT, NOT_LET_IN, login_refused
 from streams.descriptions import describe
 
@@ -90,9 +93,23 @@ class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         int,
         msgspec.Meta(ge=1, le=16),
         describe(
-            "Number of `_msearch` requests that are under way at once. More are faster and burden the engine more."
+            "Largest number of `_msearch` requests that are under way at once. A worker begins with 2, and has fewer "
+            "while the engine refuses some or is slow."
         ),
-    ] = 2
+    ] = 4
+    slow_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=600),
+        describe("Time of an answer (99th percentile of 100) from which on fewer requests are under way at once."),
+    ] = 5.0
+    remembered: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=1_000_000),
+        describe(
+            "Rankings that a worker remembers, about 8 kB each at 100 documents. An index version never changes, so a "
+            "search that is asked again has the same answer. 0 remembers none."
+        ),
+    ] = 4096
     item_retries: Annotated[
         int,
         msgspec.Meta(ge=0, le=20),
@@ -204,6 +221,9 @@ class Searcher:
         self.settings = settings
         self.form: QueryForm = form or OwnForm(index)
         self._pool = ThreadPoolExecutor(max_workers=settings.in_flight, thread_name_prefix="search")
+        self._pace = Pace(settings.in_flight, slow_seconds=settings.slow_seconds)
+        # Only a version of ours never changes.
+        self._remembered = RememberedRankings(settings.remembered if isinstance(self.form, OwnForm) else 0)
 
     def close(self) -> None:
         """End the pool's threads; the client stays open."""
@@ -278,15 +298,19 @@ class Searcher:
         return [self._pool.submit(self._batch, bodies[start : start + step]) for start in range(0, len(bodies), step)]
 
     def _batch(self, bodies: Sequence[Body]) -> list[Ranking | RetrievalError]:
-        """Send one `_msearch`, and send its refused searches again."""
-        answers: list[Ranking | RetrievalError | None] = [None] * len(bodies)
-        waiting = list(range(len(bodies)))
+        """Send one `_msearch` of the searches that nobody remembers, and send its refused searches again."""
+        texts = [msgspec.json.encode(body) for body in bodies]
+        answers: list[Ranking | RetrievalError | None] = [self._remembered.get(text) for text in texts]
+        waiting = [position for position, answer in enumerate(answers) if answer is None]
         for attempt in range(self.settings.item_retries + 1):
+            if not waiting:
+                break
             if attempt:
                 pause = self.settings.item_pause_seconds * 2 ** (attempt - 1)
                 time.sleep(pause * random.uniform(0.5, 1.0))
             self.form.require_unchanged(self.client)
-            items = self._send([bodies[position] for position in waiting])
+            sent = [texts[position] for position in waiting]
+            items = self._pace.run(partial(self._send, sent), _is_refusal)
             refused: list[int] = []
             complaint = ""
             for position, item in zip(waiting, items, strict=True):
@@ -297,10 +321,12 @@ class Searcher:
                     refused.append(position)
                     complaint = "answered in part only (timed out, or a shard failed); a part is not an answer"
                 else:
-                    answers[position] = self._ranking(item)
-            if not refused:
-                return [answer for answer in answers if answer is not None]
+                    answers[position] = answer = self._ranking(item)
+                    if isinstance(answer, Ranking):
+                        self._remembered.put(texts[position], answer)
             waiting = refused
+        if not waiting:
+            return [answer for answer in answers if answer is not None]
         raise EngineUnavailable(
             f"Elasticsearch refused {len(waiting)} of {len(bodies)} searches on '{self.index}' "
             f"{self.settings.item_retries + 1} times: {complaint}"
@@ -312,12 +338,10 @@ class Searcher:
             return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
         return self.form.ranking(item.get("hits", {}).get("hits", ()))  # filter_path omits an empty list.
 
-    def _send(self, bodies: Sequence[Body]) -> list[dict[str, Any]]:
+    def _send(self, bodies: Sequence[bytes]) -> list[dict[str, Any]]:
         lines = bytearray()
         for body in bodies:
-            lines += _HEADER
-            lines += msgspec.json.encode(body)
-            lines += b"\n"
+            lines += _HEADER + body + b"\n"
         try:
             answer = self.client.perform_request(
                 "POST",
@@ -349,6 +373,10 @@ class Searcher:
         if not isinstance(items, list) or len(items) != len(bodies):
             raise EngineUnavailable(f"Elasticsearch cut its answer off: expected {len(bodies)} results in one batch")
         return items
+
+
+def _is_refusal(items: Sequence[Mapping[str, Any]]) -> bool:
+    return any(item.get("status") in _RETRY_STATUS for item in items)
 
 
 def _in_part(item: dict[str, Any]) -> bool:
