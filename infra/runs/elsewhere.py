@@ -1,4 +1,4 @@
-"""Roles of a run whose workers another machine has: what they need from this one, and the wait for their last records.
+"""Roles of a run whose workers another machine has: the wait for their last records.
 
 `train --elsewhere ROLE` starts no worker of the role, and `searchloop run ROLE` on the other machine does.
 """
@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from infra.app.app import App
-from infra.app.home import Home
 from infra.app.interrupts import received
-from infra.app.run_settings import read_run_settings
-from infra.recipes.recipe import load_recipe
 from streams.clients import committed_offsets, connect_admin, partitions_of
 from streams.events import PolicyVersion
 from streams.kafka_errors import told
@@ -27,24 +23,6 @@ DRAIN_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
 INPUTS = {"generator": "requests", "environment": "generations"}
 log = logging.getLogger(__name__)
-
-
-def needed_paths(home: Home, run: str, role: str) -> tuple[Path, ...]:
-    """Return the files and folders that a worker of this role reads, relative to the home; all else may be missing.
-
-    A generator needs each new checkpoint, too, before its version is announced. Raises SettingsError, with the names
-    of all runs, if the run does not exist.
-    """
-    folder = home.run(run)
-    kept = read_run_settings(folder)
-    needed = [folder.settings_file]
-    if role in ("environment", "evaluator"):
-        needed += [home.index(kept.index), *(folder / name for name in load_recipe(kept.settings.train.recipe).carried)]
-    if role in ("generator", "evaluator"):
-        needed.append(folder.checkpoints)
-    if role == "evaluator":
-        needed.append(folder.dev)
-    return tuple(path.relative_to(home.root) for path in needed if path.exists())
 
 
 def wait_until_drained(app: App, run: str, role: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +14,20 @@ from kafka.structs import OffsetAndMetadata
 
 import infra.runs.elsewhere
 from infra.app.app import App
-from infra.app.home import Home
 from infra.app.run_settings import read_run_settings
 from infra.recipes.recipe import Prepared, load_recipe
-from infra.runs.elsewhere import needed_paths, wait_until_drained
+from infra.runs.elsewhere import wait_until_drained
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
+from infra.runs.sharing import share_run
 from infra.runs.training import stream
 from infra.runs.verification import verify_run
 from learner.checkpoints import load_current
 from services.local import Endpoints
 from streams.clients import connect_admin, connect_producer, create_topics
 from streams.delivery import DeliverySettings, Outbox
-from streams.errors import SettingsError
 from streams.requests import RequestSequence
+from streams.shared_store import StoreSettings
 from tests.commands import ROOT, command, environment
 from tests.loop.conftest import SMALL, UPDATES, quiet
 from tests.loop.test_streaming import weights_of
@@ -37,30 +36,21 @@ from tests.stored_events import generation, request, version
 Make = Callable[..., Prepared]
 
 
-def machine_for(role: str, source: Home, target: Path, run: str) -> Path:
-    """Give a home with what a worker of this role needs of a run, and nothing else."""
-    for path in needed_paths(source, run, role):
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        if (source.root / path).is_dir():
-            shutil.copytree(source.root / path, target / path)
-        else:
-            shutil.copy2(source.root / path, target / path)
-    return target
-
-
 def test_workers_on_another_machine_give_the_weights_of_the_loop_in_one_process(
     small_world: App, local_services: Endpoints, new_run: Make, tmp_path: Path
 ) -> None:
-    prepared, alone = new_run(SMALL), new_run(SMALL, "-alone")
-    app, run = small_world.with_settings(SMALL), prepared.run
-    # The environment shares no file with `train`. A generator reads new checkpoints, so it has the same home.
-    homes = {"environment": machine_for("environment", app.home, tmp_path / "other", run), "generator": app.home.root}
+    settings = msgspec.structs.replace(SMALL, store=StoreSettings(url=f"file://{tmp_path}/store"))
+    prepared, alone = new_run(settings), new_run(SMALL, "-alone")
+    app, run = small_world.with_settings(settings), prepared.run
     create_topics(app.settings.kafka, run, folder=app.home.run(run))
-    workers = {
+    share_run(app, run, quiet)
+    workers = {  # Each has an empty home: the store gives it all that it needs.
         role: subprocess.Popen(
-            command(home, "run", role, "--run", run, "--worker", "7"), cwd=ROOT, env=environment(local_services)
+            command(tmp_path / role, "run", role, "--run", run, "--worker", "7"),
+            cwd=ROOT,
+            env=environment(local_services, settings),
         )
-        for role, home in homes.items()
+        for role in ("environment", "generator")
     }
     try:
         summary = stream(app, prepared, updates=UPDATES, seed=0, report=quiet, elsewhere=list(workers))
@@ -91,16 +81,6 @@ def test_workers_on_another_machine_give_the_weights_of_the_loop_in_one_process(
     assert any(update.trained for update in oracle), "no group had spread: the comparison would say nothing"
     mine, theirs = (load_current(app.home.run(name).checkpoints)[0] for name in (run, alone.run))
     assert weights_of(mine) == weights_of(theirs)
-
-
-def test_an_environment_needs_no_checkpoint_and_a_generator_no_index(small_world: App, new_run: Make) -> None:
-    run = new_run(SMALL).run
-    settings, checkpoints = Path("runs", run, "settings.json"), Path("runs", run, "checkpoints")
-    assert needed_paths(small_world.home, run, "generator") == (settings, checkpoints)
-    read = needed_paths(small_world.home, run, "environment")
-    assert settings in read and Path("indexes", "small") in read and checkpoints not in read
-    with pytest.raises(SettingsError, match="got 'nobody'"):
-        needed_paths(small_world.home, "nobody", "environment")
 
 
 def test_the_end_waits_for_the_answers_of_other_machines_but_not_for_ever(
