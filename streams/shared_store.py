@@ -44,9 +44,8 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     url: Annotated[
         str,
         describe(
-            "Store that all machines of a run share: file:///folder, s3://bucket/prefix, gs://bucket/prefix or "
-            "az://account/container/prefix. Empty: this machine's disk alone. Credentials come from the cloud's own "
-            "environment variables, such as AWS_ACCESS_KEY_ID."
+            "Store that all machines of a run share, such as s3://bucket/prefix or file:///folder (infra/MACHINES.md). "
+            "Empty: this machine's disk alone."
         ),
     ] = ""
 

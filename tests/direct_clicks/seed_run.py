@@ -13,11 +13,12 @@ from infra.app.app import App
 from infra.simulating.lists import sellers
 from infra.simulating.world import Day
 from search_env.catalogue.attributes import document_brand
-from search_env.catalogue.corpora import Qrels, Query, load_qrels, load_queries
+from search_env.catalogue.corpora import Qrels, Query, load_qrels, load_queries, write_whole
 from search_env.engine.index import load_documents
 from search_env.engine.opening import open_searcher
 from search_env.engine.searching import ExpandedQuery
 from search_env.leser.neighbours import Neighbours
+from search_env.models.clicked_lists import ShownList
 from search_env.models.embeddings import Embedder
 from search_env.queries.intents import load_intents
 from storage.evaluation.measures import mean
@@ -26,6 +27,7 @@ from tests.direct_clicks.trial import (
     HeldOutSet,
     Plan,
     Street,
+    Taught,
     Values,
     Way,
     begun,
@@ -38,13 +40,14 @@ from tests.drift.arms import written
 from tests.drift.shop import Shop
 
 CORRECTED, AS_SEEN, FRAUD, SHUFFLED = "clicks, corrected", "clicks, not corrected", "with fraud", "shuffled rewards"
-CERTAIN = "corrected, as if everybody came"
+CERTAIN, SLOWER = "corrected, as if everybody came", "corrected, a third of the learning rate"
 WAYS = {
     CORRECTED: Way("dcg"),
-    CERTAIN: Way("dcg", certain=True),
     SHUFFLED: Way("dcg", shuffled=True),
     AS_SEEN: Way("seen"),
     FRAUD: Way("dcg", fraud=True),
+    SLOWER: Way("dcg", slower=3.0),
+    CERTAIN: Way("dcg", certain=True),
 }
 RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP = "raw", "prompt's words", "look-up, first clicks", "look-up, all clicks"
 UNTAUGHT, REFRESHED = "before GRPO", "clicks, corrected, newest look-up in its prompt"
@@ -92,14 +95,14 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
         }
 
     keep(RAW, {name: [()] * len(asked) for name, asked in texts.items()})
-    clicks = explored(street, fraud=False)
-    memory, examination = taught(street, clicks, "pbm")
-    result.examination = examination
+    lessons = FirstLessons(street)
+    found = lessons.of(CORRECTED)
+    memory, result.examination = found.memory(street), found.examination
     beginning = f"{street.name}-beginning"
     yield
     if not (street.app.home.run(beginning).checkpoints / "CURRENT").exists():
         begun(street, beginning, memory)
-    if FIRST_LOOK_UP not in result.arms:
+    if UNTAUGHT not in result.arms:
         keep(PROMPT, _prompt_words(street, sets, memory))
         keep(FIRST_LOOK_UP, _look_up(street, sets, dev, memory, result, FIRST_LOOK_UP))
         keep(UNTAUGHT, served(beginning, memory))
@@ -108,19 +111,40 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
         if arm in result.arms:
             continue
         run = f"{street.name}-{arm.replace(' ', '-').replace(',', '')}"
-        shown, theta = memory, examination
-        if arm == AS_SEEN:
-            shown, _ = taught(street, clicks, "none")
-        if arm == FRAUD:
-            shown, theta = taught(street, explored(street, fraud=True), "pbm")
+        first = lessons.of(arm)
+        shown = first.memory(street)
+        theta = first.examination if way.position == "dcg" else (1.0,)
         more, result.rewards[arm] = trained(street, way, run, queries[:count], shown, theta, beginning=beginning)
         result.searches[arm] = len(more)
         if arm == CORRECTED:
-            newest, _ = taught(street, [*clicks, *more], "pbm")
+            newest = taught(street, [*lessons.clicks(), *more], "pbm").memory(street)
             keep(LOOK_UP, _look_up(street, sets, dev, newest, result, LOOK_UP))
             keep(REFRESHED, served(run, newest))
         keep(arm, served(run, shown))
         yield
+
+
+class FirstLessons:
+    """The lessons of what people clicked before any policy existed, kept in files of the home."""
+
+    def __init__(self, street: Street) -> None:
+        self._street = street
+        self._clicks: list[ShownList] = []
+
+    def clicks(self) -> list[ShownList]:
+        """Return what honest people saw and clicked."""
+        self._clicks = self._clicks or explored(self._street, fraud=False)
+        return self._clicks
+
+    def of(self, arm: str) -> Taught:
+        """Return the lessons with which an arm begins: of its own clicks, if a fraud is among them or bias stays in."""
+        kind = arm if arm in (AS_SEEN, FRAUD) else CORRECTED
+        path = self._street.app.home.runs / f"{self._street.name}-lessons-{list(WAYS).index(kind)}.json"
+        if not path.exists():
+            clicks = explored(self._street, fraud=True) if kind == FRAUD else self.clicks()
+            found = taught(self._street, clicks, "none" if kind == AS_SEEN else "pbm")
+            write_whole(path, msgspec.json.encode(found))
+        return msgspec.json.decode(path.read_bytes(), type=Taught)
 
 
 def _prompt_words(street: Street, sets: Mapping[str, HeldOutSet], memory: Neighbours) -> Words:

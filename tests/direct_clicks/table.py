@@ -31,6 +31,7 @@ from tests.direct_clicks.seed_run import (
     RAW,
     REFRESHED,
     SHUFFLED,
+    SLOWER,
     UNTAUGHT,
     VALUES,
     SeedResult,
@@ -40,7 +41,7 @@ from tests.direct_clicks.trial import MEASURES
 ROOT = Path(__file__).parents[2]
 KEPT, PAGE, NAME = ROOT / "tests/direct_clicks/results.json", ROOT / "infra/LIVE.md", "direct clicks"
 DRAWS = 2_000
-ORDER = (RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP, UNTAUGHT, CORRECTED, REFRESHED, CERTAIN, AS_SEEN, FRAUD, SHUFFLED)
+ORDER = (RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP, UNTAUGHT, CORRECTED, REFRESHED, SLOWER, CERTAIN, AS_SEEN, FRAUD, SHUFFLED)
 SETS = (PAIRS, VALUES, HUMAN)
 COMPARED = (
     (CORRECTED, RAW),
@@ -50,8 +51,12 @@ COMPARED = (
     (CORRECTED, LOOK_UP),
     (CORRECTED, UNTAUGHT),
     (CORRECTED, SHUFFLED),
-    (CERTAIN, UNTAUGHT),
+    (SLOWER, RAW),
+    (SLOWER, UNTAUGHT),
     (CERTAIN, RAW),
+    (CERTAIN, UNTAUGHT),
+    (UNTAUGHT, RAW),
+    (PROMPT, RAW),
 )
 
 

@@ -16,7 +16,7 @@ from search_env.environments import Environment, ShuffledWaitingRewards
 from search_env.leser.clicked import ClickedEnvironment
 from search_env.leser.expansions import choices_of
 from search_env.leser.neighbours import Neighbours
-from search_env.leser.teachers import Teacher
+from search_env.leser.teachers import Lesson, Teacher
 from search_env.models.click_labels import click_labels
 from search_env.models.clicked_lists import BiasModel, ClientBounds, ShownList
 from search_env.models.embeddings import Embedder
@@ -60,13 +60,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Way(NamedTuple):
     """A way to reward. position: of `leser.clicks`. fraud: whether a client cheats. shuffled: the control.
 
-    certain: rewards without chance, as if everybody came.
+    certain: rewards without chance, as if everybody came. slower: divides the recipe's learning rate.
     """
 
     position: Literal["seen", "dcg"]
     fraud: bool = False
     shuffled: bool = False
     certain: bool = False
+    slower: float = 1.0
 
 
 class HeldOutSet(NamedTuple):
@@ -135,15 +136,20 @@ def explored(street: Street, *, fraud: bool) -> list[ShownList]:
     return crowd.shown
 
 
-class Taught(NamedTuple):
-    """The lesson of a log of clicks. examination: of ranks, relative to the first."""
+class Taught(msgspec.Struct, frozen=True):
+    """The lessons of a log of clicks: words for its queries. examination: of ranks, relative to the first."""
 
-    memory: Neighbours
+    lessons: list[Lesson]
     examination: tuple[float, ...]
+
+    def memory(self, street: Street) -> Neighbours:
+        """Return the look-up of the lessons."""
+        said = [each for each in self.lessons if each.words]
+        return Neighbours(said, street.embedder, street.app.settings.neighbours)
 
 
 def taught(street: Street, shown: Sequence[ShownList], model: BiasModel) -> Taught:
-    """Return the look-up of the words that find the documents that people clicked, and the examination of ranks.
+    """Return words that find the documents that people clicked, for each query, and the examination of ranks.
 
     The product's estimate from clicks (`click_labels`) says which documents are relevant, and its teacher, which words
     find them. model: "pbm" takes the bias of ranks out, "none" does not.
@@ -162,8 +168,7 @@ def taught(street: Street, shown: Sequence[ShownList], model: BiasModel) -> Taug
         rows = sorted(catalogue.row_of[name] for name, (label, _) in labels.items() if label >= LABEL_MIN)
         query = Query(id=request.query_id, text=request.query)
         lessons.append(teacher.teach(query, request.context, np.array(rows, dtype=np.int64)))
-    memory = Neighbours([each for each in lessons if each.words], street.embedder, settings.neighbours)
-    return Taught(memory, tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN]))
+    return Taught(lessons, tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN]))
 
 
 def begun(street: Street, run: str, memory: Neighbours) -> None:
@@ -199,6 +204,8 @@ def trained(
             expansions=app.settings.leser.expansions,
         )
     averaged = Averaged(rewarding)
+    rate = app.settings.learner.update.learning_rate / way.slower
+    app = app.with_changes("tests.direct_clicks", {"learner": {"update": {"learning_rate": rate}}})
     learn_on(app, folder, street.shop.requests(run, queries, memory, hide_own=True), averaged, street.seed)
     return crowd.shown, averaged.means
 
