@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 512
 COPYING = {**READING, "memory_limit": "1GiB"}
 WAIT_SECONDS = 0.5
-# Each transaction costs some ten milliseconds, however few rows it has, and each one lets every open page look.
-PAUSE_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.
 
@@ -122,8 +120,6 @@ class LiveCopy:
                 follow_partitions(consumer, topics)
                 if records := poll(consumer, DeliverySettings(), timeout_seconds=WAIT_SECONDS):
                     self._store(records)
-                    if len(records) < RECORDS_AT_ONCE and self.caught_up.is_set():
-                        self._stop.wait(PAUSE_SECONDS)
                 else:
                     self.trouble = ""
                     self.caught_up.set()
