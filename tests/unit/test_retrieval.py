@@ -150,7 +150,17 @@ def test_one_failed_search_fails_alone(item: dict, complaint: str) -> None:  # t
         assert not isinstance(bad, EngineUnavailable)
         assert complaint in str(bad)
         with pytest.raises(RetrievalError, match=complaint):
-            searcher.search_many(["one", "two"], size=5)
+            searcher.search_many(["three", "two"], size=5)
+
+
+def test_a_search_that_was_answered_is_not_asked_again_and_a_failed_one_is() -> None:
+    wrong = {"status": 400, "error": ERROR}
+    answers = [responses(hits(("a", 1.0)), wrong), responses(hits(("b", 2.0)))]
+    with retriever(lambda number, bodies: answers[number]) as (searcher, engine):
+        searcher.try_many(["one", "two"], size=5)
+        assert searcher.try_many(["one", "two"], size=5) == [Ranking(["a"], [1.0]), Ranking(["b"], [2.0])]
+        assert searcher.search_many(["two", "one"], size=5) == [Ranking(["b"], [2.0]), Ranking(["a"], [1.0])]
+        assert [len(bodies) for bodies in engine.requests] == [2, 1]
 
 
 @pytest.mark.parametrize(
