@@ -3,34 +3,16 @@ import { address, get } from "./api.js";
 
 const KINDS = ["rewards", "updates", "dev-scores", "dead-letters", "impression-outcomes", "decisions"];
 const PAUSE = 1000;
-const REST = 20; // A page that took a second to bring up to date rests for twenty, at most ten seconds.
-const REST_MOST = 10000;
 const RETRY = 5000;
 
 export function listen(status, changed) {
-  let source = null, last = "", busy = false, due = false, retry = null;
+  let source = null, last = "", timer = null, retry = null;
   const counts = {};
   let state = { live: false, state: "" };
   const say = () => {
     status.dataset.state = state.live ? "live" : "idle";
     const news = Object.entries(counts).map(([kind, count]) => `${count} ${kind.replaceAll("-", " ")}`).join(", ");
     status.textContent = state.state || (state.live ? `live${news ? `: ${news}` : ""}` : "not running");
-  };
-  // News come in bursts: one refresh serves many, and what comes meanwhile is shown after the rest.
-  const soon = () => {
-    due = true;
-    if (busy) return;
-    busy = true;
-    setTimeout(refresh, PAUSE);
-  };
-  const refresh = async () => {
-    due = false;
-    const began = performance.now();
-    await Promise.resolve(changed()).catch((error) => (status.textContent = error.message));
-    setTimeout(() => {
-      busy = false;
-      if (due) soon();
-    }, Math.min(REST * (performance.now() - began), REST_MOST));
   };
   const open = () => {
     source = new EventSource(address("/api/stream", { from: last }));
@@ -45,7 +27,10 @@ export function listen(status, changed) {
         last = event.lastEventId;
         counts[kind] = (counts[kind] || 0) + JSON.parse(event.data).rows.length;
         say();
-        soon();
+        timer ??= setTimeout(() => {
+          timer = null;
+          changed();
+        }, PAUSE);
       });
     }
     source.onerror = lost;
