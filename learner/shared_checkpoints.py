@@ -54,10 +54,13 @@ class SharedCheckpoints:
         self._forget_old(folder)
         return folder
 
+    def keep(self, name: str) -> None:
+        """Fetch a version that stays on this machine, as if it had been made here. Raises as `fetch` does."""
+        (self.fetch(name) / FETCHED).unlink(missing_ok=True)
+
     def take_over(self, name: str) -> None:
         """Make a stored version this machine's CURRENT, to go on from it. Raises as `fetch` does."""
-        folder = self.fetch(name)
-        (folder / FETCHED).unlink(missing_ok=True)  # It is the beginning of what this machine makes now.
+        self.keep(name)  # It is the beginning of what this machine makes now.
         write_file(self._root / CURRENT, f"{name}\n".encode())
 
     def retire(self, name: str) -> None:

@@ -111,8 +111,10 @@ def fetch_policy(app: App, run: str) -> None:
     announced = counted(read_events(app.connections.kafka, run, PolicyVersion))
     published = [event.policy for event in announced if event.run == run and event.status == "published"]
     shared = SharedCheckpoints(app.store, run, folder.checkpoints)
-    stored = app.store.names(f"runs/{run}/checkpoints")
-    names = [version_name(policy) for policy in published] or [name for name in stored if name.endswith("-000000")]
+    first = [name for name in app.store.names(f"runs/{run}/checkpoints") if name.endswith("-000000")]
+    for name in first:
+        shared.keep(name)  # Whoever has a run also has the policy that it began with.
+    names = [version_name(policy) for policy in published] or first
     if not names:
         raise SettingsError(f"{app.store.url}: run {run!r} has no policy version there; start it again by another name")
     shared.take_over(names[-1])
