@@ -43,7 +43,6 @@ from tests.helm_chart import (
 )
 
 OF_THE_CLI = {parameter.envvar for parameter in cli.params if parameter.envvar}
-COMING = {"store.url"}  # The object store's setting.
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -158,8 +157,6 @@ def test_every_variable_is_a_setting_and_every_value_one_that_it_takes(objects: 
             for name, value in with_secrets(variables(ours(template)), tmp_path).items()
             if name.startswith("SEARCHLOOP_") and name not in OF_THE_CLI
         }
-        for path in COMING:
-            given.pop("SEARCHLOOP_" + path.upper().replace(".", "__"), None)
         combine(Settings, [("the chart", environment_layer(given))])
         seen |= set(given)
     assert {"SEARCHLOOP_KAFKA__BOOTSTRAP", "SEARCHLOOP_ELASTICSEARCH__URL", "SEARCHLOOP_UI__NAMES"} <= seen
