@@ -17,7 +17,7 @@ from storage.online.arms import LiveArm, read_arms
 from storage.online.interleaving import Duel, read_duels
 
 
-class People(msgspec.Struct, frozen=True, kw_only=True):
+class LivePeople(msgspec.Struct, frozen=True, kw_only=True):
     """What a run of live traffic says. alpha: of the intervals, which hold at all times at once."""
 
     arms: list[LiveArm]
@@ -42,10 +42,10 @@ async def ramp(request: web.Request) -> web.Response:
     return json_answer({"ramp": found.answer, "rest": found.rest})
 
 
-def _people(ledgers: Ledgers, run: str) -> People:
+def _people(ledgers: Ledgers, run: str) -> LivePeople:
     settings = ledgers.app.settings
     with ledgers.log(ledgers.app.home.run(run)) as log:
-        return People(
+        return LivePeople(
             arms=read_arms(log, run, settings.utility),
             duels=read_duels(log, run),
             drift=drift_lines(read_clicks(log), alert_rules(settings.alerts)),

@@ -48,6 +48,7 @@ def test_what_runs_in_vllms_process_needs_nothing_of_ours_and_hides_no_module_th
 SPEAKS_TO_KAFKA = {
     "learner.following",
     "learner.intake",
+    "learner.publishing",
     "learner.workers",
     "search_env.feedback.worker",
     "search_env.waiting",
