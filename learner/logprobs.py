@@ -21,6 +21,7 @@ from streams.errors import SearchloopError
 BANNED_LOGIT = -1e30
 PROBABILITY_BYTES_MAX = 1 << 28
 CHUNK_ELEMENTS = 1 << 21
+CHUNK_ROWS_MIN = 128  # Each chunk reads the whole head: 16 rows at a time took 1.8 times as long at V = 128k.
 
 
 class PolicyUnfitError(SearchloopError, ValueError):
@@ -213,6 +214,6 @@ def _accumulator(hidden: Tensor) -> torch.dtype:
 
 
 def _chunks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    size = max(CHUNK_ROWS_MIN, CHUNK_ELEMENTS // vocabulary)
     count = math.ceil(rows / size)
     return [(index * size, min(rows, (index + 1) * size)) for index in range(count)]
