@@ -62,6 +62,7 @@ export function judging(run) {
   };
   const next = async () => {
     const now = kept();
+    sessionStorage.setItem(KEPT, name);
     if (now.pairs[name]) return show(now.pairs[name]);
     const done = new Set(now.done[name] || []);
     let alike = 0;
@@ -99,7 +100,7 @@ export function judging(run) {
     name = answer.version;
     queries = answer.queries;
     await send();
-    if (kept().pairs[name]) return next();
+    if (kept().pairs[name] || sessionStorage.getItem(KEPT) === name) return next(); // A reload goes on with a visit.
     place.replaceChildren(h("button", { type: "button", className: "first", onclick: next }, "Begin"), h("span", { className: "quiet" }, ` ${figure(queries.length)} queries; judgments go into the run ${visible(answer.run)}.`));
   };
   const refresh = async () => {
