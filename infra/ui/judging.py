@@ -16,7 +16,7 @@ from aiohttp import web
 from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import titles
 from infra.ui.ledgers import Ledgers, UnknownRun
-from infra.ui.searching import SERVER
+from infra.ui.searching import NO_SERVER, SERVER
 from storage.errors import StorageError
 from storage.online.judgments import Judged, Side, read_judgments, verdict_of, version_is_left
 from storage.questions.asking import ask
@@ -49,9 +49,12 @@ async def judging(request: web.Request) -> web.Response:
     """Answer with queries to judge, in random order, and with the judgments so far.
 
     run: the server's, whose log gets the judgments. Queries that are judged for this version do not come again.
+    Without a server there is no version, and `why` says what to set.
     """
     ledgers, run = request.app[LEDGERS], run_of(request)
     ledgers.source(run)
+    if not request.app[SERVER].named:
+        return json_answer({"run": "", "version": "", "why": NO_SERVER, "queries": [], "judged": [], "rest": 0})
     ready = await request.app[SERVER].ready()
     live = str(ready.get("run") or "")
     version = ready.get("policy") or await _decided(ledgers, live)

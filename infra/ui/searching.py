@@ -100,6 +100,11 @@ class ShopServer:
         if answer.get("refused"):
             raise SearchTrouble(400, f"the server refused an event: {answer['refused'][0].get('reason', '')}")
 
+    @property
+    def named(self) -> bool:
+        """Whether the settings name a server."""
+        return bool(self._address)
+
     def _session(self) -> aiohttp.ClientSession:
         if not self._address:
             raise SearchTrouble(409, NO_SERVER)

@@ -106,7 +106,7 @@ export function judging(run) {
   const refresh = async () => {
     try {
       const answer = await get("/api/judging");
-      if (!answer.version) return place.replaceChildren(h("p", { className: "quiet" }, "The server has no version that helps: nothing to judge."));
+      if (!answer.version) return place.replaceChildren(h("p", { className: "quiet" }, visible(answer.why || "The server has no version that helps: nothing to judge.")));
       if (begun !== answer.version) {
         begun = answer.version;
         await begin(answer);
