@@ -251,7 +251,8 @@ def test_a_judgment_that_cannot_be_kept_is_refused_with_what_was_expected(
 def test_without_a_server_judging_says_how_to_start_one(tmp_path: Path) -> None:
     write_run(tmp_path, whole_run(4))
     status, found = ask(tmp_path, "/api/judging?run=demo")
-    assert status == 409 and "searchloop serve" in found["error"]
+    assert (status, found["version"], found["queries"]) == (200, "", [])
+    assert "searchloop serve" in found["why"]
 
 
 def test_the_events_of_a_judgment_name_both_lists_as_they_were_shown() -> None:
