@@ -34,6 +34,7 @@ from tests.object_store import BUCKET, s3_server
 
 Make = Callable[..., Prepared]
 FORGOTTEN_SECONDS = 6.0
+NO_DEV = {"SEARCHLOOP_DEV__EVERY": "0", "SEARCHLOOP_DEV__PATIENCE": "0"}  # No run ends before it should.
 KAFKA = KafkaSettings(session_timeout_seconds=FORGOTTEN_SECONDS, partitions=2)
 
 
@@ -52,7 +53,7 @@ def variables(
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     settings = msgspec.structs.replace(SMALL, store=StoreSettings(url=f"s3://{BUCKET}/{unique_name}"), kafka=KAFKA)
-    return environment(local_services, settings) | {"SEARCHLOOP_DEV__EVERY": "0"}  # No run ends before it should.
+    return environment(local_services, settings) | NO_DEV
 
 
 class Machine:
@@ -160,8 +161,9 @@ def test_a_run_whose_machine_is_gone_goes_on_on_another_one(
     shutil.copytree(small_world.home.index("small"), first.home.index("small"))
     shutil.copytree(small_world.home.run("first"), first.home.run(run))
     train = ("train", "--index", "small", "--run", run, "--updates", "12")
-    first.start(*train)
-    wait_until(lambda: _steps(first, run) >= 3, f"the third update: {first.said('train---index')[-2000:]}")
+    training = first.start(*train)
+    wait_until(lambda: _steps(first, run) >= 3 or training.poll() is not None, "the third update")
+    assert training.poll() is None, first.said("train---index")[-2000:]
     first.cut_off()
     reached = _steps(first, run)
     going_on = second.start(*train)
@@ -190,8 +192,9 @@ def test_a_second_learner_on_another_machine_is_refused(
     shutil.copy2(small_world.home.root / INSTALLATION_FILE, first.home.root / INSTALLATION_FILE)
     shutil.copytree(small_world.home.index("small"), first.home.index("small"))
     shutil.copytree(small_world.home.run("first"), first.home.run(run))
-    first.start("train", "--index", "small", "--run", run, "--updates", "100000")
-    wait_until(lambda: _steps(first, run) >= 1, f"the first update: {first.said('train---index')[-2000:]}")
+    training = first.start("train", "--index", "small", "--run", run, "--updates", "100000")
+    wait_until(lambda: _steps(first, run) >= 1 or training.poll() is not None, "the first update")
+    assert training.poll() is None, first.said("train---index")[-2000:]
     for role in ("learner", "sink"):
         other = second.start("run", role, "--run", run)
         wait_until(lambda other=other: other.poll() is not None, f"the second {role}")  # type: ignore[misc]
