@@ -33,6 +33,7 @@ from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
 from streams.topics import topic_name
 
+ANNOUNCER = "learner"  # The one role that writes epochs.
 JOIN_SECONDS = 30.0
 SLACK_SECONDS = 2.0
 LOOK_SECONDS = 0.5
@@ -129,6 +130,8 @@ class Lease:
         self._read(0.0)
         if not self._consumer.assignment():
             raise LeaseError(self._refusal("the broker has given this one's right away, after a silence"))
+        if self._role != ANNOUNCER:
+            return  # The epochs that it reads are those of learners.
         if self._epochs.newest > self.epoch or (
             self._epochs.newest == self.epoch and self._epochs.holder != self._member
         ):

@@ -135,7 +135,7 @@ def test_workers_on_other_machines_need_only_kafka_the_engine_and_the_store(
     generating.start("run", "generator", "--run", run)
     scoring.start("run", "environment", "--run", run)
     summary = stream(app, prepared, updates=4, seed=0, report=quiet, elsewhere=("environment", "generator"))
-    assert summary.updates == 4
+    assert (summary.updates, summary.restarts) == (4, 0)
     account = verify_run(app, run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
     fetched = [path.name for path in generating.home.run(run).checkpoints.glob("*-*-*")]

@@ -97,6 +97,16 @@ def test_a_zombie_hears_that_another_one_has_begun_and_nobody_listens_to_it(
     assert [event.policy.step for event in counted(told)] == [1, 2]
 
 
+def test_a_sink_keeps_its_right_whatever_the_learners_announce(
+    kafka: KafkaSettings, unique_name: str, outbox: Outbox
+) -> None:
+    with lease_of(unique_name, "a", kafka, "sink") as sink, lease_of(unique_name, "a", kafka) as learner:
+        announce(outbox, version(unique_name, 1, learner))
+        while sink.last is None:
+            sink.keep()
+        learner.keep()
+
+
 def test_two_that_begin_the_same_epoch_count_by_the_order_of_the_log(unique_name: str, kafka: KafkaSettings) -> None:
     one, two = lease_of(unique_name, "a", kafka), lease_of(unique_name, "b", kafka)
     one.epoch = two.epoch = 3
