@@ -15,14 +15,14 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from learner.checkpoints import CheckpointError, file_sha256
+from learner.checkpoints import CheckpointError
 from learner.policy import ADAPTER
 from learner.vllm import VllmClient
 from streams.events import PolicyRef
 from streams.locks import take, wait_for
 from streams.names import is_version_name
 from streams.topics import version_name
-from streams.whole_file import whole_folder
+from streams.whole_file import file_sha256, whole_folder
 
 FOLDER = "adapters"
 ADAPTER_FILES = (ADAPTER, "adapter_config.json")

@@ -22,7 +22,7 @@ from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
 from streams.names import is_name, is_version_name
 from streams.topics import version_name
-from streams.whole_file import whole_folder, write_file
+from streams.whole_file import file_sha256, whole_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -242,12 +242,6 @@ def copy_checkpoint(source: Path, manifest: Manifest, root: Path) -> Path:
         return begin
 
     return save_checkpoint(root, manifest.policy, write_files)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_bytes(path: Path) -> str:

@@ -22,7 +22,6 @@ from learner.checkpoints import (
     OPTIMIZER,
     CheckpointError,
     Manifest,
-    file_sha256,
     new_lineage,
     read_manifest,
     save_checkpoint,
@@ -39,6 +38,7 @@ from streams.devices import choose_device
 from streams.events import PolicyRef, Update
 from streams.refusals import RewardLimits
 from streams.topics import version_name
+from streams.whole_file import file_sha256
 
 RNG_STATE = "torch_rng_state"
 

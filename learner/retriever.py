@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, safe_open
 from torch import Tensor, nn
 
-from learner.checkpoints import file_sha256
 from streams.descriptions import describe
 from streams.errors import SearchloopError
+from streams.whole_file import file_sha256
 
 BASE_WEIGHTS, BASE_TOKENIZER, BASE_TABLE = "model.safetensors", "tokenizer.json", "embeddings.word_embeddings.weight"
 

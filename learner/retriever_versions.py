@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 from safetensors.torch import save_file
 
-from learner.checkpoints import MANIFEST, CheckpointError, file_sha256
+from learner.checkpoints import MANIFEST, CheckpointError
 from learner.retriever import RetrieverError, StaticRetriever
 from streams.errors import FULL
 from streams.names import is_name
-from streams.whole_file import folder_aside, put_folder
+from streams.whole_file import file_sha256, folder_aside, put_folder
 
 TENSORS = "retriever.safetensors"
 

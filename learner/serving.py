@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from learner.adapters import FOLDER, Adapters
-from learner.checkpoints import file_sha256
 from learner.policy import TOKENIZER, read_adapter, read_stop_ids, read_tokenizer
 from learner.sampling import SamplingError, completion_text
 from learner.versions import check_version
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
 from streams.events import Completion, PolicyRef, Sampling
+from streams.whole_file import file_sha256
 
 SEED_MAX = 2**62  # vLLM adds the candidate's number to the seed and expects the sum below 2**63.
 

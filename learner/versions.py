@@ -10,13 +10,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from learner.checkpoints import CheckpointError, Manifest, best_name, file_sha256, load_current, read_manifest
+from learner.checkpoints import CheckpointError, Manifest, best_name, load_current, read_manifest
 from learner.policy import ADAPTER, TOKENIZER, WEIGHTS, Policy, PolicyError, load_policy, weights_sha256
 from learner.sampling import Sampler, SamplerSettings, TransformersSampler
 from streams.devices import choose_device
 from streams.events import PolicyRef
 from streams.names import is_version_name
 from streams.topics import version_name
+from streams.whole_file import file_sha256
 
 
 class Version(Protocol):

@@ -11,7 +11,6 @@ and use it once.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from streams.events import Position
 from streams.failpoints import failpoint
 from streams.names import is_topic_name
 from streams.records import Received
-from streams.whole_file import remove_unfinished, whole_file
+from streams.whole_file import file_sha256, remove_unfinished, whole_file
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -297,9 +296,3 @@ def _write(connection: duckdb.DuckDBPyConnection, path: Path, topic: str, partit
     # only writer here.
     remove_unfinished(path.parent)
     return size, sha256
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

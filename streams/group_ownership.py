@@ -26,18 +26,25 @@ def require_own_group(
     topics: the topics that it is to read. committed: the partitions of which it has committed offsets.
     Raises DeliveryError if the group belongs to somebody else.
     """
-
-    def describe() -> Mapping[str, Any]:
-        forget_coordinators(admin)
-        return admin.describe_groups([group])  # type: ignore[no-any-return]
-
-    described = asked(f"could not inspect the consumer group {group!r}", describe)
-    reason = why_not_ours(described.get(group, {}), topics, committed)
+    reason = why_not_ours(describe_group(admin, group), topics, committed)
     if reason:
         raise DeliveryError(
             f"consumer group {group!r}: expected one that only our workers use, to read {', '.join(topics)}, but "
             f"{reason}: it is somebody else's, and its offsets stay as they are. Choose another --run NAME"
         )
+
+
+def describe_group(admin: KafkaAdminClient, group: str) -> Mapping[str, Any]:
+    """Return what kafka-python's `describe_groups` says of a group; empty if there is none.
+
+    Raises DeliveryError if the cluster does not say.
+    """
+
+    def describe() -> Mapping[str, Mapping[str, Any]]:
+        forget_coordinators(admin)
+        return admin.describe_groups([group])  # type: ignore[no-any-return]
+
+    return asked(f"could not inspect the consumer group {group!r}", describe).get(group, {})
 
 
 def why_not_ours(described: Mapping[str, Any], topics: Sequence[str], committed: Iterable[TopicPartition]) -> str:

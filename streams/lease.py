@@ -27,8 +27,7 @@ from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
 from streams.errors import DeliveryError, EventError, SearchloopError
 from streams.events import PolicyVersion
-from streams.kafka_errors import asked
-from streams.kafka_python import forget_coordinators
+from streams.group_ownership import describe_group
 from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
 from streams.topics import topic_name
@@ -160,16 +159,11 @@ class Lease:
         """Return the members of the group from other machines that the broker believes alive."""
         admin = connect_admin(self._kafka)
         try:
-
-            def describe() -> dict[str, dict[str, list[dict[str, str]]]]:
-                forget_coordinators(admin)
-                return admin.describe_groups([self._group])  # type: ignore[no-any-return]
-
-            described = asked(f"could not inspect the consumer group {self._group!r}", describe).get(self._group, {})
+            members = describe_group(admin, self._group).get("members") or ()
         finally:
             admin.close()
-        members = [str(member.get("client_id")) for member in described.get("members") or ()]
-        return sorted(member for member in members if member != self._member)
+        names = [str(member.get("client_id")) for member in members]
+        return sorted(name for name in names if name != self._member)
 
     def _leave(self) -> None:
         """Tell the broker that this member is gone. If that fails, the broker notices after the session timeout."""

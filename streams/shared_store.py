@@ -24,7 +24,7 @@ import msgspec
 
 from streams.descriptions import describe
 from streams.errors import SearchloopError, SettingsError, TransientError
-from streams.whole_file import SUFFIX, sync, whole_file, whole_folder
+from streams.whole_file import SUFFIX, file_sha256, sync, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -87,7 +87,7 @@ class SharedStore:
         A bundle that is there already, with the same files, stays as it is. Raises StoreError if it holds other files,
         StoreAwayError if the store does not answer.
         """
-        made = described(folder, _files_of(folder) if files is None else files)
+        made = described(folder, files_of(folder) if files is None else files)
         place = PurePosixPath(name).parent
         for each, stored in made.files.items():
             at = f"{place}/{FILES}/{stored.sha256}"
@@ -290,6 +290,18 @@ class SharedStore:
             raise StoreError(f"{self.url}: {_first_line(error)}") from error
 
 
+def files_of(folder: Path) -> list[str]:
+    """Return the paths of a folder's files, sorted, without links, hidden ones, locks and what is being written."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.is_symlink()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.name.endswith((f".{SUFFIX}", ".lock"))
+    ]
+
+
 def described(folder: Path, files: Sequence[str]) -> Bundle:
     """Return the list of a bundle of these files of a folder, as they are now."""
     return Bundle(files={each: _described(folder / each) for each in sorted(files)})
@@ -344,22 +356,8 @@ def _content(objects: Any, key: str) -> bytes:
     return bytes(found.bytes())
 
 
-def _files_of(folder: Path) -> list[str]:
-    """Return the paths of a folder's files, without links, hidden ones and those that are being written."""
-    return [
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.is_symlink()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.name.endswith((f".{SUFFIX}", ".lock"))
-    ]
-
-
 def _described(path: Path) -> StoredFile:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return StoredFile(sha256=sha256, bytes=path.stat().st_size)
+    return StoredFile(sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
 def _is_plain(path: str) -> bool:

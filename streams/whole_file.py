@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import os
 import re
 import secrets
@@ -121,6 +122,12 @@ def remove_unfinished(folder: Path) -> list[Path]:
     leftovers of the file that it writes.
     """
     return _remove_abandoned(folder, None)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from learner.checkpoints import MANIFEST, Manifest, file_sha256, save_checkpoint
+from learner.checkpoints import MANIFEST, Manifest, save_checkpoint
 from storage.archive import ArchiveSettings
 from storage.ledger import LEDGER
 from storage.sink import Sink, SinkSettings
@@ -37,6 +37,7 @@ from streams.events import (
 from streams.ids import prompt_sha256
 from streams.records import Received
 from streams.topics import TOPICS, topic_name, version_name
+from streams.whole_file import file_sha256
 from tests.stored_events import RUN, generation, raw_record, record, request, reward
 
 BATCH, UPDATES, READY = 4, 5, 6

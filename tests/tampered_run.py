@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest
-from storage.archive import ARCHIVE, SEGMENT_SCHEMA, file_sha256, find_segments
+from storage.archive import ARCHIVE, SEGMENT_SCHEMA, find_segments
 from storage.ledger import LEDGER
 from streams.codec import content_sha256, decode, encode_event
 from streams.events import Event, Generation, Reward, Update
 from streams.records import Received
 from streams.topics import kind_of
+from streams.whole_file import file_sha256
 from tests.finished_run import FakeTopics, store
 
 E = TypeVar("E", bound=Event)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest, file_sha256
+from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, Manifest
 from learner.policy import PolicyError, weights_sha256
 from storage.verification.account import Finding, one_line
 from storage.verification.chain import Head
 from storage.verification.checkpoints import Kept, Told
 from streams.codec import encode_event
 from streams.errors import EventError
+from streams.whole_file import file_sha256
 
 NAME_BYTES_MAX = 256
 OWN = frozenset({MANIFEST, MANIFEST_SHA256})

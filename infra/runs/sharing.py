@@ -7,7 +7,6 @@ a bundle with a number (`runs/NAME/start/000001`); a state that equals the newes
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from infra.app.app import App
 from infra.app.home import SETTINGS_FILE
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
+from learner.checkpoints import CURRENT
 from learner.policy import ADAPTER_CONFIG, read_adapter
 from learner.shared_checkpoints import SharedCheckpoints
 from storage.archive import ARCHIVE
@@ -25,7 +25,7 @@ from streams.errors import SettingsError
 from streams.events import PolicyVersion
 from streams.lease import counted
 from streams.ranges import read_events
-from streams.shared_store import SharedStore, described
+from streams.shared_store import SharedStore, described, files_of
 from streams.topics import version_name
 
 # Parts of a run's folder that every machine makes for itself, or that have a place of their own on the store.
@@ -33,7 +33,6 @@ OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes"
 OWN_FILES = (LEDGER, "workers", "report")
 # Lists that simulated people may see, and lessons that only a run's preparation reads.
 UNSHARED = ("simulated", "teachers")
-log = logging.getLogger(__name__)
 
 
 def share_run(app: App, run: str, report: Report) -> None:
@@ -53,7 +52,7 @@ def share_run(app: App, run: str, report: Report) -> None:
     for path in sorted(folder.checkpoints.glob("*-000000")):  # The first policy; the learner stores all others.
         shared.put(path)
         if (base := _base_of(app, path)) is not None:
-            files = [(base / each).as_posix() for each in _files(app.home.root / base, ())]
+            files = [(base / each).as_posix() for each in files_of(app.home.root / base)]
             _put(app.store, f"runs/{run}/base", app.home.root, files)
     _put(app.store, f"runs/{run}/start", folder, _files(folder, OWN))
     report("sharing the run", 3, 3)
@@ -64,15 +63,15 @@ def is_shared(app: App, run: str) -> bool:
     return app.store is not None and _newest(app.store, f"runs/{run}/start") is not None
 
 
-def fetch_run(app: App, run: str, report: Report) -> bool:
-    """Fetch a run that this machine lacks, with its index and its archive; return whether that was done.
+def fetch_run(app: App, run: str, report: Report) -> None:
+    """Fetch a run that this machine lacks, with its index and the base of its adapters.
 
     Nothing that is here is replaced. Raises SettingsError if neither this machine nor the store has the run,
     StoreAwayError if the store does not answer.
     """
     folder = app.home.run(run)
     if app.store is None or folder.settings_file.is_file():
-        return False
+        return
     report("fetching the run", 0, 3)
     if (start := _newest(app.store, f"runs/{run}/start")) is None:
         raise SettingsError(
@@ -98,7 +97,6 @@ def fetch_run(app: App, run: str, report: Report) -> bool:
             if not (app.home.root / file).exists():
                 app.store.get_file(base, file, app.home.root / file)
     report("fetching the run", 3, 3)
-    return True
 
 
 def fetch_policy(app: App, run: str) -> None:
@@ -106,7 +104,7 @@ def fetch_policy(app: App, run: str) -> None:
     if app.store is None:
         return
     folder = app.home.run(run)
-    if (folder.checkpoints / "CURRENT").exists():
+    if (folder.checkpoints / CURRENT).exists():
         return
     announced = counted(read_events(app.connections.kafka, run, PolicyVersion))
     published = [event.policy for event in announced if event.run == run and event.status == "published"]
@@ -157,17 +155,13 @@ def _put(store: SharedStore, place: str, folder: Path, files: Sequence[str]) -> 
 
 
 def _files(folder: Path, without: Sequence[str]) -> list[str]:
+    """Return the paths of a folder's files that machines share: without these folders, ledger, lists of workers."""
+    found = [(each, each.split("/")) for each in files_of(folder)]
     return [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink() and _is_shared(path.relative_to(folder), without)
+        each
+        for each, parts in found
+        if parts[0] not in without and not (len(parts) == 1 and each.startswith(OWN_FILES))
     ]
-
-
-def _is_shared(path: Path, without: Sequence[str]) -> bool:
-    if path.parts[0] in without or any(part.startswith(".") for part in path.parts):
-        return False
-    return not (path.name.startswith(OWN_FILES) and len(path.parts) == 1) and path.suffix not in (".lock", ".writing")
 
 
 def _newest(store: SharedStore, place: str) -> str | None:

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.archive import file_sha256, find_segments, read_segment
+from storage.archive import find_segments, read_segment
 from storage.errors import StorageError
 from storage.log import Log, raw_records
 from storage.verification.account import Finding, Partition, one_line, place, span_text
 from streams.records import Received
+from streams.whole_file import file_sha256
 
 UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 

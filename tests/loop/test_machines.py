@@ -157,9 +157,7 @@ def test_a_run_whose_machine_is_gone_goes_on_on_another_one(
     """The learner's machine is cut off at a random moment; the next one has an empty home."""
     first, second = machines("first"), machines("second")
     run = unique_name
-    shutil.copy2(small_world.home.root / INSTALLATION_FILE, first.home.root / INSTALLATION_FILE)
-    shutil.copytree(small_world.home.index("small"), first.home.index("small"))
-    shutil.copytree(small_world.home.run("first"), first.home.run(run))
+    begin(first, small_world, run)
     train = ("train", "--index", "small", "--run", run, "--updates", "12")
     training = first.start(*train)
     wait_until(lambda: _steps(first, run) >= 3 or training.poll() is not None, "the third update")
@@ -189,9 +187,7 @@ def test_a_second_learner_on_another_machine_is_refused(
 ) -> None:
     first, second = machines("first"), machines("second")
     run = unique_name
-    shutil.copy2(small_world.home.root / INSTALLATION_FILE, first.home.root / INSTALLATION_FILE)
-    shutil.copytree(small_world.home.index("small"), first.home.index("small"))
-    shutil.copytree(small_world.home.run("first"), first.home.run(run))
+    begin(first, small_world, run)
     training = first.start("train", "--index", "small", "--run", run, "--updates", "100000")
     wait_until(lambda: _steps(first, run) >= 1 or training.poll() is not None, "the first update")
     assert training.poll() is None, first.said("train---index")[-2000:]
@@ -202,6 +198,13 @@ def test_a_second_learner_on_another_machine_is_refused(
         assert f"expected to be its only {role}" in second.said(f"run-{role}")
     before = _steps(first, run)
     wait_until(lambda: _steps(first, run) > before, "one more update of the first learner")
+
+
+def begin(machine: Machine, world: App, run: str) -> None:
+    """Give a machine the small world's index, and its warmed-up run under another name."""
+    shutil.copy2(world.home.root / INSTALLATION_FILE, machine.home.root / INSTALLATION_FILE)
+    shutil.copytree(world.home.index("small"), machine.home.index("small"))
+    shutil.copytree(world.home.run("first"), machine.home.run(run))
 
 
 def _steps(machine: Machine, run: str) -> int:

@@ -105,6 +105,8 @@ def test_a_sink_keeps_its_right_whatever_the_learners_announce(
         while sink.last is None:
             sink.keep()
         learner.keep()
+        sink.keep()
+        assert sink.last.policy.step == 1
 
 
 def test_two_that_begin_the_same_epoch_count_by_the_order_of_the_log(unique_name: str, kafka: KafkaSettings) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from infra.app.home import RunFolder
 from infra.cli import cli
 from infra.runs.verification import prove
-from learner.checkpoints import MANIFEST, file_sha256
+from learner.checkpoints import MANIFEST
 from storage.archive import ARCHIVE, find_segments
 from storage.ledger import LEDGER
 from storage.sink import Sink
@@ -25,6 +25,7 @@ from storage.verification.rules import RULES
 from streams.codec import content_sha256, encode_event
 from streams.events import DeadLetter, Event, Outcome, Position
 from streams.topics import topic_name
+from streams.whole_file import file_sha256
 from tests.finished_run import UPDATES, FakeTopics, store, write_run
 from tests.services.test_sink import QUICK
 from tests.stored_events import RUN, generation, reward, small_run

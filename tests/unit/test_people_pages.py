@@ -364,5 +364,6 @@ def test_pages_that_would_be_open_to_a_shop_or_be_kept_twice_are_refused(token: 
 
 
 def test_pages_with_a_token_of_their_own_are_allowed() -> None:
-    require_pages(Settings(serve=ServeSettings(pages=True, token="shop"), ui=UiSettings(token="ui")))
-    require_pages(Settings(serve=ServeSettings(pages=True), ui=UiSettings(token="ui")))
+    for shop in ("shop", ""):
+        settings = Settings(serve=ServeSettings(pages=True, token=shop), ui=UiSettings(token="ui"))
+        assert require_pages(settings) is None

@@ -18,7 +18,7 @@ from infra.app.app import VllmTables
 from infra.app.settings import Settings
 from infra.runs.serving import check_backend
 from learner.adapters import Adapters, adapter_name, superseded
-from learner.checkpoints import CheckpointError, Manifest, file_sha256
+from learner.checkpoints import CheckpointError, Manifest
 from learner.generation import GenerationSettings
 from learner.learning import write_policy_checkpoint
 from learner.policy import Policy, PolicyError, build_tiny, load_policy, save_policy, with_lora
@@ -30,6 +30,7 @@ from services.errors import ProvisionError
 from services.vllm import ENVIRONMENT, VllmModel, VllmServerSettings, lora_room, vllm_command, vllm_python
 from streams.errors import SettingsError, TransientError
 from streams.events import PolicyRef, Sampling
+from streams.whole_file import file_sha256
 from tests.fake_vllm import FakeVllm
 
 QUICK = VllmSettings(retry_seconds_max=5, timeout_seconds=5)
