@@ -28,6 +28,11 @@ same for every order of the same documents. So this module never takes the bias 
 searches. With the right θ, "dcg" told the two orders apart in 95 % of 400 groups, and "seen" in 68 %. θ is a setting,
 so the numbers can be computed again from the event.
 
+*Same results.* Two choices that showed the same results are one: their impressions are counted together, so their
+rewards are equal, and chance alone never tells them apart. With words that change nothing among the results that people
+see, a choice is one with the raw results, and its gain is exactly 0. A group of equal rewards moves no policy. Where we
+differ: SNIPS knows names of actions alone.
+
 *One person.* The impressions of one client for one choice are one draw: its mean. A client with more than
 `client_share_max` of a group's impressions does not count at all. No client weighs more than `WEIGHT_RATIO_MAX` times
 the median client. Where we differ: SNIPS counts each impression, with any weight.
@@ -113,6 +118,13 @@ class ClickRewardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             "eye-tracking study (Joachims et al., SIGIR 2005): fit your own, because a wrong one does harm."
         ),
     ] = (0.68, 0.61, 0.48, 0.34, 0.28, 0.2, 0.11, 0.1, 0.08, 0.06)
+    same_results: Annotated[
+        Literal["one", "apart"],
+        describe(
+            'Count of candidates that showed the same results: "one" counts their impressions together, so their '
+            'rewards are equal; "apart" lets chance tell them apart.'
+        ),
+    ] = "one"
     client_share_max: Annotated[
         float,
         msgspec.Meta(gt=0, le=1),
@@ -126,7 +138,10 @@ class ClickRewardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class Draw(NamedTuple):
-    """One impression that counts. utility: of its actions. clicks: number of documents with an action."""
+    """One impression that counts.
+
+    utility: of its actions. clicks: number of documents with an action. shown: ids of the documents, in order of rank.
+    """
 
     impression_id: str
     client: str
@@ -134,6 +149,7 @@ class Draw(NamedTuple):
     propensity: float
     utility: float
     clicks: int
+    shown: tuple[str, ...] = ()
 
 
 class SeenChoice(NamedTuple):
@@ -241,6 +257,7 @@ def draw_of(
         propensity=seen.action_propensity,
         utility=min(worth, utility.most),
         clicks=sum(value > 0 for value in best.values()),
+        shown=tuple(sorted(ranks, key=lambda name: (ranks[name], name))),
     )
 
 
@@ -258,6 +275,8 @@ def seen_group(draws: Iterable[Draw], choices: Iterable[str], settings: ClickRew
     by_choice: dict[str, list[Draw]] = {name: [] for name in sorted(names)}
     for draw in kept:
         by_choice[draw.choice].append(draw)
+    if settings.same_results == "one":
+        by_choice = _counted_together(by_choice)
     return SeenGroup(
         by_choice={name: _seen_choice(of, settings) for name, of in by_choice.items()},
         counted=tuple(draw.impression_id for draw in kept),
@@ -287,6 +306,22 @@ def click_reward(choice: SeenChoice, raw: SeenChoice, settings: ClickRewardSetti
 def ids_sha256(ids: Iterable[str]) -> str:
     """Return the hash of impression ids: sorted, each with a line's end."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def _counted_together(by_choice: Mapping[str, list[Draw]]) -> dict[str, list[Draw]]:
+    """Return, for each choice, the draws of all choices that showed the same results."""
+    same = {name: _results(of) or name for name, of in by_choice.items()}
+    together: dict[str | tuple[str, ...], list[Draw]] = defaultdict(list)
+    for name, of in by_choice.items():
+        together[same[name]] += of
+    return {name: together[same[name]] for name in by_choice}
+
+
+def _results(draws: Sequence[Draw]) -> tuple[str, ...] | None:
+    """Return the results that a choice showed: the longest page, if every other page is its beginning; else None."""
+    pages = {draw.shown for draw in draws}
+    longest = max(pages, key=len, default=())
+    return longest if longest and all(longest[: len(page)] == page for page in pages) else None
 
 
 def _seen_choice(draws: Sequence[Draw], settings: ClickRewardSettings) -> SeenChoice:

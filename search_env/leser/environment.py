@@ -243,6 +243,8 @@ def reward_sha256(settings: LeserEnvironmentSettings, searcher: Searcher) -> str
     formula = msgspec.structs.asdict(settings.reward)
     if not settings.reward.reach_weight:  # The hash of older versions, which did not have these settings.
         formula = {name: value for name, value in formula.items() if not name.startswith("reach_")}
+    if not settings.reward.relevance_min:
+        del formula["relevance_min"]
     parts = [msgspec.Raw(msgspec.json.encode(formula)), settings.expansions, shaping]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 

@@ -17,6 +17,12 @@ plain mean. We measured the reward's rank correlation with the true gain, ΔnDCG
 expansion sets of 160 icecat intents. It was .83 for the weighted mean (k = 100), .57 for a plain mean over k = 10, and
 .60 over k = 100. The first plain mean sees only the head, and the second ignores order. A list shorter than k counts
 the missing documents with relevance 0, because the paper's mean over the found documents would reward retrieving less.
+A document of less than `relevance_min` counts as 0, too. A model of the catalogue's structure is sure that most
+documents are not relevant. A model that was fitted on clicks alone is not: for lack of clicks, it gives .06 to most
+documents of a list. Over a hundred ranks these doubts outweigh what is relevant. On 250 groups of icecat, with such a
+model, a text that changes anything lost .040 by r_rel, where its true gain was +.082. With the doubts at 0 it gained
+.078, and the correlation of advantages with true gains rose from .63 to .79. With the doubts, a policy learned in 60
+updates to say nothing.
 r_reach is ours, for a shop with a ranker behind its retrieval, and is off by default (μ = `reach_weight` = 0). A ranker
 orders what it gets, so an expansion cannot help it by order. It helps by relevant documents in the ranker's reach, the
 first K = `reach_depth` of the retrieval, that the raw query lacks:
@@ -68,6 +74,14 @@ class LeserSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "the paper."
         ),
     ] = True
+    relevance_min: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=1),
+        describe(
+            "Least relevance of a document that counts for r_rel. 0 counts all, as in the paper; with a model of "
+            "clicks alone, 0 means twice the median relevance of shown documents that few people wanted."
+        ),
+    ] = 0.0
     size_depth: Annotated[
         int, msgspec.Meta(ge=1, le=1000), describe("Number of top documents of each list that count for r_size.")
     ] = 100
@@ -176,6 +190,8 @@ def invalid_reward() -> tuple[float, dict[str, float]]:
 
 def _mean_relevance(relevance: Sequence[float], settings: LeserSettings) -> float:
     depth = settings.relevance_depth
+    if least := settings.relevance_min:
+        relevance = [value if value >= least else 0.0 for value in relevance]
     if not settings.rank_discount:
         return math.fsum(relevance[:depth]) / depth
     discounts, total = _discounts(depth)

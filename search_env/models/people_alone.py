@@ -7,7 +7,9 @@ feature names a document, so the model scores documents that nobody has seen.
 A list shows only what the search found. Documents that it never shows have no clicks, and trees that never saw them may
 score them anyhow. Some random documents of the catalogue therefore count as not relevant for each query.
 
-The calibration and the report come from the out-of-fold scores of the training queries themselves.
+The calibration and the report come from the out-of-fold scores of the training queries themselves. The report also
+holds the median relevance of shown documents whose label is below the mean, which few people wanted: a value as low as
+that says nothing. LESER's reward counts only documents of at least twice that (`leser.reward.relevance_min`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from search_env.models.training_pairs import PairMaker
 
 Progress = Callable[[str, int, int], None]
 QUERIES_MIN = 20
+UNWANTED_MEDIAN = "unwanted_median_relevance"
 CALIBRATED_MAX = 50_000
 LEAF_SHARE = 100  # A leaf has at least this part of the pairs, if that is less than the setting.
 
@@ -82,6 +85,7 @@ def train_on_people(
         "held_out_auc": area_under_curve(everything[drawn], likely[drawn]),
         "held_out_ece": calibration_error(sigmoid(scale * everything[drawn] + offset), labels[drawn]),
         "held_out_mean_relevance": float(labels[drawn].mean()),
+        UNWANTED_MEDIAN: float(np.median(sigmoid(scale * everything[~likely] + offset))) if not likely.all() else 0.0,
     }
     manifest = RelevanceManifest(
         model_sha256=hashlib.sha256(base_text.encode()).hexdigest(),

@@ -43,7 +43,7 @@ def keep_newest(folder: Path) -> str:
 
     Raises RelevanceError if it is damaged.
     """
-    name = _manifest(folder).name
+    name = read_relevance_manifest(folder).name
     target = folder / VERSIONS / name
     if not (target / "manifest.json").is_file():
         for path in sorted(folder.glob("*.txt")):
@@ -65,7 +65,7 @@ def version_folder(folder: Path, version: str) -> Path:
     found = folder / VERSIONS / name
     if NAME.fullmatch(name) and (found / "manifest.json").is_file():
         return found
-    if (folder / "manifest.json").is_file() and _manifest(folder).name == name:
+    if (folder / "manifest.json").is_file() and read_relevance_manifest(folder).name == name:
         return folder
     known = [name for of in (LABELS, VERSIONS) for name in sorted(path.name for path in (folder / of).glob("[!.]*"))]
     raise RelevanceError(
@@ -79,7 +79,8 @@ def _save(target: Path, grown: GrownModel) -> None:
         save_gbdt(target, grown)
 
 
-def _manifest(folder: Path) -> RelevanceManifest:
+def read_relevance_manifest(folder: Path) -> RelevanceManifest:
+    """Return the manifest of the model in a folder. Raises RelevanceError if it is damaged."""
     try:
         return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=RelevanceManifest)
     except (OSError, msgspec.DecodeError) as error:

@@ -28,7 +28,7 @@ from streams.utility import UtilitySettings
 
 Floats = npt.NDArray[np.float64]
 UTILITY = UtilitySettings()
-SETTINGS = ClickRewardSettings(impressions_min=10)
+SETTINGS = ClickRewardSettings(impressions_min=10, same_results="apart")
 INDEX = "shop-1"
 ONE = candidate_choice("g", 0)
 TWO = candidate_choice("g", 1)
@@ -185,6 +185,44 @@ def test_the_interval_covers_the_true_utility_about_as_often_as_it_says() -> Non
         covered += abs(seen.utility - 0.3) <= seen.width / 2
         del trial
     assert 0.93 <= covered / trials <= 1
+
+
+TOGETHER = msgspec.structs.replace(SETTINGS, same_results="one")
+
+
+def page(documents: str) -> tuple[Shown, ...]:
+    return tuple(Shown(document_id=name, rank=rank) for rank, name in enumerate(documents, start=1))
+
+
+def test_choices_that_showed_the_same_results_are_one_and_their_rewards_are_equal() -> None:
+    # ONE shows the raw results, so six clicks in sixteen searches are those of both; TWO shows another order.
+    people = [
+        *(outcome(n, ONE, *"a"[: int(n < 5)]) for n in range(8)),
+        *(outcome(n, RAW, *"a"[: int(n < 11)]) for n in range(10, 18)),
+        *(outcome(n, TWO, *"a"[: int(n < 28)], shown=page("bac")) for n in range(20, 30)),
+    ]
+    seen = tally(*people, settings=TOGETHER).seen().by_choice
+    assert seen[ONE] == seen[RAW] and seen[ONE].clients == 16
+    # By hand: five clicks of weight 4 and one of weight 2, over eight searches of weight 4 and eight of weight 2.
+    assert seen[ONE].utility == pytest.approx((5 * 4 + 1 * 2) / (8 * 4 + 8 * 2))
+    assert click_reward(seen[ONE], seen[RAW], TOGETHER)[0] == TOGETHER.format_bonus
+    assert seen[TWO].clients == 10 and seen[TWO].utility == pytest.approx(0.8)
+    apart = tally(*people).seen().by_choice
+    assert apart[ONE].utility == pytest.approx(5 / 8) and apart[RAW].utility == pytest.approx(1 / 8)
+    assert [seen[ONE].is_enough(TOGETHER), apart[ONE].is_enough(SETTINGS)] == [True, False], "16 people, and 8"
+
+
+def test_pages_of_one_list_are_the_same_results_and_other_lists_are_not() -> None:
+    short = [*(outcome(n, ONE, shown=page("ab")) for n in range(4)), *(outcome(n, ONE) for n in range(4, 8))]
+    raw = [outcome(n, RAW) for n in range(10, 18)]
+    seen = tally(*short, *raw, settings=TOGETHER).seen().by_choice
+    assert seen[ONE] == seen[RAW] and seen[ONE].impressions == 16
+    changed = [*short, outcome(8, ONE, shown=page("cab"))]
+    seen = tally(*changed, *raw, settings=TOGETHER).seen().by_choice
+    assert (seen[ONE].impressions, seen[RAW].impressions) == (9, 8), "a choice with two lists is like no other"
+    empty = [outcome(n, (ONE, TWO)[n % 2], shown=()) for n in range(8)]
+    seen = tally(*empty, *raw, settings=TOGETHER).seen().by_choice
+    assert [seen[name].impressions for name in (RAW, ONE, TWO)] == [8, 4, 4], "nothing shown says nothing"
 
 
 def test_candidates_with_the_same_words_share_a_choice_and_no_words_are_the_raw_results() -> None:

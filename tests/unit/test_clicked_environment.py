@@ -95,7 +95,9 @@ class People:
                 query_id="q",
                 query="mug",
                 client=f"c{self._number}",
-                shown=(Shown(document_id="a", rank=1), Shown(document_id="b", rank=2)),
+                shown=tuple(
+                    Shown(document_id=of, rank=rank) for rank, of in enumerate(("a", "b", policy or "raw"), start=1)
+                ),
                 at_ms=MADE_MS,
                 policy=policy,
                 action_propensity=0.25,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -84,3 +86,14 @@ UNIT = st.floats(min_value=0, max_value=1, allow_nan=False)
 def test_the_reward_is_bounded(raw: list[float], union: list[float], raw_size: int, union_size: int) -> None:
     reward, _ = leser_reward(SetMeasurements(raw, union, raw_size, union_size, 0), LeserSettings())
     assert 0.2 - 1 - 0.1 <= reward <= 0.2 + 2 + 0.2
+
+
+def test_documents_of_little_relevance_count_as_none_if_the_settings_say_so() -> None:
+    # A raw list of doubts (.06) against one relevant document among no others: doubts alone would make it a loss.
+    measured = SetMeasurements([0.06] * 100, [0.5] + [0.0] * 99, 100, 100, 1)
+    every, sure = LeserSettings(), LeserSettings(relevance_min=0.1)
+    assert leser_reward(measured, every)[1]["relevance"] < 0
+    _, parts = leser_reward(measured, sure)
+    assert parts["raw_relevance"] == 0
+    assert parts["union_relevance"] == pytest.approx(0.5 / sum(1 / math.log2(1 + rank) for rank in range(1, 101)))
+    assert leser_reward(SetMeasurements([0.1], [0.1], 1, 1, 0), sure)[1]["raw_relevance"] > 0, "the bound itself counts"

@@ -19,7 +19,7 @@ from search_env.engine.index import IndexVersion
 from search_env.models.click_labels import click_labels
 from search_env.models.clicked_lists import BiasModel, ClientBounds, ShownList, count_pairs
 from search_env.models.features import FEATURES
-from search_env.models.people_alone import train_on_people
+from search_env.models.people_alone import UNWANTED_MEDIAN, train_on_people
 from search_env.models.relevance import GbdtRelevance, GrownModel, RelevanceError
 from search_env.models.relevance_files import load_gbdt
 from search_env.models.relevance_sources import Block, QueryBlock, SourceSettings, is_alone
@@ -202,12 +202,36 @@ def test_a_run_keeps_the_version_that_it_began_with(catalogue: Catalogue, tmp_pa
     begun = pinned(folder, settings)
     assert begun.relevance.version == name
     newest = keep_version(folder.relevance, second)
-    assert pinned(folder, settings, kept=name).relevance.version == name
+    assert pinned(folder, settings, began=begun).relevance.version == name
     assert pinned(folder, settings).relevance.version == newest
     asked = msgspec.structs.replace(settings, relevance=msgspec.structs.replace(settings.relevance, version=newest))
     with pytest.raises(SettingsError, match=f"expected {name}, with which the run began, got '{newest}'"):
-        pinned(folder, asked, kept=name)
+        pinned(folder, asked, began=begun)
     assert pinned(folder, asked).relevance.version == newest
+
+
+def test_a_reward_counts_no_document_that_the_clicks_say_nothing_about(catalogue: Catalogue, tmp_path: Path) -> None:
+    folder = Home(tmp_path).index("shop")
+    model = grown(catalogue, searches(2_000), ALONE, tmp_path)
+    keep_version(folder.relevance, model)
+    median = model.manifest.report[UNWANTED_MEDIAN]
+    begun = pinned(folder, Settings())
+    assert 0 < median < 0.5 and begun.leser.reward.relevance_min == pytest.approx(min(2 * median, 0.5), abs=1e-4)
+    # Other words and documents of the same world: what nobody wanted stays below the bound that was set for it.
+    score = GbdtRelevance(catalogue, model)
+    unwanted = [score.score(f"word{n}", [f"d{(n + 20) % 60}"])[0] for n in range(40)]
+    assert np.mean(np.array(unwanted) < begun.leser.reward.relevance_min) > 0.5
+    assert pinned(folder, begun) == begun
+    # A run that began when all documents counted goes on like that; a user's own bound stays.
+    older = msgspec.structs.replace(begun, leser=Settings().leser)
+    assert pinned(folder, Settings(), began=older).leser.reward.relevance_min == 0
+    reward = msgspec.structs.replace(begun.leser.reward, relevance_min=0.3)
+    own = msgspec.structs.replace(begun, leser=msgspec.structs.replace(begun.leser, reward=reward))
+    assert pinned(folder, own).leser.reward.relevance_min == 0.3
+    # A model of the catalogue's structure is sure of what is not relevant, so all documents count.
+    other = Home(tmp_path).index("sure")
+    keep_version(other.relevance, model._replace(manifest=msgspec.structs.replace(model.manifest, report={})))
+    assert pinned(other, Settings()).leser.reward.relevance_min == 0
 
 
 def test_a_share_of_clients_is_chosen_by_client_and_keeps_nameless_lists() -> None:

@@ -51,10 +51,12 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     Raises SettingsError if there are no training queries, or if the run began with other ones.
     """
     run_dir, folder = app.home.run(new.run), app.home.index(new.index)
-    kept = read_run_settings(run_dir).settings.relevance.version if run_dir.settings_file.is_file() else ""
-    app = app.with_settings(pinned(folder, app.settings, kept=kept))
+    began = read_run_settings(run_dir).settings if run_dir.settings_file.is_file() else None
+    app = app.with_settings(pinned(folder, app.settings, began=began))
     with open_leser_index(folder, app.settings, app.engine, report) as opened:
-        app = app.with_settings(pinned(folder, app.settings))  # Trees that were not there yet are trained by now.
+        app = app.with_settings(
+            pinned(folder, app.settings, began=began)
+        )  # Trees that were not there yet are trained by now.
         qrels: Qrels = {}
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)

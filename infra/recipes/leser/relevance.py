@@ -17,14 +17,23 @@ from search_env.engine.index import load_documents, load_manifest
 from search_env.models.embeddings import Embedder, embed_documents
 from search_env.models.hit_relevance import HitRelevance, KeptVectors
 from search_env.models.judged_forest import shuffled
+from search_env.models.people_alone import UNWANTED_MEDIAN
 from search_env.models.relevance import CosineRelevance, GrownModel, NoisyRelevance, RelevanceModel
 from search_env.models.relevance_files import load_gbdt
 from search_env.models.relevance_sources import Block, is_alone
 from search_env.models.relevance_training import train_gbdt
-from search_env.models.relevance_versions import keep_newest, keep_version, version_folder
+from search_env.models.relevance_versions import (
+    keep_newest,
+    keep_version,
+    read_relevance_manifest,
+    version_folder,
+)
 from search_env.models.training_pairs import PairMaker
 from search_env.queries.intents import load_intents
 from streams.errors import SettingsError
+
+DOUBTS, RELEVANCE_MIN_MOST = 2.0, 0.5
+"""With a model of people alone, a document counts from so many times the relevance of documents that few wanted."""
 
 
 def train_relevance(
@@ -91,13 +100,16 @@ def grow_relevance(
     return grown._replace(manifest=manifest), said.told
 
 
-def pinned(folder: IndexFolder, settings: Settings, *, kept: str = "") -> Settings:
-    """Return the settings with the name of the version that they mean now, so that a later fit changes nothing.
+def pinned(folder: IndexFolder, settings: Settings, *, began: Settings | None = None) -> Settings:
+    """Return the settings with the version's name, and the least relevance that counts, as they mean them now.
 
-    kept: the version that a run began with. A cosine has no versions. Raises RelevanceError if the version does not
-    exist, SettingsError if the settings name another one than the run began with.
+    A later fit changes nothing then. With a model of people alone, documents count from `DOUBTS` times the median
+    relevance of shown documents that few wanted. began: the settings with which a run began, which it keeps.
+    Raises RelevanceError if the version does not exist, SettingsError if the settings name another one than the run
+    began with.
     """
     wanted = settings.relevance.version
+    kept = began.relevance.version if began is not None else ""
     if not wanted and not kept and not _has_trees(folder, settings):
         return settings
     if kept:
@@ -110,8 +122,18 @@ def pinned(folder: IndexFolder, settings: Settings, *, kept: str = "") -> Settin
     else:
         found = version_folder(folder.relevance, wanted)
         name = found.name if wanted and found != folder.relevance else keep_newest(folder.relevance)
-    relevance = msgspec.structs.replace(settings.relevance, version=name)
-    return msgspec.structs.replace(settings, relevance=relevance)
+    least = settings.leser.reward.relevance_min
+    if began is not None:
+        least = least or began.leser.reward.relevance_min
+    elif not least:
+        report = read_relevance_manifest(version_folder(folder.relevance, name)).report
+        least = min(round(DOUBTS * report.get(UNWANTED_MEDIAN, 0.0), 4), RELEVANCE_MIN_MOST)
+    reward = msgspec.structs.replace(settings.leser.reward, relevance_min=least)
+    return msgspec.structs.replace(
+        settings,
+        relevance=msgspec.structs.replace(settings.relevance, version=name),
+        leser=msgspec.structs.replace(settings.leser, reward=reward),
+    )
 
 
 def _has_trees(folder: IndexFolder, settings: Settings) -> bool:
