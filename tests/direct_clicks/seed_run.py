@@ -40,14 +40,16 @@ from tests.drift.arms import written
 from tests.drift.shop import Shop
 
 CORRECTED, AS_SEEN, FRAUD, SHUFFLED = "clicks, corrected", "clicks, not corrected", "with fraud", "shuffled rewards"
-CERTAIN, SLOWER = "corrected, as if everybody came", "corrected, a third of the learning rate"
+CERTAIN, FASTER = "corrected, as if everybody came", "corrected, at the recipe's learning rate"
+APART = "corrected, same results apart"
 WAYS = {
     CORRECTED: Way("dcg"),
     SHUFFLED: Way("dcg", shuffled=True),
     AS_SEEN: Way("seen"),
     FRAUD: Way("dcg", fraud=True),
-    SLOWER: Way("dcg", slower=3.0),
+    APART: Way("dcg", same_results="apart"),
     CERTAIN: Way("dcg", certain=True),
+    FASTER: Way("dcg", slower=1.0),
 }
 RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP = "raw", "prompt's words", "look-up, first clicks", "look-up, all clicks"
 UNTAUGHT, REFRESHED = "before GRPO", "clicks, corrected, newest look-up in its prompt"
@@ -101,7 +103,7 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
     beginning = f"{street.name}-beginning"
     yield
     if not (street.app.home.run(beginning).checkpoints / "CURRENT").exists():
-        begun(street, beginning, memory)
+        begun(street, beginning, found, memory)
     if UNTAUGHT not in result.arms:
         keep(PROMPT, _prompt_words(street, sets, memory))
         keep(FIRST_LOOK_UP, _look_up(street, sets, dev, memory, result, FIRST_LOOK_UP))

@@ -19,9 +19,11 @@ from infra.experiments.markdown import number, with_table
 from storage.evaluation.comparison import Interval, compare_means
 from storage.evaluation.measures import mean
 from tests.direct_clicks.seed_run import (
+    APART,
     AS_SEEN,
     CERTAIN,
     CORRECTED,
+    FASTER,
     FIRST_LOOK_UP,
     FRAUD,
     HUMAN,
@@ -31,7 +33,6 @@ from tests.direct_clicks.seed_run import (
     RAW,
     REFRESHED,
     SHUFFLED,
-    SLOWER,
     UNTAUGHT,
     VALUES,
     SeedResult,
@@ -41,7 +42,21 @@ from tests.direct_clicks.trial import MEASURES
 ROOT = Path(__file__).parents[2]
 KEPT, PAGE, NAME = ROOT / "tests/direct_clicks/results.json", ROOT / "infra/LIVE.md", "direct clicks"
 DRAWS = 2_000
-ORDER = (RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP, UNTAUGHT, CORRECTED, REFRESHED, SLOWER, CERTAIN, AS_SEEN, FRAUD, SHUFFLED)
+ORDER = (
+    RAW,
+    PROMPT,
+    FIRST_LOOK_UP,
+    LOOK_UP,
+    UNTAUGHT,
+    CORRECTED,
+    REFRESHED,
+    FASTER,
+    APART,
+    CERTAIN,
+    AS_SEEN,
+    FRAUD,
+    SHUFFLED,
+)
 SETS = (PAIRS, VALUES, HUMAN)
 COMPARED = (
     (CORRECTED, RAW),
@@ -51,11 +66,13 @@ COMPARED = (
     (CORRECTED, LOOK_UP),
     (CORRECTED, UNTAUGHT),
     (CORRECTED, SHUFFLED),
-    (SLOWER, RAW),
-    (SLOWER, UNTAUGHT),
+    (CORRECTED, APART),
+    (FASTER, RAW),
+    (FASTER, UNTAUGHT),
     (CERTAIN, RAW),
     (CERTAIN, UNTAUGHT),
     (UNTAUGHT, RAW),
+    (UNTAUGHT, PROMPT),
     (PROMPT, RAW),
 )
 

@@ -10,6 +10,12 @@ import msgspec
 import numpy as np
 
 from infra.app.app import App
+from infra.recipes.first_policy import first_policy
+from learner.learning import write_first_checkpoint
+from learner.policy import Policy
+from learner.prompts import prompt_text
+from learner.tokenizer import render_pointers
+from learner.warmup import warm_up
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.engine.searching import ExpandedQuery, Searcher
 from search_env.environments import Environment, ShuffledWaitingRewards
@@ -24,9 +30,10 @@ from search_env.serving.candidates import OpenGroup
 from storage.evaluation.measures import measure_run
 from streams.click_rewards import ClickRewardSettings
 from streams.events import Request
+from streams.pointers import is_selection
 from tests.direct_clicks.certain import CertainEnvironment
 from tests.direct_clicks.crowd import Averaged, Crowd, Lists
-from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on, untaught
+from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on
 from tests.drift.people import SHOWN
 from tests.drift.shop import Shop
 
@@ -44,13 +51,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes. updates: of each training; a group asks a query of its own. people: at least, who see each of its choices.
 
     explored: queries for which people see raw results and so many lists of random words before any policy exists, and
-    first_people: who see each of these lists. Queries that training asks are among them. held_out: queries of each
-    held-out set. dev: queries that choose the look-up's number of words.
+    first_people: who see each of these lists. Queries that training asks are among them. taught: queries whose clicks
+    teach the first policy to choose. held_out: queries of each held-out set. dev: queries that choose the look-up's
+    number of words.
     """
 
     updates: int = 40
     people: int = 24
     explored: int = 5_000
+    taught: int = 2_500
     lists: int = 2
     first_people: int = 12
     held_out: int = 500
@@ -60,14 +69,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Way(NamedTuple):
     """A way to reward. position: of `leser.clicks`. fraud: whether a client cheats. shuffled: the control.
 
-    certain: rewards without chance, as if everybody came. slower: divides the recipe's learning rate.
+    certain: rewards without chance, as if everybody came. slower: divides the recipe's learning rate. same_results: of
+    `leser.clicks`.
     """
 
     position: Literal["seen", "dcg"]
     fraud: bool = False
     shuffled: bool = False
     certain: bool = False
-    slower: float = 1.0
+    slower: float = 10.0
+    same_results: Literal["one", "apart"] = "one"
 
 
 class HeldOutSet(NamedTuple):
@@ -111,7 +122,11 @@ def environment_of(
     live = app.home.run(f"{run}-live")
     crowd = crowd_of(street, live, people=plan.people, fraud=way.fraud)
     settings = ClickRewardSettings(
-        live=live.name, impressions_min=plan.people, position=way.position, examination=tuple(examination)
+        live=live.name,
+        impressions_min=plan.people,
+        position=way.position,
+        examination=tuple(examination),
+        same_results=way.same_results,
     )
     environment = ClickedEnvironment(
         crowd,
@@ -137,10 +152,14 @@ def explored(street: Street, *, fraud: bool) -> list[ShownList]:
 
 
 class Taught(msgspec.Struct, frozen=True):
-    """The lessons of a log of clicks: words for its queries. examination: of ranks, relative to the first."""
+    """The lessons of a log of clicks: words for its queries. examination: of ranks, relative to the first.
+
+    wanted: by query id, the rows of the documents that people wanted.
+    """
 
     lessons: list[Lesson]
     examination: tuple[float, ...]
+    wanted: dict[str, list[int]]
 
     def memory(self, street: Street) -> Neighbours:
         """Return the look-up of the lessons."""
@@ -162,18 +181,49 @@ def taught(street: Street, shown: Sequence[ShownList], model: BiasModel) -> Taug
         bounds=ClientBounds(sources.click_pair_max, sources.click_lists_max),
     )
     teacher = Teacher(catalogue, settings.teacher, settings.retrieval)
-    lessons = []
+    lessons, wanted = [], {}
     for request in street.shop.requests("lessons", street.shop.day.queries, None):
         labels = found.labels.get(request.query, {})
         rows = sorted(catalogue.row_of[name] for name, (label, _) in labels.items() if label >= LABEL_MIN)
         query = Query(id=request.query_id, text=request.query)
+        wanted[query.id] = rows
         lessons.append(teacher.teach(query, request.context, np.array(rows, dtype=np.int64)))
-    return Taught(lessons, tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN]))
+    theta = tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN])
+    return Taught(lessons, theta, wanted)
 
 
-def begun(street: Street, run: str, memory: Neighbours) -> None:
-    """Make a policy that says half of the first words of its prompt, and was taught nothing else."""
-    untaught(street.app, street.app.home.run(run), street.shop, memory, street.seed)
+def begun(street: Street, run: str, first: Taught, memory: Neighbours) -> None:
+    """Make the first policy: it learns to choose the words that find what people clicked, and nothing else teaches it.
+
+    A query's own lesson is hidden from its prompt, as the recipe does.
+    """
+    app, settings = street.app, street.app.settings
+    folder = app.home.run(run)
+    texts = (f"{each.title} {each.text}" for each in street.shop.day.documents)
+    policy: Policy = first_policy(
+        settings.policy,
+        texts,
+        pointers=settings.prompts.pointers,
+        policies=app.home.policies,
+        run_dir=folder,
+        seed=street.seed,
+    )
+    asked = street.shop.requests(run, street.shop.day.queries[-street.plan.taught :], memory, hide_own=True)
+    teacher = Teacher(street.shop.catalogue, settings.teacher, settings.retrieval)
+    pairs = []
+    for request in asked:
+        query, rows = Query(id=request.query_id, text=request.query), first.wanted[request.query_id]
+        words = teacher.choose(query, request.context, np.array(rows, dtype=np.int64)).words
+        if words:
+            choices = choices_of(request.context) or ()
+            said = [place for place, choice in enumerate(choices, start=1) if choice in words]
+            prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
+            pairs.append((prompt, render_pointers(said)))
+    held = max(len(pairs) // 20, 1)
+    policy, _ = warm_up(
+        policy, pairs[held:], pairs[:held], settings.warmup, folder.warmup / "taught", is_valid=is_selection
+    )
+    write_first_checkpoint(folder.checkpoints, policy)
 
 
 def trained(
