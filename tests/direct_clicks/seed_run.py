@@ -103,7 +103,7 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
     beginning = f"{street.name}-beginning"
     yield
     if not (street.app.home.run(beginning).checkpoints / "CURRENT").exists():
-        begun(street, beginning, found, memory)
+        begun(street, beginning, memory)
     if UNTAUGHT not in result.arms:
         keep(PROMPT, _prompt_words(street, sets, memory))
         keep(FIRST_LOOK_UP, _look_up(street, sets, dev, memory, result, FIRST_LOOK_UP))

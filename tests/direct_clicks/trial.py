@@ -10,12 +10,6 @@ import msgspec
 import numpy as np
 
 from infra.app.app import App
-from infra.recipes.first_policy import first_policy
-from learner.learning import write_first_checkpoint
-from learner.policy import Policy
-from learner.prompts import prompt_text
-from learner.tokenizer import render_pointers
-from learner.warmup import warm_up
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.engine.searching import ExpandedQuery, Searcher
 from search_env.environments import Environment, ShuffledWaitingRewards
@@ -30,10 +24,9 @@ from search_env.serving.candidates import OpenGroup
 from storage.evaluation.measures import measure_run
 from streams.click_rewards import ClickRewardSettings
 from streams.events import Request
-from streams.pointers import is_selection
 from tests.direct_clicks.certain import CertainEnvironment
 from tests.direct_clicks.crowd import Averaged, Crowd, Lists
-from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on
+from tests.drift.arms import SUBSET_MAX, copy_checkpoints, learn_on, untaught
 from tests.drift.people import SHOWN
 from tests.drift.shop import Shop
 
@@ -51,15 +44,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes. updates: of each training; a group asks a query of its own. people: at least, who see each of its choices.
 
     explored: queries for which people see raw results and so many lists of random words before any policy exists, and
-    first_people: who see each of these lists. Queries that training asks are among them. taught: queries whose clicks
-    teach the first policy to choose. held_out: queries of each held-out set. dev: queries that choose the look-up's
-    number of words.
+    first_people: who see each of these lists. Queries that training asks are among them. held_out: queries of each
+    held-out set. dev: queries that choose the look-up's number of words.
     """
 
     updates: int = 40
     people: int = 24
     explored: int = 5_000
-    taught: int = 2_500
     lists: int = 2
     first_people: int = 12
     held_out: int = 500
@@ -152,14 +143,10 @@ def explored(street: Street, *, fraud: bool) -> list[ShownList]:
 
 
 class Taught(msgspec.Struct, frozen=True):
-    """The lessons of a log of clicks: words for its queries. examination: of ranks, relative to the first.
-
-    wanted: by query id, the rows of the documents that people wanted.
-    """
+    """The lessons of a log of clicks: words for its queries. examination: of ranks, relative to the first."""
 
     lessons: list[Lesson]
     examination: tuple[float, ...]
-    wanted: dict[str, list[int]]
 
     def memory(self, street: Street) -> Neighbours:
         """Return the look-up of the lessons."""
@@ -181,49 +168,23 @@ def taught(street: Street, shown: Sequence[ShownList], model: BiasModel) -> Taug
         bounds=ClientBounds(sources.click_pair_max, sources.click_lists_max),
     )
     teacher = Teacher(catalogue, settings.teacher, settings.retrieval)
-    lessons, wanted = [], {}
+    lessons = []
     for request in street.shop.requests("lessons", street.shop.day.queries, None):
         labels = found.labels.get(request.query, {})
         rows = sorted(catalogue.row_of[name] for name, (label, _) in labels.items() if label >= LABEL_MIN)
         query = Query(id=request.query_id, text=request.query)
-        wanted[query.id] = rows
         lessons.append(teacher.teach(query, request.context, np.array(rows, dtype=np.int64)))
     theta = tuple(float(np.clip(each, EXAMINATION_MIN, 1.0)) for each in found.theta[:SHOWN])
-    return Taught(lessons, theta, wanted)
+    return Taught(lessons, theta)
 
 
-def begun(street: Street, run: str, first: Taught, memory: Neighbours) -> None:
-    """Make the first policy: it learns to choose the words that find what people clicked, and nothing else teaches it.
+def begun(street: Street, run: str, memory: Neighbours) -> None:
+    """Make a policy that says half of the first words of its prompt, and was taught nothing else.
 
-    A query's own lesson is hidden from its prompt, as the recipe does.
+    A policy that learned to choose the words that find clicked documents was tried. On held-out pairs it was below raw
+    results (nDCG@10 .141 for .167, seed 0): the words are those of the few documents that people saw.
     """
-    app, settings = street.app, street.app.settings
-    folder = app.home.run(run)
-    texts = (f"{each.title} {each.text}" for each in street.shop.day.documents)
-    policy: Policy = first_policy(
-        settings.policy,
-        texts,
-        pointers=settings.prompts.pointers,
-        policies=app.home.policies,
-        run_dir=folder,
-        seed=street.seed,
-    )
-    asked = street.shop.requests(run, street.shop.day.queries[-street.plan.taught :], memory, hide_own=True)
-    teacher = Teacher(street.shop.catalogue, settings.teacher, settings.retrieval)
-    pairs = []
-    for request in asked:
-        query, rows = Query(id=request.query_id, text=request.query), first.wanted[request.query_id]
-        words = teacher.choose(query, request.context, np.array(rows, dtype=np.int64)).words
-        if words:
-            choices = choices_of(request.context) or ()
-            said = [place for place, choice in enumerate(choices, start=1) if choice in words]
-            prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
-            pairs.append((prompt, render_pointers(said)))
-    held = max(len(pairs) // 20, 1)
-    policy, _ = warm_up(
-        policy, pairs[held:], pairs[:held], settings.warmup, folder.warmup / "taught", is_valid=is_selection
-    )
-    write_first_checkpoint(folder.checkpoints, policy)
+    untaught(street.app, street.app.home.run(run), street.shop, memory, street.seed)
 
 
 def trained(
