@@ -51,6 +51,9 @@ WAYS = {
     CERTAIN: Way("dcg", certain=True),
     FASTER: Way("dcg", slower=1.0),
 }
+ONE_SEED = (CERTAIN, FASTER)
+"""Ways that are tried with the first seed alone."""
+
 RAW, PROMPT, FIRST_LOOK_UP, LOOK_UP = "raw", "prompt's words", "look-up, first clicks", "look-up, all clicks"
 UNTAUGHT, REFRESHED = "before GRPO", "clicks, corrected, newest look-up in its prompt"
 PAIRS, VALUES, HUMAN = "held-out value pairs", "held-out values", "human queries"
@@ -110,7 +113,7 @@ def run_seed(street: Street, sets: Mapping[str, HeldOutSet], dev: HeldOutSet, re
         keep(UNTAUGHT, served(beginning, memory))
         yield
     for arm, way in WAYS.items():
-        if arm in result.arms:
+        if arm in result.arms or (street.seed and arm in ONE_SEED):
             continue
         run = f"{street.name}-{arm.replace(' ', '-').replace(',', '')}"
         first = lessons.of(arm)

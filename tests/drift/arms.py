@@ -75,10 +75,13 @@ def try_words(shop: Shop, queries: Sequence[Query], *, people: int, seed: int) -
     return tried
 
 
-def untaught(app: App, folder: RunFolder, shop: Shop, memory: Neighbours, seed: int) -> None:
+def untaught(
+    app: App, folder: RunFolder, shop: Shop, memory: Neighbours, seed: int, *, share: float = FIRST_SHARE
+) -> None:
     """Make the first policy: it says some of the first words of its prompt, as the look-up would, and knows no word.
 
-    It is warmed up on prompts of the day before the first. No click chooses its answers.
+    It is warmed up on prompts of the day before the first. No click chooses its answers. share: the probability of each
+    word.
     """
     settings = app.settings
     texts = (
@@ -98,7 +101,7 @@ def untaught(app: App, folder: RunFolder, shop: Shop, memory: Neighbours, seed: 
     pairs = []
     for request in shop.requests("first", queries, memory):
         count = min(len(choices_of(request.context) or ()), FIRST_WORDS)
-        said = [number for number in range(1, count + 1) if random.random() < FIRST_SHARE]
+        said = [number for number in range(1, count + 1) if random.random() < share]
         prompt = prompt_text(policy.tokenizer, request.query, request.context, settings.prompts)
         pairs.append((prompt, render_pointers(said)))
     held = max(len(pairs) // 20, 1)
