@@ -40,7 +40,7 @@ from tests.drift.arms import written
 from tests.drift.shop import Shop
 
 CORRECTED, AS_SEEN, FRAUD, SHUFFLED = "clicks, corrected", "clicks, not corrected", "with fraud", "shuffled rewards"
-CERTAIN, FASTER = "corrected, as if everybody came", "corrected, at the recipe's learning rate"
+CERTAIN, FASTER = "corrected, as if everybody came", "corrected, three times the learning rate"
 APART = "corrected, same results apart"
 WAYS = {
     CORRECTED: Way("dcg"),
