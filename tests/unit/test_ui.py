@@ -406,9 +406,9 @@ def test_a_question_that_cannot_be_stopped_holds_only_other_sql(home: Path) -> N
 
         first = asyncio.ensure_future(sql(slow))
         await asyncio.sleep(0.2)
-        assert (await found.get("/api/overview?run=demo", headers=BEARER)).status == 200
         status, said = await sql("SELECT 1")
         assert status == 400 and "an earlier one still runs" in said["error"]
+        assert (await found.get("/api/overview?run=demo", headers=BEARER)).status == 200
         await first
         status, _ = await sql("SELECT 1")
         assert status == 200

@@ -1,5 +1,5 @@
 // Cards: one saved question each, with its chart or table, its data and its SQL.
-import { address, again, get, records } from "./api.js";
+import { address, again, get, records, rests } from "./api.js";
 import { chart } from "./chart.js";
 import { figure, h } from "./dom.js";
 import { table } from "./table.js";
@@ -25,6 +25,7 @@ export function card(question, words, values = {}) {
     ),
   );
   const refresh = async () => {
+    if (rests(question.name)) return;
     try {
       const answer = await get(`/api/ask/${question.name}`, values);
       again(question.name, answer.rest, refresh);
