@@ -65,6 +65,7 @@ class Ledgers:
         self._copy_share = COPY_PART * settings.share
         self._resting = Resting(settings.share, self._copies)
         self.busy = 0
+        self.answers_made = 0
         self._free = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.questions_at_once)
 
@@ -101,7 +102,12 @@ class Ledgers:
         key: names the answer. Raises UnknownRun, StorageError.
         """
         source = self.source(run)
-        return await self._resting.get((run, key), source.contents, ask)
+
+        def made() -> Awaitable[T]:
+            self.answers_made += 1
+            return ask()
+
+        return await self._resting.get((run, key), source.contents, made)
 
     async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> LedgerAnswer:
         """Ask one SELECT. Raises UnknownRun, StorageError."""

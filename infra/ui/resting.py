@@ -73,7 +73,12 @@ class Resting:
         async with self._locks.setdefault(key, asyncio.Lock()):
             now, kept = time.monotonic(), self._kept.get(key)
             if kept is None or (kept.state != state() and now >= kept.made + self._pace(now)):
-                kept = await self._ask(ask, state())
+                try:
+                    kept = await self._ask(ask, state())
+                except BaseException:
+                    if key not in self._kept:
+                        self._locks.pop(key, None)  # Questions that fail are not remembered.
+                    raise
             kept = kept._replace(asked=now)
             self._kept[key] = kept
             self._kept.move_to_end(key)

@@ -69,11 +69,6 @@ class LedgerSource:
             return f"Reading the run's log: {copy.segments_read} of {copy.segments} segments"
         return ""
 
-    def version(self) -> int:
-        """Return a number that rises when a live run has more to ask for; 0 if no sink holds the file."""
-        copy = self._copy
-        return 0 if copy is None else copy.version
-
     def contents(self) -> Hashable:
         """Return a value that changes when there is more to ask for. It costs two looks at the folder at most."""
         copy = self._copy

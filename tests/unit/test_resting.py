@@ -120,6 +120,10 @@ def test_those_who_ask_at_once_wait_for_one_answer_and_an_error_is_not_kept(desk
         with pytest.raises(ValueError, match="away"):
             await desk.resting.get("b", lambda: 0, fail)
         assert (await desk.get("b"))[0] == 2
+        for number in range(1_000):
+            with pytest.raises(ValueError, match="away"):
+                await desk.resting.get(number, lambda: 0, fail)
+        assert len(desk.resting._locks) <= KEPT
 
     asyncio.run(run())
 
