@@ -107,7 +107,7 @@ class Ledgers:
             self.answers_made += 1
             return ask()
 
-        return await self._resting.get((run, key), source.contents, made)
+        return await self._resting.get((run, key), source.contents, made, live=lambda: source.live)
 
     async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> LedgerAnswer:
         """Ask one SELECT. Raises UnknownRun, StorageError."""

@@ -1,8 +1,8 @@
 """Answers that rest: open pages and copies of live runs take a bounded share of the processor, however long the log is.
 
-An answer is given again as long as its log has not changed. When the log has changed, it rests until the answers that
-open pages use could all be made once more within the share. So all answers of a page are made anew at the same pace,
-and a second page makes both slower. What nobody has asked for before is made at once.
+An answer is given again as long as its log has not changed. When the log of a run that goes on has changed, it rests
+until the answers that open pages use could all be made once more within the share. So all answers of a page are made
+anew at the same pace, and a second page makes both slower. What nobody has asked for before is made at once.
 """
 
 from __future__ import annotations
@@ -65,14 +65,22 @@ class Resting:
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._locks: dict[Hashable, asyncio.Lock] = {}
 
-    async def get(self, key: Hashable, state: Callable[[], Hashable], ask: Callable[[], Awaitable[T]]) -> Rested:
+    async def get(
+        self,
+        key: Hashable,
+        state: Callable[[], Hashable],
+        ask: Callable[[], Awaitable[T]],
+        *,
+        live: Callable[[], bool] = lambda: True,
+    ) -> Rested:
         """Return the answer to a question: the one that is kept, if it is still true or rests.
 
-        state: gives what changes with the log. What `ask` raises is not kept.
+        state: gives what changes with the log. live: whether it changes all the time; answers about another log do not
+        rest. What `ask` raises is not kept.
         """
         async with self._locks.setdefault(key, asyncio.Lock()):
             now, kept = time.monotonic(), self._kept.get(key)
-            if kept is None or (kept.state != state() and now >= kept.made + self._pace(now)):
+            if kept is None or (kept.state != state() and (not live() or now >= kept.made + self._pace(now))):
                 try:
                     kept = await self._ask(ask, state())
                 except BaseException:
@@ -85,7 +93,7 @@ class Resting:
             while len(self._kept) > KEPT:
                 self._locks.pop(self._kept.popitem(last=False)[0], None)
             now = time.monotonic()
-            return Rested(kept.answer, max(kept.made + self._pace(now) - now, 0.0))
+            return Rested(kept.answer, max(kept.made + self._pace(now) - now, 0.0) if live() else 0.0)
 
     async def _ask(self, ask: Callable[[], Awaitable[Any]], state: Hashable) -> _Kept:
         spent: list[float] = []

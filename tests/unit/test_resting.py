@@ -86,6 +86,16 @@ def test_a_cheap_page_is_made_anew_soon_and_a_new_question_at_once(desk: Desk) -
     asyncio.run(run())
 
 
+def test_answers_about_a_run_that_has_ended_do_not_rest(desk: Desk) -> None:
+    async def run() -> None:
+        for number in range(1, 4):
+            found = await desk.resting.get("a", lambda: desk.log, lambda: desk._ask(5.0), live=lambda: False)
+            assert found == (number, 0.0)
+            desk.log += 1
+
+    asyncio.run(run())
+
+
 def test_answers_that_nobody_uses_any_more_take_nothing_from_the_others(desk: Desk) -> None:
     async def run() -> None:
         await desk.get("old", 10.0)
