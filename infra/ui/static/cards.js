@@ -10,7 +10,7 @@ export async function questions(page) {
 
 export function card(question, words, values = {}) {
   const body = h("div", {}, h("p", { className: "quiet" }, "Asking the ledger …"));
-  const wide = question.draw === "table" || question.draw === "multiples";
+  const wide = ["table", "multiples", "stack"].includes(question.draw);
   const element = h(
     "section",
     { className: `card${wide ? " wide" : ""}`, ariaLabel: question.title },
