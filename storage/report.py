@@ -15,6 +15,7 @@ from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation
 from storage.log import Log, open_log
 from storage.monitor.alerts import Alert, alerts_of
+from storage.monitor.edges import reach_of
 from storage.monitor.ledger_figures import ledger_figures
 from storage.monitor.limits import TimeShares, read_time_shares
 from storage.monitor.rules import built_in_rules
@@ -190,7 +191,9 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
             dev=_dev(log),
             comparisons=read_comparisons(log, digits=DIGITS),
             residual=sum(row.candidates - row.scored - row.failed - row.expired - row.waiting for row in accounting),
-            alerts=alerts_of(ledger_figures(log, staleness_max=staleness_max), built_in_rules()),
+            alerts=alerts_of(
+                ledger_figures(log, staleness_max=staleness_max, reach=reach_of(built_in_rules())), built_in_rules()
+            ),
             time=read_time_shares(log.rows),
         )
 

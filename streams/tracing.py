@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -80,6 +80,7 @@ class Tracing:
         self._run = run
         self._common = {"messaging.system": "kafka", "searchloop.run": run, "searchloop.stage": stage}
         self._waiting: OrderedDict[str, Received] = OrderedDict()
+        self._searches: OrderedDict[str, Headers] = OrderedDict()
         meter = meters.get_meter("searchloop")
         self._sent = meter.create_counter("messaging.client.sent.messages", "{message}")
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}")
@@ -101,6 +102,20 @@ class Tracing:
         span = self._span(f"send {topic}", within or self._empty, kind, **self._message("send", topic, key))
         span.end()
         return self._headers(span)
+
+    def told(self, topic: str, key: str) -> Headers:
+        """Add the span of a record about a search, and return the record's headers.
+
+        The first record with a key, the impression, begins the trace; what people do goes on with it, as long as the
+        search is among the newest.
+        """
+        begun = self._searches.get(key)
+        headers = self.sent(topic, key, within=self._read(begun) if begun is not None else None)
+        if begun is None:
+            self._searches[key] = headers
+            while len(self._searches) > WAITING_MAX:
+                self._searches.popitem(last=False)
+        return headers
 
     def answered(self, record: Received, topic: str, key: str, *, error: str = "") -> Headers:
         """Add the spans of a handled record and of its answer; return the answer's headers.
@@ -197,7 +212,10 @@ class Tracing:
 
     def _context(self, record: Received) -> Context:
         """Return the context in a record's headers; without a sound one, an empty context, which begins a trace."""
-        carrier: Mapping[str, str] = {name: value.decode(errors="replace") for name, value in record.headers}
+        return self._read(record.headers)
+
+    def _read(self, headers: Iterable[tuple[str, bytes]]) -> Context:
+        carrier: Mapping[str, str] = {name: value.decode(errors="replace") for name, value in headers}
         return self._propagator.extract(carrier, self._empty)
 
     def _link(self, context: Context) -> Link | None:

@@ -17,6 +17,7 @@ from streams.errors import SearchloopError
 from streams.kafka_settings import KafkaSettings
 from streams.spool import Spool, Spooled
 from streams.topics import topic_name
+from streams.tracing import current_tracing
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,15 @@ class Forwarder:
         if not records:
             return False
         outbox = Outbox(producer, self._run, stage="serve", settings=self._delivery)
+        tracing = current_tracing()
         for record in records:
+            topic = topic_name(self._run, record.kind)
             outbox.forward(
-                topic=topic_name(self._run, record.kind),
+                topic=topic,
                 partition=self._partition(record),
                 key=record.key,
                 value=record.value,
+                headers=tracing.told(topic, record.key.decode(errors="replace")) if tracing is not None else (),
             )
         outbox.flush()
         if self._left.is_set():

@@ -41,6 +41,7 @@ from streams.events import Context
 from streams.pseudonyms import Pseudonyms
 from streams.secrets import reveal
 from streams.spool import Spool
+from streams.tracing import traced
 
 if TYPE_CHECKING:
     from infra.app.settings import Settings
@@ -124,6 +125,7 @@ async def serve(
         metrics=ServeMetrics(),
     )
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(traced(app.settings.tracing, run=run, stage="serve"))
         ledgers = await stack.enter_async_context(opened(app, app.settings.ui)) if settings.pages else None
         try:
             forwarder.start()

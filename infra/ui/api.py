@@ -8,6 +8,7 @@ import csv
 import io
 import re
 import time
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,13 @@ from aiohttp import web
 
 from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui.alerts import states_of
 from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import grades, titles
 from infra.ui.ledgers import Ledgers
 from infra.ui.searching import SERVER
 from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
-from storage.questions.overview import measure_health
+from storage.questions.overview import BESIDE, measure_health
 from storage.questions.question import Question, saved_questions
 from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor
 from storage.questions.words import WORDS
@@ -46,7 +46,7 @@ TOTAL = "in_all"
 WHOLE = re.compile(r"-?[0-9]{1,11}")
 BEAT_SECONDS = 10.0
 LOOK_SECONDS = 0.25
-FILE_SECONDS = 2.0  # A file that no sink holds changes only when a run begins.
+LOOK_AGAIN_SECONDS = 2.5
 SORTS = ("", "best", "worst", "spread", "flat")
 
 
@@ -78,8 +78,8 @@ async def answer(request: web.Request) -> web.Response:
             content_type="text/csv",
             headers={"content-disposition": f'attachment; filename="{run}-{question.name}.csv"'},
         )
-    rested = await ledgers.resting.get(
-        (run, question.name, *sorted(given.items())), partial(ledgers.ask, run, question.sql, given)
+    rested = await ledgers.rested(
+        run, (question.name, *sorted(given.items())), partial(ledgers.ask, run, question.sql, given)
     )
     return _answered(request, run, rested.answer, began, rest=rested.rest)
 
@@ -102,18 +102,14 @@ async def overview(request: web.Request) -> web.Response:
     """Answer whether the loop learns, is healthy, and what limits it."""
     run = run_of(request)
     ledgers = request.app[LEDGERS]
-    found = await ledgers.resting.get(("overview", run), partial(ledgers.work, run, measure_health))
-    return json_answer({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
-
-
-async def alerts(request: web.Request) -> web.Response:
-    """Answer with the state of every alert rule at the end of the run's log."""
-    ledgers, run = request.app[LEDGERS], run_of(request)
-    ledgers.source(run)
-    found = await ledgers.resting.get(
-        ("alerts", run), lambda: ledgers.apart(partial(states_of, ledgers, ledgers.app.home.run(run)))
+    beside = {
+        name: (await ledgers.rested(run, (name,), partial(ledgers.ask, run, saved_questions()[name].sql))).answer
+        for name in BESIDE
+    }
+    found = await ledgers.rested(
+        run, "overview", partial(ledgers.work, run, lambda cursor: measure_health(cursor, beside))
     )
-    return json_answer({"alerts": found.answer, "rest": found.rest})
+    return json_answer({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
 
 
 async def evaluations(request: web.Request) -> web.Response:
@@ -195,7 +191,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
     await response.prepare(request)
-    seen: int | None = None
+    seen: Hashable = None
     told = (source.live, source.state)
     beat = asked = time.monotonic()
     ending = request.app[ENDING]
@@ -205,10 +201,9 @@ async def stream(request: web.Request) -> web.StreamResponse:
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
         while not ending.is_set():
             now = time.monotonic()
-            # A file that no sink holds is looked at now and then: it costs milliseconds.
-            changed = source.version() != seen if source.live else now - asked >= FILE_SECONDS
-            if changed:
-                asked, seen = now, source.version()
+            # To ask a run that goes on, now and then, shows whether it has ended meanwhile.
+            if source.contents() != seen or (source.live and now - asked >= LOOK_AGAIN_SECONDS):
+                asked, seen = now, source.contents()
                 for each in await ledgers.work(run, partial(news, cursor=cursor)):
                     cursor = each.cursor
                     await _send(response, each.kind, {"rows": each.rows}, show_cursor(cursor))

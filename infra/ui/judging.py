@@ -7,7 +7,6 @@ log counts it once. The id also tosses the sides (`storage.online.judgments`), s
 from __future__ import annotations
 
 import secrets
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from aiohttp import web
 from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import titles
 from infra.ui.ledgers import Ledgers, UnknownRun
+from infra.ui.resting import Rested
 from infra.ui.searching import NO_SERVER, SERVER
 from storage.errors import StorageError
 from storage.online.judgments import Judged, Side, read_judgments, verdict_of, version_is_left
@@ -58,7 +58,7 @@ async def judging(request: web.Request) -> web.Response:
     ready = await request.app[SERVER].ready()
     live = str(ready.get("run") or "")
     version = ready.get("policy") or await _decided(ledgers, live)
-    judged = await ledgers.resting.get(("judgments", live), partial(_judgments, ledgers, live))
+    judged = await _judgments(ledgers, live)
     done = {query for each in judged.answer if each.version == version for query in each.queries}
     found = [query for query in await _queries(ledgers, dict.fromkeys((live, run))) if query not in done]
     tallies = [msgspec.structs.replace(each, queries=[]) for each in judged.answer]
@@ -124,16 +124,15 @@ def events_of(given: GivenJudgment) -> list[dict[str, Any]]:
     return [*queries, verdict]
 
 
-async def _judgments(ledgers: Ledgers, run: str) -> list[Judged]:
+async def _judgments(ledgers: Ledgers, run: str) -> Rested:
     def found() -> list[Judged]:
         with ledgers.log(ledgers.app.home.run(run)) as log:
             return read_judgments(log, run)
 
     try:
-        ledgers.source(run)
-        return await ledgers.apart(found)
+        return await ledgers.rested(run, "judgments", lambda: ledgers.apart(found))
     except (UnknownRun, StorageError):
-        return []
+        return Rested([], 0.0)
 
 
 async def _decided(ledgers: Ledgers, run: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -14,7 +14,7 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.home import SETTINGS_FILE, RunFolder
-from infra.ui.resting import Resting
+from infra.ui.resting import Rested, Resting, spending
 from services.errors import ServiceError
 from storage.archive import ARCHIVE
 from storage.errors import StorageError
@@ -23,6 +23,7 @@ from storage.log import Log
 from storage.questions.asking import AskLimits, LedgerAnswer, Refusal, ask
 from storage.questions.settings import UiSettings
 from storage.questions.sources import LedgerSource
+from storage.questions.spending import Spending
 from streams.errors import SearchloopError
 from streams.kafka_settings import KafkaSettings
 from streams.topics import RUN_NAME
@@ -30,6 +31,7 @@ from streams.topics import RUN_NAME
 T = TypeVar("T")
 
 GRACE_SECONDS = 2.0
+COPY_PART = 0.6  # Of the share: that of the copies, which rest. Answers have the rest, and what copies leave.
 IDLE_SECONDS = 300.0
 """A copy of a live run that nobody has asked for so long is removed."""
 
@@ -59,8 +61,11 @@ class Ledgers:
         self.app = app
         self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
         self._sources: dict[str, tuple[LedgerSource, float]] = {}
-        self.resting = Resting()
+        self._copies = Spending()
+        self._copy_share = COPY_PART * settings.share
+        self._resting = Resting(settings.share, self._copies)
         self.busy = 0
+        self.answers_made = 0
         self._free = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.questions_at_once)
 
@@ -85,9 +90,24 @@ class Ledgers:
         if RUN_NAME.fullmatch(run) is None or not (self.app.home.runs / run).is_dir():
             names = ", ".join(line.run for line in self.runs()[:5]) or "none yet: run `searchloop demo` or `train`"
             raise UnknownRun(f"expected a run of {self.app.home.root}, got {run[:100]!r}. Its runs: {names}")
-        source = self._sources.get(run, (None, 0.0))[0] or LedgerSource(self.app.home.runs / run, run, self.kafka)
+        source = self._sources.get(run, (None, 0.0))[0] or LedgerSource(
+            self.app.home.runs / run, run, self.kafka, share=self._copy_share, spending=self._copies
+        )
         self._sources[run] = (source, time.monotonic())
         return source
+
+    async def rested(self, run: str, key: Hashable, ask: Callable[[], Awaitable[T]]) -> Rested:
+        """Return what a function finds about a run, or what it found when the log was the same, or not long ago.
+
+        key: names the answer. Raises UnknownRun, StorageError.
+        """
+        source = self.source(run)
+
+        def made() -> Awaitable[T]:
+            self.answers_made += 1
+            return ask()
+
+        return await self._resting.get((run, key), source.contents, made, live=lambda: source.live)
 
     async def ask(self, run: str, sql: str, parameters: Mapping[str, object] | None = None) -> LedgerAnswer:
         """Ask one SELECT. Raises UnknownRun, StorageError."""
@@ -130,7 +150,8 @@ class Ledgers:
         def counted() -> T:
             self.busy += 1
             try:
-                return work()
+                with spending():
+                    return work()
             finally:
                 self.busy -= 1
 

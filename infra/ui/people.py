@@ -29,16 +29,14 @@ class LivePeople(msgspec.Struct, frozen=True, kw_only=True):
 async def people(request: web.Request) -> web.Response:
     """Answer with versions, interleaved comparisons and drift of a run."""
     ledgers, run = request.app[LEDGERS], run_of(request)
-    ledgers.source(run)
-    found = await ledgers.resting.get(("people", run), lambda: ledgers.apart(partial(_people, ledgers, run)))
+    found = await ledgers.rested(run, "people", lambda: ledgers.apart(partial(_people, ledgers, run)))
     return json_answer({"people": found.answer, "rest": found.rest})
 
 
 async def ramp(request: web.Request) -> web.Response:
     """Answer with the state of the version that was decided on last; null without a decision."""
     ledgers, run = request.app[LEDGERS], run_of(request)
-    ledgers.source(run)
-    found = await ledgers.resting.get(("ramp", run), lambda: ledgers.apart(partial(_ramp, ledgers, run)))
+    found = await ledgers.rested(run, "ramp", lambda: ledgers.apart(partial(_ramp, ledgers, run)))
     return json_answer({"ramp": found.answer, "rest": found.rest})
 
 

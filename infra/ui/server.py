@@ -16,7 +16,7 @@ from aiohttp import web
 from infra.app.app import App
 from infra.app.doors import LOOPBACK, open_door
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui import api, judging, pages, people
+from infra.ui import alerts, api, judging, pages, people
 from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
@@ -109,7 +109,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     routes.add_get("/api/page/{page}", api.page)
     routes.add_get("/api/ask/{name}", api.answer)
     routes.add_get("/api/overview", api.overview)
-    routes.add_get("/api/alerts", api.alerts)
+    routes.add_get("/api/alerts", alerts.alerts)
     routes.add_get("/api/evaluations", api.evaluations)
     routes.add_get("/api/group", api.group)
     routes.add_get("/api/stream", api.stream)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -16,19 +14,19 @@ import pyarrow as pa
 
 from storage.errors import StorageError
 from storage.ledger import OFFLINE
+from storage.questions.scratch import spill_folder
 
 READING: dict[str, str | bool | int | float | list[str]] = {
     **OFFLINE,
     "enable_external_access": False,  # No files, no network, no other databases.
     "python_enable_replacements": False,  # No variables of this process.
     "lock_configuration": True,
-    # What does not fit into memory lies beside no file of the user's, and is bounded.
-    "temp_directory": str(Path(tempfile.gettempdir()) / f"searchloop-spill-{os.getpid()}"),
     "max_temp_directory_size": "2GiB",
 }
-"""The options of every connection on which people ask."""
+"""The options of every connection on which people ask, beside the folder for what does not fit into memory."""
 
 CHARACTERS_MAX = 10_000
+SPILL = "spill"
 ROWS_AT_ONCE = 256
 EXACT_MAX = 2**53  # Beyond it a page's numbers are not exact, so such a number becomes a text.
 
@@ -58,9 +56,19 @@ class Refusal(StorageError):
     """A question that is not asked, or not answered: what was expected, what came, what to do."""
 
 
-def reading_options(*, memory_mib: int = 1024, threads: int = 1) -> dict[str, str | bool | int | float | list[str]]:
-    """Return the options of a connection on which people ask, within a memory and a number of threads."""
-    return {**READING, "memory_limit": f"{memory_mib}MiB", "threads": threads}
+def reading_options(
+    *, memory_mib: int = 1024, threads: int = 1, spill: Path | None = None
+) -> dict[str, str | bool | int | float | list[str]]:
+    """Return the options of a connection on which people ask, within a memory and a number of threads.
+
+    spill: where what does not fit into memory lies; None for the folder of this process.
+    """
+    return {
+        **READING,
+        "memory_limit": f"{memory_mib}MiB",
+        "threads": threads,
+        "temp_directory": str((spill or spill_folder()) / SPILL),  # Beside no file of the user's.
+    }
 
 
 def connect_reading(path: Path) -> duckdb.DuckDBPyConnection:

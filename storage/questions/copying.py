@@ -1,37 +1,47 @@
 """A second ledger of a run whose sink holds the first: made from the archive, then kept current from Kafka.
 
-It has the same code and the same rows as the sink's. It lies in a scratch folder and is removed at the end; that of a
-killed process goes at the next start of pages (`scratch`). Nothing depends on it, and a page that starts anew makes it
-anew.
+It has the same code and the same rows as the sink's. A transaction costs much, whatever is in it. So the copy of a run
+that goes fast rests after each one, for as long as keeps it within its share of the processor, at most `PAUSE_SECONDS`.
+What a slow run writes is stored at once: the share that was not taken is kept, up to `BURST_SECONDS`.
+
+It lies in a scratch folder and is removed at the end; that of a killed process goes at the next start of pages
+(`scratch`). Nothing depends on it, and a page that starts anew makes it anew.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
 import duckdb
+from kafka import KafkaConsumer
 
 from storage.archive import ARCHIVE, find_segments, read_segment
 from storage.ledger import LEDGER, Partition, build_batch, read_positions, store_registered
-from storage.questions.asking import READING
+from storage.questions.asking import reading_options
 from storage.questions.scratch import Scratch
+from storage.questions.spending import Spending
 from storage.schema import migrate
 from streams.clients import connect_consumer, existing_topics, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, poll
 from streams.kafka_settings import KafkaSettings
+from streams.lag import end_offsets, records_behind
 from streams.records import Received
 from streams.topics import TOPICS, topic_name
 
 log = logging.getLogger(__name__)
 
 RECORDS_AT_ONCE = 512
-COPYING = {**READING, "memory_limit": "1GiB"}
+RECORDS_MAX = 4096  # In one transaction.
 WAIT_SECONDS = 0.5
+MORE_SECONDS = 0.02
+PAUSE_SECONDS = 5.0
+BURST_SECONDS = 0.3  # Of processor time.
 RETRY_SECONDS = 2.0
 RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.
 
@@ -43,8 +53,19 @@ class LiveCopy:
     it does not go on, or is "".
     """
 
-    def __init__(self, folder: Path, run: str, kafka: KafkaSettings | None) -> None:
-        """folder: of the run. kafka: None follows the archive alone, whose newest records may be a minute old."""
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        kafka: KafkaSettings | None,
+        *,
+        share: float = 1.0,
+        spending: Spending | None = None,
+    ) -> None:
+        """folder: of the run. kafka: None follows the archive alone, whose newest records may be a minute old.
+
+        share: of one core, that it may take when it has caught up. spending: counts what it takes.
+        """
         self.version = 0
         self.trouble = ""
         self.segments_read = 0
@@ -53,9 +74,13 @@ class LiveCopy:
         self._folder = folder
         self._run = run
         self._kafka = kafka
+        self._share = share
+        self._spending = spending or Spending()
         self._stop = threading.Event()
         self._scratch = Scratch()
-        self._connection = duckdb.connect(str(self._scratch.path / LEDGER), config=COPYING)
+        self._connection = duckdb.connect(
+            str(self._scratch.path / LEDGER), config=reading_options(spill=self._scratch.path)
+        )
         migrate(self._connection)
         self._read: set[Path] = set()
         self._thread = threading.Thread(target=self._follow, name=f"copy of {run}", daemon=True)
@@ -114,15 +139,38 @@ class LiveCopy:
             return
         stored = read_positions(self._connection)
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
+        ends = end_offsets(kafka, list(positions))
         consumer = connect_consumer(kafka, positions, client_id=f"{self._run}-ui", records_max=RECORDS_AT_ONCE)
         with closing(consumer):
+            saved, since = BURST_SECONDS, time.monotonic()
             while not self._stop.is_set():
+                began = time.thread_time()
                 follow_partitions(consumer, topics)
-                if records := poll(consumer, DeliverySettings(), timeout_seconds=WAIT_SECONDS):
+                if records := self._take(consumer):
                     self._store(records)
                 else:
                     self.trouble = ""
+                if not self.caught_up.is_set() and not records_behind(consumer, ends):
                     self.caught_up.set()
+                spent = time.thread_time() - began
+                self._spending.spend(spent)
+                now = time.monotonic()
+                saved, since = min(saved + self._share * (now - since), BURST_SECONDS) - spent, now
+                if not self.caught_up.is_set():
+                    saved = BURST_SECONDS  # To read the log once is no part of the share.
+                if saved < 0:
+                    saved = max(saved, -PAUSE_SECONDS * self._share)
+                    self._stop.wait(-saved / self._share)
+
+    def _take(self, consumer: KafkaConsumer) -> list[Received]:
+        """Return the records that have come by now, for one transaction."""
+        found = poll(consumer, DeliverySettings(), timeout_seconds=WAIT_SECONDS)
+        while found and len(found) < RECORDS_MAX and self.caught_up.is_set():
+            more = poll(consumer, DeliverySettings(), timeout_seconds=MORE_SECONDS)
+            if not more:
+                break
+            found += more
+        return found
 
     def _store(self, records: Sequence[Received]) -> None:
         batch = build_batch(records)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import duckdb
 import msgspec
 
-from storage.monitor.limits import read_time_shares
-from storage.questions.asking import ask
+from storage.monitor.limits import TimeShares, time_shares
+from storage.questions.asking import LedgerAnswer, ask
+from storage.questions.question import saved_questions
 
 Level = Literal["good", "warn", "bad", "unknown"]
 
@@ -74,13 +76,18 @@ NEWEST = """SELECT count(*) AS groups, sum(scored)::BIGINT AS scored, avg((score
     sum(valid_share * scored) / nullif(sum(scored), 0) AS valid
 FROM group_rewards WHERE step > (SELECT max(step) FROM group_rewards) - 20"""
 LETTERS = "SELECT count(*) AS letters FROM dead_letter"
-FATES = """SELECT coalesce(sum(candidates), 0)::BIGINT AS candidates, coalesce(sum(scored), 0)::BIGINT AS scored,
-    coalesce(sum(failed), 0)::BIGINT AS failed, coalesce(sum(expired), 0)::BIGINT AS expired,
-    coalesce(sum(waiting), 0)::BIGINT AS waiting, coalesce(max(uses_max), 0)::BIGINT AS uses FROM accounting"""
+FATES = ("candidates", "scored", "failed", "expired", "waiting")
+BESIDE = ("accounting", "time_by_stage")
+"""Saved questions whose answers the overview uses too. They cost most of it, and the page asks them anyway."""
 
 
-def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
-    """Return the overview of a run from its ledger. Raises Refusal."""
+def measure_health(connection: duckdb.DuckDBPyConnection, beside: Mapping[str, LedgerAnswer] | None = None) -> Health:
+    """Return the overview of a run from its ledger. Raises Refusal.
+
+    beside: answers to the questions `BESIDE`, by name; those that are missing are asked.
+    """
+    saved = saved_questions()
+    found = {name: (beside or {}).get(name) or ask(connection, saved[name].sql) for name in BESIDE}
     groups = _one(connection, GROUPS)["groups"]
     return Health(
         updates=_one(connection, UPDATES)["updates"],
@@ -89,9 +96,9 @@ def measure_health(connection: duckdb.DuckDBPyConnection) -> Health:
             _learns(ask(connection, DEV).dicts(), _one(connection, REWARDS)),
             _spread(_one(connection, NEWEST)),
             _letters(_one(connection, LETTERS)["letters"], groups),
-            _accounts(_one(connection, FATES)),
+            _accounts(found["accounting"].dicts()),
         ],
-        limit=_limit(connection),
+        limit=_limit(time_shares(found["time_by_stage"].dicts())),
     )
 
 
@@ -156,10 +163,13 @@ def _letters(letters: int, groups: int) -> Statement:
     return Statement(question="Is anything lost?", level=level, says=says, link="/sql?name=dead_letters")
 
 
-def _accounts(row: dict[str, Any]) -> Statement:
+def _accounts(splits: list[dict[str, Any]]) -> Statement:
+    """Return what became of the candidates of all splits."""
+    row = {name: sum(each[name] for each in splits) for name in FATES}
+    uses = max((each["most_gradients"] or 0 for each in splits), default=0)
     question, link = "What became of the candidates?", "/sql?name=accounting"
-    if row["uses"] > 1:
-        says = f"One group gave {row['uses']} gradients, and at most 1 is allowed. Run: searchloop verify"
+    if uses > 1:
+        says = f"One group gave {uses} gradients, and at most 1 is allowed. Run: searchloop verify"
         return Statement(question=question, level="bad", says=says, link=link)
     says = (
         f"Of {row['candidates']:,}: {row['scored']:,} scored, {row['failed']:,} failed, {row['expired']:,} too old, "
@@ -171,9 +181,8 @@ def _accounts(row: dict[str, Any]) -> Statement:
     )
 
 
-def _limit(connection: duckdb.DuckDBPyConnection) -> LimitStatement:
+def _limit(found: TimeShares | None) -> LimitStatement:
     """Return what limits the loop."""
-    found = read_time_shares(lambda sql: ask(connection, sql).dicts())
     if found is None:
         return LimitStatement(bound="unknown", says="Not known yet: a few more updates are needed to tell.")
     shares = {"generation": found.generation, "search": found.search, "learning": found.learner}

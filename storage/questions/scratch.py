@@ -1,4 +1,6 @@
-"""Folders for copies of live runs, in the system's temporary folder, and the removal of those whose process is dead.
+"""Folders for copies of live runs and for what questions put aside, in the system's temporary folder.
+
+Those whose process is dead are removed.
 
 A folder's process holds the lock of its mark, however it ends until then. A folder goes only if it is this user's, has
 our mark, and nobody holds that lock.
@@ -6,11 +8,13 @@ our mark, and nobody holds that lock.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
 import stat
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from streams.locks import take
@@ -36,6 +40,14 @@ class Scratch:
         """Remove the folder, as far as that is possible, and then give up the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._mark.close()
+
+
+@cache
+def spill_folder() -> Path:
+    """Return this process's folder for what questions put aside; it goes when the process ends."""
+    scratch = Scratch()
+    atexit.register(scratch.remove)
+    return scratch.path
 
 
 def remove_abandoned() -> list[Path]:

@@ -38,6 +38,14 @@ class UiSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     seconds_max: Annotated[
         float, msgspec.Meta(gt=0, le=3_600), describe("Time after which a question to the ledger is stopped.")
     ] = 20.0
+    share: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        describe(
+            "Share of one processor core that open pages and the copies of live runs may take over time. A smaller "
+            "value refreshes charts less often. A page that is opened is answered at once all the same."
+        ),
+    ] = 0.05
     questions_at_once: Annotated[
         int, msgspec.Meta(ge=1, le=64), describe("Questions that run at once; further ones wait.")
     ] = 2

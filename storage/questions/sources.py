@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 
+from storage.ledger import LEDGER
 from storage.log import open_file
 from storage.questions.asking import reading_options
 from storage.questions.copying import LiveCopy
+from storage.questions.spending import Spending
 from streams.kafka_settings import KafkaSettings
+
+LOOK_SECONDS = 2.0  # To see that a sink still holds a file takes 9 ms.
 
 
 class LedgerSource:
@@ -21,11 +27,22 @@ class LedgerSource:
     The file is opened for one question at a time, so that a sink can take it at any moment.
     """
 
-    def __init__(self, folder: Path, run: str, kafka: Callable[[], KafkaSettings | None]) -> None:
-        """folder: of the run. kafka: gives its broker, or None if none is known now."""
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        kafka: Callable[[], KafkaSettings | None],
+        *,
+        share: float = 1.0,
+        spending: Spending | None = None,
+    ) -> None:
+        """folder: of the run. kafka: gives its broker, or None if none is known now. share, spending: of a copy."""
         self._folder = folder
         self._run = run
         self._kafka = kafka
+        self._share = share
+        self._spending = spending or Spending()
+        self._looked = 0.0
         self._lock = threading.Lock()
         self._copy: LiveCopy | None = None
 
@@ -52,15 +69,25 @@ class LedgerSource:
             return f"Reading the run's log: {copy.segments_read} of {copy.segments} segments"
         return ""
 
-    def version(self) -> int:
-        """Return a number that rises when a live run has more to ask for; 0 if no sink holds the file."""
+    def contents(self) -> Hashable:
+        """Return a value that changes when there is more to ask for. It costs two looks at the folder at most."""
         copy = self._copy
-        return 0 if copy is None else copy.version
+        if copy is not None:
+            return ("copy", id(copy), copy.version)
+        found = []
+        for name in (LEDGER, f"{LEDGER}.wal"):
+            with contextlib.suppress(OSError):
+                about = (self._folder / name).stat()
+                found.append((name, about.st_mtime_ns, about.st_size, about.st_ino))
+        return ("file", *found)
 
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Give a cursor for one question. Raises StorageError if there is no log, or if it cannot be read."""
-        connection = open_file(self._folder, reading_options())
+        connection = None
+        if self._copy is None or time.monotonic() - self._looked >= LOOK_SECONDS:
+            connection = open_file(self._folder, reading_options())
+            self._looked = time.monotonic()
         if connection is not None:
             self._leave_copy()
             with connection:
@@ -68,7 +95,9 @@ class LedgerSource:
             return
         with self._lock:
             if self._copy is None:
-                self._copy = LiveCopy(self._folder, self._run, self._kafka())
+                self._copy = LiveCopy(
+                    self._folder, self._run, self._kafka(), share=self._share, spending=self._spending
+                )
             copy = self._copy
         with copy.cursor() as cursor:
             yield cursor

@@ -3,9 +3,11 @@
     python tests/benchmarks/page_share.py [--page rewards] [--seconds 120]
 
 The loop is `searchloop demo` on a small catalogue: a real Kafka and Elasticsearch, and the workers. A client does what
-an open page does: it listens to the stream of events, and on news it asks again for every chart of its page, then rests
-`--rest` times as long as that took (0 asks each second, as the pages do). Alerts are asked for when their own rest is
-over. Counted are processor seconds of `ui` and of all processes of the loop with its services, between two moments in
+an open page does: it listens to the stream of events, and on news it asks again for every chart of its page, at most
+once a second. What rests is asked for when its rest is over. `--rest` makes it wait so many times as long as a refresh
+took, which the pages do not do.
+
+Counted are processor seconds of `ui` and of all processes of the loop with its services, between two moments in
 mid-run. A browser's own time is not counted: it is usually another machine's.
 """
 
@@ -83,19 +85,21 @@ class PageClient:
                     self._changed.set()
 
     def _refresh(self) -> None:
-        """Ask again after news. What rests is asked for by the page's own timer when it has rested."""
+        """Ask again after news, at most once a second; what rests is asked for when it has rested."""
+        waiting: set[str] = set()  # Asked for by a timer of their own, also without news.
         while not self._ended:
-            self._changed.wait()
-            time.sleep(PAUSE_SECONDS)
-            self._changed.clear()
+            if self._changed.wait(PAUSE_SECONDS):
+                time.sleep(PAUSE_SECONDS)
+                self._changed.clear()
+                waiting = set(self._rests)
             began = time.monotonic()
-            for path, until in self._rests.items():
-                if path == "/api/alerts" and time.monotonic() < until:
-                    continue  # The page asks for alerts by their timer alone.
+            for path in [each for each in waiting if self._rests[each] <= began]:
                 with self._open(path) as answer:
                     rest = json.load(answer).get("rest", 0.0)
                 self.asked += 1
                 self._rests[path] = time.monotonic() + rest
+                if not rest:
+                    waiting.discard(path)
             time.sleep(min(self.rest * (time.monotonic() - began), REST_SECONDS_MOST))
 
 

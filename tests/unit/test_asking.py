@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from storage.ledger import LEDGER, build_batch, store_registered
-from storage.questions.asking import CHARACTERS_MAX, READING, AskLimits, Refusal, ask, connect_reading
+from storage.questions.asking import CHARACTERS_MAX, AskLimits, Refusal, ask, connect_reading, reading_options
 from storage.questions.examples import move_of, read_group
 from storage.schema import migrate
 from tests.shown_pages import in_log_order, whole_run, write_run
@@ -154,7 +154,7 @@ def test_a_result_moves_against_the_raw_ones(rank: int, was: int | None, move: s
 
 def test_a_batch_that_does_not_fit_leaves_nothing_and_the_connection_goes_on(tmp_path: Path) -> None:
     first, second = (build_batch(in_log_order([generation(n), reward(n)])) for n in (0, 1))
-    with duckdb.connect(str(tmp_path / "copy.duckdb"), config=dict(READING)) as connection:
+    with duckdb.connect(str(tmp_path / "copy.duckdb"), config=reading_options()) as connection:
         migrate(connection)
         wrong = {**first.tables, "no_such_table": first.tables["rewards"]}
         with pytest.raises(duckdb.Error):

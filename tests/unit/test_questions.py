@@ -14,7 +14,8 @@ from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.questions.asking import ask, connect_reading
 from storage.questions.question import read_question, saved_questions
-from streams.events import DeadLetter, Position
+from streams.events import DeadLetter, Event, Position
+from streams.records import Received
 from tests.shown_pages import in_log_order, whole_run, write_run
 from tests.stored_events import (
     RUN,
@@ -173,3 +174,45 @@ def test_late_clicks_and_bots_are_counted_by_reason(tmp_path: Path) -> None:
     assert late["median_hours_after"] == 30.0
     (bots,) = rows(folder, "live_bots")
     assert (bots["mark"], bots["searches"], bots["share"]) == ("too_fast", 9, pytest.approx(3 / 9))
+
+
+def two_lives() -> list[Received]:
+    """A learner goes to version 4 and dies; its next life begins at version 2, and goes another way to version 4."""
+    events: list[Event] = []
+    numbers = iter(range(1_000))
+    for lineage, first, last in (("a", 0, 4), ("b", 2, 4)):
+        for step in range(first, last):
+            begins = lineage == "b" and step == first
+            mine = range(next(numbers) * 4, 10**6)[:4]
+            for number in mine:
+                made = reward(number, step=step)
+                weights = policy(step, lineage="a" if begins else lineage)
+                events.append(
+                    msgspec.structs.replace(made, generation=msgspec.structs.replace(made.generation, policy=weights))
+                )
+            parent = policy(step, lineage="a" if begins else lineage)
+            events.append(update(step + 1, mine, parent=parent, lineage=lineage))
+            score = dev_score(step + 1)
+            events.append(msgspec.structs.replace(score, policy=policy(step + 1, lineage=lineage)))
+    return in_log_order(events)
+
+
+def test_a_life_that_was_lost_is_a_line_of_its_own(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, two_lives())
+    lines: dict[str, list[object]] = {}
+    for row in rows(folder, "dev_by_version"):
+        lines.setdefault(str(row["line"]).partition(",")[2], []).append((row["lineage"], row["step"]))
+    assert lines == {
+        "": [("a", 1), ("a", 2), ("b", 3), ("b", 4)],
+        " left behind: a": [("a", 3), ("a", 4)],
+    }
+    lines = {}
+    for row in rows(folder, "reward_by_version"):
+        lines.setdefault(str(row["line"]), []).append((row["lineage"], row["step"]))
+    assert lines == {"reward": [("a", 0), ("a", 1), ("a", 2), ("b", 3)], "left behind: a": [("a", 3)]}
+    groups = {row["step"]: row["groups"] for row in rows(folder, "advantage_spread")}
+    assert groups == {0: 4, 1: 4, 2: 8, 3: 4}, "version 2 wrote groups in both lives"
+    candidates = {row["step"]: row["candidates"] for row in rows(folder, "reward_spread")}
+    assert candidates == {step: 8 * count for step, count in ((0, 4), (1, 4), (2, 8), (3, 4))}
+    for name in ("shares", "text_length", "reward_parts"):
+        assert {row["step"] for row in rows(folder, name)} <= {0, 1, 2, 3}

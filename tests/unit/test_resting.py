@@ -1,85 +1,167 @@
-"""Answers that rest: what is expensive is asked seldom, what is cheap each time, and one answer serves all who wait."""
+"""Answers that rest: what open pages use is made anew within a share of the processor, and only if the log changed."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
 import infra.ui.resting
-from infra.ui.resting import KEPT, REST, Rested, Resting
+import storage.questions.spending
+from infra.ui.resting import KEPT, LEAST_SHARE, OVERHEAD_SECONDS, Resting, spending
+from storage.questions.spending import MEMORY_SECONDS, Spending
+
+SHARE = 0.05
 
 
-class Clock:
-    """A clock that questions move on."""
+class Desk:
+    """A clock, a log, and questions that take processor time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        self.log = 0
         self.asked = 0
-        monkeypatch.setattr(infra.ui.resting, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.used = 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now, thread_time=lambda: self.used)
+        monkeypatch.setattr(infra.ui.resting, "time", clock)
+        monkeypatch.setattr(storage.questions.spending, "time", clock)
+        self.copies = Spending()
+        self.resting = Resting(SHARE, self.copies)
 
-    async def ask(self, seconds: float) -> int:
+    async def get(self, key: object, cost: float = 1.0) -> tuple[object, float]:
+        return tuple(await self.resting.get(key, lambda: self.log, lambda: self._ask(cost)))
+
+    async def _ask(self, cost: float) -> int:
         self.asked += 1
         number = self.asked
         await asyncio.sleep(0)
-        self.now += seconds
+        with spending():
+            self.used += cost - OVERHEAD_SECONDS
         return number
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return Desk(monkeypatch)
 
 
-def test_an_answer_rests_twenty_times_as_long_as_it_took(clock: Clock) -> None:
+def test_an_answer_is_given_again_as_long_as_the_log_is_the_same(desk: Desk) -> None:
     async def run() -> None:
-        resting = Resting()
-        assert await resting.get("a", lambda: clock.ask(2.0)) == Rested(1, 2.0 * REST)
-        clock.now += 2.0 * REST - 1
-        assert await resting.get("a", lambda: clock.ask(2.0)) == Rested(1, 1.0)
-        assert (await resting.get("b", lambda: clock.ask(0.0))).answer == 2
-        clock.now += 1
-        assert (await resting.get("a", lambda: clock.ask(2.0))).answer == 3
+        await desk.get("a")
+        desk.now += 10_000
+        assert await desk.get("a") == (1, 0.0)
+        desk.log += 1
+        assert (await desk.get("a"))[0] == 2
 
     asyncio.run(run())
 
 
-def test_a_quick_answer_is_asked_anew_each_time(clock: Clock) -> None:
+def test_what_open_pages_use_is_made_anew_within_the_share(desk: Desk) -> None:
     async def run() -> None:
-        resting = Resting()
-        assert [(await resting.get("a", lambda: clock.ask(0.05))) for _ in range(3)] == [
-            Rested(n, 0.0) for n in (1, 2, 3)
-        ]
+        for name, cost in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
+            await desk.get(name, cost)
+        began, used = desk.now, desk.used
+        while desk.now < began + 1_000:
+            desk.now += 1
+            desk.log += 1
+            for name, cost in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
+                await desk.get(name, cost)
+        spent = desk.used - used
+        assert 0.8 * SHARE <= spent / 1_000 <= SHARE
+        assert desk.asked == pytest.approx(3 * (1 + 1_000 * SHARE), abs=4), "no answer is forgotten for another one"
 
     asyncio.run(run())
 
 
-def test_those_who_ask_at_once_wait_for_one_answer_and_an_error_is_not_kept(clock: Clock) -> None:
+def test_a_cheap_page_is_made_anew_soon_and_a_new_question_at_once(desk: Desk) -> None:
+    async def run() -> None:
+        assert (await desk.get("a", 0.05))[1] == pytest.approx(0.05 / SHARE)
+        desk.now, desk.log = desk.now + 0.5, 1
+        answer, rest = await desk.get("a", 0.05)
+        assert (answer, rest) == (1, pytest.approx(0.5))
+        assert (await desk.get("b", 5.0))[0] == 2
+
+    asyncio.run(run())
+
+
+def test_answers_about_a_run_that_has_ended_do_not_rest(desk: Desk) -> None:
+    async def run() -> None:
+        for number in range(1, 4):
+            found = await desk.resting.get("a", lambda: desk.log, lambda: desk._ask(5.0), live=lambda: False)
+            assert found == (number, 0.0)
+            desk.log += 1
+
+    asyncio.run(run())
+
+
+def test_answers_that_nobody_uses_any_more_take_nothing_from_the_others(desk: Desk) -> None:
+    async def run() -> None:
+        await desk.get("old", 10.0)
+        desk.now += 10_000
+        assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / SHARE)
+
+    asyncio.run(run())
+
+
+def test_what_copies_take_is_taken_from_the_answers_except_for_a_part(desk: Desk) -> None:
+    async def run() -> None:
+        for _ in range(3_000):  # 0.03 of a core, for longer than is remembered.
+            desk.now += 0.1
+            desk.copies.spend(0.003)
+        assert desk.copies.rate() == pytest.approx(0.03, rel=0.05)
+        assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / 0.02, rel=0.1)
+        desk.copies.spend(100.0)
+        assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / (LEAST_SHARE * SHARE))
+        desk.now += 20 * MEMORY_SECONDS
+        assert desk.copies.rate() < 1e-6
+
+    asyncio.run(run())
+
+
+def test_those_who_ask_at_once_wait_for_one_answer_and_an_error_is_not_kept(desk: Desk) -> None:
     async def fail() -> int:
         raise ValueError("away")
 
     async def run() -> None:
-        resting = Resting()
-        found = await asyncio.gather(*(resting.get("a", lambda: clock.ask(1.0)) for _ in range(5)))
-        assert [each.answer for each in found] == [1] * 5
+        found = await asyncio.gather(*(desk.get("a") for _ in range(5)))
+        assert [each[0] for each in found] == [1] * 5
         with pytest.raises(ValueError, match="away"):
-            await resting.get("b", fail)
-        assert (await resting.get("b", lambda: clock.ask(1.0))).answer == 2
+            await desk.resting.get("b", lambda: 0, fail)
+        assert (await desk.get("b"))[0] == 2
+        for number in range(1_000):
+            with pytest.raises(ValueError, match="away"):
+                await desk.resting.get(number, lambda: 0, fail)
+        assert len(desk.resting._locks) <= KEPT
 
     asyncio.run(run())
 
 
-def test_a_bounded_number_is_kept(clock: Clock) -> None:
+def test_a_bounded_number_is_kept(desk: Desk) -> None:
     async def run() -> None:
-        resting = Resting()
         for number in range(KEPT + 1):
-            await resting.get(number, lambda: clock.ask(100.0))
-        clock.now = 1000.0
-        before = clock.asked
-        await resting.get(KEPT, lambda: clock.ask(1.0))
-        assert clock.asked == before
-        await resting.get(0, lambda: clock.ask(1.0))
-        assert clock.asked == before + 1
+            await desk.get(number)
+        before = desk.asked
+        await desk.get(KEPT)
+        assert desk.asked == before
+        await desk.get(0)
+        assert desk.asked == before + 1
+
+    asyncio.run(run())
+
+
+def test_the_work_in_a_thread_is_counted() -> None:
+    def work() -> int:
+        with spending():
+            began = time.thread_time()
+            while time.thread_time() - began < 0.05:
+                pass
+        return 1
+
+    async def run() -> None:
+        resting = Resting(SHARE)
+        answer, rest = await resting.get("a", lambda: 0, lambda: asyncio.to_thread(work))
+        assert answer == 1 and rest > 0.05 / SHARE / 2
 
     asyncio.run(run())

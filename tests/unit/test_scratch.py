@@ -77,3 +77,34 @@ def test_a_folder_that_is_just_being_made_stays(folder: Path) -> None:
     making.mkdir()
     (making / f"{MARK}.making").write_bytes(SAYS)
     assert remove_abandoned() == [] and making.exists()
+
+
+SPILLING = """
+import sys
+from pathlib import Path
+import duckdb
+from storage.questions.asking import reading_options
+connection = duckdb.connect(config=reading_options(memory_mib=40))
+connection.execute("CREATE TABLE big AS SELECT range AS n, repeat(hash(range)::VARCHAR, 8) AS text FROM range(600_000)")
+folder = Path(reading_options()["temp_directory"])
+print(folder, len(list(folder.iterdir())), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None])
+def test_what_questions_put_aside_goes_with_their_process_or_after_it(folder: Path, number: int | None) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SPILLING], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdin is not None
+    path, files = process.stdout.readline().split()
+    assert int(files) > 0 and Path(path).is_relative_to(folder)
+    assert remove_abandoned() == [] and Path(path).exists()
+    if number is None:
+        process.stdin.close()
+    else:
+        process.send_signal(number)
+    process.wait()
+    assert remove_abandoned() == ([] if number is None else [Path(path).parent])
+    assert list(folder.iterdir()) == []

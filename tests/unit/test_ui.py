@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from infra.app.app import App
 from infra.app.home import Home
+from infra.ui.answers import LEDGERS
 from infra.ui.guarding import COOKIE, POLICY, cookie_name
 from infra.ui.ledgers import Ledgers
 from infra.ui.pages import HIDDEN, PAGES, files, frame
@@ -406,9 +407,9 @@ def test_a_question_that_cannot_be_stopped_holds_only_other_sql(home: Path) -> N
 
         first = asyncio.ensure_future(sql(slow))
         await asyncio.sleep(0.2)
-        assert (await found.get("/api/overview?run=demo", headers=BEARER)).status == 200
         status, said = await sql("SELECT 1")
         assert status == 400 and "an earlier one still runs" in said["error"]
+        assert (await found.get("/api/overview?run=demo", headers=BEARER)).status == 200
         await first
         status, _ = await sql("SELECT 1")
         assert status == 200
@@ -438,3 +439,24 @@ def test_a_body_in_two_parts_is_one_body_and_parameters_are_an_object(home: Path
 )
 def test_what_another_page_fetches_is_refused(headers: dict[str, str], home: Path) -> None:
     assert get(home, "/api/search?query=mug", headers=headers)[0] == 403
+
+
+def test_an_answer_is_made_anew_when_the_log_has_more_and_not_before(tmp_path: Path) -> None:
+    records = whole_run(24)
+    folder = write_run(tmp_path, records[: len(records) // 2])
+
+    async def run(found: TestClient) -> None:
+        async def ask(path: str) -> Any:
+            return await (await found.get(f"{path}?run=demo", headers=BEARER)).json()
+
+        ledgers = found.app[LEDGERS]
+        before, asked = await ask("/api/overview"), ledgers.answers_made
+        assert await ask("/api/overview") | {"rest": 0} == before | {"rest": 0} and ledgers.answers_made == asked
+        with Sink(folder / LEDGER) as sink:
+            sink.write(records)
+        while (now := await ask("/api/overview"))["health"]["groups"] != 24:
+            assert now["health"] == before["health"], "an answer is whole, of before or of now"
+            await asyncio.sleep(min(now["rest"], 0.2))
+        assert ledgers.answers_made > asked
+
+    asked(tmp_path, run)

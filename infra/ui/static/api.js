@@ -31,11 +31,16 @@ async function read(response) {
   return body;
 }
 
-// An answer that rests is asked for again when it has rested, so that the last records of a run appear too.
+// An answer that rests is asked for again when it has rested, and not before: the server would give the same one.
 const resting = new Map();
 export function again(key, rest, refresh) {
-  clearTimeout(resting.get(key));
-  if (rest > 0) resting.set(key, setTimeout(refresh, 1000 * rest + 200));
+  clearTimeout(resting.get(key)?.timer);
+  if (rest > 0) resting.set(key, { until: Date.now() + 1000 * rest, timer: setTimeout(refresh, 1000 * rest + 200) });
+  else resting.delete(key);
+}
+
+export function rests(key) {
+  return Date.now() < (resting.get(key)?.until ?? 0);
 }
 
 export function records(answer) {

@@ -1,5 +1,5 @@
 // Cards: one saved question each, with its chart or table, its data and its SQL.
-import { address, again, get, records } from "./api.js";
+import { address, again, get, records, rests } from "./api.js";
 import { chart } from "./chart.js";
 import { figure, h } from "./dom.js";
 import { table } from "./table.js";
@@ -10,7 +10,7 @@ export async function questions(page) {
 
 export function card(question, words, values = {}) {
   const body = h("div", {}, h("p", { className: "quiet" }, "Asking the ledger …"));
-  const wide = question.draw === "table" || question.draw === "multiples";
+  const wide = ["table", "multiples", "stack"].includes(question.draw);
   const element = h(
     "section",
     { className: `card${wide ? " wide" : ""}`, ariaLabel: question.title },
@@ -25,6 +25,7 @@ export function card(question, words, values = {}) {
     ),
   );
   const refresh = async () => {
+    if (rests(question.name)) return;
     try {
       const answer = await get(`/api/ask/${question.name}`, values);
       again(question.name, answer.rest, refresh);

@@ -108,7 +108,7 @@ function plot(question, shape, width, height) {
     cursor: { focus: { prox: 24 }, points: { size: 7 } },
     axes: [
       { ...axis, label: time ? "hour (UTC)" : label(question.x), labelSize: 18, labelFont: "12px system-ui", size: 36 },
-      { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (share ? `${Math.round(100 * tick)} %` : short(tick))) },
+      { ...axis, size: (_, labels) => 24 + 7 * Math.max(3, ...(labels ?? []).map((each) => each.length)), values: (_, ticks) => ticks.map((tick) => (share ? `${Math.round(100 * tick)} %` : short(tick))) },
     ],
     series: [
       { label: time ? "hour" : label(question.x) },
@@ -120,12 +120,13 @@ function plot(question, shape, width, height) {
         dash: kind.behind || kind.edge ? [] : DASHES[kind.number % 6],
         paths: kind.dots ? () => null : undefined,
         points: { show: kind.dots || shape.xs.length < 2, size: 4, fill: colour(kind.number) + "66", stroke: "transparent" },
-        fill: question.draw === "stack" ? colour(kind.number) + "55" : undefined,
+        fill: question.draw === "stack" && kind.number === 0 ? colour(kind.number) + "55" : undefined,
         spanGaps: true,
         value: (_, value) => figure(value, question.unit),
       })),
     ],
-    bands: shape.kinds.flatMap((kind, at) => (kind.band ? [{ series: [at, at + 1], fill: colour(kind.number) + "2a" }] : [])),
+    // The parts of a stack are filled down to the next one, so each keeps its colour.
+    bands: question.draw === "stack" ? shape.kinds.slice(0, -1).map((kind, at) => ({ series: [at + 1, at + 2], fill: colour(kind.number) + "55" })) : shape.kinds.flatMap((kind, at) => (kind.band ? [{ series: [at, at + 1], fill: colour(kind.number) + "2a" }] : [])),
   };
 }
 

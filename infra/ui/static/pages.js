@@ -1,5 +1,5 @@
 // One function for each page: it fills the page, and returns the function that brings it up to date.
-import { address, again, get, post, records } from "./api.js";
+import { address, again, get, post, records, rests } from "./api.js";
 import { card, questions } from "./cards.js";
 import { colour, figure, h, own, visible } from "./dom.js";
 import { judging } from "./judging.js";
@@ -21,7 +21,6 @@ export async function overview(main) {
   const result = h("div");
   const alerts = h("div");
   main.append(place, alerts, result);
-  showAlerts(alerts);
   const refresh = await charts(main, "overview");
   get("/api/evaluations").then(
     (judged) => result.append(...judged.evaluations.map(evaluation)),
@@ -29,6 +28,7 @@ export async function overview(main) {
   );
   const LEVELS = { good: "good", warn: "look", bad: "problem", unknown: "not known" };
   const statements = async () => {
+    if (rests("overview")) return;
     const { health, state, rest } = await get("/api/overview");
     again("overview", rest, statements);
     const { limit } = health;
@@ -46,12 +46,13 @@ export async function overview(main) {
     );
   };
   return async () => {
-    await Promise.all([refresh(), statements()]);
+    await Promise.all([refresh(), statements(), showAlerts(alerts)]);
   };
 }
 
 // The rules that fire now, each with the question behind it. They come after the rest of the page: they cost more.
 async function showAlerts(place) {
+  if (rests("alerts")) return;
   try {
     const { alerts, rest } = await get("/api/alerts");
     again("alerts", rest, () => showAlerts(place));

@@ -1,5 +1,5 @@
 // What people get and do: a version's ramp, versions with intervals that hold at any time, comparisons, and drift.
-import { address, again, get } from "./api.js";
+import { address, again, get, rests } from "./api.js";
 import { chart } from "./chart.js";
 import { figure, h, own, visible } from "./dom.js";
 import { table } from "./table.js";
@@ -13,6 +13,7 @@ function asked(title, says, path, draw) {
   const body = h("div", {}, h("p", { className: "quiet" }, "Asking the ledger …"));
   const element = h("section", { className: "card wide", ariaLabel: title }, h("h2", {}, title), h("p", { className: "quiet" }, says), body);
   const refresh = async () => {
+    if (rests(path)) return;
     try {
       const answer = await get(path);
       again(path, answer.rest, refresh);

@@ -11,4 +11,6 @@
 -- link: /examples?step={step}
 SELECT step, quantile_cont(reward, .5) AS median, quantile_cont(reward, .1) AS p10, quantile_cont(reward, .9) AS p90,
     count(reward) AS candidates
-FROM first_outcomes WHERE status = 'scored' GROUP BY step ORDER BY step
+FROM first_outcomes WHERE status = 'scored'
+    AND ((run, lineage, step) IN (FROM surviving_versions) OR NOT EXISTS (FROM surviving_versions))
+GROUP BY step ORDER BY step

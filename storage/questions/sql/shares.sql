@@ -9,9 +9,11 @@
 -- unit: share
 -- says: The share of texts in the right format, and of groups whose rewards are all equal, which give no gradient.
 -- link: /examples?step={step}&sort=flat
-WITH binned AS (
+WITH kept AS (
+    SELECT * FROM group_rewards WHERE ((run, lineage, step) IN (FROM surviving_versions) OR NOT EXISTS (FROM surviving_versions))
+), binned AS (
     SELECT step // width * width AS step, sum(valid_share * scored) / nullif(sum(scored), 0) AS valid,
         avg(flat::INTEGER) AS flat
-    FROM group_rewards, (SELECT greatest(1, max(step) // 2000) AS width FROM group_rewards) GROUP BY ALL
+    FROM kept, (SELECT greatest(1, max(step) // 2000) AS width FROM kept) GROUP BY ALL
 )
 SELECT step, unnest(['valid', 'without spread']) AS what, unnest([valid, flat]) AS share FROM binned ORDER BY what, step
