@@ -380,6 +380,8 @@ def _trouble(outcome: ImpressionOutcome, index: str) -> str:
     propensity = seen.action_propensity
     if propensity is None or not 0 < propensity <= 1:
         return f"expected a propensity in (0, 1], got {propensity}"
+    if not all(0 <= each <= 1 for each in seen.offered.values()):  # NaN is refused, too.
+        return "the probability of a choice is outside [0, 1]"
     if abs(math.fsum(seen.offered.values()) - 1) > SUM_TOLERANCE:
         return "the probabilities of its choices do not sum to 1"
     if abs(seen.offered.get(seen.policy, 0.0) - propensity) > SUM_TOLERANCE:

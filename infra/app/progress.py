@@ -19,11 +19,11 @@ LINE_SECONDS = 10.0
 @contextmanager
 def progress() -> Iterator[Report]:
     """Give a function that shows progress on standard error; standard output stays for results."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)  # Names from a log or a catalogue are no markup.
     if not sys.stderr.isatty():
         yield plain_lines(lambda line: console.print(line, highlight=False, soft_wrap=True))
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, refresh_per_second=4) as bars:
 

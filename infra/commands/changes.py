@@ -47,7 +47,7 @@ def show_changes(app: App, run_name: str, *, as_json: bool) -> None:
         table.add_row(
             printable(change.impression_id), printable(change.field), _said(change.before), _said(change.after)
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     click.echo(", ".join(f"{field}: {count:,}" for field, count in found.by_field.items()))
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from infra.app.app import App
+from infra.commands.options import NumberRange
 from storage.errors import EvaluationError
 from storage.offpolicy.estimators import Estimate
 from storage.offpolicy.versions import ESTIMATORS, VersionValue, evaluate_versions
@@ -16,6 +17,7 @@ from storage.online.interleaving import Duel, Foretold, foretold, read_duels
 from storage.report_text import printable
 
 HOUR_MS = 3_600_000
+WINDOW_HOURS_MAX = 1_000_000  # More than a century.
 RAW_NAME = "raw results"
 
 
@@ -34,7 +36,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 @click.command()
 @click.option("--run", "run_name", default="live", show_default=True, help="Run of the live traffic.")
 @click.option(
-    "--window", type=click.FloatRange(min=0.01), help="Length of windows of time in hours. Default: all time."
+    "--window",
+    type=NumberRange(0.01, WINDOW_HOURS_MAX),
+    help="Length of windows of time in hours. Default: all time.",
 )
 @click.option(
     "--segment",
@@ -104,7 +108,7 @@ def _show(found: Comparison) -> None:
         f"{found.run}: {found.impressions:,} impressions with propensities"
         + (f"; left out: {left_out}" * bool(left_out))
     )
-    console = Console()
+    console = Console(markup=False)
     if found.trouble:
         click.echo(found.trouble)
     for part in dict.fromkeys(each.part for each in found.versions):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any, NoReturn
@@ -11,6 +12,18 @@ import msgspec
 from click.core import ParameterSource
 
 from infra.app.renamed import arm_name
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers that NaN, which is neither too small nor too large, is no part of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; a UsageError says what the range is."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

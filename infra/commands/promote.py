@@ -15,7 +15,7 @@ from rich.table import Table
 from infra.app.app import App
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report, progress
-from infra.commands.options import as_one, fields, need
+from infra.commands.options import NumberRange, as_one, fields, need
 from storage.report_text import printable
 from streams.stopping import Stop
 
@@ -36,7 +36,11 @@ action_options = as_one(
     click.option("--once", is_flag=True, help="Look once and take the step that follows, for a scheduler of your own."),
     click.option("--hold", is_flag=True, help="Stay at the share of now until --go-on."),
     click.option("--go-on", is_flag=True, help="Go on with a ramp that is held."),
-    click.option("--roll-back", is_flag=True, help="Take the version away from people at once."),
+    click.option(
+        "--roll-back",
+        is_flag=True,
+        help="Take the version away from people at once. With VERSION: that one, also if it is only explored.",
+    ),
     click.option("--why", is_flag=True, help="Show every decision with its reason and figures; no service is needed."),
 )
 
@@ -68,7 +72,7 @@ held_out_options = as_one(
 @action_options
 @held_out_options
 @click.option(
-    "--every", type=click.FloatRange(0.1, 86_400), default=60, show_default=True, help="Seconds between two looks."
+    "--every", type=NumberRange(0.1, 86_400), default=60, show_default=True, help="Seconds between two looks."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 @click.pass_context
@@ -98,23 +102,24 @@ def promote(
       searchloop promote 1-a1b2c3-000040 --queries judged.jsonl --qrels qrels.tsv
       searchloop promote --why
       searchloop promote --roll-back
+      searchloop promote 1-a1b2c3-000040 --roll-back
     """
     app: App = context.obj
     given = [name for name, value in msgspec.structs.asdict(action).items() if value]
-    if len(given) > 1 or (version and given and given != ["once"]):
+    if len(given) > 1 or (version and given and given not in (["once"], ["roll_back"])):
         raise click.UsageError("expected a version, or one of --hold, --go-on, --roll-back, --why, --once; got several")
     if version is None:
         need(context, fields(HeldOutOptions), "VERSION")
     if action.why:
         _why(app, run_name, as_json)
         return
-    from infra.promotion.promoting import Person, by_person, follow, following, look
+    from infra.promotion.promoting import Person, by_person, follow, following, look, withdraw
 
     stop = Stop()
     with progress() as report, app.running_services(report) as running, interrupts(stop):
         if action.hold or action.go_on or action.roll_back:
             what: Person = "hold" if action.hold else "go on" if action.go_on else "roll back"
-            decision = by_person(running, run_name, what)
+            decision = withdraw(running, run_name, version) if version else by_person(running, run_name, what)
             _say(decision, as_json)
             return
         with following(running, run_name):
@@ -152,7 +157,7 @@ def _begin(app: App, run: str, version: str, held_out: HeldOutOptions, way: _Way
     from infra.promotion.ranking import judge_held_out
 
     given = read_judged(held_out.queries, held_out.qrels)
-    if ramp_of(app, run, version) in ("ramping", "held"):
+    if ramp_of(app, run, version) in ("ramping", "held", "serves"):
         return True
     if needs_gate(app, run, version):
         verdict = judge_held_out(
@@ -214,4 +219,4 @@ def _why(app: App, run: str, as_json: bool) -> None:
             printable(row["reason"]),
             figures,
         )
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -15,7 +16,7 @@ from rich.table import Table
 from infra.app.app import App
 from infra.app.progress import progress
 from infra.commands.judged import judged_options
-from infra.commands.options import as_one
+from infra.commands.options import NumberRange, as_one
 from storage.report_text import printable
 
 if TYPE_CHECKING:
@@ -47,13 +48,9 @@ crowd_options = as_one(
     click.option(
         "--impressions", type=click.IntRange(1, 10_000_000), default=1_000, show_default=True, help="Searches."
     ),
-    click.option(
-        "--rate", type=click.FloatRange(0.1, 10_000), default=20, show_default=True, help="Searches a second."
-    ),
+    click.option("--rate", type=NumberRange(0.1, 10_000), default=20, show_default=True, help="Searches a second."),
     click.option("--clients", type=click.IntRange(1, 10_000_000), default=200, show_default=True, help="People."),
-    click.option(
-        "--bots", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of searches by bots."
-    ),
+    click.option("--bots", type=NumberRange(0, 1), default=0.0, show_default=True, help="Share of searches by bots."),
     click.option("--size", type=click.IntRange(1, 100), default=10, show_default=True, help="Results of a search."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of people and clicks."),
 )
@@ -67,14 +64,14 @@ crowd_options = as_one(
 @click.option("--into", metavar="RUN", help="Write the searches into this new run, without a server.")
 @click.option(
     "--explore",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.2,
     show_default=True,
     help="With --into: share of searches that show other lists than the raw one.",
 )
 @click.option(
     "--fraud",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.0,
     show_default=True,
     help="With --into: share of searches by a client that clicks one seller's products everywhere.",
@@ -88,7 +85,7 @@ crowd_options = as_one(
 @click.option("--days", type=click.IntRange(1, 1_000), default=5, show_default=True, help="With --world: days.")
 @click.option(
     "--changed",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.05,
     show_default=True,
     help="With --world: share of products, sellers' words and demand that changes in a day.",
@@ -151,7 +148,7 @@ def simulate(
     if into is not None or server is None:
         _into_run(app, index, judged, published, crowd, into=into or "", explore=explore, fraud=fraud, as_json=as_json)
         return
-    if not server.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")):
+    if not _is_here(server):
         raise SettingsError(
             f"SERVER: expected an address of this machine, such as http://127.0.0.1:8600, got {server[:100]!r}. "
             "Simulated people are no load for a server that real people use"
@@ -185,7 +182,16 @@ def simulate(
             f"{counts.clicks:,}",
             f"{counts.quality:.3f}",
         )
-    Console().print(table)
+    Console(markup=False).print(table)
+
+
+def _is_here(server: str) -> bool:
+    """Return whether an address is of this machine; http://localhost.shop.example is not."""
+    try:
+        found = urlsplit(server)
+        return found.scheme == "http" and found.hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:
+        return False
 
 
 def _write_world(folder: Path, count: int, changed: float, seed: int) -> None:

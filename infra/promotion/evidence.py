@@ -14,11 +14,12 @@ from search_env.serving.route_learning import COMPARISONS, LOG, decide
 from search_env.serving.routing import Bound, PartGains, Routes, part_of
 from storage.errors import EvaluationError
 from storage.offpolicy.estimators import ESS_MIN, estimate_gain, support
-from storage.offpolicy.traffic import RewardModel, Traffic, choices_for, clusters_of
-from storage.online.sequences import Values, mean_difference
+from storage.offpolicy.traffic import NOT_BOTH, RewardModel, Traffic, choices_for, clusters_of, comparable
+from storage.online.sequences import Values, half_width, mean_difference
 from storage.online.shares import share_p_value
 
 SHARE_TOLERANCE = 1e-6
+PROVEN_HIGH = "high_at_all_times"
 
 
 def seen_at_stage(traffic: Traffic, ramp: Ramp, settings: RampSettings) -> StageResult:
@@ -69,12 +70,18 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     """Return whether a version may come to people, why, and the figures: the off-policy estimate of its gain.
 
     before: the policy that people get now, "" for raw results. A log that says nothing does not open the gate.
+    The gate is asked again and again. To open it too soon costs a small share of the people, whom the ramp guards. To
+    take a good version for a harmful one ends it, so harm has an interval that holds at all times (`PROVEN_HIGH`).
     """
     if not any(version in offer for offer in traffic.offered):
         return False, "no logged search offered this version: serve it to a small share first (serve.epsilon)", {}
+    traffic = comparable(traffic, version, before)
+    if not len(traffic):
+        return False, f"not evaluable: {NOT_BOTH}", {}
     try:
         model = RewardModel(traffic)
-        choices, base = choices_for(traffic, version, model), choices_for(traffic, before, model)
+        choices = choices_for(traffic, version, model, before=before)
+        base = choices_for(traffic, before, model)
         covered = support(choices)
         if covered.trouble:
             return False, covered.trouble, {"ess": covered.ess}
@@ -82,6 +89,9 @@ def gate(traffic: Traffic, version: str, before: str, settings: RampSettings) ->
     except EvaluationError as error:
         return False, str(error), {}
     figures = {"gain": found.value, "low": found.low, "high": found.high, "ess": covered.ess}
+    if math.isfinite(found.error):
+        clients = len(np.unique(choices.clusters))
+        figures[PROVEN_HIGH] = found.value + half_width(clients, found.error**2, settings.alpha)
     said = f"off-policy gain {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] a search"
     if found.low < -settings.gate_loss_max:
         return False, f"{said}; expected a lower end above {-settings.gate_loss_max:g} (ramp.gate_loss_max)", figures
@@ -115,8 +125,9 @@ def routes_with_log(traffic: Traffic, routes: Routes, before: str, settings: Set
 
 def _log_of(traffic: Traffic, version: str, before: str, level: float) -> PartGains | None:
     """Return what people did in one part of the queries, or None if the log cannot tell."""
+    traffic = comparable(traffic, version, before)
     try:
-        choices, base = choices_for(traffic, version), choices_for(traffic, before)
+        choices, base = choices_for(traffic, version, before=before), choices_for(traffic, before)
         if support(choices).trouble or sum(each == version for each in traffic.policies) < ESS_MIN:
             return None
         found = estimate_gain(choices, base, "dr", confidence=1 - 2 * level)

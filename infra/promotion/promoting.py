@@ -2,7 +2,7 @@
 
 The state lies in the live run's folder, where servers read it. The decision is sent to Kafka and acknowledged
 before the file is replaced. If the process dies between the two, the next look makes the same decision again, which
-has the same id: the first record counts.
+has the same id: the first record counts. A hold or a roll-back that was decided is finished by the next look.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import msgspec
 
 from infra.app.app import App
 from infra.app.progress import Report
-from infra.promotion.decided import require_decided
-from infra.promotion.evidence import figures_of, gate, routes_with_log, seen_at_stage
+from infra.promotion.decided import STATUS, Decided, decisions_of, promised, require_decided
+from infra.promotion.evidence import PROVEN_HIGH, figures_of, gate, routes_with_log, seen_at_stage
 from infra.promotion.held_out import GateVerdict, routes_text
 from infra.promotion.state import RAMP_FILE, read_ramp, read_routes, write_routes
 from infra.runs.listening import begin_live
-from search_env.serving.ramp import Ramp, Status, Step, next_step, taken
+from search_env.serving.ramp import Ramp, Status, Step, next_step, taken, took_back
 from search_env.serving.routing import Routes
 from storage.log import open_log
 from storage.offpolicy.reading import read_traffic
@@ -57,7 +57,9 @@ def needs_gate(app: App, run: str, version: str) -> bool:
         return False
     ramp, routes = read_ramp(app.home.run(run)), read_routes(app.home.run(run), version)
     serves = ramp is not None and ramp.version == version and ramp.status != "rolled back"
-    return not serves and (routes is None or routes.status == "withdrawn")
+    if serves:
+        return False
+    return routes is None or routes.status == "withdrawn" or took_back(ramp, version, routes.made_at_ms)
 
 
 def admit(app: App, run: str, verdict: GateVerdict, *, by: By = "person") -> Decision:
@@ -86,20 +88,13 @@ class Spoken(NamedTuple):
 def ask_log(app: App, run: str, version: str) -> Spoken:
     """Return what the log says on a version: the off-policy gate, and its routes with what people did.
 
-    Raises SettingsError while another version is on its ramp, or if no gate has admitted this one.
+    Raises as `_startable` does.
     """
     settings = app.settings.ramp
-    ramp = read_ramp(app.home.run(run))
-    if ramp is not None and ramp.status in ("ramping", "held") and ramp.version != version:
-        raise SettingsError(
-            f"version {ramp.version} is {ramp.status} at {ramp.share:.0%}. Finish it first: searchloop promote "
-            "--go-on, or --roll-back"
-        )
-    if needs_gate(app, run, version):
-        raise SettingsError(f"version {version} has not passed its held-out gate. Run: searchloop promote {version}")
+    ramp = _startable(app, run, version)
     traffic = _traffic(app, run)
     opened, reason, figures = gate(traffic, version, _before(ramp, version), settings)
-    decided = opened or figures.get("high", 0.0) < 0
+    decided = opened or figures.get(PROVEN_HIGH, 0.0) < 0
     routes = read_routes(app.home.run(run), version)
     if routes is None or not figures:
         return Spoken(opened, decided, reason, figures, routes)
@@ -110,17 +105,45 @@ def ask_log(app: App, run: str, version: str) -> Spoken:
     return Spoken(opened, decided, said, figures, routes)
 
 
+def _startable(app: App, run: str, version: str) -> Ramp | None:
+    """Return the state of the ramp before a version's own begins.
+
+    Raises SettingsError while another version is on its ramp, if this one serves already, if no gate admitted it, or if
+    no decision made the state.
+    """
+    ramp = read_ramp(app.home.run(run))
+    if ramp is not None:
+        require_decided(run, ramp, decisions_of(app, run))
+        if ramp.version == version and ramp.status == "serves":
+            raise SettingsError(
+                f"version {version} serves already. To begin anew, roll it back: searchloop promote --roll-back"
+            )
+        if ramp.status in ("ramping", "held") and ramp.version != version:
+            raise SettingsError(
+                f"version {ramp.version} is {ramp.status} at {ramp.share:.0%}. Finish it first: searchloop promote "
+                "--go-on, or --roll-back"
+            )
+    if needs_gate(app, run, version):
+        raise SettingsError(f"version {version} has not passed its held-out gate. Run: searchloop promote {version}")
+    return ramp
+
+
 def start(app: App, run: str, version: str, *, by: By = "person", spoken: Spoken | None = None) -> Decision:
     """Start the ramp of a version if the log speaks for it, and return the decision: "start", or "refuse".
+
+    A version of which the log proves a loss is withdrawn, so that nobody is shown it any more.
 
     spoken: the log's answer, if it was asked just now. Raises as `ask_log` does.
     """
     found = spoken or ask_log(app, run, version)
     with _changing(app, run):
+        ramp = _startable(app, run, version)  # Once more: meanwhile somebody may have taken the version back.
         if not found.opened:
-            return _decide(app, run, _decision("refuse", version, 0.0, found.reason, found.figures, by), None)
-        before = _before(read_ramp(app.home.run(run)), version)
-        made = Ramp(version=version, before=before, share=app.settings.ramp.stages[0], since_ms=now_ms())
+            decision = _decision("refuse", version, 0.0, found.reason, found.figures, by)
+            return _decide(app, run, decision, None, withdraw=found.decided)
+        made = Ramp(
+            version=version, before=_before(ramp, version), share=app.settings.ramp.stages[0], since_ms=now_ms()
+        )
         decision = _decision("start", version, made.share, found.reason, found.figures, by)
         return _decide(app, run, decision, made, found.routes)
 
@@ -143,7 +166,9 @@ def look(app: App, run: str) -> tuple[Ramp, Step]:
 
 
 def _look(app: App, run: str) -> tuple[Ramp, Step]:
-    ramp = _existing(app, run)
+    ramp, finished = _existing(app, run)
+    if finished is not None:
+        return ramp, Step(kind=None, reason=f"finished what was decided before: {finished.kind}")
     if ramp.status != "ramping":
         return ramp, Step(kind=None, reason=f"version {ramp.version}: {ramp.status}")
     if (ahead_ms := ramp.since_ms - now_ms()) > 0:
@@ -192,11 +217,36 @@ def by_person(app: App, run: str, what: Person) -> Decision:
         return _by_person(app, run, what)
 
 
+def withdraw(app: App, run: str, version: str) -> Decision:
+    """Take one version away from people because a person says so, wherever they get it.
+
+    It may be on its ramp, serve, be what people get beside a newer one, or be explored.
+    Raises SettingsError if people do not get it.
+    """
+    with _changing(app, run):
+        ramp, routes = read_ramp(app.home.run(run)), read_routes(app.home.run(run), version)
+        if ramp is not None and ramp.version == version and ramp.status != "rolled back":
+            return _by_person(app, run, "roll back")
+        after = None
+        if ramp is not None and ramp.before == version:
+            # What a stage compares with has changed, so it begins anew.
+            under_way = ramp.status in ("ramping", "held")
+            after = msgspec.structs.replace(ramp, before="", since_ms=now_ms() if under_way else ramp.since_ms)
+        elif routes is None or routes.status == "withdrawn":
+            raise SettingsError(f"version {version} is shown to nobody. See: searchloop promote --why")
+        return _decide(app, run, _decision("roll back", version, 0.0, "a person said: roll back", {}, "person"), after)
+
+
 def _by_person(app: App, run: str, what: Person) -> Decision:
-    ramp = _existing(app, run)
+    ramp, finished = _existing(app, run)
+    if finished is not None and finished.kind == what and what != "go on":
+        return _decision(what, ramp.version, ramp.share, f"finished what was decided before: {what}", {}, "person")
     allowed = {"hold": ("ramping",), "go on": ("held",), "roll back": ("ramping", "held", "serves")}
     if ramp.status not in allowed[what]:
-        raise SettingsError(f"version {ramp.version} {ramp.status}: nothing to {what}. See: searchloop promote --why")
+        beside = f" People get version {ramp.before}: searchloop promote {ramp.before} --roll-back" * bool(ramp.before)
+        raise SettingsError(
+            f"version {ramp.version} {ramp.status}: nothing to {what}. See: searchloop promote --why.{beside}"
+        )
     kind: DecisionKind = "start" if what == "go on" else what
     # With "go on" the stage begins anew: what was seen before may be what the hold was about.
     status: Status = "ramping" if what == "go on" else "held" if what == "hold" else "rolled back"
@@ -205,12 +255,18 @@ def _by_person(app: App, run: str, what: Person) -> Decision:
     return _decide(app, run, _decision(kind, ramp.version, share, f"a person said: {what}", {}, "person"), after)
 
 
-def _existing(app: App, run: str) -> Ramp:
+def _existing(app: App, run: str) -> tuple[Ramp, Decided | None]:
+    """Return the state of the ramp, and the decision that had to be finished first, if there was one."""
     ramp = read_ramp(app.home.run(run))
     if ramp is None:
         raise SettingsError(f"run {run}: no version was promoted yet. Run: searchloop promote VERSION --run {run}")
-    require_decided(app, run, ramp)
-    return ramp
+    decisions = decisions_of(app, run)
+    require_decided(run, ramp, decisions)
+    last = promised(ramp, decisions)
+    if last is not None:
+        ramp = msgspec.structs.replace(ramp, status=STATUS[last.kind], share=last.share, since_ms=now_ms())
+        _keep(app, run, ramp, last.version, withdraw=last.kind == "roll back")
+    return ramp, last
 
 
 def _traffic(app: App, run: str, *, since_ms: int = 0) -> Traffic:
@@ -265,7 +321,15 @@ def _changing(app: App, run: str) -> Iterator[None]:
         yield
 
 
-def _decide(app: App, run: str, decision: Decision, after: Ramp | None, routes: Routes | None = None) -> Decision:
+def _decide(
+    app: App,
+    run: str,
+    decision: Decision,
+    after: Ramp | None,
+    routes: Routes | None = None,
+    *,
+    withdraw: bool = False,
+) -> Decision:
     """Send a decision, and replace the state once Kafka has acknowledged it. A roll-back withdraws the version.
 
     routes: written before the ramp, so that no server shows the version where it may not.
@@ -281,11 +345,16 @@ def _decide(app: App, run: str, decision: Decision, after: Ramp | None, routes: 
             value=encode_event(decision),
         )
         outbox.flush()
-    folder = app.home.run(run)
     if routes is not None:
-        write_routes(folder, routes)
-    if after is not None:
-        write_file(app.home.run(run) / RAMP_FILE, msgspec.json.encode(after))
-    if decision.kind == "roll back" and (kept := read_routes(folder, decision.version)) is not None:
-        write_routes(folder, msgspec.structs.replace(kept, status="withdrawn"))
+        write_routes(app.home.run(run), routes)
+    _keep(app, run, after, decision.version, withdraw=withdraw or decision.kind == "roll back")
     return decision
+
+
+def _keep(app: App, run: str, after: Ramp | None, version: str, *, withdraw: bool) -> None:
+    """Replace the state of the ramp, and withdraw the routes of a version that people shall not get any more."""
+    folder = app.home.run(run)
+    if after is not None:
+        write_file(folder / RAMP_FILE, msgspec.json.encode(after))
+    if withdraw and (kept := read_routes(folder, version)) is not None:
+        write_routes(folder, msgspec.structs.replace(kept, status="withdrawn"))

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from infra.serving.events import Refused, read_batch, read_event
 from infra.serving.finding import AUTO, choose_words, find
+from infra.serving.guarding import FROM_PAGE
 from infra.serving.metrics import metrics_response
 from infra.serving.service import SERVICE, Service, Wrong
 from search_env.engine.errors import EngineUnavailable, RetrievalError
@@ -139,7 +140,10 @@ async def events(request: web.Request) -> web.Response:
     refused = []
     for number, each in enumerate(batch):
         try:
-            taken.append(read_event(each, now_ms=now_ms(), pseudonyms=service.pseudonyms.of))
+            event = read_event(
+                each, now_ms=now_ms(), pseudonyms=service.pseudonyms.of, from_page=bool(request.get(FROM_PAGE))
+            )
+            taken.append(event)
         except Refused as error:
             refused.append({"event": number, "reason": str(error)})
     if taken:

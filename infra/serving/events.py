@@ -23,6 +23,7 @@ PseudonymsOf = Callable[[str, str], tuple[str, str]]
 NAME_CHARACTERS_MAX = 100
 HITS_MAX = 1_000
 CHOICES_MAX = 100
+CHOICE = frozenset({"policy", "action_propensity", "offered"})
 HIT_IDS = ("query_response_hit_ids", "query_response_object_ids")
 
 
@@ -30,16 +31,24 @@ class Refused(ValueError):
     """An event that cannot be taken; the text says what was expected and what came."""
 
 
-def read_event(event: Any, *, now_ms: int, pseudonyms: PseudonymsOf) -> Impression | UserAction:
+def read_event(
+    event: Any, *, now_ms: int, pseudonyms: PseudonymsOf, from_page: bool = False
+) -> Impression | UserAction:
     """Return one event, without the ids of client and session. Raises Refused, and what `pseudonyms` raises.
 
-    now_ms: the time of an event that gives none.
+    now_ms: the time of an event that gives none. from_page: it comes from somebody's browser, so it may say what was
+    shown and clicked, and not which version was drawn with which probability: promotion believes that.
     """
     if not isinstance(event, dict):
         raise Refused(f"expected an object, got {type(event).__name__}")
     if "action_name" in event:
         return _action(event, now_ms, pseudonyms)
     if "user_query" in event:
+        if from_page and (claimed := sorted(CHOICE & set(_object(event.get("query_attributes"))))):
+            raise Refused(
+                f"query_attributes.{claimed[0]}: expected none from a page, because anybody may write it there. Send "
+                "the search from your own server, with serve.token"
+            )
         return _impression(event, now_ms, pseudonyms)
     raise Refused("expected an event with action_name or a query with user_query, got neither")
 

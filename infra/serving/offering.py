@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from search_env.serving.choosing import RAW, probabilities
-from search_env.serving.ramp import Ramp, offered_by
+from search_env.serving.ramp import Ramp, offered_by, took_back
 from search_env.serving.routing import Phase, Routed, Router, explored
 from search_env.serving.settings import ServeSettings
 
@@ -62,7 +62,10 @@ def make_offer(
             shown |= {version} & promoted  # A ramp without routes, of a home that had none yet.
             continue
         phase: Phase = "serving" if version in promoted else "exploring"
-        routes[version] = route = _within(router, query, phase, size)
+        route = _within(router, query, phase, size)
+        if took_back(ramp, version, router.routes.made_at_ms):
+            route = Routed(part=route.part, action="raw")
+        routes[version] = route
         if route.action != "raw":
             shown.add(version)
     if under_way:
@@ -75,7 +78,8 @@ def make_offer(
 
 def may_serve(version: str, *, ramp: Ramp | None, routers: Mapping[str, Router], settings: ServeSettings) -> bool:
     """Return whether a version may answer any search now, so that it is worth to wait for its words."""
-    admitted = version in routers and routers[version].routes.status == "admitted"
+    routes = routers[version].routes if version in routers else None
+    admitted = routes is not None and routes.status == "admitted" and not took_back(ramp, version, routes.made_at_ms)
     return settings.ungated or admitted or version in promoted_by(ramp)
 
 

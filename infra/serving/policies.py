@@ -19,6 +19,7 @@ from search_env.serving.candidates import OpenGroups, open_group_files, read_ope
 from search_env.serving.ramp import Ramp
 from search_env.serving.routing import Router
 from search_env.serving.settings import ServeSettings
+from streams.errors import SettingsError
 from streams.topics import version_name
 
 log = logging.getLogger(__name__)
@@ -64,30 +65,55 @@ class Policies:
             await asyncio.sleep(self._settings.reload_seconds)
 
     async def look(self) -> None:
-        """Load what is new, beside what serves, and put it in its place. A failure leaves everything as it is."""
-        try:
-            self.ramp = read_ramp(self._live)  # First: a version that is rolled back leaves at once.
-            await self._load_routes()
-            await self._load_answers()
-            await self._load_open_groups()
-            await self._load_version()
-            self.trouble = ""
-        except Exception as error:
-            if str(error) != self.trouble:
-                log.warning("serving goes on as it was: %s: %s", type(error).__name__, error)
-            self.trouble = str(error)
+        """Load what is new, beside what serves, and put it in its place. What fails stays as it is.
+
+        The ramp comes first: a version that is rolled back leaves at once. One damaged file holds nothing else up.
+        """
+        troubles: list[str] = []
+        for load in (
+            self._load_ramp,
+            self._load_routes,
+            self._load_answers,
+            self._load_open_groups,
+            self._load_version,
+        ):
+            try:
+                await load()
+            except Exception as error:
+                troubles.append(f"{type(error).__name__}: {error}")
+        trouble = "; ".join(troubles)
+        if trouble and trouble != self.trouble:
+            log.warning("serving goes on as it was: %s", trouble)
+        self.trouble = trouble
 
     def close(self) -> None:
         """End the policy's process."""
         if self.tail is not None:
             self.tail.close()
 
+    async def _load_ramp(self) -> None:
+        self.ramp = read_ramp(self._live)
+
     async def _load_routes(self) -> None:
         found = {path: path.stat().st_mtime_ns for path in routes_paths(self._live)}
-        if found != self._routes_seen:
-            read = await asyncio.to_thread(lambda: [read_routes_file(path) for path in found])
-            self.routers = {routes.version: Router(routes) for routes in read}
-            self._routes_seen = found
+        if found == self._routes_seen:
+            return
+        routers: dict[str, Router] = {}
+        seen, troubles = dict(found), list[str]()
+        for path, changed in found.items():
+            if self._routes_seen.get(path) == changed and path.stem in self.routers:
+                routers[path.stem] = self.routers[path.stem]
+                continue
+            try:
+                routers[path.stem] = Router(await asyncio.to_thread(read_routes_file, path))
+            except SettingsError as error:
+                troubles.append(str(error))
+                del seen[path]  # Read again at the next look.
+                if path.stem in self.routers:
+                    routers[path.stem] = self.routers[path.stem]
+        self.routers, self._routes_seen = routers, seen
+        if troubles:
+            raise SettingsError("; ".join(troubles))
 
     async def _load_answers(self) -> None:
         found: dict[Path, int] = {

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from streams.descriptions import describe
+from streams.errors import SettingsError
 
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Status = Literal["ramping", "held", "serves", "rolled back"]
@@ -23,7 +24,7 @@ class RampSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stages: Annotated[
         tuple[Share, ...],
         msgspec.Meta(min_length=1),
-        describe("Share of the searches at each stage, rising; the last one ends the ramp."),
+        describe("Share of the searches at each stage, rising from below 1; the last one ends the ramp."),
     ] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     impressions_min: Annotated[
         int, msgspec.Meta(ge=2), describe("Searches with the version that a stage needs before the next one.")
@@ -57,6 +58,15 @@ class RampSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "may see a version."
         ),
     ] = 0.02
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError if the shares do not rise, or if the first one leaves nobody to compare with."""
+        if self.stages[0] >= 1 or any(
+            after <= before for before, after in zip(self.stages, self.stages[1:], strict=False)
+        ):
+            raise SettingsError(
+                f"ramp.stages: expected shares that rise from below 1, such as 0.01, 0.1, 1, got {self.stages}"
+            )
 
 
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +150,16 @@ def taken(ramp: Ramp, step: Step, settings: RampSettings, *, now_ms: int) -> Ram
     if step.kind == "hold":
         return msgspec.structs.replace(ramp, status="held", since_ms=now_ms)
     return ramp
+
+
+def took_back(ramp: Ramp | None, version: str, admitted_ms: int) -> bool:
+    """Return whether a ramp took a version back after its gate had admitted it; then that admission counts no more.
+
+    The routes of a version that is rolled back are withdrawn, too, but in another file, and a crash may come before.
+    """
+    return (
+        ramp is not None and ramp.version == version and ramp.status == "rolled back" and admitted_ms <= ramp.since_ms
+    )
 
 
 def offered_by(ramp: Ramp, available: set[str]) -> dict[str, float]:

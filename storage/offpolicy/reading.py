@@ -122,6 +122,8 @@ def _trouble(policy: str, propensity: float | None, offered: Mapping[str, float]
         return "without propensities"
     if not 0 < propensity <= 1:
         return "propensity outside (0, 1]"
+    if not all(0 <= each <= 1 for each in offered.values()):  # NaN is refused, too.
+        return "probability of a choice outside [0, 1]"
     if abs(sum(offered.values()) - 1) > SUM_TOLERANCE:
         return "probabilities of the choices do not sum to 1"
     if abs(offered.get(policy or RAW, 0.0) - propensity) > SUM_TOLERANCE:

@@ -1,14 +1,19 @@
 """Logged traffic as choices: what each impression offered, what was chosen, and what it was worth.
 
-A version's target policy shows its results where it was offered, and raw results elsewhere: that is how a server
-serves it. Impressions of bots are left out by the view `trusted_outcomes`. An impression without propensities is left
-out and counted.
+A version's target policy shows its results where it was offered, and elsewhere what people get beside it: that is how
+a server serves it. Impressions of bots are left out by the view `trusted_outcomes`. An impression without propensities
+is left out and counted.
+
+An impression tells two policies apart only if it could have shown both. Once a version serves, raw results are offered
+no more; and a search may ask for a version by name. Such impressions are left out of every gain (`comparable`): an
+importance weight would take them for searches at which the other policy earned nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -18,7 +23,10 @@ from storage.errors import EvaluationError
 from storage.offpolicy.estimators import Choices, Floats, Integers
 from streams.ids import is_candidate_choice
 
+T = TypeVar("T")
+
 RAW = ""
+NOT_BOTH = "no search could have shown both this version's results and those beside it"
 FOLDS = 5
 PRIOR_IMPRESSIONS = 20.0  # With which the mean of one action is drawn towards the mean of all.
 
@@ -64,16 +72,44 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(policy for policy in named if not is_candidate_choice(policy))
 
 
-def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None) -> Choices:
-    """Return the traffic as seen from a version: it shows its results where it was offered, and raw ones elsewhere.
+def comparable(traffic: Traffic, policy: str, before: str = RAW) -> Traffic:
+    """Return the impressions that could have shown the results of both policies; see `choices_for`."""
+    found = could_show(traffic, policy, before)
+    return traffic if found.all() else traffic.where(found)
+
+
+def could_show(traffic: Traffic, policy: str, before: str = RAW) -> npt.NDArray[np.bool_]:
+    """Return [N] whether an impression could have shown the results of both policies."""
+    return np.array(
+        _by_offer(
+            traffic.offered,
+            lambda offer: wanted_of(policy, before, offer) in offer and wanted_of(before, before, offer) in offer,
+        ),
+        dtype=bool,
+    )
+
+
+def wanted_of(policy: str, before: str, offer: Mapping[str, float]) -> str:
+    """Return what a version's target policy shows at a search with this offer."""
+    return next((name for name in (policy, before) if name in offer), RAW)
+
+
+def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None, *, before: str = RAW) -> Choices:
+    """Return the traffic as seen from a version: its results where it was offered, and elsewhere what `before` shows.
 
     policy: the version; "" for raw results everywhere. model: the reward model of this traffic, where several versions
-    share it; None fits it. The reward model of a query is fitted on other queries.
-    Raises EvaluationError without impressions, or if an impression did not offer raw results.
+    share it; None fits it. The reward model of a query is fitted on other queries. before: the version that people get
+    beside it, "" for raw results; where that was not offered either, raw results are shown.
+    Raises EvaluationError without impressions, or if one could not have shown what is wanted; see `comparable`.
     """
     if not len(traffic):
         raise EvaluationError("not evaluable: no impression has propensities" + _said(traffic.left_out))
-    wanted = [policy if policy in offer else RAW for offer in traffic.offered]
+    wanted = _by_offer(traffic.offered, lambda offer: wanted_of(policy, before, offer))
+    if missing := sum(target not in offer for target, offer in zip(wanted, traffic.offered, strict=True)):
+        raise EvaluationError(
+            f"not evaluable: {missing:,} of {len(wanted):,} searches could not have shown the results of "
+            f"{policy or 'raw results'}, nor raw results"
+        )
     model = model or RewardModel(traffic)
     return Choices(
         rewards=traffic.utilities,
@@ -83,6 +119,17 @@ def choices_for(traffic: Traffic, policy: str, model: RewardModel | None = None)
         expected=model.values(wanted),
         clusters=clusters_of(traffic.clients),
     )
+
+
+def _by_offer(offers: Sequence[Mapping[str, float]], of: Callable[[Mapping[str, float]], T]) -> list[T]:
+    """Return [N] a function of each offer. Impressions share their offers, so each is asked once."""
+    known: dict[int, T] = {}
+    found = []
+    for offer in offers:
+        if (key := id(offer)) not in known:
+            known[key] = of(offer)
+        found.append(known[key])
+    return found
 
 
 def clusters_of(names: Sequence[str]) -> Integers:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from storage.offpolicy.estimators import ESS_MIN, Choices, Estimate, Name, Support, estimate, estimate_gain, support
-from storage.offpolicy.traffic import RAW, RewardModel, Traffic, choices_for
+from storage.offpolicy.traffic import NOT_BOTH, RAW, RewardModel, Traffic, choices_for, could_show
 
 ESTIMATORS: tuple[Name, ...] = ("ips", "snips", "dr", "shrinkage")
 HEAD_IMPRESSIONS = 20
@@ -22,8 +22,9 @@ NO_ROUTE = "no routes"
 class VersionValue(msgspec.Struct, frozen=True, kw_only=True):
     """One version in one part of the traffic, as the log tells.
 
-    offered: share of the impressions at which it was offered. values, gains: its worth an impression by estimator, and
-    its gain over raw results; both are empty if `trouble` says why nothing can be said.
+    impressions: those that could have shown this version's results (or raw ones in their place) and raw ones; no others
+    say anything. offered: share of them at which it was offered. values, gains: its worth an impression by estimator,
+    and its gain over raw results; both are empty if `trouble` says why nothing can be said.
     """
 
     policy: str
@@ -50,12 +51,36 @@ def evaluate_versions(
     found = []
     for part in sorted(set(labels)) or [""]:
         there = traffic.where([label == part for label in labels])
-        model = RewardModel(there)
-        raw = choices_for(there, RAW, model)
-        found.append(_value(there, RAW, part, raw, raw, estimators))
-        for policy in there.versions():
-            found.append(_value(there, policy, part, choices_for(there, policy, model), raw, estimators))
+        if not len(there):
+            choices_for(there, RAW)  # Raises with the reasons.
+        made: dict[bytes, tuple[Traffic, RewardModel, Choices]] = {}
+        for policy in [RAW, *there.versions()]:
+            could = could_show(there, policy)
+            if not could.any():
+                found.append(_nothing(there, policy, part))
+                continue
+            # Versions that were offered at the same searches share these, their model and their raw choices.
+            if (key := could.tobytes()) not in made:
+                both = there if could.all() else there.where(could)
+                model = RewardModel(both)
+                made[key] = both, model, choices_for(both, RAW, model)
+            both, model, raw = made[key]
+            found.append(_value(both, policy, part, choices_for(both, policy, model), raw, estimators))
     return found
+
+
+def _nothing(traffic: Traffic, policy: str, part: str) -> VersionValue:
+    """Return the row of a version that no search can compare with raw results."""
+    return VersionValue(
+        policy=policy,
+        part=part,
+        impressions=0,
+        offered=float(np.mean([policy in offer for offer in traffic.offered])),
+        support=Support(impressions=0, ess=0.0, largest=0.0, matched=0.0, mean_weight=0.0),
+        trouble=f"not evaluable: {NOT_BOTH}",
+        values={},
+        gains={},
+    )
 
 
 def _value(
@@ -82,8 +107,11 @@ def _value(
 
 def _parts(traffic: Traffic, window_ms: int, segment: Segment) -> list[str]:
     names = _segments(traffic, segment)
-    first = int(traffic.at_ms[0]) if len(traffic) else 0
-    windows = [f"window {(int(at) - first) // window_ms + 1:03d}" if window_ms else "" for at in traffic.at_ms]
+    if not window_ms or not len(traffic):
+        return names
+    numbers = [(int(at) - int(traffic.at_ms[0])) // window_ms + 1 for at in traffic.at_ms]
+    digits = max(3, len(str(max(numbers))))  # Parts are shown in the order of their names.
+    windows = [f"window {number:0{digits}d}" for number in numbers]
     return [" ".join(filter(None, pair)) for pair in zip(windows, names, strict=True)]
 
 

@@ -2,6 +2,9 @@
 
 Δ of an impression is +1 if the first version's documents got more actions, −1 if fewer, 0 for a tie. Its mean has a
 confidence sequence, so the comparison may be looked at after every impression and stopped at any time.
+
+People differ in what they prefer, and one of them may search all day. So clients are what is drawn, as on a ramp: where
+they searched more than once, the interval is at least as wide as that of a mean over clients.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from storage.log import Log
+from storage.offpolicy.traffic import clusters_of
 from storage.online.credits import credits, preference
-from storage.online.sequences import bounded_sequence
+from storage.online.sequences import Values, arm_mean, bounded_sequence
 
 _INTERLEAVED = """
-    SELECT o.impression_id, o.shown, o.actions, i.teams
+    SELECT o.impression_id, o.shown, o.actions, i.teams, coalesce(nullif(o.client, ''), o.impression_id) AS client
     FROM trusted_outcomes o JOIN first_impressions i ON o.run = i.run AND o.impression_id = i.impression_id
     WHERE o.run = ? AND len(i.teams) > 0 ORDER BY o.at_ms, o.impression_id
 """
@@ -56,18 +60,29 @@ class Foretold(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_duels(log: Log, run: str, *, alpha: float = 0.05) -> list[Duel]:
     """Return every pair of versions that was interleaved in a run, in the order of names."""
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for row in log.rows(_INTERLEAVED, [run]):
         one, other = sorted(set(row["teams"])) if len(set(row["teams"])) == 2 else (None, None)
         if one is not None and other is not None:
-            found.setdefault((one, other), []).append(_delta(row, one, other))
-    return [duel(one, other, deltas, alpha=alpha) for (one, other), deltas in sorted(found.items())]
+            found.setdefault((one, other), []).append((_delta(row, one, other), row["client"]))
+    return [
+        duel(one, other, [delta for delta, _ in rows], clients=[client for _, client in rows], alpha=alpha)
+        for (one, other), rows in sorted(found.items())
+    ]
 
 
-def duel(one: str, other: str, deltas: Sequence[float], *, alpha: float = 0.05) -> Duel:
-    """Return the state of a comparison after these Δ, in the order of their impressions."""
+def duel(
+    one: str, other: str, deltas: Sequence[float], *, clients: Sequence[str] | None = None, alpha: float = 0.05
+) -> Duel:
+    """Return the state of a comparison after these Δ, in the order of their impressions.
+
+    clients: of each impression; None if each is another draw.
+    """
     values = np.asarray(deltas, dtype=np.float64)
     mean, low, high = bounded_sequence(values, low=-1, high=1, alpha=alpha).last
+    if clients is not None and len(set(clients)) < len(values):
+        people = arm_mean(Values.of_clusters(values, clusters_of(clients)), spread=0.0, alpha=alpha)
+        low, high = max(min(low, people.low), -1.0), min(max(high, people.high), 1.0)
     return Duel(
         one=one,
         other=other,

@@ -139,7 +139,7 @@ def mean_difference(treated: Values, control: Values, *, alpha: float = 0.05, ex
     mean = (treated.count * treated.mean + control.count * control.mean) / count
     pooled = sum(side.count * (side.variance + (side.mean - mean) ** 2) for side in (treated, control)) / count
     squared = sum(max(side.variance, pooled) / side.count for side in (treated, control))
-    reach = _reach(count, squared, alpha, expected)
+    reach = half_width(count, squared, alpha, expected)
     return ArmDifference(value=value, low=value - reach, high=value + reach)
 
 
@@ -152,12 +152,15 @@ def arm_mean(values: Values, *, spread: float, alpha: float = 0.05, expected: in
     variance = max(values.variance, spread)
     if values.count < VALUES_MIN or variance <= 0:
         return ArmMean(value=values.mean, low=-math.inf, high=math.inf)
-    reach = _reach(values.count, variance / values.count, alpha, expected)
+    reach = half_width(values.count, variance / values.count, alpha, expected)
     return ArmMean(value=values.mean, low=values.mean - reach, high=values.mean + reach)
 
 
-def _reach(count: int, squared: float, alpha: float, expected: int) -> float:
-    """Return half the width of an interval after `count` values. squared: squared standard error of the estimate."""
+def half_width(count: int, squared: float, alpha: float, expected: int = 5_000) -> float:
+    """Return half the width of an interval that holds at all times, after `count` values.
+
+    squared: squared standard error of the estimate. alpha, expected: as in `mean_difference`.
+    """
     scale = mixture_scale(alpha, expected)
     grown = count * scale**2 + 1
     return math.sqrt(squared * 2 * grown / (count * scale**2) * math.log(math.sqrt(grown) / alpha))
