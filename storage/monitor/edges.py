@@ -15,24 +15,24 @@ WIDER = 4
 PointLists = dict[str, list[Point]]
 
 
-class Reach(msgspec.Struct, frozen=True, kw_only=True):
+class SeenEnds(msgspec.Struct, frozen=True, kw_only=True):
     """How many points of a figure somebody looks at: the first ones and the newest ones."""
 
     first: int
     newest: int
 
 
-def reach_of(rules: Iterable[AlertRule]) -> Reach:
+def reach_of(rules: Iterable[AlertRule]) -> SeenEnds:
     """Return how far the conditions of these rules look, at most."""
     first = newest = 1
     for rule in rules:
         for each in rule.when.values():
             first = max(first, getattr(each, "first", 0))
             newest = max(newest, each.newest, getattr(each, "needs", 0), getattr(each, "beside_newest", 0) + 1)
-    return Reach(first=first, newest=newest)
+    return SeenEnds(first=first, newest=newest)
 
 
-def figures_at_ends(count: int, reach: Reach, read: Callable[[int, int], PointLists]) -> PointLists:
+def figures_at_ends(count: int, reach: SeenEnds, read: Callable[[int, int], PointLists]) -> PointLists:
     """Return figures that have at least the reach's points at both ends, or all of their points.
 
     count: of the rows that may give points, oldest first. read: gives the figures of the rows from one number up to

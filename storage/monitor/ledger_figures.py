@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage.log import Log
-from storage.monitor.edges import PointLists, Reach, figures_at_ends, versions_in
+from storage.monitor.edges import PointLists, SeenEnds, figures_at_ends, versions_in
 from storage.monitor.figures import Point
 from storage.verification.partitions import UNACCOUNTED
 
@@ -156,7 +156,7 @@ _OF_GROUPS = (
 )
 
 
-def ledger_figures(log: Log, *, staleness_max: int, reach: Reach | None = None) -> PointLists:
+def ledger_figures(log: Log, *, staleness_max: int, reach: SeenEnds | None = None) -> PointLists:
     """Return every figure that a run's ledger gives, each in the order of its times.
 
     reach: the points at both ends that must be there. Figures with a point for each version or update may then lack
@@ -191,7 +191,7 @@ def _named_twice(log: Log, table: str, which: str) -> bool:
     return bool(log.rows(_NAMED_TWICE.format(table=table, which=which))[0]["twice"])
 
 
-def _version_figures(log: Log, rewards: str, reach: Reach | None) -> PointLists:
+def _version_figures(log: Log, rewards: str, reach: SeenEnds | None) -> PointLists:
     def figures_of(rows: Sequence[Row]) -> PointLists:
         found = {
             name: [_point(row, row[name], row["groups"]) for row in rows if row[name] is not None]
@@ -211,12 +211,14 @@ def _version_figures(log: Log, rewards: str, reach: Reach | None) -> PointLists:
     if reach is None:
         return figures_of(read(None))
     versions = log.rows(_VERSION_ENDS.format(rewards=rewards))
+    if not versions:
+        return figures_of([])
     if any(each["lineage"] is None or each["step"] is None for each in versions):
         return figures_of(read(None))
     return figures_at_ends(len(versions), reach, lambda low, high: figures_of(read(versions[low:high])))
 
 
-def _take_figures(log: Log, rewards: str, staleness_max: int, reach: Reach | None) -> PointLists:
+def _take_figures(log: Log, rewards: str, staleness_max: int, reach: SeenEnds | None) -> PointLists:
     def figures_of(rows: Sequence[Row]) -> PointLists:
         near = [_point(row, staleness_max - row["p95"], row["taken"]) for row in rows if row["p95"] is not None]
         expired = [_point(row, row["expired_share"], row["taken"]) for row in rows]
@@ -239,7 +241,7 @@ def _take_figures(log: Log, rewards: str, staleness_max: int, reach: Reach | Non
     return figures_at_ends(len(times), reach, read) if times else figures_of([])
 
 
-def _update_figures(log: Log, rewards: str, reach: Reach | None) -> PointLists:
+def _update_figures(log: Log, rewards: str, reach: SeenEnds | None) -> PointLists:
     def figures_of(rows: Sequence[Row]) -> PointLists:
         refused = []
         for row in rows:

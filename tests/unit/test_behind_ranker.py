@@ -103,12 +103,14 @@ def test_without_a_weight_neither_the_reward_nor_its_parts_nor_its_hash_change()
         return reward_sha256(LeserEnvironmentSettings(reward=reward), cast(Searcher, FakeSearcher()))
 
     # The hash of version 0.5.0, which had no such settings.
-    old = {n: v for n, v in msgspec.structs.asdict(LeserSettings()).items() if not n.startswith("reach_")}
+    newer = ("reach_weight", "reach_depth", "reach_relevance_min", "relevance_min")
+    old = {n: v for n, v in msgspec.structs.asdict(LeserSettings()).items() if n not in newer}
     shaping = ("mode", "weight", "rank_discount", "whole_boost", "fusion_k")
     searched = {name: getattr(RetrievalSettings(), name) for name in sorted(shaping)}
     parts = b"[" + b",".join(map(msgspec.json.encode, (old, LeserEnvironmentSettings().expansions, searched))) + b"]"
     assert digest(LeserSettings()) == hashlib.sha256(parts).hexdigest()
     assert len({digest(LeserSettings()), digest(REACH), digest(msgspec.structs.replace(REACH, reach_depth=4))}) == 3
+    assert digest(LeserSettings(relevance_min=0.1)) != digest(LeserSettings())
 
 
 def test_the_plan_has_every_arm_with_and_without_the_ranker() -> None:

@@ -15,7 +15,7 @@ from storage.ledger import build_batch, store_batch
 from storage.log import Log
 from storage.monitor.alert_states import standing
 from storage.monitor.alerts import alerts_of
-from storage.monitor.edges import Reach, reach_of
+from storage.monitor.edges import SeenEnds, reach_of
 from storage.monitor.figures import KINDS, Point, rows_query, window_figures
 from storage.monitor.ledger_figures import DAY_MS, HOUR_MS, ledger_figures
 from storage.monitor.rules import built_in_rules
@@ -247,7 +247,7 @@ def test_a_figure_with_few_points_is_read_until_it_has_enough() -> None:
         made = reward(step, step=step)
         bad = tuple(replace(each, valid=False, expansions=()) for each in made.outcomes)
         records.append(record(made if step >= 120 else replace(made, outcomes=bad), step))
-    reach = Reach(first=5, newest=5)
+    reach = SeenEnds(first=5, newest=5)
     with log_of(records) as log:
         whole = ledger_figures(log, staleness_max=4)
         ends = ledger_figures(log, staleness_max=4, reach=reach)
