@@ -173,6 +173,7 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
             row["stage"]: row["n"]
             for row in log.rows("SELECT stage, count(*) AS n FROM dead_letter GROUP BY stage ORDER BY stage")
         }
+        rules = built_in_rules()
         return Report(
             run=folder.name,
             live=log.live,
@@ -191,9 +192,7 @@ def read_report(folder: Path, *, staleness_max: int = 0) -> Report:
             dev=_dev(log),
             comparisons=read_comparisons(log, digits=DIGITS),
             residual=sum(row.candidates - row.scored - row.failed - row.expired - row.waiting for row in accounting),
-            alerts=alerts_of(
-                ledger_figures(log, staleness_max=staleness_max, reach=reach_of(built_in_rules())), built_in_rules()
-            ),
+            alerts=alerts_of(ledger_figures(log, staleness_max=staleness_max, reach=reach_of(rules)), rules),
             time=read_time_shares(log.rows),
         )
 

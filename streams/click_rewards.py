@@ -275,10 +275,15 @@ def seen_group(draws: Iterable[Draw], choices: Iterable[str], settings: ClickRew
     by_choice: dict[str, list[Draw]] = {name: [] for name in sorted(names)}
     for draw in kept:
         by_choice[draw.choice].append(draw)
+    counted_as: dict[str, str | tuple[str, ...]] = {name: name for name in by_choice}
     if settings.same_results == "one":
-        by_choice = _counted_together(by_choice)
+        counted_as = {name: _results(of) or name for name, of in by_choice.items()}
+    together: dict[str | tuple[str, ...], list[Draw]] = defaultdict(list)
+    for name, of in by_choice.items():
+        together[counted_as[name]] += of
+    seen = {key: _seen_choice(of, settings) for key, of in together.items()}
     return SeenGroup(
-        by_choice={name: _seen_choice(of, settings) for name, of in by_choice.items()},
+        by_choice={name: seen[counted_as[name]] for name in by_choice},
         counted=tuple(draw.impression_id for draw in kept),
         left_out=len(ours) - len(kept),
     )
@@ -306,15 +311,6 @@ def click_reward(choice: SeenChoice, raw: SeenChoice, settings: ClickRewardSetti
 def ids_sha256(ids: Iterable[str]) -> str:
     """Return the hash of impression ids: sorted, each with a line's end."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
-
-
-def _counted_together(by_choice: Mapping[str, list[Draw]]) -> dict[str, list[Draw]]:
-    """Return, for each choice, the draws of all choices that showed the same results."""
-    same = {name: _results(of) or name for name, of in by_choice.items()}
-    together: dict[str | tuple[str, ...], list[Draw]] = defaultdict(list)
-    for name, of in by_choice.items():
-        together[same[name]] += of
-    return {name: together[same[name]] for name in by_choice}
 
 
 def _results(draws: Sequence[Draw]) -> tuple[str, ...] | None:

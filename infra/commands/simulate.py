@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.app.app import App
+from infra.app.doors import LOOPBACK
 from infra.app.progress import progress
 from infra.commands.judged import judged_options
 from infra.commands.options import NumberRange, as_one
@@ -189,7 +190,7 @@ def _is_here(server: str) -> bool:
     """Return whether an address is of this machine; http://localhost.shop.example is not."""
     try:
         found = urlsplit(server)
-        return found.scheme == "http" and found.hostname in ("127.0.0.1", "localhost", "::1")
+        return found.scheme == "http" and found.hostname in LOOPBACK
     except ValueError:
         return False
 

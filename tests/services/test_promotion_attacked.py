@@ -41,6 +41,18 @@ def begun(live: tuple[App, str], *, raw: float = 0.3, version: float = 0.5) -> S
     return people
 
 
+def serving(live: tuple[App, str]) -> Ramp:
+    """Begin a ramp and follow it to its end, through both stages; return its state."""
+    app, run = live
+    people = begun(live)
+    for _ in range(2):
+        ramp = read_ramp(app.home.run(run))
+        assert ramp is not None
+        people.searches(800, share=ramp.share, raw=0.3, version=0.5, at_ms=ramp.since_ms + 1)
+        ramp, _ = look(app, run)
+    return ramp
+
+
 def kept(live: tuple[App, str], ramp: Ramp) -> None:
     app, run = live
     (app.home.run(run) / RAMP_FILE).write_bytes(msgspec.json.encode(ramp))
@@ -106,13 +118,7 @@ def test_a_version_that_serves_is_not_begun_again_by_the_same_command(
     live: tuple[App, str], local_services: Endpoints
 ) -> None:
     app, run = live
-    people = begun(live)
-    for _ in range(2):
-        ramp = read_ramp(app.home.run(run))
-        assert ramp is not None
-        people.searches(800, share=ramp.share, raw=0.3, version=0.5, at_ms=ramp.since_ms + 1)
-        ramp, step = look(app, run)
-    assert ramp.status == "serves", step.reason
+    assert serving(live).status == "serves"
     before = (app.home.run(run) / RAMP_FILE).read_bytes()
     words = command(app.home.root, "promote", VERSION, "--run", run)
     done = subprocess.run(
@@ -148,12 +154,7 @@ def test_a_person_takes_back_a_version_that_is_only_explored(live: tuple[App, st
 
 def test_what_people_get_beside_a_version_that_was_rolled_back_can_be_taken_back_too(live: tuple[App, str]) -> None:
     app, run = live
-    people = begun(live)
-    for _ in range(2):
-        ramp = read_ramp(app.home.run(run))
-        assert ramp is not None
-        people.searches(800, share=ramp.share, raw=0.3, version=0.5, at_ms=ramp.since_ms + 1)
-        ramp, _ = look(app, run)
+    ramp = serving(live)
     assert (ramp.version, ramp.status) == (VERSION, "serves")
     # A newer one is tried, and rolled back.
     decide = Ramp(version=OTHER, before=VERSION, share=0.0, since_ms=ramp.since_ms, status="rolled back")

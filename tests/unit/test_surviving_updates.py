@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 import duckdb
@@ -10,19 +11,8 @@ import pytest
 
 from storage.schema import migrate, migrations
 
-PLAIN = """CREATE TEMP VIEW plain AS
-WITH RECURSIVE once AS (
-    SELECT * FROM updates
-    QUALIFY row_number() OVER (PARTITION BY run, lineage, step, weights_sha256 ORDER BY record_offset) = 1
-), chain AS (
-    SELECT * FROM (SELECT * FROM once QUALIFY row_number() OVER (PARTITION BY run ORDER BY record_offset DESC) = 1)
-    UNION ALL
-    SELECT u.* FROM chain c JOIN once u
-        ON u.run = c.run AND u.lineage = c.parent_lineage AND u.step = c.parent_step
-        AND u.weights_sha256 = c.parent_sha256 AND u.record_offset < c.record_offset
-)
-SELECT * FROM chain"""
-"""The definition: from the newest update to its parent, and on."""
+(PLAIN,) = re.findall(r"CREATE VIEW surviving_updates AS\n(.*?);", migrations()[1].sql, re.DOTALL)
+"""The definition, as it stood first: from the newest update to its parent, and on."""
 
 Row = tuple[str, int, str, int, str, str | None, int | None, str | None]
 
@@ -31,7 +21,7 @@ Row = tuple[str, int, str, int, str, str | None, int | None, str | None]
 def migrated() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as connection:
         migrate(connection)
-        connection.execute(PLAIN)
+        connection.execute(f"CREATE TEMP VIEW plain AS {PLAIN}")
         yield connection
 
 

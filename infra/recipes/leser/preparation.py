@@ -54,9 +54,8 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
     began = read_run_settings(run_dir).settings if run_dir.settings_file.is_file() else None
     app = app.with_settings(pinned(folder, app.settings, began=began))
     with open_leser_index(folder, app.settings, app.engine, report) as opened:
-        app = app.with_settings(
-            pinned(folder, app.settings, began=began)
-        )  # Trees that were not there yet are trained by now.
+        # Trees that were not there yet are trained by now.
+        app = app.with_settings(pinned(folder, app.settings, began=began))
         qrels: Qrels = {}
         if new.queries_file is not None:
             queries = load_queries(new.queries_file)
