@@ -96,13 +96,16 @@ def row(groups: Sequence[Searched], scores: Sequence[dict[str, float]], least: f
 def main() -> None:
     """Search the run's texts again, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--home", type=Path)
     parser.add_argument("--index", default="icecat")
-    parser.add_argument("--run", required=True)
+    parser.add_argument("--run")
     parser.add_argument("--version", action="append", help="Version or label of the relevance model; may be repeated")
     parser.add_argument("--groups", type=int, default=250)
     parser.add_argument("--steps", type=int, default=8, help="Texts of versions before this step")
     given = parser.parse_args()
+    if given.home is None or given.run is None:
+        print("left out: it needs a home and a run of its own (--home, --run); see --help")
+        return
     app = App(Home(given.home)).with_recipe(recipe_path("leser"))
     folder = app.home.index(given.index)
     qrels = load_intents(folder.intents, "train")[1]
@@ -133,7 +136,11 @@ def main() -> None:
             median = float(np.median([value for of in scores for value in of.values()]))
             for times in BOUNDS:
                 found = row(groups, scores, times * median)
-                print(f"| {version or 'newest'} | {times:g} × {median:.4f} | " + " | ".join(f"{x:+.3f}" for x in found) + " |")
+                print(
+                    f"| {version or 'newest'} | {times:g} × {median:.4f} | "
+                    + " | ".join(f"{x:+.3f}" for x in found)
+                    + " |"
+                )
                 figures = dict(zip(("correlation", "gain", "true_gain"), found, strict=True))
                 print(
                     json.dumps({"benchmark": "click_reward", "version": version, "times": times, **figures}),
