@@ -67,6 +67,7 @@ GROUPS = {
         "evaluate": ("evaluate", "Evaluate run files against judgments, with intervals."),
         "measure": ("measure", "Measure policy versions on their recipe's held-out sets."),
         "experiment": ("experiment", "Run all arms and seeds of a paper's table, with intervals and plots."),
+        "bench": ("bench", "Measure our speed beside a peer's, both sides in turn."),
     },
     "Watch and prove": {
         "ui": ("ui", "Show every run in a browser, and the results behind each number."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +29,14 @@ from learner.checkpoints import (
 from learner.claims import ClaimChecker, ClaimSettings
 from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
+from learner.processes import ALONE, Processes
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
 from streams.clock import now_ms
 from streams.codec import content_sha256, encode_event
 from streams.descriptions import describe
 from streams.devices import choose_device
-from streams.events import PolicyRef, Update
+from streams.events import PolicyRef, Reward, Update
 from streams.refusals import RewardLimits
 from streams.topics import version_name
 from streams.whole_file import file_sha256
@@ -63,6 +64,25 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         msgspec.Meta(ge=1, le=100_000),
         describe("Every n-th checkpoint is kept forever. 1 keeps all."),
     ] = 50
+    processes: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=64),
+        describe("Processes that share the work of an update. More help if each has cores or a GPU of its own."),
+    ] = 1
+    meeting: Annotated[
+        str,
+        describe(
+            "Address where the processes meet, tcp://HOST:PORT of the first one's machine. Empty: the first one starts "
+            "the others on its own machine."
+        ),
+    ] = ""
+
+
+class _Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that rank 0 hands to the other processes. current: the version that learns from it."""
+
+    rewards: tuple[Reward, ...]
+    current: PolicyRef
 
 
 class Learner:
@@ -81,7 +101,9 @@ class Learner:
         lineage: str,
         manifest: Manifest,
         manifest_sha256: str,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self.run = run
         self.manifest = manifest
         self.manifest_sha256 = manifest_sha256
@@ -100,11 +122,13 @@ class Learner:
         settings: LearnerSettings,
         no_repeat: bool,
         device: str = "",
+        processes: Processes = ALONE,
     ) -> Learner:
         """Return the learner as this checkpoint left it, on a new lineage.
 
         device: "" chooses a GPU if there is one. In fp32 on the processor, a resumed run gives the same bits as an
-        uninterrupted one. With a KL term, the reference is always the warmed-up policy, whatever is resumed.
+        uninterrupted one. processes: this one among `settings.processes`; alone, it computes all shares of a batch.
+        With a KL term, the reference is always the warmed-up policy, whatever is resumed.
         Raises CheckpointError if that policy is needed and missing.
         """
         policy = load_policy(folder)
@@ -121,6 +145,8 @@ class Learner:
             selector=policy.selector,
             reference=reference,
             pad_id=policy.pad_id,
+            shares=settings.processes,
+            processes=processes,
         )
         if (folder / OPTIMIZER).is_file():
             tensors = load_file(folder / OPTIMIZER)
@@ -129,7 +155,16 @@ class Learner:
         lineage = new_lineage(manifest.policy.lineage)
         sha256 = file_sha256(folder / MANIFEST)
         claims = ClaimChecker(folder.parent, settings.claims, no_repeat=no_repeat, device=device)
-        return cls(policy, updater, claims, run=run, lineage=lineage, manifest=manifest, manifest_sha256=sha256)
+        return cls(
+            policy,
+            updater,
+            claims,
+            run=run,
+            lineage=lineage,
+            manifest=manifest,
+            manifest_sha256=sha256,
+            processes=processes,
+        )
 
     @property
     def step(self) -> int:
@@ -144,6 +179,7 @@ class Learner:
         current = self.manifest.policy
         untrue = self._claims.check(batch.fresh, current=current)
         fresh = [reward for reward in batch.fresh if reward.group_id not in untrue]
+        self._processes.tell(msgspec.msgpack.encode(_Task(rewards=tuple(fresh), current=current)))
         result = self._updater.update(fresh, current=current)
         update = Update(
             run=self.run,
@@ -177,6 +213,18 @@ class Learner:
         self.manifest = read_manifest(folder, verify=False)
         self.manifest_sha256 = file_sha256(folder / MANIFEST)
         return folder
+
+    def follow(self, stop: Callable[[], bool]) -> bool:
+        """Make rank 0's next update in this process, which writes nothing; return False at the end.
+
+        Raises LearnerProcessError if rank 0 is gone, UpdateError if the update cannot be made.
+        """
+        message = self._processes.hear(stop)
+        if message is None:
+            return False
+        task = msgspec.msgpack.decode(message, type=_Task)
+        self._updater.update(task.rewards, current=task.current)
+        return True
 
 
 def _metrics(measured: Mapping[str, float], lags: Sequence[int]) -> dict[str, float]:

@@ -45,7 +45,10 @@ def check_policy(model: nn.Module) -> None:
         # With dropout, the learner's log-probabilities are random and never equal those that the sampler logged.
         raise PolicyUnfitError(f"expected dropout 0, got more in {', '.join(sorted(dropouts))}. Set it to 0.")
     if getattr(causal, "is_gradient_checkpointing", False):
-        raise PolicyUnfitError("expected gradient checkpointing off. Call model.gradient_checkpointing_disable().")
+        raise PolicyUnfitError(
+            "expected transformers' gradient checkpointing off, because it drops the prompt's cache. Call "
+            "model.gradient_checkpointing_disable(), and set learner.update.recompute."
+        )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise PolicyUnfitError(
             f"expected attention 'sdpa' or 'eager' (they take 4-D masks), got {config._attn_implementation!r}. "
@@ -101,15 +104,26 @@ def completion_logprobs(model: nn.Module, packed: PackedGroups) -> tuple[Tensor,
         use_cache=True,
     ).last_hidden_state  # [B, T, D]
     hidden = hidden.flatten(0, 1).index_select(0, packed.positions)  # [M, D]
-    weight, targets, banned_tokens = causal.get_output_embeddings().weight, packed.targets, packed.banned_tokens
+    hidden, weight = _as_products(hidden, causal.get_output_embeddings().weight)
+    targets, banned_tokens = packed.targets, packed.banned_tokens
     if packed.answer_ids is not None:  # A selector's vocabulary is a few dozen of several thousand tokens.
         weight = weight.index_select(0, packed.answer_ids)
         targets, banned_tokens = (torch.searchsorted(packed.answer_ids, ids) for ids in (targets, banned_tokens))
-    logprobs, entropies = target_logprobs(
-        hidden / packed.temperatures[:, None].to(hidden.dtype), weight, targets, packed.banned_rows, banned_tokens
-    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        logprobs, entropies = target_logprobs(
+            hidden / packed.temperatures[:, None].to(hidden.dtype), weight, targets, packed.banned_rows, banned_tokens
+        )
     empty = torch.zeros(packed.mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return empty.masked_scatter(packed.mask, logprobs), empty.masked_scatter(packed.mask, entropies)
+
+
+def _as_products(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden states and head in the format of matrix products: autocast's, if it is on."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return hidden.to(dtype), weight.to(dtype)
+    return hidden, weight.to(hidden.dtype)
 
 
 def _prompt_cache(causal: Any, prefix_ids: Tensor) -> Any:
@@ -176,7 +190,8 @@ class _TargetLogprobs(torch.autograd.Function):
         grad_logprobs, grad_entropies = grads
         hidden, weight, targets, banned_rows, banned_tokens, entropies, *kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # Summed over the chunks in fp32: in bf16, the sum of many chunks would lose the small ones.
+        grad_weight = torch.zeros_like(weight, dtype=_accumulator(hidden)) if ctx.needs_input_grad[1] else None
         for number, (start, end) in enumerate(_chunks(hidden.shape[0], weight.shape[0])):
             if kept:
                 probabilities = kept[number]
@@ -195,9 +210,11 @@ class _TargetLogprobs(torch.autograd.Function):
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[start:end])
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == grad_logits.dtype:
                 grad_weight.addmm_(grad_logits.T, hidden[start:end])
-        return grad_hidden, grad_weight, None, None, None
+            elif grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[start:end]
+        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def _log_softmax(

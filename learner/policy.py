@@ -290,11 +290,11 @@ def _load_adapter(path: Path) -> Any:
 
 
 def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
-    """Return the policy with new low-rank adapters on its frozen weights, or unchanged if the rank is 0.
+    """Return the policy with new low-rank adapters on its frozen weights; unchanged if the rank is 0 or it has some.
 
     Raises PolicyError if the policy was not loaded from a folder, because an adapter names its base by the folder.
     """
-    if settings.rank == 0:
+    if settings.rank == 0 or hasattr(policy.model, "peft_config"):
         return policy
     from peft import LoraConfig, get_peft_model
 

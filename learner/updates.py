@@ -8,9 +8,9 @@ or the entropy. Nothing is random: on a CPU in fp32, the same batch from the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import msgspec
 import torch
@@ -18,10 +18,21 @@ from torch import Tensor, nn
 
 from learner.groups import SortedGroups, reward_metrics, sort_groups
 from learner.logprobs import check_policy, completion_logprobs, positions_max, vocabulary_size
-from learner.objectives import ObjectiveSettings, TokenWeights, check_objective, policy_objective, token_weights
-from learner.packing import PackedGroups, PromptGroup, pack_groups
+from learner.objectives import ObjectiveSettings, check_objective, policy_objective, token_weights
+from learner.packing import PackedGroups, pack_groups
+from learner.processes import ALONE, Processes
+from learner.recomputing import recompute_layers
 from learner.selecting import Selector
-from learner.tally import Tally
+from learner.shares import (
+    FORWARD_TOKENS,
+    FORWARD_TOKENS_GPU,
+    MicroBatch,
+    ShareResult,
+    cut,
+    merged,
+    shares_of,
+    tokens_of,
+)
 from streams.descriptions import describe
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Reward
@@ -60,8 +71,25 @@ class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     micro_batch_groups: Annotated[
         int,
         msgspec.Meta(ge=1, le=4096),
-        describe("Groups in one forward pass. Fewer need less memory; the gradient stays the same."),
+        describe(
+            "Most groups in one forward pass. Fewer need less memory; the gradient stays the same. Groups of "
+            "similar length share a pass, so that little is padding."
+        ),
     ] = 16
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        describe(
+            "Format of matrix products: fp32, or bf16 with trained weights, gradients and optimizer in fp32. bf16 is "
+            "faster on a GPU, and halves the memory of weights that LoRA freezes."
+        ),
+    ] = "fp32"
+    recompute: Annotated[
+        bool,
+        describe(
+            "True computes activations again in the backward pass (gradient checkpointing). That needs less memory and "
+            "more time."
+        ),
+    ] = False
     # The rounding of fp32 is 1e-4 nats; a bf16 sampler of a large model may reach 0.5.
     logprob_difference_max: Annotated[
         float,
@@ -104,18 +132,28 @@ class Updater:
         selector: Selector | None = None,
         reference: nn.Module | None = None,
         pad_id: int = 0,
+        shares: int = 1,
+        processes: Processes = ALONE,
     ) -> None:
         """model: a causal LM, with or without LoRA; it trains the parameters that require a gradient.
 
         opener_ids: see `learner.constraints`. selector: see `learner.selecting`.
         reference: the reference policy of the KL; needed if kl_weight > 0.
+        shares: parts of a batch whose gradients are computed one by one and then added. processes: those that compute
+        a share each, and all make the same step; alone, one process computes all shares, and gives the same bits.
         Raises PolicyUnfitError if the model cannot be trained on packed groups, UpdateError if a needed reference is
         missing, and SettingsError if parts of the objective do not fit together.
         """
         check_policy(model)
         check_objective(objective)
+        if processes.count not in (1, shares):
+            raise UpdateError(f"expected {shares} learner processes, one a share, got {processes.count}")
         if objective.kl_weight > 0 and reference is None:
             raise UpdateError("objective.kl_weight > 0 needs a reference policy, got none. Pass one, or set it to 0.")
+        if settings.recompute:
+            recompute_layers(model)
+        if settings.precision == "bf16":
+            halve_frozen(model)
         self.model = model
         self.step = 0
         self._reference = reference
@@ -124,6 +162,8 @@ class Updater:
         self._opener_ids = frozenset(opener_ids)
         self._selector = selector
         self._pad_id = pad_id
+        self._share_count = shares
+        self._processes = processes
         self._named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._parameters = list(self._named.values())
         # fused: one pass over each tensor instead of about ten; it is elementwise, so it stays deterministic.
@@ -153,16 +193,14 @@ class Updater:
             selector=self._selector,
         )
         own = {reward.group_id for reward in rewards if reward.generation.policy == current}
-        tally, refused = Tally(), dict[str, str]()
-        micro_batches = self._micro_batches(groups)
+        refused: dict[str, str] = {}
+        shares = self._shares(groups)
         metrics: dict[str, float] = {}
         for epoch in range(self._settings.inner_epochs):
-            if epoch > 0:
-                tally = Tally()
-            learned = self._gradients(micro_batches, own, tally, refused)
+            found = self._gradients(shares, own)
             if epoch == 0:
-                metrics = tally.metrics()
-            if not learned:
+                metrics, refused = found.tally.metrics(), found.refused
+            if not found.learned:
                 break
             norm = self._apply()
             if epoch == 0:
@@ -213,36 +251,67 @@ class Updater:
         self._optimizer.state.clear()
         self._optimizer.state.update(states)
 
-    def _micro_batches(self, groups: SortedGroups) -> list[_MicroBatch]:
-        """Pack the usable groups, those with a gradient first, with the weights of the whole batch."""
+    def _shares(self, groups: SortedGroups) -> list[list[MicroBatch]]:
+        """Return the micro-batches of each share that this process computes: of all shares, if it is alone."""
         regularised = self._objective.kl_weight > 0 or self._objective.entropy_weight > 0
         usable = [*groups.spread.values(), *groups.flat.values()]
         lengths = [len(candidate.token_ids) for group in usable for candidate in group.candidates]
-        size = self._settings.micro_batch_groups
-        micro_batches = []
+        shares: list[list[MicroBatch]] = [[] for _ in range(self._share_count)]
+        device = self._parameters[0].device
         for part, learns in ((groups.spread, True), (groups.flat, regularised)):
-            for start in range(0, len(part), size):
-                some = dict(list(part.items())[start : start + size])
-                packed = pack_groups(list(some.values()), pad_id=self._pad_id, device=self._parameters[0].device)
-                weights = token_weights(packed.mask, self._objective, sequences=len(lengths), tokens=sum(lengths))
-                micro_batches.append(_MicroBatch(groups=some, packed=packed, weights=weights, learns=learns))
-        return micro_batches
+            items = list(part.items())
+            costs = [sum(tokens_of(group)) for _, group in items]
+            for number, chosen in enumerate(shares_of(costs, self._share_count)):
+                if self._processes.count > 1 and number != self._processes.rank:
+                    continue
+                size, passes = self._settings.micro_batch_groups, FORWARD_TOKENS.get(device.type, FORWARD_TOKENS_GPU)
+                for some in cut([items[item] for item in chosen], size, forward_tokens=passes):
+                    packed = pack_groups(list(some.values()), pad_id=self._pad_id, device=device)
+                    weights = token_weights(packed.mask, self._objective, sequences=len(lengths), tokens=sum(lengths))
+                    shares[number].append(MicroBatch(groups=some, packed=packed, weights=weights, learns=learns))
+        return shares if self._processes.count == 1 else [shares[self._processes.rank]]
 
-    def _gradients(
-        self, micro_batches: Sequence[_MicroBatch], own: Collection[str], tally: Tally, refused: dict[str, str]
-    ) -> bool:
-        """Add up the micro-batches' gradients and return whether any group gave one; fill `tally` and `refused`."""
-        self._optimizer.zero_grad(set_to_none=True)
-        learned = False
+    def _gradients(self, shares: Sequence[Sequence[MicroBatch]], own: Collection[str]) -> ShareResult:
+        """Leave the batch's gradient on the parameters, summed over all shares; return what the shares found.
+
+        Raises UpdateError if a share's loss is not finite, in every process.
+        """
+        found: list[ShareResult] = []
+        sums: list[Tensor] = []
+        for micro_batches in shares:
+            self._optimizer.zero_grad(set_to_none=True)
+            found.append(self._share(micro_batches, own))
+            if self._share_count > 1:
+                gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
+                if sums:
+                    torch._foreach_add_(sums, gradients)
+                else:
+                    sums = gradients
+        if self._processes.count > 1:
+            gathered = self._processes.gather(msgspec.msgpack.encode(found[0]))
+            found = [msgspec.msgpack.decode(each, type=ShareResult) for each in gathered]
+        whole = merged(found)
+        if whole.trouble:
+            self._give_up(whole.trouble)
+        if self._share_count > 1 and whole.learned:
+            self._processes.add(sums)
+            for parameter, gradient in zip(self._parameters, sums, strict=True):
+                parameter.grad = gradient
+        return whole
+
+    def _share(self, micro_batches: Sequence[MicroBatch], own: Collection[str]) -> ShareResult:
+        """Add up the gradients of one share's micro-batches on the parameters; stop at the first trouble."""
+        result = ShareResult()
         for micro in micro_batches:
             packed = micro.packed
-            with torch.set_grad_enabled(micro.learns):
+            with torch.set_grad_enabled(micro.learns), self._autocast():
                 logprobs, entropies = completion_logprobs(self.model, packed)
             if not bool(logprobs.isfinite().all()):
-                self._give_up("log-probabilities are not finite; look for damaged weights in the newest checkpoint")
+                result.trouble = "log-probabilities are not finite; look for damaged weights in the newest checkpoint"
+                break
             if micro.old_logprobs is None:
                 micro.old_logprobs = logprobs.detach()
-                self._refuse_liars(micro, own, tally, refused)
+                self._refuse_liars(micro, own, result)
             with torch.set_grad_enabled(micro.learns):
                 objective = policy_objective(
                     logprobs=logprobs,
@@ -255,28 +324,29 @@ class Updater:
                     weights=micro.weights,
                     settings=self._objective,
                 )
-            tally.add(packed, logprobs.detach(), entropies.detach(), objective)
-            if not math.isfinite(tally.loss):
-                self._give_up(f"the loss is {tally.loss}; lower learning_rate")
+            result.tally.add(packed, logprobs.detach(), entropies.detach(), objective)
+            if not math.isfinite(result.tally.loss):
+                result.trouble = f"the loss is {result.tally.loss}; lower learning_rate"
+                break
             if micro.learns and bool(micro.weights.loss.any()):
                 objective.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                learned = True
-        return learned
+                result.learned = True
+        return result
 
-    def _refuse_liars(self, micro: _MicroBatch, own: Collection[str], tally: Tally, refused: dict[str, str]) -> None:
+    def _refuse_liars(self, micro: MicroBatch, own: Collection[str], result: ShareResult) -> None:
         """Remove the gradient of the policy's own groups if it does not reproduce their logged log-probabilities."""
         assert micro.old_logprobs is not None
         limit = self._settings.logprob_difference_max
         for group_id, difference in micro.differences(micro.old_logprobs).items():
             if group_id not in own:
                 continue
-            tally.maximum("logprob_difference_max", difference)
+            result.tally.maximum("logprob_difference_max", difference)
             if difference > limit:
-                refused[group_id] = (
+                result.refused[group_id] = (
                     f"expected log-probabilities within {limit} nats of the policy's own, got {difference:.4g} off; "
                     "if the sampler is less exact than that, raise logprob_difference_max"
                 )
-        micro.refuse(refused)
+        micro.refuse(result.refused)
 
     def _give_up(self, reason: str) -> NoReturn:
         self._optimizer.zero_grad(set_to_none=True)
@@ -301,8 +371,19 @@ class Updater:
     def _reference_logprobs(self, packed: PackedGroups) -> Tensor | None:
         if self._objective.kl_weight == 0 or self._reference is None:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             return completion_logprobs(self._reference, packed)[0]
+
+    def _autocast(self) -> torch.autocast:
+        device = self._parameters[0].device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+
+def halve_frozen(model: nn.Module) -> None:
+    """Turn the weights that are not trained into bf16, in place; trained ones stay in fp32."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def learning_rate_at(step: int, settings: UpdateSettings) -> float:
@@ -313,32 +394,3 @@ def learning_rate_at(step: int, settings: UpdateSettings) -> float:
     if settings.decay_updates == 0:
         return rate
     return rate * max(0.0, 1 - (step - settings.warmup_updates) / settings.decay_updates)
-
-
-@dataclass(kw_only=True)
-class _MicroBatch:
-    """Some groups of a batch. learns: they can give a gradient. old_logprobs: [N, C], from the first forward."""
-
-    groups: dict[str, PromptGroup]
-    packed: PackedGroups
-    weights: TokenWeights
-    learns: bool
-    old_logprobs: Tensor | None = None
-
-    def differences(self, logprobs: Tensor) -> dict[str, float]:
-        """Return each group's largest |log π − log μ|, in nats. logprobs: [N, C] of the policy."""
-        rows = (logprobs - self.packed.behaviour_logprobs).abs().amax(dim=1).tolist()  # [N]
-        return {group_id: max(rows[start:end]) for group_id, start, end in self._spans()}
-
-    def refuse(self, refused: Collection[str]) -> None:
-        """Set these groups' weight in the loss to 0; they keep their place in its denominators."""
-        for group_id, start, end in self._spans():
-            if group_id in refused:
-                self.weights.loss[start:end] = 0
-                self.weights.entropy[start:end] = 0
-
-    def _spans(self) -> Iterator[tuple[str, int, int]]:
-        start = 0
-        for group_id, group in self.groups.items():
-            yield group_id, start, start + len(group.candidates)
-            start += len(group.candidates)

@@ -23,7 +23,7 @@ from torch import Tensor
 from learner.policy import Policy, save_policy
 from learner.sampling import TransformersSampler
 from streams.descriptions import describe
-from streams.devices import keep_to_one_device
+from streams.devices import keep_to_one_device, release_memory
 from streams.errors import SearchloopError
 from streams.events import PolicyRef, Sampling
 from streams.whole_file import write_file
@@ -149,7 +149,7 @@ def warm_up(
             if epochs and epoch.dev_loss >= min(seen.dev_loss for seen in epochs):
                 stopped, control.should_training_stop = "dev loss rose", True
             else:
-                best = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+                best = {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
                 if dev and epoch.entropy < settings.entropy_min:
                     stopped, control.should_training_stop = "entropy fell below entropy_min", True
                 elif dev and settings.valid_enough is not None and epoch.valid >= settings.valid_enough:
@@ -161,23 +161,26 @@ def warm_up(
         trainer.train()
     if stop is not None and stop():
         raise KeyboardInterrupt
+    steps = trainer.state.global_step
     if not epochs or any(math.isnan(epoch.dev_loss) for epoch in epochs if dev):
         raise WarmupError(
-            f"warm-up: the loss is not a number after {trainer.state.global_step} steps. Lower warmup.learning_rate "
+            f"warm-up: the loss is not a number after {steps} steps. Lower warmup.learning_rate "
             f"({settings.learning_rate})"
         )
     if best is not None:
-        model.load_state_dict(best)
+        model.load_state_dict(best, strict=False)  # What is frozen, such as weights under LoRA, has not changed.
     best_epoch = min(epochs, key=lambda epoch: epoch.dev_loss).epoch if dev else len(epochs)
     report = WarmupReport(
         pairs=len(pairs),
-        steps=trainer.state.global_step,
+        steps=steps,
         seconds=round(time.monotonic() - started, 3),
         stopped=stopped,
         best_epoch=best_epoch,
         epochs=tuple(epochs),
     )
-    saved = save_policy(Policy(model=model.eval(), tokenizer=policy.tokenizer), out_dir)
+    del trainer
+    saved = save_policy(Policy(model=model.eval().to("cpu"), tokenizer=policy.tokenizer), out_dir)
+    release_memory()
     write_file(out_dir / "warmup.json", msgspec.json.format(msgspec.json.encode(report)))
     return saved, report
 

@@ -26,9 +26,11 @@ from learner.checkpoints import (
 )
 from learner.following import VersionFollower
 from learner.generation import Encode, GenerationSettings, generate_groups
+from learner.helping import begin_together
 from learner.intake import Intake
 from learner.learning import Learner, LearnerSettings
 from learner.lock import only_learner
+from learner.processes import ALONE, Processes
 from learner.publishing import Publishing
 from learner.sampling import PromptError, Sampler
 from learner.shared_checkpoints import SharedCheckpoints
@@ -152,11 +154,13 @@ def run_learner(
     generation: GenerationSettings,
     updates_max: int,
     origin: str = "",
+    processes: Processes = ALONE,
 ) -> None:
     """Turn rewards into policy versions, from the newest checkpoint on, until `stop` is set.
 
     updates_max: after this many steps since the warm-up, the learner stops learning and waits for `stop`; 0: no limit.
     origin: the run whose requests or generations were copied into this run's topics; "" if none was.
+    processes: this one, of rank 0, among those that share each update; the others run `learner.helping`.
     Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
     With a store, that may be one on another machine. A learner that goes on from another machine's work begins with the
     version that was announced last.
@@ -166,7 +170,9 @@ def run_learner(
         remove_unfinished(checkpoints)
         publishing.take_over()
         folder, manifest = load_current(checkpoints)
-        state = Learner.resume(folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat)
+        state = Learner.resume(
+            folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat, processes=processes
+        )
         producer = connect_producer(post.kafka, client_id=post.client)
         outbox = Outbox(producer, post.run, stage="learner", settings=post.delivery)
         try:
@@ -186,8 +192,10 @@ def run_learner(
                 intake.grant(_steps_left(state, updates_max))
                 # Announce again: an earlier process may have ended between the checkpoint and its announcement.
                 publishing.announce(outbox, state, folder, intake, update=True)
+                begin_together(processes, folder)
                 while not post.stop():
                     publishing.keep()
+                    processes.keep()
                     steps_left = _steps_left(state, updates_max)
                     if steps_left == 0:
                         post.stop.wait(post.delivery.poll_timeout_seconds)

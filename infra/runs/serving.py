@@ -25,7 +25,7 @@ from learner.versions import LoadedVersion, OpenVersion
 from learner.vllm import VllmClient
 from services.policy_server import PolicyServer
 from services.vllm import VllmModel, lora_room
-from streams.devices import choose_device
+from streams.devices import choose_device, release_memory
 from streams.errors import SettingsError
 from streams.events import Request
 from streams.secrets import reveal
@@ -87,6 +87,7 @@ def policy_server(
     if settings.generation.backend != "vllm":
         yield Serving()
         return
+    release_memory()  # The preparation's models were on the GPU, where vLLM takes most of the memory.
     told = app.tables(VllmTables).vllm
     insecure = told.allow_insecure or settings.vllm.allow_insecure
     vllm = msgspec.structs.replace(
@@ -201,5 +202,7 @@ def check_logprobs(
         )
     finally:
         version.close()
+    del policy
+    release_memory()
     write_file(app.home.run(run) / AGREEMENT_FILE, msgspec.json.format(msgspec.json.encode(agreement)))
     require_agreement(agreement, difference_max=settings.learner.update.logprob_difference_max)

@@ -44,17 +44,33 @@ def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop
             open_version=version_opener(app, kept),
         )
     elif role == "learner":
+        from infra.runs.learners import learner_processes
+        from learner.helping import help_learner
+        from learner.shared_checkpoints import SharedCheckpoints
         from learner.workers import run_learner
 
-        run_learner(
-            post,
-            run_dir=run_dir,
-            batch=settings.batch,
-            learner=settings.learner,
-            generation=settings.generation,
-            updates_max=kept.updates,
-            origin=kept.origin,
-        )
+        with learner_processes(app, run, worker=worker, count=settings.learner.processes, stop=stop) as processes:
+            if processes.rank:
+                help_learner(
+                    run_dir.checkpoints,
+                    run=run,
+                    learner=settings.learner,
+                    no_repeat=settings.generation.no_repeat,
+                    processes=processes,
+                    stop=stop,
+                    shared=SharedCheckpoints(app.store, run, run_dir.checkpoints) if app.store is not None else None,
+                )
+                return
+            run_learner(
+                post,
+                run_dir=run_dir,
+                batch=settings.batch,
+                learner=settings.learner,
+                generation=settings.generation,
+                updates_max=kept.updates,
+                origin=kept.origin,
+                processes=processes,
+            )
     elif role == "evaluator":
         from infra.runs.evaluating import run_evaluator
 

@@ -200,6 +200,7 @@ def show(options: argparse.Namespace, run_dir: Path, moments: dict[int, Moment])
                 "seconds": round(ended.time - began.time, 1),
                 "share": round(share, 4),
                 "share_goal": SHARE_GOAL,
+                "values": {"stream-share": [share]},
                 "share_without_broker": round(sum(parts.values()) / whole, 4),
                 "processor_ms_per_update": {
                     **{role: round(1000 * worker["total"] / updates, 1) for role, worker in workers.items()},

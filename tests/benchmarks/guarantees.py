@@ -247,6 +247,8 @@ def show(costs: dict[str, list[Cost]], options: argparse.Namespace) -> None:
         "lost_by_processor_time_mean_and_interval": [round(each, 4) for each in mean_and_interval(lost_processor)],
         "lost_by_processor_time_pairs": [round(each, 3) for each in lost_processor],
         "goal": GOAL,
+        "values": {"guarantees": lost_time},
+        "floors": {"guarantees": 0.0},
     }
     clock, processor = statistics.median(lost_time), statistics.median(lost_processor)
     print(f"lost: {clock:.1%} by the clock, {processor:.1%} of processor time (goal: at most {GOAL:.0%})")

@@ -108,7 +108,12 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name, goal in (("seconds", TIME_GOAL), ("processor", TIME_GOAL), ("peak_mib", MEMORY_GOAL)):
         print(f"| {name} | {ours[name]:.3g} | {theirs[name]:.3g} | {ours[name] / theirs[name]:.3f} | ≤ {goal} |")
-    print(json.dumps({"benchmark": "loss_head", **sizes, "runs": given.runs, "ours": ours, "plain": theirs}))
+    pairs = list(zip(found[SIDES[0]], found[SIDES[1]], strict=True))
+    rows = {"loss-head-seconds": "seconds", "loss-head-memory": "peak_mib"}
+    values = {row: [one[name] / other[name] for one, other in pairs] for row, name in rows.items()}
+    sides = {row: {side: middle[side][name] for side in SIDES} for row, name in rows.items()}
+    result = {"benchmark": "loss_head", **sizes, "runs": given.runs, "ours": ours, "plain": theirs}
+    print(json.dumps(result | {"values": values, "sides": sides}))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def main() -> None:
         return [list(each.token_ids) for group in found for each in group]
 
     report: dict[str, dict[str, float]] = {}
+    values: dict[str, list[float]] = {}
     ways = {"sampled": settings.generation.sampling(), "greedy": settings.generation.greedy()}
     for way, sampling in ways.items():
         speeds: dict[str, list[float]] = {"ours": [], "generate": []}
@@ -107,13 +108,15 @@ def main() -> None:
             if sampling.temperature == 0 and written["ours"] != written["generate"]:
                 raise SystemExit("greedy decoding: both sides should write the same tokens, and do not")
         medians = {name: statistics.median(values) for name, values in speeds.items()}
-        ratio = statistics.median(a / b for a, b in zip(speeds["ours"], speeds["generate"], strict=True))
+        values[way] = [a / b for a, b in zip(speeds["ours"], speeds["generate"], strict=True)]
+        ratio = statistics.median(values[way])
         report[way] = medians | {"ratio": ratio}
         print(
             f"{way}: {groups} prompts of {options.prompt_tokens} tokens, {sampling.candidates} answers each: ours "
             f"{medians['ours']:,.0f} tokens/s, generate {medians['generate']:,.0f}, ratio {ratio:.2f}"
         )
-    print(json.dumps({"load": os.getloadavg()[0], "runs": options.runs} | report))
+    said = {"values": {"sampling": values["sampled"]}, "sides": {"sampling": report["sampled"]}}
+    print(json.dumps({"load": os.getloadavg()[0], "runs": options.runs} | report | said))
 
 
 def _until_end(ids: list[int], policy: Policy) -> list[int]:

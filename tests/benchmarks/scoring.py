@@ -141,6 +141,9 @@ def report(
         "environment_candidates_per_second": round(scored / environment, 1),
         "ratio": round(ratio, 3),
         "goal": GOAL,
+        "values": {"scoring": [r / e for r, e in zip(seconds["raw"], seconds["environment"], strict=True)]},
+        "floors": {"scoring": 1.0},
+        "sides": {"scoring": {"raw": raw, "environment": environment}},
         "processor_seconds": {name: round(statistics.median(each), 3) for name, each in processor.items()},
         "load_average": round(os.getloadavg()[0], 1),
     }

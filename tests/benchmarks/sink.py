@@ -134,6 +134,9 @@ def report(arguments: argparse.Namespace, runs: list[tuple[Times, Times]], *, ro
         "ratio": round(statistics.median(raw / sink for raw, sink in zip(raw, sink, strict=True)), 3),
         "processor_ratio": round(statistics.median(raw / sink for raw, sink in busiest), 3),
         "goal": GOAL,
+        "values": {"sink": [one / other for one, other in zip(raw, sink, strict=True)]},
+        "floors": {"sink": 1.0},
+        "sides": {"sink": {"sink": statistics.median(sink), "raw": statistics.median(raw)}},
         "load_average": round(os.getloadavg()[0], 1),
     }
     print(f"{'':8}{'rows/s':>10}{'seconds (min, median, max)':>30}")

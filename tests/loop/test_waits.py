@@ -126,7 +126,7 @@ UNWRITTEN = {
     "replay reproduce": "replay reproduce --run unread",
 }
 # What only computes, from files that the user names: those must be regular ones, so that none of them never comes.
-AT_ONCE = {"down", "evaluate"}
+AT_ONCE = {"down", "evaluate", "bench"}
 # What answers until a signal, and then ends well, whatever its services do.
 SERVERS = {"serve": "serve --index small --policy none --port 0"}
 # What answers until a signal and asks services only for a page, with its address.

@@ -22,7 +22,7 @@ from infra.cli import OLD_NAMES, VERBS, cli
 from search_env.catalogue.corpora import Ranking
 
 CONTEXT = click.Context(cli)
-VERBS_MAX = 32
+VERBS_MAX = 33
 IMPERATIVES = """
     Attach Bring Check Compare Copy Evaluate Import Join Let List Load Measure Print Read Rebuild Repeat Replay Report
     Rescore Resend Run Score Search Send Serve Show Start Stop Train Verify Write

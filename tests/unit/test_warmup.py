@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from learner.policy import Policy, build_tiny, load_policy
-from learner.policy_settings import TinySettings
+import learner.warmup
+from learner.policy import ADAPTER, WEIGHTS, Policy, build_tiny, load_policy, save_policy, with_lora
+from learner.policy_settings import LoraSettings, TinySettings
 from learner.prompts import render_answer
 from learner.warmup import WarmupError, WarmupSettings, answer_loss, encode_pair, is_answer, warm_up
 
@@ -92,3 +94,33 @@ def test_a_warm_up_that_is_stopped_ends_after_its_step_and_saves_nothing(tmp_pat
         )
     assert seen == [1, 2]
     assert not (tmp_path / "stopped").exists()
+
+
+def test_a_warm_up_of_a_policy_with_adapters_trains_them_alone_and_leaves_no_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    def count() -> None:
+        gc.collect()
+        alive.append(sum(isinstance(each, torch.optim.Optimizer) for each in gc.get_objects()))
+
+    monkeypatch.setattr(learner.warmup, "release_memory", count)
+    gc.collect()
+    before = sum(isinstance(each, torch.optim.Optimizer) for each in gc.get_objects())
+    base = save_policy(new_policy(), tmp_path / "base")
+    frozen = {name: each.detach().clone() for name, each in base.model.named_parameters()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapted = with_lora(base, LoraSettings(rank=8))
+    warmed, report = warm_up(adapted, PAIRS, PAIRS[:4], SETTINGS, tmp_path / "taught")
+    assert alive == [before]
+    assert report.epochs[-1].dev_loss < report.epochs[0].dev_loss
+    assert (tmp_path / "taught" / ADAPTER).is_file() and not (tmp_path / "taught" / WEIGHTS).exists()
+    again = load_policy(tmp_path / "taught")
+    for name, parameter in again.model.named_parameters():
+        if "lora" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert torch.equal(parameter, frozen[plain]), name
+    assert all(each.device.type == "cpu" for each in warmed.model.parameters())
+    assert with_lora(warmed, LoraSettings(rank=8)) is warmed
