@@ -152,11 +152,13 @@ def run_learner(
     generation: GenerationSettings,
     updates_max: int,
     origin: str = "",
+    probes: int = 0,
 ) -> None:
     """Turn rewards into policy versions, from the newest checkpoint on, until `stop` is set.
 
     updates_max: after this many steps since the warm-up, the learner stops learning and waits for `stop`; 0: no limit.
-    origin: the run whose requests or generations were copied into this run's topics; "" if none was.
+    origin: the run whose requests or generations were copied into this run's topics; "" if none was. probes: groups
+    whose log-probabilities a version keeps, for servers that load it.
     Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
     With a store, that may be one on another machine. A learner that goes on from another machine's work begins with the
     version that was announced last.
@@ -166,7 +168,9 @@ def run_learner(
         remove_unfinished(checkpoints)
         publishing.take_over()
         folder, manifest = load_current(checkpoints)
-        state = Learner.resume(folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat)
+        state = Learner.resume(
+            folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat, probes=probes
+        )
         producer = connect_producer(post.kafka, client_id=post.client)
         outbox = Outbox(producer, post.run, stage="learner", settings=post.delivery)
         try:
@@ -231,7 +235,7 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
     A generator starts there if its group has no offsets. Kafka forgets a group's offsets after a week without
     members, and no request may be answered twice.
     """
-    said = [event.requests_consumed for event in counted(read_events(kafka, run, PolicyVersion))]
+    said = [event.requests_consumed for event in counted(read_events(kafka, run, PolicyVersion), run=run)]
     ends = requests_end(kafka, run)
     announced = [consumed for consumed in said if lies_within(consumed, ends)]
     partitions = {partition for consumed in announced for partition in consumed}

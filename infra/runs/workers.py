@@ -54,6 +54,7 @@ def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop
             generation=settings.generation,
             updates_max=kept.updates,
             origin=kept.origin,
+            probes=settings.vllm.checked_prompts if settings.generation.backend == "vllm" else 0,
         )
     elif role == "evaluator":
         from infra.runs.evaluating import run_evaluator
