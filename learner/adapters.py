@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +118,14 @@ class Adapters:
             replica.admin.unload_adapter(name)  # The server may have loaded the folder's earlier content.
         replica.admin.load_adapter(name, f"{self._seen_as}/{name}")
         replica.owed.discard(name)
-        check_adapter(replica.admin, name, probes, difference_max=self._difference_max)
+        deadline = time.monotonic() + replica.timeout_seconds
+        while True:
+            try:
+                check_adapter(replica.admin, name, probes, difference_max=self._difference_max)
+                return
+            except TransientError:
+                if time.monotonic() > deadline or not replica.is_only_busy():
+                    raise
 
     def _load_everywhere(self, name: str, probes: Sequence[Probe], lease: IO[str], *, anew: bool) -> None:
         """Load a version on every server that serves: on all that answer, or on none."""
@@ -156,6 +164,7 @@ class Adapters:
             if not replica.serves:
                 raise TransientError(replica.why_out)
             replica.admin.unload_adapter(name)
+            replica.owed.discard(name)
         except (TransientError, VllmError) as error:
             log.debug("%s is unloaded from %s later: %s", name, replica.url, error)
             replica.owed.add(name)
@@ -211,6 +220,10 @@ class Adapters:
                     self._unload(replica, name)
                 shutil.rmtree(self._directory / name, ignore_errors=True)
                 self._lease_file(name).unlink(missing_ok=True)
+
+        for replica in self._replicas.serving:
+            for name in list(replica.owed):
+                self._unload(replica, name)
 
     def _acquire(self, name: str) -> IO[str]:
         """Return an open file with a shared lock on it. The lease lasts as long as the file is open."""

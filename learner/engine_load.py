@@ -34,7 +34,7 @@ def read_load(metrics: str) -> EngineLoad | None:
             for sample in family.samples:
                 if sample.name in found:
                     found[sample.name].append(sample.value)
-    except ValueError:
+    except (ValueError, LookupError):  # The parser's own, for lines that are cut off.
         return None
     if not found[WAITING] or not found[RUNNING]:
         return None

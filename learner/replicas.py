@@ -52,6 +52,7 @@ class Replica:
         )
         # For adapters: one dead server must not keep the others from a new version.
         self.admin = self.client if alone else VllmClient(url, quick)
+        self.timeout_seconds = settings.timeout_seconds
         self.is_new_enough = False
         self.url = self.client.url
         self.window = Window(groups_max=settings.requests_in_flight, queue_max=settings.queue_max)
@@ -76,6 +77,19 @@ class Replica:
         if now < self.resting_until:
             return False
         return not self.calls or (len(self.calls) < self.window.groups and not self.window.is_closed)
+
+    def is_only_busy(self) -> bool:
+        """Return whether a request that was not answered in time waits in the server's queue, which may be long.
+
+        A single server has had `vllm.timeout_seconds` for it, and counts as gone.
+        """
+        if self.admin is self.client:
+            return False
+        try:
+            load = read_load(self.admin.metrics(timeout_seconds=LOOK_TIMEOUT_SECONDS))
+        except (TransientError, VllmError):
+            return False
+        return load is not None and load.waiting > 0
 
     def queue(self, candidates: int) -> tuple[float, int]:
         """Return what lies before a new group, in candidates; candidates: of each of our groups."""
