@@ -1,23 +1,35 @@
-"""The LoRA adapters of one run on a vLLM server: published where pruning cannot reach them, leased, and unloaded.
+"""The LoRA adapters of one run on its vLLM servers: published where pruning cannot reach them, leased, and unloaded.
 
 Each version's adapter is linked from its checkpoint into a separate folder with a unique name. The learner may
 therefore retire the checkpoint while the server still reads the adapter. A process that samples from a version holds a
 lease on it: a shared file lock, which the system releases when the process ends, however it ends. Only a process that
 holds the lock exclusively may unload the version. So no generator can unload an adapter that is in use, neither its own
 nor one that another generator uses on the same server.
+
+All servers get a version, or it is not used: where one refuses it, the others unload it again. A server that does not
+answer is left out instead (`learner.replicas`), and gets the version in use before it serves again. Each load is
+followed by a check of log-probabilities (`learner.probes`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from learner.checkpoints import CheckpointError
 from learner.policy import ADAPTER
-from learner.vllm import VllmClient
+from learner.probes import Probe, check_adapter, read_probes
+from learner.replicas import Replica, Replicas
+from learner.vllm import VllmError
+from streams.errors import TransientError
 from streams.events import PolicyRef
 from streams.locks import take, wait_for
 from streams.names import is_version_name
@@ -27,6 +39,7 @@ from streams.whole_file import file_sha256, whole_folder
 FOLDER = "adapters"
 ADAPTER_FILES = (ADAPTER, "adapter_config.json")
 PREFIX = "policy-v"
+log = logging.getLogger(__name__)
 
 
 def adapter_name(policy: PolicyRef) -> str:
@@ -40,44 +53,121 @@ def adapter_name(policy: PolicyRef) -> str:
 
 
 class Adapters:
-    """The adapters of one run on one server. Not thread-safe."""
+    """The adapters of one run on its servers. `load_on` may be called from any thread, the rest from one."""
 
-    def __init__(self, client: VllmClient, directory: Path, *, kept: int, seen_as: str = "") -> None:
+    def __init__(
+        self, replicas: Replicas, directory: Path, *, kept: int, difference_max: float, seen_as: str = ""
+    ) -> None:
         """directory: where the adapters are put. kept: how many of the newest versions stay loaded; for a staleness
         limit s, use s + 2.
 
-        seen_as: the directory's path on the server's machine; empty if the path is the same there.
+        difference_max: the largest difference of a log-probability, in nats, with which an adapter is taken.
+        seen_as: the directory's path on the servers' machines; empty if the path is the same there.
         """
-        self._client = client
+        self._replicas = replicas
         self._directory = directory.absolute()
         self._seen_as = seen_as or str(self._directory)
         self._kept = kept
+        self._difference_max = difference_max
         self._lease: IO[str] | None = None
+        self._probes: Sequence[Probe] = ()
+        self._lock = threading.RLock()  # A server that comes back gets the version in use, and never the one before.
         self.current = ""
+        replicas.prepare = self.load_on
 
     def use(self, policy: PolicyRef, checkpoint: Path) -> None:
-        """Load a version and hold it until the next call; then unload old versions that are free.
+        """Load a version on all servers and hold it until the next call; then unload old versions that are free.
 
-        Raises CheckpointError if the version's files are gone or differ from the announced ones, VllmError if the
-        server refuses the adapter, and TransientError if the server is down. The previous version then stays in use.
+        Raises CheckpointError if the version's files are gone or differ from the announced ones, VllmError if a server
+        refuses the adapter or computes other log-probabilities, and TransientError if no server answers. The previous
+        version then stays in use.
         """
         name = adapter_name(policy)
-        lease = self._acquire(name)
-        try:
-            if self._link(name, policy, checkpoint):
-                self._client.unload_adapter(name)  # The server may have loaded the folder's earlier content.
-            self._client.load_adapter(name, f"{self._seen_as}/{name}")
-        except BaseException:
-            lease.close()
-            raise
-        previous, self._lease, self.current = self._lease, lease, name
+        with self._lock:
+            lease = self._acquire(name)
+            try:
+                anew = self._link(name, policy, checkpoint)
+                probes = read_probes(checkpoint)
+                self._load_everywhere(name, probes, lease, anew=anew)
+            except BaseException:
+                lease.close()
+                raise
+            previous, self._lease, self.current, self._probes = self._lease, lease, name, probes
         if previous is not None:
             previous.close()
         self._prune()
 
-    def load_again(self) -> None:
-        """Load the current version again, because its server was restarted."""
-        self._client.load_adapter(self.current, f"{self._seen_as}/{self.current}")
+    def load_on(self, replica: Replica) -> None:
+        """Load the current version on a server that was started anew or was away, and check it there.
+
+        Raises VllmError if the server refuses it, and TransientError if it is down.
+        """
+        with self._lock:
+            replica.is_new_enough = False
+            for name in list(replica.owed):
+                replica.admin.unload_adapter(name)
+                replica.owed.discard(name)
+            if self.current:
+                self._load(replica, self.current, self._probes, anew=False)
+
+    def _load(self, replica: Replica, name: str, probes: Sequence[Probe], *, anew: bool) -> None:
+        if not replica.is_new_enough:
+            replica.admin.require_version()
+            replica.is_new_enough = True
+        if anew:
+            replica.admin.unload_adapter(name)  # The server may have loaded the folder's earlier content.
+        replica.admin.load_adapter(name, f"{self._seen_as}/{name}")
+        replica.owed.discard(name)
+        deadline = time.monotonic() + replica.timeout_seconds
+        while True:
+            try:
+                check_adapter(replica.admin, name, probes, difference_max=self._difference_max)
+                return
+            except TransientError:
+                if time.monotonic() > deadline or not replica.is_only_busy():
+                    raise
+
+    def _load_everywhere(self, name: str, probes: Sequence[Probe], lease: IO[str], *, anew: bool) -> None:
+        """Load a version on every server that serves: on all that answer, or on none."""
+        replicas = self._replicas.serving or self._replicas.all
+        with ThreadPoolExecutor(max_workers=len(replicas)) as pool:
+            loads = {replica.url: pool.submit(self._load, replica, name, probes, anew=anew) for replica in replicas}
+        failed = {url: error for url, load in loads.items() if (error := load.exception()) is not None}
+        refusals = [error for error in failed.values() if not isinstance(error, TransientError)]
+        if refusals:
+            for error in refusals:
+                if not isinstance(error, VllmError):
+                    raise error
+            self._roll_back(name, replicas, lease)
+            raise type(refusals[0])(
+                f"policy version {name.removeprefix(PREFIX)} is not used: {len(refusals)} of {len(replicas)} servers "
+                f"refuse it, and the others unloaded it again. {refusals[0]}"
+            ) from refusals[0]
+        if len(failed) == len(replicas):
+            raise next(iter(failed.values()))
+        for replica in replicas:
+            if replica.url in failed:
+                self._replicas.leave_out(replica, str(failed[replica.url]))
+            else:
+                self._replicas.take_back(replica)
+
+    def _roll_back(self, name: str, replicas: Sequence[Replica], lease: IO[str]) -> None:
+        """Unload a version that one server refuses from all of them, unless another generator samples from it."""
+        if not take(lease):
+            return
+        for replica in replicas:
+            self._unload(replica, name)
+
+    def _unload(self, replica: Replica, name: str) -> None:
+        """Unload an adapter, now or when the server comes back."""
+        try:
+            if not replica.serves:
+                raise TransientError(replica.why_out)
+            replica.admin.unload_adapter(name)
+            replica.owed.discard(name)
+        except (TransientError, VllmError) as error:
+            log.debug("%s is unloaded from %s later: %s", name, replica.url, error)
+            replica.owed.add(name)
 
     def close(self) -> None:
         """Release the version in use; it stays loaded."""
@@ -126,9 +216,14 @@ class Adapters:
                 lease = stack.enter_context(self._lease_file(name).open("w"))
                 if not take(lease):
                     continue  # Somebody samples from it.
-                self._client.unload_adapter(name)
+                for replica in self._replicas.all:
+                    self._unload(replica, name)
                 shutil.rmtree(self._directory / name, ignore_errors=True)
                 self._lease_file(name).unlink(missing_ok=True)
+
+        for replica in self._replicas.serving:
+            for name in list(replica.owed):
+                self._unload(replica, name)
 
     def _acquire(self, name: str) -> IO[str]:
         """Return an open file with a shared lock on it. The lease lasts as long as the file is open."""

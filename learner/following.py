@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from learner.checkpoints import CheckpointError
 from learner.policy import PolicyError
 from learner.shared_checkpoints import SharedCheckpoints
 from learner.versions import LoadedVersion, OpenVersion, Version
+from learner.vllm import VllmError
 from streams.clients import connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
 from streams.errors import EventError, TransientError
@@ -24,6 +26,8 @@ from streams.names import version_folder
 from streams.records import Received
 from streams.topics import topic_name, version_name
 
+REFUSALS_MAX = 3  # A server's refusals of one version, after which its generator ends with the last one.
+REFUSED_PAUSE_SECONDS = 2.0
 VERSIONS_MAX = 1000  # Announcements in one poll; a generator that starts tries to load the newest of each poll.
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class VersionFollower:
             partitions_of(kafka, [topic_name(run, "policy-versions")]), None
         )
         self._consumer = connect_consumer(kafka, positions, client_id=f"{run}-versions", records_max=VERSIONS_MAX)
+        self._run = run
         self._delivery = delivery
         self._root = checkpoints.parent
         self._open_version = open_version
@@ -55,6 +60,7 @@ class VersionFollower:
         self._epochs = Epochs()
         self._newest: PolicyVersion | None = None
         self._wanted: list[PolicyVersion] = []
+        self._refused: tuple[PolicyRef, int, float] | None = None  # Which version, how often, when to try again.
         self.loaded: Version | None = None
 
     def admitted(self, partition: int, batch: BatchSettings) -> int:
@@ -69,20 +75,33 @@ class VersionFollower:
         return self._newest.requests_consumed.get(partition, 0) + batch.groups_ahead_max
 
     def follow(self, outbox: Outbox, *, wait_seconds: float) -> bool:
-        """Read the announcements since the last call, load the newest version, and return whether it changed."""
+        """Read the announcements since the last call, load the newest version, and return whether it changed.
+
+        Raises VllmError if a server refuses the first version, or a newer one again and again. Between its attempts the
+        previous version stays in use.
+        """
         records = poll(self._consumer, self._delivery, records_max=VERSIONS_MAX, timeout_seconds=wait_seconds)
         announced = well_named(decode_or_bury(records, PolicyVersion, outbox), outbox)
-        self._wanted += [event for event in announced if self._epochs.admits(event) and event.status == "published"]
+        self._wanted += [
+            event
+            for event in announced
+            if event.run == self._run and self._epochs.admits(event) and event.status == "published"
+        ]
         gone: set[PolicyRef] = set()
         for newest in reversed(self._wanted):
             if newest.policy in gone:
                 continue
             known = self._newest is not None and self._newest.policy == newest.policy
+            if self._refused is not None and self._refused[0] == newest.policy and time.monotonic() < self._refused[2]:
+                return False
             try:
                 if not known:
-                    self._load(self._root / newest.path, newest.policy)
+                    self._load(self._root / newest.path, newest)
             except TransientError as error:
                 log.warning("%s", error)  # A server that is down now; nobody will announce this version again.
+                return False
+            except VllmError as error:
+                self._count_refusal(newest.policy, error)
                 return False
             except (CheckpointError, PolicyError) as error:
                 # If this version has been retired, a newer one is already on its way, and the previous one stays in
@@ -100,9 +119,20 @@ class VersionFollower:
         self._wanted = []
         return False
 
-    def _load(self, folder: Path, policy: PolicyRef) -> None:
+    def _count_refusal(self, policy: PolicyRef, error: VllmError) -> None:
+        """Say once more that a server refuses a version; raise its refusal if that is no use."""
+        times = self._refused[1] + 1 if self._refused is not None and self._refused[0] == policy else 1
+        if self.loaded is None or times >= REFUSALS_MAX:
+            raise error
+        pause = REFUSED_PAUSE_SECONDS * 2.0 ** (times - 1)
+        log.error("%s (attempt %d of %d, again in %.0f s)", error, times, REFUSALS_MAX, pause)
+        self._refused = (policy, times, time.monotonic() + pause)
+
+    def _load(self, folder: Path, announced: PolicyVersion) -> None:
+        policy = announced.policy
         if self._shared is not None:
-            folder = self._shared.fetch(folder.name)
+            told = announced.manifest_sha256 if isinstance(announced.manifest_sha256, str) else ""
+            folder = self._shared.fetch(folder.name, manifest_sha256=told)
         if self.loaded is None:
             self.loaded = self._open_version(folder, policy)
         else:

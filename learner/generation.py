@@ -46,6 +46,16 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         describe("Temperature of sampling. A larger value gives more varied completions. LESER samples at .9."),
     ] = 0.9
     tokens_max: Annotated[int, msgspec.Meta(ge=2, le=4096), describe("Largest number of tokens in a completion.")] = 24
+    top_p: Annotated[
+        float,
+        describe(
+            "Share of the distribution that is sampled from. Only 1, all of it: the learner's importance ratios need "
+            "the log-probabilities of the whole distribution."
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int, describe("Number of tokens that are sampled from. Only 0, all tokens, for the same reason as top_p.")
+    ] = 0
     no_repeat: Annotated[
         bool,
         describe("True forbids the policy to write an expansion twice in one answer. vLLM does not know this rule."),
@@ -60,6 +70,17 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     linger_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=60), describe("Time that the generator waits for a chunk to fill.")
     ] = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sampling from a part of the distribution."""
+        why = (
+            "a cut distribution gives tokens other probabilities than the learner computes, so the importance ratios "
+            "would be wrong. Lower generation.temperature instead"
+        )
+        if self.top_p != 1.0:
+            raise ValueError(f"top_p: expected 1, got {self.top_p}: {why}")
+        if self.top_k not in (0, -1):
+            raise ValueError(f"top_k: expected 0 (all tokens), got {self.top_k}: {why}")
 
     def sampling(self) -> Sampling:
         """Return these settings in the form that the events carry."""

@@ -58,7 +58,7 @@ class Intake:
         self._delivery = delivery
         self._batch = batch
         self._outbox = outbox
-        announced = counted(read_events(kafka, run, PolicyVersion))
+        announced = counted(read_events(kafka, run, PolicyVersion), run=run)
         ends = requests_end(kafka, run)
         grants = [
             event.requests_admitted

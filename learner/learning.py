@@ -29,6 +29,7 @@ from learner.checkpoints import (
 from learner.claims import ClaimChecker, ClaimSettings
 from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, load_policy, save_policy
+from learner.probes import Probe, make_probes, write_probes
 from learner.processes import ALONE, Processes
 from learner.tokenizer import opener_ids
 from learner.updates import Updater, UpdateSettings
@@ -101,8 +102,10 @@ class Learner:
         lineage: str,
         manifest: Manifest,
         manifest_sha256: str,
+        probes: int = 0,
         processes: Processes = ALONE,
     ) -> None:
+        """probes: groups of each batch whose log-probabilities a version keeps, for servers that load it."""
         self._processes = processes
         self.run = run
         self.manifest = manifest
@@ -110,6 +113,7 @@ class Learner:
         self._policy = policy
         self._updater = updater
         self._claims = claims
+        self._probes = probes
         self.lineage = lineage
 
     @classmethod
@@ -122,13 +126,14 @@ class Learner:
         settings: LearnerSettings,
         no_repeat: bool,
         device: str = "",
+        probes: int = 0,
         processes: Processes = ALONE,
     ) -> Learner:
         """Return the learner as this checkpoint left it, on a new lineage.
 
         device: "" chooses a GPU if there is one. In fp32 on the processor, a resumed run gives the same bits as an
-        uninterrupted one. processes: this one among `settings.processes`; alone, it computes all shares of a batch.
-        With a KL term, the reference is always the warmed-up policy, whatever is resumed.
+        uninterrupted one. probes: as in `Learner`. processes: this one among `settings.processes`; alone, it computes
+        all shares of a batch. With a KL term, the reference is always the warmed-up policy, whatever is resumed.
         Raises CheckpointError if that policy is needed and missing.
         """
         policy = load_policy(folder)
@@ -163,6 +168,7 @@ class Learner:
             lineage=lineage,
             manifest=manifest,
             manifest_sha256=sha256,
+            probes=probes,
             processes=processes,
         )
 
@@ -208,7 +214,9 @@ class Learner:
             low_water=batch.low_water,
             update=update,
         )
-        folder, _ = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater)
+        generations = [reward.generation for reward in fresh]
+        probes = make_probes(self._policy, generations, count=self._probes) if self._probes else []
+        folder, _ = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater, probes)
         # Read it back as it was written: an integer among the metrics returns as 1.0, and the event's bytes are hashed.
         self.manifest = read_manifest(folder, verify=False)
         self.manifest_sha256 = file_sha256(folder / MANIFEST)
@@ -263,11 +271,15 @@ def find_origin(folder: Path, manifest: Manifest) -> Path:
 
 
 def write_policy_checkpoint(
-    checkpoints: Path, policy: Policy, manifest: Manifest, updater: Updater | None
+    checkpoints: Path,
+    policy: Policy,
+    manifest: Manifest,
+    updater: Updater | None,
+    probes: Sequence[Probe] = (),
 ) -> tuple[Path, Manifest]:
     """Write policy and optimizer as one checkpoint; the weights' sha256 completes the version's name.
 
-    updater: None for a warmed-up policy, which has no optimizer state yet.
+    updater: None for a warmed-up policy, which has no optimizer state yet. probes: of this policy (`learner.probes`).
     Raises CheckpointError if the checkpoint cannot be written; the previous checkpoint stays CURRENT.
     """
     named = manifest
@@ -276,6 +288,7 @@ def write_policy_checkpoint(
         nonlocal named
         try:
             saved = save_policy(policy, folder)
+            write_probes(folder, probes)
             if updater is not None:
                 tensors = {name: tensor.contiguous() for name, tensor in updater.optimizer_tensors().items()}
                 save_file(tensors | {RNG_STATE: torch.get_rng_state()}, folder / OPTIMIZER)

@@ -18,8 +18,8 @@ from streams.delivery import Outbox
 from streams.events import PolicyVersion
 from streams.lease import Lease
 from streams.posts import Post
-from streams.shared_store import StoreAwayError
 from streams.stalls import StallWatch
+from streams.stored_objects import StoreAwayError
 from streams.topics import version_name
 from streams.tracing import current_tracing
 
@@ -76,7 +76,8 @@ class Publishing:
             and name != current_name(self._checkpoints)
         ):
             log.info("going on from %s of %s", name, last.holder)
-            self._shared.take_over(name)
+            told = last.manifest_sha256 if isinstance(last.manifest_sha256, str) else ""
+            self._shared.take_over(name, manifest_sha256=told)
 
     def announce(
         self, outbox: Outbox, state: Learner, folder: Path, intake: Intake, *, update: bool, began_ns: int = 0
@@ -108,7 +109,11 @@ class Publishing:
         outbox.flush()
 
     def retire(self, outbox: Outbox, retired: Manifest) -> None:
-        """Announce that a version's checkpoint is deleted, and delete it from the store, too."""
+        """Announce that a version's checkpoint is deleted, and delete it from the store, too.
+
+        Raises LeaseError if another learner has begun: the versions on the store are that one's now.
+        """
+        self.keep()
         name = version_name(retired.policy)
         self._send(
             outbox,

@@ -1,6 +1,6 @@
-"""Candidates from a vLLM server: the sampler that uses HTTP, and a policy version that lives on that server.
+"""Candidates from vLLM servers: the sampler that uses HTTP, and a policy version that lives on these servers.
 
-The server returns the token ids and the log-probability with which each token was drawn, at the sampling temperature.
+A server returns the token ids and the log-probability with which each token was drawn, at the sampling temperature.
 Two things differ from the sampler in this process. vLLM does not know the no-repeat rule, so the rule must be off. The
 same seed gives the same tokens only while the server batches alike, because rounding depends on the batch's shape.
 """
@@ -15,9 +15,10 @@ from typing import Any
 
 from learner.adapters import FOLDER, Adapters
 from learner.policy import TOKENIZER, read_adapter, read_stop_ids, read_tokenizer
+from learner.replicas import Replicas
 from learner.sampling import SamplingError, completion_text
 from learner.versions import check_version
-from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
+from learner.vllm import VllmError, VllmSettings, addresses
 from streams.events import Completion, PolicyRef, Sampling
 from streams.whole_file import file_sha256
 
@@ -25,11 +26,11 @@ SEED_MAX = 2**62  # vLLM adds the candidate's number to the seed and expects the
 
 
 class VllmSampler:
-    """Samples from the adapter in use on a server, with one request per group and several requests at once."""
+    """Samples from the adapter in use, with one request per group and several requests at once at each server."""
 
     def __init__(
         self,
-        client: VllmClient,
+        replicas: Replicas,
         adapters: Adapters,
         reference: PolicyRef,
         *,
@@ -38,11 +39,11 @@ class VllmSampler:
         requests_in_flight: int,
     ) -> None:
         self.policy = reference
-        self._client = client
+        self._replicas = replicas
         self._adapters = adapters
         self._tokenizer = tokenizer
         self._stop_ids = tuple(stop_ids)
-        self._requests_in_flight = requests_in_flight
+        self._requests_in_flight = requests_in_flight * len(replicas.all)
 
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
@@ -50,8 +51,8 @@ class VllmSampler:
         """Return the completions, [B][G]. Temperature 0 decodes greedily, and every log-probability is then 0.
 
         Raises SamplingError if counts disagree, a prompt is empty or the no-repeat rule is on; VllmError if the server
-        refuses a request (for example a prompt that is too long) or its answer is incomplete; TransientError if the
-        server is down.
+        refuses a request (for example a prompt that is too long) or its answer is incomplete; TransientError if no
+        server answers. A group whose server dies is asked of another one with the same seed; only one answer counts.
         """
         if len(prompts) != len(seeds):
             raise SamplingError(f"sampling: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}")
@@ -64,7 +65,10 @@ class VllmSampler:
             raise SamplingError("sampling: expected prompts of at least 1 token, got an empty one")
         if not prompts:
             return []
-        with ThreadPoolExecutor(max_workers=min(self._requests_in_flight, len(prompts))) as pool:
+        with (
+            self._replicas.at_work(),
+            ThreadPoolExecutor(max_workers=min(self._requests_in_flight, len(prompts))) as pool,
+        ):
             groups = [
                 pool.submit(self._sample_group, prompt, sampling, seed)
                 for prompt, seed in zip(prompts, seeds, strict=True)
@@ -80,11 +84,7 @@ class VllmSampler:
         # Greedy candidates are identical: ask for one and repeat it.
         drawn = sampling.candidates if sampling.temperature > 0 else 1
         body = request_body(self._adapters.current, prompt, sampling, seed=seed, drawn=drawn, stop_ids=self._stop_ids)
-        try:
-            answer = self._client.complete(body)
-        except UnknownModelError:
-            self._adapters.load_again()
-            answer = self._client.complete(body)
+        answer = self._replicas.ask(body)
         drawn_tokens = read_choices(answer, prompt, drawn=drawn)
         for ids, _ in drawn_tokens:
             # vLLM 0.32 accepts a prompt that leaves too little room and silently generates fewer tokens.
@@ -167,7 +167,7 @@ def read_choices(answer: dict[str, Any], prompt: Sequence[int], *, drawn: int) -
 
 
 class ServedVersion:
-    """A policy version on a vLLM server that follows the newest one; only its tokenizer is loaded here."""
+    """A policy version on vLLM servers that follows the newest one; only its tokenizer is loaded here."""
 
     def __init__(
         self,
@@ -179,9 +179,11 @@ class ServedVersion:
         directory: Path,
         seen_as: str = "",
         staleness_max: int,
+        difference_max: float,
     ) -> None:
-        """directory: the run's folder, which gets the adapters; seen_as: its path on the server's machine.
+        """url: one address, or several, separated by commas. directory: the run's folder, which gets the adapters.
 
+        seen_as: the folder's path on the servers' machines. difference_max: `learner.update.logprob_difference_max`.
         Raises PolicyError if the version is not a LoRA adapter, CheckpointError if it is not the announced version or
         not whole, and the errors of `Adapters.use`.
         """
@@ -190,16 +192,17 @@ class ServedVersion:
         check_version(folder, reference)
         self.tokenizer = read_tokenizer(folder)
         self.tokenizer_sha256 = file_sha256(folder / TOKENIZER)
-        client = VllmClient(url, settings)
+        self._replicas = Replicas(settings, addresses(url))
         self._adapters = Adapters(
-            client,
+            self._replicas,
             directory / FOLDER,
             kept=staleness_max + 2,
+            difference_max=difference_max,
             seen_as=f"{seen_as.rstrip('/')}/{FOLDER}" if seen_as else "",
         )
         self._adapters.use(reference, folder)
         self._sampler = VllmSampler(
-            client,
+            self._replicas,
             self._adapters,
             reference,
             tokenizer=self.tokenizer,
@@ -213,7 +216,7 @@ class ServedVersion:
         return self._sampler
 
     def refresh(self, folder: Path, reference: PolicyRef) -> None:
-        """Load a newer version into the server and use it from now on.
+        """Load a newer version into all servers and use it from now on.
 
         Raises CheckpointError if it is not the announced version or not whole, and the errors of `Adapters.use`; the
         previous version then stays in use.
@@ -225,3 +228,4 @@ class ServedVersion:
     def close(self) -> None:
         """Release the version in use."""
         self._adapters.close()
+        self._replicas.close()

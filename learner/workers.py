@@ -154,13 +154,15 @@ def run_learner(
     generation: GenerationSettings,
     updates_max: int,
     origin: str = "",
+    probes: int = 0,
     processes: Processes = ALONE,
 ) -> None:
     """Turn rewards into policy versions, from the newest checkpoint on, until `stop` is set.
 
     updates_max: after this many steps since the warm-up, the learner stops learning and waits for `stop`; 0: no limit.
-    origin: the run whose requests or generations were copied into this run's topics; "" if none was.
-    processes: this one, of rank 0, among those that share each update; the others run `learner.helping`.
+    origin: the run whose requests or generations were copied into this run's topics; "" if none was. probes: groups
+    whose log-probabilities a version keeps, for servers that load it. processes: this one, of rank 0, among those that
+    share each update; the others run `learner.helping`.
     Raises DeliveryError if another learner holds this run, because two learners would train every group twice.
     With a store, that may be one on another machine. A learner that goes on from another machine's work begins with the
     version that was announced last.
@@ -171,7 +173,13 @@ def run_learner(
         publishing.take_over()
         folder, manifest = load_current(checkpoints)
         state = Learner.resume(
-            folder, manifest, run=post.run, settings=learner, no_repeat=generation.no_repeat, processes=processes
+            folder,
+            manifest,
+            run=post.run,
+            settings=learner,
+            no_repeat=generation.no_repeat,
+            probes=probes,
+            processes=processes,
         )
         producer = connect_producer(post.kafka, client_id=post.client)
         outbox = Outbox(producer, post.run, stage="learner", settings=post.delivery)
@@ -239,7 +247,7 @@ def _consumed(kafka: KafkaSettings, run: str) -> Mapping[int, int]:
     A generator starts there if its group has no offsets. Kafka forgets a group's offsets after a week without
     members, and no request may be answered twice.
     """
-    said = [event.requests_consumed for event in counted(read_events(kafka, run, PolicyVersion))]
+    said = [event.requests_consumed for event in counted(read_events(kafka, run, PolicyVersion), run=run)]
     ends = requests_end(kafka, run)
     announced = [consumed for consumed in said if lies_within(consumed, ends)]
     partitions = {partition for consumed in announced for partition in consumed}

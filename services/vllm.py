@@ -19,6 +19,10 @@ from streams.descriptions import describe
 
 ROLE = "vllm"
 BASE_NAME = "base"
+# Arguments that may cut the distribution (top-p, top-k, …), or report other log-probabilities than it has.
+DISTRIBUTION = frozenset(
+    {"--generation-config", "--override-generation-config", "--logprobs-mode", "--logits-processors"}
+)
 # The maximum adapter ranks that vLLM 0.32 accepts.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-vllm"
@@ -80,9 +84,15 @@ class VllmServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     ] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the arguments contain a key, because every user can read a command line."""
-        if any(argument.startswith("--api-key") for argument in self.arguments):
+        """Raise ValueError if the arguments contain a key, which every user could read, or change the distribution."""
+        names = [argument.partition("=")[0] for argument in self.arguments]
+        if "--api-key" in names:
             raise ValueError("arguments: expected no --api-key; our server gets its own key from a variable")
+        if changed := sorted(DISTRIBUTION & set(names)):
+            raise ValueError(
+                f"arguments: expected no {changed[0]}: the server would sample from another distribution than the one "
+                "whose log-probabilities the learner needs, and the importance ratios would be wrong"
+            )
 
 
 class VllmModel(msgspec.Struct, frozen=True, kw_only=True):

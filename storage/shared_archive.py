@@ -7,6 +7,7 @@ segment is a bundle of one file, `runs/NAME/archive/TOPIC/PARTITION/FIRST-LAST`.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from storage.archive import SEGMENT_SCHEMA, find_segments
-from streams.shared_store import SharedStore, StoreAwayError, StoreError
+from streams.shared_store import SharedStore
+from streams.stored_objects import StoreAwayError, StoreConflictError, StoreError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -32,6 +34,7 @@ class SharedArchive:
         self.store = store
         self._place = f"runs/{run}/archive"
         self._pushed: set[str] | None = None
+        self._segment = re.compile(re.escape(self._place) + r"/[^/]+/[0-9]+/[0-9]{20}-[0-9]{20}")
         self._looked_at = (-1, 0.0)
 
     def push_new(self, folder: Path, closed: int) -> None:
@@ -44,15 +47,19 @@ class SharedArchive:
     def push(self, folder: Path) -> bool:
         """Store those segments of this machine's archive that the store lacks; return whether it has all of them now.
 
-        If the store is away, they are stored the next time: the segments stay here in any case.
+        If the store is away, they are stored the next time: the segments stay here in any case. Of two segments with
+        the same offsets, made by two sinks, the first one stays: the log gave both the same records.
         """
         try:
             if self._pushed is None:
-                self._pushed = set(self.store.below(self._place))
+                self._pushed = set(self._names())
             for path in find_segments(folder):
                 name = f"{self._place}/{path.parent.relative_to(folder).as_posix()}/{path.stem}"
                 if name not in self._pushed:
-                    self.store.put(name, path.parent, [path.name])
+                    try:
+                        self.store.put(name, path.parent, [path.name])
+                    except StoreConflictError:
+                        log.info("%s is stored already, by another sink", name)
                     self._pushed.add(name)
         except (StoreAwayError, StoreError) as error:
             log.warning("segments of %s wait for the store: %s", folder, error)
@@ -65,7 +72,7 @@ class SharedArchive:
         Raises StoreAwayError if the store does not answer, StoreError if a segment is damaged.
         """
         have = {path.relative_to(folder).with_suffix("").as_posix() for path in find_segments(folder)}
-        names = {name: name.removeprefix(f"{self._place}/") for name in self.store.below(self._place)}
+        names = {name: name.removeprefix(f"{self._place}/") for name in self._names()}
         wanted = {name: path for name, path in names.items() if path not in have}
         for number, (name, path) in enumerate(wanted.items()):
             report("fetching the archive", number, len(wanted))
@@ -76,10 +83,14 @@ class SharedArchive:
     def addresses(self) -> list[str]:
         """Return the addresses of all segments, as `open_shared` reads them."""
         found = []
-        for name in self.store.below(self._place):
+        for name in self._names():
             file = name.rpartition("/")[2] + ".parquet"
             found.append(f"{SCHEME}://{self.store.address(name, file)}")
         return found
+
+    def _names(self) -> list[str]:
+        """Return the names of all segments; other objects in their place are somebody else's."""
+        return [name for name in self.store.below(self._place) if self._segment.fullmatch(name)]
 
 
 def open_shared(store: SharedStore, run: str) -> duckdb.DuckDBPyConnection:

@@ -62,10 +62,10 @@ class Epochs:
         return epoch == self.newest and holder == self.holder
 
 
-def counted(announced: Iterable[PolicyVersion]) -> list[PolicyVersion]:
-    """Return the announcements that count, of all in the order of the log."""
+def counted(announced: Iterable[PolicyVersion], *, run: str) -> list[PolicyVersion]:
+    """Return the announcements that count, of all in the order of the log: those of this run and its newest epochs."""
     epochs = Epochs()
-    return [event for event in announced if epochs.admits(event)]
+    return [event for event in announced if event.run == run and epochs.admits(event)]
 
 
 class Lease:

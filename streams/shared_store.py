@@ -11,10 +11,9 @@ with its sha256.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -23,17 +22,24 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from streams.descriptions import describe
-from streams.errors import SearchloopError, SettingsError, TransientError
-from streams.whole_file import SUFFIX, file_sha256, sync, whole_file, whole_folder
+from streams.errors import SettingsError
+from streams.stored_objects import (
+    StoreConflictError,
+    StoredFile,
+    StoredObjects,
+    StoreError,
+    content_of,
+    first_line,
+)
+from streams.whole_file import SUFFIX, file_sha256, whole_file, whole_folder
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    pass
 
 T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "gs", "az")
 FILES = "files"
-LIST_BYTES_MAX = 16 << 20
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 _LIST = ".json"
 
@@ -48,57 +54,45 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "Empty: this machine's disk alone."
         ),
     ] = ""
+    ca_certs: Annotated[
+        str,
+        describe(
+            "Path of the certificates of trusted authorities, as PEM, for a store behind https. Empty: the "
+            "authorities that the store's library knows."
+        ),
+    ] = ""
 
 
-class StoreError(SearchloopError, RuntimeError):
-    """A shared store refuses, or holds something else than it should."""
+FORMAT = "bundle/1"
 
 
-class StoreAwayError(TransientError):
-    """A shared store does not answer now."""
-
-
-class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a bundle: its sha256 (64 hex digits) and its size in bytes."""
-
-    sha256: str
-    bytes: int
-
-
-class Bundle(msgspec.Struct, frozen=True, kw_only=True, tag="bundle/1", tag_field="format"):
+class Bundle(msgspec.Struct, frozen=True, kw_only=True, tag=FORMAT, tag_field="format"):
     """A bundle's list: its files by their path within the folder."""
 
     files: dict[str, StoredFile]
 
 
-class SharedStore:
+class SharedStore(StoredObjects):
     """A store of bundles; open it with `open_store`."""
-
-    def __init__(self, objects: ObjectStore, *, url: str, disk: Path | None = None) -> None:
-        """objects: the opened store. url: its address, for messages. disk: its folder, if it is one."""
-        self._objects = objects
-        self._disk = disk
-        self.url = url
 
     def put(self, name: str, folder: Path, files: Sequence[str] | None = None) -> Bundle:
         """Store files of a folder as a bundle, and return its list.
 
         files: their paths within the folder; None takes all but those that are being written.
-        A bundle that is there already, with the same files, stays as it is. Raises StoreError if it holds other files,
-        StoreAwayError if the store does not answer.
+        A bundle that is there already, with the same files, stays as it is. Raises StoreConflictError if it holds other
+        files, StoreError if the store refuses, StoreAwayError if it does not answer.
         """
         made = described(folder, files_of(folder) if files is None else files)
-        place = PurePosixPath(name).parent
-        for each, stored in made.files.items():
-            at = f"{place}/{FILES}/{stored.sha256}"
-            if self._size(at) != stored.bytes:
-                self._write(at, folder / each)
+        found = self._write_missing(name, folder, made)
         if not self._create(f"{name}{_LIST}", msgspec.json.encode(made)) and (there := self.bundle(name)) != made:
             other = sorted(set(there.files.items() if there else ()) ^ set(made.files.items()), key=str)[0][0]
-            raise StoreError(
+            raise StoreConflictError(
                 f"{self.url}: {name} is stored already with other content ({other} differs). A stored version never "
                 "changes; choose another name, or another store.url"
             )
+        # A file that was there before may have been another bundle's, which somebody removed before our list was seen.
+        if found:
+            self._write_missing(name, folder, Bundle(files=found))
         return made
 
     def get(self, name: str, target: Path) -> Bundle:
@@ -129,16 +123,19 @@ class SharedStore:
         """Return a bundle's list; None if there is no such bundle. Raises StoreError if the list is damaged."""
         key = f"{_checked(name)}{_LIST}"
         try:
-            content = self._ask(lambda: _content(self._objects, key))
+            content = self._ask(lambda: content_of(self._objects, key))
         except FileNotFoundError:
             return None
         try:
             bundle = msgspec.json.decode(content, type=Bundle)
         except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
             raise StoreError(f"{self.url}: {key} is damaged ({error}); remove it and store the bundle again") from error
+        folders = {str(above) for path in bundle.files for above in PurePosixPath(path).parents}
         for path, stored in bundle.files.items():
             if not _is_plain(path) or not re.fullmatch("[0-9a-f]{64}", stored.sha256):
                 raise StoreError(f"{self.url}: {key}: expected plain paths and sha256, got {path[:200]!r}")
+            if path in folders:
+                raise StoreError(f"{self.url}: {key}: expected files, got {path[:200]!r}, which is also a folder")
         return bundle
 
     def names(self, place: str) -> list[str]:
@@ -171,18 +168,23 @@ class SharedStore:
                 yield path.removesuffix(_LIST)
 
     def remove(self, name: str) -> None:
-        """Delete a bundle: its list first, then those of its files that no other bundle of its place has."""
+        """Delete a bundle: its list first, then those of its files that no other bundle of its place has.
+
+        Raises StoreError, before anything is deleted, if the list of another bundle is damaged: it may have any file.
+        """
         import obstore
 
         bundle = self.bundle(name)
         if bundle is None:
             return
         place = str(PurePosixPath(name).parent)
+        seen: set[str] = {PurePosixPath(name).name}
+        kept = self._files_of_others(place, seen)
         self._ask(lambda: obstore.delete(self._objects, f"{name}{_LIST}"))
-        others = [self.bundle(f"{place}/{each}") for each in self.names(place)]
-        kept = {stored.sha256 for other in others if other for stored in other.files.values()}
-        for sha256 in {stored.sha256 for stored in bundle.files.values()} - kept:
-            self._forget(f"{place}/{FILES}/{sha256}")
+        for sha256 in sorted({stored.sha256 for stored in bundle.files.values()} - kept):
+            kept |= self._files_of_others(place, seen)  # Somebody may have stored a bundle meanwhile.
+            if sha256 not in kept:
+                self._forget(f"{place}/{FILES}/{sha256}")
 
     def address(self, name: str, path: str) -> str:
         """Return the address of one file of a bundle below the store, as `objects` and DuckDB read it.
@@ -191,103 +193,41 @@ class SharedStore:
         """
         return f"{PurePosixPath(name).parent}/{FILES}/{self._stored(name, path).sha256}"
 
-    @property
-    def objects(self) -> ObjectStore:
-        """The opened store, for readers of single files."""
-        return self._objects
+    def _files_of_others(self, place: str, seen: set[str]) -> set[str]:
+        """Return the sha256 of the files of a place's bundles that were not seen yet, and add those to `seen`."""
+        kept: set[str] = set()
+        for each in set(self.names(place)) - seen:
+            if (other := self._bundle_of_ours(f"{place}/{each}")) is not None:
+                kept |= {stored.sha256 for stored in other.files.values()}
+            seen.add(each)
+        return kept
+
+    def _bundle_of_ours(self, name: str) -> Bundle | None:
+        """Return a bundle's list; None if it is gone, or if it is an object of somebody else."""
+        try:
+            return self.bundle(name)
+        except StoreError:
+            content = self._ask(lambda: content_of(self._objects, f"{name}{_LIST}"))
+            if f'"{FORMAT}"'.encode() in content[:1000]:
+                raise
+            return None
+
+    def _write_missing(self, name: str, folder: Path, bundle: Bundle) -> dict[str, StoredFile]:
+        """Store those files of a bundle that the store lacks, and return the others."""
+        found = {}
+        for each, stored in bundle.files.items():
+            at = f"{PurePosixPath(name).parent}/{FILES}/{stored.sha256}"
+            if self._size(at) == stored.bytes:
+                found[each] = stored
+            else:
+                self._write(at, folder / each)
+        return found
 
     def _stored(self, name: str, path: str) -> StoredFile:
         bundle = self.bundle(name)
         if bundle is None or path not in bundle.files:
             raise StoreError(f"{self.url}: expected {path} in {name}, found no such file; check the name")
         return bundle.files[path]
-
-    def _size(self, key: str) -> int | None:
-        import obstore
-
-        try:
-            return int(self._ask(lambda: obstore.head(self._objects, key)["size"]))
-        except FileNotFoundError:
-            return None
-
-    def _write(self, key: str, path: Path) -> None:
-        import obstore
-
-        self._ask(lambda: obstore.put(self._objects, key, path))
-        self._to_disk(key)
-
-    def _create(self, key: str, content: bytes) -> bool:
-        """Write a list unless there is one; return whether it was written."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        def create() -> bool:
-            try:
-                obstore.put(self._objects, key, content, mode="create")
-            except (AlreadyExistsError, PreconditionError):
-                return False
-            return True
-
-        made = self._ask(create)
-        self._to_disk(key)
-        return made
-
-    def _read(self, key: str, path: Path, stored: StoredFile, *, of: str) -> None:
-        import obstore
-
-        def read() -> str:
-            found = hashlib.sha256()
-            with path.open("wb") as file:
-                for chunk in obstore.get(self._objects, key).stream():
-                    found.update(chunk)
-                    file.write(chunk)
-            return found.hexdigest()
-
-        try:
-            found = self._ask(read)
-        except FileNotFoundError:
-            found = ""
-        if found != stored.sha256:
-            came = f"{found[:12]}…" if found else "none"
-            raise StoreError(
-                f"{self.url}: {of}: expected a file with sha256 {stored.sha256[:12]}…, found {came} at {key}; store "
-                "the bundle again, from the machine that made it"
-            )
-
-    def _forget(self, key: str) -> None:
-        import obstore
-
-        try:
-            self._ask(lambda: obstore.delete(self._objects, key))
-        except FileNotFoundError:
-            return
-
-    def _to_disk(self, key: str) -> None:
-        """Return when a file of a folder is on the disk: the object store's library does not sync."""
-        if self._disk is not None:
-            sync(self._disk / key)
-            sync((self._disk / key).parent)
-
-    def _ask(self, act: Callable[[], T]) -> T:
-        """Return what `act` returns, with this project's errors.
-
-        Raises FileNotFoundError if what it asks for is not there.
-        """
-        from obstore import exceptions
-
-        try:
-            return act()
-        except (exceptions.NotFoundError, FileNotFoundError) as error:
-            raise FileNotFoundError(str(error)) from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
-            raise StoreError(
-                f"{self.url}: access refused ({_first_line(error)}); check the credentials in the environment and "
-                "their rights on this place"
-            ) from error
-        except (exceptions.GenericError, OSError) as error:
-            raise StoreAwayError(f"{self.url}: the store does not answer ({_first_line(error)})") from error
-        except exceptions.BaseError as error:
-            raise StoreError(f"{self.url}: {_first_line(error)}") from error
 
 
 def files_of(folder: Path) -> list[str]:
@@ -331,29 +271,23 @@ def open_store(settings: StoreSettings) -> SharedStore | None:
                 raise SettingsError(f"store.url: expected file:/// and an absolute path, got {settings.url[:200]!r}")
             folder.mkdir(parents=True, exist_ok=True)
             return SharedStore(LocalStore(prefix=folder), url=settings.url, disk=folder)
-        objects = from_url(
+        options: dict[str, Any] = {
+            "connect_timeout": timedelta(seconds=3),
+            "timeout": timedelta(seconds=60),
+            "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",  # A given option hides it.
+        }
+        if settings.ca_certs:
+            options["root_certificate"] = _certificates(settings.ca_certs)
+        objects = from_url(  # type: ignore[call-overload]  # The address decides which of its forms it is.
             settings.url,
-            client_options={
-                "connect_timeout": timedelta(seconds=3),
-                "timeout": timedelta(seconds=60),
-                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",  # A given option hides it.
-            },
+            client_options=options,
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=10)},
         )
     except (exceptions.BaseError, OSError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
-        raise SettingsError(f"store.url: {settings.url[:200]!r} cannot be opened ({_first_line(error)})") from error
+        raise SettingsError(f"store.url: {settings.url[:200]!r} cannot be opened ({first_line(error)})") from error
     return SharedStore(objects, url=settings.url)
-
-
-def _content(objects: Any, key: str) -> bytes:
-    import obstore
-
-    found = obstore.get(objects, key)
-    if found.meta["size"] > LIST_BYTES_MAX:
-        raise StoreError(f"{key}: expected a list of at most {LIST_BYTES_MAX} bytes, found {found.meta['size']}")
-    return bytes(found.bytes())
 
 
 def _described(path: Path) -> StoredFile:
@@ -372,6 +306,10 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error, which may go on for pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _certificates(path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"store.ca_certs: expected a readable file of certificates, got {path!r} ({error.strerror})"
+        ) from error

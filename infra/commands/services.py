@@ -19,8 +19,9 @@ from infra.commands.options import need
 from infra.recipes.leser.closed_kinds import closed_kinds
 from infra.runs.living import known_workers
 from infra.runs.standing import known_runs, run_states
-from learner.vllm import VllmClient, VllmError
-from services.doctor import FAIL, OK, CheckResult, doctor_findings
+from learner.engine_load import read_load
+from learner.vllm import VllmClient, VllmError, addresses
+from services.doctor import FAIL, OK, WARN, CheckResult, doctor_findings
 from services.errors import ProvisionError
 from services.local import ServiceStatus
 from services.vllm import vllm_python
@@ -226,12 +227,21 @@ def vllm_finding(tables: VllmTables) -> CheckResult:
     settings = tables.vllm
     if settings.url:
         patient = msgspec.structs.replace(settings, retry_seconds_max=0, timeout_seconds=PROBE_SECONDS)
-        try:
-            models = VllmClient(settings.url, patient).models()
-        except (TransientError, VllmError) as error:
-            advice = "Check vllm.url and vllm.api_key, and that the server is up"
-            return CheckResult(name="vllm", level=FAIL, found=str(error), advice=advice)
-        return CheckResult(name="vllm", level=OK, found=f"a server of your own, {len(models)} models")
+        said: list[str] = []
+        down = 0
+        for url in addresses(settings.url):
+            try:
+                client = VllmClient(url, patient)
+                client.require_version()
+                load = read_load(client.metrics(timeout_seconds=PROBE_SECONDS))
+                queue = f"{load.running:g} running, {load.waiting:g} waiting" if load else "its queue is unknown"
+                said.append(f"a server of your own at {url}, {len(client.models())} models, {queue}")
+            except (TransientError, VllmError) as error:
+                said.append(str(error))
+                down += 1
+        level = OK if not down else FAIL if down == len(said) else WARN
+        advice = "Check vllm.url and vllm.api_key, and that the server is up" if down else ""
+        return CheckResult(name="vllm", level=level, found="; ".join(said), advice=advice)
     try:
         python = vllm_python(tables.vllm_server)
     except ProvisionError as error:

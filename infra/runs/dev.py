@@ -126,7 +126,7 @@ class RunScores:
         if (score.run, score.index, score.measure) != self._ours or not score.sets:
             return False
         if score.policy not in self._announced:
-            announced = counted(read_events(self._kafka, self._run, PolicyVersion))
+            announced = counted(read_events(self._kafka, self._run, PolicyVersion), run=self._run)
             self._announced = {event.policy for event in announced if event.run == self._run}
         return score.policy in self._announced
 

@@ -52,7 +52,7 @@ def _records_to_answer(kafka: KafkaSettings, run: str, role: str) -> int:
     ends = end_offsets(kafka, partitions_of(kafka, [topic_name(run, INPUTS[role])]))
     if role == "generator":  # It leaves requests beyond the grant unanswered.
         granted: dict[int, int] = {}
-        for version in counted(read_events(kafka, run, PolicyVersion)):
+        for version in counted(read_events(kafka, run, PolicyVersion), run=run):
             for partition, offset in (version.requests_admitted or {}).items():
                 granted[partition] = max(granted.get(partition, 0), offset)
         ends = {place: min(end, granted.get(place.partition, 0)) for place, end in ends.items()}

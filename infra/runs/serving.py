@@ -6,6 +6,7 @@ versions only as LoRA adapters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,16 +23,17 @@ from infra.recipes.recipe import load_recipe
 from learner.checkpoints import load_current
 from learner.policy import read_adapter
 from learner.versions import LoadedVersion, OpenVersion
-from learner.vllm import VllmClient
+from learner.vllm import VllmClient, addresses
 from services.policy_server import PolicyServer
 from services.vllm import VllmModel, lora_room
 from streams.devices import choose_device, release_memory
-from streams.errors import SettingsError
+from streams.errors import SettingsError, TransientError
 from streams.events import Request
 from streams.secrets import reveal
 from streams.whole_file import write_file
 
 AGREEMENT_FILE = "agreement.json"
+log = logging.getLogger(__name__)
 
 
 def check_backend(settings: Settings) -> None:
@@ -57,9 +59,9 @@ def check_backend(settings: Settings) -> None:
 
 
 class Serving:
-    """The vLLM server of a run while it runs; empty if the generators load the policy themselves.
+    """The vLLM servers of a run while it runs; empty if the generators load the policy themselves.
 
-    environment: variables by which workers find the server. url: "" without a server.
+    environment: variables by which workers find them. url: their addresses as in `vllm.url`; "" without a server.
     """
 
     def __init__(self, url: str = "", environment: dict[str, str] | None = None, server: PolicyServer | None = None):
@@ -77,11 +79,12 @@ class Serving:
 def policy_server(
     app: App, run: str, settings: Settings, report: Report, shown: Sequence[Request] = ()
 ) -> Iterator[Serving]:
-    """Yield the server that a run's generators sample from: the one of `vllm.url`, or ours, which stops at the end.
+    """Yield the servers that a run's generators sample from: those of `vllm.url`, or ours, which stops at the end.
 
-    shown: requests; the server's log-probabilities on their prompts are first compared with the learner's own.
+    shown: requests; each server's log-probabilities on their prompts are first compared with the learner's own. A
+    server of several that does not answer is left out; generators check it before they use it.
     Raises AgreementError if they differ, SettingsError as `check_backend`, ServiceError if ours does not start,
-    TransientError or VllmError if the user's does not answer.
+    TransientError or VllmError if none of the user's answers.
     """
     check_backend(settings)
     if settings.generation.backend != "vllm":
@@ -106,9 +109,9 @@ def policy_server(
     }
     variables = {name: value for name, value in variables.items() if value}
     if vllm.url:
-        VllmClient(vllm.url, vllm).models()
+        answering = [url for url in addresses(vllm.url) if _answers(VllmClient(url, vllm), vllm.url, report)]
         theirs = Serving(vllm.url, variables | {"SEARCHLOOP_VLLM__URL": vllm.url})
-        check_logprobs(app, run, settings, theirs, shown, report)
+        check_logprobs(app, run, settings, Serving(",".join(answering), theirs.environment), shown, report)
         yield theirs
         return
     folder, _ = load_current(app.home.run(run).checkpoints)
@@ -122,6 +125,18 @@ def policy_server(
         yield ours
     finally:
         server.stop_started()
+
+
+def _answers(client: VllmClient, named: str, report: Report) -> bool:
+    """Return whether a server answers. Raises TransientError if the settings name no other, VllmError if it refuses."""
+    try:
+        client.models()
+    except TransientError as error:
+        if len(addresses(named)) == 1:
+            raise
+        log.warning("%s. The run begins without it", error)
+        return False
+    return True
 
 
 def version_opener(app: App, kept: RunSettings) -> OpenVersion:
@@ -169,40 +184,50 @@ def open_served(app: App, run: str, settings: Settings, *, url: str, door: Mappi
         directory=app.home.run(run),
         seen_as=str(Path(told_home) / "runs" / run) if told_home else "",
         staleness_max=settings.batch.staleness_max,
+        difference_max=settings.learner.update.logprob_difference_max,
     )
 
 
 def check_logprobs(
     app: App, run: str, settings: Settings, serving: Serving, shown: Sequence[Request], report: Report
 ) -> None:
-    """Compare the server's log-probabilities with the learner's own on a few prompts, and keep the result.
+    """Compare each server's log-probabilities with the learner's own on a few prompts; keep the largest differences.
 
-    The result lies in agreement.json in the run's folder.
-    Raises AgreementError if the difference is above `learner.update.logprob_difference_max`.
+    They lie in agreement.json in the run's folder.
+    Raises AgreementError if a difference is above `learner.update.logprob_difference_max`, and TransientError if no
+    server is left to compare.
     """
+    if not addresses(serving.url):
+        raise TransientError("vllm.url: expected at least one server that answers, found none. Start them, or check it")
     if not shown:
         return
-    from learner.agreement import measure_agreement, require_agreement
+    from learner.agreement import AgreementError, measure_agreement, require_agreement
     from learner.policy import load_policy
 
     report("comparing vllm's log-probabilities with the learner's", 0, 0)
     encode_prompt = load_recipe(settings.train.recipe).encoder(settings)
     folder, manifest = load_current(app.home.run(run).checkpoints)
-    opened = open_served(app, run, settings, url=serving.url, door=serving.environment)
-    version = opened(folder, manifest.policy)
-    try:
-        policy = load_policy(folder)
-        policy.model.to(choose_device())
-        agreement = measure_agreement(
-            policy,
-            version.sampler,
-            [encode_prompt(policy.tokenizer, request) for request in shown],
-            settings.generation.sampling(),
-            list(range(len(shown))),
-        )
-    finally:
-        version.close()
+    policy = load_policy(folder)
+    policy.model.to(choose_device())
+    found = []
+    for url in addresses(serving.url):
+        version = open_served(app, run, settings, url=url, door=serving.environment)(folder, manifest.policy)
+        try:
+            agreement = measure_agreement(
+                policy,
+                version.sampler,
+                [encode_prompt(policy.tokenizer, request) for request in shown],
+                settings.generation.sampling(),
+                list(range(len(shown))),
+            )
+        finally:
+            version.close()
+        found.append(agreement)
+        largest = max(found, key=lambda each: each.difference_max)
+        write_file(app.home.run(run) / AGREEMENT_FILE, msgspec.json.format(msgspec.json.encode(largest)))
+        try:
+            require_agreement(agreement, difference_max=settings.learner.update.logprob_difference_max)
+        except AgreementError as error:
+            raise AgreementError(f"{url}: {error}") from error
     del policy
     release_memory()
-    write_file(app.home.run(run) / AGREEMENT_FILE, msgspec.json.format(msgspec.json.encode(agreement)))
-    require_agreement(agreement, difference_max=settings.learner.update.logprob_difference_max)

@@ -7,15 +7,17 @@ a bundle with a number (`runs/NAME/start/000001`); a state that equals the newes
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from infra.app.app import App
 from infra.app.home import SETTINGS_FILE
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
 from learner.checkpoints import CURRENT
-from learner.policy import ADAPTER_CONFIG, read_adapter
+from learner.policy import ADAPTER_CONFIG, RUNS, read_adapter
 from learner.shared_checkpoints import SharedCheckpoints
 from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
@@ -24,6 +26,7 @@ from storage.shared_archive import SharedArchive
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
 from streams.lease import counted
+from streams.names import is_version_name
 from streams.ranges import read_events
 from streams.shared_store import SharedStore, described, files_of
 from streams.topics import version_name
@@ -31,6 +34,9 @@ from streams.topics import version_name
 # Parts of a run's folder that every machine makes for itself, or that have a place of their own on the store.
 OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes", "metrics")
 OWN_FILES = (LEDGER, "workers", "report")
+MODEL_FILES = frozenset({".json", ".safetensors", ".model", ".jinja", ".txt"})
+OF_THE_HOME = frozenset({"services", "indexes", "people", "experiments"})  # Folders that hold no base of an adapter.
+NUMBER = re.compile("[0-9]{6}")
 # Lists that simulated people may see, and lessons that only a run's preparation reads.
 UNSHARED = ("simulated", "teachers")
 
@@ -82,10 +88,10 @@ def fetch_run(app: App, run: str, report: Report) -> None:
         raise SettingsError(
             f"{folder} exists without {SETTINGS_FILE}, so run {run!r} is not fetched into it. Move that folder away"
         )
-    if folder.exists():
-        folder.rmdir()
-    app.store.get(start, folder)
-    kept = read_run_settings(folder)
+    # The run's own folder comes last: with it, the run counts as fetched, and nobody looks for the rest again.
+    with tempfile.TemporaryDirectory() as scratch:
+        app.store.get_file(start, SETTINGS_FILE, Path(scratch) / SETTINGS_FILE)
+        kept = read_run_settings(Path(scratch))
     report("fetching the index", 1, 3)
     index = app.home.index(kept.index)
     if not index.exists():
@@ -93,9 +99,10 @@ def fetch_run(app: App, run: str, report: Report) -> None:
             raise SettingsError(f"{app.store.url}: expected the index {kept.index_version} of run {run!r}, found none")
         app.store.get(state, index)
     if (base := _newest(app.store, f"runs/{run}/base")) is not None and (listed := app.store.bundle(base)) is not None:
-        for file in listed.files:
-            if not (app.home.root / file).exists():
-                app.store.get_file(base, file, app.home.root / file)
+        _fetch_base(app, app.store, base, sorted(listed.files), run=run)
+    if folder.exists():
+        folder.rmdir()
+    app.store.get(start, folder)
     report("fetching the run", 3, 3)
 
 
@@ -106,16 +113,20 @@ def fetch_policy(app: App, run: str) -> None:
     folder = app.home.run(run)
     if (folder.checkpoints / CURRENT).exists():
         return
-    announced = counted(read_events(app.connections.kafka, run, PolicyVersion))
-    published = [event.policy for event in announced if event.run == run and event.status == "published"]
+    announced = counted(read_events(app.connections.kafka, run, PolicyVersion), run=run)
+    published = [event for event in announced if event.status == "published"]
     shared = SharedCheckpoints(app.store, run, folder.checkpoints)
-    first = [name for name in app.store.names(f"runs/{run}/checkpoints") if name.endswith("-000000")]
+    stored = app.store.names(f"runs/{run}/checkpoints")
+    first = [name for name in stored if name.endswith("-000000") and is_version_name(name)]
     for name in first:
         shared.keep(name)  # Whoever has a run also has the policy that it began with.
-    names = [version_name(policy) for policy in published] or first
-    if not names:
+    if published:
+        told = published[-1].manifest_sha256
+        shared.take_over(version_name(published[-1].policy), manifest_sha256=told if isinstance(told, str) else "")
+        return
+    if not first:
         raise SettingsError(f"{app.store.url}: run {run!r} has no policy version there; start it again by another name")
-    shared.take_over(names[-1])
+    shared.take_over(first[-1])
 
 
 def fetch_ledger(app: App, run: str, report: Report) -> None:
@@ -126,6 +137,29 @@ def fetch_ledger(app: App, run: str, report: Report) -> None:
     archive = SharedArchive(app.store, run)
     if archive.pull(folder / ARCHIVE, report):
         rebuild_ledger(folder)
+
+
+def _fetch_base(app: App, store: SharedStore, base: str, files: Sequence[str], *, run: str) -> None:
+    """Fetch the files of an adapter's base that this home lacks.
+
+    Raises SettingsError if one is not a model's, because a list on a store may name any file of the home.
+    """
+    strange = [each for each in files if not _may_be_of_a_base(PurePosixPath(each), run)]
+    if strange:
+        raise SettingsError(
+            f"{store.url}: {base}: expected files of a model, such as policies/NAME/model.safetensors, got "
+            f"{strange[0][:200]!r}. Remove that list, and start the run again on the machine that made it"
+        )
+    for file in files:
+        if not (app.home.root / file).exists():
+            store.get_file(base, file, app.home.root / file)
+
+
+def _may_be_of_a_base(file: PurePosixPath, run: str) -> bool:
+    """Return whether a path within a home may be that of a model's file that this run's adapters need."""
+    above = file.parts[:-1]
+    ours = bool(above) and above[0] not in OF_THE_HOME and (above[0] != RUNS or above[1:2] == (run,))
+    return ours and file.suffix in MODEL_FILES and not any(part.startswith(".") for part in file.parts)
 
 
 def _base_of(app: App, checkpoint: Path) -> Path | None:
@@ -166,5 +200,5 @@ def _files(folder: Path, without: Sequence[str]) -> list[str]:
 
 def _newest(store: SharedStore, place: str) -> str | None:
     """Return the name of a folder's newest state; None if none is stored."""
-    numbers = [name for name in store.names(place) if name.isdecimal()]
+    numbers = [name for name in store.names(place) if NUMBER.fullmatch(name)]
     return f"{place}/{max(numbers)}" if numbers else None

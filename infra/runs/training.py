@@ -33,6 +33,7 @@ from streams.codec import decode
 from streams.delivery import Outbox, poll
 from streams.errors import EventError
 from streams.events import DevScore, PolicyRef, PolicyVersion, Update
+from streams.lease import Lease
 from streams.ranges import read_events
 from streams.records import Received
 from streams.requests import RequestFeed, RequestSequence
@@ -85,18 +86,40 @@ def stream(
     elsewhere: roles of `ELSEWHERE` that get no worker here, because `searchloop run ROLE` starts theirs.
     A run that has made some steps already goes on from its newest checkpoint. Ctrl-C stops the workers in order:
     nothing is torn, and the same command goes on later. Raises SettingsError if a new run's topics belong to another
-    run, and BarrenRunError if no request gets a reward.
+    run, BarrenRunError if no request gets a reward, and LeaseError if another machine trains this run: of two, both
+    would publish requests.
     """
+    began = time.monotonic()
+    if app.settings.dev.every:
+        app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
+    make_topics(app, prepared.run)
+    give_rights(app, prepared.run)
+    with _only_train(app, prepared.run) as lease:
+        return _stream(app, prepared, updates, seed, report, elsewhere, lease, began)
+
+
+def _only_train(app: App, run: str) -> AbstractContextManager[Lease | None]:
+    """Return the right to publish a run's requests. Without a store, only this machine can have the run."""
+    if app.store is None:
+        return contextlib.nullcontext(None)
+    return Lease(run, "train", machine=app.installation, kafka=app.connections.kafka, delivery=app.settings.delivery)
+
+
+def _stream(
+    app: App,
+    prepared: Prepared,
+    updates: int,
+    seed: int,
+    report: Report,
+    elsewhere: Collection[str],
+    lease: Lease | None,
+    began: float,
+) -> TrainingSummary:
     settings, run = app.settings, prepared.run
     run_dir = app.home.run(run)
-    began = time.monotonic()
-    if settings.dev.every:
-        app.as_role("evaluator").connections  # noqa: B018 - Raises SettingsError if it has no credentials.
     evaluators = ["evaluator"] if settings.dev.every else []
     roles = [*ROLES[:1], *evaluators, *ROLES[1:]]
     started = [role for role in roles if role not in elsewhere]
-    make_topics(app, run)
-    give_rights(app, run)
     share_run(app, run, report)
     best = best_version(settings)
     ours = RunScores(app.connections.kafka, run=run, index=prepared.index, measure=settings.dev.measure)
@@ -144,6 +167,8 @@ def stream(
             while goes_on() and not stop():
                 workers.check()
                 serving.check(report)
+                if lease is not None:
+                    lease.keep()  # Just before it writes: this machine may have stood still meanwhile.
                 feed.publish_until(consumed + ahead)
                 events = [
                     event

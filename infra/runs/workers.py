@@ -70,6 +70,7 @@ def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop
                 updates_max=kept.updates,
                 origin=kept.origin,
                 processes=processes,
+                probes=settings.vllm.checked_prompts if settings.generation.backend == "vllm" else 0,
             )
     elif role == "evaluator":
         from infra.runs.evaluating import run_evaluator

@@ -70,6 +70,7 @@ def main() -> None:
                 settings=msgspec.structs.replace(settings.vllm, api_key=server.key(), allow_insecure=True),
                 directory=Path(home),
                 staleness_max=settings.batch.staleness_max,
+                difference_max=settings.learner.update.logprob_difference_max,
             )
             in_process = TransformersSampler(load_policy(saved.path), reference)
             samplers: dict[str, Sampler] = {"vLLM": served.sampler, "in process": in_process}

@@ -26,7 +26,9 @@ from learner.shared_checkpoints import FETCHED_KEPT
 from services.local import Endpoints
 from storage.log import open_log
 from storage.shared_archive import open_shared
+from streams.events import Request
 from streams.kafka_settings import KafkaSettings
+from streams.ranges import read_events
 from streams.shared_store import StoreSettings
 from tests.commands import ROOT, command, environment
 from tests.loop.conftest import SMALL, quiet
@@ -196,8 +198,16 @@ def test_a_second_learner_on_another_machine_is_refused(
         wait_until(lambda other=other: other.poll() is not None, f"the second {role}")  # type: ignore[misc]
         assert other.returncode == 1
         assert f"expected to be its only {role}" in second.said(f"run-{role}")
+    other = second.start("train", "--index", "small", "--run", run, "--updates", "100000")
+    wait_until(lambda: other.poll() is not None, "the second train")
+    assert other.returncode == 1
+    assert "expected to be its only train" in second.said("train---index")
     before = _steps(first, run)
     wait_until(lambda: _steps(first, run) > before, "one more update of the first learner")
+    asked = [
+        event.request_id for event in read_events(KafkaSettings(bootstrap=_endpoints(variables).kafka), run, Request)
+    ]
+    assert len(asked) == len(set(asked)) > 0
 
 
 def begin(machine: Machine, world: App, run: str) -> None:

@@ -77,7 +77,15 @@ class Run:
 
         def opened(folder: Path, reference: PolicyRef) -> ServedVersion:
             settings = VllmSettings(retry_seconds_max=0, timeout_seconds=5)
-            return ServedVersion(folder, reference, url=url, settings=settings, directory=self.folder, staleness_max=1)
+            return ServedVersion(
+                folder,
+                reference,
+                url=url,
+                settings=settings,
+                directory=self.folder,
+                staleness_max=1,
+                difference_max=0.1,
+            )
 
         patient = msgspec.structs.replace(PATIENT, retry_seconds_max=patience_seconds)
         thread = threading.Thread(
@@ -139,6 +147,36 @@ def test_groups_come_from_the_newest_version_at_a_server_that_fails_at_first_and
     assert [len(group.completions) for group in groups] == [2, 2, 2]  # type: ignore[attr-defined]
     models = [body["model"] for body in server.asked("/v1/completions")]
     assert models[0] == "policy-v1-aaaaaa-000000" and models[-1] == "policy-v1-aaaaaa-000002"
+    assert run.events("dead-letters") == []
+
+
+def test_a_version_that_a_server_refuses_leaves_the_one_before_in_use_until_it_is_taken(run: Run) -> None:
+    stop = Stop()
+    with FakeVllm() as one, FakeVllm() as two:
+        run.announce(0)
+        run.ask(0)
+        thread = run.generate(f"{one.url},{two.url}", stop)
+        try:
+            wait_for(run, "generations", 1)
+            two.refuses_adapters = True
+            run.announce(1)
+            while not any(body["lora_name"].endswith("000001") for body in two.asked("/v1/load_lora_adapter")):
+                assert thread.is_alive()
+                time.sleep(0.05)
+            run.ask(1)
+            wait_for(run, "generations", 2)
+            assert "policy-v1-aaaaaa-000001" not in {*one.adapters, *two.adapters}
+            two.refuses_adapters = False
+            while not all("policy-v1-aaaaaa-000001" in server.adapters for server in (one, two)):
+                assert thread.is_alive()
+                time.sleep(0.05)
+            run.ask(2)
+            groups = wait_for(run, "generations", 3)
+        finally:
+            stop.set()
+            thread.join(30)
+    assert not thread.is_alive()
+    assert [group.policy.step for group in groups] == [0, 0, 1]  # type: ignore[attr-defined]
     assert run.events("dead-letters") == []
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from streams.errors import SettingsError
-from streams.shared_store import FILES, SharedStore, StoreAwayError, StoreError, StoreSettings, open_store
+from streams.shared_store import FILES, SharedStore, StoreSettings, open_store
+from streams.stored_objects import StoreAwayError, StoreError
 from tests.object_store import BUCKET, s3_server
 
 

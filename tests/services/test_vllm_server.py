@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -17,15 +21,18 @@ import torch
 
 from learner.agreement import Agreement, AgreementError, measure_agreement, require_agreement
 from learner.checkpoints import Manifest, save_checkpoint
+from learner.engine_load import read_load
 from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
+from learner.probes import AdapterError, check_adapter, make_probes, read_probes, write_probes
 from learner.serving import ServedVersion
 from learner.vllm import VllmClient, VllmError, VllmSettings
 from services.policy_server import PolicyServer
 from services.processes import tagged_processes
-from services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings
+from services.vllm import ENVIRONMENT, ROLE, VllmModel, VllmServerSettings, vllm_command, vllm_python
 from services.vllm import vllm_environment as vllm_process_environment
-from streams.events import PolicyRef, Sampling
+from streams.events import Generation, PolicyRef, Sampling
+from tests.stored_events import generation
 
 ROOT = Path(__file__).parents[2]
 HOT = Sampling(candidates=4, temperature=0.7, tokens_max=10, no_repeat=False)
@@ -124,10 +131,24 @@ def checkpoint(policy: Policy, root: Path, step: int) -> tuple[Path, PolicyRef]:
     def write_files(folder: Path) -> Manifest:
         nonlocal reference
         saved = save_policy(policy, folder)
+        write_probes(folder, make_probes(policy, [written(number) for number in range(2)], count=2))
         reference = PolicyRef(lineage=reference.lineage, step=step, sha256=saved.sha256)
         return Manifest(policy=reference, parent=None)
 
     return save_checkpoint(root, reference, write_files), reference
+
+
+def written(number: int) -> Generation:
+    """Return a group whose tokens the tiny policy knows."""
+    group = generation(number)
+    return msgspec.structs.replace(
+        group,
+        prompt_token_ids=tuple(token % 250 for token in group.prompt_token_ids[:40]),
+        completions=tuple(
+            msgspec.structs.replace(each, token_ids=tuple(token % 250 for token in each.token_ids[:12]))
+            for each in group.completions
+        ),
+    )
 
 
 def door(home: Path) -> VllmSettings:
@@ -143,6 +164,7 @@ def served(world: World, number: int, run: str) -> ServedVersion:
         settings=door(world.home),
         directory=world.home / "runs" / run,
         staleness_max=0,
+        difference_max=TOLERANCE,
     )
 
 
@@ -202,6 +224,114 @@ def test_the_learner_finds_the_logprobs_again_and_other_weights_are_found_out(wo
     require_agreement(Agreement(tokens=60, difference_mean=0.0, difference_max=TOLERANCE), difference_max=0.1)
     with pytest.raises(AgreementError, match=r"expected within 0\.1 nats .*--logprobs-mode"):
         require_agreement(other, difference_max=0.1)
+
+
+def test_the_probes_of_a_version_are_found_again_and_another_adapter_of_its_name_is_found_out(world: World) -> None:
+    client = VllmClient(world.url, door(world.home))
+    client.require_version()
+    version = served(world, 1, "probes")  # Its probes were compared here, too.
+    name = "policy-v1-aaaaaa-000001"
+    probes = read_probes(world.folders[1])
+    found = check_adapter(client, name, probes, difference_max=TOLERANCE)
+    assert found is not None and found.tokens == 22 and found.difference_max < TOLERANCE
+    with pytest.raises(AdapterError, match=rf"adapter {name}: expected log-probabilities within 0\.1 nats"):
+        check_adapter(client, name, read_probes(world.folders[0]), difference_max=0.1)
+    version.close()
+
+
+def test_the_server_tells_how_many_candidates_wait_and_run(world: World) -> None:
+    client = VllmClient(world.url, door(world.home))
+    idle = read_load(client.metrics(timeout_seconds=10))
+    assert idle is not None and (idle.waiting, idle.running) == (0, 0)
+    many = Sampling(candidates=64, temperature=1.0, tokens_max=60, no_repeat=False)
+    version = served(world, 0, "load")
+    thread = threading.Thread(target=lambda: version.sampler.sample([[5, 6, 7]], many, [1]))
+    thread.start()
+    seen = []
+
+    def is_full() -> bool:
+        load = read_load(client.metrics(timeout_seconds=10))
+        assert load is not None
+        seen.append((load.running, load.waiting))
+        return load.running == SETTINGS.sequences_max and load.waiting > 0
+
+    try:
+        wait_for(is_full)
+    finally:
+        thread.join(120)
+        version.close()
+    assert not thread.is_alive()
+
+
+@contextmanager
+def another_server(world: World, home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a second server as a user would, without a key; it is killed at the end, if it still lives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = vllm_command(SETTINGS, world.model, python=vllm_python(SETTINGS), port=port, tags=[], on_gpu=False)
+    with (home / "console.log").open("wb") as console:
+        process = subprocess.Popen(
+            command,
+            env=vllm_process_environment(SETTINGS, home),
+            cwd=home,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: process.poll() is not None or answers(url), seconds=SETTINGS.start_seconds)
+        assert process.poll() is None, (home / "console.log").read_text()[-2000:]
+        yield url, process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_two_servers_write_as_one_and_one_goes_on_when_the_other_is_killed(world: World, tmp_path: Path) -> None:
+    with another_server(world, tmp_path) as (url, process):
+        version = ServedVersion(
+            world.folders[1],
+            world.versions[1],
+            url=f"{world.url},{url}",
+            settings=msgspec.structs.replace(door(world.home), requests_in_flight=1),
+            directory=tmp_path / "runs" / "two",
+            staleness_max=0,
+            difference_max=TOLERANCE,
+        )
+        prompts, seeds = PROMPTS * 4, list(range(12))
+        policy = load_policy(world.folders[1])
+        assert measure_agreement(policy, version.sampler, prompts, HOT, seeds).difference_max < TOLERANCE
+        second = VllmClient(url, VllmSettings())
+        assert "policy-v1-aaaaaa-000001" in second.models()
+        assert "vllm:request_success_total{" in second.metrics(timeout_seconds=10)
+        assert requests_done(second) > 2  # The probes are two.
+        groups: list[object] = []
+        thread = threading.Thread(target=lambda: groups.extend(version.sampler.sample(prompts, HOT, seeds)))
+        before = requests_done(second)
+        thread.start()
+        wait_for(lambda: requests_done(second) > before)
+        os.killpg(process.pid, signal.SIGKILL)
+        thread.join(120)
+        assert len(groups) == 12
+        assert measure_agreement(policy, version.sampler, prompts, HOT, seeds).difference_max < TOLERANCE
+        version.close()
+
+
+def requests_done(client: VllmClient) -> float:
+    """Return how many requests a server has answered."""
+    lines = client.metrics(timeout_seconds=10).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def test_greedy_decoding_is_that_of_transformers(world: World) -> None:

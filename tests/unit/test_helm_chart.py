@@ -18,6 +18,7 @@ from infra.app.layers import combine, environment_layer
 from infra.app.settings import Settings
 from infra.cli import cli
 from infra.serving.openapi import ROUTES
+from learner.vllm import addresses
 from services.vllm import VllmModel, VllmServerSettings, vllm_command
 from streams.acls import RIGHTS
 from streams.kafka_settings import KafkaSettings
@@ -279,6 +280,21 @@ def test_vllm_gets_the_flags_that_searchloops_own_server_gets(whole: list[Manife
     assert variables(ours(dict(pods(whole))["generator"]))["SEARCHLOOP_VLLM__URL"] == "http://127.0.0.1:8000"
     mounts = {each["name"]: each for each in vllm["volumeMounts"]}
     assert mounts["home"] == {"name": "home", "mountPath": "/state", "readOnly": True}, "it loads adapters from there"
+
+
+def test_several_vllms_beside_a_generator_are_alike_and_it_asks_them_all() -> None:
+    objects = render(changed(WHOLE, "generator.vllm.replicas", 3))
+    pod = dict(pods(objects))["generator"]
+    servers = containers(pod)[:-1]
+    assert [each["name"] for each in servers] == ["vllm", "vllm-2", "vllm-3"]
+    assert {each["resources"]["limits"]["nvidia.com/gpu"] for each in servers} == {1}
+    ports = [dict(each.partition("=")[::2] for each in server["args"])["--port"] for server in servers]
+    asked = addresses(variables(ours(pod))["SEARCHLOOP_VLLM__URL"])
+    assert asked == tuple(f"http://127.0.0.1:{port}" for port in ports) and len(set(ports)) == 3
+    for server, url in zip(servers, asked, strict=True):
+        for probe in ("startupProbe", "livenessProbe"):
+            assert f"{url}/health" in server[probe]["exec"]["command"][-1]
+    assert not [fault for each in objects for fault in schema_errors(each)]
 
 
 def test_prometheus_asks_where_the_metrics_are_with_the_token_of_the_server(whole: list[Manifest]) -> None:

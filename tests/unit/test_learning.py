@@ -15,8 +15,9 @@ from learner.batches import Batch
 from learner.checkpoints import CheckpointError, Manifest, load_current, prune_checkpoints
 from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
 from learner.objectives import ObjectiveSettings
-from learner.policy import build_tiny
+from learner.policy import build_tiny, load_policy
 from learner.policy_settings import TinySettings
+from learner.probes import PROBES, read_probes
 from learner.updates import UpdateSettings
 from streams.codec import content_sha256, encode_event
 from streams.events import PolicyRef, Update
@@ -81,6 +82,30 @@ def test_a_resumed_learner_is_held_to_the_same_reference_and_gives_the_same_bits
     assert whole[1].metrics["kl_reference"] > 0
     assert [update.metrics for update in parts] == [update.metrics for update in whole]
     assert [update.policy.sha256 for update in parts] == [update.policy.sha256 for update in whole]
+
+
+def test_probes_change_no_weights_and_hold_the_log_probabilities_of_the_new_ones(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoints, tmp_path / "other")
+    (plain,) = learned(resumed(checkpoints), checkpoints, [1])
+    folder, manifest = load_current(other)
+    learner = Learner.resume(folder, manifest, run="run", settings=HELD, no_repeat=False, probes=2)
+    (probed,) = learned(learner, other, [1])
+    assert probed.policy.sha256 == plain.policy.sha256
+    assert probed.metrics == plain.metrics
+    folder, manifest = load_current(other)
+    assert PROBES in manifest.files
+    policy = load_policy(folder)
+    probes = read_probes(folder)
+    assert [len(probe.token_ids) for probe in probes] == [4, 3]  # The first completions, without their last tokens.
+    for probe in probes:
+        with torch.inference_mode():
+            ids = torch.tensor([[*probe.prompt_ids, *probe.token_ids]])
+            rows = policy.model(ids).logits[0, len(probe.prompt_ids) - 1 : -1].log_softmax(-1)
+        own = rows.gather(1, torch.tensor(probe.token_ids)[:, None]).squeeze(1).tolist()
+        assert probe.logprobs == pytest.approx(own, abs=1e-4)
+    assert read_probes(load_current(checkpoints)[0]) == []
 
 
 def test_the_warmed_up_policy_outlives_pruning_and_is_found_from_any_lineage(checkpoints: Path) -> None:

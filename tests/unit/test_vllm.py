@@ -23,6 +23,7 @@ from learner.generation import GenerationSettings
 from learner.learning import write_policy_checkpoint
 from learner.policy import Policy, PolicyError, build_tiny, load_policy, save_policy, with_lora
 from learner.policy_settings import LoraSettings, PolicySettings, TinySettings
+from learner.replicas import Replicas
 from learner.sampling import SamplingError
 from learner.serving import ServedVersion
 from learner.vllm import UnknownModelError, VllmClient, VllmError, VllmSettings
@@ -72,6 +73,7 @@ def served(
         settings=settings,
         directory=folder,
         staleness_max=staleness_max,
+        difference_max=0.1,
     )
 
 
@@ -271,7 +273,9 @@ def test_a_first_version_of_which_a_file_has_changed_is_never_sampled_from(
     reference = checkpoint(base, folder, 0)
     flip_byte(folder / file)
     with pytest.raises((CheckpointError, PolicyError)):
-        ServedVersion(folder, reference, url=server.url, settings=QUICK, directory=tmp_path, staleness_max=0)
+        ServedVersion(
+            folder, reference, url=server.url, settings=QUICK, directory=tmp_path, staleness_max=0, difference_max=0.1
+        )
     assert server.adapters == {}
 
 
@@ -293,8 +297,8 @@ def test_an_adapters_folder_that_holds_something_else_is_exchanged_and_loaded_an
 ) -> None:
     reference = checkpoint(base, tmp_path / "checkpoint", 0)
     place = tmp_path / "adapters" / adapter_name(reference)
-    client = VllmClient(server.url, QUICK)
-    Adapters(client, tmp_path / "adapters", kept=2).use(reference, tmp_path / "checkpoint")
+    replicas = Replicas(QUICK, [server.url])
+    Adapters(replicas, tmp_path / "adapters", kept=2, difference_max=0.1).use(reference, tmp_path / "checkpoint")
     if damage == "a file too few":
         (place / "adapter_config.json").unlink()
     elif damage == "a file too many":
@@ -302,7 +306,7 @@ def test_an_adapters_folder_that_holds_something_else_is_exchanged_and_loaded_an
     else:
         flip_byte(place / ("adapter_model.safetensors" if damage == "other weights" else "adapter_config.json"))
     asked = len(server.requests)
-    Adapters(client, tmp_path / "adapters", kept=2).use(reference, tmp_path / "checkpoint")
+    Adapters(replicas, tmp_path / "adapters", kept=2, difference_max=0.1).use(reference, tmp_path / "checkpoint")
     assert {path.name: file_sha256(path) for path in place.iterdir()} == {
         name: file_sha256(tmp_path / "checkpoint" / name)
         for name in ("adapter_model.safetensors", "adapter_config.json")
@@ -321,13 +325,20 @@ def test_a_policy_without_an_adapter_is_refused(server: FakeVllm, base: Policy, 
             settings=QUICK,
             directory=tmp_path,
             staleness_max=0,
+            difference_max=0.1,
         )
 
 
 def test_a_server_that_sees_another_path_is_told_that_path(server: FakeVllm, base: Policy, tmp_path: Path) -> None:
     (tmp_path / "mounted").symlink_to(tmp_path / "run")
     reference = checkpoint(base, tmp_path / "checkpoint", 0)
-    adapters = Adapters(VllmClient(server.url, QUICK), tmp_path / "run", kept=2, seen_as=str(tmp_path / "mounted"))
+    adapters = Adapters(
+        Replicas(QUICK, [server.url]),
+        tmp_path / "run",
+        kept=2,
+        difference_max=0.1,
+        seen_as=str(tmp_path / "mounted"),
+    )
     adapters.use(reference, tmp_path / "checkpoint")
     assert server.adapters == {adapter_name(reference): str(tmp_path / "mounted" / adapter_name(reference))}
 
