@@ -262,8 +262,9 @@ class GbdtRelevance:
                 made = scores[start:end]
                 unknown = np.isnan(known[position])
                 known[position][unknown] = made[np.searchsorted(missing[position], rows[position][unknown])]
-                if queries.index(queries[number]) == number:  # A query that comes twice is kept once.
-                    self._cache.add(queries[number], missing[position], made)
+                # A query that comes twice, with other documents, has been added to by now.
+                new = np.isnan(self._cache.of(queries[number], missing[position]))
+                self._cache.add(queries[number], missing[position][new], made[new])
                 start = end
         return known
 
