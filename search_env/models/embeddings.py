@@ -163,16 +163,16 @@ def document_text(document: Document) -> str:
 def embed_documents(
     documents: Sequence[Document], embedder: Embedder, directory: Path, progress: Progress | None = None
 ) -> Vectors:
-    """Return [D, 384] unit vectors of a corpus, mapped from a file in the directory that holds exactly these texts.
+    """Return [D, 384] unit vectors of a corpus, from a file in the directory that holds exactly these texts.
 
-    The file is float16 (a cosine is off by less than 0.001) and named by the hash of texts, model and length limit. If
-    it is missing or damaged, it is made, some documents at a time.
+    Many are mapped from it, few are read. The file is float16 (a cosine is off by less than 0.001) and named by the
+    hash of texts, model and length limit. If it is missing or damaged, it is made, some documents at a time.
     """
     path = _vectors_file(map(document_text, documents), embedder.settings, directory)
     shape, kept_as = (len(documents), DIMENSIONS), np.dtype(np.float16)
     with contextlib.suppress(ValueError, OSError):
         if (kept := np.load(path, mmap_mode="r", allow_pickle=False)).shape == shape and kept.dtype == kept_as:
-            return np.asarray(kept)
+            return _held(kept)
     with whole_file(path) as aside:
         vectors = np.lib.format.open_memmap(aside, mode="w+", dtype=kept_as, shape=shape)
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
@@ -180,7 +180,12 @@ def embed_documents(
             vectors[start : start + len(some)] = embedder.embed(some, _shifted(progress, start, len(documents)))
         vectors.flush()
         del vectors
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    return _held(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _held(vectors: Vectors) -> Vectors:
+    """Return vectors in memory if there are few, else as they are mapped."""
+    return np.asarray(vectors) if len(vectors) > DOCUMENTS_AT_ONCE else np.array(vectors, dtype=np.float32)
 
 
 def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:
