@@ -25,6 +25,7 @@ import duckdb
 import msgspec
 
 from storage.archive import ARCHIVE, ArchiveSettings, close_segments
+from storage.building import BuilderProcess
 from storage.errors import StorageError
 from storage.ledger import LedgerRows, Partition, build_batch, explain, held, open_ledger, read_positions, store_batch
 from streams.descriptions import describe
@@ -67,6 +68,13 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batches_ahead_max: Annotated[
         int, msgspec.Meta(ge=1, le=64), describe("Batches that may be decoded ahead of the one that is being stored.")
     ] = 3
+    builder: Annotated[
+        bool,
+        describe(
+            "True decodes whole batches in a process of its own (70 MiB), which starts when the first whole batch "
+            "waits. A second core then stores while it decodes."
+        ),
+    ] = True
     memory_mib: Annotated[int, msgspec.Meta(ge=64), describe("Memory limit of DuckDB, in MiB.")] = 512
     threads: Annotated[int, msgspec.Meta(ge=1, le=64), describe("Number of DuckDB's threads.")] = 1
     open_timeout_seconds: Annotated[
@@ -107,6 +115,8 @@ class Sink:
             self._stored = read_positions(self._connection)
             self._open_bytes = _open_bytes(self._connection)
             self._open_since = time.monotonic()
+            self._builder = BuilderProcess()
+            stack.callback(self._builder.close)
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
             stack.callback(self._thread.shutdown)
             stack.enter_context(_quick_switches())
@@ -135,7 +145,7 @@ class Sink:
         """
         new = 0
         for members in self._pieces(records):
-            batch = build_batch(members)
+            batch = self._build(members)
             if batch.letters and self._dead_letters:
                 self._dead_letters(batch.letters)
             self._settle(pending_max=self.settings.batches_ahead_max - 1)
@@ -197,6 +207,12 @@ class Sink:
             size += length
         if members:
             yield members
+
+    def _build(self, members: list[Received]) -> LedgerRows:
+        """Return the rows of records: built in another process where a whole batch waits, because more will follow."""
+        if len(members) < self.settings.batch_records_max or not self.settings.builder:
+            return build_batch(members)
+        return self._builder.build(members)
 
     def _settle(self, pending_max: int = 0) -> None:
         """Wait until at most `pending_max` batches are pending; raise the error of a failed one."""

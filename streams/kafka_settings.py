@@ -73,7 +73,7 @@ class KafkaSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_f
             "Partitions of the topics for requests, generations and rewards. At most this many workers of a "
             "role share the work."
         ),
-    ] = 1
+    ] = 4
     replication: Annotated[
         int,
         msgspec.Meta(ge=1, le=7),

@@ -12,10 +12,11 @@ from infra.app.app import App
 from infra.app.progress import Report
 from search_env.catalogue.attributes import unread_attributes
 from search_env.catalogue.corpora import CorpusError, Document
+from search_env.catalogue.kept import keep_documents
 from search_env.engine.index import IndexVersion, adopt_versions, build_index, claim_name
 from search_env.engine.rights import INDEX_PRIVILEGES, require_rights
 from search_env.queries.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
-from streams.whole_file import whole_folder
+from streams.whole_file import folder_aside, whole_folder
 
 
 class IndexSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,17 +50,19 @@ def index_corpus(
     directory = app.home.index(name)
     with closing(app.engine()) as client:  # Before anything changes: the key may be read-only.
         require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
-    loaded = list(documents)
     adopted: list[str] = []
-    with contextlib.closing(app.engine()) as client:
-        if adopt:
-            adopted = adopt_versions(client, name, installation=app.installation)
-        claim_name(client, name, installation=app.installation)
-    report("making queries", 0, 0)
-    intents, kind = queries_of(loaded, app.settings.intents, report)
-    client = app.engine()
-    try:
-        with whole_folder(directory.intents, replace=True) as aside:
+    with folder_aside(directory.parent, f"{name}.corpus") as corpus:
+        loaded = keep_documents(documents, corpus)
+        with contextlib.closing(app.engine()) as client:
+            if adopt:
+                adopted = adopt_versions(client, name, installation=app.installation)
+            claim_name(client, name, installation=app.installation)
+        report("making queries", 0, 0)
+        intents, kind = queries_of(loaded, app.settings.intents, report)
+        with (
+            contextlib.closing(app.engine()) as client,
+            whole_folder(directory.intents, replace=True) as aside,
+        ):
             write_intents(aside, intents)
             version: IndexVersion = build_index(
                 client,
@@ -70,8 +73,7 @@ def index_corpus(
                 directory=directory,
                 total=len(loaded),
             )
-    finally:
-        client.close()
+        unread = _unread(loaded)
     return IndexSummary(
         name=version.name,
         alias=version.alias,
@@ -79,7 +81,7 @@ def index_corpus(
         sha256=version.sha256,
         queries={split: len(queries) for split, queries in intents.queries.items()},
         kind=kind,
-        unread=_unread(loaded),
+        unread=unread,
         adopted=tuple(adopted),
     )
 

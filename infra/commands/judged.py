@@ -39,7 +39,7 @@ def read_judged(
     Raises UsageError if only one of the files is given, and CorpusError if a file holds no valid queries or judgments.
     """
     from search_env.catalogue.corpora import check_qrels, load_qrels, load_queries
-    from search_env.engine.index import load_documents, load_manifest
+    from search_env.engine.index import kept_catalogue, load_manifest
 
     if (queries is None) != (qrels is None):
         raise click.UsageError(f"{options[0]} and {options[1]} belong together: give both, or neither")
@@ -51,7 +51,7 @@ def read_judged(
         check_qrels(
             judged,
             query_ids=(query.id for query in asked),
-            document_ids=(document.id for document in load_documents(index_folder)),
+            document_ids=kept_catalogue(index_folder).row_of,
             source=str(qrels),
         )
     return asked, judged

@@ -25,7 +25,7 @@ ANCESTORS_SHOWN = 5
 
 @click.command()
 @click.option("--run", "name", help="Name of the run. Default: every run.")
-@click.option("--rebuild", is_flag=True, help="Read every record, not only the newest, and compare it with its row.")
+@click.option("--rebuild", is_flag=True, help="Read every record anew, not only new ones, and compare it with its row.")
 @click.option("--offline", is_flag=True, help="Use only the DuckDB file, the archive and the checkpoints, not Kafka.")
 @click.option("--trusted", metavar="VALUE", help="Seal that verify printed earlier; the run's history must contain it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON array on standard output.")
@@ -43,6 +43,7 @@ def verify(app: App, name: str | None, rebuild: bool, offline: bool, trusted: st
     The verdict names the faults that this mode cannot see. Keep the printed seal elsewhere: with --trusted it later
     proves that nobody rewrote the run's history.
     While a sink is running, only the archive's closed segments are checked; they lack the newest minute.
+    After a --rebuild without findings, a later verify reads only the records that are new since.
 
     \b
     Example:

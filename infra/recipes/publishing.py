@@ -10,7 +10,7 @@ import msgspec
 from infra.app.home import SETTINGS_FILE, IndexFolder, read_settings_file
 from infra.app.progress import Report
 from infra.recipes.recipe import CatalogueTexts
-from search_env.engine.index import IndexVersion, Summaries, build_index, load_documents
+from search_env.engine.index import IndexVersion, Summaries, build_index, kept_catalogue
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -30,7 +30,7 @@ def publish_summaries(
     The documents are those of the current index. installation: the id of the home that owns the index. runs: the home's
     runs; a version that one of them was begun on stays, wherever the alias points.
     """
-    documents = load_documents(index)
+    documents = kept_catalogue(index, report).documents
     return build_index(
         client,
         index.name,

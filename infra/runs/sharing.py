@@ -23,6 +23,7 @@ from storage.archive import ARCHIVE
 from storage.ledger import LEDGER
 from storage.log import rebuild_ledger
 from storage.shared_archive import SharedArchive
+from storage.verification.proven import PLACE
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
 from streams.lease import counted
@@ -32,7 +33,7 @@ from streams.shared_store import SharedStore, described, files_of
 from streams.topics import version_name
 
 # Parts of a run's folder that every machine makes for itself, or that have a place of their own on the store.
-OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes", "metrics")
+OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes", "metrics", PLACE)
 OWN_FILES = (LEDGER, "workers", "report")
 MODEL_FILES = frozenset({".json", ".safetensors", ".model", ".jinja", ".txt"})
 OF_THE_HOME = frozenset({"services", "indexes", "people", "experiments"})  # Folders that hold no base of an adapter.

@@ -117,7 +117,9 @@ def prove(
     if log is None:
         return unreadable(run, kafka=topics is not None, known=known)
     with log:
-        return verify_log(log, run=run, topics=topics, known=known, rebuild=rebuild, trusted=trusted)
+        return verify_log(
+            log, run=run, topics=topics, known=known, rebuild=rebuild, trusted=trusted, memory=Path(folder)
+        )
 
 
 def run_topics(kafka: KafkaSettings, run: str) -> Topics:

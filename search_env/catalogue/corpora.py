@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from search_env.catalogue.seen_ids import SeenIds
 from streams.errors import FULL, InputError
 from streams.inputs.counts import Tell, tell_log
 from streams.inputs.files import InputFile
@@ -83,10 +84,10 @@ def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) 
     Raises CorpusError for a missing or damaged file, malformed JSON, a wrong type, a duplicate id, or no document.
     """
     file = InputFile(path, "corpus", error=CorpusError)
-    line_of: dict[str, int] = {}
+    seen = SeenIds()
     cuts = Cuts()
     for number, record in json_objects(file):
-        identifier = _identifier(record, file, number, line_of)
+        identifier = _identifier(record, file, number, seen)
         title = _string(record, "title", file, number)
         text = _string(record, "text", file, number)
         metadata = _metadata(record, file, number)
@@ -96,7 +97,7 @@ def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) 
             text = cuts.clean(text, characters_max=TEXT_CHARACTERS_MAX, what="text", where=where)
             metadata = clean_metadata(metadata, characters_max=METADATA_CHARACTERS_MAX, cuts=cuts, where=where)
         yield Document(id=identifier, title=title, text=text, metadata=metadata)
-    if not line_of:
+    if not len(seen):
         raise file.error("expected at least one document, got an empty corpus. Check how the file was made.")
     for line in cuts.told():
         tell(f"{path}: {line}")
@@ -108,12 +109,12 @@ def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
     tell: as in `load_corpus`. Raises CorpusError as `load_corpus` does, also for a query without text and for a corpus.
     """
     file = InputFile(path, "queries", error=CorpusError)
-    line_of: dict[str, int] = {}
+    seen = SeenIds()
     queries: list[Query] = []
     titled = 0
     cuts = Cuts()
     for number, record in json_objects(file):
-        identifier = _identifier(record, file, number, line_of)
+        identifier = _identifier(record, file, number, seen)
         titled += "title" in record
         text = cuts.clean(
             _string(record, "text", file, number),
@@ -199,7 +200,8 @@ def check_qrels(
     A pooled qrels file often judges more documents than one corpus holds, so the default only reports them.
     Raises CorpusError if all judgments are unknown; with `unknown="strict"`, if any is.
     """
-    known_queries, known_documents = set(query_ids), set(document_ids)
+    known_queries = set(query_ids)
+    known_documents = document_ids if isinstance(document_ids, Mapping) else set(document_ids)
     queries, documents, judgments = [], dict[str, None](), 0
     for query_id, grades in qrels.items():
         missing = [document_id for document_id in grades if document_id not in known_documents]
@@ -309,7 +311,7 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
         raise CorpusError(f"{target}: cannot be written ({reason}). Make room, or choose another place.") from error
 
 
-def _identifier(record: dict[str, Any], file: InputFile, number: int, line_of: dict[str, int]) -> str:
+def _identifier(record: dict[str, Any], file: InputFile, number: int, seen: SeenIds) -> str:
     value = record.get("_id")
     if not isinstance(value, str):
         raise file.error(f"expected '_id' to be a string, got {json_kind(value)}. Fix the line.", number)
@@ -319,9 +321,8 @@ def _identifier(record: dict[str, Any], file: InputFile, number: int, line_of: d
             f"got {value[:60]!r}. Rename it.",
             number,
         )
-    if value in line_of:
-        raise file.error(f"id '{value}' was used before, in line {line_of[value]}. Keep one.", number)
-    line_of[value] = number
+    if (before := seen.first_line(value, number)) is not None:
+        raise file.error(f"id '{value}' was used before, in line {before}. Keep one.", number)
     return value
 
 

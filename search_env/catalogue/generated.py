@@ -21,7 +21,7 @@ from streams.descriptions import describe
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The size of the catalogue and of its vocabulary gap."""
 
-    products: Annotated[int, msgspec.Meta(ge=100, le=100_000), describe("Number of generated products.")] = 3000
+    products: Annotated[int, msgspec.Meta(ge=100, le=10_000_000), describe("Number of generated products.")] = 3000
     said_share: Annotated[
         float,
         msgspec.Meta(ge=0, le=1),

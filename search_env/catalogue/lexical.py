@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, MutableMapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-
-from search_env.catalogue.analysis import analyze
 
 BM25_K1 = 1.2
 BM25_B = 0.75
@@ -47,7 +46,9 @@ class Vocabulary:
 class TermMatrix:
     """The count of each term in each document of one field.
 
-    counts: sparse [D, W] by rows; columns: the same by columns (for scoring); lengths: [D] terms per document.
+    counts: sparse [D, W] by rows. lengths: [D] terms per document; log_lengths: [D] log(1 + length).
+    bm25: [D, W] by columns: the whole score of one occurrence of a query term. row_weights: the same numbers in the
+    order of the entries of `counts`.
     idf: [W] as in Lucene's BM25Similarity: ln(1 + (N − n + 0.5) / (n + 0.5)), N = documents with this field non-empty.
     frequencies, totals: [W] documents that have a term, and its occurrences in them.
     """
@@ -56,27 +57,36 @@ class TermMatrix:
         """like: the matrix whose statistics hold here, too; a term that it lacks occurs in none of its documents."""
         self.counts = counts
         self.vocabulary = vocabulary
-        self.columns = counts.tocsc()
+        columns = counts.tocsc()
         self.lengths: Floats = np.asarray(counts.sum(axis=1), dtype=np.float32).ravel()
         if like is None:
-            self.frequencies: Integers = np.diff(self.columns.indptr).astype(np.int32)
+            self.frequencies: Integers = np.diff(columns.indptr).astype(np.int32)
             self.totals: Doubles = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
-            self.nonempty = max(int((self.lengths > 0).sum()), 1)
-            self.length_mean = float(self.lengths.sum()) / self.nonempty
+            self.nonempty, self.length_mean = length_statistics(self.lengths)
         else:
             more = counts.shape[1] - len(like.frequencies)
             self.frequencies = np.pad(like.frequencies, (0, more))
             self.totals = np.pad(like.totals, (0, more))
             self.nonempty, self.length_mean = like.nonempty, like.length_mean
-        documents = self.nonempty
-        self.idf: Floats = np.log1p((documents - self.frequencies + 0.5) / (self.frequencies + 0.5)).astype(np.float32)
-        saturation = BM25_K1 * (1 - BM25_B + BM25_B * self.lengths / max(self.length_mean, 1e-9))
-        weights = self.columns.astype(np.float32)
-        rows = weights.indices
-        # Lucene 8 dropped the constant factor (k1 + 1), but Elasticsearch keeps it; the scores must be equal.
-        weights.data = (BM25_K1 + 1) * weights.data / (weights.data + saturation[rows])
+        self.idf: Floats = idf_of(self.frequencies, self.nonempty)
+        saturation = saturation_of(self.lengths, self.length_mean)
+        weights = columns.astype(np.float32)
+        weights.data = weights_of(weights.data, saturation[weights.indices])
         weights.data *= np.repeat(self.idf, np.diff(weights.indptr))
-        self.bm25 = weights  # [D, W] by columns: the whole score of one occurrence of a query term.
+        self.bm25 = weights
+
+    @cached_property
+    def row_weights(self) -> Floats:
+        """BM25 weights in the order of the entries of `counts`, which are sorted within each row."""
+        rows = self.bm25.tocsr()
+        rows.sort_indices()
+        self.counts.sort_indices()
+        return np.asarray(rows.data, dtype=np.float32)
+
+    @cached_property
+    def log_lengths(self) -> Floats:
+        """[D] log(1 + length) of each document."""
+        return np.log1p(self.lengths)
 
     @property
     def documents(self) -> int:
@@ -95,26 +105,28 @@ class TermMatrix:
         return scores
 
 
-def term_matrix(
-    texts: Iterable[str], vocabulary: Vocabulary | None = None, like: TermMatrix | None = None
-) -> TermMatrix:
-    """Return the term counts of texts, analyzed with `english`; a given vocabulary grows, so that fields share it.
+def length_statistics(lengths: Floats) -> tuple[int, float]:
+    """Return the number of documents with this field (at least 1), and their mean length."""
+    nonempty = max(int((lengths > 0).sum()), 1)
+    return nonempty, float(lengths.sum()) / nonempty
 
-    like: as in `TermMatrix`.
+
+def idf_of(frequencies: Integers, documents: int) -> Floats:
+    """Return [W] Lucene's idf of terms from the documents that have them."""
+    return np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
+
+
+def saturation_of(lengths: Floats, length_mean: float) -> Floats:
+    """Return [D] BM25's k1 · (1 − b + b · length / mean)."""
+    return np.asarray(BM25_K1 * (1 - BM25_B + BM25_B * lengths / max(length_mean, 1e-9)), dtype=np.float32)
+
+
+def weights_of(counts: Floats, saturation: Floats) -> Floats:
+    """Return BM25's weight of each count without its idf; saturation: of the count's document.
+
+    Lucene 8 dropped the constant factor (k1 + 1), but Elasticsearch keeps it; the scores must be equal.
     """
-    vocabulary = vocabulary or Vocabulary()
-    number = vocabulary.number
-    indices: list[int] = []
-    indptr = [0]
-    for text in texts:
-        indices.extend([number(term) for term in analyze(text)])
-        indptr.append(len(indices))
-    counts = sparse.csr_matrix(
-        (np.ones(len(indices), dtype=np.float32), np.asarray(indices, dtype=np.int32), np.asarray(indptr)),
-        shape=(len(indptr) - 1, len(vocabulary.terms)),
-    )
-    counts.sum_duplicates()
-    return TermMatrix(counts, vocabulary, like)
+    return np.asarray((BM25_K1 + 1) * counts / (counts + saturation), dtype=np.float32)
 
 
 def top_documents(scores: Floats, ids: Sequence[str], *, count: int) -> list[int]:

@@ -7,8 +7,9 @@ for "black" by its word, not by `product_colour`.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from scipy import sparse
 from search_env.catalogue.analysis import STOP_WORDS, analyze, stem, surface_tokens
 from search_env.catalogue.attributes import document_attributes, document_brand, is_logistic
 from search_env.catalogue.corpora import Document
-from search_env.catalogue.lexical import TermMatrix, Vocabulary, term_matrix
+from search_env.catalogue.lexical import TermMatrix, Vocabulary
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,8 +45,7 @@ class Catalogue:
         lacks is left out; a term that it lacks occurs in none of its documents.
         """
         self.documents = documents
-        self.ids = [document.id for document in documents]
-        self.row_of = {document_id: row for row, document_id in enumerate(self.ids)}
+        self.ids, self.row_of = self._names()
         self._like = like
         if like is not None:
             like.settle()
@@ -55,6 +55,11 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.documents)
 
+    def _names(self) -> tuple[Sequence[str], Mapping[str, int]]:
+        """Return the documents' ids, and the row of each."""
+        ids = [document.id for document in self.documents]
+        return ids, {document_id: row for row, document_id in enumerate(ids)}
+
     def holding(self, ids: Iterable[str]) -> Catalogue:
         """Return a catalogue that holds these documents, with the statistics of this one: here, this one."""
         return self
@@ -62,15 +67,17 @@ class Catalogue:
     @cached_property
     def contents(self) -> TermMatrix:
         """[D, W] terms of title and text together, as in the index's `contents`."""
-        texts = (f"{d.title} {d.text}" for d in self.documents)
-        return term_matrix(texts, self.vocabulary, self._like.contents if self._like is not None else None)
+        number = self.vocabulary.number
+        return self._field(
+            "contents", ([number(term) for term in analyze(f"{d.title} {d.text}")] for d in self.documents)
+        )
 
     @cached_property
     def title(self) -> TermMatrix:
         """[D, W] terms of the title."""
         _ = self.contents  # Fixes the order of the vocabulary, so that it never depends on the first caller.
-        like = self._like.title if self._like is not None else None
-        return term_matrix((d.title for d in self.documents), self.vocabulary, like)
+        number = self.vocabulary.number
+        return self._field("title", ([number(term) for term in analyze(d.title)] for d in self.documents))
 
     @cached_property
     def surface_forms(self) -> list[str]:
@@ -141,11 +148,14 @@ class Catalogue:
     def attributes(self) -> TermMatrix:
         """[D, W] terms of all attribute phrases and of their keys' names, without logistics."""
         self._after_fields()
+        return self._field("attributes", self._attribute_terms())
+
+    def _attribute_terms(self) -> Iterator[list[int]]:
+        """Yield the term numbers of each document's attributes."""
         number = self.vocabulary.number
         known: dict[str, list[int]] = {}
-        indices: list[int] = []
-        indptr = [0]
         for document in self.documents:
+            mine: list[int] = []
             for attribute in document_attributes(document):
                 if is_logistic(attribute.key):
                     continue
@@ -155,21 +165,23 @@ class Catalogue:
                 terms = known.get(said)
                 if terms is None:
                     terms = known[said] = [number(term) for term in analyze(said)]
-                indices.extend(terms)
-            indptr.append(len(indices))
-        counts = sparse.csr_matrix(
-            (np.ones(len(indices), dtype=np.float32), np.asarray(indices, dtype=np.int32), np.asarray(indptr)),
-            shape=(len(self.documents), len(self.vocabulary.terms)),
-        )
+                mine.extend(terms)
+            yield mine
+
+    def _field(self, name: str, rows: Iterable[list[int]]) -> TermMatrix:
+        """Return the matrix of a field from each document's term numbers; name: the attribute of this class."""
+        counts = sparse_rows(rows, lambda: len(self.vocabulary.terms))
         counts.sum_duplicates()
-        return TermMatrix(counts, self.vocabulary, self._like.attributes if self._like is not None else None)
+        return TermMatrix(counts, self.vocabulary, getattr(self._like, name) if self._like is not None else None)
 
     @cached_property
     def _values(self) -> tuple[list[str], sparse.csr_matrix]:
-        number_of: dict[str, int] = self._like.value_numbers if self._like is not None else {}
         phrases: list[str] = self._like.value_phrases if self._like is not None else []
-        indices: list[int] = []
-        indptr = [0]
+        return phrases, sparse_rows(self._value_rows(phrases), lambda: max(len(phrases), 1))
+
+    def _value_rows(self, phrases: list[str]) -> Iterator[list[int]]:
+        """Yield the values of each document, in the order of its attributes; new phrases are added to the list."""
+        number_of: dict[str, int] = self._like.value_numbers if self._like is not None else {}
         for document in self.documents:
             mine: dict[int, None] = {}
             said = [a.phrase for a in document_attributes(document) if not is_logistic(a.key)]
@@ -184,13 +196,7 @@ class Catalogue:
                     value = number_of[folded] = len(phrases)
                     phrases.append(phrase)
                 mine[value] = None
-            indices.extend(mine)
-            indptr.append(len(indices))
-        matrix = sparse.csr_matrix(
-            (np.ones(len(indices), dtype=np.float32), np.asarray(indices, dtype=np.int32), np.asarray(indptr)),
-            shape=(len(self.documents), max(len(phrases), 1)),
-        )
-        return phrases, matrix
+            yield list(mine)
 
     @cached_property
     def value_numbers(self) -> dict[str, int]:
@@ -204,6 +210,18 @@ class Catalogue:
     def _after_fields(self) -> None:
         """Add title and text to the vocabulary first, so that term numbers never depend on the first caller."""
         _ = self.title
+
+
+def sparse_rows(rows: Iterable[list[int]], width: Callable[[], int]) -> sparse.csr_matrix:
+    """Return a sparse matrix with a 1 for each column number of each row. width: asked after the last row."""
+    indices, indptr = array("i"), array("q", [0])
+    for row in rows:
+        indices.extend(row)
+        indptr.append(len(indices))
+    columns = np.frombuffer(indices, dtype=np.int32) if indices else np.zeros(0, dtype=np.int32)
+    return sparse.csr_matrix(
+        (np.ones(len(columns), dtype=np.float32), columns.copy(), np.asarray(indptr)), shape=(len(indptr) - 1, width())
+    )
 
 
 def gather_rows(indptr: npt.NDArray[np.int32], rows: Integers) -> Ragged:

@@ -24,18 +24,22 @@ from elastic_transport import TransportError
 from elasticsearch import ApiError, Elasticsearch, helpers
 
 from search_env.catalogue.corpora import Document, load_corpus, write_whole
+from search_env.catalogue.kept import KeptCatalogue, keep_catalogue, read_manifest
+from search_env.catalogue.kept_rows import KeptError
+from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.attachments import Attachment
 from search_env.engine.errors import explain as explain
 from search_env.engine.index_changes import create_marked, delete_superseded, discard, switch_alias
 from search_env.engine.ownership import IndexingError as IndexingError
 from search_env.engine.ownership import Place, Seen, adopt, claim, meta
 from streams.errors import explain_os_error
-from streams.whole_file import put_file
+from streams.whole_file import put_file, whole_folder
 
 Progress = Callable[[str, int, int], None]  # (activity, amount done, total amount; 0: unknown)
 
 BULK_DOCUMENTS = 1_000
 BULK_BYTES = 5 * 1024 * 1024
+CATALOGUE = "catalogue"  # The folder of the catalogue's mapped files, beside the corpus from which they are made.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _VERSIONED = re.compile(r"(.*)-([0-9]+)")
 
@@ -217,22 +221,50 @@ def load_documents(directory: Path, *, sample: bool = False) -> list[Document]:
     Raises IndexingError if it is not the corpus from which the index was built, or only a sample of it.
     """
     manifest = load_manifest(directory)
-    if manifest.attached is not None and not sample:
+    if not sample:
+        _require_whole(directory, manifest)
+    return list(_checked(directory, manifest))
+
+
+def kept_catalogue(directory: Path, report: Progress | None = None) -> Catalogue:
+    """Return the catalogue of our index in this directory, mapped from files; they are made if they are missing.
+
+    The files lie in `catalogue/`. They hold the same numbers as `Catalogue(load_documents(directory))` does.
+    Raises IndexingError as `load_documents` does, and if the files cannot be written.
+    """
+    manifest, folder = load_manifest(directory), directory / CATALOGUE
+    _require_whole(directory, manifest)
+    with _told(directory.name, directory):
+        if (kept := read_manifest(folder)) is not None and kept.sha256 == manifest.sha256:
+            with contextlib.suppress(KeptError):  # Damaged: it is made again.
+                return KeptCatalogue(folder)
+        if report is not None:
+            report("preparing the catalogue", 0, manifest.documents)
+        with whole_folder(folder, replace=True) as aside:
+            keep_catalogue(_checked(directory, manifest), aside, sha256=manifest.sha256)
+    return KeptCatalogue(folder)
+
+
+def _require_whole(directory: Path, manifest: IndexVersion) -> None:
+    if manifest.attached is not None:
         raise IndexingError(
             f"index {directory.name!r} is attached: expected the whole catalogue here, got a sample of "
             f"{manifest.documents:,} of {manifest.attached.documents:,} documents. Index the catalogue for this: "
             "searchloop index CORPUS --name NAME"
         )
-    documents = list(load_corpus(directory / "documents.jsonl.gz", kept=True))
+
+
+def _checked(directory: Path, manifest: IndexVersion) -> Iterator[Document]:
+    """Yield the documents in a directory; at the end, raise IndexingError if they are not those of the manifest."""
     digest = hashlib.sha256()
-    for document in documents:
+    for document in load_corpus(directory / "documents.jsonl.gz", kept=True):
         digest.update(_line(document))
+        yield document
     if digest.hexdigest() != manifest.sha256:
         raise IndexingError(
             f"{directory / 'documents.jsonl.gz'}: expected the corpus {manifest.sha256[:12]} of its manifest, got "
             f"{digest.hexdigest()[:12]}. Run: searchloop index CORPUS --name {directory.name}"
         )
-    return documents
 
 
 class SavedDocuments:

@@ -10,7 +10,7 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.attached_catalogue import AttachedCatalogue
 from search_env.engine.attachments import AttachedForm
 from search_env.engine.documents import DocumentReader
-from search_env.engine.index import IndexingError, load_documents, load_manifest
+from search_env.engine.index import IndexingError, kept_catalogue, load_documents, load_manifest
 from search_env.engine.searching import RetrievalSettings, Searcher
 
 
@@ -34,9 +34,12 @@ def open_searcher(
 
 
 def open_catalogue(client: Elasticsearch, directory: Path) -> Catalogue:
-    """Return the documents of the index in this directory. With an attached index, further ones are read when needed.
+    """Return the documents of the index in this directory, mapped from files.
+
+    Of an attached index, it holds the sample; further documents are read when they are needed.
 
     Raises IndexingError as `load_documents` does.
     """
-    documents, attached = load_documents(directory, sample=True), load_manifest(directory).attached
-    return Catalogue(documents) if attached is None else AttachedCatalogue(documents, DocumentReader(client, attached))
+    if (attached := load_manifest(directory).attached) is None:
+        return kept_catalogue(directory)
+    return AttachedCatalogue(load_documents(directory, sample=True), DocumentReader(client, attached))

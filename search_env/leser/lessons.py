@@ -23,6 +23,7 @@ import numpy as np
 
 from search_env.catalogue.analysis import STOP_WORDS, analyze, plain_words, stem, surface_tokens
 from search_env.catalogue.attributes import Attribute, document_attributes, document_brand, is_logistic
+from search_env.catalogue.corpora import Document
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.leser.teachers import Lesson
 from streams.descriptions import describe
@@ -35,6 +36,7 @@ DOCUMENTS_MIN = 5
 VALUE_DOCUMENTS_MIN = 3
 NAMES_SHARE = BRAND_SHARE = 0.25
 PHRASE_DOCUMENTS_MIN = 8
+PHRASE_PLACES, PHRASE_PLACES_BITS_MAX = 32, 28  # Bytes for each document in which phrases are counted; 256 MiB at most.
 
 
 class PromptShape(NamedTuple):
@@ -93,6 +95,14 @@ class LessonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "model scores best."
         ),
     ] = 20
+    queries_max: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe(
+            "Largest number of training queries that are prepared before the first update. The teacher sees no others; "
+            "their contexts are built while the run learns."
+        ),
+    ] = 50_000
     seed: Annotated[int, msgspec.Meta(ge=0), describe("Seed of the lessons and their order.")] = 7
 
 
@@ -140,15 +150,21 @@ def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Le
     """
     generator = np.random.default_rng(seed)
     frequency = dict(zip(catalogue.vocabulary.terms, catalogue.contents.frequencies.tolist(), strict=False))
-    said = [[a for a in document_attributes(d) if not is_logistic(a.key)] for d in catalogue.documents]
-    holders = Counter(attribute.phrase.lower() for attributes in said for attribute in attributes)
-    attributes = [[a for a in mine if holders[a.phrase.lower()] >= VALUE_DOCUMENTS_MIN] for mine in said]
-    words = [_common_words(f"{d.title} {d.text}", catalogue, frequency) for d in catalogue.documents]
-    rows = [row for row in range(len(catalogue)) if len(attributes[row]) >= 2 and len(words[row]) >= 2]
+    holders = Counter(attribute.phrase.lower() for document in catalogue.documents for attribute in _said_of(document))
+    rows = np.flatnonzero(
+        np.fromiter(
+            (
+                len(_shared(document, holders)) >= 2 and len(_common_words(document, catalogue, frequency)) >= 2
+                for document in catalogue.documents
+            ),
+            dtype=bool,
+            count=len(catalogue),
+        )
+    )
     lessons: list[Lesson] = []
-    for _ in range(3 * count if rows else 0):
-        row = rows[int(generator.integers(len(rows)))]
-        mine = attributes[row]
+    for _ in range(3 * count if len(rows) else 0):
+        document = catalogue.documents[int(rows[int(generator.integers(len(rows)))])]
+        mine = _shared(document, holders)
         weights = np.array([holders[attribute.phrase.lower()] ** -0.5 for attribute in mine])
         chosen = generator.choice(
             len(mine), size=min(len(mine), int(generator.integers(1, 4))), replace=False, p=weights / weights.sum()
@@ -156,9 +172,9 @@ def catalogue_lessons(catalogue: Catalogue, *, count: int, seed: int) -> list[Le
         named = bool(generator.random() < NAMES_SHARE)
         query = " ".join(_said(mine[position], named=named) for position in chosen.tolist())
         if generator.random() < BRAND_SHARE:
-            query = f"{document_brand(catalogue.documents[row])} {query}"
+            query = f"{document_brand(document)} {query}"
         asked = set(analyze(query))
-        new = [word for word in words[row] if stem(word) not in asked]
+        new = [word for word in _common_words(document, catalogue, frequency) if stem(word) not in asked]
         if not new:
             continue
         picked = generator.choice(len(new), size=min(WORDS_MAX, len(new)), replace=False)
@@ -201,13 +217,7 @@ def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collec
     such as the human queries, which serve only for tests.
     """
     generator = np.random.default_rng(seed)
-    titles: Counter[str] = Counter()
-    for document in catalogue.documents:
-        tokens = [token for token in surface_tokens(document.title) if len(token) > 1]
-        phrases = {
-            tuple(tokens[start : start + length]) for length in (1, 2, 3) for start in range(len(tokens) - length + 1)
-        }
-        titles.update(" ".join(phrase) for phrase in phrases if _is_phrase(phrase))
+    titles = _common_phrases(catalogue)
     left_out = {plain_words(query) for query in without}
     found = [(phrase, seen) for phrase, seen in sorted(titles.items()) if seen >= PHRASE_DOCUMENTS_MIN]
     found = [(phrase, seen) for phrase, seen in found if phrase not in left_out]
@@ -222,15 +232,51 @@ def head_lessons(catalogue: Catalogue, *, count: int, seed: int, without: Collec
     ]
 
 
+def _common_phrases(catalogue: Catalogue) -> Counter[str]:
+    """Return the phrases of titles and the number of titles that have them: all that are in enough titles.
+
+    Most phrases are in one title, and a large catalogue has too many of them to be counted by name. So the first
+    reading counts by hash. A phrase in enough titles has a place with at least that count, and only such phrases are
+    counted in the second reading.
+    """
+    places = 1 << min(max(PHRASE_PLACES * len(catalogue), 1 << 16).bit_length(), PHRASE_PLACES_BITS_MAX)
+    seen = bytearray(places)
+    for document in catalogue.documents:
+        for phrase in _phrases(document):
+            place = hash(phrase) & (places - 1)
+            if seen[place] < PHRASE_DOCUMENTS_MIN:
+                seen[place] += 1
+    titles: Counter[str] = Counter()
+    for document in catalogue.documents:
+        often = (each for each in _phrases(document) if seen[hash(each) & (places - 1)] >= PHRASE_DOCUMENTS_MIN)
+        titles.update(" ".join(phrase) for phrase in often if _is_phrase(phrase))
+    return titles
+
+
+def _phrases(document: Document) -> set[tuple[str, ...]]:
+    """Return the runs of one to three words in a title."""
+    tokens = [token for token in surface_tokens(document.title) if len(token) > 1]
+    return {tuple(tokens[start : start + length]) for length in (1, 2, 3) for start in range(len(tokens) - length + 1)}
+
+
+def _said_of(document: Document) -> list[Attribute]:
+    return [attribute for attribute in document_attributes(document) if not is_logistic(attribute.key)]
+
+
+def _shared(document: Document, holders: Counter[str]) -> list[Attribute]:
+    """Return a document's attributes whose value enough documents have."""
+    return [each for each in _said_of(document) if holders[each.phrase.lower()] >= VALUE_DOCUMENTS_MIN]
+
+
 def _said(attribute: Attribute, *, named: bool) -> str:
     if named and attribute.name not in attribute.phrase.lower():
         return f"{attribute.name} {attribute.phrase}"
     return attribute.phrase
 
 
-def _common_words(text: str, catalogue: Catalogue, frequency: dict[str, int]) -> list[str]:
+def _common_words(document: Document, catalogue: Catalogue, frequency: dict[str, int]) -> list[str]:
     words: dict[str, None] = {}
-    for token in surface_tokens(text):
+    for token in surface_tokens(f"{document.title} {document.text}"):
         term = stem(token)
         if token not in STOP_WORDS and len(token) >= 2 and frequency.get(term, 0) >= DOCUMENTS_MIN:
             words[catalogue.surface_forms[catalogue.vocabulary.number_of[term]]] = None

@@ -6,10 +6,11 @@ over the tokens, scaled to length 1, so that a dot product is the cosine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ from streams.errors import SearchloopError
 from streams.whole_file import whole_file
 
 DIMENSIONS = 384
+DOCUMENTS_AT_ONCE = 65_536  # Documents whose vectors are in memory while they are made: 100 MB.
 Floats = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.floating[Any]]  # float16 in a file, float32 in memory; a product with a query is float32.
 Progress = Callable[[str, int, int], None]
 
 
@@ -159,13 +162,36 @@ def document_text(document: Document) -> str:
 
 def embed_documents(
     documents: Sequence[Document], embedder: Embedder, directory: Path, progress: Progress | None = None
-) -> Floats:
-    """Return [D, 384] unit vectors of a corpus, from a file in the directory if it holds exactly these texts.
+) -> Vectors:
+    """Return [D, 384] unit vectors of a corpus, from a file in the directory that holds exactly these texts.
 
-    The file is float16 (a cosine is off by less than 0.001) and named by the hash of texts, model and length limit.
+    Many are mapped from it, few are read. The file is float16 (a cosine is off by less than 0.001) and named by the
+    hash of texts, model and length limit. If it is missing or damaged, it is made, some documents at a time.
     """
-    texts = [document_text(document) for document in documents]
-    return _embed_once(texts, embedder.embed, embedder.settings, directory, progress, kept_as=np.dtype(np.float16))
+    path = _vectors_file(map(document_text, documents), embedder.settings, directory)
+    shape, kept_as = (len(documents), DIMENSIONS), np.dtype(np.float16)
+    with contextlib.suppress(ValueError, OSError):
+        if (kept := np.load(path, mmap_mode="r", allow_pickle=False)).shape == shape and kept.dtype == kept_as:
+            return _held(kept)
+    with whole_file(path) as aside:
+        vectors = np.lib.format.open_memmap(aside, mode="w+", dtype=kept_as, shape=shape)
+        for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+            some = [document_text(document) for document in documents[start : start + DOCUMENTS_AT_ONCE]]
+            vectors[start : start + len(some)] = embedder.embed(some, _shifted(progress, start, len(documents)))
+        vectors.flush()
+        del vectors
+    return _held(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _held(vectors: Vectors) -> Vectors:
+    """Return vectors in memory if there are few, else as they are mapped."""
+    return np.asarray(vectors) if len(vectors) > DOCUMENTS_AT_ONCE else np.array(vectors, dtype=np.float32)
+
+
+def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda what, done, _: progress(what, start + done, total)
 
 
 class KeptEmbedder(Embedder):
@@ -198,10 +224,7 @@ def _embed_once(
     *,
     kept_as: np.dtype[Any],
 ) -> Floats:
-    digest = hashlib.sha256(f"{_model_sha256()} {settings.tokens_max}\n".encode())
-    for text in texts:
-        digest.update(text.encode() + b"\n")
-    path = directory / f"embeddings-{digest.hexdigest()[:16]}.npy"
+    path = _vectors_file(texts, settings, directory)
     if path.exists():
         try:
             kept = np.load(path, allow_pickle=False)
@@ -213,6 +236,14 @@ def _embed_once(
     with whole_file(path) as aside, aside.open("wb") as stream:
         np.save(stream, vectors, allow_pickle=False)
     return vectors.astype(np.float32)
+
+
+def _vectors_file(texts: Iterable[str], settings: EmbeddingSettings, directory: Path) -> Path:
+    """Return the file of the vectors of exactly these texts."""
+    digest = hashlib.sha256(f"{_model_sha256()} {settings.tokens_max}\n".encode())
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return directory / f"embeddings-{digest.hexdigest()[:16]}.npy"
 
 
 def _model_sha256() -> str:

@@ -48,8 +48,8 @@ class FeatureMaker:
         self.idf: Floats = np.log1p((documents - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
         self.idf_max = float(np.log1p((documents + 0.5) / 0.5))
         self._place = np.full(terms + 1, -1, dtype=np.int64)  # term number → its place in the query, −1 elsewhere
-        self._weights = [_row_weights(field) for field in self.fields]
-        self._log_lengths = [np.log1p(field.lengths) for field in self.fields]
+        self._weights = [field.row_weights for field in self.fields]
+        self._log_lengths = [field.log_lengths for field in self.fields]
         self._value_place = np.full(max(len(catalogue.value_phrases), 1), -1, dtype=np.int64)
 
     def features(self, query: str, rows: Sequence[int] | Integers, cosine: Floats | None = None) -> Floats:
@@ -120,11 +120,3 @@ class FeatureMaker:
         found[:, 15] = explained @ idf / idf_sum
         found[:, 16] = np.maximum(1.0 - (explained @ idf) / max(float(explainable @ idf), 1e-9), 0.0)
         self._value_place[named] = -1
-
-
-def _row_weights(field: TermMatrix) -> Floats:
-    """Return BM25 weights in the order of the field's rows (the matrix itself keeps them by columns)."""
-    rows = field.bm25.tocsr()
-    rows.sort_indices()
-    field.counts.sort_indices()
-    return np.asarray(rows.data, dtype=np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.models.embeddings import Embedder, document_text
+from search_env.models.embeddings import Embedder, Vectors, document_text
 from search_env.models.relevance import Pairs, RelevanceModel
 
 Floats = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ class HitRelevance:
 class KeptVectors:
     """Embeddings of documents outside the sample; the `kept` most recently used stay in memory (1.5 kB each)."""
 
-    def __init__(self, sample: Catalogue, vectors: Floats, embedder: Embedder, *, kept: int = 50_000) -> None:
+    def __init__(self, sample: Catalogue, vectors: Vectors, embedder: Embedder, *, kept: int = 50_000) -> None:
         """vectors: [D, 384] of the sample."""
         self._sample = sample
         self._vectors = vectors
@@ -50,7 +50,7 @@ class KeptVectors:
         self._kept = kept
         self._more: OrderedDict[str, Floats] = OrderedDict()
 
-    def of(self, catalogue: Catalogue) -> Floats:
+    def of(self, catalogue: Catalogue) -> Vectors:
         """Return [D, 384] embeddings of a catalogue's documents."""
         if catalogue is self._sample:
             return self._vectors
@@ -59,7 +59,7 @@ class KeptVectors:
         if new:
             made = self._embedder.embed([document_text(each) for each in new])
             self._more.update(zip((each.id for each in new), made, strict=True))
-        found = []
+        found: list[Vectors] = []
         for name in catalogue.ids:
             if name in row_of:
                 found.append(self._vectors[row_of[name]])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.calibration import sigmoid
-from search_env.models.embeddings import Embedder
+from search_env.models.embeddings import Embedder, Vectors
 from search_env.models.features import FeatureMaker
 from search_env.models.judged_forest import FoldManifest, JudgedForest
 from search_env.models.relevance_sources import SourceSettings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import lightgbm  # Imports scikit-learn, which takes two seconds: only where trees are read or grown.
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 Pairs = Sequence[tuple[str, Sequence[str]]]
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
@@ -172,21 +173,33 @@ class GrownModel(NamedTuple):
 class ScoreCache:
     """Scores by (query, row), bounded in bytes; the least recently used query is dropped first."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.queries_max = max(CACHE_BYTES_MAX // (4 * max(rows, 1)), 16)
-        self._scores: OrderedDict[str, Floats] = OrderedDict()
+    def __init__(self, *, bytes_max: int = CACHE_BYTES_MAX) -> None:
+        self._entries_max = bytes_max // 12
+        self._entries = 0
+        self._kept: OrderedDict[str, tuple[Rows, Floats]] = OrderedDict()
 
-    def of(self, query: str) -> Floats:
-        """Return [D] scores of a query, NaN for rows that were never scored; the caller fills them in."""
-        scores = self._scores.get(query)
-        if scores is None:
-            scores = self._scores[query] = np.full(self.rows, np.nan, dtype=np.float32)
-            if len(self._scores) > self.queries_max:
-                self._scores.popitem(last=False)
-        else:
-            self._scores.move_to_end(query)
+    def of(self, query: str, rows: Rows) -> Floats:
+        """Return [n] scores of a query and these rows, NaN for pairs that are not kept."""
+        scores = np.full(len(rows), np.nan, dtype=np.float32)
+        kept = self._kept.get(query)
+        if kept is not None and len(kept[0]):
+            self._kept.move_to_end(query)
+            places = np.minimum(np.searchsorted(kept[0], rows), len(kept[0]) - 1)
+            known = kept[0][places] == rows
+            scores[known] = kept[1][places[known]]
         return scores
+
+    def add(self, query: str, rows: Rows, scores: Floats) -> None:
+        """Keep scores of a query. rows: distinct, and none of them is kept for this query."""
+        before = self._kept.pop(query, None)
+        if before is not None:
+            rows, scores = np.concatenate([before[0], rows]), np.concatenate([before[1], scores])
+            order = np.argsort(rows, kind="stable")
+            rows, scores = rows[order], scores[order]
+        self._kept[query] = (rows, scores)
+        self._entries += len(rows) - (len(before[0]) if before is not None else 0)
+        while self._entries > self._entries_max:
+            self._entries -= len(self._kept.popitem(last=False)[1][0])
 
 
 class GbdtRelevance:
@@ -197,7 +210,7 @@ class GbdtRelevance:
         catalogue: Catalogue,
         grown: GrownModel,
         *,
-        embeddings: Floats | None = None,
+        embeddings: Vectors | None = None,
         embedder: Embedder | None = None,
     ) -> None:
         """embeddings: [D, 384] of the catalogue; with the embedder for queries, needed if the model uses the cosine."""
@@ -215,9 +228,9 @@ class GbdtRelevance:
         self._maker = FeatureMaker(catalogue)
         self._embeddings = embeddings if manifest.cosine else None
         self._embedder = embedder
-        self._cache = ScoreCache(len(catalogue))
+        self._cache = ScoreCache()
 
-    def on(self, catalogue: Catalogue, embeddings: Floats | None) -> GbdtRelevance:
+    def on(self, catalogue: Catalogue, embeddings: Vectors | None) -> GbdtRelevance:
         """Return this model for the documents of another catalogue; embeddings as above."""
         return GbdtRelevance(catalogue, self._grown, embeddings=embeddings, embedder=self._embedder)
 
@@ -228,8 +241,8 @@ class GbdtRelevance:
     def score_many(self, pairs: Pairs) -> list[Floats]:
         """Return relevance for several queries; the trees run once over all pairs that are not cached."""
         rows = [_rows(self._catalogue, ids) for _, ids in pairs]
-        known = [self._cache.of(query) for query, _ in pairs]
-        missing = [np.unique(row[np.isnan(scores[row])]) for row, scores in zip(rows, known, strict=True)]
+        known = [self._cache.of(query, row) for (query, _), row in zip(pairs, rows, strict=True)]
+        missing = [np.unique(row[np.isnan(scores)]) for row, scores in zip(rows, known, strict=True)]
         wanted = [position for position, found in enumerate(missing) if len(found)]
         if wanted:
             queries = [pairs[position][0] for position in wanted]
@@ -246,9 +259,14 @@ class GbdtRelevance:
             start = 0
             for number, position in enumerate(wanted):
                 end = start + len(blocks[number])
-                known[position][missing[position]] = scores[start:end]
+                made = scores[start:end]
+                unknown = np.isnan(known[position])
+                known[position][unknown] = made[np.searchsorted(missing[position], rows[position][unknown])]
+                # A query that comes twice, with other documents, has been added to by now.
+                new = np.isnan(self._cache.of(queries[number], missing[position]))
+                self._cache.add(queries[number], missing[position][new], made[new])
                 start = end
-        return [scores[row] for row, scores in zip(rows, known, strict=True)]
+        return known
 
     def _predict(self, queries: Sequence[str], blocks: Sequence[Floats]) -> Floats:
         raw = np.asarray(self._booster.predict(np.concatenate(blocks), raw_score=True, num_threads=1), dtype=np.float64)
@@ -267,16 +285,16 @@ class CosineRelevance:
     """
 
     def __init__(
-        self, catalogue: Catalogue, embeddings: Floats, embedder: Embedder, *, low: float = 0.0, high: float = 0.8
+        self, catalogue: Catalogue, embeddings: Vectors, embedder: Embedder, *, low: float = 0.0, high: float = 0.8
     ) -> None:
-        digest = hashlib.sha256(np.ascontiguousarray(embeddings, dtype=np.float16).tobytes()).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(embeddings, dtype=np.float16)).hexdigest()
         self.name = f"cosine-{digest[:12]}"
         self._catalogue = catalogue
         self._embeddings = embeddings
         self._embedder = embedder
         self._low, self._high = low, high
 
-    def on(self, catalogue: Catalogue, embeddings: Floats) -> CosineRelevance:
+    def on(self, catalogue: Catalogue, embeddings: Vectors) -> CosineRelevance:
         """Return this model for the documents of another catalogue, under this name. embeddings: [D, 384] of them."""
         other = CosineRelevance(catalogue, embeddings, self._embedder, low=self._low, high=self._high)
         other.name = self.name

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.models.embeddings import Embedder
+from search_env.models.embeddings import Embedder, Vectors
 from search_env.models.features import FEATURES, FEATURES_VERSION
 from search_env.models.judged_forest import JudgedForest, reread
-from search_env.models.relevance import Floats, GbdtRelevance, GrownModel, RelevanceError, RelevanceManifest
+from search_env.models.relevance import GbdtRelevance, GrownModel, RelevanceError, RelevanceManifest
 from streams.whole_file import write_file
 
 
@@ -27,7 +27,7 @@ def save_gbdt(directory: Path, grown: GrownModel) -> None:
 
 
 def load_gbdt(
-    directory: Path, catalogue: Catalogue, *, embeddings: Floats | None = None, embedder: Embedder | None = None
+    directory: Path, catalogue: Catalogue, *, embeddings: Vectors | None = None, embedder: Embedder | None = None
 ) -> GbdtRelevance:
     """Return the model saved in a directory.
 

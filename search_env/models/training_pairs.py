@@ -21,7 +21,7 @@ from search_env.catalogue.analysis import analyze, stem, surface_tokens
 from search_env.catalogue.corpora import Query
 from search_env.catalogue.lexical import top_documents
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.models.embeddings import Embedder
+from search_env.models.embeddings import Embedder, Vectors
 from search_env.models.features import FEATURES, FeatureMaker
 from search_env.models.relevance import RelevanceError
 from search_env.models.relevance_sources import Block, Floats, QueryBlock
@@ -96,7 +96,7 @@ class PairMaker:
         catalogue: Catalogue,
         settings: GbdtSettings,
         *,
-        embeddings: Floats | None = None,
+        embeddings: Vectors | None = None,
         embedder: Embedder | None = None,
     ) -> None:
         """embeddings: [D, 384] of the catalogue; with the embedder, needed for `settings.cosine`.

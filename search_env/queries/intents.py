@@ -13,7 +13,7 @@ judgments; a model then estimates relevance.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from search_env.catalogue.analysis import STOP_WORDS, analyze, surface_tokens
-from search_env.catalogue.attributes import Attribute, document_attributes, document_brand, is_logistic
+from search_env.catalogue.attributes import document_brand
 from search_env.catalogue.corpora import (
     CorpusError,
     Document,
@@ -34,12 +34,14 @@ from search_env.catalogue.corpora import (
     write_qrels,
     write_queries,
 )
+from search_env.queries.facets import BRAND, Facet, Facets, askable, asked_for
 from streams.descriptions import describe
 
 SPLITS = ("train", "dev", "test_pair", "test_value")
 TYPE_KEYS = ("product_type", "category", "type")
 MISSES_MAX = 1_000  # Consecutive draws without a new query: a small catalogue is then exhausted.
 TRIES_PER_QUERY = 12
+ANCHORS_KEPT = 10_000  # Documents whose attributes stay in memory while queries are made: 20 MB.
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -102,10 +104,16 @@ def make_intents(documents: Sequence[Document], settings: IntentSettings) -> Int
     A catalogue without attributes gives empty splits. Raises CorpusError if there are attributes, but no pair of
     values with enough matching documents.
     """
-    attributes, holders = _askable(documents, settings)
-    if not holders:
+    facets = Facets(documents)
+    wanted = askable(
+        facets,
+        least=settings.value_documents_min,
+        share_max=settings.value_share_max,
+        key_values_share_max=settings.key_values_share_max,
+    )
+    if not wanted:
         return IntentSet({split: [] for split in SPLITS}, {split: {} for split in SPLITS})
-    candidates = _candidates(documents, attributes, holders, settings)
+    candidates = _candidates(documents, facets, wanted, settings)
     if not candidates:
         raise CorpusError(
             f"no two attribute values are shared by {settings.relevant_min} to {settings.relevant_max} documents, so "
@@ -119,13 +127,17 @@ def make_intents(documents: Sequence[Document], settings: IntentSettings) -> Int
         by_split[split] = [c for c in by_split[split] if all(phrase in trained for phrase in c.phrases)]
     queries: dict[str, list[Query]] = {}
     qrels: dict[str, Qrels] = {}
+    names: dict[int, str] = {}  # A document may answer many queries; its id is in memory once.
     for split in SPLITS:
         queries[split], qrels[split] = [], {}
         for candidate in by_split[split]:
             query_id = "i" + _hash(candidate.text)[:12]
-            facets = [list(facet) for facet in zip(candidate.keys, candidate.phrases, strict=True)]
-            queries[split].append(Query(id=query_id, text=candidate.text, metadata={"attributes": facets}))
-            qrels[split][query_id] = {documents[position].id: 1 for position in candidate.relevant}
+            named = [list(facet) for facet in zip(candidate.keys, candidate.phrases, strict=True)]
+            queries[split].append(Query(id=query_id, text=candidate.text, metadata={"attributes": named}))
+            for position in candidate.relevant:
+                if position not in names:
+                    names[position] = documents[position].id
+            qrels[split][query_id] = {names[position]: 1 for position in candidate.relevant}
     return IntentSet(queries, qrels)
 
 
@@ -135,20 +147,20 @@ def pseudo_queries(documents: Sequence[Document], settings: IntentSettings, *, t
     They are for catalogues without attributes and without queries. They have no judgments, and only the splits `train`
     and `dev` (by hash).
     """
-    first = [surface_tokens(f"{document.title} {document.text}")[:40] for document in documents]
-    frequency = Counter(term for tokens in first for term in set(map(_stem_of, tokens)))
+    frequency = Counter(term for document in documents for term in set(map(_stem_of, _first_tokens(document))))
     generator = np.random.default_rng(settings.seed)
     order = generator.permutation(len(documents))
     queries: dict[str, list[Query]] = {split: [] for split in SPLITS}
     seen: set[str] = set()
     for position in order.tolist():
         weight: dict[str, float] = {}
-        for token in first[position]:
+        tokens = _first_tokens(documents[position])
+        for token in tokens:
             count = frequency[_stem_of(token)]
             if token not in STOP_WORDS and len(token) > 2 and not token.isdigit() and count >= 3:
                 weight[token] = weight.get(token, 0.0) + float(np.log(len(documents) / count))
         best = set(sorted(weight, key=lambda token: (-weight[token], token))[:terms])
-        text = " ".join(dict.fromkeys(token for token in first[position] if token in best))
+        text = " ".join(dict.fromkeys(token for token in tokens if token in best))
         if len(best) < 2 or text in seen:
             continue
         seen.add(text)
@@ -191,77 +203,46 @@ def load_intents(directory: str | Path, split: str) -> tuple[list[Query], Qrels]
     return queries, load_qrels(qrels_file) if qrels_file.exists() else {}
 
 
-def _askable(
-    documents: Sequence[Document], settings: IntentSettings
-) -> tuple[list[list[Attribute]], dict[tuple[str, str], set[int]]]:
-    """Return each document's askable attributes, and the documents that have each (key, value)."""
-    everything = [document_attributes(document) for document in documents]
-    holders: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for position, attributes in enumerate(everything):
-        for attribute in attributes:
-            if not is_logistic(attribute.key):
-                holders[attribute.key, attribute.value].add(position)
-    key_documents: Counter[str] = Counter()
-    key_values: Counter[str] = Counter()
-    for (key, _), positions in holders.items():
-        key_documents[key] += len(positions)
-        key_values[key] += 1
-    share_max = settings.value_share_max * len(documents)
-    askable = {
-        facet: positions
-        for facet, positions in holders.items()
-        if settings.value_documents_min <= len(positions) <= max(share_max, settings.value_documents_min)
-        and key_values[facet[0]] <= settings.key_values_share_max * key_documents[facet[0]]
-    }
-    kept = [[a for a in attributes if (a.key, a.value) in askable] for attributes in everything]
-    return kept, askable
-
-
 def _candidates(
-    documents: Sequence[Document],
-    attributes: list[list[Attribute]],
-    holders: dict[tuple[str, str], set[int]],
-    settings: IntentSettings,
+    documents: Sequence[Document], facets: Facets, wanted: set[Facet], settings: IntentSettings
 ) -> list[_Candidate]:
     generator = np.random.default_rng(settings.seed)
-    brands: defaultdict[str, set[int]] = defaultdict(set)
-    for position, document in enumerate(documents):
-        brands[document_brand(document)].add(position)
-    anchors = [position for position, found in enumerate(attributes) if len(found) >= 2]
+    anchors = facets.rows_of_several(wanted, least=2)
+    known = lru_cache(maxsize=ANCHORS_KEPT)(lambda row: (documents[row], asked_for(documents[row], wanted)))
     found: list[_Candidate] = []
     seen: set[tuple[str, ...]] = set()
     misses = 0
-    for _ in range(TRIES_PER_QUERY * settings.queries if anchors else 0):
+    for _ in range(TRIES_PER_QUERY * settings.queries if len(anchors) else 0):
         misses += 1
         if misses > MISSES_MAX:
             break
-        anchor = anchors[int(generator.integers(len(anchors)))]
+        anchor, mine = known(int(anchors[int(generator.integers(len(anchors)))]))
         draws = generator.random(4)
-        mine = attributes[anchor]
         # Rare values are asked more often than their share, because a common color says little about the wanted
         # product. A number without a unit is the least natural text to type.
         weights = np.array(
-            [len(holders[a.key, a.value]) ** -0.5 * (0.3 if a.phrase[-1].isdigit() else 1.0) for a in mine]
+            [facets.count((a.key, a.value)) ** -0.5 * (0.3 if a.phrase[-1].isdigit() else 1.0) for a in mine]
         )
         first, second = generator.choice(len(mine), size=2, replace=False, p=weights / weights.sum()).tolist()
         parts = [mine[first], mine[second]]
         if _overlap(parts[0].phrase, parts[1].phrase):
             continue
-        relevant = holders[parts[0].key, parts[0].value] & holders[parts[1].key, parts[1].value]
+        of_brand: list[Facet] = []
         named = bool(draws[0] < settings.names_share)
         said = [f"{a.name} {a.phrase}" if named and not _overlap(a.name, a.phrase) else a.phrase for a in parts]
         if draws[1] < settings.brand_share:
-            brand = document_brand(documents[anchor])
+            brand = document_brand(anchor)
             if brand and not any(_overlap(brand, phrase) for phrase in said):
                 said.insert(0, brand)
-                relevant = relevant & brands[brand]
+                of_brand.append((BRAND, brand))
         elif draws[1] < settings.brand_share + settings.type_share:
             kind = next((a for key in TYPE_KEYS for a in mine if a.key == key and a not in parts), None)
             if kind is not None and not any(_overlap(kind.phrase, phrase) for phrase in said):
                 parts.append(kind)
                 said.append(kind.phrase)
-                relevant = relevant & holders[kind.key, kind.value]
-        if not settings.relevant_min <= len(relevant) <= settings.relevant_max:
+        named_by = [*((part.key, part.value) for part in parts), *of_brand]
+        relevant = facets.having_all(named_by, most=settings.relevant_max)
+        if relevant is None or len(relevant) < settings.relevant_min:
             continue
         text = " ".join(said).lower()
         signature = tuple(sorted(set(analyze(text))))
@@ -271,7 +252,7 @@ def _candidates(
         misses = 0
         phrases = tuple(a.phrase.lower() for a in parts)
         pair = (min(phrases[:2]), max(phrases[:2]))
-        found.append(_Candidate(text, phrases, pair, tuple(sorted(relevant)), tuple(a.key for a in parts)))
+        found.append(_Candidate(text, phrases, pair, tuple(relevant), tuple(a.key for a in parts)))
         if len(found) >= settings.queries:
             break
     return found
@@ -294,6 +275,10 @@ def _terms(text: str) -> frozenset[str]:
 def _overlap(one: str, other: str) -> bool:
     terms, others = _terms(one), _terms(other)
     return not terms or not others or terms <= others or others <= terms
+
+
+def _first_tokens(document: Document) -> list[str]:
+    return surface_tokens(f"{document.title} {document.text}")[:40]
 
 
 def _stem_of(token: str) -> str:

@@ -19,6 +19,7 @@ def unseen_by(
     kafka: bool,
     live: bool,
     unread: int,
+    earlier: int = 0,
     recorded: bool,
     trusted: Trust | None,
     foreign: int,
@@ -30,10 +31,11 @@ def unseen_by(
 ) -> tuple[str, ...]:
     """Return the things that were not checked, each in one sentence.
 
-    unread: records whose bytes were not read. recorded: whether the chain of hashes is recorded. foreign: generations
-    of another run's log. retained: whether Kafka still holds everything from the first record on. strays: checkpoints
-    without a record. objects: those in the ledger that are not ours. clicks: the outcomes of people that were not
-    checked. settings: whether limits were taken from the run's settings.
+    unread: records whose bytes no proof has read. earlier: records whose bytes only an earlier proof has read.
+    recorded: whether the chain of hashes is recorded. foreign: generations of another run's log. retained: whether
+    Kafka still holds everything from the first record on. strays: checkpoints without a record. objects: those in the
+    ledger that are not ours. clicks: the outcomes of people that were not checked. settings: whether limits were taken
+    from the run's settings.
     """
     said = []
     if live:
@@ -49,6 +51,11 @@ def unseen_by(
         said.append(
             f"rows against bytes for the {unread:,} records before the newest {NEWEST_RECORDS:,} of each partition "
             "(--rebuild reads all)"
+        )
+    if earlier:
+        said.append(
+            f"rows against bytes for {earlier:,} records that an earlier verify has read: their segments, rows and "
+            "hashes were compared with what it kept beside the ledger (--rebuild reads all)"
         )
     if foreign:
         said.append(f"the requests of {foreign:,} generations: they lie in another run's log, which was replayed")

@@ -1,7 +1,8 @@
 """The records' bytes, read once more: rows rebuilt from them must equal the ledger's, and Kafka's copy must equal ours.
 
 Only sums of hashes and a few hashes per record are kept, so memory does not grow with the log. By default the newest
-records of each partition are read, and every update and policy version; `--rebuild` reads all records.
+records of each partition are read, every update and policy version, and what is new since an earlier proof read all
+(`proven`); `--rebuild` reads all records.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from storage.schema import migrate
 from storage.verification.account import Finding, Partition, place, span_text
 from storage.verification.asking import SHOWN, ask, shortened
 from storage.verification.digests import Digests
+from storage.verification.proven import Earlier, Sums
 from storage.verification.segments import kept_records
 from streams.records import Received
 from streams.refusals import KnownRun
@@ -32,17 +34,21 @@ Read = Callable[[Partition, int, int], Iterator[Received]]
 NEWEST_RECORDS = 8 * BUCKET_RECORDS  # The records read of each partition by default: 3,500 records take a second.
 SCRATCH_MEMORY = "512MiB"  # The memory of the ledger in which rows are rebuilt; it is emptied after each batch.
 ALL_OF = frozenset({"updates", "policy-versions"})  # These are few, and everything depends on them.
-Sums = dict[tuple[str, str, int, int], tuple[int, int, int]]  # table, topic, partition, bucket → rows, low, high
 
 
 class RecordsRead(msgspec.Struct, frozen=True, kw_only=True):
     """The result of the reading.
 
-    tables: each table's hash, if the whole table was read. unread: the number of unread records.
+    tables: each table's hash, if the whole table was read. unread: the number of records that no proof has read.
+    earlier: those that an earlier proof has read, and this one has not. whole: the end of each partition of which
+    every record is proven; sums: of the rows of its records.
     """
 
     tables: dict[str, str]
     unread: int
+    earlier: int = 0
+    whole: dict[Partition, int] = {}
+    sums: Sums = {}
 
 
 def read_log(
@@ -53,26 +59,40 @@ def read_log(
     rebuild: bool,
     terms: KnownRun | None,
     findings: list[Finding],
+    earlier: Earlier,
 ) -> RecordsRead:
     """Read records, compare them with the ledger's rows and with Kafka, and make the temporary table `digests`.
 
     ends, read: the offsets that Kafka holds, and a function that reads them; None without Kafka. terms: the limits of
-    the run's refusals, None if unknown. findings: the list to which findings are added.
+    the run's refusals, None if unknown. findings: the list to which findings are added. earlier: what an earlier proof
+    has read; a rebuild leaves it out.
     """
     digests = Digests(log.connection, terms)
     anew: Sums = {}
-    floors: dict[Partition, int] = {}
+    floors: dict[Partition, int] = {}  # Where reading begins.
+    unread: dict[Partition, int] = {}  # Below, no proof has read anything: 0 where an earlier one reaches the floor.
+    ends_of: dict[Partition, int] = {}
     with duckdb.connect(":memory:", config={**OFFLINE, "threads": 1, "memory_limit": SCRATCH_MEMORY}) as scratch:
         migrate(scratch)
         names = sorted(name for name in table_hashes(scratch) if name != "sink_offsets")
         for row in log.rows("SELECT topic, partition, next_offset FROM sink_offsets ORDER BY topic, partition"):
             partition = (row["topic"], row["partition"])
-            floors[partition] = first = _floor(partition, row["next_offset"], rebuild=rebuild)
+            first = _floor(partition, row["next_offset"], rebuild=rebuild or earlier.is_void(partition))
+            proven = (
+                0 if rebuild else min(earlier.below(partition), row["next_offset"] // BUCKET_RECORDS * BUCKET_RECORDS)
+            )
+            floors[partition] = first = min(first, proven) if proven else first
+            unread[partition], ends_of[partition] = (0 if proven else first), row["next_offset"]
             records = _truth(log, partition, first, row["next_offset"], ends, read, findings)
             while some := [read_entry(record) for record in islice(records, RECORDS_AT_ONCE)]:
                 _add(scratch, some, names, anew)
                 digests.add(some)
-        wrong, totals = _differences(log, anew, floors, names)
+        if not rebuild:
+            earlier.add_digests(log, floors)
+            for at, sums in earlier.sums.items():
+                if at[3] * BUCKET_RECORDS < floors.get((at[1], at[2]), 0):
+                    anew[at] = sums
+        wrong, totals = _differences(log, anew, unread, names)
         findings += wrong
         if rebuild:
             totals["sink_offsets"] = table_hashes(scratch)["sink_offsets"]
@@ -80,7 +100,13 @@ def read_log(
             if totals["sink_offsets"] != live.get("sink_offsets"):
                 findings.append(_difference("sink_offsets", live.get("sink_offsets"), totals["sink_offsets"], ()))
     findings += _record_hashes(log)
-    return RecordsRead(tables=totals if rebuild else {}, unread=sum(floors.values()))
+    return RecordsRead(
+        tables=totals if rebuild else {},
+        unread=sum(unread.values()),
+        earlier=sum(floor for partition, floor in floors.items() if not unread[partition]),
+        whole={partition: end for partition, end in ends_of.items() if not unread[partition]},
+        sums=anew,
+    )
 
 
 def _floor(partition: Partition, next_offset: int, *, rebuild: bool) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import duckdb
@@ -33,6 +35,7 @@ from storage.verification.joins import join_findings
 from storage.verification.metrics import metric_findings
 from storage.verification.modes import mode_of, unseen_by
 from storage.verification.partitions import Held, partition_rows
+from storage.verification.proven import Earlier, keep, proven_now
 from storage.verification.reading import Read, RecordsRead, read_log
 from storage.verification.seal import seals, trust
 from storage.verification.segments import archived_offsets, unlisted_findings
@@ -80,17 +83,29 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify_log(
-    log: Log, *, run: str, topics: Topics | None, known: Circumstances, rebuild: bool, trusted: str | None = None
+    log: Log,
+    *,
+    run: str,
+    topics: Topics | None,
+    known: Circumstances,
+    rebuild: bool,
+    trusted: str | None = None,
+    memory: Path | None = None,
 ) -> Account:
     """Return the account of a run. Damage never raises an error: it is a finding.
 
     topics: None leaves Kafka out. rebuild: read every record, not only the newest; this takes as long as reading the
     whole log. trusted: a seal or a hash that the user kept elsewhere, which must be in the chain.
+    memory: the run's folder, in which a proof that found nothing keeps what it has read, for the next one; None keeps
+    nothing and uses nothing.
     Raises DeliveryError if Kafka goes away meanwhile.
     """
-    proof = _Proof(log, run, topics, known, rebuild=rebuild, trusted=trusted)
+    proof = _Proof(log, run, topics, known, rebuild=rebuild, trusted=trusted, memory=memory)
     with bounded(log):
-        return proof.account()
+        account = proof.account()
+        if not account.findings:
+            proof.remember()
+        return account
 
 
 def unreadable(run: str, *, kafka: bool, known: Circumstances) -> Account:
@@ -120,8 +135,18 @@ class _Proof:
     """Runs the parts one after another; a part that cannot read its input leaves a finding and an empty result."""
 
     def __init__(
-        self, log: Log, run: str, topics: Topics | None, known: Circumstances, *, rebuild: bool, trusted: str | None
+        self,
+        log: Log,
+        run: str,
+        topics: Topics | None,
+        known: Circumstances,
+        *,
+        rebuild: bool,
+        trusted: str | None,
+        memory: Path | None,
     ) -> None:
+        self._memory = memory
+        self._records = RecordsRead(tables={}, unread=0)
         self._log, self._run, self._topics, self._known = log, run, topics, known
         self._rebuild, self._trusted = rebuild, trusted
         self._findings = list(known.found)
@@ -135,7 +160,7 @@ class _Proof:
         self._add("the archive", lambda: unlisted_findings(log))
         rows: list[PartitionRow] = []
         partitions = self._part("the offsets", lambda: partition_rows(log, ends, topics.held if topics else None), rows)
-        read = self._read("the records", self._reading, RecordsRead(tables={}, unread=0))
+        read = self._records = self._read("the records", self._reading, self._records)
         none = Chain(links=(), origin=None, announced={})
         chain = self._part("the updates", lambda: find_chain(log, head), none)
         gradients = self._read("the gradients", lambda: gradient_row(log, chain, head), None)
@@ -192,6 +217,7 @@ class _Proof:
                 kafka=topics is not None,
                 live=log.live,
                 unread=read.unread,
+                earlier=read.earlier,
                 recorded=chain.recorded,
                 trusted=trusted,
                 foreign=foreign,
@@ -213,7 +239,15 @@ class _Proof:
             rebuild=self._rebuild,
             terms=self._known.terms,
             findings=self._findings,
+            earlier=Earlier(self._log, None if self._rebuild else self._memory, self._known.terms),
         )
+
+    def remember(self) -> None:
+        """Keep what was read for the next proof; without a folder, or where none can be written, nothing is kept."""
+        if self._memory is None or self._log.live:
+            return
+        with contextlib.suppress(OSError, duckdb.Error, pa.ArrowException):
+            keep(self._memory, proven_now(self._log, self._records.whole, self._records.sums, self._known.terms))
 
     def _clicked(self) -> ClicksRead:
         nothing = ClicksRead(findings=[], checked=0, unseen="")

@@ -5,6 +5,9 @@ a learner ties them. Each proof runs in a process of its own, whose peak of resi
 proves an empty log shows what the imports take. Memory must not grow with the log: DuckDB has a limit and a folder to
 spill to, and Python holds a few hundred bytes an update.
 
+default: the newest records. rebuild: all of them; it keeps what it has read. grown: the default, after the rebuild,
+when the log has grown by a twentieth; it reads what is new, and so proves all. report: `searchloop report`.
+
 Run: python tests/benchmarks/verify.py [--records 100000]
 """
 
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,6 +31,7 @@ import msgspec
 
 from storage.ledger import LEDGER
 from storage.log import open_log
+from storage.report import read_report
 from storage.sink import Sink
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, verify_log
@@ -38,6 +43,7 @@ from streams.topics import topic_name
 from tests.stored_events import RUN, policy, record, version
 
 BATCH = 16
+MODES = ("default", "rebuild", "grown", "report")
 GOAL_MIB = 700  # DuckDB's limit of 512 MiB, and what Python and Arrow hold at once.
 
 
@@ -101,15 +107,14 @@ def batches(updates: int) -> Iterator[list[Received]]:
         ]
 
 
-def write_log(folder: Path, records: int) -> int:
-    """Write a log of about so many records into a folder; return how many updates there are."""
-    updates = max(records // (3 * BATCH + 2), 1)
+def write_log(folder: Path, updates: int, *, after: int = 0) -> None:
+    """Write the updates of a log into a folder, from the one `after` so many on, each with its groups."""
     with Sink(folder / LEDGER) as sink:
-        sink.submit([record(msgspec.structs.replace(version(0), manifest_sha256=f"{0:064x}"), 0)])
-        for batch in batches(updates):
+        if not after:
+            sink.submit([record(msgspec.structs.replace(version(0), manifest_sha256=f"{0:064x}"), 0)])
+        for batch in islice(batches(updates), after, None):
             sink.submit(batch)
         sink.flush()
-    return updates
 
 
 def prove(folder: Path, updates: int, *, rebuild: bool) -> None:
@@ -117,19 +122,22 @@ def prove(folder: Path, updates: int, *, rebuild: bool) -> None:
     head = Head(policy=policy(updates), update=None, positions={0: updates * BATCH}, staleness_max=0)
     began = time.monotonic()
     with open_log(folder) as log:
-        account = verify_log(log, run=RUN, topics=None, known=Circumstances(head=head), rebuild=rebuild)
+        account = verify_log(log, run=RUN, topics=None, known=Circumstances(head=head), rebuild=rebuild, memory=folder)
     assert account.sound, account.findings[:3]
-    seconds = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": round(seconds, 1), "peak_mib": round(peak)}))
+    tell(began)
 
 
-def measured(folder: Path, updates: int, *, rebuild: bool) -> dict[str, float]:
-    """Prove the log in a process of its own."""
-    command = [sys.executable, __file__, "--prove", str(folder), "--updates", str(updates)]
-    done = subprocess.run(
-        [*command, *(["--rebuild"] if rebuild else [])], stdout=subprocess.PIPE, text=True, check=True
-    )
+def tell(began: float) -> None:
+    """Print what this process has taken as JSON."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    told = {"seconds": round(time.monotonic() - began, 1), "processor": round(usage.ru_utime + usage.ru_stime, 1)}
+    print(json.dumps(told | {"peak_mib": round(usage.ru_maxrss / 1024)}))
+
+
+def measured(folder: Path, updates: int, mode: str) -> dict[str, float]:
+    """Prove or report the log in a process of its own."""
+    command = [sys.executable, __file__, "--prove", str(folder), "--updates", str(updates), "--mode", mode]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
@@ -139,21 +147,32 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=100_000, help="records of the larger log")
     parser.add_argument("--prove", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--updates", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--rebuild", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.prove is not None and arguments.mode == "report":
+        began = time.monotonic()
+        read_report(arguments.prove)
+        tell(began)
+        return
     if arguments.prove is not None:
-        prove(arguments.prove, arguments.updates, rebuild=arguments.rebuild)
+        prove(arguments.prove, arguments.updates, rebuild=arguments.mode == "rebuild")
         return
     rows = []
-    print(f"{'records':>10} {'mode':>8} {'seconds':>8} {'peak MiB':>9}")
+    print(f"{'records':>10} {'mode':>8} {'seconds':>8} {'processor s':>12} {'peak MiB':>9}")
     for records in (50, arguments.records // 10, arguments.records):
         with tempfile.TemporaryDirectory(prefix="verify-bench-") as name:
-            updates = write_log(Path(name), records)
-            for rebuild in (False, True):
-                row = {"records": records, "mode": "rebuild" if rebuild else "default"}
-                row |= measured(Path(name), updates, rebuild=rebuild)
+            updates = max(records // (3 * BATCH + 2), 1)
+            write_log(Path(name), updates)
+            for mode in MODES:
+                if mode == "grown":
+                    updates, before = updates + max(updates // 20, 1), updates
+                    write_log(Path(name), updates, after=before)
+                row = {"records": records, "mode": mode} | measured(Path(name), updates, mode)
                 rows.append(row)
-                print(f"{records:>10,} {row['mode']:>8} {row['seconds']:>8} {row['peak_mib']:>9}", flush=True)
+                print(
+                    f"{records:>10,} {mode:>8} {row['seconds']:>8} {row['processor']:>12} {row['peak_mib']:>9}",
+                    flush=True,
+                )
     result = {"benchmark": "verify", "rows": rows, "goal_mib": GOAL_MIB, "load_average": round(os.getloadavg()[0], 1)}
     print(json.dumps(result))
 

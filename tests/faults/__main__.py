@@ -22,6 +22,7 @@ from tests.faults.freezes import freeze_workers
 from tests.faults.harmed_logs import add_partitions, forget_offsets, poison_rewards
 from tests.faults.kills import kill_workers
 from tests.faults.late import repeat_events
+from tests.faults.machines import cut_machines_off
 from tests.faults.patience import outlast_patience
 from tests.faults.results import Journal, Row, markdown, table
 from tests.faults.services import kill_service
@@ -33,8 +34,8 @@ OUTAGES_SECONDS = (5, 60, 600)
 class Doses(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how long; the defaults are the matrix's own.
 
-    kills: of each worker. rare: kills of a service, and freezes. seconds: how long a worker is frozen. flips: of bits,
-    in each kind of file. events: in the repeated and reordered log.
+    kills: of each worker. rare: kills of a service, freezes, and machines cut off. seconds: how long a worker is
+    frozen. flips: of bits, in each kind of file. events: in the repeated and reordered log.
     """
 
     kills: int = 100
@@ -80,6 +81,7 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         ),
         "leaders": lambda world: kill_leaders(world, dose=doses.rare),
         "network": lambda world: cut_off_leaders(world, dose=doses.rare),
+        "machines": lambda world: cut_machines_off(world, dose=doses.rare + 1),  # Of three, each as often.
     }
 
 

@@ -63,7 +63,7 @@ def _on_three_brokers(
     began, times = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="searchloop-three-") as home, kafka_cluster(Path(home)) as cluster:
         endpoints = Endpoints(kafka=cluster.settings.bootstrap, elasticsearch=world.app.connections.elasticsearch.url)
-        settings = msgspec.structs.replace(SMALL, kafka=KafkaSettings(replication=len(NODES)))
+        settings = msgspec.structs.replace(SMALL, kafka=KafkaSettings(partitions=1, replication=len(NODES)))
         # The cluster is new, so the run is: what a stopped driver left of it lies in topics that are gone.
         shutil.rmtree(world.app.home.run(run), ignore_errors=True)
         app, prepared = open_run(App(world.app.home, settings=settings, endpoints=endpoints), run, SETTINGS)

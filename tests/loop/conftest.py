@@ -26,6 +26,7 @@ from search_env.leser.lessons import LessonSettings
 from search_env.models.training_pairs import GbdtSettings
 from search_env.queries.intents import IntentSettings
 from services.local import Endpoints
+from streams.kafka_settings import KafkaSettings
 
 SMALL = Settings(
     demo=DemoSettings(products=500),
@@ -37,6 +38,7 @@ SMALL = Settings(
     warmup=WarmupSettings(epochs_max=6, learning_rate=5e-3, batch_size=16),
     generation=GenerationSettings(candidates=4, tokens_max=16),
     batch=BatchSettings(groups=4, staleness_max=0),
+    kafka=KafkaSettings(partitions=1),  # So that a test can speak of the n-th record of a topic.
 )
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
 from infra.app.app import App
-from infra.app.home import Home
-from infra.app.installation import INSTALLATION_FILE
 from infra.app.run_settings import read_run_settings
 from infra.recipes.recipe import Prepared
 from infra.runs.sharing import share_run
 from infra.runs.training import stream
 from infra.runs.verification import verify_run
-from learner.checkpoints import current_name, load_current
+from learner.checkpoints import load_current
 from learner.shared_checkpoints import FETCHED_KEPT
 from services.local import Endpoints
 from storage.log import open_log
@@ -30,14 +23,13 @@ from streams.events import Request
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import read_events
 from streams.shared_store import StoreSettings
-from tests.commands import ROOT, command, environment
+from tests.commands import environment
+from tests.faults.machines import ROLES, fleet, strike
 from tests.loop.conftest import SMALL, quiet
+from tests.machines import KAFKA, NO_DEV, Machine, begin, endpoints, fates, steps, wait_until
 from tests.object_store import BUCKET, s3_server
 
 Make = Callable[..., Prepared]
-FORGOTTEN_SECONDS = 6.0
-NO_DEV = {"SEARCHLOOP_DEV__EVERY": "0", "SEARCHLOOP_DEV__PATIENCE": "0"}  # No run ends before it should.
-KAFKA = KafkaSettings(session_timeout_seconds=FORGOTTEN_SECONDS, partitions=2)
 
 
 @pytest.fixture(scope="module")
@@ -58,51 +50,6 @@ def variables(
     return environment(local_services, settings) | NO_DEV
 
 
-class Machine:
-    """A home of its own, and the commands that run on it."""
-
-    def __init__(self, root: Path, variables: dict[str, str]) -> None:
-        root.mkdir()
-        self.home = Home(root)
-        self._variables = variables
-        self._started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
-        """Start a command; its output goes to a file in the home."""
-        output = (self.home.root / f"{'-'.join(arguments[:2])}.out").open("ab")
-        process = subprocess.Popen(
-            command(self.home.root, *arguments),
-            cwd=ROOT,
-            env=self._variables | more,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._started.append(process)
-        return process
-
-    def said(self, name: str) -> str:
-        """Return what a command has said so far."""
-        return (self.home.root / f"{name}.out").read_text(errors="replace")
-
-    def cut_off(self) -> None:
-        """Kill every process of this machine at once, the workers of its commands, too."""
-        doomed = [psutil.Process(each.pid) for each in self._started if each.poll() is None]
-        doomed += [child for process in doomed for child in process.children(recursive=True)]
-        for process in doomed:
-            process.kill()
-        psutil.wait_procs(doomed, timeout=30)
-
-    def stop(self) -> None:
-        """Press Ctrl-C on every command that still runs."""
-        for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        for process in self._started:
-            process.wait(60)
-
-
 @pytest.fixture
 def machines(tmp_path: Path, variables: dict[str, str]) -> Iterator[Callable[[str], Machine]]:
     """Give a function that makes a machine; all of them end with the test."""
@@ -115,14 +62,6 @@ def machines(tmp_path: Path, variables: dict[str, str]) -> Iterator[Callable[[st
     yield make
     for machine in made:
         machine.cut_off()
-
-
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
-    """Return when it is true. Raises AssertionError if it does not become true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"still waiting for {what}"
-        time.sleep(0.2)
 
 
 def test_workers_on_other_machines_need_only_kafka_the_engine_and_the_store(
@@ -162,17 +101,17 @@ def test_a_run_whose_machine_is_gone_goes_on_on_another_one(
     begin(first, small_world, run)
     train = ("train", "--index", "small", "--run", run, "--updates", "12")
     training = first.start(*train)
-    wait_until(lambda: _steps(first, run) >= 3 or training.poll() is not None, "the third update")
+    wait_until(lambda: steps(first, run) >= 3 or training.poll() is not None, "the third update")
     assert training.poll() is None, first.said("train---index")[-2000:]
     first.cut_off()
-    reached = _steps(first, run)
+    reached = steps(first, run)
     going_on = second.start(*train)
     wait_until(lambda: going_on.poll() is not None, "the second machine")
     assert going_on.returncode == 0, second.said("train---index")[-3000:]
     manifest = load_current(second.home.run(run).checkpoints)[1]
     assert manifest.policy.step == 12
     assert reached < 12
-    app = App(second.home, settings=read_run_settings(second.home.run(run)).settings).at(_endpoints(variables))
+    app = App(second.home, settings=read_run_settings(second.home.run(run)).settings).at(endpoints(variables))
     account = verify_run(app, run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
     # The first machine comes back, and finds out that the run went on without it.
@@ -180,7 +119,7 @@ def test_a_run_whose_machine_is_gone_goes_on_on_another_one(
     wait_until(lambda: back.poll() is not None, "the first machine")
     assert back.returncode == 0, first.said("train---index")[-3000:]
     assert load_current(first.home.run(run).checkpoints)[1].policy.step == 14
-    account = verify_run(App(first.home).at(_endpoints(variables)), run, rebuild=True, offline=False)
+    account = verify_run(App(first.home).at(endpoints(variables)), run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
 
 
@@ -191,7 +130,7 @@ def test_a_second_learner_on_another_machine_is_refused(
     run = unique_name
     begin(first, small_world, run)
     training = first.start("train", "--index", "small", "--run", run, "--updates", "100000")
-    wait_until(lambda: _steps(first, run) >= 1 or training.poll() is not None, "the first update")
+    wait_until(lambda: steps(first, run) >= 1 or training.poll() is not None, "the first update")
     assert training.poll() is None, first.said("train---index")[-2000:]
     for role in ("learner", "sink"):
         other = second.start("run", role, "--run", run)
@@ -202,27 +141,25 @@ def test_a_second_learner_on_another_machine_is_refused(
     wait_until(lambda: other.poll() is not None, "the second train")
     assert other.returncode == 1
     assert "expected to be its only train" in second.said("train---index")
-    before = _steps(first, run)
-    wait_until(lambda: _steps(first, run) > before, "one more update of the first learner")
+    before = steps(first, run)
+    wait_until(lambda: steps(first, run) > before, "one more update of the first learner")
     asked = [
-        event.request_id for event in read_events(KafkaSettings(bootstrap=_endpoints(variables).kafka), run, Request)
+        event.request_id for event in read_events(KafkaSettings(bootstrap=endpoints(variables).kafka), run, Request)
     ]
     assert len(asked) == len(set(asked)) > 0
 
 
-def begin(machine: Machine, world: App, run: str) -> None:
-    """Give a machine the small world's index, and its warmed-up run under another name."""
-    shutil.copy2(world.home.root / INSTALLATION_FILE, machine.home.root / INSTALLATION_FILE)
-    shutil.copytree(world.home.index("small"), machine.home.index("small"))
-    shutil.copytree(world.home.run("first"), machine.home.run(run))
-
-
-def _steps(machine: Machine, run: str) -> int:
-    name = current_name(machine.home.run(run).checkpoints)
-    return int(name.rpartition("-")[2]) if name else 0
-
-
-def _endpoints(variables: dict[str, str]) -> Endpoints:
-    return Endpoints(
-        kafka=variables["SEARCHLOOP_KAFKA__BOOTSTRAP"], elasticsearch=variables["SEARCHLOOP_ELASTICSEARCH__URL"]
-    )
+def test_machines_that_are_cut_off_and_replaced_by_empty_ones_lose_and_repeat_no_prompt(
+    small_world: App, local_services: Endpoints, unique_name: str, tmp_path: Path
+) -> None:
+    """The small dose, each role once; `make faults` gives the larger one."""
+    with fleet(tmp_path, small_world, local_services, unique_name) as machines:
+        for role in ROLES:
+            strike(machines, role, 0.5)
+        learner = machines.end(machines.step() + 2)
+        kept = read_run_settings(learner.home.run(unique_name)).settings
+        app = App(learner.home, settings=kept).at(local_services)
+        account = verify_run(app, unique_name, rebuild=True, offline=False)
+        assert (account.verdict, account.findings) == ("sound", ())
+        counts, wrong = fates(app.connections.kafka, app, unique_name)
+        assert wrong == [] and counts["ended"] == counts["consumed"] >= 4 * counts["updates"]

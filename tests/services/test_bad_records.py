@@ -34,7 +34,7 @@ RECORDS = [*MONSTERS, b"\xff" * (RECORD_BYTES_MAX - 1000), *list(inputs(EVENTS, 
 
 @pytest.fixture
 def kafka(local_services: Endpoints) -> KafkaSettings:
-    return KafkaSettings(bootstrap=local_services.kafka)
+    return KafkaSettings(bootstrap=local_services.kafka, partitions=1)
 
 
 def produce(kafka: KafkaSettings, topic: str, values: list[bytes | None]) -> None:

@@ -56,7 +56,7 @@ def vile_shop(tmp_path: Path, local_services: Endpoints, unique_name: str) -> It
 
 
 def app_at(home: Path, services: Endpoints) -> App:
-    return App(Home(home), settings=Settings(kafka=KafkaSettings(bootstrap=services.kafka))).at(services)
+    return App(Home(home), settings=Settings(kafka=KafkaSettings(bootstrap=services.kafka, partitions=1))).at(services)
 
 
 def test_injections_in_catalogue_and_query_are_text_and_nothing_else(
@@ -243,7 +243,9 @@ def test_an_attached_index_that_changes_or_goes_stops_the_servers_searches_with_
     alias, old, new = unique_name, f"{unique_name}-a", f"{unique_name}-b"
     app = App(
         Home(tmp_path),
-        settings=Settings(intents=IntentSettings(queries=20), kafka=KafkaSettings(bootstrap=local_services.kafka)),
+        settings=Settings(
+            intents=IntentSettings(queries=20), kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1)
+        ),
     ).at(local_services)
     with contextlib.closing(connect(ElasticsearchSettings(url=local_services.elasticsearch))) as owner:
         try:

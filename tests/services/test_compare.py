@@ -33,9 +33,9 @@ SEARCHES = 1_500
 
 @pytest.fixture
 def app(tmp_path: Path, local_services: Endpoints) -> App:
-    return App(Home(tmp_path / "home"), settings=Settings(kafka=KafkaSettings(bootstrap=local_services.kafka))).at(
-        local_services
-    )
+    return App(
+        Home(tmp_path / "home"), settings=Settings(kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1))
+    ).at(local_services)
 
 
 def searches() -> Iterator[Feedback]:

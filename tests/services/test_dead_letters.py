@@ -85,7 +85,7 @@ def app(tmp_path: Path, unique_name: str, local_services: Endpoints) -> App:
     (folder / "settings.json").write_bytes(
         msgspec.json.encode({"settings": {"delivery": msgspec.to_builtins(DeliverySettings())}})
     )
-    settings = Settings(kafka=KafkaSettings(bootstrap=local_services.kafka))
+    settings = Settings(kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1))
     return App(Home(tmp_path), settings=settings).at(local_services)
 
 

@@ -91,7 +91,7 @@ def worked(
 def test_a_search_engine_that_misbehaves_makes_no_false_reward(
     local_services: object, unique_name: str, index: str, mode: Mode
 ) -> None:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)  # type: ignore[attr-defined]
     url = local_services.elasticsearch  # type: ignore[attr-defined]
     delivery = DeliverySettings(records_max=3, retry_first_seconds=0.05, retry_pause_seconds_max=0.2)
     with fault_proxy(url, share=0.3, delay_seconds=0.1) as proxy:
@@ -115,7 +115,7 @@ def test_a_search_engine_that_misbehaves_makes_no_false_reward(
 def test_an_engine_that_stays_away_fails_its_groups_and_the_letters_say_how_often_it_was_tried(
     local_services: object, unique_name: str, index: str
 ) -> None:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)  # type: ignore[attr-defined]
     delivery = DeliverySettings(
         records_max=GROUPS, retry_first_seconds=0.02, retry_pause_seconds_max=0.05, retry_seconds_max=0.5
     )

@@ -45,7 +45,7 @@ HEADER = "session_id,query,rank0,doc_id,clicked\n"
 @pytest.fixture
 def app(tmp_path: Path, local_services: Endpoints) -> App:
     settings = Settings(
-        kafka=KafkaSettings(bootstrap=local_services.kafka),
+        kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1),
         elasticsearch=ElasticsearchSettings(url=local_services.elasticsearch),
     )
     return App(Home(tmp_path / "home"), settings=settings).at(local_services)

@@ -100,7 +100,7 @@ class Going:
 
 @pytest.fixture
 def going(local_services: Endpoints, unique_name: str, tmp_path: Path) -> Iterator[Going]:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)
     create_topics(kafka, unique_name)
     (tmp_path / unique_name).mkdir()
     run = Going(tmp_path / unique_name, unique_name, kafka)

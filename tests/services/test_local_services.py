@@ -284,7 +284,7 @@ def test_a_service_that_cannot_start_says_why_and_leaves_nothing(home: Path, kaf
 
 def test_a_users_own_services_are_used_and_never_stopped(home: Path, local_services: Endpoints) -> None:
     settings = ServiceSettings(
-        kafka=KafkaSettings(bootstrap=local_services.kafka),
+        kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1),
         elasticsearch=ElasticsearchSettings(url=local_services.elasticsearch),
     )
     services = LocalServices(home, settings)

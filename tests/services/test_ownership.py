@@ -39,7 +39,7 @@ from tests.stored_events import reward
 
 @pytest.fixture
 def kafka(local_services: Endpoints) -> KafkaSettings:
-    return KafkaSettings(bootstrap=local_services.kafka)
+    return KafkaSettings(bootstrap=local_services.kafka, partitions=1)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ STEP_MS = 1000
 
 @pytest.fixture
 def app(tmp_path: Path, local_services: Endpoints) -> App:
-    return App(Home(tmp_path), settings=Settings(kafka=KafkaSettings(bootstrap=local_services.kafka))).at(
+    return App(Home(tmp_path), settings=Settings(kafka=KafkaSettings(bootstrap=local_services.kafka, partitions=1))).at(
         local_services
     )
 

@@ -24,7 +24,7 @@ from streams.topics import topic_name, version_name
 def test_a_generator_that_begins_late_passes_over_the_versions_that_are_gone(
     local_services: object, unique_name: str, tmp_path: Path
 ) -> None:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)  # type: ignore[attr-defined]
     create_topics(kafka, unique_name)
     producer = connect_producer(kafka, client_id="test")
     outbox = Outbox(producer, unique_name, stage="learner", settings=DeliverySettings())
@@ -52,7 +52,7 @@ def test_a_generator_that_begins_late_passes_over_the_versions_that_are_gone(
 def test_an_announcement_that_leads_out_of_the_run_is_a_dead_letter_and_the_version_before_stays(
     local_services: object, unique_name: str, tmp_path: Path
 ) -> None:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)  # type: ignore[attr-defined]
     create_topics(kafka, unique_name)
     producer = connect_producer(kafka, client_id="test")
     outbox = Outbox(producer, unique_name, stage="generator", settings=DeliverySettings())
@@ -93,7 +93,7 @@ def test_an_announcement_that_leads_out_of_the_run_is_a_dead_letter_and_the_vers
 def test_an_announcement_of_nobody_takes_neither_the_version_nor_the_grants_from_a_generator(
     local_services: object, unique_name: str, tmp_path: Path
 ) -> None:
-    kafka = KafkaSettings(bootstrap=local_services.kafka)  # type: ignore[attr-defined]
+    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)  # type: ignore[attr-defined]
     create_topics(kafka, unique_name)
     producer = connect_producer(kafka, client_id="test")
     outbox = Outbox(producer, unique_name, stage="learner", settings=DeliverySettings())

@@ -167,8 +167,8 @@ def _holders(catalogue: Catalogue, text: str) -> np.ndarray[tuple[int], np.dtype
     for term in set(catalogue.vocabulary.known(analyze(text))):
         rows: set[int] = set()
         for field in (catalogue.contents, catalogue.attributes):
-            if term < field.columns.shape[1]:
-                rows.update(field.columns.indices[field.columns.indptr[term] : field.columns.indptr[term + 1]].tolist())
+            if term < field.bm25.shape[1]:
+                rows.update(field.bm25.indices[field.bm25.indptr[term] : field.bm25.indptr[term + 1]].tolist())
         found = rows if found is None else found & rows
     return np.array(sorted(found or ()), dtype=np.int64)
 

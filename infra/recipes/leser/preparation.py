@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from infra.app.app import App
-from infra.app.home import RunFolder
+from infra.app.home import IndexFolder, RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
-from infra.app.settings import Settings
 from infra.recipes.first_policy import first_policy
 from infra.recipes.leser.gate import judge_run
 from infra.recipes.leser.index import LeserIndex, open_leser_index
 from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, Judge
+from infra.recipes.leser.later import AskedRequests, LaterContexts, require_same
 from infra.recipes.leser.relevance import pinned
 from infra.recipes.leser.teaching import teach, warm_up_policy
 from infra.recipes.recipe import NewRun, Prepared
@@ -73,10 +74,12 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
             seed=app.settings.lessons.seed,
             without=[query.text for query in new.held_out],
         )
+        queries, later = queries[: app.settings.lessons.queries_max], queries[app.settings.lessons.queries_max :]
         # GRPO sees these phrases, too. Otherwise it unlearns to leave a query alone that ranks well as it is.
         phrases = [Query(id=lesson.query_id, text=lesson.query) for lesson in head]
         asked = [*queries, *phrases]
-        kinds = {PAIRS if new.queries_file is None else JUDGED: queries, TITLES: phrases}
+        kind_of_queries = PAIRS if new.queries_file is None else JUDGED
+        kinds = {kind_of_queries: queries, TITLES: phrases}
         verdict = judge_run(
             run_dir,
             opened.directory,
@@ -87,6 +90,8 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         )
         closed = {each.kind for each in verdict.closed}
         trained = [query for kind, of in kinds.items() if kind not in closed for query in of]
+        require_same(run_dir, later)
+        waiting = Waiting([] if kind_of_queries in closed else later, app, folder, run_dir, report)
         if (run_dir.checkpoints / CURRENT).is_file():
             contexts = read_contexts(run_dir / CONTEXTS_FILE)
             if set(contexts) != {query.id for query in asked}:
@@ -94,7 +99,7 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
                     f"run {new.run!r} began with other training queries ({len(contexts)}, now {len(asked)}). "
                     "Give the same --queries, or another --run NAME"
                 )
-            return _prepared(new.run, opened, trained, contexts, app.settings)
+            return _prepared(new.run, opened, trained, contexts, waiting)
         lessons = teach(opened, queries, head, qrels, report)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_lessons(run_dir / LESSONS_FILE, lessons.look_up)
@@ -106,18 +111,32 @@ def prepare(app: App, new: NewRun, report: Report) -> Prepared:
         policy = with_lora(policy, app.settings.policy.lora)
         write_contexts(run_dir / CONTEXTS_FILE, lessons.contexts)
         write_first_checkpoint(run_dir.checkpoints, policy)
-        return _prepared(new.run, opened, trained, lessons.contexts, app.settings)
+        return _prepared(new.run, opened, trained, lessons.contexts, waiting)
+
+
+class Waiting(NamedTuple):
+    """Queries whose contexts are built when it is their turn, and what that needs."""
+
+    queries: Sequence[Query]
+    app: App
+    index: IndexFolder
+    run_dir: RunFolder
+    report: Report
 
 
 def _prepared(
-    run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context], settings: Settings
+    run: str, opened: LeserIndex, queries: Sequence[Query], contexts: Mapping[str, Context], waiting: Waiting
 ) -> Prepared:
-    index = opened.version.name
-    asked = [
-        Request(request_id="", run=run, query_id=q.id, query=q.text, index=index, context=contexts[q.id])
-        for q in queries
-    ]
-    return Prepared(run=run, index=index, asked=asked, settings=settings)
+    index, app = opened.version.name, waiting.app
+
+    def request(query: Query, context: Context) -> Request:
+        return Request(request_id="", run=run, query_id=query.id, query=query.text, index=index, context=context)
+
+    asked: Sequence[Request] = [request(query, contexts[query.id]) for query in queries]
+    if waiting.queries:
+        later = LaterContexts(app, waiting.index, waiting.run_dir, file=LESSONS_FILE, report=waiting.report)
+        asked = AskedRequests(asked, waiting.queries, lambda query: request(query, later.context(query.text)))
+    return Prepared(run=run, index=index, asked=asked, settings=app.settings)
 
 
 def write_contexts(path: Path, contexts: Mapping[str, Context]) -> None:

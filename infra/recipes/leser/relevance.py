@@ -13,7 +13,7 @@ from infra.app.settings import Settings
 from infra.recipes.leser.people import People, peoples_blocks, read_by
 from search_env.catalogue.corpora import CorpusError, Query, Ranking, rank_by_score
 from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.index import load_documents, load_manifest
+from search_env.engine.index import kept_catalogue, load_manifest
 from search_env.models.embeddings import Embedder, embed_documents
 from search_env.models.hit_relevance import HitRelevance, KeptVectors
 from search_env.models.judged_forest import shuffled
@@ -190,7 +190,7 @@ def score_rankings(
             f"expected rankings of the {len(texts)} given queries, got one of {strangers[0]!r}"
             f"{f' and {len(strangers) - 1} others' if strangers[1:] else ''}. Give the queries that were searched"
         )
-    catalogue = Catalogue(load_documents(folder))
+    catalogue = kept_catalogue(folder, report)
     model = open_relevance(folder, settings, catalogue=catalogue, report=report)
     report("scoring", 0, len(found))
     scores = model.score_many([(texts[query], list(ids)) for query, ids in found.items()])

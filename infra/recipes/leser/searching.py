@@ -15,8 +15,7 @@ from infra.app.app import App, OpenEngine
 from infra.app.home import IndexFolder
 from infra.app.progress import Report
 from search_env.catalogue.corpora import Query, Ranking
-from search_env.catalogue.term_matrices import Catalogue
-from search_env.engine.index import IndexingError, load_documents, load_manifest
+from search_env.engine.index import IndexingError, load_manifest
 from search_env.engine.opening import open_catalogue, open_searcher
 from search_env.engine.reranking import rerank, shown_documents
 from search_env.engine.searching import ExpandedQuery, RetrievalSettings, Searcher, has_fewer_terms, searched_below
@@ -159,9 +158,10 @@ class IndexSearch(NamedTuple):
     def with_nearest_terms(self, texts: Sequence[str], report: Report) -> list[Ranking]:
         """Return each query's ranking with the catalogue's words that are nearest to it by cosine."""
         report("reading the documents", 0, 0)
-        tables, catalogue = self.tables, Catalogue(load_documents(self.folder, sample=True))
-        nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=self.folder.embeddings)
+        tables = self.tables
         with self._opened(tables.retrieval) as searcher:
+            catalogue = open_catalogue(searcher.client, self.folder)
+            nearest = NearestTerms(catalogue, tables.nearest_terms, tables.embedding, directory=self.folder.embeddings)
             return search_with_nearest_terms(
                 searcher, nearest, texts, tables.nearest_terms, size=self.top, progress=report
             )
