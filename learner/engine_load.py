@@ -43,7 +43,7 @@ def read_load(metrics: str) -> EngineLoad | None:
     )
 
 
-class Window:
+class GroupWindow:
     """The number of groups that one generator may have at one server at once; not thread-safe."""
 
     def __init__(self, *, groups_max: int, queue_max: int) -> None:

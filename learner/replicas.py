@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from learner.calls import Call
-from learner.engine_load import EngineLoad, Window, read_load
+from learner.engine_load import EngineLoad, GroupWindow, read_load
 from learner.vllm import (
     BACK_OFF_FIRST_SECONDS,
     BACK_OFF_SECONDS_MAX,
@@ -55,7 +55,7 @@ class Replica:
         self.timeout_seconds = settings.timeout_seconds
         self.is_new_enough = False
         self.url = self.client.url
-        self.window = Window(groups_max=settings.requests_in_flight, queue_max=settings.queue_max)
+        self.window = GroupWindow(groups_max=settings.requests_in_flight, queue_max=settings.queue_max)
         self.calls: set[Call] = set()
         self.load: EngineLoad | None = None
         self.sent = 0  # Candidates requested since the load was read.

@@ -10,7 +10,7 @@ from streams.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchRow:
     """One figure that a script measures.
 
     script, arguments: of tests/benchmarks. runs_option: the script's option for the number of runs; "" if it has none.
@@ -38,7 +38,7 @@ class Row:
 
 
 ROWS = (
-    Row(
+    BenchRow(
         name="learner-step",
         what="seconds of an update, 4 groups of 8, P=256, C=32, a Llama of 4.3 M parameters, fp32, one thread",
         peer="TRL's GRPOTrainer on the same batch; gradients equal to 1e-5",
@@ -48,7 +48,7 @@ ROWS = (
         floor="the step's own matrix products alone, timed in the same run",
         above="attention, and elementwise passes over activations that do not fit the cache",
     ),
-    Row(
+    BenchRow(
         name="learner-step-lora",
         what="seconds of an update, one group of 8, P=256, C=32, SmolLM2's shapes with LoRA of rank 16, fp32",
         peer="TRL's GRPOTrainer on the same batch; gradients equal to 1e-5",
@@ -59,7 +59,7 @@ ROWS = (
         floor="the step's own matrix products alone, timed in the same run",
         above="elementwise passes over activations, and attention",
     ),
-    Row(
+    BenchRow(
         name="learner-processes",
         what="seconds of an update of 32 groups by two learner processes, one thread each",
         peer="one process",
@@ -67,7 +67,7 @@ ROWS = (
         floor=".5: two processes on two free cores",
         above="adding the gradients, the optimizer's step in both, and other processes on the cores",
     ),
-    Row(
+    BenchRow(
         name="loss-head-seconds",
         what="seconds of log-probabilities, entropies and gradients at V = 131,072, 1,024 tokens",
         peer="plain torch: log_softmax of all logits",
@@ -76,7 +76,7 @@ ROWS = (
         floor="four matrix products, of which plain torch needs three",
         above="the products: the logits are computed twice to save their memory",
     ),
-    Row(
+    BenchRow(
         name="loss-head-memory",
         what="peak memory of the same",
         peer="plain torch",
@@ -85,7 +85,7 @@ ROWS = (
         floor="the gradient of the head, which both sides hold",
         above="chunks of at least 128 tokens, because each reads the whole head",
     ),
-    Row(
+    BenchRow(
         name="sampling",
         what="tokens a second of a selector, 32 prompts of 128 tokens, 8 answers each",
         peer="transformers' generate with the same rule",
@@ -94,7 +94,7 @@ ROWS = (
         floor="not known: one forward of the policy for each token",
         above="the forward pass of each token",
     ),
-    Row(
+    BenchRow(
         name="sink",
         what="rows a second by the clock, from bytes to durable rows",
         peer="DuckDB, inserting the same rows from ready Arrow tables",
@@ -106,7 +106,7 @@ ROWS = (
         floor="1: what DuckDB stores by itself",
         above="decoding JSON and building Arrow tables, in a thread that shares the GIL with the inserts",
     ),
-    Row(
+    BenchRow(
         name="scoring",
         what="scored candidates a second",
         peer="the same bodies as raw `_msearch` requests, with the same filter",
@@ -116,7 +116,7 @@ ROWS = (
         floor="1: what Elasticsearch answers by itself",
         above="features, trees and reward events, while the engine waits",
     ),
-    Row(
+    BenchRow(
         name="guarantees",
         what="share of groups a second that the guarantees cost in the smallest loop",
         peer="the same loop without acknowledgements, commits, hashes and fsync",
@@ -127,7 +127,7 @@ ROWS = (
         floor="0",
         above="acknowledgements and a synced checkpoint for each update, which is short in the smallest loop",
     ),
-    Row(
+    BenchRow(
         name="stream-share",
         what="share of Kafka, codec and DuckDB in the processor time of the loop's workers and services",
         peer="the whole of the same run",
@@ -140,7 +140,7 @@ ROWS = (
         floor="an idle broker and idle consumers: 21 and 8 ms a second (BENCHMARKS, idle)",
         above="polling and the broker's timers, which cost by the second rather than by the group",
     ),
-    Row(
+    BenchRow(
         name="announce-to-candidate",
         what="milliseconds from a version's announcement to the beginning of its first group",
         peer="none",
@@ -152,7 +152,7 @@ ROWS = (
         floor="one poll of the topic and one load of the weights",
         above="the chunk that the generator has in hand when the version comes",
     ),
-    Row(
+    BenchRow(
         name="policy-lag",
         what="updates between the version that wrote a trained group and the one that learns from it, mean",
         peer="none; `batch.staleness_max` bounds each",
@@ -164,7 +164,7 @@ ROWS = (
         floor="0: a synchronous loop",
         above="groups that are written while the learner learns",
     ),
-    Row(
+    BenchRow(
         name="pipeline",
         what="time of the busiest stage in an update, by the time between updates",
         peer="the same run's own stages",
@@ -177,7 +177,7 @@ ROWS = (
         floor="1: the busiest stage never waits",
         above="two cores for four workers and two services",
     ),
-    Row(
+    BenchRow(
         name="async",
         what="seconds of the streaming loop for the same number of updates, with an environment that waits as long as "
         "writing and learning take",
@@ -192,7 +192,7 @@ ROWS = (
 )
 
 
-def chosen(names: Sequence[str]) -> list[Row]:
+def chosen(names: Sequence[str]) -> list[BenchRow]:
     """Return these rows in the order of the table, or all. Raises SettingsError for a name that no row has."""
     known = {row.name for row in ROWS}
     for name in names:

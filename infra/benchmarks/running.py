@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from infra.benchmarks.rows import Row
+from infra.benchmarks.rows import BenchRow
 from streams.errors import SearchloopError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]  # Of a clone; an installed package has no tests beside it.
@@ -66,7 +66,7 @@ Say = Callable[[str], None]
 
 
 def measure(
-    rows: Iterable[Row], *, runs: int | None, root: Path = ROOT, say: Say = lambda _: None
+    rows: Iterable[BenchRow], *, runs: int | None, root: Path = ROOT, say: Say = lambda _: None
 ) -> tuple[list[Result], dict[str, str]]:
     """Run each row's script; return the results in the rows' order, and by row why another one has none.
 
@@ -92,7 +92,7 @@ def measure(
     return results, failed
 
 
-def read_result(row: Row, said: dict[str, object]) -> Result:
+def read_result(row: BenchRow, said: dict[str, object]) -> Result:
     """Return a row's result from its script's JSON line. Raises BenchError if the line has no values of the row."""
     values = _mapping(said, "values").get(row.name)
     if not isinstance(values, list) or not values or not all(isinstance(each, int | float) for each in values):

@@ -22,7 +22,7 @@ from streams.stopping import Stop
 MEETING = "SEARCHLOOP_LEARNER__MEETING"
 
 
-class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
+class MeetingTable(msgspec.Struct, frozen=True, kw_only=True):
     """The settings table with the address where the learner's processes meet."""
 
     learner: LearnerSettings = LearnerSettings()
@@ -44,7 +44,7 @@ def learner_processes(app: App, run: str, *, worker: int, count: int, stop: Stop
             f"--worker: expected at most {count} for a learner (learner.processes of run {run!r}), got {worker}. "
             "Start the run with learner.processes set higher"
         )
-    meeting = app.tables(LearnerTable).learner.meeting
+    meeting = app.tables(MeetingTable).learner.meeting
     if rank and not meeting:
         raise SettingsError(
             "learner.meeting: expected tcp://HOST:PORT of the machine of the run's first learner process, got nothing. "

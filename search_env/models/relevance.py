@@ -287,7 +287,7 @@ class CosineRelevance:
     def __init__(
         self, catalogue: Catalogue, embeddings: Vectors, embedder: Embedder, *, low: float = 0.0, high: float = 0.8
     ) -> None:
-        digest = hashlib.sha256(np.ascontiguousarray(embeddings, dtype=np.float16)).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(embeddings, dtype=np.float16).data).hexdigest()
         self.name = f"cosine-{digest[:12]}"
         self._catalogue = catalogue
         self._embeddings = embeddings

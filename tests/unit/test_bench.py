@@ -12,14 +12,14 @@ from click.testing import Result as Said
 
 import infra.commands.bench
 from infra.benchmarks.page import KEPT, PAGE, table, with_table
-from infra.benchmarks.rows import ROWS, Row, chosen
+from infra.benchmarks.rows import ROWS, BenchRow, chosen
 from infra.benchmarks.running import BenchError, Result, measure, read_result, read_results, worse
 from infra.commands.bench import bench
 from streams.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
-FIRST = Row(name="first", what="w", peer="p", script="one.py", goal=0.5, floor="f", above="a")
-SECOND = Row(name="second", what="w", peer="p", script="one.py", better="higher", floor="f", above="a")
+FIRST = BenchRow(name="first", what="w", peer="p", script="one.py", goal=0.5, floor="f", above="a")
+SECOND = BenchRow(name="second", what="w", peer="p", script="one.py", better="higher", floor="f", above="a")
 
 
 def result(row: str, value: float, *, better: str = "lower") -> Result:
@@ -43,7 +43,7 @@ print(json.dumps({"values": {"first": [0.4, 0.2, 0.3], "second": [2.0]}, "floors
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_every_row_has_a_script_that_knows_its_options_and_names_the_row(row: Row) -> None:
+def test_every_row_has_a_script_that_knows_its_options_and_names_the_row(row: BenchRow) -> None:
     script, *arguments = row.command()
     source = (ROOT / script).read_text()
     words = {each.value for each in ast.walk(ast.parse(source)) if isinstance(each, ast.Constant)}

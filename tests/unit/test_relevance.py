@@ -263,7 +263,7 @@ def test_the_tops_of_several_rankings_are_scored_once_each_best_first(
             assert [query for query, _ in pairs] == ["red mug"]
             return [np.array([int(document[1:]) / 480 for document in ids]) for _, ids in pairs]
 
-    monkeypatch.setattr(infra.recipes.leser.relevance, "load_documents", lambda directory: catalogue.documents)
+    monkeypatch.setattr(infra.recipes.leser.relevance, "kept_catalogue", lambda *_: catalogue)
     monkeypatch.setattr(infra.recipes.leser.relevance, "open_relevance", lambda *_, **__: ByNumber())
     folder, asked = Home(tmp_path).index("shop"), [Query(id="q", text="red mug")]
     rankings = [{"q": Ranking(["d1", "d2", "d9"], [3, 2, 1])}, {"q": Ranking(["d2", "d4"], [2, 1])}]

@@ -19,7 +19,7 @@ from infra.app.layers import combine
 from infra.app.settings import Settings
 from learner.adapters import adapter_name
 from learner.checkpoints import Manifest
-from learner.engine_load import EngineLoad, Window, read_load
+from learner.engine_load import EngineLoad, GroupWindow, read_load
 from learner.learning import write_policy_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
@@ -305,7 +305,7 @@ def test_the_load_is_read_from_the_metrics_of_vllm() -> None:
 
 
 def test_the_window_shrinks_while_the_queue_is_long_and_grows_by_one_a_window() -> None:
-    window = Window(groups_max=32, queue_max=16)
+    window = GroupWindow(groups_max=32, queue_max=16)
     for _ in range(3):
         window.heard(EngineLoad(waiting=17, running=64, cache_share=0.1))
     assert window.groups == 16 and window.is_closed

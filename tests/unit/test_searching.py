@@ -74,7 +74,11 @@ def test_feedback_terms_need_the_documents_and_no_relevance_model(app: App, engi
     assert search(app, method) == {"1": ["a"], "2": ["a"]}
     should = engine.requests[1][1]["query"]["bool"]["should"]
     assert {each["match"]["contents"]["query"] for each in should} == {"cup", "steel", "mug", "camping"}
-    assert sorted(path.name for path in documents.parent.iterdir()) == ["documents.jsonl.gz", "manifest.json"]
+    assert sorted(path.name for path in documents.parent.iterdir()) == [
+        "catalogue",
+        "documents.jsonl.gz",
+        "manifest.json",
+    ]
 
 
 def test_the_nearest_words_are_embedded_once_and_searched_beside_the_query(app: App, engine: FakeEngine) -> None:

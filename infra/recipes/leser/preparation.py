@@ -119,7 +119,7 @@ class Waiting(NamedTuple):
 
     queries: Sequence[Query]
     app: App
-    index: IndexFolder
+    folder: IndexFolder
     run_dir: RunFolder
     report: Report
 
@@ -134,7 +134,7 @@ def _prepared(
 
     asked: Sequence[Request] = [request(query, contexts[query.id]) for query in queries]
     if waiting.queries:
-        later = LaterContexts(app, waiting.index, waiting.run_dir, file=LESSONS_FILE, report=waiting.report)
+        later = LaterContexts(app, waiting.folder, waiting.run_dir, file=LESSONS_FILE, report=waiting.report)
         asked = AskedRequests(asked, waiting.queries, lambda query: request(query, later.context(query.text)))
     return Prepared(run=run, index=index, asked=asked, settings=app.settings)
 
