@@ -84,6 +84,11 @@ GENERATION = """SELECT * FROM generations WHERE group_id = $group AND topic LIKE
 ORDER BY source_offset, record_offset LIMIT 1"""
 REWARD = """SELECT * FROM rewards WHERE group_id = $group AND topic LIKE '%.rewards'
 ORDER BY source_offset, record_offset LIMIT 1"""
+# The reward of a group's first generation is its first reward. Comparing a million numbers takes a tenth of the time of
+# comparing a million names.
+REWARD_OF = """SELECT * FROM rewards WHERE source_topic = $topic AND source_partition = $partition
+    AND source_offset = $record_offset AND group_id = $group AND topic LIKE '%.rewards'
+ORDER BY record_offset LIMIT 1"""
 REQUEST = """SELECT * FROM requests WHERE topic = $topic AND "partition" = $partition AND record_offset = $record_offset
 LIMIT 1"""
 WRITTEN = """SELECT candidate, text, tokens FROM candidates
@@ -106,7 +111,7 @@ def read_group(connection: duckdb.DuckDBPyConnection, group_id: str) -> ShownGro
     """Return a group with all its stages. Raises Refusal if the log holds none of this id."""
     given = {"group": group_id}
     generation = _first(connection, GENERATION, given)
-    reward = _first(connection, REWARD, given)
+    reward = _reward(connection, generation, given)
     head = reward or generation
     if not head:
         raise Refusal(f"expected the id of a group in this run's log, got {group_id[:100]!r}")
@@ -206,6 +211,15 @@ def _stages(
         for stage, row in rows
         if row
     )
+
+
+def _reward(connection: duckdb.DuckDBPyConnection, generation: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the first reward of a group, {} without one."""
+    if generation:
+        place = {name: generation[name] for name in ("topic", "partition", "record_offset")}
+        if found := _first(connection, REWARD_OF, {**given, **place}):
+            return found
+    return _first(connection, REWARD, given)
 
 
 def _request(connection: duckdb.DuckDBPyConnection, generation: dict[str, Any]) -> dict[str, Any]:

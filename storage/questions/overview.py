@@ -64,17 +64,27 @@ DEV = """WITH alive AS (
 )
 SELECT step, value, measure, queries FROM scores
 WHERE measure = (SELECT arg_max(measure, step) FROM scores) ORDER BY step"""
-REWARDS = """WITH edges AS (
+REWARDS = """WITH means AS (
+    SELECT run, step, lineage, avg(reward_mean) AS reward_mean FROM drawn_groups GROUP BY ALL
+), edges AS (
     SELECT reward_mean, row_number() OVER (ORDER BY step) AS first, row_number() OVER (ORDER BY step DESC) AS last
-    FROM reward_by_version WHERE reward_mean IS NOT NULL
+    FROM means WHERE reward_mean IS NOT NULL
 )
 SELECT avg(reward_mean) FILTER (first <= 10) AS before, avg(reward_mean) FILTER (last <= 10) AS after,
     sqrt(var_samp(reward_mean) FILTER (first <= 10) / 10 + var_samp(reward_mean) FILTER (last <= 10) / 10) AS error,
     count(*) AS versions
 FROM edges"""
-NEWEST = """SELECT count(*) AS groups, sum(scored)::BIGINT AS scored, avg((scored < 2 OR flat)::INTEGER) AS flat,
-    sum(valid_share * scored) / nullif(sum(scored), 0) AS valid
-FROM group_rewards WHERE step > (SELECT max(step) FROM group_rewards) - 20"""
+NEWEST = """WITH newest AS (
+    SELECT * FROM rewards WHERE topic LIKE '%.rewards' AND step > (SELECT max(step) FROM rewards) - 20
+    QUALIFY row_number() OVER (PARTITION BY run, group_id ORDER BY source_offset, record_offset) = 1
+), sums AS (
+    SELECT count(o.reward) AS scored, count(o.valid) FILTER (o.valid AND o.status = 'scored') AS valid,
+        count(o.reward) < 2 OR max(o.reward) = min(o.reward) AS flat
+    FROM outcomes o JOIN newest USING (topic, partition, record_offset) GROUP BY o.run, o.group_id
+)
+SELECT count(*) AS groups, sum(scored)::BIGINT AS scored, avg(flat::INTEGER) AS flat,
+    sum(valid) / nullif(sum(scored), 0) AS valid
+FROM sums"""
 LETTERS = "SELECT count(*) AS letters FROM dead_letter"
 FATES = ("candidates", "scored", "failed", "expired", "waiting")
 BESIDE = ("accounting", "time_by_stage")

@@ -6,11 +6,10 @@
 -- series: stage
 -- y: seconds
 -- unit: seconds
--- says: The waits of each update: until its last group was written, from there until it was rewarded, and from there until the update. The widest part limits the loop.
+-- says: The waits of each update: until its last group was written, from there until it was rewarded, and from there until the update. The widest part limits the loop. A long run's chart draws about 500 updates, evenly spaced.
 WITH chain AS (
-    SELECT step, topic, partition, record_offset, record_time_ms AS ended,
-        lag(record_time_ms) OVER (ORDER BY step, lineage) AS began
-    FROM surviving_updates WHERE record_time_ms > 0
+    SELECT step, topic, partition, record_offset, record_time_ms AS ended, before_ms AS began
+    FROM drawn_updates WHERE record_time_ms > 0 AND before_ms > 0
 ), critical AS (
     SELECT c.step, c.began, c.ended, max(r.record_time_ms) AS rewarded, max(g.record_time_ms) AS written
     FROM chain c
@@ -24,14 +23,14 @@ WITH chain AS (
         least(greatest(rewarded, written, began), ended) AS rewarded
     FROM critical
 ), whole AS (
-    SELECT count(*) AS intervals, median(lasted) AS middle, greatest(1, max(step) // 1000) AS width FROM cut
-), binned AS (
+    SELECT count(*) AS intervals, median(lasted) AS middle FROM cut
+), kept AS (
     -- A pause of ten medians is a restart.
-    SELECT step // width * width AS step, avg(written - began) AS generation, avg(rewarded - written) AS search,
+    SELECT step, avg(written - began) AS generation, avg(rewarded - written) AS search,
         avg(ended - rewarded) AS learning, count(*) AS updates, any_value(intervals) AS intervals,
         any_value(middle) / 1000 AS median_seconds
-    FROM cut, whole WHERE lasted <= 10 * middle GROUP BY ALL
+    FROM cut, whole WHERE lasted <= 10 * middle GROUP BY step
 )
 SELECT step, unnest(['generation', 'search', 'learning']) AS stage,
     unnest([generation, search, learning]) / 1000 AS seconds, updates, intervals, median_seconds
-FROM binned ORDER BY step
+FROM kept ORDER BY step
