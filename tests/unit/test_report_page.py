@@ -125,7 +125,8 @@ def time_shares(updates: Sequence[UpdateTimes]) -> TimeShares | None:
             "record_time_ms BIGINT); CREATE TABLE update_groups (topic TEXT, partition INT, record_offset INT, "
             "group_id INT); CREATE TABLE first_rewards (group_id INT, record_time_ms BIGINT); "
             "CREATE TABLE first_generations (group_id INT, record_time_ms BIGINT); "
-            "CREATE VIEW drawn_updates AS SELECT *, lag(record_time_ms) OVER (ORDER BY step, lineage) AS before_ms FROM surviving_updates"
+            "CREATE VIEW drawn_updates AS SELECT *, lag(record_time_ms) OVER (ORDER BY step, lineage) AS before_ms "
+            "FROM surviving_updates"
         )
         for step, times in enumerate(updates):
             ledger.execute(
