@@ -81,12 +81,19 @@ def folder_aside(root: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder below `root` for content whose place is known only later; see `put_folder`.
 
     name: of the content; two writers of one name do not collide. A folder that is not put into place when the block
-    ends is removed, and so are the leftovers of a killed writer of this name.
+    ends is removed, and so are the leftovers of a killed writer of this name. So is `root`, if it is made here and
+    stays empty.
     """
+    made = not root.exists()
     _make_folder(root)
     _remove_abandoned(root, name)
-    with _aside(root / f".{name}", Path.mkdir) as aside:
-        yield aside
+    try:
+        with _aside(root / f".{name}", Path.mkdir) as aside:
+            yield aside
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
 
 def put_folder(aside: Path, path: Path, *, replace: bool = False) -> None:

@@ -13,9 +13,10 @@ from infra.app.progress import Report
 from search_env.catalogue.attributes import unread_attributes
 from search_env.catalogue.corpora import CorpusError, Document
 from search_env.catalogue.kept import keep_documents
-from search_env.engine.index import IndexVersion, adopt_versions, build_index, claim_name
+from search_env.engine.index import IndexingError, IndexVersion, adopt_versions, build_index, claim_name
 from search_env.engine.rights import INDEX_PRIVILEGES, require_rights
 from search_env.queries.intents import IntentSet, IntentSettings, make_intents, pseudo_queries, write_intents
+from streams.errors import explain_os_error
 from streams.whole_file import folder_aside, whole_folder
 
 
@@ -52,7 +53,10 @@ def index_corpus(
         require_rights(client, [name, f"{name}-*"], INDEX_PRIVILEGES)
     adopted: list[str] = []
     with folder_aside(directory.parent, f"{name}.corpus") as corpus:
-        loaded = keep_documents(documents, corpus)
+        try:
+            loaded = keep_documents(documents, corpus)
+        except OSError as error:
+            raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
         with contextlib.closing(app.engine()) as client:
             if adopt:
                 adopted = adopt_versions(client, name, installation=app.installation)

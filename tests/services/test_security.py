@@ -153,7 +153,8 @@ def test_a_worker_commits_to_its_own_group_alone_and_the_learner_looks_at_both(h
     try:
         for group in ("generator", "environment"):
             assert committed_offsets(admin, f"{run}.{group}")
-        assert len(partitions_of(learner, [topic_name(run, "requests"), topic_name(run, "generations")])) == 2
+        followed = partitions_of(learner, [topic_name(run, "requests"), topic_name(run, "generations")])
+        assert len(followed) == 2 * learner.partitions
     finally:
         admin.close()
     with pytest.raises((DeliveryError, KafkaError)):

@@ -492,7 +492,7 @@ def test_topics_that_a_killed_process_made_and_did_not_write_down_are_used_by_al
     shop: tuple[Path, str], local_services: Endpoints
 ) -> None:
     home, index = shop
-    kafka = KafkaSettings(bootstrap=local_services.kafka, partitions=1)
+    kafka = KafkaSettings(bootstrap=local_services.kafka)
     create_topics(kafka, index)  # Without a folder: no file says whose they are.
     with serving(home, index, local_services, "--worker", "2") as two:
         assert two.post("/events", click("i", event="two"))[0] == 200
