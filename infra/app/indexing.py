@@ -76,6 +76,7 @@ def index_corpus(
                 installation=app.installation,
                 directory=directory,
                 total=len(loaded),
+                layout=app.settings.index_layout,
             )
         unread = _unread(loaded)
     return IndexSummary(

@@ -23,6 +23,7 @@ from learner.warmup import WarmupSettings
 from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings
 from search_env.engine.client import ElasticsearchSettings
+from search_env.engine.layout import IndexLayout
 from search_env.engine.ranker import RankerSettings
 from search_env.engine.searching import RetrievalSettings
 from search_env.engine.vectors import VectorSettings
@@ -176,6 +177,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     kafka: KafkaSettings = KafkaSettings()
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
+    index_layout: IndexLayout = IndexLayout()
     services: LocalSettings = LocalSettings()
     store: StoreSettings = StoreSettings()
     delivery: DeliverySettings = DeliverySettings()

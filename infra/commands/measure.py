@@ -260,6 +260,7 @@ def summarize(app: App, run_name: str, policy: str, output: Path | None, publish
                 installation=running.installation,
                 runs=running.home.runs,
                 report=report,
+                layout=app.settings.index_layout,
             )
         click.echo(f"{version.name}: {version.documents} documents with summaries by {version.summaries}")
 

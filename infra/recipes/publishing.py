@@ -11,6 +11,7 @@ from infra.app.home import SETTINGS_FILE, IndexFolder, read_settings_file
 from infra.app.progress import Report
 from infra.recipes.recipe import CatalogueTexts
 from search_env.engine.index import IndexVersion, Summaries, build_index, kept_catalogue
+from search_env.engine.layout import ONE_SHARD, IndexLayout
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -23,7 +24,14 @@ class BegunOn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def publish_summaries(
-    client: Elasticsearch, index: IndexFolder, texts: CatalogueTexts, *, installation: str, runs: Path, report: Report
+    client: Elasticsearch,
+    index: IndexFolder,
+    texts: CatalogueTexts,
+    *,
+    installation: str,
+    runs: Path,
+    report: Report,
+    layout: IndexLayout = ONE_SHARD,
 ) -> IndexVersion:
     """Index all documents again with these summaries, move the alias, and return the version.
 
@@ -41,6 +49,7 @@ def publish_summaries(
         total=len(documents),
         summaries=Summaries(policy=texts.policy, by_document=texts.by_document),
         keep=versions_in_use(runs),
+        layout=layout,
     )
 
 

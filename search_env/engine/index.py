@@ -30,6 +30,7 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.engine.attachments import Attachment
 from search_env.engine.errors import explain as explain
 from search_env.engine.index_changes import create_marked, delete_superseded, discard, switch_alias
+from search_env.engine.layout import ONE_SHARD, IndexLayout
 from search_env.engine.ownership import IndexingError as IndexingError
 from search_env.engine.ownership import Place, Seen, adopt, claim, meta
 from streams.errors import explain_os_error
@@ -120,7 +121,7 @@ def build_index(
     installation: str,
     directory: Path | None = None,
     total: int = 0,
-    replicas: int = 0,
+    layout: IndexLayout = ONE_SHARD,
     summaries: Summaries | None = None,
     keep: Collection[str] = (),
 ) -> IndexVersion:
@@ -143,13 +144,14 @@ def build_index(
         ]
     )
     with _told(name, directory):
-        new, through = _create(client, place, f"{name}-{number}", replicas=replicas)
+        new, through = _create(client, place, f"{name}-{number}", layout)
         saved = SavedDocuments(directory)
         try:
             _load(client, through, saved.keep(documents), summaries, report, total)
             report("merging the index", 0, 0)
             client.indices.refresh(index=through)
-            client.options(request_timeout=600).indices.forcemerge(index=through, max_num_segments=1)
+            if layout.segments:
+                client.options(request_timeout=600).indices.forcemerge(index=through, max_num_segments=layout.segments)
             client.indices.refresh(index=through)
             client.indices.put_settings(index=through, settings={"index.blocks.write": True})
             counted = int(client.count(index=through)["count"])
@@ -383,11 +385,12 @@ def _told(name: str, directory: Path | None = None) -> Iterator[None]:
         raise IndexingError(f"index '{name}': its documents in {directory}: {explain_os_error(error)}") from error
 
 
-def _create(client: Elasticsearch, place: Place, index: str, *, replicas: int) -> tuple[Seen, str]:
+def _create(client: Elasticsearch, place: Place, index: str, layout: IndexLayout) -> tuple[Seen, str]:
     """Create an empty index with our mark; return it and the alias for writing."""
     mappings = MAPPING | {"_meta": meta(place.mark(index))}
-    settings = {"number_of_replicas": replicas, "similarity": SIMILARITY}
-    return create_marked(client, place, index, mappings=mappings, settings=settings)
+    return create_marked(
+        client, place, index, mappings=mappings, settings=layout.settings() | {"similarity": SIMILARITY}
+    )
 
 
 def _saved_number(directory: Path | None) -> int:

@@ -26,7 +26,9 @@ WRITING_BYTES = 6  # Random bytes, in hex, at the end of the alias through which
 def create_marked(
     client: Elasticsearch, place: Place, index: str, *, mappings: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[Seen, str]:
-    """Create an empty index of one shard; return the index as seen on the cluster, and the alias for writing.
+    """Create an empty index; return the index as seen on the cluster, and the alias for writing.
+
+    It has one shard, if the settings name no number.
 
     Raises IndexingError if a template of the cluster has put it behind other aliases.
     """

@@ -28,7 +28,8 @@ SELECT * FROM (
 
 -- A record's outcomes are summed by its place; names of groups and texts are not compared.
 CREATE OR REPLACE VIEW group_rewards AS
-SELECT r.run, r.group_id, r.query_id, r.query, r.split, r.lineage, r.step, s.* EXCLUDE (topic, partition, record_offset)
+SELECT r.run, r.group_id, r.query_id, r.query, r.split, r.lineage, r.step, s.candidates, s.scored, s.reward_mean,
+    s.reward_std, s.reward_max, s.valid_share, s.expansions_mean, s.flat
 FROM first_rewards r JOIN (
     SELECT topic, partition, record_offset, count(*) AS candidates, count(reward) AS scored,
         avg(reward) AS reward_mean, stddev_pop(reward) AS reward_std, max(reward) AS reward_max,
@@ -120,4 +121,4 @@ WITH numbered AS (
         row_number() OVER (PARTITION BY run ORDER BY step DESC, lineage) AS place
     FROM surviving_updates
 )
-SELECT * EXCLUDE (place) FROM numbered WHERE (place - 1) % every = 0;
+SELECT * FROM numbered WHERE (place - 1) % every = 0;

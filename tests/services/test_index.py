@@ -22,6 +22,7 @@ from search_env.engine.index import (
     load_documents,
     load_manifest,
 )
+from search_env.engine.layout import IndexLayout
 from search_env.engine.reranking import ShownTexts, shown_documents
 from search_env.engine.searching import ExpandedQuery, RetrievalError, RetrievalSettings, Searcher
 from search_env.leser.feedback_terms import FeedbackSettings, FeedbackTerms, search_with_feedback
@@ -91,6 +92,19 @@ def test_search_scores_equal_our_own_bm25(client: Elasticsearch, index: str) -> 
         for document_id, score in zip(ranking.ids, ranking.scores, strict=True):
             # Lucene keeps a document's length in one byte, exact up to 40 terms.
             assert score == pytest.approx(float(scores[catalogue.row_of[document_id]]), rel=1e-4)
+
+
+def test_shards_replicas_and_merging_are_those_of_the_layout(client: Elasticsearch, index: str) -> None:
+    layout = IndexLayout(shards=3, replicas=1, segments=0, segments_per_tier=4, merged_segment_max_mib=64)
+    version = build_index(client, index, products(90), installation="test", layout=layout)
+    made = client.indices.get_settings(index=version.name, flat_settings=True)[version.name]["settings"]
+    assert (made["index.number_of_shards"], made["index.number_of_replicas"]) == ("3", "1")
+    assert made["index.merge.policy.segments_per_tier"] == "4"
+    assert made["index.merge.policy.max_merged_segment"] == "64mb"
+    found = Searcher(client, version.name, RetrievalSettings()).search_many(["wireless mouse"], size=90)[0]
+    assert set(found.ids) == {
+        each.id for each in products(90) if {"wireless", "mouse"} & set(analyze(f"{each.title} {each.text}"))
+    }
 
 
 def test_ties_are_broken_by_id_also_where_the_list_is_cut(client: Elasticsearch, index: str) -> None:
