@@ -101,10 +101,10 @@ def test_shards_replicas_and_merging_are_those_of_the_layout(client: Elasticsear
     assert (made["index.number_of_shards"], made["index.number_of_replicas"]) == ("3", "1")
     assert made["index.merge.policy.segments_per_tier"] == "4"
     assert made["index.merge.policy.max_merged_segment"] == "64mb"
+    catalogue = Catalogue(products(90))
+    scores = catalogue.contents.bm25_scores(catalogue.vocabulary.known(analyze("wireless mouse")))
     found = Searcher(client, version.name, RetrievalSettings()).search_many(["wireless mouse"], size=90)[0]
-    assert set(found.ids) == {
-        each.id for each in products(90) if {"wireless", "mouse"} & set(analyze(f"{each.title} {each.text}"))
-    }
+    assert {catalogue.row_of[each] for each in found.ids} == {row for row, score in enumerate(scores) if score > 0}
 
 
 def test_ties_are_broken_by_id_also_where_the_list_is_cut(client: Elasticsearch, index: str) -> None:
