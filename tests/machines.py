@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from infra.app.app import App
 from infra.app.home import Home
 from infra.app.installation import INSTALLATION_FILE
+from infra.runs.living import known_workers
 from learner.checkpoints import current_name, load_current
 from services.local import Endpoints
 from streams.clients import partitions_of
@@ -28,6 +27,7 @@ from tests.commands import command
 from tests.namespace import MachineCommand, Namespace
 
 FORGOTTEN_SECONDS = 6.0
+SAME_START_MS = 1000
 NO_DEV = {"SEARCHLOOP_DEV__EVERY": "0", "SEARCHLOOP_DEV__PATIENCE": "0"}  # No run ends before it should.
 KAFKA = KafkaSettings(session_timeout_seconds=FORGOTTEN_SECONDS, partitions=2)
 
@@ -65,9 +65,19 @@ class Machine:
         """Return what a command has said so far."""
         return (self.home.root / f"{name}.out").read_text(errors="replace")
 
-    def find(self, pid: int) -> psutil.Process | None:
-        """Return the living process that has this pid within the machine."""
-        return None if self._namespace is None else self._namespace.find(pid)
+    def kill_worker(self, run: str, role: str) -> None:
+        """Kill the worker of this role that a supervisor here keeps alive; wait for one that is just being started."""
+
+        def killed() -> bool:
+            for worker in known_workers(self.home.run(run)):
+                process = self._namespace.find(worker.pid) if self._namespace and worker.role == role else None
+                # The list may be older than the machine's last start, which gives the same pids again.
+                if process and abs(process.create_time() * 1000 - worker.started_ms) < SAME_START_MS:
+                    process.kill()
+                    return True
+            return False
+
+        wait_until(killed, f"a {role} to kill")
 
     def cut_off(self) -> None:
         """Kill every process of this machine at once, with its doors; the next command switches it on again."""

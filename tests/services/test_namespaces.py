@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,9 +99,13 @@ def test_the_doors_lead_to_the_services(make: Make) -> None:
     assert (topics, version.partition(".")[0].isdigit(), stored) == ("True", True, "[]")
 
 
-def test_a_machine_sees_neither_the_other_homes_nor_the_worlds(make: Make, tmp_path: Path) -> None:
-    other, world = make("other"), tmp_path / "world"
+def test_a_machine_sees_neither_the_other_homes_nor_the_worlds(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, world, temporary = make("other"), tmp_path / "world", tmp_path / "temporary"
     world.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))  # All homes lie outside, or that folder would hide them.
     mine = make("mine", world)
     secrets = [folder / "secret" for folder in (mine.home.root, other.home.root, world)]
     for path in secrets:
