@@ -98,6 +98,7 @@ class Namespace:
         }
         self._doors = tuple(doors)
         self._commands: list[MachineCommand] = []
+        self._copies = set[asyncio.Future[tuple[None, None]]]()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*UNSHARE, sys.executable, "-I", machine_init.__file__, str(theirs.fileno())]
         said = home / "machine.out"
@@ -184,7 +185,7 @@ class Namespace:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._control, self._hear)
         servers = [
-            await asyncio.start_server(partial(_join, port), sock=door)
+            await asyncio.start_server(partial(self._join, port), sock=door)
             for port, door in zip(self._doors, listening, strict=True)
         ]
         self._stopped.setblocking(False)
@@ -194,6 +195,25 @@ class Namespace:
         for server in servers:
             server.close()
         # `asyncio.run` cancels the connections that are open.
+
+    async def _join(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Join a connection from the machine with one to the port out here."""
+        try:
+            out_reader, out_writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            writer.transport.abort()
+            return
+        # A reference, because asyncio keeps none to a connection that has ended on one side.
+        copies = asyncio.gather(_copy(reader, out_writer), _copy(out_reader, writer))
+        self._copies.add(copies)
+        try:
+            await copies
+        except asyncio.CancelledError:  # The machine was cut off; asyncio would report it as an error.
+            pass
+        finally:
+            self._copies.discard(copies)
+            for each in (writer, out_writer):
+                each.transport.abort()
 
     def _hear(self) -> None:
         """Take note of every message that has come."""
@@ -215,29 +235,15 @@ class Namespace:
                 command.end(-signal.SIGKILL)
 
 
-async def _join(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Join a connection from a machine with one to the port out here."""
-    try:
-        out_reader, out_writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        writer.transport.abort()
-        return
-    try:
-        await asyncio.gather(_copy(reader, out_writer), _copy(out_reader, writer))
-    except asyncio.CancelledError:  # The machine was cut off; asyncio would report a cancelled connection as an error.
-        pass
-    finally:
-        for each in (writer, out_writer):
-            each.transport.abort()
-
-
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Copy until the one side ends, and say so to the other side, which may have more to say."""
-    with contextlib.suppress(OSError):
+    try:
         while part := await reader.read(READ_BYTES):
             writer.write(part)
             await writer.drain()
         writer.write_eof()
+    except OSError:  # One side was reset, so the other is, too.
+        writer.transport.abort()
 
 
 def _pid_within(process: psutil.Process) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -143,13 +144,61 @@ def test_a_machine_that_is_cut_off_leaves_no_process_and_no_connection(tmp_path:
             connection, _ = service.accept()
             with connection:
                 connection.settimeout(SECONDS)
-                assert connection.recv(5, socket.MSG_WAITALL) == b"hello"
+                assert connection.recv(5) == b"hello"
                 assert parent.wait(SECONDS) == 0
                 (left,) = namespace.processes()
                 namespace.kill()
                 assert not left.is_running()
                 assert connection.recv(1) == b""
         finally:
+            namespace.kill()
+
+
+def test_an_answer_comes_through_a_door_when_the_asker_has_nothing_more_to_say(tmp_path: Path) -> None:
+    home = tmp_path / "asking"
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        service.settimeout(SECONDS)
+        port = service.getsockname()[1]
+        ask = f"import socket; s = socket.create_connection(('127.0.0.1', {port})); s.sendall(b'?'); s.shutdown(1)"
+        hear = "print(len(b''.join(iter(lambda: s.recv(65536), b''))))"
+        namespace = Namespace(home, doors=[port], hidden=())
+        try:
+            asking = namespace.start(
+                [sys.executable, "-c", f"{ask}; {hear}"], variables=os.environ, output=home / "out"
+            )
+            connection, _ = service.accept()
+            with connection:
+                connection.settimeout(SECONDS)
+                assert b"".join(iter(lambda: connection.recv(1), b"")) == b"?"
+                for _ in range(20):
+                    gc.collect()  # asyncio itself keeps no connection alive that has ended on one side.
+                    connection.sendall(b"!" * 50_000)
+            assert asking.wait(SECONDS) == 0
+            assert (home / "out").read_text() == "1000000\n"
+        finally:
+            namespace.kill()
+
+
+def test_a_service_sees_that_a_connection_was_reset(tmp_path: Path) -> None:
+    home = tmp_path / "resetting"
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        service.settimeout(SECONDS)
+        port = service.getsockname()[1]
+        connect = f"import socket, struct; s = socket.create_connection(('127.0.0.1', {port})); s.recv(1)"
+        reset = "s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()"
+        namespace = Namespace(home, doors=[port], hidden=())
+        gc.disable()  # It would end a forgotten connection, some time.
+        try:
+            namespace.start([sys.executable, "-c", f"{connect}; {reset}"], variables=os.environ, output=home / "out")
+            connection, _ = service.accept()
+            with connection:
+                connection.settimeout(SECONDS)
+                connection.sendall(b"!")
+                assert connection.recv(1) == b""
+        finally:
+            gc.enable()
             namespace.kill()
 
 
