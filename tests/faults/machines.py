@@ -155,7 +155,7 @@ def kill_alone(machines: Fleet, role: str) -> float:
 
 FAULTS = {
     **{f"machine of the {role} cut off": partial(cut_off, role=role) for role in ROLES},
-    **{f"kill -9 of the {role} alone, on a machine of its own": partial(kill_alone, role=role) for role in WRITERS},
+    **{f"kill -9 of the {role} alone, its machine goes on": partial(kill_alone, role=role) for role in WRITERS},
 }
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from services.local import Endpoints
+from tests.commands import ROOT
 from tests.inside import Asked, Seen
 from tests.machines import Machine, doors, wait_until
 from tests.namespace import Namespace
@@ -152,6 +154,27 @@ def test_a_machine_that_is_cut_off_leaves_no_process_and_no_connection(tmp_path:
                 assert connection.recv(1) == b""
         finally:
             namespace.kill()
+
+
+def test_a_machine_ends_with_the_process_that_switched_it_on(tmp_path: Path) -> None:
+    home = tmp_path / "left"
+    home.mkdir()
+    owner = f"""
+import os, pathlib, sys, time
+from tests.namespace import Namespace
+
+home = pathlib.Path({str(home)!r})
+namespace = Namespace(home, doors=[], hidden=())
+namespace.start([sys.executable, "-c", {ASLEEP!r}], variables=os.environ, output=home / "out")
+print(*(process.pid for process in namespace.processes()), flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", owner], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        asleep = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert len(asleep) == 1
+    assert psutil.wait_procs(asleep, timeout=SECONDS)[1] == []
 
 
 def test_an_answer_comes_through_a_door_when_the_asker_has_nothing_more_to_say(tmp_path: Path) -> None:
