@@ -1,20 +1,19 @@
-"""Machines that share no disk: homes of their own, and between them Kafka, Elasticsearch and an S3 store."""
+"""Machines that share nothing but Kafka, Elasticsearch and an S3 store: namespaces and a home of their own."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import psutil
+from urllib.parse import urlsplit
 
 from infra.app.app import App
 from infra.app.home import Home
 from infra.app.installation import INSTALLATION_FILE
+from infra.runs.living import known_workers
 from learner.checkpoints import current_name, load_current
 from services.local import Endpoints
 from streams.clients import partitions_of
@@ -22,59 +21,88 @@ from streams.codec import decode
 from streams.events import Position, Request, Update, fates_of
 from streams.ids import group_id
 from streams.kafka_settings import KafkaSettings
-from streams.lease import counted
 from streams.ranges import log_bounds, read_events, read_range
 from streams.topics import topic_name, version_name
-from tests.commands import ROOT, command
+from tests.commands import command
+from tests.namespace import MachineCommand, Namespace
 
 FORGOTTEN_SECONDS = 6.0
+SAME_START_MS = 1000
 NO_DEV = {"SEARCHLOOP_DEV__EVERY": "0", "SEARCHLOOP_DEV__PATIENCE": "0"}  # No run ends before it should.
 KAFKA = KafkaSettings(session_timeout_seconds=FORGOTTEN_SECONDS, partitions=2)
 
 
 class Machine:
-    """A home of its own, and the commands that run on it."""
+    """A home of its own, and the commands that run on it: in namespaces of their own, behind three doors."""
 
-    def __init__(self, root: Path, variables: dict[str, str]) -> None:
+    def __init__(self, root: Path, variables: dict[str, str], *, hidden: Sequence[Path] = ()) -> None:
+        """root: its home, a new folder; the machine sees no other folder beside it.
+
+        variables: those of its commands; the services that they name are its doors. hidden: further folders of this
+        computer that the machine must not see.
+        """
         root.mkdir()
         self.home = Home(root)
         self._variables = variables
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._hidden = tuple(hidden)
+        self._namespace: Namespace | None = None  # While the machine is on.
+        self._started: list[MachineCommand] = []
 
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
-        """Start a command; its output goes to a file in the home."""
-        output = (self.home.root / f"{'-'.join(arguments[:2])}.out").open("ab")
-        process = subprocess.Popen(
-            command(self.home.root, *arguments),
-            cwd=ROOT,
-            env=self._variables | more,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._started.append(process)
-        return process
+    def start(self, *arguments: str, **more: str) -> MachineCommand:
+        """Start `searchloop`; its output goes to a file in the home."""
+        return self.execute(command(self.home.root, *arguments), "-".join(arguments[:2]), **more)
+
+    def execute(self, line: Sequence[str], name: str, **more: str) -> MachineCommand:
+        """Start any command; its output goes to the file of this name in the home. Switches the machine on."""
+        if self._namespace is None:
+            self._namespace = Namespace(self.home.root, doors=doors(self._variables), hidden=self._hidden)
+        output = self.home.root / f"{name}.out"
+        started = self._namespace.start(line, variables=self._variables | more, output=output)
+        self._started.append(started)
+        return started
 
     def said(self, name: str) -> str:
         """Return what a command has said so far."""
         return (self.home.root / f"{name}.out").read_text(errors="replace")
 
+    def kill_worker(self, run: str, role: str) -> None:
+        """Kill the worker of this role that a supervisor here keeps alive; wait for one that is just being started."""
+
+        def killed() -> bool:
+            for worker in known_workers(self.home.run(run)):
+                process = self._namespace.find(worker.pid) if self._namespace and worker.role == role else None
+                # The list may be older than the machine's last start, which gives the same pids again.
+                if process and abs(process.create_time() * 1000 - worker.started_ms) < SAME_START_MS:
+                    process.kill()
+                    return True
+            return False
+
+        wait_until(killed, f"a {role} to kill")
+
     def cut_off(self) -> None:
-        """Kill every process of this machine at once, the workers of its commands, too."""
-        doomed = [psutil.Process(each.pid) for each in self._started if each.poll() is None]
-        doomed += [child for process in doomed for child in process.children(recursive=True)]
-        for process in doomed:
-            process.kill()
-        psutil.wait_procs(doomed, timeout=30)
+        """Kill every process of this machine at once, with its doors; the next command switches it on again."""
+        if self._namespace is not None:
+            self._namespace.kill()
+            self._namespace = None
 
     def stop(self) -> None:
         """Press Ctrl-C on every command that still runs."""
         for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
         for process in self._started:
             process.wait(60)
+
+
+def doors(variables: Mapping[str, str]) -> list[int]:
+    """Return the ports of Kafka, Elasticsearch and the store that these variables name."""
+    addresses = (
+        f"kafka://{variables['SEARCHLOOP_KAFKA__BOOTSTRAP']}",
+        variables["SEARCHLOOP_ELASTICSEARCH__URL"],
+        variables["AWS_ENDPOINT_URL"],
+    )
+    found = [urlsplit(address) for address in addresses]
+    assert all(each.hostname == "127.0.0.1" and each.port for each in found), f"not on this loopback: {addresses}"
+    return [each.port for each in found if each.port]
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
@@ -125,7 +153,7 @@ def fates(kafka: KafkaSettings, app: App, run: str) -> tuple[dict[str, int], lis
     wrong = [f"request {name} was published {count} times" for name, count in numbers.items() if count > 1]
     expected = {f"{run}-{number:08d}" for number in range(len(numbers))}
     wrong += [f"request {name} was never published" for name in sorted(expected - set(numbers))]
-    updates = {version_name(each.policy): each for each in counted(read_events(kafka, run, Update))}
+    updates = {version_name(each.policy): each for each in read_events(kafka, run, Update)}
     manifest = load_current(app.home.run(run).checkpoints)[1]
     name, ended = version_name(manifest.policy), Counter[str]()
     while (update := updates.get(name)) is not None:

@@ -81,7 +81,7 @@ def in_loops(doses: Doses) -> dict[str, Callable[[World], list[Row]]]:
         ),
         "leaders": lambda world: kill_leaders(world, dose=doses.rare),
         "network": lambda world: cut_off_leaders(world, dose=doses.rare),
-        "machines": lambda world: cut_machines_off(world, dose=doses.rare + 1),  # Of three, each as often.
+        "machines": lambda world: cut_machines_off(world, dose=doses.rare),
     }
 
 

@@ -1,4 +1,8 @@
-"""Machines that share no disk, cut off at random moments: what replaces them begins with an empty home."""
+"""Machines that share no disk, cut off at random moments: what replaces them begins with an empty home.
+
+Each machine has namespaces of its own (`tests.namespace`). The processes that write a run's files, learner and sink,
+are also killed alone, on a machine that goes on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -20,6 +26,7 @@ from storage.archive import ArchiveSettings
 from storage.sink import SinkSettings
 from streams.shared_store import StoreSettings
 from tests.commands import environment
+from tests.faults.progress import touched_ns
 from tests.faults.results import Journal, Row
 from tests.faults.world import World, proved
 from tests.loop.conftest import SMALL
@@ -28,23 +35,25 @@ from tests.object_store import BUCKET, s3_server
 
 LEARNS = "learner and sink"  # Of one machine, with the requests; `train` runs there.
 ROLES = ("generator", "environment", LEARNS)
+WRITERS = ("learner", "sink")
 PAUSE_SECONDS_MAX = 4.0
 UPDATES_AT_THE_END = 4
 ENDLESS = "1000000"
 
 
 class MachineStrike(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that was cut off with all of its processes, and how long the run took to make an update again."""
+    """A fault of `FAULTS`, and how long it took until the run got on."""
 
-    role: str
+    fault: str
     seconds: float
 
 
 class Fleet:
     """A machine for each role, and new ones in their places."""
 
-    def __init__(self, folder: Path, variables: dict[str, str], run: str) -> None:
-        self._folder, self._variables, self._run = folder, variables, run
+    def __init__(self, folder: Path, variables: dict[str, str], run: str, *, hidden: Path) -> None:
+        """hidden: the home of the world, which no machine sees."""
+        self._folder, self._variables, self._run, self._hidden = folder, variables, run, hidden
         self._made = Counter[str]()
         self.of: dict[str, Machine] = {}
 
@@ -55,7 +64,7 @@ class Fleet:
             shutil.rmtree(self.of[role].home.root)
         self._made[role] += 1
         name = f"{role.partition(' ')[0]}-{self._made[role]}"
-        self.of[role] = machine = Machine(self._folder / name, self._variables)
+        self.of[role] = machine = Machine(self._folder / name, self._variables, hidden=[self._hidden])
         return machine
 
     def work(self, role: str) -> None:
@@ -67,9 +76,17 @@ class Fleet:
         else:
             self.of[role].start("run", role, "--run", self._run, "--worker", str(self._made[role]))
 
+    def kill(self, role: str) -> None:
+        """Kill the worker of this role on the machine that learns, and nothing else there."""
+        self.of[LEARNS].kill_worker(self._run, role)
+
     def step(self) -> int:
         """Return the step of the newest policy on the machine that learns."""
         return steps(self.of[LEARNS], self._run)
+
+    def ledger_touched(self) -> int:
+        """Return a number that grows when the sink commits."""
+        return touched_ns(self.of[LEARNS].home.run(self._run))
 
     def end(self, updates: int) -> Machine:
         """Train up to so many updates without a fault, and return the machine that learns."""
@@ -96,7 +113,7 @@ def fleet(folder: Path, world: App, services: Endpoints, run: str) -> Iterator[F
             kafka=KAFKA,
             sink=SinkSettings(linger_seconds=1, archive=ArchiveSettings(segment_seconds_max=2)),
         )
-        machines = Fleet(folder, environment(services, settings) | NO_DEV, run)
+        machines = Fleet(folder, environment(services, settings) | NO_DEV, run, hidden=world.home.root)
         stack.callback(lambda: [machine.cut_off() for machine in machines.of.values()])
         begin(machines.place(LEARNS), world, run)
         machines.work(LEARNS)
@@ -115,9 +132,8 @@ def steps_or_log(machines: Fleet, run: str) -> bool:
     return any(machines.of[LEARNS].home.run(run).logs.glob("learner*"))
 
 
-def strike(machines: Fleet, role: str, pause: float) -> float:
-    """Cut a machine off after a pause, put an empty one in its place, and return the seconds until the next update."""
-    time.sleep(pause)
+def cut_off(machines: Fleet, role: str) -> float:
+    """Cut a machine off, put an empty one in its place, and return the seconds until the next update."""
     reached = machines.step()
     machines.place(role)
     struck = time.monotonic()
@@ -127,8 +143,30 @@ def strike(machines: Fleet, role: str, pause: float) -> float:
     return time.monotonic() - struck
 
 
+def kill_alone(machines: Fleet, role: str) -> float:
+    """Kill learner or sink where it works, and return the seconds until its next checkpoint or commit."""
+    machines.kill(role)
+    struck = time.monotonic()
+    done = machines.step if role == "learner" else machines.ledger_touched
+    before = done()
+    wait_until(lambda: done() > before, f"the {role} after it was killed", 600)
+    return time.monotonic() - struck
+
+
+FAULTS = {
+    **{f"machine of the {role} cut off": partial(cut_off, role=role) for role in ROLES},
+    **{f"kill -9 of the {role} alone, its machine goes on": partial(kill_alone, role=role) for role in WRITERS},
+}
+
+
+def strike(machines: Fleet, fault: str, pause: float) -> float:
+    """Do one of the faults after a pause, and return the seconds until the run has got on."""
+    time.sleep(pause)
+    return FAULTS[fault](machines)
+
+
 def cut_machines_off(world: World, *, dose: int) -> list[Row]:
-    """Cut machines off so often, in random order at random times, in one run; return a row for each role."""
+    """Do the faults so often, in random order at random times, in one run; return a row for each of them."""
     began, run = time.monotonic(), "machines"
     journal = Journal(world.home / "machines.jsonl", MachineStrike)
     folder = world.home / "machines"
@@ -136,13 +174,13 @@ def cut_machines_off(world: World, *, dose: int) -> list[Row]:
     folder.mkdir()
     run = f"{run}-{int(time.time())}"  # The machines of a driver that was stopped are gone, so their run is, too.
     chance = random.Random(dose)
-    order = [ROLES[number % len(ROLES)] for number in range(dose)]
+    order = [fault for fault, _ in zip(cycle(FAULTS), range(dose), strict=False)]
     chance.shuffle(order)
     strikes = []
     with fleet(folder, world.app, world.services.endpoints(), run) as machines:
-        for role in order:
-            seconds = strike(machines, role, chance.random() * PAUSE_SECONDS_MAX)
-            strikes.append(MachineStrike(role=role, seconds=seconds))
+        for fault in order:
+            seconds = strike(machines, fault, chance.random() * PAUSE_SECONDS_MAX)
+            strikes.append(MachineStrike(fault=fault, seconds=seconds))
             journal.add(strikes[-1])
         learner = machines.end(machines.step() + UPDATES_AT_THE_END)
         kept = read_run_settings(learner.home.run(run)).settings
@@ -154,11 +192,11 @@ def cut_machines_off(world: World, *, dose: int) -> list[Row]:
     return [
         msgspec.structs.replace(
             whole,
-            fault=f"machine of the {role} cut off",
-            dose=sum(each.role == role for each in strikes),
-            recovery_seconds=tuple(each.seconds for each in strikes if each.role == role),
+            fault=fault,
+            dose=sum(each.fault == fault for each in strikes),
+            recovery_seconds=tuple(each.seconds for each in strikes if each.fault == fault),
         )
-        for role in ROLES
+        for fault in FAULTS
     ]
 
 

@@ -40,7 +40,7 @@ class Progress:
             name = (self._folder / "checkpoints" / CURRENT).read_text().strip()
             return int(name.rpartition("-")[2])
         if role == "sink":  # Opening the ledger does not touch its files, a commit does.
-            return sum(_touched_ns(path) for path in self._folder.glob("searchloop.duckdb*"))
+            return touched_ns(self._folder)
         partition = self._partitions[role]
         try:
             return int(self._consumer.end_offsets([partition])[partition])
@@ -85,6 +85,11 @@ def signal_role(app: App, run: str, role: str, number: int) -> int:
                 return pid
         time.sleep(LOOK_SECONDS)
     raise TimeoutError(f"no {role} lives")
+
+
+def touched_ns(folder: Path) -> int:
+    """Return a number that grows with each commit to the ledger of a run's folder."""
+    return sum(_touched_ns(path) for path in folder.glob("searchloop.duckdb*"))
 
 
 def _touched_ns(path: Path) -> int:

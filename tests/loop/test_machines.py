@@ -1,4 +1,4 @@
-"""A run on machines that share no disk: homes of their own, and between them Kafka, Elasticsearch and an S3 store."""
+"""A run on machines that share nothing but Kafka, Elasticsearch and an S3 store (`tests.machines`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from streams.kafka_settings import KafkaSettings
 from streams.ranges import read_events
 from streams.shared_store import StoreSettings
 from tests.commands import environment
-from tests.faults.machines import ROLES, fleet, strike
+from tests.faults.machines import FAULTS, fleet, strike
 from tests.loop.conftest import SMALL, quiet
 from tests.machines import KAFKA, NO_DEV, Machine, begin, endpoints, fates, steps, wait_until
 from tests.object_store import BUCKET, s3_server
@@ -51,12 +51,12 @@ def variables(
 
 
 @pytest.fixture
-def machines(tmp_path: Path, variables: dict[str, str]) -> Iterator[Callable[[str], Machine]]:
+def machines(tmp_path: Path, variables: dict[str, str], small_world: App) -> Iterator[Callable[[str], Machine]]:
     """Give a function that makes a machine; all of them end with the test."""
     made: list[Machine] = []
 
     def make(name: str) -> Machine:
-        made.append(Machine(tmp_path / name, variables))
+        made.append(Machine(tmp_path / name, variables, hidden=[small_world.home.root]))
         return made[-1]
 
     yield make
@@ -152,10 +152,10 @@ def test_a_second_learner_on_another_machine_is_refused(
 def test_machines_that_are_cut_off_and_replaced_by_empty_ones_lose_and_repeat_no_prompt(
     small_world: App, local_services: Endpoints, unique_name: str, tmp_path: Path
 ) -> None:
-    """The small dose, each role once; `make faults` gives the larger one."""
+    """The small dose, each fault once; `make faults` gives the larger one."""
     with fleet(tmp_path, small_world, local_services, unique_name) as machines:
-        for role in ROLES:
-            strike(machines, role, 0.5)
+        for fault in FAULTS:
+            strike(machines, fault, 0.5)
         learner = machines.end(machines.step() + 2)
         kept = read_run_settings(learner.home.run(unique_name)).settings
         app = App(learner.home, settings=kept).at(local_services)

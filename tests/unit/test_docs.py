@@ -171,7 +171,7 @@ def test_hooks_run_out_of_the_projects_own_environment_and_hosted_checks_run_the
     assert {hook["id"] for hook in repository["hooks"]} == {"ruff", "ruff-format", "mypy", "codespell"}
     assert all(hook["language"] == "system" and ".venv/bin/" in hook["entry"] for hook in repository["hooks"])
     (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
-    commands = [step["run"] for step in job["steps"] if "run" in step]
+    commands = [step["run"] for step in job["steps"] if step.get("run", "").startswith("make ")]
     assert commands == [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
 
 
