@@ -19,13 +19,15 @@ from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
 from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import grades, titles
-from infra.ui.ledgers import Ledgers
+from infra.ui.guarding import HEADERS
+from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.searching import SERVER
+from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.overview import BESIDE, measure_health
 from storage.questions.question import Question, saved_questions
-from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor
+from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor, within
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
 
@@ -189,13 +191,14 @@ async def stream(request: web.Request) -> web.StreamResponse:
     ledgers, run = request.app[LEDGERS], run_of(request)
     source = ledgers.source(run)
     cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
-    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
+    response = web.StreamResponse(headers={**HEADERS, "content-type": "text/event-stream"})
     await response.prepare(request)
     seen: Hashable = None
-    told = (source.live, source.state)
+    told: tuple[bool, str] | None = (source.live, source.state)
     beat = asked = time.monotonic()
     ending = request.app[ENDING]
-    with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
+    fits = cursor is None
+    try:
         if cursor is None:
             cursor = await _end_of_log(response, ledgers, run)
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
@@ -204,6 +207,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
             # To ask a run that goes on, now and then, shows whether it has ended meanwhile.
             if source.contents() != seen or (source.live and now - asked >= LOOK_AGAIN_SECONDS):
                 asked, seen = now, source.contents()
+                if not fits:
+                    end = await ledgers.work(run, ends)
+                    fits = source.caught_up and not source.state
+                    if fits and (begun := within(cursor, end)) != cursor:
+                        cursor, told = begun, None  # The page learns its new cursor at once.
                 for each in await ledgers.work(run, partial(news, cursor=cursor)):
                     cursor = each.cursor
                     await _send(response, each.kind, {"rows": each.rows}, show_cursor(cursor))
@@ -217,6 +225,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 ledgers.source(run)  # Whoever listens uses the copy.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), LOOK_SECONDS)
+    except (ConnectionError, asyncio.CancelledError):
+        pass  # The page is closed.
+    except (UnknownRun, StorageError) as error:  # The stream has begun, so an answer of its own would be noise in it.
+        with contextlib.suppress(ConnectionError):
+            await _send(response, "state", {"live": False, "state": str(error)}, show_cursor(cursor or {}))
     return response
 
 

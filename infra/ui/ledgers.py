@@ -81,7 +81,7 @@ class Ledgers:
                 continue
             try:
                 kept = msgspec.json.decode((each / SETTINGS_FILE).read_bytes(), type=_RunSettings)
-            except (OSError, msgspec.DecodeError):
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
                 kept = _RunSettings()
             log = each / f"{LEDGER}.wal"
             changed = max(path.stat().st_mtime for path in (each / LEDGER, log) if path.exists())

@@ -112,7 +112,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     routes.add_get("/api/alerts", alerts.alerts)
     routes.add_get("/api/evaluations", api.evaluations)
     routes.add_get("/api/group", api.group)
-    routes.add_get("/api/stream", api.stream)
+    routes.add_get("/api/stream", api.stream, allow_head=False)
     routes.add_get("/api/people", people.people)
     routes.add_get("/api/ramp", people.ramp)
     routes.add_get("/api/judging", judging.judging)

@@ -1,0 +1,171 @@
+"""The pages attacked: requests of other sites, bytes that are no text, cursors of other logs, methods of no page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient
+
+from infra.ui.guarding import HEADERS
+from storage.questions.stream import within
+from tests.shown_pages import TOKEN, whole_run, write_run
+from tests.unit.test_ui import BEARER, asked, get
+
+FAR = "rewards.0:999999999999999999,updates.0:2"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    write_run(tmp_path, whole_run(12))
+    return tmp_path
+
+
+def raw(home: Path, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
+    """Send bytes as they are, and return status and answer."""
+
+    async def run(client: TestClient) -> tuple[int, bytes]:
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        lines = head + b"\r\nhost: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer " + TOKEN.encode()
+        writer.write(lines + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split()[1]), answer
+
+    return asked(home, run)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"run": "demo", "sql": "SELECT \'\xff\'"}',
+        b'{"run": "\xed\xa0\x80", "sql": "SELECT 1"}',
+        b'{"\xff": 1}',
+        b'{"run": "demo", "sql": "\\ud800"}',
+        b"\xff\xfe",
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_with_a_sentence(body: bytes, home: Path) -> None:
+    for path in ("sql", "click", "judge"):
+        status, answer = raw(home, b"POST /api/%s HTTP/1.1" % path.encode(), body)
+        assert status == 400 and b"expected a JSON object" in answer
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/ask/groups?run=demo&query=%ff%fe%ed%a0%80%00",
+        "/api/ask/groups?run=%ff",
+        "/api/group?run=demo&group=%00%ed%a0%80",
+        "/static/%ff%00",
+        "/static/..%2f..%2fserver.py",
+        "/static/%2e%2e/server.py",
+        "/api/page/%ff",
+        "/api/stream?run=%ff",
+    ],
+)
+def test_an_address_with_bytes_that_are_no_text_is_answered(path: str, home: Path) -> None:
+    status, answer = raw(home, b"GET %s HTTP/1.1" % path.encode())
+    assert status < 500 and b"async def" not in answer
+
+
+@pytest.mark.parametrize("place", ["//attacker.example/", "/%5cattacker.example/", "/.//attacker.example/", "/%09/x/"])
+def test_the_token_in_an_address_leads_nowhere_else(place: str, home: Path) -> None:
+    status, answer = raw(home, b"GET %s?token=%s HTTP/1.1" % (place.encode(), TOKEN.encode()))
+    if status == 303:
+        (location,) = [line for line in answer.split(b"\r\n") if line.lower().startswith(b"location:")]
+        place_to = location.partition(b": ")[2]
+        assert place_to.startswith(b"/") and place_to[1:2] not in (b"/", b"\\") and TOKEN.encode() not in place_to
+
+
+@pytest.mark.parametrize(("name", "content"), [("settings.json", b'{"recipe": "\xff"}'), ("settings.json", b"\x00")])
+def test_a_run_whose_settings_are_damaged_hides_no_other_run(name: str, content: bytes, home: Path) -> None:
+    (write_run(home, whole_run(4), run="other") / name).write_bytes(content)
+    status, found, _ = get(home, "/api/runs")
+    assert status == 200 and {each["run"] for each in found["runs"]} == {"demo", "other"}
+
+
+def test_an_evaluation_that_is_no_text_is_named(home: Path) -> None:
+    (home / "runs" / "demo" / "evaluation.json").write_bytes(b'{"queries": "\xff"}')
+    status, found, _ = get(home, "/api/evaluations?run=demo")
+    assert status == 503 and "evaluation.json: expected the output of" in found["error"]
+
+
+@pytest.mark.parametrize("site", ["same-site", "cross-site"])
+def test_a_link_of_another_site_opens_a_page_and_asks_nothing(site: str, home: Path) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": "navigate"}
+    assert get(home, "/examples?run=demo", headers=headers)[0] == 200
+    # A search would log an impression, and SQL would take the processor.
+    for path in ("/api/search?query=mug", "/api/ask/groups?run=demo", "/api/stream?run=demo"):
+        assert get(home, path, headers=headers)[0] == 403
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_a_stream_is_for_readers_alone(method: str, home: Path) -> None:
+    async def run(client: TestClient) -> int:
+        return (await client.request(method, "/api/stream?run=demo", headers=BEARER)).status
+
+    assert asked(home, run) == 405
+
+
+async def events(answer: ClientResponse, count: int) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    event: dict[str, str] = {}
+    async for line in answer.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            event[name] = value
+            continue
+        found.append(event)
+        event = {}
+        if len(found) == count:
+            break
+    return found
+
+
+def test_a_stream_has_the_headers_of_every_answer(home: Path) -> None:
+    async def run(client: TestClient) -> dict[str, str]:
+        async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
+            return dict(answer.headers)
+
+    got = {name.lower(): value for name, value in asked(home, run).items()}
+    assert {name: got.get(name) for name in HEADERS} == HEADERS
+
+
+def test_a_cursor_of_another_log_waits_for_nothing_that_never_comes(home: Path) -> None:
+    assert within(
+        {("rewards", 0): 99, ("updates", 3): 5, ("decisions", 0): 1}, {("rewards", 0): 12, ("decisions", 0): 4}
+    ) == {
+        ("rewards", 0): 12,
+        ("updates", 3): 0,
+        ("decisions", 0): 1,
+    }
+
+    async def run(client: TestClient) -> Any:
+        async with client.get(f"/api/stream?run=demo&from={FAR}", headers=BEARER) as answer:
+            first = await events(answer, 3)
+            # What comes from now on is told, though its offsets lie far below the cursor that was sent.
+            write_run(home, whole_run(16)[len(whole_run(12)) :])
+            return first, await events(answer, 2)
+
+    (old, updates, begun), later = asked(home, run)
+    assert (old["id"], begun["id"]) == (FAR, "rewards.0:12,updates.0:3")
+    assert [row["record_offset"] for row in json.loads(updates["data"])["rows"]] == [2]
+    offsets = {each["event"]: [row["record_offset"] for row in json.loads(each["data"])["rows"]] for each in later}
+    assert offsets == {"rewards": [12, 13, 14, 15], "updates": [3]}
+
+
+def test_a_run_that_is_removed_ends_its_streams_with_a_sentence(home: Path) -> None:
+    async def run(client: TestClient) -> Any:
+        async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
+            await events(answer, 1)
+            shutil.rmtree(home / "runs" / "demo")
+            return await events(answer, 1), await answer.content.read()
+
+    (said,), rest = asked(home, run)
+    assert str(home) in json.loads(said["data"])["state"] and rest == b""  # Or what of it was there at that moment.
