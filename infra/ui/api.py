@@ -25,11 +25,13 @@ from infra.ui.searching import SERVER
 from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
-from storage.questions.overview import BESIDE, measure_health
+from storage.questions.overview import BESIDE, HeldOut, measure_health
 from storage.questions.question import Question, saved_questions
 from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor, within
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
+from storage.report_result import held_out_result
+from streams.errors import SettingsError
 
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
@@ -108,10 +110,19 @@ async def overview(request: web.Request) -> web.Response:
         name: (await ledgers.rested(run, (name,), partial(ledgers.ask, run, saved_questions()[name].sql))).answer
         for name in BESIDE
     }
+    held_out = await asyncio.to_thread(_held_out, ledgers, run)
     found = await ledgers.rested(
-        run, "overview", partial(ledgers.work, run, lambda cursor: measure_health(cursor, beside))
+        run,
+        ("overview", held_out),
+        partial(ledgers.work, run, lambda cursor: measure_health(cursor, beside, held_out)),
     )
     return json_answer({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
+
+
+def _held_out(ledgers: Ledgers, run: str) -> HeldOut | None:
+    with contextlib.suppress(StorageError):  # The page says what is wrong with an evaluation in its own place.
+        return held_out_result(read_evaluations(ledgers.app.home.run(run)))
+    return None
 
 
 async def evaluations(request: web.Request) -> web.Response:
@@ -144,8 +155,10 @@ async def group(request: web.Request) -> web.Response:
     found = await ledgers.work(run, lambda cursor: read_group(cursor, name))
     shown = [*found.raw, *(hit for each in found.candidates for hit in each.results)]
     known = await titles(ledgers.app, found.index, (hit.document_id for hit in shown))
-    intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
-    judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
+    judged = {}
+    with contextlib.suppress(SettingsError):  # A name in the log that no index of this home could have.
+        intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
+        judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
     return json_answer(with_catalogue(found, known, judged))
 
 

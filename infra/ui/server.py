@@ -16,7 +16,7 @@ from aiohttp import web
 from infra.app.app import App
 from infra.app.doors import LOOPBACK, open_door
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui import alerts, api, judging, pages, people
+from infra.ui import alerts, api, evaluated, judging, pages, people
 from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
@@ -111,6 +111,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     routes.add_get("/api/overview", api.overview)
     routes.add_get("/api/alerts", alerts.alerts)
     routes.add_get("/api/evaluations", api.evaluations)
+    routes.add_get("/api/evaluated", evaluated.evaluated)
     routes.add_get("/api/group", api.group)
     routes.add_get("/api/stream", api.stream, allow_head=False)
     routes.add_get("/api/people", people.people)

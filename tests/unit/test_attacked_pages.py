@@ -8,13 +8,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
+from infra.app.home import Home
 from infra.ui.guarding import HEADERS
+from learner.groups import reward_metrics
+from search_env.leser.reward import LeserSettings, Reach, SetMeasurements, leser_reward
+from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
+from search_env.resume.reward import ResumeSettings, resume_reward
 from storage.questions.stream import within
-from tests.shown_pages import TOKEN, whole_run, write_run
+from storage.questions.words import METRICS, PARTS
+from tests.reported import compared, hits
+from tests.shown_pages import TOKEN, VILE, in_log_order, whole_run, write_run
+from tests.stored_events import reward
 from tests.unit.test_ui import BEARER, asked, get
 
 FAR = "rewards.0:999999999999999999,updates.0:2"
@@ -169,3 +178,82 @@ def test_a_run_that_is_removed_ends_its_streams_with_a_sentence(home: Path) -> N
 
     (said,), rest = asked(home, run)
     assert str(home) in json.loads(said["data"])["state"] and rest == b""  # Or what of it was there at that moment.
+
+
+def test_every_part_of_a_reward_and_every_measure_of_an_update_has_plain_words() -> None:
+    outcomes = reward(0).outcomes
+    measured = SetMeasurements([0.1], [0.2], raw_size=1, union_size=2, terms=1, reach=Reach([1.0], [0.0], [1.0]))
+    _, leser = leser_reward(measured, LeserSettings(reach_weight=1.0))
+    _, resume = resume_reward(
+        positives=[0.5],
+        negatives=[0.1],
+        document_positives=[0.4],
+        document_negatives=[0.2],
+        tokens=10,
+        settings=ResumeSettings(),
+    )
+    _, relsum = relsum_reward([Scored(logit=1.0, probability=0.7, label=1, others=[0.1])], 10, RelsumSettings())
+    assert set(leser) | set(resume) | set(relsum) <= set(PARTS)
+    assert set(reward_metrics(outcomes)) | {"logprob_difference_max", "grad_norm", "flat_share"} <= set(METRICS)
+
+
+def compared_run(home: Path, before: str, after: str, *, rival: str | None = None) -> Path:
+    """Write a run with an evaluation. before, after, rival: the queries on which a row is right, such as `3-19`."""
+    others = {} if rival is None else {"shown": hits(rival)}
+    folder = write_run(home, whole_run(4))
+    (folder / "evaluation.json").write_bytes(msgspec.json.encode(compared(hits(before), hits(after), **others)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rival", "level", "said"),
+    [
+        ("0-3", "0-17", None, "good", "search got better: +0.700 "),
+        ("0-3", "0-17", "0-17", "warn", "is not shown to beat “shown”"),
+        ("0-17", "0-3", None, "bad", "search got worse: -0.700 "),
+        ("0-9", "1-10", None, "unknown", "no difference was shown"),
+    ],
+)
+def test_the_overview_knows_what_held_out_queries_say(
+    before: str, after: str, rival: str | None, level: str, said: str, tmp_path: Path
+) -> None:
+    compared_run(tmp_path, before, after, rival=rival)
+    _, found, _ = get(tmp_path, "/api/overview?run=demo")
+    (learns,) = [each for each in found["health"]["statements"] if each["question"] == "Is it learning?"]
+    assert (learns["level"], learns["link"]) == (level, "/versions") and said in learns["says"]
+
+
+def test_a_damaged_evaluation_leaves_the_overview(tmp_path: Path) -> None:
+    (compared_run(tmp_path, "0-3", "0-17") / "evaluation.json").write_bytes(b"{")
+    status, found, _ = get(tmp_path, "/api/overview?run=demo")
+    assert status == 200 and "no dev queries are measured" in found["health"]["statements"][0]["says"]
+
+
+def test_held_out_queries_are_told_one_by_one_with_their_texts(tmp_path: Path) -> None:
+    folder = compared_run(tmp_path, "0-3", "1-17")
+    (folder / "settings.json").write_text('{"recipe": "leser", "index": "shop"}')
+    intents = Home(tmp_path).index("shop").intents
+    intents.mkdir(parents=True)
+    (intents / "queries.test.jsonl").write_bytes(
+        b'{"_id": "q0", "text": "'
+        + VILE.replace('"', '\\"').encode()
+        + b'"}\nno json\n{"_id": "q4", "text": "red mug"}\n'
+    )
+    (found,) = get(tmp_path, "/api/evaluated?run=demo")[1]["evaluated"]
+    assert (found["row"], found["baseline"], found["measure"]) == ("policy", "raw", found["measure"])
+    assert (found["better"], found["worse"], found["in_all"]) == (14, 1, 20)
+    changes = {each["query_id"]: each["change"] for each in found["queries"]}
+    assert len(changes) == 20 and next(iter(changes)) == "q0"
+    assert (changes["q0"], changes["q1"], changes["q4"], changes["q19"]) == (-1.0, 0.0, 1.0, 0.0)
+    assert {each["query_id"]: each["text"] for each in found["queries"] if each["text"]} == {
+        "q0": VILE,
+        "q4": "red mug",
+    }
+
+
+@pytest.mark.parametrize("index", ["../../etc-1", "a/b-1", "\u202e-1", ""])
+def test_a_group_with_an_index_name_that_is_none_is_shown(index: str, tmp_path: Path) -> None:
+    judged = msgspec.structs.replace(reward(0), index=index)
+    write_run(tmp_path, in_log_order([judged]))
+    status, found, _ = get(tmp_path, f"/api/group?run=demo&group={judged.group_id}")
+    assert (status, found["index"], len(found["candidates"])) == (200, index, 8)
