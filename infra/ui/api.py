@@ -22,18 +22,20 @@ from infra.ui.catalogue import grades, titles
 from infra.ui.guarding import HEADERS
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.searching import SERVER
+from infra.ui.telling import LOOK_AGAIN_SECONDS, LOOK_SECONDS, Telling
 from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
 from storage.questions.overview import BESIDE, HeldOut, measure_health
 from storage.questions.question import Question, saved_questions
-from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor, within
+from storage.questions.stream import Cursor, ends, read_cursor, show_cursor, within
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
 from storage.report_result import held_out_result
 from streams.errors import SettingsError
 
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
+TELLING: web.AppKey[Telling] = web.AppKey("telling", Telling)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
@@ -49,8 +51,6 @@ DEFAULTS: dict[str, object] = {
 TOTAL = "in_all"
 WHOLE = re.compile(r"-?[0-9]{1,11}")
 BEAT_SECONDS = 10.0
-LOOK_SECONDS = 0.25
-LOOK_AGAIN_SECONDS = 2.5
 SORTS = ("", "best", "worst", "spread", "flat")
 
 
@@ -210,7 +210,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     told: tuple[bool, str] | None = (source.live, source.state)
     beat = asked = time.monotonic()
     ending = request.app[ENDING]
-    fits = cursor is None
+    fits, telling = cursor is None, request.app[TELLING]
     try:
         if cursor is None:
             cursor = await _end_of_log(response, ledgers, run)
@@ -218,14 +218,16 @@ async def stream(request: web.Request) -> web.StreamResponse:
         while not ending.is_set():
             now = time.monotonic()
             # To ask a run that goes on, now and then, shows whether it has ended meanwhile.
-            if source.contents() != seen or (source.live and now - asked >= LOOK_AGAIN_SECONDS):
-                asked, seen = now, source.contents()
+            if (contents := telling.contents(ledgers, run)) != seen or (
+                source.live and now - asked >= LOOK_AGAIN_SECONDS
+            ):
+                asked, seen = now, contents
                 if not fits:
                     end = await ledgers.work(run, ends)
                     fits = source.caught_up and not source.state
                     if fits and (begun := within(cursor, end)) != cursor:
                         cursor, told = begun, None  # The page learns its new cursor at once.
-                for each in await ledgers.work(run, partial(news, cursor=cursor)):
+                for each in await telling.news(ledgers, run, cursor):
                     cursor = each.cursor
                     await _send(response, each.kind, {"rows": each.rows}, show_cursor(cursor))
                     beat = now

@@ -21,6 +21,7 @@ from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
+from infra.ui.telling import Telling
 from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
 from streams.secrets import reveal
@@ -93,6 +94,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     application[pages.BASE] = base
     application[SERVER] = ShopServer(settings)
     application[api.ENDING] = asyncio.Event()
+    application[api.TELLING] = Telling()
 
     async def end_streams(ended: web.Application) -> None:
         ended[api.ENDING].set()

@@ -14,6 +14,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
 from infra.app.home import Home
+from infra.ui.answers import LEDGERS
 from infra.ui.guarding import HEADERS
 from learner.groups import reward_metrics
 from search_env.leser.reward import LeserSettings, Reach, SetMeasurements, leser_reward
@@ -257,3 +258,38 @@ def test_a_group_with_an_index_name_that_is_none_is_shown(index: str, tmp_path: 
     write_run(tmp_path, in_log_order([judged]))
     status, found, _ = get(tmp_path, f"/api/group?run=demo&group={judged.group_id}")
     assert (status, found["index"], len(found["candidates"])) == (200, index, 8)
+
+
+def test_many_open_pages_ask_a_log_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, asked_for = 30, 0
+
+    async def run(client: TestClient) -> list[list[int]]:
+        ledgers = client.app[LEDGERS]  # type: ignore[index]
+        work = ledgers.work
+
+        async def counted(*given: Any) -> Any:
+            nonlocal asked_for
+            asked_for += 1
+            return await work(*given)
+
+        ready, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def page() -> list[int]:
+            async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
+                await events(answer, 1)
+                ready.release()
+                await go.wait()
+                told = await events(answer, 2)
+                return [row["record_offset"] for each in told for row in json.loads(each["data"])["rows"]]
+
+        open_pages = [asyncio.ensure_future(page()) for _ in range(pages)]
+        for _ in range(pages):
+            await ready.acquire()
+        await asyncio.sleep(1)  # Each has looked once.
+        monkeypatch.setattr(ledgers, "work", counted)
+        write_run(home, whole_run(16)[len(whole_run(12)) :])
+        go.set()
+        return await asyncio.gather(*open_pages)
+
+    assert asked(home, run) == [[12, 13, 14, 15, 3]] * pages
+    assert asked_for < pages
