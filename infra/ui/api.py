@@ -322,7 +322,8 @@ def _csv(found: LedgerAnswer) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    begins = isinstance(value, str) and (value[:1] in ("\t", "\r", "\n") or value.lstrip()[:1] in ("=", "+", "-", "@"))
+    return f"'{value}" if begins else value
 
 
 async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -20,12 +22,15 @@ from learner.groups import reward_metrics
 from search_env.leser.reward import LeserSettings, Reach, SetMeasurements, leser_reward
 from search_env.relsum.reward import RelsumSettings, Scored, relsum_reward
 from search_env.resume.reward import ResumeSettings, resume_reward
+from storage.questions.question import saved_questions
 from storage.questions.stream import within
 from storage.questions.words import METRICS, PARTS
+from streams.codec import decode
+from streams.traffic_events import ImpressionOutcome
 from tests.reported import compared, hits
 from tests.shown_pages import TOKEN, VILE, in_log_order, whole_run, write_run
-from tests.stored_events import reward
-from tests.unit.test_ui import BEARER, asked, get
+from tests.stored_events import decision, dev_score, generation, impression_outcome, reward
+from tests.unit.test_ui import BEARER, asked, get, post
 
 FAR = "rewards.0:999999999999999999,updates.0:2"
 
@@ -293,3 +298,48 @@ def test_many_open_pages_ask_a_log_once(home: Path, monkeypatch: pytest.MonkeyPa
 
     assert asked(home, run) == [[12, 13, 14, 15, 3]] * pages
     assert asked_for < pages
+
+
+@pytest.mark.parametrize("text", ["=1+1", "\n=1+1", " =1+1", "\u00a0@SUM(1)", "\t=1", "+1", "-1", "\r=1"])
+def test_no_cell_of_a_csv_begins_a_formula(text: str, tmp_path: Path) -> None:
+    write_run(tmp_path, whole_run(4, query=text))
+    _, found, _ = get(tmp_path, "/api/ask/groups.csv?run=demo")
+    rows = list(csv.reader(io.StringIO(found, newline="")))
+    assert {row[0] for row in rows[1:]} == {f"'{text}"}
+
+
+CLOCKS = [0, -1, -(10**15), 2**53, 2**63 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_clocks_that_are_far_off_take_no_page_away(clock: int, tmp_path: Path) -> None:
+    events: list[Any] = [decode(each.value) for each in whole_run(12)]
+    events += [*(impression_outcome(number) for number in range(8)), decision(0), dev_score(0), dev_score(1)]
+    changed = []
+    for event in events:
+        times = {name: clock for name in ("made_at_ms", "at_ms") if name in event.__struct_fields__}
+        if isinstance(event, ImpressionOutcome):
+            times["impression"] = msgspec.structs.replace(event.impression, at_ms=clock)
+        changed.append(msgspec.structs.replace(event, **times))
+    write_run(tmp_path, in_log_order(changed))
+
+    async def run(client: TestClient) -> dict[str, str]:
+        asked_for = [f"ask/{name}" for name in saved_questions()] + ["overview", "alerts", "people", "ramp", "group"]
+        wrong = {}
+        for path in asked_for:
+            given = {"run": "demo", "group": generation(1).group_id}
+            answer = await client.get(f"/api/{path}", params=given, headers=BEARER)
+            if answer.status != 200:
+                wrong[path] = await answer.text()
+        return wrong
+
+    assert asked(tmp_path, run) == {}
+
+
+def test_a_time_beyond_the_years_of_python_is_a_text(home: Path) -> None:
+    far = "SELECT make_timestamp($a), make_timestamp(-1000000000000000000), [make_timestamp($a)], 1"
+    far = far.replace("$a", "9007199254740992000")
+    status, found = post(home, "/api/sql", {"run": "demo", "sql": far})
+    assert status == 200
+    assert (found["rows"][0][1], found["rows"][0][3]) == ("-29719-04-05 22:13:20.000000", 1)
+    assert all(isinstance(each, str) for each in found["rows"][0][:3])
