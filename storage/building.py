@@ -10,24 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import IO
 
 import msgspec
 import pyarrow as pa
 
 from storage.ledger import Extent, LedgerRows, build_batch
+from storage.pipes import close_pipes, receive_message, send_message, start_serving
 from streams.events import DeadLetter
 from streams.records import Received
 
 log = logging.getLogger(__name__)
 
 PIPE_BYTES = 1 << 20
-_LENGTH = struct.Struct("<Q")
 _SET_PIPE_SIZE = getattr(fcntl, "F_SETPIPE_SZ", 0)
 
 
@@ -61,12 +58,9 @@ class BuilderProcess:
     def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None or process.stdout is None:
+        if process is None:
             return
-        with contextlib.suppress(OSError):
-            process.stdin.close()  # It ends when its input does.
-        with contextlib.suppress(OSError):
-            process.stdout.close()
+        close_pipes(process)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -76,20 +70,14 @@ class BuilderProcess:
     def _asked(self, records: Sequence[Received]) -> LedgerRows:
         process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None
-        _send(process.stdin, msgspec.msgpack.encode(records))
-        built = msgspec.msgpack.decode(_receive(process.stdout), type=Built)
-        tables = {name: _table(_receive(process.stdout)) for name in built.names}
+        send_message(process.stdin, msgspec.msgpack.encode(records))
+        built = msgspec.msgpack.decode(receive_message(process.stdout), type=Built)
+        tables = {name: _table(receive_message(process.stdout)) for name in built.names}
         extents = {(topic, partition): extent for topic, partition, extent in built.extents}
         return LedgerRows(tables=tables, extents=extents, letters=built.letters, bytes=built.bytes)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from storage.building import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ.get("PATH", "")},
-            start_new_session=True,  # Ctrl-C is for the sink, which still has batches to build then.
-        )
+        process = start_serving("from storage.building import serve; serve()")
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, _SET_PIPE_SIZE, PIPE_BYTES)  # type: ignore[arg-type]
@@ -103,40 +91,17 @@ def serve() -> None:
     decoder = msgspec.msgpack.Decoder(list[Received])
     while True:
         try:
-            asked = _receive(source)
+            asked = receive_message(source)
         except EOFError:
             return
         rows = build_batch(decoder.decode(asked))
         extents = [(topic, partition, extent) for (topic, partition), extent in rows.extents.items()]
-        _send(sink, msgspec.msgpack.encode(Built(list(rows.tables), extents, rows.letters, rows.bytes)))
+        send_message(sink, msgspec.msgpack.encode(Built(list(rows.tables), extents, rows.letters, rows.bytes)))
         for table in rows.tables.values():
             out = pa.BufferOutputStream()
             with pa.ipc.new_stream(out, table.schema) as writer:
                 writer.write_table(table)
-            _send(sink, out.getvalue())
-
-
-def _send(pipe: IO[bytes], content: bytes | pa.Buffer) -> None:
-    pipe.write(_LENGTH.pack(len(content)))
-    pipe.write(content)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> bytearray:
-    """Return one message. Raises EOFError if the other end is gone."""
-    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
-    return _exactly(pipe, length)
-
-
-def _exactly(pipe: IO[bytes], length: int) -> bytearray:
-    content = bytearray(length)
-    view, done = memoryview(content), 0
-    while done < length:
-        read = pipe.readinto(view[done:])  # type: ignore[attr-defined]
-        if not read:
-            raise EOFError("expected an answer of the builder, got the end of its output")
-        done += read
-    return content
+            send_message(sink, out.getvalue())
 
 
 def _table(content: bytearray) -> pa.Table:

@@ -210,7 +210,7 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
                 found[path.stem] = kept
             else:
                 found |= {f"{path.stem}: {each.name}": each.evaluation for each in kept}
-        except (msgspec.DecodeError, OSError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
             raise StorageError(
                 f"{path}: expected the output of `searchloop evaluate --json`, got something else ({error}); "
                 "make it again, or move it away"

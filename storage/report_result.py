@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -103,24 +104,13 @@ def _measured(
             f"got worse, and {counts.same} stayed as they were."
         )
     rival = _rival(evaluation, row, measure)
-    against: RunOutcome = "better"
-    if rival is not None:
-        line, against = _against(row, rival, measure, evaluation)
+    line, against = _against(row, rival, measure, evaluation) if rival is not None else ("", "better")
+    if line:
         lines.append(line)
-    better = f"Search got better: {_signed(interval.value)} {measure}"
-    if rival is not None and against != "better":
-        better += (
-            f", but “{rival.name}” does better"
-            if against == "worse"
-            else f", but it is not shown to beat “{rival.name}”"
-        )
     following, commands = _following(outcome, report, shelf, beaten=against == "better", rival=rival)
     return ResultLines(
         outcome=outcome,
-        headline={
-            "better": better,
-            "worse": f"Search got worse: {_signed(interval.value)} {measure}",
-        }.get(outcome, f"No difference was shown in {measure}"),
+        headline=_headline(outcome, against, interval, measure, rival),
         lines=tuple(lines),
         following=following,
         commands=commands,
@@ -131,6 +121,37 @@ def _measured(
         baseline=baseline.name,
         counts=counts,
     )
+
+
+def held_out_result(evaluations: Mapping[str, Evaluation]) -> tuple[RunOutcome, RunOutcome, str] | None:
+    """Return how the policy fares against the baseline and against the best other row, and the headline that says so.
+
+    None if no evaluation compares the policy with a baseline.
+    """
+    for name in sorted(evaluations, key=lambda name: name.partition(": ")[0] != MEASURED):
+        evaluation = evaluations[name]
+        row, measure = learned_row(evaluation), headline_measure(evaluation)
+        if row is not None and measure is not None and measure in row.differences:
+            interval, rival = row.differences[measure].interval, _rival(evaluation, row, measure)
+            outcome = _outcome(interval)
+            against = "better" if rival is None else _against(row, rival, measure, evaluation)[1]
+            return outcome, against, _headline(outcome, against, interval, measure, rival)
+    return None
+
+
+def _headline(
+    outcome: RunOutcome, against: RunOutcome, interval: Interval, measure: str, rival: RunTable | None
+) -> str:
+    if outcome == "worse":
+        return f"Search got worse: {_signed(interval.value)} {measure}"
+    if outcome != "better":
+        return f"No difference was shown in {measure}"
+    better = f"Search got better: {_signed(interval.value)} {measure}"
+    if rival is None or against == "better":
+        return better
+    if against == "worse":
+        return f"{better}, but “{rival.name}” does better"
+    return f"{better}, but it is not shown to beat “{rival.name}”"
 
 
 def _outcome(interval: Interval) -> RunOutcome:

@@ -238,7 +238,7 @@ async def _parameters(request: web.Request) -> Mapping[str, Any]:
     body = await _body(request, 64 * 1024)
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Wrong(400, 'a JSON object such as {"query": "red mug"}', str(error)[:200]) from None
 
 

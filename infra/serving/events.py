@@ -59,10 +59,10 @@ def read_batch(body: bytes) -> list[Any]:
         raise Refused("expected JSON: an event, a list of events, or one a line; got an empty body")
     try:
         found = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         try:
             return list(msgspec.json.Decoder().decode_lines(body))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refused(f"expected JSON: an event, a list of events, or one a line; got {error}") from None
     except RecursionError:
         raise Refused("expected JSON, got one that is nested too deeply") from None

@@ -48,11 +48,16 @@ def token_guard(token: str, *, open_paths: frozenset[str] = frozenset(), guarded
     return guard
 
 
-def origin_guard(origins: tuple[str, ...]) -> Any:
-    """Return a middleware that lets pages of these origins, and of the server's own, send events, and nothing else."""
+def origin_guard(origins: tuple[str, ...], *, guarded: web.Application | None = None) -> Any:
+    """Return a middleware that lets pages of these origins, and of the server's own, send events, and nothing else.
+
+    guarded: an application within, which looks at origins itself, also behind a gateway that speaks TLS.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if guarded is not None and guarded in request.match_info.apps:
+            return await handler(request)
         origin = request.headers.get("origin", "")
         ours = origin in origins or origin == f"{request.scheme}://{request.host}"
         allowed = bool(origin) and ours and request.path == "/events"

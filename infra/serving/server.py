@@ -214,7 +214,7 @@ def make_application(service: Service, pages: web.Application | None = None) -> 
     application = web.Application(
         middlewares=[
             measure(service.metrics, left_out=pages),
-            origin_guard(settings.origins),
+            origin_guard(settings.origins, guarded=pages),
             errors,
             token_guard(settings.token, open_paths=open_paths, guarded=pages),
         ],

@@ -57,7 +57,7 @@ async def read_body(request: web.Request) -> dict[str, Any]:
             raise WrongAsked(f"expected a body of at most {BODY_MAX:,} bytes, got more")
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WrongAsked(f"expected a JSON object, got {str(error)[:200]}") from None
 
 

@@ -19,17 +19,23 @@ from infra.monitoring.exposition import CONTENT_TYPE
 from infra.monitoring.scraping import LoopMetrics
 from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_body, run_of
 from infra.ui.catalogue import grades, titles
-from infra.ui.ledgers import Ledgers
+from infra.ui.guarding import HEADERS
+from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.searching import SERVER
+from infra.ui.telling import LOOK_AGAIN_SECONDS, LOOK_SECONDS, Telling
+from storage.errors import StorageError
 from storage.questions.asking import LedgerAnswer
 from storage.questions.examples import read_group, with_catalogue
-from storage.questions.overview import BESIDE, measure_health
+from storage.questions.overview import BESIDE, HeldOut, measure_health
 from storage.questions.question import Question, saved_questions
-from storage.questions.stream import Cursor, ends, news, read_cursor, show_cursor
+from storage.questions.stream import Cursor, ends, read_cursor, show_cursor, within
 from storage.questions.words import WORDS
 from storage.report import read_evaluations
+from storage.report_result import held_out_result
+from streams.errors import SettingsError
 
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
+TELLING: web.AppKey[Telling] = web.AppKey("telling", Telling)
 METRICS: web.AppKey[LoopMetrics] = web.AppKey("metrics", LoopMetrics)
 
 DEFAULTS: dict[str, object] = {
@@ -45,8 +51,6 @@ DEFAULTS: dict[str, object] = {
 TOTAL = "in_all"
 WHOLE = re.compile(r"-?[0-9]{1,11}")
 BEAT_SECONDS = 10.0
-LOOK_SECONDS = 0.25
-LOOK_AGAIN_SECONDS = 2.5
 SORTS = ("", "best", "worst", "spread", "flat")
 
 
@@ -106,10 +110,19 @@ async def overview(request: web.Request) -> web.Response:
         name: (await ledgers.rested(run, (name,), partial(ledgers.ask, run, saved_questions()[name].sql))).answer
         for name in BESIDE
     }
+    held_out = await asyncio.to_thread(_held_out, ledgers, run)
     found = await ledgers.rested(
-        run, "overview", partial(ledgers.work, run, lambda cursor: measure_health(cursor, beside))
+        run,
+        ("overview", held_out),
+        partial(ledgers.work, run, lambda cursor: measure_health(cursor, beside, held_out)),
     )
     return json_answer({"health": found.answer, "rest": found.rest, "state": ledgers.source(run).state})
+
+
+def _held_out(ledgers: Ledgers, run: str) -> HeldOut | None:
+    with contextlib.suppress(StorageError):  # The page says what is wrong with an evaluation in its own place.
+        return held_out_result(read_evaluations(ledgers.app.home.run(run)))
+    return None
 
 
 async def evaluations(request: web.Request) -> web.Response:
@@ -142,8 +155,10 @@ async def group(request: web.Request) -> web.Response:
     found = await ledgers.work(run, lambda cursor: read_group(cursor, name))
     shown = [*found.raw, *(hit for each in found.candidates for hit in each.results)]
     known = await titles(ledgers.app, found.index, (hit.document_id for hit in shown))
-    intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
-    judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
+    judged = {}
+    with contextlib.suppress(SettingsError):  # A name in the log that no index of this home could have.
+        intents = ledgers.app.home.index(found.index.rpartition("-")[0] or found.index).intents
+        judged = await asyncio.to_thread(grades, intents, found.split, found.query_id) if shown else {}
     return json_answer(with_catalogue(found, known, judged))
 
 
@@ -189,22 +204,30 @@ async def stream(request: web.Request) -> web.StreamResponse:
     ledgers, run = request.app[LEDGERS], run_of(request)
     source = ledgers.source(run)
     cursor = read_cursor(request.headers.get("last-event-id", "") or request.query.get("from", ""))
-    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
+    response = web.StreamResponse(headers={**HEADERS, "content-type": "text/event-stream"})
     await response.prepare(request)
     seen: Hashable = None
-    told = (source.live, source.state)
+    told: tuple[bool, str] | None = (source.live, source.state)
     beat = asked = time.monotonic()
     ending = request.app[ENDING]
-    with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # The page is closed.
+    fits, telling = cursor is None, request.app[TELLING]
+    try:
         if cursor is None:
             cursor = await _end_of_log(response, ledgers, run)
         await _send(response, "state", {"live": source.live, "state": source.state}, show_cursor(cursor))
         while not ending.is_set():
             now = time.monotonic()
             # To ask a run that goes on, now and then, shows whether it has ended meanwhile.
-            if source.contents() != seen or (source.live and now - asked >= LOOK_AGAIN_SECONDS):
-                asked, seen = now, source.contents()
-                for each in await ledgers.work(run, partial(news, cursor=cursor)):
+            if (contents := telling.contents(ledgers, run)) != seen or (
+                source.live and now - asked >= LOOK_AGAIN_SECONDS
+            ):
+                asked, seen = now, contents
+                if not fits:
+                    end = await ledgers.work(run, ends)
+                    fits = source.caught_up and not source.state
+                    if fits and (begun := within(cursor, end)) != cursor:
+                        cursor, told = begun, None  # The page learns its new cursor at once.
+                for each in await telling.news(ledgers, run, cursor):
                     cursor = each.cursor
                     await _send(response, each.kind, {"rows": each.rows}, show_cursor(cursor))
                     beat = now
@@ -217,6 +240,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 ledgers.source(run)  # Whoever listens uses the copy.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), LOOK_SECONDS)
+    except (ConnectionError, asyncio.CancelledError):
+        pass  # The page is closed.
+    except (UnknownRun, StorageError) as error:  # The stream has begun, so an answer of its own would be noise in it.
+        with contextlib.suppress(ConnectionError):
+            await _send(response, "state", {"live": False, "state": str(error)}, show_cursor(cursor or {}))
     return response
 
 
@@ -294,7 +322,8 @@ def _csv(found: LedgerAnswer) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    begins = isinstance(value, str) and (value[:1] in ("\t", "\r", "\n") or value.lstrip()[:1] in ("=", "+", "-", "@"))
+    return f"'{value}" if begins else value
 
 
 async def _send(response: web.StreamResponse, kind: str, data: Any, cursor: str) -> None:

@@ -38,7 +38,8 @@ def guard(token: str, names: frozenset[str], *, base: str = "") -> Any:
 
     token: opens the pages, as a cookie, as `?token=` (which sets the cookie and leaves the address), or as a bearer.
     names: host names under which requests may come. Any other name belongs to a page that has pointed its own name at
-    this machine (DNS rebinding). A request from another origin is refused, too.
+    this machine (DNS rebinding). A request from another origin is refused, too; a link
+    there may open a page, and nothing else.
     """
     secret = reveal(token).encode()
 
@@ -54,7 +55,8 @@ def guard(token: str, names: frozenset[str], *, base: str = "") -> Any:
         if (origin := request.headers.get("origin")) and origin.partition("://")[2] != request.host:
             return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
         site, mode = (request.headers.get(f"sec-fetch-{each}", "") for each in ("site", "mode"))
-        if site not in ("", "same-origin", "none") and not (mode == "navigate" and request.method == "GET"):
+        opens = mode == "navigate" and request.method == "GET" and not request.path.startswith(f"{base}/api/")
+        if site not in ("", "same-origin", "none") and not opens:
             return web.Response(status=403, text="expected a request of the pages themselves\n", headers=HEADERS)
         cookie = cookie_name(request.host)
         if request.path == f"{base}/health":

@@ -7,7 +7,7 @@ log counts it once. The id also tosses the sides (`storage.online.judgments`), s
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -16,13 +16,14 @@ from infra.ui.answers import LEDGERS, TEXT_MAX, WrongAsked, json_answer, read_bo
 from infra.ui.catalogue import titles
 from infra.ui.ledgers import Ledgers, UnknownRun
 from infra.ui.resting import Rested
-from infra.ui.searching import NO_SERVER, SERVER
+from infra.ui.searching import JUDGED_SIZE, NO_SERVER, SERVER
 from storage.errors import StorageError
 from storage.online.judgments import Judged, Side, read_judgments, verdict_of, version_is_left
 from storage.questions.asking import ask
 from streams.traffic_events import JUDGING
 
 QUERIES_AT_ONCE = 200
+VERSION_MAX = 200
 # Queries of people, and of training where nobody has searched yet. A seed gives each visit an order of its own.
 QUERIES = f"""SELECT query FROM (
     SELECT DISTINCT query FROM (
@@ -37,12 +38,12 @@ DECIDED = "SELECT version FROM first_decisions WHERE run = $run ORDER BY at_ms D
 class GivenJudgment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A judgment as the page sends it. left, right: document ids of the two lists, as they were shown."""
 
-    judgment: str
-    query: str
-    version: str
+    judgment: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    query: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=VERSION_MAX)]
     side: Side
-    left: list[str]
-    right: list[str]
+    left: Annotated[list[str], msgspec.Meta(max_length=JUDGED_SIZE)]
+    right: Annotated[list[str], msgspec.Meta(max_length=JUDGED_SIZE)]
 
 
 async def judging(request: web.Request) -> web.Response:
@@ -94,8 +95,8 @@ async def judge(request: web.Request) -> web.Response:
         given = msgspec.convert(await read_body(request), GivenJudgment)
     except msgspec.ValidationError as error:
         raise WrongAsked(f"expected a judgment with judgment, query, version, side, left and right: {error}") from None
-    if not given.left or not given.right:
-        raise WrongAsked("expected two lists with results, got an empty one")
+    if not given.left or not given.right or given.left == given.right:
+        raise WrongAsked("expected two lists with results that differ, got an empty one, or one list twice")
     await request.app[SERVER].send(events_of(given))
     return json_answer({"sent": given.judgment})
 

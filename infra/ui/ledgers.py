@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from storage.archive import ARCHIVE
 from storage.errors import StorageError
 from storage.ledger import LEDGER
 from storage.log import Log
+from storage.questions.apart import AskingProcess, HeldElsewhere
 from storage.questions.asking import AskLimits, LedgerAnswer, Refusal, ask
 from storage.questions.settings import UiSettings
 from storage.questions.sources import LedgerSource
@@ -30,7 +32,7 @@ from streams.topics import RUN_NAME
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 2.0
+TRIES = 3  # If a sink takes a run's file between two looks.
 COPY_PART = 0.6  # Of the share: that of the copies, which rest. Answers have the rest, and what copies leave.
 IDLE_SECONDS = 300.0
 """A copy of a live run that nobody has asked for so long is removed."""
@@ -67,6 +69,7 @@ class Ledgers:
         self.busy = 0
         self.answers_made = 0
         self._free = asyncio.Lock()
+        self._apart = AskingProcess()
         self._slots = asyncio.Semaphore(settings.questions_at_once)
 
     def runs(self) -> list[RunLine]:
@@ -78,7 +81,7 @@ class Ledgers:
                 continue
             try:
                 kept = msgspec.json.decode((each / SETTINGS_FILE).read_bytes(), type=_RunSettings)
-            except (OSError, msgspec.DecodeError):
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
                 kept = _RunSettings()
             log = each / f"{LEDGER}.wal"
             changed = max(path.stat().st_mtime for path in (each / LEDGER, log) if path.exists())
@@ -118,23 +121,24 @@ class Ledgers:
         return await self.apart(partial(_with_cursor, self.source(run), question))
 
     async def ask_free(self, run: str, sql: str, parameters: Mapping[str, object]) -> LedgerAnswer:
-        """Ask what somebody has written, apart from the pages' own questions: a few functions cannot be interrupted.
+        """Ask what somebody has written, in a process of its own: it may take a long time, or much memory.
 
-        Raises UnknownRun, StorageError, and Refusal if the answer is late, or if the last question still runs.
+        Raises UnknownRun, StorageError, and Refusal if the answer is late or too large, or if the last question still
+        runs.
         """
         source = self.source(run)
         if self._free.locked():
             raise Refusal("expected one question at a time, and an earlier one still runs. Ask again when it has ended")
         await self._free.acquire()
-        question = partial(ask, sql=sql, parameters=parameters, limits=self._limits)
-        asked = asyncio.ensure_future(self._counted(partial(_with_cursor, source, question)))
+        asked = asyncio.ensure_future(self._counted(partial(self._ask_apart, source, sql, parameters)))
         asked.add_done_callback(self._set_free)
-        try:
-            return await asyncio.wait_for(asyncio.shield(asked), self._limits.seconds + GRACE_SECONDS)
-        except TimeoutError:
-            raise Refusal(
-                f"expected an answer within {self._limits.seconds:g} s. It cannot be stopped, and goes on"
-            ) from None
+        return await asyncio.shield(asked)
+
+    def _ask_apart(self, source: LedgerSource, sql: str, parameters: Mapping[str, object]) -> LedgerAnswer:
+        for _ in range(TRIES):
+            with contextlib.suppress(HeldElsewhere):
+                return self._apart.ask(source.file(), sql, parameters, limits=self._limits)
+        raise Refusal("expected a ledger to ask, and a sink took the run's file just then. Ask again")
 
     def _set_free(self, asked: asyncio.Future[LedgerAnswer]) -> None:
         self._free.release()
@@ -181,6 +185,7 @@ class Ledgers:
 
     def close(self) -> None:
         """Release everything."""
+        self._apart.close()
         for source, _ in self._sources.values():
             source.close()
         self._sources.clear()

@@ -16,11 +16,12 @@ from aiohttp import web
 from infra.app.app import App
 from infra.app.doors import LOOPBACK, open_door
 from infra.monitoring.scraping import LoopMetrics
-from infra.ui import alerts, api, judging, pages, people
+from infra.ui import alerts, api, evaluated, judging, pages, people
 from infra.ui.answers import LEDGERS, explain_errors
 from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
+from infra.ui.telling import Telling
 from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
 from streams.secrets import reveal
@@ -93,6 +94,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     application[pages.BASE] = base
     application[SERVER] = ShopServer(settings)
     application[api.ENDING] = asyncio.Event()
+    application[api.TELLING] = Telling()
 
     async def end_streams(ended: web.Application) -> None:
         ended[api.ENDING].set()
@@ -111,8 +113,9 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
     routes.add_get("/api/overview", api.overview)
     routes.add_get("/api/alerts", alerts.alerts)
     routes.add_get("/api/evaluations", api.evaluations)
+    routes.add_get("/api/evaluated", evaluated.evaluated)
     routes.add_get("/api/group", api.group)
-    routes.add_get("/api/stream", api.stream)
+    routes.add_get("/api/stream", api.stream, allow_head=False)
     routes.add_get("/api/people", people.people)
     routes.add_get("/api/ramp", people.ramp)
     routes.add_get("/api/judging", judging.judging)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def ask(
             # A relation gives its rows as they are found; a cursor would first hold all of them.
             result = connection.sql(sql, params=dict(parameters or {}))
             columns = tuple(result.columns)
-            rows, cut = _rows_of(result.to_arrow_reader(ROWS_AT_ONCE), limits)
+            # Closed before the transaction ends, whatever a value does: an open answer would keep it from ending.
+            with closing(result), closing(result.to_arrow_reader(ROWS_AT_ONCE)) as batches:
+                rows, cut = _rows_of(batches, limits)
         finally:
             timer.cancel()
             connection.execute("ROLLBACK")
@@ -137,9 +140,24 @@ def _rows_of(batches: pa.RecordBatchReader, limits: AskLimits) -> tuple[tuple[tu
         budget -= part.nbytes
         if len(found) >= limits.rows or budget < 0:
             return tuple(found[: limits.rows]), True
-        columns = [column.to_pylist() for column in part.columns]
+        columns = [_values(column) for column in part.columns]
         found += [tuple(map(shorten, row)) for row in zip(*columns, strict=True)]
     return tuple(found[: limits.rows]), shorten.cut or len(found) > limits.rows
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return the values of a column; a time beyond Python's years becomes a text."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError, ArithmeticError):
+        return [_value(each) for each in column]
+
+
+def _value(each: pa.Scalar) -> Any:
+    try:
+        return each.as_py()
+    except (OverflowError, ValueError, ArithmeticError):
+        return str(each.cast(pa.string())) if pa.types.is_temporal(each.type) else "(out of range)"
 
 
 def _parts(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ It lies in a scratch folder and is removed at the end; that of a killed process 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import duckdb
 from kafka import KafkaConsumer
 
 from storage.archive import ARCHIVE, find_segments, read_segment
+from storage.errors import StorageError
 from storage.ledger import LEDGER, Partition, build_batch, read_positions, store_registered
 from storage.questions.asking import reading_options
 from storage.questions.scratch import Scratch
@@ -43,6 +45,7 @@ MORE_SECONDS = 0.02
 PAUSE_SECONDS = 5.0
 BURST_SECONDS = 0.3  # Of processor time.
 RETRY_SECONDS = 2.0
+SNAPSHOT = f"snapshot.{LEDGER}"
 RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.
 
 
@@ -78,6 +81,8 @@ class LiveCopy:
         self._spending = spending or Spending()
         self._stop = threading.Event()
         self._scratch = Scratch()
+        self._storing = threading.Lock()
+        self._snapshot_of = -1
         self._connection = duckdb.connect(
             str(self._scratch.path / LEDGER), config=reading_options(spill=self._scratch.path)
         )
@@ -91,6 +96,28 @@ class LiveCopy:
         """Give a cursor that sees all batches stored by now."""
         with self._connection.cursor() as cursor:
             yield cursor
+
+    def snapshot(self) -> Path:
+        """Return a file with what is stored by now, for another process: this one holds the copy itself.
+
+        It is made anew when there is more, so nobody may ask the last one any more. Raises StorageError.
+        """
+        made = self._scratch.path / SNAPSHOT
+        with self._storing:
+            if self._snapshot_of != self.version:
+                self._snapshot_of = -1
+                try:
+                    for end in ("", ".wal"):
+                        to, source = made.with_name(made.name + end), self._scratch.path / f"{LEDGER}{end}"
+                        to.unlink(missing_ok=True)
+                        if source.exists():
+                            shutil.copyfile(source, to)
+                except OSError as error:
+                    raise StorageError(
+                        f"{made}: a copy for SQL cannot be made ({error.strerror}); free space"
+                    ) from error
+                self._snapshot_of = self.version
+        return made
 
     def close(self) -> None:
         """Stop following, and remove the copy."""
@@ -174,10 +201,10 @@ class LiveCopy:
 
     def _store(self, records: Sequence[Received]) -> None:
         batch = build_batch(records)
-        store_registered(
-            self._connection, {name: rows for name, rows in batch.tables.items() if name != RAW}, batch.extents
-        )
-        self.version += 1
+        tables = {name: rows for name, rows in batch.tables.items() if name != RAW}
+        with self._storing:
+            store_registered(self._connection, tables, batch.extents)
+            self.version += 1
 
 
 def _is_new(record: Received, stored: dict[Partition, int]) -> bool:

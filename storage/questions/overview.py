@@ -12,8 +12,11 @@ import msgspec
 from storage.monitor.limits import TimeShares, time_shares
 from storage.questions.asking import LedgerAnswer, ask
 from storage.questions.question import saved_questions
+from storage.report_result import RunOutcome
 
 Level = Literal["good", "warn", "bad", "unknown"]
+HeldOut = tuple[RunOutcome, RunOutcome, str]
+"""Against the baseline, against the best other row, and a headline: `report_result.held_out_result`."""
 
 DEAD_GROUPS_SHARE = 0.6
 STUDENT = 2.1  # The 97.5 % quantile for 18 degrees of freedom: ten versions at each end.
@@ -91,10 +94,15 @@ BESIDE = ("accounting", "time_by_stage")
 """Saved questions whose answers the overview uses too. They cost most of it, and the page asks them anyway."""
 
 
-def measure_health(connection: duckdb.DuckDBPyConnection, beside: Mapping[str, LedgerAnswer] | None = None) -> Health:
+def measure_health(
+    connection: duckdb.DuckDBPyConnection,
+    beside: Mapping[str, LedgerAnswer] | None = None,
+    held_out: HeldOut | None = None,
+) -> Health:
     """Return the overview of a run from its ledger. Raises Refusal.
 
-    beside: answers to the questions `BESIDE`, by name; those that are missing are asked.
+    beside: answers to the questions `BESIDE`, by name; those that are missing are asked. held_out: what an evaluation
+    in the run's folder says.
     """
     saved = saved_questions()
     found = {name: (beside or {}).get(name) or ask(connection, saved[name].sql) for name in BESIDE}
@@ -103,7 +111,7 @@ def measure_health(connection: duckdb.DuckDBPyConnection, beside: Mapping[str, L
         updates=_one(connection, UPDATES)["updates"],
         groups=groups,
         statements=[
-            _learns(ask(connection, DEV).dicts(), _one(connection, REWARDS)),
+            _learns(ask(connection, DEV).dicts(), _one(connection, REWARDS), held_out),
             _spread(_one(connection, NEWEST)),
             _letters(_one(connection, LETTERS)["letters"], groups),
             _accounts(found["accounting"].dicts()),
@@ -112,9 +120,20 @@ def measure_health(connection: duckdb.DuckDBPyConnection, beside: Mapping[str, L
     )
 
 
-def _learns(dev: list[dict[str, Any]], rewards: dict[str, Any]) -> Statement:
+def _learns(dev: list[dict[str, Any]], rewards: dict[str, Any], held_out: HeldOut | None) -> Statement:
     question = "Is it learning?"
     rose, reward = _reward(rewards)
+    if len(dev) < 2 and held_out is not None:
+        outcome, against, headline = held_out
+        says = f"By held-out queries: {headline[0].lower()}{headline[1:]}."
+        if outcome == "worse" and rose:
+            says += " The reward rises meanwhile: it may be hacked."
+        return Statement(
+            question=question,
+            level={"better": "good" if against == "better" else "warn", "worse": "bad"}.get(outcome, "unknown"),
+            says=f"{says} {reward}".strip(),
+            link="/versions",
+        )
     if len(dev) < 2:
         says = "Not known: no dev queries are measured as the run learns (dev.every), so only the reward can be seen."
         return Statement(question=question, level="unknown", says=f"{says} {reward}".strip(), link="/rewards")

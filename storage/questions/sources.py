@@ -102,6 +102,15 @@ class LedgerSource:
         with copy.cursor() as cursor:
             yield cursor
 
+    def file(self) -> Path:
+        """Return a file with what can be asked for, for another process: a ledger that nobody writes now.
+
+        A sink may take it at any moment. Raises StorageError.
+        """
+        with self.cursor():  # It finds out whether a sink holds the ledger, and brings an older one up to date.
+            copy = self._copy
+        return self._folder / LEDGER if copy is None else copy.snapshot()
+
     def close(self) -> None:
         """Release everything."""
         with self._lock:

@@ -16,7 +16,7 @@ import msgspec
 from storage.questions.asking import ask
 
 ROWS_AT_ONCE = 200
-PLACE = re.compile(r"([a-z-]+)\.(\d{1,6}):(\d{1,18})")
+PLACE = re.compile(r"([a-z-]+)\.([0-9]{1,6}):([0-9]{1,18})")
 
 Cursor = dict[tuple[str, int], int]
 """Next offset by kind of topic and partition."""
@@ -65,6 +65,15 @@ def read_cursor(text: str) -> Cursor | None:
     if not parts or any(match is None or match[1] not in KINDS for match in found):
         return None
     return {(match[1], int(match[2])): int(match[3]) for match in found if match is not None}
+
+
+def within(cursor: Cursor, end: Cursor) -> Cursor:
+    """Return a cursor no further than the end of a log that is whole.
+
+    A cursor beyond it belongs to another log of the same name, and would wait for rows that never come. If the log is
+    that of a killed sink, whose newest records a page has seen in Kafka, those come twice.
+    """
+    return {place: min(offset, end.get(place, 0)) for place, offset in cursor.items()}
 
 
 def ends(connection: duckdb.DuckDBPyConnection) -> Cursor:

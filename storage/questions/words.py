@@ -24,7 +24,8 @@ METRICS = {
     "flat_share": ("Groups without spread", "They give no gradient."),
     "rejected_share": ("Rejected groups", "Share that the learner refused."),
     "staleness_max": ("Staleness, largest", "In versions."),
-    "logprob_difference": ("Log-probability agreement", "Difference between sampler and learner, by token."),
+    "expansion_words_mean": ("Words per expansion", "1 if every expansion is a single word."),
+    "logprob_difference_max": ("Log-probability agreement", "Largest difference between sampler and learner, in nats."),
 }
 PARTS = {
     "relevance": ("Relevance", "Of the results, by the relevance model."),
@@ -37,6 +38,20 @@ PARTS = {
     "reciprocal_rank": ("Reciprocal rank", "1 / rank of the right product."),
     "list_likelihood": ("List likelihood", "Log-probability of the right product in its list."),
     "values": ("Values", "Attribute values in a summary."),
+    "raw_relevance": ("Relevance of the raw results", "Their mean, before any help. Relevance is the gain over it."),
+    "union_relevance": ("Relevance with the help", "The mean of the results of query and expansions together."),
+    "raw_size": ("Number of raw results", "Documents that the query alone finds."),
+    "union_size": ("Number of results with the help", "Documents that query and expansions find together."),
+    "terms": ("Added words", "Words that the expansions add to the query."),
+    "reach": ("Gain within reach", "Relevant documents won for a ranker behind the search, less those lost."),
+    "found": ("Won within reach", "Relevance of the documents that only the help brings to the ranker."),
+    "lost": ("Lost within reach", "Relevance of the raw documents that the help keeps from the ranker."),
+    "structure": ("Structure", "Format and length of the summary: -1, -.5, or up to 1."),
+    "retrieval": ("Retrieval", "What the summary gains over the whole document, as the reward counts it."),
+    "delta": ("Gain over the document", "The score of the summary less that of the document."),
+    "summary_score": ("Score of the summary", "How well it tells its own queries from others."),
+    "document_score": ("Score of the document", "How well the whole text tells its own queries from others."),
+    "kept_tokens": ("Kept tokens", "Length of the part of the summary that is used."),
 }
 WORDS = {"update_metrics": METRICS, "reward_parts": PARTS}
 """Title and sentence by raw name, for each question that shows them."""

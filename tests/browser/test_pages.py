@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 import pytest
@@ -14,8 +16,10 @@ from infra.ui.pages import PAGES
 from storage.ledger import LEDGER
 from storage.sink import Sink
 from streams.codec import decode
-from streams.events import Reward, Update
+from streams.events import Event, Reward, Update
+from streams.records import Received
 from tests.browser.tabs import Tab, open_browser
+from tests.reported import compared, hits
 from tests.shown_pages import TOKEN, VILE, in_log_order, shown, whole_run, write_run
 from tests.stored_events import generation, impression_outcome, policy, reward, update
 
@@ -238,32 +242,74 @@ def follow(page: Page, *names: str) -> None:
         page.get_by_role("link", name=name, exact=True).first.click()
 
 
-def test_why_did_the_reward_rise(watched: Watched) -> None:
-    page = watched.show("/")
-    follow(page, "Rewards")
-    parts = page.locator("section", has_text="Parts of the reward")
-    expect(parts.get_by_text("Relevance", exact=True)).to_be_visible()
-    expect(parts.get_by_text("Size", exact=True)).to_be_visible()
-    follow(page, "Examples")
-    page.get_by_role("button", name="reward").click()
-    page.locator("table.data tbody a").first.click()
-    expect(page.locator("section.card").first.get_by_text("relevance", exact=True)).to_be_visible()
-    page.locator("summary", has_text="Results beside the raw ones").first.click()
-    expect(page.locator(".results").first).to_be_visible()
+def hacked_run(groups: int = GROUPS) -> list[Received]:
+    """Return a run whose reward rises with its size alone."""
+    events = [decode(each.value) for each in whole_run(groups)]
+    found: list[Event] = []
+    for event in events:
+        if isinstance(event, Reward):
+            size = event.generation.policy.step / groups
+            outcomes = tuple(
+                msgspec.structs.replace(
+                    each, reward=0.4 + size + number / 100, components={"relevance": 0.4, "size": size}
+                )
+                for number, each in enumerate(event.outcomes)
+            )
+            event = msgspec.structs.replace(event, outcomes=outcomes)
+        found.append(event)
+    return in_log_order(found)
+
+
+def test_why_did_the_reward_rise(browser: Browser, tmp_path: Path) -> None:
+    write_run(tmp_path, hacked_run())
+    with shown(tmp_path) as address:
+        watched = Watched(browser.new_context().new_page(), address)
+        page = watched.page
+        expect(page.locator(".statement", has_text="Is it learning?")).to_contain_text("The training reward rose")
+        page.locator(".statement", has_text="Is it learning?").get_by_role("link").click()
+        page.wait_for_url("**/rewards?*")
+        parts = page.locator("section", has_text="Parts of the reward")
+        # The size has risen, and the relevance has not: the reward is hacked.
+        expect(parts.get_by_role("img", name="Size: value from 0 to 0.242")).to_be_visible()
+        expect(parts).to_contain_text("The same in all of the run: Relevance 0.400")
+        chart = page.locator("section", has_text="How rewards are spread").locator(".u-over")
+        box = chart.bounding_box()
+        assert box is not None
+        page.mouse.click(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+        page.wait_for_url(f"**/examples?*step={GROUPS // 4 - 1}*")
+        page.locator("table.data tbody a").first.click()
+        first = page.locator("section.card").first
+        expect(first.locator("tr", has_text="Relevance")).to_contain_text("0.400")
+        expect(first.locator("tr", has_text="Size")).to_contain_text("0.242")
+        page.locator("summary", has_text="Results beside the raw ones").first.click()
+        expect(page.locator(".results").first).to_be_visible()
+        page.context.close()
+    assert watched.trouble == []
 
 
 def test_which_queries_lost_most_with_this_version(watched: Watched) -> None:
+    means: dict[str, tuple[list[float], list[float]]] = {}
+    for number in range(GROUPS):
+        step, judged = number // 4, reward(number, step=number // 4)
+        side = 0 if step <= 14 else 1 if step >= 16 else None
+        if side is not None:
+            scores = [each.reward for each in judged.outcomes if each.reward is not None]
+            means.setdefault(judged.generation.request.query_id, ([], []))[side].append(sum(scores) / len(scores))
+    changes = {query: fmean(after) - fmean(before) for query, (before, after) in means.items()}
+    lost, change = min(changes.items(), key=lambda each: each[1])
     page = watched.show("/")
     follow(page, "Versions")
     table = page.locator("section", has_text="Queries that two versions both answered")
     table.get_by_role("button", name="change").click()
     table.get_by_role("button", name="change").click()
     worst = table.locator("tbody tr").first
-    assert float(worst.locator("td").nth(3).inner_text()) < 0
-    query = worst.locator("td").last.inner_text()
+    assert (worst.locator("td").last.inner_text(), worst.locator("td").nth(3).inner_text()) == (lost, f"{change:.3f}")
     worst.get_by_role("link").click()
-    page.wait_for_url(f"**/examples?*query={query}*")
-    expect(page.locator("table.data tbody tr").first).to_be_visible()
+    page.wait_for_url(f"**/examples?*query={lost}*")
+    rows = page.locator("table.data tbody tr")
+    expect(rows).to_have_count(len(range(int(lost[1:]), GROUPS, 7)))
+    rows.first.get_by_role("link").click()
+    expect(page.locator(".notice")).to_contain_text("It gave a gradient to version")
 
 
 def test_is_someone_clicking_fraudulently(browser: Browser, tmp_path: Path) -> None:
@@ -316,9 +362,81 @@ def test_why_did_this_group_give_no_gradient(browser: Browser, tmp_path: Path) -
 
 
 def test_which_weights_answered_this_request(watched: Watched) -> None:
-    page = watched.show("/examples")
+    page = watched.show("/")
+    follow(page, "Examples")
     page.get_by_label("Query, or an id").fill("request-6")
     page.get_by_role("button", name="Show", exact=True).click()
     expect(page.locator("table.data tbody tr")).to_have_count(1)
     page.locator("table.data tbody a").click()
     expect(page.locator("main")).to_contain_text(policy(1).sha256)
+    # Each stage leads to its record, which is shown at once.
+    page.get_by_role("link", name="rewards[0]@6").click()
+    page.wait_for_url("**/sql?*")
+    expect(page.locator("main")).to_contain_text("1 rows in")
+    expect(page.locator("table.data tbody")).to_contain_text(policy(1).sha256)
+
+
+def test_an_alert_leads_to_its_rows_and_a_sentence_shows_its_commands(browser: Browser, tmp_path: Path) -> None:
+    flat = [reward(number, step=number // 4) for number in range(40)]
+    empty = [
+        msgspec.structs.replace(
+            each, outcomes=tuple(msgspec.structs.replace(one, expansions=()) for one in each.outcomes)
+        )
+        for each in flat
+    ]
+    write_run(tmp_path, in_log_order(list(empty)))
+    with shown(tmp_path) as address:
+        watched = Watched(browser.new_context().new_page(), address)
+        page = watched.page
+        expect(page.locator("code", has_text="searchloop verify")).to_be_visible()
+        assert "`" not in page.locator("main").inner_text()
+        page.locator(".notice", has_text="no-op collapse").get_by_role("link", name="The rows behind it").click()
+        page.wait_for_url("**/sql?*")
+        expect(page.locator("table.data tbody tr").first).to_be_visible()
+        page.context.close()
+    assert watched.trouble == []
+
+
+def test_a_part_of_a_stack_says_its_own_value(browser: Browser, tmp_path: Path) -> None:
+    records = [decode(each.value) for each in whole_run(24)]
+    made = {
+        each.policy.step: msgspec.structs.replace(each, trained=each.trained[1:], flat=each.trained[:1])
+        for each in records
+        if isinstance(each, Update)
+    }
+    write_run(
+        tmp_path, in_log_order([made[each.policy.step] if isinstance(each, Update) else each for each in records])
+    )
+    with shown(tmp_path) as address:
+        watched = Watched(browser.new_context().new_page(), address)
+        page = watched.show("/learning")
+        fates = page.locator("section", has_text="Groups by fate")
+        expect(fates.locator(".u-legend tr", has_text="trained").locator(".u-value")).to_have_text("3")
+        expect(fates.locator(".u-legend tr", has_text="flat").locator(".u-value")).to_have_text("1")
+        expect(fates.get_by_role("img")).to_have_attribute("aria-label", re.compile("trained from 3 to 3"))
+        page.context.close()
+    assert watched.trouble == []
+
+
+def test_a_held_out_query_that_lost_leads_to_search(browser: Browser, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, whole_run(4))
+    (folder / "evaluation.json").write_bytes(msgspec.json.encode(compared(hits("0-3"), hits("1-17"))))
+    with shown(tmp_path) as address:
+        watched = Watched(browser.new_context().new_page(), address)
+        page = watched.page
+        statement = page.locator(".statement", has_text="Is it learning?")
+        expect(statement).to_contain_text("By held-out queries: search got better: +0.650")
+        statement.get_by_role("link").click()
+        card = page.locator("section", has_text="Held-out queries, one by one")
+        expect(card).to_contain_text("14 queries better, 1 worse, 5 the same")
+        expect(page.locator("section", has_text="Queries that two versions")).to_contain_text(
+            "No query has groups on both"
+        )
+        for _ in range(2):
+            card.get_by_role("button", name="change").click()
+        expect(card.locator("tbody tr").first.locator("td").nth(3)).to_have_text("-1")
+        card.locator("tbody tr").first.get_by_role("link").click()
+        page.wait_for_url("**/search?*")
+        expect(page.get_by_label("Query")).to_have_value("q0")
+        page.context.close()
+    assert watched.trouble == []

@@ -255,9 +255,11 @@ def test_hostile_requests_get_an_answer_that_says_what_was_expected(
             ("/search", {"query": "mug", "helped": "v9"}, 404, "helped: auto, raw, or a version"),
             ("/search", b"[" * 60_000, 400, "a JSON object"),
             ("/search", b"[1]", 400, "a JSON object"),
+            ("/search", b'{"query": "\xff"}', 400, "a JSON object"),
             ("/events", b"x" * 10_000_000, 413, "a body of at most"),
             ("/events", [click("i")] * 51, 413, "at most 50 events"),
             ("/events", b"\xff", 400, "JSON"),
+            ("/events", b'{"action_name": "\xff"}', 400, "JSON"),
             ("/summaries", {"ids": ["x" * 600]}, 400, "ids: a list"),
         ]:
             try:

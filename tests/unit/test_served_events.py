@@ -114,7 +114,9 @@ def test_one_event_a_list_and_lines_are_batches(body: bytes, count: int) -> None
     assert len(read_batch(body)) == count
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b'{"\xff": 1}\n{"a": "\xff"}', b"[" * 100_000]
+)
 def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(Refused, match="expected JSON"):
         read_batch(body)

@@ -1,7 +1,7 @@
 // Cards: one saved question each, with its chart or table, its data and its SQL.
 import { address, again, get, records, rests } from "./api.js";
 import { chart } from "./chart.js";
-import { figure, h } from "./dom.js";
+import { figure, h, prose } from "./dom.js";
 import { table } from "./table.js";
 
 export async function questions(page) {
@@ -15,7 +15,7 @@ export function card(question, words, values = {}) {
     "section",
     { className: `card${wide ? " wide" : ""}`, ariaLabel: question.title },
     h("h2", {}, question.title),
-    h("p", { className: "quiet" }, question.says),
+    h("p", { className: "quiet" }, prose(question.says)),
     body,
     h(
       "footer",
@@ -42,7 +42,7 @@ export function card(question, words, values = {}) {
 }
 
 function show(question, answer, words) {
-  if (question.draw === "table") return table(question, answer);
+  if (question.draw === "table") return answer.rows.length ? table(question, answer) : h("p", { className: "quiet" }, prose(question.empty || "No rows."));
   if (question.draw !== "multiples") return chart(question, answer);
   const rows = records(answer);
   if (!rows.length) return h("p", { className: "quiet" }, "Nothing is logged yet.");

@@ -1,15 +1,16 @@
 // Charts of answers, drawn by uPlot. Each has its data as a table for those who do not see it.
 import { follow, records } from "./api.js";
-import { colour, figure, h, named } from "./dom.js";
+import { colour, figure, h, named, prose } from "./dom.js";
 import { table } from "./table.js";
 
 const drawn = new Set();
+const STEPS = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7].flatMap((each) => [each, 2 * each, 5 * each]);
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 4]];
 
 export function chart(question, answer, { height = 220, title = question.title } = {}) {
   const rows = records(answer);
   const place = h("div", { className: "chart" });
-  if (!rows.length) return h("p", { className: "quiet" }, question.empty || "Nothing is logged yet.");
+  if (!rows.length) return h("p", { className: "quiet" }, prose(question.empty || "Nothing is logged yet."));
   const shape = question.draw === "scatter" ? points(question, rows) : lines(question, rows);
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", `${title}: ${summary(shape)}`);
@@ -31,7 +32,7 @@ export function chart(question, answer, { height = 220, title = question.title }
   const rest = h("details", {}, h("summary", {}, "Data as a table"));
   rest.addEventListener("toggle", () => rest.open && rest.childElementCount === 1 && rest.append(table(question, answer)));
   const smoothed = shape.kinds.some((kind) => kind.behind);
-  const key = [question.band.length ? "the band lies between the two other values of the data" : "", smoothed ? `thick: mean of ${question.smooth} versions, thin: each` : "", answer.in_all > rows.length ? `${rows.length.toLocaleString("en")} of ${answer.in_all.toLocaleString("en")} in all` : ""].filter(Boolean).join("; ");
+  const key = [smoothed ? `thick: mean of ${question.smooth} versions, thin: each` : "", answer.in_all > rows.length ? `${rows.length.toLocaleString("en")} of ${answer.in_all.toLocaleString("en")} in all` : ""].filter(Boolean).join("; ");
   return h("div", {}, place, key && title === question.title ? h("p", { className: "key" }, key) : "", rest);
 }
 
@@ -55,7 +56,7 @@ function lines(question, rows) {
         high[at.get(row[question.x])] = row[question.band[1]];
       }
     }
-    series.push({ name, raw, low, high, smooth: mean(raw, question.smooth) });
+    series.push({ name, raw, low, high, own: raw, smooth: mean(raw, question.smooth) });
   }
   if (question.draw === "stack") {
     const sum = new Array(xs.length).fill(0);
@@ -72,8 +73,8 @@ function lines(question, rows) {
     }
     if (question.smooth > 1 && xs.length > 2 * question.smooth) {
       add(each.raw, { number, behind: true, label: `${each.name}, each` });
-      add(each.smooth, { number, label: each.name, raw: each.raw });
-    } else add(each.raw, { number, label: each.name, raw: each.raw });
+      add(each.smooth, { number, label: each.name, own: each.smooth });
+    } else add(each.raw, { number, label: each.name, own: each.own });
   }
   return { data, kinds, rows, xs, series };
 }
@@ -99,6 +100,7 @@ function plot(question, shape, width, height) {
   const time = question.x === "hour";
   const share = question.unit === "share";
   const axis = { stroke: named("quiet"), grid: { stroke: named("rule"), width: 1 }, ticks: { stroke: named("rule") }, font: "12px system-ui" };
+  const whole = !time && shape.xs.every(Number.isInteger); // There is no version 2.5.
   const several = shape.series.length > 1;
   return {
     width,
@@ -107,8 +109,8 @@ function plot(question, shape, width, height) {
     legend: { show: several, live: true },
     cursor: { focus: { prox: 24 }, points: { size: 7 } },
     axes: [
-      { ...axis, label: time ? "hour (UTC)" : label(question.x), labelSize: 18, labelFont: "12px system-ui", size: 36 },
-      { ...axis, size: (_, labels) => 24 + 7 * Math.max(3, ...(labels ?? []).map((each) => each.length)), values: (_, ticks) => ticks.map((tick) => (share ? `${Math.round(100 * tick)} %` : short(tick))) },
+      { ...axis, ...(whole ? { incrs: STEPS } : {}), label: time ? "hour (UTC)" : label(question.x), labelSize: 18, labelFont: "12px system-ui", size: 36 },
+      { ...axis, space: height < 200 ? 18 : 30, size: (_, labels) => 24 + 7 * Math.max(3, ...(labels ?? []).map((each) => each.length)), values: (_, ticks) => ticks.map((tick) => (share ? `${Math.round(100 * tick)} %` : short(tick))) },
     ],
     series: [
       { label: time ? "hour" : label(question.x) },
@@ -122,7 +124,8 @@ function plot(question, shape, width, height) {
         points: { show: kind.dots || shape.xs.length < 2, size: 4, fill: colour(kind.number) + "66", stroke: "transparent" },
         fill: question.draw === "stack" && kind.number === 0 ? colour(kind.number) + "55" : undefined,
         spanGaps: true,
-        value: (_, value) => figure(value, question.unit),
+        // A part of a stack says its own value, and a chart that nobody points at says the newest ones.
+        value: (_, value, at, x) => figure(kind.own ? kind.own[x ?? kind.own.findLastIndex((each) => typeof each === "number")] : value, question.unit),
       })),
     ],
     // The parts of a stack are filled down to the next one, so each keeps its colour.
@@ -152,7 +155,7 @@ function opens(u, question, shape) {
 
 function summary(shape) {
   const parts = shape.series.slice(0, 6).map((each) => {
-    const known = each.raw.filter((value) => typeof value === "number");
+    const known = (each.own ?? each.raw).filter((value) => typeof value === "number");
     return known.length ? `${label(each.name)} from ${figure(known[0])} to ${figure(known.at(-1))}` : `${label(each.name)}: nothing`;
   });
   return `${parts.join("; ")}. ${shape.xs.length} points.`;

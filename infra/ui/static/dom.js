@@ -13,6 +13,12 @@ export function h(tag, attributes = {}, ...children) {
 
 export const own = (text) => h("bdi", {}, visible(text));
 
+// Our own sentences, in which `searchloop verify` is a command.
+export function prose(text) {
+  const parts = visible(text).split("`");
+  return parts.length % 2 ? parts.map((part, at) => (at % 2 ? h("code", {}, part) : part)) : parts.join("`");
+}
+
 // Control and direction characters could make a text look like another one.
 export function visible(text) {
   return String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}]/gu, (c) => (c === "\n" || c === "\u200d" ? c : " "));

@@ -1,14 +1,16 @@
 // Judging in random order: two unnamed lists, and a choice. A choice is kept in this browser until the log has it, so
 // neither a reload nor a lost connection loses it; its id is made once, so the log counts it once.
 import { get, post } from "./api.js";
-import { figure, h, own, visible } from "./dom.js";
+import { figure, h, own, prose, visible } from "./dom.js";
 import { percent, version, whiskers } from "./people.js";
 
 const KEPT = "searchloop-judging";
 
 export function judging(run) {
-  const place = h("div", { ariaLive: "polite" }), told = h("div"), tally = h("div");
-  const element = h("section", { className: "card wide", ariaLabel: "Which results are better?" }, h("h2", {}, "Which results are better?"), h("p", { className: "quiet" }, "Two lists for one query: raw results, and those of the version that serves. Sides and queries come in random order. Each choice goes into the log of the server's run, and counts as no search."), told, place, tally);
+  const place = h("div", { ariaLive: "polite" }), told = h("div"), tally = h("details", {}, h("summary", {}, "Judgments so far")), counts = h("div");
+  tally.append(counts);
+  tally.hidden = true;
+  const element = h("section", { className: "card wide", ariaLabel: "Which results are better?" }, h("h2", {}, "Which results are better?"), h("p", { className: "quiet" }, "Two lists for one query: raw results, and those of the version that serves. Sides and queries come in random order. Each choice goes into the log of the server's run, and counts as no search. What was judged so far stays folded: it would tell on which side the version was."), told, place, tally);
   const kept = () => ({ waiting: [], pairs: {}, done: {}, ...JSON.parse(localStorage.getItem(KEPT)) });
   const keep = (change) => {
     const now = kept();
@@ -92,7 +94,8 @@ export function judging(run) {
     const of = answer.judged.find((each) => each.version === name);
     const n = of ? of.duel.wins + of.duel.losses + of.duel.ties : 0;
     const says = of ? `${percent(of.share)} [${percent(of.low)}, ${percent(of.high)}] of ${figure(n)} judgments prefer ${name}; a tie is half for each. The interval holds at 95 % however often you look.` : "No judgment of this version is in the log yet. `searchloop listen` stores them.";
-    tally.replaceChildren(h("h3", {}, "Judgments so far"), h("p", {}, own(says)), whiskers(rows, "Share that prefers the version"));
+    tally.hidden = false;
+    counts.replaceChildren(h("p", {}, h("bdi", {}, prose(says))), whiskers(rows, "Share that prefers the version"));
   };
   // One visit begins once: news of the run come meanwhile, and must not take away what somebody is looking at.
   let begun = null;
@@ -106,7 +109,7 @@ export function judging(run) {
   const refresh = async () => {
     try {
       const answer = await get("/api/judging");
-      if (!answer.version) return place.replaceChildren(h("p", { className: "quiet" }, visible(answer.why || "The server has no version that helps: nothing to judge.")));
+      if (!answer.version) return place.replaceChildren(h("p", { className: "quiet" }, prose(answer.why || "The server has no version that helps: nothing to judge.")));
       if (begun !== answer.version) {
         begun = answer.version;
         await begin(answer);

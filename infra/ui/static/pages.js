@@ -1,9 +1,9 @@
 // One function for each page: it fills the page, and returns the function that brings it up to date.
 import { address, again, get, post, records, rests } from "./api.js";
 import { card, questions } from "./cards.js";
-import { colour, figure, h, own, visible } from "./dom.js";
+import { colour, figure, h, own, prose, visible } from "./dom.js";
 import { judging } from "./judging.js";
-import { moment, ramp, versionsLive } from "./people.js";
+import { asked, moment, ramp, versionsLive } from "./people.js";
 import { table } from "./table.js";
 
 async function charts(main, page, values = {}) {
@@ -39,9 +39,9 @@ export async function overview(main) {
         "div",
         { className: "statements" },
         health.statements.map((each) =>
-          h("div", { className: `statement ${each.level}` }, h("span", { className: "level" }, LEVELS[each.level]), h("b", {}, each.question), visible(each.says), " ", h("a", { href: address(each.link) }, "Show me")),
+          h("div", { className: `statement ${each.level}` }, h("span", { className: "level" }, LEVELS[each.level]), h("b", {}, each.question), prose(each.says), " ", h("a", { href: address(each.link) }, "Show me")),
         ),
-        h("div", { className: "statement" }, h("b", {}, "What limits it?"), limit.says, bar(limit.shares), h("span", { className: "quiet" }, limit.advice)),
+        h("div", { className: "statement" }, h("b", {}, "What limits it?"), prose(limit.says), bar(limit.shares), h("span", { className: "quiet" }, prose(limit.advice))),
       ),
     );
   };
@@ -63,7 +63,7 @@ async function showAlerts(place) {
         "section",
         { className: "card", ariaLabel: "Alerts" },
         h("h2", {}, "Alerts"),
-        firing.map((each) => h("p", { className: `notice ${each.severity === "critical" ? "bad" : ""}` }, h("b", {}, visible(each.rule)), ": ", visible(each.says), " ", h("span", { className: "quiet" }, visible(each.hint)), " ", each.sql ? h("a", { href: address("/sql", { sql: each.sql }) }, "The rows behind it") : "")),
+        firing.map((each) => h("p", { className: `notice ${each.severity === "critical" ? "bad" : ""}` }, h("b", {}, visible(each.rule)), ": ", prose(each.says), " ", h("span", { className: "quiet" }, prose(each.hint)), " ", each.sql ? h("a", { href: address("/sql", { sql: each.sql }) }, "The rows behind it") : "")),
         h("p", { className: "quiet" }, `${firing.length ? "" : "No rule fires. "}${watching} of ${alerts.length} rules have data${silenced.length ? `, ${silenced.length} silenced` : ""}.`),
       ),
     );
@@ -137,20 +137,27 @@ export async function examples(main, here) {
 
 export async function example(main, here) {
   const group = await get("/api/group", { group: here.get("group") || "" });
+  const { words } = await questions("rewards");
   const ordered = [...group.candidates].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
   main.append(
     h("p", {}, h("b", {}, own(group.query || group.query_id)), ` · version ${figure(group.step)} `, h("a", { href: address("/examples", { query: group.query_id }) }, "All groups of this query"), " · ", h("a", { href: address("/examples", { step: group.step }) }, "All groups of this version")),
     h("p", { className: "notice" }, visible(group.fate)),
     h("p", { className: "quiet" }, "Written by the weights ", h("code", {}, own(group.weights_sha256)), `, version ${figure(group.step)} of lineage `, own(group.lineage), ". The same name stands in the checkpoint's manifest."),
-    h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("code", {}, each.place), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, moment(each.made_at_ms))))),
+    h("ol", { className: "stages", ariaLabel: "Stages" }, group.stages.map((each) => h("li", {}, `${each.stage} `, h("a", { href: address("/sql", { sql: recordOf(each) }) }, h("code", {}, each.place)), each.step === null ? "" : ` version ${each.step}`, " ", h("span", { className: "quiet" }, moment(each.made_at_ms))))),
     Object.keys(group.context).length ? h("details", {}, h("summary", {}, "What the prompt was given"), h("pre", {}, own(JSON.stringify(group.context, null, 1)))) : "",
-    h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw))),
+    h("div", { className: "grid" }, ordered.map((each) => candidate(each, group.raw, words.reward_parts))),
   );
   return async () => {};
 }
 
-function candidate(each, raw) {
-  const parts = { columns: ["part", "value"], rows: Object.entries(each.parts) };
+// The record of a stage, as the ledger holds it.
+function recordOf(each) {
+  const [, kind, number, offset] = /^([a-z-]+)\[(\d+)\]@(\d+)$/.exec(each.place);
+  return `SELECT * FROM ${kind.replaceAll("-", "_")} WHERE topic LIKE '%.${kind}' AND "partition" = ${number} AND record_offset = ${offset}`;
+}
+
+function candidate(each, raw, words) {
+  const parts = { columns: ["part", "value"], rows: Object.entries(each.parts).map(([name, value]) => [words[name]?.[0] ?? name.replaceAll("_", " "), value]) };
   const lost = raw.filter((hit) => each.lost.includes(hit.document_id));
   return h(
     "section",
@@ -191,18 +198,30 @@ export async function versions(main, here) {
   const apart = Math.max(Math.floor((Math.abs(to - from) + 1) / 2), 1);
   const width = Math.min(Math.max(Math.trunc(Number(here.get("width") ?? 20)) || 1, 1), apart);
   const choose = (name, value, text) => h("label", {}, text, h("select", { name }, steps.map((step) => h("option", { value: step, selected: step === value }, step))));
-  main.append(
+  if (steps.length)
+    main.append(
     h("form", { className: "row", action: address("/versions").split("?")[0] }, h("input", { type: "hidden", name: "run", value: here.get("run") }), choose("from", from, "Before"), choose("to", to, "After"), h("label", {}, "Versions on each side", h("input", { name: "width", value: width, inputMode: "numeric", size: 5 })), h("button", { className: "first" }, "Compare")),
   );
   const values = { from_low: from, from_high: from + width - 1, to_low: to - width + 1, to_high: to };
-  const cards = [ramp(), card(by.version_queries, words, values), card(by.versions, words), judging(here.get("run"))];
+  const cards = [ramp(), card(by.version_queries, words, values), heldOut(), card(by.versions, words), judging(here.get("run"))];
   main.append(h("div", { className: "grid" }, cards.map((each) => each.element)));
   return async () => {
     for (const each of cards) await each.refresh();
   };
 }
 
-export async function search(main) {
+// Queries that trained nothing, one by one: the policy against the baseline.
+function heldOut() {
+  return asked("Held-out queries, one by one", "What the policy changed on queries that trained nothing, the largest losses and gains first. A click opens the query in Search, where a running server answers it raw and helped.", "/api/evaluated", ({ evaluated }) => {
+    if (!evaluated.length) return [h("p", { className: "quiet" }, prose("Nothing is measured with its values by query. `searchloop measure --json` into the run's folder keeps them; `searchloop report` shows the command."))];
+    return evaluated.flatMap((each) => [
+      h("p", {}, own(`${each.measure} of “${each.row}” against “${each.baseline}” (${each.name}): ${figure(each.better)} queries better, ${figure(each.worse)} worse, ${figure(each.in_all - each.better - each.worse)} the same.`)),
+      table({ title: `Queries of ${each.name}`, link: "/search?query={query}" }, { columns: ["query", "before", "after", "change", "query_id"], rows: each.queries.map((one) => [one.text || one.query_id, one.before, one.after, one.change, one.query_id]), in_all: each.in_all }),
+    ]);
+  });
+}
+
+export async function search(main, here) {
   const place = h("div", { ariaLive: "polite" });
   const said = h("p", { className: "quiet", role: "status" });
   const click = (query_id) => async (event, hit) => {
@@ -214,7 +233,7 @@ export async function search(main) {
       said.textContent = error.message;
     }
   };
-  const input = h("input", { name: "query", required: true, maxLength: 10000, size: 40 });
+  const input = h("input", { name: "query", required: true, maxLength: 10000, size: 40, value: here.get("query") || "" });
   const form = h("form", { className: "row", role: "search" }, h("label", {}, "Query", input), h("button", { className: "first" }, "Search"));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -248,9 +267,9 @@ export async function sql(main, here) {
     place.replaceChildren(h("p", { className: "quiet" }, "Asking the ledger …"));
     try {
       const answer = await post("/api/sql", { run: here.get("run"), sql: area.value });
-      place.replaceChildren(h("p", { className: "quiet" }, `${figure(answer.rows.length)} rows in ${figure(answer.milliseconds)} ms`), table({ title: "Answer" }, answer));
+      place.replaceChildren(h("p", { className: "quiet" }, `${figure(answer.rows.length)} rows in ${figure(Math.round(answer.milliseconds))} ms`), table({ title: "Answer" }, answer));
     } catch (error) {
-      place.replaceChildren(h("p", { className: "notice bad", role: "alert" }, visible(error.message)));
+      place.replaceChildren(h("p", { className: "notice bad", role: "alert" }, prose(error.message)));
     }
   };
   form.addEventListener("submit", (event) => {
@@ -258,7 +277,7 @@ export async function sql(main, here) {
     run();
   });
   main.append(h("p", { className: "quiet" }, "The ledger is read-only here: one SELECT, no files, no network, within ui.seconds_max."), form, place);
-  if (chosen) await run();
+  if (chosen || here.get("sql")) await run(); // A link shows its rows at once.
   return async () => {};
 }
 

@@ -9,7 +9,7 @@ export const percent = (value) => (value === null ? "?" : `${(100 * value).toFix
 const signed = (value, show) => (value === null ? "?" : `${value > 0 ? "+" : ""}${show(value)}`);
 
 // A card that asks one address, and draws what it answers.
-function asked(title, says, path, draw) {
+export function asked(title, says, path, draw) {
   const body = h("div", {}, h("p", { className: "quiet" }, "Asking the ledger …"));
   const element = h("section", { className: "card wide", ariaLabel: title }, h("h2", {}, title), h("p", { className: "quiet" }, says), body);
   const refresh = async () => {
@@ -113,16 +113,17 @@ function duels(found) {
 }
 
 const FIGURES = { click_ranks: "Clicks by rank", click_rate: "Searches with a click" };
+const reason = (line) => line.says.replace(`${line.figure}: `, "");
 function drift(line) {
   const title = `${FIGURES[line.figure] || line.figure} against the first day`;
-  if (!line.points.length) return h("p", { className: "quiet" }, `${title}: not known yet (${visible(line.says)}).`);
+  if (!line.points.length) return h("p", { className: "quiet" }, `${title}: not known yet (${visible(reason(line))}).`);
   const rows = line.points.flatMap(([at, value]) => [[Math.floor(at / 1000), "index", value], [Math.floor(at / 1000), "limit", line.limit]]);
   const newest = line.points.at(-1)[1];
   return h(
     "div",
     {},
     h("h4", {}, title),
-    h("p", { className: "quiet" }, `Stability index (PSI) of the newest day: ${figure(newest)}; the alert “${visible(line.rule)}” fires above ${line.limit}. 0 means no change.${line.says ? ` Now not known: ${visible(line.says)}.` : ""}`),
+    h("p", { className: "quiet" }, `Stability index (PSI) of the newest day: ${figure(newest)}; the alert “${visible(line.rule)}” fires above ${line.limit}. 0 means no change.${line.says ? ` Now not known: ${visible(reason(line))}.` : ""}`),
     chart({ draw: "lines", title, x: "hour", series: "what", y: ["psi"], band: [], unit: "index", smooth: 1 }, { columns: ["hour", "what", "psi"], rows }, { height: 160 }),
     h("p", {}, h("a", { href: address("/", {}) }, "Alerts")),
   );

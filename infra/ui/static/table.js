@@ -53,9 +53,11 @@ export function table(question, answer) {
   );
 }
 
+const TIME = /^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?Z?$/; // As the ledger has it; the CSV has all of it.
+
 function cell(question, columns, row, at) {
   const value = row[at];
-  const text = typeof value === "object" && value !== null ? own(JSON.stringify(value)) : typeof value === "string" ? own(value) : figure(value);
+  const text = typeof value === "object" && value !== null ? own(JSON.stringify(value)) : typeof value === "string" ? own(value.replace(TIME, "$1 $2")) : figure(value);
   return at === 0 && question.link ? h("a", { href: follow(question.link, Object.fromEntries(columns.map((name, each) => [name, row[each]]))) }, text) : text;
 }
 

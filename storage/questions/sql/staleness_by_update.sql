@@ -6,7 +6,7 @@
 -- y: mean
 -- band: least, most
 -- unit: versions
--- says: Versions between the policy that wrote a group and the one that learned from it: mean, least and most. The limit is batch.staleness_max. A long run's chart draws about 500 updates, evenly spaced.
+-- says: Versions between the policy that wrote a group and the one that learned from it: mean, and a band from least to most. The limit is batch.staleness_max. A long run's chart draws about 500 updates, evenly spaced.
 WITH taken AS (
     SELECT DISTINCT u.run, u.step, u.parent_step, t.group_id
     FROM drawn_updates u JOIN update_groups t USING (topic, partition, record_offset) WHERE t.fate = 'trained'

@@ -3,6 +3,7 @@
 -- title: Queries that two versions both answered
 -- draw: table
 -- says: The mean reward of each query under both versions, the largest losses and gains first.
+-- empty: No query has groups on both sides. Take more versions on each side. A run that asks no query twice has none: the held-out queries below, if they were measured, tell what the policy changed.
 -- link: /examples?query={query_id}
 WITH mine AS (
     SELECT query_id, any_value(query) AS query, avg(reward_mean) FILTER (step BETWEEN $from_low AND $from_high) AS before,
