@@ -60,7 +60,9 @@ def test_one_request_is_followed_through_generation_reward_and_update(small_worl
         app, run = small_world.with_settings(settings), prepared.run
         stream(app, prepared, updates=2, seed=0, report=quiet)
     records = {kind: records_of(app, run, kind) for kind in TRACED_KINDS}
-    first = next(event for record in records["updates"] if isinstance(event := decode(record.value), Update) and event.trained)
+    first = next(
+        event for record in records["updates"] if isinstance(event := decode(record.value), Update) and event.trained
+    )
     group = first.trained[0]
     reward = next(record for record in records["rewards"] if record.key == group.encode())
     trace, _ = trace_of(reward)
