@@ -33,6 +33,14 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     difference_mean: float
     difference_max: float
 
+    def within(self, difference_max: float) -> bool:
+        """Return whether no difference exceeds a limit in nats, and their mean a tenth of it; NaN is never within.
+
+        Rounding is large for single tokens and small on average; other weights or another temperature cause
+        differences everywhere.
+        """
+        return self.difference_max <= difference_max and self.difference_mean <= difference_max * MEAN_SHARE
+
 
 @torch.inference_mode()
 def measure_agreement(
@@ -67,10 +75,9 @@ def measure_agreement(
 def require_agreement(agreement: Agreement, *, difference_max: float) -> None:
     """Raise AgreementError if the differences exceed the learner's limit; the message lists possible causes.
 
-    difference_max: `learner.update.logprob_difference_max`, in nats. The mean must stay within a tenth of it. Rounding
-    is large for single tokens and small on average; other weights or another temperature cause differences everywhere.
+    difference_max: `learner.update.logprob_difference_max`, in nats.
     """
-    if agreement.difference_max <= difference_max and agreement.difference_mean <= difference_max * MEAN_SHARE:
+    if agreement.within(difference_max):
         return
     raise AgreementError(
         f"vLLM's log-probabilities: expected within {difference_max:g} nats of the learner's own (mean "

@@ -110,7 +110,7 @@ def check_adapter(client: VllmClient, name: str, probes: Sequence[Probe], *, dif
         difference_mean=sum(differences) / len(differences),
         difference_max=max(differences),
     )
-    if not (found.difference_max <= difference_max and found.difference_mean <= difference_max * MEAN_SHARE):
+    if not found.within(difference_max):
         raise AdapterError(
             f"vLLM at {client.url}: adapter {name}: expected log-probabilities within {difference_max:g} nats of the "
             f"policy's own (mean {difference_max * MEAN_SHARE:g}), got up to {found.difference_max:.3g} off (mean "

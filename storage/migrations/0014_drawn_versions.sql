@@ -82,7 +82,7 @@ FROM groups GROUP BY run, split ORDER BY run, split;
 CREATE VIEW drawn_versions AS
 WITH alive AS MATERIALIZED (FROM surviving_versions), versions AS (
     SELECT run, lineage, step, (run, lineage, step) IN (FROM alive) OR NOT EXISTS (FROM alive) AS surviving
-    FROM (SELECT DISTINCT run, lineage, step FROM rewards)
+    FROM (SELECT DISTINCT run, lineage, step FROM rewards WHERE topic LIKE '%.rewards')
 ), numbered AS (
     SELECT *, greatest(1, ceil(count(*) OVER (PARTITION BY run) / 500)::BIGINT) AS every,
         row_number() OVER (PARTITION BY run, surviving ORDER BY step DESC, lineage) AS place

@@ -78,7 +78,8 @@ SELECT avg(reward_mean) FILTER (first <= 10) AS before, avg(reward_mean) FILTER 
     count(*) AS versions
 FROM edges"""
 NEWEST = """WITH newest AS (
-    SELECT * FROM rewards WHERE topic LIKE '%.rewards' AND step > (SELECT max(step) FROM rewards) - 20
+    SELECT * FROM rewards WHERE topic LIKE '%.rewards' AND step > (
+        SELECT max(step) FROM rewards WHERE topic LIKE '%.rewards') - 20
     QUALIFY row_number() OVER (PARTITION BY run, group_id ORDER BY source_offset, record_offset) = 1
 ), sums AS (
     SELECT count(o.reward) AS scored, count(o.valid) FILTER (o.valid AND o.status = 'scored') AS valid,

@@ -18,10 +18,11 @@ from infra.runs.verification import verify_run
 from search_env.catalogue.corpora import Query
 from search_env.leser.lessons import LessonSettings
 from search_env.leser.teachers import read_lessons
-from streams.clients import partitions_of
+from streams.clients import create_topics, partitions_of
 from streams.codec import decode
 from streams.errors import SettingsError
 from streams.events import Context, Request
+from streams.kafka_settings import KafkaSettings
 from streams.ranges import log_bounds, read_range
 from streams.topics import topic_name
 from tests.loop.conftest import SMALL, quiet
@@ -67,11 +68,16 @@ def test_a_run_learns_from_queries_that_were_not_prepared(small_world: App, uniq
         run=run, recipe="leser", index="small", index_version=prepared.index, seed=0, updates=6, settings=app.settings
     )
     write_run_settings(folder, kept)
+    # As many partitions as a user gets; the suite's own settings say one.
+    create_topics(
+        msgspec.structs.replace(app.settings.kafka, partitions=KafkaSettings().partitions), run, folder=folder
+    )
     stream(app, prepared, updates=6, seed=0, report=quiet)
     account = verify_run(app, run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
     kafka, published = app.connections.kafka, set[str]()
     bounds = log_bounds(kafka, partitions_of(kafka, [topic_name(run, "requests")]))
+    assert len(bounds) == KafkaSettings().partitions > 1
     for place, (first, end) in bounds.items():
         for record in read_range(kafka, place, first, end, client_id="test"):
             event = decode(record.value)

@@ -184,6 +184,7 @@ def test_a_bundle_that_is_stored_while_another_one_is_removed_keeps_the_files_th
     removing.names = stored_after_the_look  # type: ignore[method-assign]
     removing.remove("runs/a/one")
     writing.get("runs/a/two", tmp_path / "got")
+    assert (tmp_path / "got" / "shared").read_text() == "same"
 
 
 def test_the_newest_number_of_a_place_is_one_that_we_wrote(store: SharedStore, tmp_path: Path) -> None:

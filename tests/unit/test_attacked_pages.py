@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
 from infra.app.home import Home
@@ -30,7 +29,7 @@ from streams.traffic_events import ImpressionOutcome
 from tests.reported import compared, hits
 from tests.shown_pages import TOKEN, VILE, in_log_order, whole_run, write_run
 from tests.stored_events import decision, dev_score, generation, impression_outcome, reward
-from tests.unit.test_ui import BEARER, asked, get, post
+from tests.unit.test_ui import BEARER, asked, get, post, told
 
 FAR = "rewards.0:999999999999999999,updates.0:2"
 
@@ -128,21 +127,6 @@ def test_a_stream_is_for_readers_alone(method: str, home: Path) -> None:
     assert asked(home, run) == 405
 
 
-async def events(answer: ClientResponse, count: int) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
-    event: dict[str, str] = {}
-    async for line in answer.content:
-        name, _, value = line.decode().rstrip("\n").partition(": ")
-        if name:
-            event[name] = value
-            continue
-        found.append(event)
-        event = {}
-        if len(found) == count:
-            break
-    return found
-
-
 def test_a_stream_has_the_headers_of_every_answer(home: Path) -> None:
     async def run(client: TestClient) -> dict[str, str]:
         async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
@@ -163,10 +147,10 @@ def test_a_cursor_of_another_log_waits_for_nothing_that_never_comes(home: Path) 
 
     async def run(client: TestClient) -> Any:
         async with client.get(f"/api/stream?run=demo&from={FAR}", headers=BEARER) as answer:
-            first = await events(answer, 3)
+            first = await told(answer, 3)
             # What comes from now on is told, though its offsets lie far below the cursor that was sent.
             write_run(home, whole_run(16)[len(whole_run(12)) :])
-            return first, await events(answer, 2)
+            return first, await told(answer, 2)
 
     (old, updates, begun), later = asked(home, run)
     assert (old["id"], begun["id"]) == (FAR, "rewards.0:12,updates.0:3")
@@ -178,9 +162,9 @@ def test_a_cursor_of_another_log_waits_for_nothing_that_never_comes(home: Path) 
 def test_a_run_that_is_removed_ends_its_streams_with_a_sentence(home: Path) -> None:
     async def run(client: TestClient) -> Any:
         async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
-            await events(answer, 1)
+            await told(answer, 1)
             shutil.rmtree(home / "runs" / "demo")
-            return await events(answer, 1), await answer.content.read()
+            return await told(answer, 1), await answer.content.read()
 
     (said,), rest = asked(home, run)
     assert str(home) in json.loads(said["data"])["state"] and rest == b""  # Or what of it was there at that moment.
@@ -281,11 +265,11 @@ def test_many_open_pages_ask_a_log_once(home: Path, monkeypatch: pytest.MonkeyPa
 
         async def page() -> list[int]:
             async with client.get("/api/stream?run=demo", headers=BEARER) as answer:
-                await events(answer, 1)
+                await told(answer, 1)
                 ready.release()
                 await go.wait()
-                told = await events(answer, 2)
-                return [row["record_offset"] for each in told for row in json.loads(each["data"])["rows"]]
+                news = await told(answer, 2)
+                return [row["record_offset"] for each in news for row in json.loads(each["data"])["rows"]]
 
         open_pages = [asyncio.ensure_future(page()) for _ in range(pages)]
         for _ in range(pages):

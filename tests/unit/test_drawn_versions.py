@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from storage.ledger import LEDGER
+from storage.questions.overview import NEWEST
 from storage.schema import migrate
 from streams.events import PolicyRef
 from streams.records import Received
@@ -88,6 +89,16 @@ def test_a_long_run_is_drawn_by_evenly_spaced_versions_back_from_the_newest(tmp_
     assert ledger.execute("SELECT DISTINCT every, surviving FROM drawn_versions").fetchall() == [(3, True)]
     assert ledger.execute("SELECT count(*) FROM drawn_rewards").fetchall() == [(2 * len(steps),)]
     ledger.close()
+
+
+def test_versions_of_a_foreign_topic_are_not_drawn_and_hide_no_newest_groups(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, whole_run(12))
+    with duckdb.connect(str(folder / LEDGER)) as ledger:
+        ledger.execute(
+            "INSERT INTO rewards BY NAME SELECT * REPLACE ('demo.other' AS topic, 1000 AS step) FROM rewards LIMIT 1"
+        )
+        assert ledger.execute("SELECT step FROM drawn_versions ORDER BY step").fetchall() == [(0,), (1,), (2,)]
+        assert ledger.execute(NEWEST).fetchall()[0][0] == 12
 
 
 def test_a_whole_run_has_the_same_groups_in_all_views(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.features import FeatureMaker
 from search_env.queries.facets import BRAND, Facets
 
+MATRIX = "data indices indptr shape"
 ODD = [
     Document(id="empty", title="", text=""),
     Document(
@@ -49,21 +50,21 @@ def both(
     return whole, KeptCatalogue(folder)
 
 
-def same(one: Any, other: Any, names: str) -> None:
-    for name in names.split():
-        left, right = np.asarray(getattr(one, name)), np.asarray(getattr(other, name))
-        assert left.shape == right.shape and np.array_equal(left, right), name
+def different(one: Any, other: Any, names: str) -> list[str]:
+    pairs = {name: (np.asarray(getattr(one, name)), np.asarray(getattr(other, name))) for name in names.split()}
+    return [name for name, (left, right) in pairs.items() if not np.array_equal(left, right)]
 
 
 def test_every_matrix_is_equal_to_the_bit(both: tuple[Catalogue, Catalogue]) -> None:
     whole, mapped = both
     for name in FIELDS:
         one, other = getattr(whole, name), getattr(mapped, name)
-        same(one, other, "row_weights lengths log_lengths idf totals frequencies nonempty length_mean")
+        weights = "row_weights lengths log_lengths idf totals frequencies nonempty length_mean"
+        assert different(one, other, weights) == [], name
         for matrix in ("counts", "bm25"):
-            same(getattr(one, matrix), getattr(other, matrix), "data indices indptr shape")
-    same(whole.document_values, mapped.document_values, "data indices indptr shape")
-    same(whole.value_documents, mapped.value_documents, "data indices indptr shape")
+            assert different(getattr(one, matrix), getattr(other, matrix), MATRIX) == [], (name, matrix)
+    assert different(whole.document_values, mapped.document_values, MATRIX) == []
+    assert different(whole.value_documents, mapped.value_documents, MATRIX) == []
 
 
 def test_words_values_and_documents_are_equal(both: tuple[Catalogue, Catalogue]) -> None:

@@ -89,7 +89,12 @@ def checkpoint(base: Policy, root: Path, step: int) -> tuple[Path, PolicyRef]:
 def served(
     base: Policy, root: Path, servers: list[FakeVllm] | list[ModelVllm], settings: VllmSettings = QUICK, step: int = 0
 ) -> ServedVersion:
-    folder, reference = checkpoint(base, root, step)
+    return version_on(servers, *checkpoint(base, root, step), root, settings)
+
+
+def version_on(
+    servers: list[FakeVllm] | list[ModelVllm], folder: Path, reference: PolicyRef, root: Path, settings: VllmSettings
+) -> ServedVersion:
     return ServedVersion(
         folder,
         reference,
@@ -364,16 +369,7 @@ def checkpoint_without_probes(base: Policy, root: Path, step: int) -> tuple[Path
 
 def served_plainly(base: Policy, root: Path, servers: list[FakeVllm], settings: VllmSettings = QUICK) -> ServedVersion:
     """Return a first version without probes, for servers that answer by rule."""
-    folder, reference = checkpoint_without_probes(base, root, 0)
-    return ServedVersion(
-        folder,
-        reference,
-        url=",".join(server.url for server in servers),
-        settings=settings,
-        directory=root,
-        staleness_max=1,
-        difference_max=0.01,
-    )
+    return version_on(servers, *checkpoint_without_probes(base, root, 0), root, settings)
 
 
 def sampled(version: ServedVersion) -> bool:

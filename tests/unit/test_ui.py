@@ -295,22 +295,27 @@ def test_a_long_absence_is_made_up_in_parts(tmp_path: Path) -> None:
     assert seen == [generation(n).group_id for n in range(groups)]
 
 
+async def told(answer: ClientResponse, count: int) -> list[dict[str, str]]:
+    """Return the next events of a stream, at most so many."""
+    found: list[dict[str, str]] = []
+    event: dict[str, str] = {}
+    async for line in answer.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            event[name] = value
+            continue
+        found.append(event)
+        event = {}
+        if len(found) == count:
+            break
+    return found
+
+
 def test_the_stream_goes_on_after_the_last_event_that_a_page_got(home: Path) -> None:
     async def read(found: TestClient, headers: dict[str, str], wanted: int) -> list[dict[str, str]]:
-        events: list[dict[str, str]] = []
         async with found.get("/api/stream?run=demo", headers={**BEARER, **headers}) as answer:
             assert answer.content_type == "text/event-stream"
-            event: dict[str, str] = {}
-            async for line in answer.content:
-                name, _, value = line.decode().rstrip("\n").partition(": ")
-                if name:
-                    event[name] = value
-                    continue
-                events.append(event)
-                event = {}
-                if len(events) == wanted:
-                    return events
-        return events
+            return await told(answer, wanted)
 
     async def run(found: TestClient) -> None:
         (now,) = await read(found, {}, 1)
