@@ -63,9 +63,10 @@ class Ledgers:
         self.app = app
         self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
         self._sources: dict[str, tuple[LedgerSource, float]] = {}
-        self._copies = Spending()
+        self.beside = Spending()
+        """Processor time that the pages take beside answers: for copies of logs, for news and for requests."""
         self._copy_share = COPY_PART * settings.share
-        self._resting = Resting(settings.share, self._copies)
+        self._resting = Resting(settings.share, self.beside)
         self.busy = 0
         self.answers_made = 0
         self._free = asyncio.Lock()
@@ -94,7 +95,7 @@ class Ledgers:
             names = ", ".join(line.run for line in self.runs()[:5]) or "none yet: run `searchloop demo` or `train`"
             raise UnknownRun(f"expected a run of {self.app.home.root}, got {run[:100]!r}. Its runs: {names}")
         source = self._sources.get(run, (None, 0.0))[0] or LedgerSource(
-            self.app.home.runs / run, run, self.kafka, share=self._copy_share, spending=self._copies
+            self.app.home.runs / run, run, self.kafka, share=self._copy_share, spending=self.beside
         )
         self._sources[run] = (source, time.monotonic())
         return source
@@ -154,7 +155,7 @@ class Ledgers:
         def counted() -> T:
             self.busy += 1
             try:
-                with spending():
+                with spending(self.beside):
                     return work()
             finally:
                 self.busy -= 1

@@ -20,7 +20,7 @@ from storage.questions.spending import Spending
 T = TypeVar("T")
 
 USED_SECONDS = 60.0  # An answer that nobody has asked for so long, or for two of its rests, is no open page's.
-LEAST_SHARE = 0.3  # Part of the share that answers have even if the copies use all of it.
+LEAST_SHARE = 0.3  # Part of the share that answers have even if all of it is spent beside them.
 OVERHEAD_SECONDS = 0.005  # Processor time of a question beside its work: a request, and an answer in JSON.
 KEPT = 60
 
@@ -28,14 +28,17 @@ _SPENT: ContextVar[list[float] | None] = ContextVar("spent", default=None)
 
 
 @contextmanager
-def spending() -> Any:
-    """Count this thread's processor time as a part of the answer that is being made."""
+def spending(beside: Spending) -> Any:
+    """Count the time of this thread as a part of the answer that is being made, or as spent beside answers."""
     began, spent = time.thread_time(), _SPENT.get()
     try:
         yield
     finally:
-        if spent is not None:
-            spent.append(time.thread_time() - began)
+        took = time.thread_time() - began
+        if spent is None:
+            beside.spend(took)
+        else:
+            spent.append(took)
 
 
 class Rested(NamedTuple):
@@ -56,12 +59,12 @@ class _Kept(NamedTuple):
 class Resting:
     """The newest answers, by question. Two that ask the same at once wait for one answer.
 
-    share: of one core, for answers and copies together. copies: what the copies spend.
+    share: of one core, for all that pages take. beside: what is spent beside answers: copies of logs, news, requests.
     """
 
-    def __init__(self, share: float, copies: Spending | None = None) -> None:
+    def __init__(self, share: float, beside: Spending | None = None) -> None:
         self._share = share
-        self._copies = copies or Spending()
+        self._beside = beside or Spending()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._locks: dict[Hashable, asyncio.Lock] = {}
 
@@ -107,7 +110,7 @@ class Resting:
 
     def _pace(self, now: float) -> float:
         """Return the seconds within which all answers in use may be made once."""
-        left = max(self._share - self._copies.rate(), LEAST_SHARE * self._share)
+        left = max(self._share - self._beside.rate(), LEAST_SHARE * self._share)
         whole = sum(each.cost for each in self._kept.values()) / left
         used = max(USED_SECONDS, 2 * whole)
         return sum(each.cost for each in self._kept.values() if now - each.asked <= used) / left

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -24,11 +25,13 @@ from infra.ui.searching import SERVER, ShopServer
 from infra.ui.telling import Telling
 from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
+from storage.questions.spending import Spending
 from streams.secrets import reveal
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
+COUNT_SECONDS = 1.0
 LINE_BYTES_MAX = 128 * 1024  # An address may hold a query of 10,000 characters, each as three bytes in percent signs.
 
 
@@ -41,7 +44,7 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
     token = reveal(settings.token) or secrets.token_urlsafe(24)
     door = open_door(settings.host, settings.port, table="ui")
     host, port = door.getsockname()[:2]
-    async with opened(app, settings) as ledgers:
+    async with opened(app, settings) as ledgers, counted(ledgers.beside):
         runner = web.AppRunner(
             make_pages(ledgers, settings, token),
             access_log=None,
@@ -60,6 +63,25 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
             await ended.wait()
         finally:
             await runner.cleanup()
+
+
+@asynccontextmanager
+async def counted(beside: Spending) -> AsyncIterator[None]:
+    """Count what the event loop's thread takes: here, it works for the pages alone."""
+
+    async def count() -> None:
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(COUNT_SECONDS)
+            beside.spend(time.thread_time() - began)
+
+    counting = asyncio.create_task(count())
+    try:
+        yield
+    finally:
+        counting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await counting
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Processor time that copies of live runs take, as a share of one core over the last minute or so."""
+"""Processor time that pages take beside their answers, as a share of one core over the last minute or so."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class Desk:
         clock = SimpleNamespace(monotonic=lambda: self.now, thread_time=lambda: self.used)
         monkeypatch.setattr(infra.ui.resting, "time", clock)
         monkeypatch.setattr(storage.questions.spending, "time", clock)
-        self.copies = Spending()
-        self.resting = Resting(SHARE, self.copies)
+        self.beside = Spending()
+        self.resting = Resting(SHARE, self.beside)
 
     async def get(self, key: object, cost: float = 1.0) -> tuple[object, float]:
         return tuple(await self.resting.get(key, lambda: self.log, lambda: self._ask(cost)))
@@ -37,7 +37,7 @@ class Desk:
         self.asked += 1
         number = self.asked
         await asyncio.sleep(0)
-        with spending():
+        with spending(self.beside):
             self.used += cost - OVERHEAD_SECONDS
         return number
 
@@ -109,13 +109,13 @@ def test_what_copies_take_is_taken_from_the_answers_except_for_a_part(desk: Desk
     async def run() -> None:
         for _ in range(3_000):  # 0.03 of a core, for longer than is remembered.
             desk.now += 0.1
-            desk.copies.spend(0.003)
-        assert desk.copies.rate() == pytest.approx(0.03, rel=0.05)
+            desk.beside.spend(0.003)
+        assert desk.beside.rate() == pytest.approx(0.03, rel=0.05)
         assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / 0.02, rel=0.1)
-        desk.copies.spend(100.0)
+        desk.beside.spend(100.0)
         assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / (LEAST_SHARE * SHARE))
         desk.now += 20 * MEMORY_SECONDS
-        assert desk.copies.rate() < 1e-6
+        assert desk.beside.rate() < 1e-6
 
     asyncio.run(run())
 
@@ -151,9 +151,11 @@ def test_a_bounded_number_is_kept(desk: Desk) -> None:
     asyncio.run(run())
 
 
-def test_the_work_in_a_thread_is_counted() -> None:
+def test_the_work_in_a_thread_is_counted_for_its_answer_and_other_work_beside_answers() -> None:
+    beside = Spending()
+
     def work() -> int:
-        with spending():
+        with spending(beside):
             began = time.thread_time()
             while time.thread_time() - began < 0.05:
                 pass
@@ -163,5 +165,8 @@ def test_the_work_in_a_thread_is_counted() -> None:
         resting = Resting(SHARE)
         answer, rest = await resting.get("a", lambda: 0, lambda: asyncio.to_thread(work))
         assert answer == 1 and rest > 0.05 / SHARE / 2
+        assert beside.rate() == 0
+        await asyncio.to_thread(work)
+        assert beside.rate() == pytest.approx(0.05 / MEMORY_SECONDS, rel=0.5)
 
     asyncio.run(run())
