@@ -33,7 +33,7 @@ from streams.topics import RUN_NAME
 T = TypeVar("T")
 
 TRIES = 3  # If a sink takes a run's file between two looks.
-COPY_PART = 0.6  # Of the share: that of the copies, which rest. Answers have the rest, and what copies leave.
+COPY_PART = 0.3  # Of the share: that of the copies, whose batches cost news as well. Answers have what is left.
 IDLE_SECONDS = 300.0
 """A copy of a live run that nobody has asked for so long is removed."""
 
@@ -57,16 +57,15 @@ class UnknownRun(SearchloopError):
 
 
 class Ledgers:
-    """The ledgers of one home."""
+    """The ledgers of one home. whole: what the process spends, if it works for the pages alone; see `Resting`."""
 
     def __init__(self, app: App, settings: UiSettings) -> None:
         self.app = app
         self._limits = AskLimits(rows=settings.rows_max, seconds=settings.seconds_max)
         self._sources: dict[str, tuple[LedgerSource, float]] = {}
-        self.beside = Spending()
-        """Processor time that the pages take beside answers: for copies of logs, for news and for requests."""
+        self._beside, self.whole = Spending(), Spending()
         self._copy_share = COPY_PART * settings.share
-        self._resting = Resting(settings.share, self.beside)
+        self._resting = Resting(settings.share, self._beside, self.whole)
         self.busy = 0
         self.answers_made = 0
         self._free = asyncio.Lock()
@@ -95,7 +94,7 @@ class Ledgers:
             names = ", ".join(line.run for line in self.runs()[:5]) or "none yet: run `searchloop demo` or `train`"
             raise UnknownRun(f"expected a run of {self.app.home.root}, got {run[:100]!r}. Its runs: {names}")
         source = self._sources.get(run, (None, 0.0))[0] or LedgerSource(
-            self.app.home.runs / run, run, self.kafka, share=self._copy_share, spending=self.beside
+            self.app.home.runs / run, run, self.kafka, share=self._copy_share, spending=self._beside
         )
         self._sources[run] = (source, time.monotonic())
         return source
@@ -155,7 +154,7 @@ class Ledgers:
         def counted() -> T:
             self.busy += 1
             try:
-                with spending(self.beside):
+                with spending(self._beside):
                     return work()
             finally:
                 self.busy -= 1

@@ -59,12 +59,15 @@ class _Kept(NamedTuple):
 class Resting:
     """The newest answers, by question. Two that ask the same at once wait for one answer.
 
-    share: of one core, for all that pages take. beside: what is spent beside answers: copies of logs, news, requests.
+    share: of one core, for all that pages take. beside: what is spent beside answers, as far as it is known by thread:
+    copies of logs, and news. whole: what the whole process spends, if it works for the pages alone.
     """
 
-    def __init__(self, share: float, beside: Spending | None = None) -> None:
+    def __init__(self, share: float, beside: Spending | None = None, whole: Spending | None = None) -> None:
         self._share = share
         self._beside = beside or Spending()
+        self._whole = whole or Spending()
+        self._answers = Spending()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._locks: dict[Hashable, asyncio.Lock] = {}
 
@@ -105,12 +108,14 @@ class Resting:
             answer = await ask()
         finally:
             _SPENT.reset(token)
-        now = time.monotonic()
-        return _Kept(answer, state, now, sum(spent) + OVERHEAD_SECONDS, now)
+        now, cost = time.monotonic(), sum(spent) + OVERHEAD_SECONDS
+        self._answers.spend(cost)
+        return _Kept(answer, state, now, cost, now)
 
     def _pace(self, now: float) -> float:
         """Return the seconds within which all answers in use may be made once."""
-        left = max(self._share - self._beside.rate(), LEAST_SHARE * self._share)
+        beside = max(self._beside.rate(), self._whole.rate() - self._answers.rate())
+        left = max(self._share - beside, LEAST_SHARE * self._share)
         whole = sum(each.cost for each in self._kept.values()) / left
         used = max(USED_SECONDS, 2 * whole)
         return sum(each.cost for each in self._kept.values() if now - each.asked <= used) / left

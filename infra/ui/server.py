@@ -44,7 +44,7 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
     token = reveal(settings.token) or secrets.token_urlsafe(24)
     door = open_door(settings.host, settings.port, table="ui")
     host, port = door.getsockname()[:2]
-    async with opened(app, settings) as ledgers, counted(ledgers.beside):
+    async with opened(app, settings) as ledgers, counted(ledgers.whole):
         runner = web.AppRunner(
             make_pages(ledgers, settings, token),
             access_log=None,
@@ -66,14 +66,14 @@ async def show_pages(app: App, *, told: Callable[[str], None]) -> None:
 
 
 @asynccontextmanager
-async def counted(beside: Spending) -> AsyncIterator[None]:
-    """Count what the event loop's thread takes: here, it works for the pages alone."""
+async def counted(whole: Spending) -> AsyncIterator[None]:
+    """Count what this process takes, which works for the pages alone."""
 
     async def count() -> None:
         while True:
-            began = time.thread_time()
+            began = time.process_time()
             await asyncio.sleep(COUNT_SECONDS)
-            beside.spend(time.thread_time() - began)
+            whole.spend(time.process_time() - began)
 
     counting = asyncio.create_task(count())
     try:

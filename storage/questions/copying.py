@@ -42,6 +42,9 @@ RECORDS_AT_ONCE = 512
 RECORDS_MAX = 4096  # In one transaction.
 WAIT_SECONDS = 0.5
 MORE_SECONDS = 0.02
+LINGER_SECONDS = (
+    0.5  # A broker that answers with each record costs the thread of the Kafka client more than storing does.
+)
 PAUSE_SECONDS = 5.0
 BURST_SECONDS = 0.3  # Of processor time.
 RETRY_SECONDS = 2.0
@@ -167,7 +170,13 @@ class LiveCopy:
         stored = read_positions(self._connection)
         positions = {item: stored.get((item.topic, item.partition)) for item in partitions_of(kafka, topics)}
         ends = end_offsets(kafka, list(positions))
-        consumer = connect_consumer(kafka, positions, client_id=f"{self._run}-ui", records_max=RECORDS_AT_ONCE)
+        consumer = connect_consumer(
+            kafka,
+            positions,
+            client_id=f"{self._run}-ui",
+            records_max=RECORDS_AT_ONCE,
+            linger_seconds=LINGER_SECONDS,
+        )
         with closing(consumer):
             saved, since = BURST_SECONDS, time.monotonic()
             while not self._stop.is_set():

@@ -18,7 +18,7 @@ from storage.questions.copying import LiveCopy
 from storage.questions.spending import Spending
 from streams.kafka_settings import KafkaSettings
 
-LOOK_SECONDS = 2.0  # To see that a sink still holds a file takes 9 ms.
+LOOK_SECONDS = 5.0  # To see that a sink still holds a file takes 9 ms.
 
 
 class LedgerSource:

@@ -315,6 +315,15 @@ def test_clocks_that_are_far_off_take_no_page_away(clock: int, tmp_path: Path) -
             answer = await client.get(f"/api/{path}", params=given, headers=BEARER)
             if answer.status != 200:
                 wrong[path] = await answer.text()
+        sql = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
+        answer = await client.post("/api/sql", json={"run": "demo", "sql": sql}, headers=BEARER)
+        views = [row[0] for row in (await answer.json())["rows"]]
+        assert "version_lineage" in views
+        for view in views:
+            given = {"run": "demo", "sql": f"SELECT * FROM {view}"}
+            answer = await client.post("/api/sql", json=given, headers=BEARER)
+            if answer.status != 200:
+                wrong[view] = await answer.text()
         return wrong
 
     assert asked(tmp_path, run) == {}

@@ -28,7 +28,8 @@ class Desk:
         monkeypatch.setattr(infra.ui.resting, "time", clock)
         monkeypatch.setattr(storage.questions.spending, "time", clock)
         self.beside = Spending()
-        self.resting = Resting(SHARE, self.beside)
+        self.whole = Spending()
+        self.resting = Resting(SHARE, self.beside, self.whole)
 
     async def get(self, key: object, cost: float = 1.0) -> tuple[object, float]:
         return tuple(await self.resting.get(key, lambda: self.log, lambda: self._ask(cost)))
@@ -116,6 +117,16 @@ def test_what_copies_take_is_taken_from_the_answers_except_for_a_part(desk: Desk
         assert (await desk.get("a", 1.0))[1] == pytest.approx(1.0 / (LEAST_SHARE * SHARE))
         desk.now += 20 * MEMORY_SECONDS
         assert desk.beside.rate() < 1e-6
+
+    asyncio.run(run())
+
+
+def test_what_no_thread_of_ours_has_counted_is_taken_from_the_answers_too(desk: Desk) -> None:
+    async def run() -> None:
+        await desk.get("a", 0.3)  # A hundredth of a core within what is remembered, which the process has spent, too.
+        desk.whole.spend(0.3 + 0.9)
+        rest = (await desk.get("a"))[1]
+        assert rest == pytest.approx(0.3 / (SHARE - 0.9 / MEMORY_SECONDS), rel=0.1)
 
     asyncio.run(run())
 
