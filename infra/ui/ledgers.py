@@ -33,7 +33,7 @@ from streams.topics import RUN_NAME
 T = TypeVar("T")
 
 TRIES = 3  # If a sink takes a run's file between two looks.
-COPY_PART = 0.3  # Of the share: that of the copies, whose batches cost news as well. Answers have what is left.
+COPY_PART = 0.6  # Of the share: that of the copies, which rest. Answers have the rest, and what copies leave.
 IDLE_SECONDS = 300.0
 """A copy of a live run that nobody has asked for so long is removed."""
 

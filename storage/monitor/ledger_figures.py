@@ -220,9 +220,11 @@ def _version_figures(log: Log, rewards: str, reach: SeenEnds | None) -> PointLis
 
 def _take_figures(log: Log, rewards: str, staleness_max: int, reach: SeenEnds | None) -> PointLists:
     def figures_of(rows: Sequence[Row]) -> PointLists:
-        near = [_point(row, staleness_max - row["p95"], row["taken"]) for row in rows if row["p95"] is not None]
-        expired = [_point(row, row["expired_share"], row["taken"]) for row in rows]
-        return {"expired_share": expired, "staleness_room": near if staleness_max >= 2 else []}
+        found = {"expired_share": [_point(row, row["expired_share"], row["taken"]) for row in rows]}
+        if staleness_max >= 2:  # An empty figure would be looked for in the whole log.
+            near = [_point(row, staleness_max - row["p95"], row["taken"]) for row in rows if row["p95"] is not None]
+            found["staleness_room"] = near
+        return found
 
     times = [row["at_ms"] for row in log.rows(_UPDATE_TIMES)] if reach is not None else []
 

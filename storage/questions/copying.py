@@ -42,11 +42,9 @@ RECORDS_AT_ONCE = 512
 RECORDS_MAX = 4096  # In one transaction.
 WAIT_SECONDS = 0.5
 MORE_SECONDS = 0.02
-LINGER_SECONDS = (
-    0.5  # A broker that answers with each record costs the thread of the Kafka client more than storing does.
-)
-PAUSE_SECONDS = 5.0
-BURST_SECONDS = 0.3  # Of processor time.
+LINGER_SECONDS = 0.25  # To be given each record by itself costs more than to store it.
+PAUSE_SECONDS = 10.0
+BURST_SECONDS = 1.0  # Of processor time.
 RETRY_SECONDS = 2.0
 SNAPSHOT = f"snapshot.{LEDGER}"
 RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.

@@ -45,7 +45,7 @@ class UiSettings(GuardedSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             "Share of one processor core that open pages and the copies of live runs may take over time. A smaller "
             "value refreshes charts less often. A page that is opened is answered at once all the same."
         ),
-    ] = 0.04
+    ] = 0.03
     questions_at_once: Annotated[
         int, msgspec.Meta(ge=1, le=64), describe("Questions that run at once; further ones wait.")
     ] = 2
