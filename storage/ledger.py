@@ -58,20 +58,23 @@ class LedgerRows(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-def build_batch(records: Sequence[Received]) -> LedgerRows:
-    """Decode the records and return their rows; an undecodable record becomes a dead letter, never an error."""
+def build_batch(records: Sequence[Received], *, raw: bool = True) -> LedgerRows:
+    """Decode the records and return their rows; an undecodable record becomes a dead letter, never an error.
+
+    raw: False leaves out the records as they came.
+    """
     with _without_collector():
-        return build_entries([read_entry(record) for record in records])
+        return build_entries([read_entry(record) for record in records], raw=raw)
 
 
-def build_entries(entries: Sequence[Entry]) -> LedgerRows:
+def build_entries(entries: Sequence[Entry], *, raw: bool = True) -> LedgerRows:
     """Return the rows of decoded records; an event that does not fit into the columns becomes a dead letter."""
     with _without_collector():
         try:
-            tables = build_tables(entries)
+            tables = build_tables(entries, raw=raw)
         except (pa.ArrowException, OverflowError, UnicodeError):
             entries = sound(entries)
-            tables = build_tables(entries)
+            tables = build_tables(entries, raw=raw)
     return LedgerRows(
         tables=tables,
         extents=_extents(entries),

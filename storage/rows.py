@@ -46,13 +46,14 @@ T = TypeVar("T")
 UNDECODABLE = "undecodable"
 
 
-def build_tables(entries: Sequence[Entry]) -> Tables:
+def build_tables(entries: Sequence[Entry], *, raw: bool = True) -> Tables:
     """Return the rows of these records, by table; a table without rows is left out.
 
+    raw: False leaves out the records as they came.
     A record without an event gives a row in `records` and one in `dead_letters`, stage "sink".
     Raises pa.ArrowException, OverflowError or UnicodeError if a value fits into no column (`sound` finds the entry).
     """
-    built = [("records", _records(entries))]
+    built = [("records", _records(entries))] if raw else []
     kinds: dict[type[Event], list[Entry]] = {}
     for entry in entries:
         if entry.event is not None:

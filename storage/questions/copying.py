@@ -44,10 +44,9 @@ WAIT_SECONDS = 0.5
 MORE_SECONDS = 0.02
 LINGER_SECONDS = 0.25  # To be given each record by itself costs more than to store it.
 PAUSE_SECONDS = 10.0
-BURST_SECONDS = 1.0  # Of processor time.
+BURST_SECONDS = 0.5  # Of processor time.
 RETRY_SECONDS = 2.0
 SNAPSHOT = f"snapshot.{LEDGER}"
-RAW = "records"  # The table of records as they came. Nobody asks for them here, and they are most of the bytes.
 
 
 class LiveCopy:
@@ -207,10 +206,9 @@ class LiveCopy:
         return found
 
     def _store(self, records: Sequence[Received]) -> None:
-        batch = build_batch(records)
-        tables = {name: rows for name, rows in batch.tables.items() if name != RAW}
+        batch = build_batch(records, raw=False)  # Nobody asks for records as they came, and they are most of the bytes.
         with self._storing:
-            store_registered(self._connection, tables, batch.extents)
+            store_registered(self._connection, batch.tables, batch.extents)
             self.version += 1
 
 
