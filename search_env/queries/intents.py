@@ -117,7 +117,8 @@ def make_intents(documents: Sequence[Document], settings: IntentSettings) -> Int
     if not candidates:
         raise CorpusError(
             f"no two attribute values are shared by {settings.relevant_min} to {settings.relevant_max} documents, so "
-            f"no intent queries can be made. Lower intents.relevant_min, or give queries of your own."
+            f"no intent queries can be made. Lower intents.relevant_min, raise intents.relevant_max, or give your own "
+            "queries."
         )
     by_split: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
     for candidate in candidates:

@@ -1,6 +1,7 @@
 """What a catalogue takes in memory: what is made from it, and what an environment holds of it, for growing sizes.
 
-The catalogue is generated (`demo_catalogue`). Each part runs in a process of its own. No Elasticsearch takes part:
+The catalogue is generated (`demo_catalogue`). As larger catalogues have more values, each product is also of one of
+so many lines that a line has 60 products. Each part runs in a process of its own. No Elasticsearch takes part:
 the documents that a search would find are drawn at random, which is harder for caches and pages than real searches.
 
 - index: queries with judgments are made, and the corpus is saved, as `searchloop index` does beside the engine.
@@ -45,15 +46,28 @@ from search_env.queries.intents import IntentSettings, load_intents, make_intent
 GOAL_MIB = 2048
 PARTS = ("fixed", "corpus", "index", "catalogue", "environment", "lessons")
 GROUPS, CANDIDATES, FOUND = 400, 8, 100
+LINE_PRODUCTS = 60
+SYLLABLES = ("ba", "co", "de", "fi", "gu", "la", "me", "no", "pi", "ru", "sa", "te", "vo", "xi", "za", "ker")
 
 
 def corpus(folder: Path, products: int) -> None:
     """Write the generated catalogue, as a user would give it."""
     encoder = msgspec.json.Encoder()
     with (folder / "corpus.jsonl").open("wb") as file:
-        for each in demo_catalogue(DemoSettings(products=products)):
-            record = {"_id": each.id, "title": each.title, "text": each.text, "metadata": each.metadata}
+        for number, each in enumerate(demo_catalogue(DemoSettings(products=products))):
+            values = {**raw_attributes(each), "line": line_name(number % max(products // LINE_PRODUCTS, 1))}
+            metadata = {**each.metadata, "attributes": values}
+            record = {"_id": each.id, "title": each.title, "text": each.text, "metadata": metadata}
             file.write(encoder.encode(record) + b"\n")
+
+
+def line_name(number: int) -> str:
+    """Return a word of its own for each number, of at least three syllables."""
+    digits = []
+    while number or len(digits) < 3:
+        number, digit = divmod(number, len(SYLLABLES))
+        digits.append(SYLLABLES[digit])
+    return "".join(digits)
 
 
 def index(folder: Path, queries: int) -> None:
