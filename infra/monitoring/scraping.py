@@ -49,14 +49,15 @@ class LoopMetrics:
     def __init__(
         self,
         home: Home,
-        kafka: KafkaSettings | None,
+        kafka: Callable[[], KafkaSettings | None],
         *,
         alerts: Firing | None = None,
         age_seconds: float = AGE_SECONDS,
         open_run: OpenRun = open_log,
     ) -> None:
-        """kafka: None leaves out what only the broker knows. alerts: gives whether each alert of a run fires.
+        """kafka: gives the broker of the moment; None leaves out what only a broker knows.
 
+        alerts: gives whether each alert of a run fires.
         open_run: opens a run's log.
         """
         self._open_run = open_run
@@ -93,8 +94,8 @@ class LoopMetrics:
         """Return the values of each run, by name."""
         folders = sorted(map(self._home.run, known_runs(self._home)), key=_changed_ns)[-RUNS_MAX:]
         found = {folder.name: self._from_log(folder) for folder in sorted(folders)}
-        if self._kafka is not None and found:
-            for facts, state in facts_and_states(self._home, self._kafka, found):
+        if found and (kafka := self._kafka()) is not None:
+            for facts, state in facts_and_states(self._home, kafka, found):
                 found[facts.run] = with_facts(found[facts.run], facts, state)
         if self._alerts is not None:
             found = {run: with_alerts(values, self._alerts(run)) for run, values in found.items()}

@@ -122,7 +122,7 @@ def make_pages(ledgers: Ledgers, settings: UiSettings, token: str, *, base: str 
         ended[api.ENDING].set()
 
     application.on_shutdown.append(end_streams)
-    application[api.METRICS] = LoopMetrics(ledgers.app.home, ledgers.kafka(), open_run=ledgers.log)
+    application[api.METRICS] = LoopMetrics(ledgers.app.home, ledgers.kafka, open_run=ledgers.log)
     routes = application.router
     for path in (*pages.PAGES, *pages.HIDDEN):
         routes.add_get(path, pages.show)

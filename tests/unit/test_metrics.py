@@ -174,7 +174,7 @@ def test_a_scrape_reads_a_log_once_until_it_changes(tmp_path: Path, monkeypatch:
     folder.mkdir(parents=True)
     write_run(folder)
     monkeypatch.setattr("infra.monitoring.scraping.REST", 0)
-    scraped = LoopMetrics(home, None, age_seconds=0.0)
+    scraped = LoopMetrics(home, lambda: None, age_seconds=0.0)
     first = scraped.values()
     assert first[0].groups == 21
     assert scraped.values() == first, "read_at would differ if the log was read again"
@@ -189,7 +189,7 @@ def test_a_log_that_cannot_be_read_gives_no_values_of_it(tmp_path: Path, caplog:
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text('{"recipe": "leser"}')
     (folder / LEDGER).write_bytes(b"no database")
-    scraped = LoopMetrics(home, None, age_seconds=0.0)
+    scraped = LoopMetrics(home, lambda: None, age_seconds=0.0)
     for _ in range(2):
         found = samples(metrics_text(scraped.values()))
         assert list(found) == [("searchloop_run_info", (("recipe", "leser"), ("run", "broken"), ("state", "")))]
@@ -202,7 +202,7 @@ def test_a_long_log_rests_after_it_was_read(tmp_path: Path, monkeypatch: pytest.
     folder.mkdir(parents=True)
     write_run(folder)
     monkeypatch.setattr("infra.monitoring.scraping.REST", 1e9)
-    scraped = LoopMetrics(home, None, age_seconds=0.0)
+    scraped = LoopMetrics(home, lambda: None, age_seconds=0.0)
     first = scraped.values()
     store(folder, [record(dev_score(1), 0)])
     assert scraped.values() == first, "it has changed, and is not due"
@@ -213,7 +213,7 @@ def test_a_long_log_rests_after_it_was_read(tmp_path: Path, monkeypatch: pytest.
 def test_a_scrape_is_answered_at_once_while_the_next_text_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scraped = LoopMetrics(Home(tmp_path), None, age_seconds=0.0)
+    scraped = LoopMetrics(Home(tmp_path), lambda: None, age_seconds=0.0)
     monkeypatch.setattr(scraped, "values", lambda: [LoopValues(run="first")])
     first = scraped.text()
     goes_on, began, done = threading.Event(), threading.Event(), threading.Event()
