@@ -15,7 +15,7 @@ from infra.app.progress import progress
 from infra.commands.dense import VectorOptions, check_vectors, search_by_vectors, vector_options
 from infra.commands.options import as_one, fields, need
 from infra.commands.results import warn
-from search_env.catalogue.corpora import Query, Ranking, load_corpus, load_queries, write_run
+from search_env.catalogue.corpora import Query, Ranking, checked_corpus, load_queries, write_run
 from streams.inputs.files import names_a_file
 from streams.inputs.text import QUERY_CHARACTERS_MAX, Cuts
 
@@ -87,7 +87,7 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
     app.home.index(name)
     check_name(name)
-    documents = list(load_corpus(corpus, tell=warn))  # Before any service starts: the file may be invalid.
+    documents = checked_corpus(corpus, tell=warn)  # Before any service starts: the file may be invalid.
     with progress() as report, app.running_services(report) as running:
         summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:

@@ -103,6 +103,17 @@ def load_corpus(path: str | Path, *, tell: Tell = tell_log, kept: bool = False) 
         tell(f"{path}: {line}")
 
 
+def checked_corpus(path: str | Path, *, tell: Tell = tell_log) -> Iterator[Document]:
+    """Return a corpus's documents, to be taken once, when all of the file has been found valid.
+
+    The file is read twice, so that no process holds it: it may be larger than the memory. tell, errors: as in
+    `load_corpus`. If the file changes in between, the second reading may raise CorpusError, too.
+    """
+    for _ in load_corpus(path, tell=tell):
+        pass
+    return load_corpus(path, tell=lambda _: None)
+
+
 def load_queries(path: str | Path, *, tell: Tell = tell_log) -> list[Query]:
     """Return the queries of a JSONL file; each has an `_id` and a `text` that is not blank.
 

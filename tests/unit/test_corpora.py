@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import unicodedata
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from search_env.catalogue.corpora import (
     Query,
     Ranking,
     check_qrels,
+    checked_corpus,
     load_corpus,
     load_qrels,
     load_queries,
@@ -279,3 +281,16 @@ def test_a_corpus_given_as_queries_is_refused(tmp_path: Path) -> None:
     path = corpus_file(tmp_path / "c", {"_id": "d1", "title": "Red mug", "text": "a mug"})
     with pytest.raises(CorpusError, match=r"expected queries, got lines that all have a 'title'"):
         load_queries(path)
+
+
+def test_a_checked_corpus_is_valid_and_not_held(tmp_path: Path) -> None:
+    lines = [{"_id": "d1", "title": "t" * 1_001}, {"_id": "d2"}]
+    path = corpus_file(tmp_path / "c", *lines)
+    told: list[str] = []
+    documents = checked_corpus(path, tell=told.append)
+    assert len(told) == 1 and "1 title was cut" in told[0]
+    assert isinstance(documents, Iterator), "a list would hold all of it"
+    assert [each.id for each in documents] == ["d1", "d2"]
+    assert len(told) == 1, "it is told once"
+    with pytest.raises(CorpusError, match="line 3"):
+        checked_corpus(corpus_file(tmp_path / "c", *lines, {"_id": "d1"}))
