@@ -14,6 +14,7 @@ import msgspec
 from infra.app.app import App
 from infra.app.home import Home
 from infra.app.indexing import index_corpus
+from infra.app.run_settings import RunSettings, write_run_settings
 from infra.recipes.files import recipe_path
 from infra.recipes.leser.preparation import prepare
 from infra.recipes.recipe import NewRun
@@ -33,8 +34,17 @@ def small_loop(**changes: Any) -> Iterator[App]:
         no_dev = msgspec.structs.replace(app.settings.dev, every=0)
         app = app.with_settings(msgspec.structs.replace(app.settings, dev=no_dev, **changes))
         index_corpus(app, name=INDEX, documents=demo_catalogue(app.settings.demo), report=say)
-        prepare(app, NewRun(run=FIRST, index=INDEX), say)
+        keep_first(app, INDEX)
         yield app
+
+
+def keep_first(app: App, index: str) -> None:
+    """Prepare the run `FIRST`, with the settings that `train` would keep, so that other runs can begin from it."""
+    prepared = prepare(app, NewRun(run=FIRST, index=index), say)
+    kept = RunSettings(
+        run=FIRST, recipe="demo", index=index, index_version=prepared.index, seed=0, updates=0, settings=app.settings
+    )
+    write_run_settings(app.home.run(FIRST), kept)
 
 
 def say(what: str, done: int, total: int) -> None:
