@@ -2,13 +2,14 @@
 
 The ordinary forward of a transformers causal LM runs up to the hidden states: once over the prompts to fill a cache,
 and once over the completions on top of it. The vocabulary is projected only at positions that predict a completion
-token. One function gives log-probability and entropy together and keeps the probabilities for its backward pass. It
+token. One function gives log-probability and entropy together and keeps what its backward pass needs. It
 needs three matrix products in all, and none for the prompt.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from streams.errors import SearchloopError
 
 # exp gives exactly 0, and 0 · BANNED_LOGIT is 0; 0 · -inf would be NaN in the entropy and its gradient.
 BANNED_LOGIT = -1e30
-PROBABILITY_BYTES_MAX = 1 << 28
+KEPT_BYTES_MAX = 1 << 28
 CHUNK_ELEMENTS = 1 << 21
+BLOCK_ELEMENTS = 1 << 18  # 1 MiB in fp32.
 CHUNK_ROWS_MIN = 128  # Each chunk reads the whole head: 16 rows at a time took 1.8 times as long at V = 128k.
 
 
@@ -163,7 +165,8 @@ def target_logprobs(
 class _TargetLogprobs(torch.autograd.Function):
     """Chunked output head. With p = softmax(z): ∂log p_t/∂z = 1_t − p and ∂H/∂z = −p·(log p + H).
 
-    The probabilities are kept for the backward pass if they fit PROBABILITY_BYTES_MAX, and computed again otherwise.
+    log p is kept for the backward pass if it fits KEPT_BYTES_MAX, and computed again otherwise, from z and log Σ exp z.
+    Matrix products go over whole chunks. All else goes over a few rows at a time, which the processor's cache holds.
     """
 
     @staticmethod
@@ -171,42 +174,49 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned_rows: Tensor, banned_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
-        keep = hidden.shape[0] * weight.shape[0] * 4 <= PROBABILITY_BYTES_MAX
+        keep = hidden.shape[0] * weight.shape[0] * 4 <= KEPT_BYTES_MAX
         logprobs = torch.empty(hidden.shape[0], dtype=_accumulator(hidden), device=hidden.device)
-        entropies = torch.empty_like(logprobs)
+        entropies, normalizers = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for start, end in _chunks(hidden.shape[0], weight.shape[0]):
-            chunk = _log_softmax(hidden, weight, banned_rows, banned_tokens, start, end)  # [m, V]
-            logprobs[start:end] = chunk.gather(1, targets[start:end, None]).squeeze(1)
-            probabilities = chunk.exp()
-            entropies[start:end] = -torch.linalg.vecdot(probabilities, chunk)
+            logits = _logits(hidden, weight, banned_rows, banned_tokens, start, end)  # [m, V]
+            for rows, part in _blocks(logits, start):
+                largest, where = part.max(dim=1)
+                logs = part.log_softmax(dim=1)
+                logprobs[rows] = logs.gather(1, targets[rows, None]).squeeze(1)
+                normalizers[rows] = largest - logs.gather(1, where[:, None]).squeeze(1)
+                entropies[rows] = -torch.linalg.vecdot(logs.exp(), logs)
+                if keep:
+                    part.copy_(logs)
             if keep:
-                kept.append(probabilities)
-        ctx.save_for_backward(hidden, weight, targets, banned_rows, banned_tokens, entropies, *kept)
+                kept.append(logits)
+        ctx.save_for_backward(hidden, weight, targets, banned_rows, banned_tokens, entropies, normalizers, *kept)
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropies = grads
-        hidden, weight, targets, banned_rows, banned_tokens, entropies, *kept = ctx.saved_tensors
+        hidden, weight, targets, banned_rows, banned_tokens, entropies, normalizers, *kept = ctx.saved_tensors
+        grad_logprobs = torch.zeros_like(entropies) if grads[0] is None else grads[0]
+        grad_entropies = grads[1]
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Summed over the chunks in fp32: in bf16, the sum of many chunks would lose the small ones.
         grad_weight = torch.zeros_like(weight, dtype=_accumulator(hidden)) if ctx.needs_input_grad[1] else None
         for number, (start, end) in enumerate(_chunks(hidden.shape[0], weight.shape[0])):
             if kept:
-                probabilities = kept[number]
+                grad_logits = torch.empty_like(kept[number])
             else:
-                probabilities = _log_softmax(hidden, weight, banned_rows, banned_tokens, start, end).exp_()
-            if grad_logprobs is None:
-                grad_logits = torch.zeros_like(probabilities)
-            else:
-                gradient = grad_logprobs[start:end, None]
-                grad_logits = probabilities * -gradient
-                grad_logits.scatter_add_(1, targets[start:end, None], gradient)
-            if grad_entropies is not None:
-                surprise = torch.xlogy(probabilities, probabilities)
-                surprise.addcmul_(probabilities, entropies[start:end, None])
-                grad_logits.addcmul_(surprise, grad_entropies[start:end, None], value=-1)
+                grad_logits = _logits(hidden, weight, banned_rows, banned_tokens, start, end)
+            for rows, part in _blocks(grad_logits, start):
+                logs = (
+                    kept[number][rows.start - start : rows.stop - start] if kept else part.sub_(normalizers[rows, None])
+                )
+                factor = -grad_logprobs[rows, None]
+                if grad_entropies is not None:
+                    of_entropy = -grad_entropies[rows, None]
+                    factor = torch.addcmul(factor + of_entropy * entropies[rows, None], logs, of_entropy)
+                torch.exp(logs, out=part)
+                part.mul_(factor)
+                part.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[start:end])
@@ -217,13 +227,19 @@ class _TargetLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
-def _log_softmax(
-    hidden: Tensor, weight: Tensor, banned_rows: Tensor, banned_tokens: Tensor, start: int, end: int
-) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, banned_rows: Tensor, banned_tokens: Tensor, start: int, end: int) -> Tensor:
     logits = (hidden[start:end] @ weight.T).to(_accumulator(hidden))
     inside = (banned_rows >= start) & (banned_rows < end)
     logits[banned_rows[inside] - start, banned_tokens[inside]] = BANNED_LOGIT
-    return logits.log_softmax(dim=1)
+    return logits
+
+
+def _blocks(chunk: Tensor, start: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a few rows of a chunk at a time: their place in the batch, and a view of them."""
+    size = max(1, BLOCK_ELEMENTS // chunk.shape[1]) if chunk.device.type == "cpu" else chunk.shape[0]
+    for first in range(0, chunk.shape[0], size):
+        last = min(chunk.shape[0], first + size)
+        yield slice(start + first, start + last), chunk[first:last]
 
 
 def _accumulator(hidden: Tensor) -> torch.dtype:

@@ -152,7 +152,7 @@ def test_the_head_recomputes_what_it_may_not_keep(monkeypatch: pytest.MonkeyPatc
         return logprobs.detach(), entropies.detach(), h.grad, w.grad  # type: ignore[return-value]
 
     kept = run()
-    monkeypatch.setattr(learner.logprobs, "PROBABILITY_BYTES_MAX", 0)
+    monkeypatch.setattr(learner.logprobs, "KEPT_BYTES_MAX", 0)
     monkeypatch.setattr(learner.logprobs, "CHUNK_ELEMENTS", 97 * 7)
     for first, second in zip(kept, run(), strict=True):
         assert torch.allclose(first, second, atol=1e-12)
