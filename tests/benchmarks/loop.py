@@ -6,8 +6,8 @@ own ledger, between two updates in mid-run:
 - policy lag: updates between the version that wrote a group and the one that learned from it;
 - announcement to first candidate: from the record of a policy version until the generator begins the first group with
   it (`made_at_ms`), and until that group is in the log;
-- pipeline: the median time that a stage works on the groups of one update, for the busiest of the three stages, by the
-  median time between two updates. Waiting for the processor is part of a stage's time.
+- pipeline: the share of the time in which the busiest of the three stages has work. To wait for the processor is a part
+  of a stage's work.
 
 Run: python tests/benchmarks/loop.py [--updates 40] [--from-update 8]
 """
@@ -54,15 +54,10 @@ def main() -> None:
         staleness_max = app.settings.batch.staleness_max
     if max(lags) > staleness_max:
         raise SystemExit(f"loop: a group of lag {max(lags)} was trained, expected at most {staleness_max}")
-    stages = {
-        "generate": found.generate.base + found.generate.each * found.groups,
-        "score": found.score.base + found.score.each * found.groups,
-        "learn": found.learn.base + found.learn.each * found.groups,
-    }
-    busiest = max(stages, key=lambda name: stages[name])
+    busiest = max(found.busy, key=lambda name: found.busy[name])
     print(f"updates {options.from_update} to {options.updates}, {found.groups} groups each; a cycle of {cycle:.3f} s")
-    for name, seconds in stages.items():
-        print(f"  {name:<9} {seconds:6.3f} s an update, {seconds / cycle:.0%} of the cycle")
+    for name, share in found.busy.items():
+        print(f"  {name:<9} has work {share:.0%} of the time")
     print(f"announced → begun {statistics.median(begun):.0f} ms, → in the log {statistics.median(written):.0f} ms")
     print(f"lag: mean {statistics.fmean(lags):.2f}, largest {max(lags)} (limit {staleness_max})")
     print(
@@ -72,18 +67,18 @@ def main() -> None:
                 "updates": options.updates - options.from_update,
                 "groups": found.groups,
                 "cycle_seconds": cycle,
-                "stages_seconds": stages,
+                "busy": found.busy,
                 "busiest": busiest,
                 "lag_largest": max(lags),
                 "lag_limit": staleness_max,
                 "values": {
                     "policy-lag": [statistics.fmean(lags)],
                     "announce-to-candidate": begun,
-                    "pipeline": [stages[busiest] / cycle],
+                    "pipeline": [found.busy[busiest]],
                 },
                 "floors": {"policy-lag": 0.0, "pipeline": 1.0},
                 "sides": {
-                    "pipeline": {**stages, "cycle": cycle},
+                    "pipeline": {**found.busy, "cycle seconds": cycle},
                     "announce-to-candidate": {"in the log": statistics.median(written)},
                 },
                 "load_average": round(os.getloadavg()[0], 1),

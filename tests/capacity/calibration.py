@@ -21,7 +21,10 @@ BATCH_GAP_MS = 100  # An environment writes the rewards of one batch at once.
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """The times of a run's stages, the hop from an update to the next chunk, and the pace of the run itself."""
+    """The times of a run's stages, the hop from an update to the next chunk, and the pace of the run itself.
+
+    busy: by stage, the share of the run's time in which its worker had work.
+    """
 
     generate: Service
     score: Service
@@ -34,15 +37,19 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int
     prompt_tokens: float
     completion_tokens: float
+    busy: dict[str, float] = {}
 
 
 def calibrate(ledger: Path, *, from_update: int, until_update: int = 1 << 30) -> Calibration:
     """Return the service times of a run of one worker for each stage, from one update until another."""
     with duckdb.connect(str(ledger), read_only=True) as opened:
         made = opened.sql(
-            "SELECT group_id, made_at_ms / 1e3, record_time_ms / 1e3, step FROM generations ORDER BY record_offset"
+            "SELECT group_id, made_at_ms / 1e3, record_time_ms / 1e3, step FROM generations "
+            "ORDER BY record_time_ms, partition, record_offset"
         ).fetchall()
-        scored = opened.sql("SELECT group_id, record_time_ms / 1e3 FROM rewards ORDER BY record_offset").fetchall()
+        scored = opened.sql(
+            "SELECT group_id, record_time_ms / 1e3 FROM rewards ORDER BY record_time_ms, partition, record_offset"
+        ).fetchall()
         learned = opened.sql("SELECT step, record_time_ms / 1e3 FROM updates WHERE step > 0 ORDER BY step").fetchall()
         taken = opened.sql("SELECT step, group_id FROM update_groups").fetchall()
         ((prompt_tokens, candidates),) = opened.sql(
@@ -65,17 +72,22 @@ def calibrate(ledger: Path, *, from_update: int, until_update: int = 1 << 30) ->
     last = max(ends)
     updates = [step for step in sorted(ends) if step > from_update]
     sizes = [len(groups_of[step]) for step in updates]
+    scoring = _scoring(scored, arrived, first, over)
+    learning = [
+        (max(ends[step - 1], *(rewarded[group] for group in groups_of[step])), ends[step])
+        for step in updates
+        if step - 1 in ends
+    ]
+    busy = {
+        "generate": _covered([(began, end) for began, end, _ in chunks]),
+        "score": _covered([(began, end) for began, end, _ in scoring]),
+        "learn": _covered(learning),
+    }
     behind = [step - 1 - version[group] for step in updates for group in groups_of[step] if group in version]
     return Calibration(
         generate=_fit([(end - began, count) for began, end, count in chunks]),
-        score=_fit(_scoring(scored, arrived, first, over)),
-        learn=_fit(
-            [
-                (ends[step] - max(ends[step - 1], *(rewarded[group] for group in groups_of[step])), 0)
-                for step in updates
-                if step - 1 in ends
-            ]
-        ),
+        score=_fit([(end - began, count) for began, end, count in scoring]),
+        learn=_fit([(end - began, 0) for began, end in learning]),
         hop=max(float(np.median([hop for hop in hops if hop >= 0])), 0.0),
         groups_per_second=sum(sizes) / (ends[last] - first),
         staleness_mean=float(np.mean(behind)),
@@ -84,6 +96,7 @@ def calibrate(ledger: Path, *, from_update: int, until_update: int = 1 << 30) ->
         candidates=int(candidates),
         prompt_tokens=float(prompt_tokens),
         completion_tokens=float(completion_tokens),
+        busy={name: seconds / (over - first) for name, seconds in busy.items()},
     )
 
 
@@ -97,8 +110,8 @@ def _chunks(made: Sequence[tuple[str, float, float, int]]) -> list[tuple[float, 
 
 def _scoring(
     scored: Sequence[tuple[str, float]], arrived: dict[str, float], first: float, over: float
-) -> list[tuple[float, int]]:
-    """Return (seconds, groups) of each batch of an environment."""
+) -> list[tuple[float, float, int]]:
+    """Return (beginning, end, groups) of each batch of an environment."""
     batches: list[list[tuple[str, float]]] = []
     for group, at in scored:
         if batches and (at - batches[-1][-1][1]) * 1000 <= BATCH_GAP_MS:
@@ -109,8 +122,17 @@ def _scoring(
     for before, batch in pairwise(batches):
         free, there, end = before[-1][1], max(arrived[group] for group, _ in batch), batch[-1][1]
         if first <= there <= over:
-            found.append((end - max(free, there), len(batch)))
+            found.append((max(free, there), end, len(batch)))
     return found
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds that lie within at least one span."""
+    covered, until = 0.0, float("-inf")
+    for began, end in sorted(spans):
+        covered += max(end - max(began, until), 0.0)
+        until = max(until, end)
+    return covered
 
 
 def _fit(points: Sequence[tuple[float, int]]) -> Service:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import duckdb
 import msgspec
 import pytest
 
+from storage.schema import migrate
+from tests.capacity.calibration import calibrate
 from tests.capacity.model import Plant, Service, simulate
 
 QUICK = Service(base=0.0, each=0.0001)
@@ -103,3 +108,33 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
     uneven = msgspec.structs.replace(ONE, learn=Service(base=0.5, each=0.0, spread=0.5))
     assert simulate(uneven, seed=1) == simulate(uneven, seed=1)
     assert simulate(uneven, seed=1) != simulate(uneven, seed=2)
+
+
+def test_times_of_a_run_with_several_partitions_are_read_by_the_clock(tmp_path: Path) -> None:
+    # Every ten seconds an update of two groups, each on a partition of its own: 3 s writing, 2 and 1 s scoring, 3 s
+    # learning. The offsets of the partitions say nothing about each other.
+    with duckdb.connect(str(tmp_path / "ledger")) as ledger:
+        migrate(ledger)
+
+        def insert(table: str, **row: object) -> None:
+            row = {"topic": f"r.{table}", "run": "r"} | row
+            names, places = ", ".join(row), ", ".join("?" * len(row))
+            ledger.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", list(row.values()))
+
+        for step in range(1, 5):
+            end = 10_000 * step
+            for partition in range(2):
+                group = {"group_id": f"{step}-{partition}", "partition": partition}
+                group["record_offset"] = step + 1_000 * partition
+                written, scored = end - 6_000 + 1_000 * partition, end - 4_000 + 1_000 * partition
+                made = {"made_at_ms": end - 8_000, "step": step - 1, "prompt_tokens": 20, "candidates": 8}
+                insert("generations", **group, record_time_ms=written, **made)
+                insert("candidates", **group, record_time_ms=written, tokens=5)
+                insert("rewards", **group, record_time_ms=scored)
+                taken = {"partition": 0, "record_offset": step, "record_time_ms": end, "step": step}
+                insert("update_groups", **taken, group_id=group["group_id"])
+            insert("updates", **taken)
+    found = calibrate(tmp_path / "ledger", from_update=1)
+    assert found.busy == pytest.approx({"generate": 0.3, "score": 0.3, "learn": 0.3})
+    assert found.score.base + found.score.each == pytest.approx(1.5)
+    assert (found.groups, found.groups_per_second) == (2, pytest.approx(0.2))
