@@ -29,6 +29,7 @@ import storage.archive
 import storage.ledger
 import streams.clients
 import streams.delivery
+import streams.refusals
 from streams.delivery import Outbox
 from streams.records import Received
 
@@ -44,7 +45,8 @@ def take_away() -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]
     learner.checkpoints.file_sha256 = lambda _: NO_HASH  # Still a hash: that which names the weights, and its check.
     storage.archive.file_sha256 = lambda _: NO_HASH
-    search_env.workers.content_sha256 = lambda _: NO_HASH  # type: ignore[attr-defined]
+    for module in (search_env.workers, streams.refusals):
+        module.content_sha256 = lambda _: NO_HASH  # type: ignore[attr-defined]
     read_manifest = learner.checkpoints.read_manifest
     for module in (learner.checkpoints, learner.versions):
         module.read_manifest = lambda folder, *, verify: read_manifest(folder, verify=False)  # type: ignore[attr-defined]
