@@ -87,7 +87,10 @@ def index(app: App, corpus: Path, name: str, adopt: bool, as_json: bool) -> None
 
     app.home.index(name)
     check_name(name)
-    documents = list(load_corpus(corpus, tell=warn))  # Before any service starts: the file may be invalid.
+    # Read before any service starts, because the file may be invalid; and again, because it may not fit into memory.
+    for _ in load_corpus(corpus, tell=warn):
+        pass
+    documents = load_corpus(corpus, tell=lambda _: None)
     with progress() as report, app.running_services(report) as running:
         summary = index_corpus(running, name=name, documents=documents, report=report, adopt=adopt)
     if as_json:
