@@ -9,12 +9,14 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+from storage.errors import StorageError
 from storage.shared_archive import SharedArchive
 from storage.sink import Sink, SinkSettings
 from streams.clients import connect_consumer, follow_partitions, partitions_of
 from streams.delivery import poll
 from streams.lag import end_offsets, records_behind
 from streams.lease import Lease
+from streams.locks import only_one
 from streams.posts import Post
 from streams.stalls import StallWatch
 from streams.topics import TOPICS, topic_name
@@ -22,6 +24,7 @@ from streams.topics import TOPICS, topic_name
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 15.0
+LOCK_FILE = "sink.lock"
 
 
 def run_sink(post: Post, *, database: Path, sink: SinkSettings, drain_seconds: float = DRAIN_SECONDS) -> None:
@@ -33,7 +36,7 @@ def run_sink(post: Post, *, database: Path, sink: SinkSettings, drain_seconds: f
     run, kafka, delivery = post.run, post.kafka, post.delivery
     shared = SharedArchive(post.store, run) if post.store is not None else None
     with ExitStack() as opened:
-        keep = _only_sink(post, opened)
+        keep = _only_sink(post, database, opened)
         with Sink(database, sink) as writer:
             stored = writer.positions()
             topics = [topic_name(run, topic.kind) for topic in TOPICS]
@@ -69,10 +72,15 @@ def run_sink(post: Post, *, database: Path, sink: SinkSettings, drain_seconds: f
             shared.push(writer.archive)
 
 
-def _only_sink(post: Post, opened: ExitStack) -> Callable[[], None]:
-    """Return what looks whether this is still the run's only sink; without a store, the file's own lock suffices."""
+def _only_sink(post: Post, database: Path, opened: ExitStack) -> Callable[[], None]:
+    """Return what looks whether this is still the run's only sink; without a store, the file's own lock suffices.
+
+    The broker takes two sinks of one machine for one member, and would end the first. So the second is refused before.
+    """
     if post.store is None:
         return lambda: None
+    taken = StorageError(f"{database}: another sink of this machine holds this file; stop it first")
+    opened.enter_context(only_one(database.with_name(LOCK_FILE), taken))
     return opened.enter_context(
         Lease(post.run, "sink", machine=post.machine, kafka=post.kafka, delivery=post.delivery)
     ).keep

@@ -164,7 +164,7 @@ class SharedStore(StoredObjects):
         except FileNotFoundError:
             return
         for path in sorted(paths):
-            if path.endswith(_LIST) and f"/{FILES}/" not in path:
+            if path.endswith(_LIST) and PurePosixPath(path).parent.name != FILES:
                 yield path.removesuffix(_LIST)
 
     def remove(self, name: str) -> None:
@@ -258,7 +258,7 @@ def open_store(settings: StoreSettings) -> SharedStore | None:
     if address.scheme not in SCHEMES or address.username or address.password or address.query or address.fragment:
         raise SettingsError(
             "store.url: expected file:///folder, s3://bucket/prefix, gs://bucket/prefix or "
-            "az://account/container/prefix, without credentials, got "
+            "az://container/prefix (of the account in AZURE_STORAGE_ACCOUNT_NAME), without credentials, got "
             f"{address.scheme + '://…' if address.password or address.query else repr(settings.url[:200])}"
         )
     from obstore import exceptions

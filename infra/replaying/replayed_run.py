@@ -18,6 +18,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import load_recipe
+from infra.runs.bases import carry_base
 from infra.runs.rights import give_rights
 from infra.runs.serving import policy_server
 from infra.runs.stopping import stop_in_order
@@ -106,6 +107,7 @@ def new_run(
     """Write the folder of the replayed run: settings, the recipe's files, the first policy. Return its step."""
     folder, recorded = app.home.run(into), app.home.run(kept.run)
     source, manifest = find_version(recorded.checkpoints, begin)
+    carry_base(source, recorded, folder)
     copy_checkpoint(source, manifest, folder.checkpoints)
     for name in load_recipe(kept.settings.train.recipe).carried:  # The files for serving, prompts included.
         if (recorded / name).exists():

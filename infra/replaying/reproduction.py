@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -53,10 +54,10 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
     folder = app.home.existing_run(run)
     kept = read_run_settings(folder)
     source, manifest = find_version(folder.checkpoints, begin)
-    with tempfile.TemporaryDirectory(prefix="searchloop-reproduction-") as scratch, open_log(folder) as log:
+    with scratch_of(folder) as scratch, open_log(folder) as log:
         if manifest.policy.step > 0 and kept.settings.learner.objective.kl_weight > 0:
-            copy_checkpoint(*find_version(folder.checkpoints, "0"), Path(scratch))
-        start = copy_checkpoint(source, manifest, Path(scratch))
+            copy_checkpoint(*find_version(folder.checkpoints, "0"), scratch)
+        start = copy_checkpoint(source, manifest, scratch)
         # The recorded batches contain no rejected groups, and the versions to check groups against are missing here.
         claims = msgspec.structs.replace(kept.settings.learner.claims, share=0.0)
         settings = msgspec.structs.replace(kept.settings.learner, claims=claims)
@@ -67,8 +68,8 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
         different = None
         for number, (update, batch) in enumerate(_batches(log, run, chain, dict(manifest.positions)), start=1):
             state.lineage = update.policy.lineage
-            state.learn(batch, Path(scratch))
-            prune_checkpoints(Path(scratch), keep=1, keep_every=1_000_000)
+            state.learn(batch, scratch)
+            prune_checkpoints(scratch, keep=1, keep_every=1_000_000)
             report("updates made again", number, len(chain))
             if state.manifest.policy != update.policy:
                 different = version_name(update.policy)
@@ -81,6 +82,13 @@ def reproduce(app: App, run: str, *, begin: str, updates_max: int | None, report
         policy=version_name(state.manifest.policy),
         weights_sha256=state.manifest.policy.sha256,
     )
+
+
+@contextmanager
+def scratch_of(folder: Path) -> Iterator[Path]:
+    """Give a folder for checkpoints that goes away: in the run's, because an adapter names its base from its place."""
+    with tempfile.TemporaryDirectory(prefix=".reproduction-", dir=folder) as scratch:
+        yield Path(scratch)
 
 
 def _surviving(log: Log, after_step: int, updates_max: int | None) -> list[Update]:

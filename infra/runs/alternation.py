@@ -26,6 +26,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Partner
+from infra.runs.bases import carry_base
 from infra.runs.training_runs import check_trainable, train_run
 from learner.checkpoints import copy_checkpoint, load_current
 from search_env.catalogue.corpora import Query, write_whole
@@ -201,7 +202,10 @@ def _begin_turn(
     run_dir = app.home.run(run)
     if state.turns and not (run_dir.checkpoints).is_dir():
         run_dir.mkdir(parents=True, exist_ok=True)
-        copy_checkpoint(*load_current(app.home.run(state.turns[-1].run).checkpoints), run_dir.checkpoints)
+        before = app.home.run(state.turns[-1].run)
+        folder, manifest = load_current(before.checkpoints)
+        carry_base(folder, before, run_dir)
+        copy_checkpoint(folder, manifest, run_dir.checkpoints)
     return partner.settle(turned, NewRun(run=run, index=state.index, seed=state.seed, held_out=held_out), report)
 
 

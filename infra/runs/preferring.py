@@ -11,6 +11,7 @@ from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings, write_run_settings
 from infra.recipes.recipe import load_recipe
+from infra.runs.bases import carry_base
 from learner.learning import write_first_checkpoint
 from learner.policy import load_policy
 from learner.preference import PreferenceSettings, prefer, preferences
@@ -41,6 +42,7 @@ def prefer_run(app: App, *, run: str, into: str, report: Report) -> int:
         for name in load_recipe(kept.settings.train.recipe).carried:
             if (source / name).exists():
                 shutil.copy2(source / name, aside / name)
+        carry_base(folder, source, aside)
         write_first_checkpoint(RunFolder(aside).checkpoints, policy)
         write_run_settings(aside, msgspec.structs.replace(kept, run=into, updates=0))
     return len(pairs)

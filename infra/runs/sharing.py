@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from infra.app.app import App
@@ -19,7 +20,8 @@ from infra.app.run_settings import read_run_settings
 from learner.checkpoints import CURRENT
 from learner.policy import ADAPTER_CONFIG, RUNS, read_adapter
 from learner.shared_checkpoints import SharedCheckpoints
-from storage.archive import ARCHIVE
+from search_env.engine.index import load_manifest
+from storage.archive import ARCHIVE, find_segments
 from storage.ledger import LEDGER
 from storage.log import rebuild_ledger
 from storage.shared_archive import SharedArchive
@@ -37,6 +39,7 @@ OWN = ("checkpoints", "logs", ARCHIVE, "summaries", "warmup", "alerts", "routes"
 OWN_FILES = (LEDGER, "workers", "report")
 MODEL_FILES = frozenset({".json", ".safetensors", ".model", ".jinja", ".txt"})
 OF_THE_HOME = frozenset({"services", "indexes", "people", "experiments"})  # Folders that hold no base of an adapter.
+INDEX_FILE = "manifest.json"
 NUMBER = re.compile("[0-9]{6}")
 # Lists that simulated people may see, and lessons that only a run's preparation reads.
 UNSHARED = ("simulated", "teachers")
@@ -59,8 +62,7 @@ def share_run(app: App, run: str, report: Report) -> None:
     for path in sorted(folder.checkpoints.glob("*-000000")):  # The first policy; the learner stores all others.
         shared.put(path)
         if (base := _base_of(app, path)) is not None:
-            files = [(base / each).as_posix() for each in files_of(app.home.root / base)]
-            _put(app.store, f"runs/{run}/base", app.home.root, files)
+            _put(app.store, f"runs/{run}/base", app.home.root, _base_files(app, base, run))
     _put(app.store, f"runs/{run}/start", folder, _files(folder, OWN))
     report("sharing the run", 3, 3)
 
@@ -85,7 +87,7 @@ def fetch_run(app: App, run: str, report: Report) -> None:
             f"--run: expected a run under {app.home.runs} or on the store {app.store.url}, got {run!r}. Start it with "
             "searchloop train on one machine, with the same store.url"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not folder.settings_file.is_file():
         raise SettingsError(
             f"{folder} exists without {SETTINGS_FILE}, so run {run!r} is not fetched into it. Move that folder away"
         )
@@ -95,15 +97,22 @@ def fetch_run(app: App, run: str, report: Report) -> None:
         kept = read_run_settings(Path(scratch))
     report("fetching the index", 1, 3)
     index = app.home.index(kept.index)
+    if (index / INDEX_FILE).is_file() and (here := load_manifest(index).name) != kept.index_version:
+        raise SettingsError(
+            f"{index}: expected the index {kept.index_version} of run {run!r}, found {here}. Move that folder away, "
+            "and the other one is fetched from the store"
+        )
     if not index.exists():
         if (state := _newest(app.store, f"indexes/{kept.index_version}")) is None:
             raise SettingsError(f"{app.store.url}: expected the index {kept.index_version} of run {run!r}, found none")
-        app.store.get(state, index)
+        with suppress(FileExistsError):  # Another worker of this machine was faster.
+            app.store.get(state, index)
     if (base := _newest(app.store, f"runs/{run}/base")) is not None and (listed := app.store.bundle(base)) is not None:
         _fetch_base(app, app.store, base, sorted(listed.files), run=run)
-    if folder.exists():
+    with suppress(OSError):
         folder.rmdir()
-    app.store.get(start, folder)
+    with suppress(FileExistsError):  # As above.
+        app.store.get(start, folder)
     report("fetching the run", 3, 3)
 
 
@@ -136,7 +145,8 @@ def fetch_ledger(app: App, run: str, report: Report) -> None:
     if app.store is None or (folder / LEDGER).exists():
         return
     archive = SharedArchive(app.store, run)
-    if archive.pull(folder / ARCHIVE, report):
+    archive.pull(folder / ARCHIVE, report)
+    if find_segments(folder / ARCHIVE):  # They may lie here from a fetch that was killed before this.
         rebuild_ledger(folder)
 
 
@@ -178,6 +188,22 @@ def _base_of(app: App, checkpoint: Path) -> Path | None:
             "Start a new run whose policy.base is a folder there"
         )
     return base.relative_to(home)
+
+
+def _base_files(app: App, base: Path, run: str) -> list[str]:
+    """Return the files of a base that other machines fetch, relative to the home: those of a model, and no others.
+
+    Raises SettingsError if there is none, as in a model hub's cache, which consists of links.
+    """
+    files = [base / each for each in files_of(app.home.root / base)]
+    found = [each.as_posix() for each in files if _may_be_of_a_base(PurePosixPath(each), run)]
+    if not found:
+        raise SettingsError(
+            f"store.url: expected an adapter whose base is a folder with a model's files in the home, outside other "
+            f"runs, so that it can be shared, got {base}. Copy the model to policies/NAME there, and start a new run "
+            "whose policy.base is that folder"
+        )
+    return found
 
 
 def _put(store: SharedStore, place: str, folder: Path, files: Sequence[str]) -> None:

@@ -31,9 +31,10 @@ from storage.monitor.best import BestVersion
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
 from streams.delivery import Outbox, poll
-from streams.errors import EventError
+from streams.errors import DeliveryError, EventError, SettingsError
 from streams.events import DevScore, PolicyRef, PolicyVersion, Update
-from streams.lease import Lease
+from streams.lease import Epochs, Lease
+from streams.locks import only_one
 from streams.ranges import read_events
 from streams.records import Received
 from streams.requests import RequestFeed, RequestSequence
@@ -45,6 +46,7 @@ from streams.tracing import traced
 ROLES = ["sink", "environment", "generator", "learner"]
 ELSEWHERE = ("environment", "generator")  # Roles that `train` can leave to other machines: they write no file of a run.
 log = logging.getLogger(__name__)
+LOCK_FILE = "train.lock"
 BATCHES_AHEAD = 4  # Batches of requests beyond the staleness limit, so that no generator waits.
 
 
@@ -98,11 +100,33 @@ def stream(
         return _stream(app, prepared, updates, seed, report, elsewhere, lease, began)
 
 
-def _only_train(app: App, run: str) -> AbstractContextManager[Lease | None]:
-    """Return the right to publish a run's requests. Without a store, only this machine can have the run."""
-    if app.store is None:
-        return contextlib.nullcontext(None)
-    return Lease(run, "train", machine=app.installation, kafka=app.connections.kafka, delivery=app.settings.delivery)
+@contextlib.contextmanager
+def _only_train(app: App, run: str) -> Iterator[Lease | None]:
+    """Hold the right to publish a run's requests, on this machine and, with a store, on all that share it.
+
+    Raises DeliveryError if somebody else has it, and SettingsError for a run that was shared, without its store.
+    """
+    path, kafka = app.home.run(run) / LOCK_FILE, app.connections.kafka
+    taken = DeliveryError(
+        f"another train of run {run!r} works in this home (it holds {path}); stop it first: two would publish each "
+        "request twice"
+    )
+    with only_one(path, taken):
+        if app.store is not None:
+            with Lease(run, "train", machine=app.installation, kafka=kafka, delivery=app.settings.delivery) as lease:
+                yield lease
+            return
+        epochs = Epochs()
+        for event in read_events(kafka, run, PolicyVersion):
+            if event.run == run:
+                epochs.admits(event)
+        if epochs.newest:
+            raise SettingsError(
+                f"store.url: expected the store that run {run!r} was shared on, got none. Its log has epoch "
+                f"{epochs.newest} of {epochs.holder}, and its readers ignore later announcements without an epoch. "
+                "Set store.url, or start a new run with --run NAME"
+            )
+        yield None
 
 
 def _stream(

@@ -13,6 +13,7 @@ from infra.app.progress import Report
 from infra.app.run_settings import RunSettings, read_run_settings, write_run_settings
 from infra.app.settings import Settings
 from infra.recipes.recipe import NewRun, Prepared, load_recipe
+from infra.runs.bases import carry_base
 from infra.runs.dev import DevFiles, check_dev, dev_of, keep_dev_files
 from infra.runs.environments import open_environment
 from infra.runs.loop import run_loop
@@ -62,7 +63,8 @@ def train_run(
     recipe_of_run = load_recipe(app.settings.train.recipe)
     check_trainable(app.settings)
     run_dir = app.home.run(new.run)
-    if app.store is not None and not run_dir.exists() and is_shared(app, new.run):
+    # Each fetches only what this machine lacks. A machine that has worked for the run has its folder, and no policy.
+    if app.store is not None and is_shared(app, new.run):
         fetch_run(app, new.run, report)
         fetch_policy(app, new.run)
         fetch_ledger(app, new.run, report)
@@ -136,6 +138,7 @@ def copy_warmed_up(source: RunFolder, target: RunFolder, *, carried: Sequence[st
     first, manifest = find_version(source.checkpoints, "0")
     with whole_folder(target) as aside:
         made = RunFolder(aside)
+        carry_base(first, source, made)
         shutil.copytree(first, made.checkpoints / first.name)
         (made.checkpoints / CURRENT).write_text(version_name(manifest.policy) + "\n")
         for name in carried:

@@ -6,11 +6,12 @@ A folder of kept arrays has a manifest with the sha256 of each file. Everything 
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, BinaryIO, Generic, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -60,12 +61,16 @@ class ArrayWriter:
         self.append(name, [values], values.dtype.str)
 
     def room(self, name: str, count: int, dtype: str) -> npt.NDArray[Any]:
-        """Return an array of zeros that lies in a file, to be filled in any order. `filled` must follow."""
+        """Return an array of zeros that lies in a file, to be filled in any order. `filled` must follow.
+
+        Raises OSError if the disk has no room for it.
+        """
         self.arrays[name] = KeptArray(np.dtype(dtype).str, count, "")
         if not count:
             (self.folder / name).touch()
             return np.zeros(0, dtype=dtype)
-        return np.memmap(self.folder / name, dtype=dtype, mode="w+", shape=(count,))
+        take_room(self.folder / name, np.dtype(dtype).itemsize * count)
+        return np.memmap(self.folder / name, dtype=dtype, mode="r+", shape=(count,))
 
     def filled(self, name: str, values: npt.NDArray[Any]) -> None:
         """Finish an array of `room`."""
@@ -96,34 +101,56 @@ class ArrayWriter:
 
 
 class ArrayReader:
-    """Maps the arrays of a finished folder. Each file's sha256 is compared once, at the beginning."""
+    """Maps the arrays of a finished folder, all at the beginning, when each file's sha256 is compared.
+
+    Another catalogue may take the folder's place later: these arrays then stay those of the first one.
+    """
 
     def __init__(self, folder: Path, arrays: Mapping[str, KeptArray]) -> None:
         """Raise KeptError if a file is missing or damaged."""
         self._folder = folder
-        self._arrays = arrays
-        for name, kept in arrays.items():
-            try:
-                digest = file_sha256(folder / name)
-            except OSError as error:
-                raise KeptError(f"{folder / name}: expected a file of {kept.count} values, {error.strerror}") from error
-            if digest != kept.sha256:
-                raise KeptError(
-                    f"{folder / name}: expected sha256 {kept.sha256[:12]} of its manifest, got {digest[:12]}"
-                )
+        self._arrays = {name: _compared(folder / name, kept) for name, kept in arrays.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return an array, mapped into memory. Raises KeptError if the folder has none of that name."""
         if name not in self._arrays:
             raise KeptError(f"{self._folder}: expected an array {name!r}, found none")
-        return mapped(self._folder / name, self._arrays[name])
+        return self._arrays[name]
 
 
-def mapped(path: Path, kept: KeptArray) -> npt.NDArray[Any]:
+def mapped(file: Path | BinaryIO, kept: KeptArray) -> npt.NDArray[Any]:
     """Return the array in a file without reading it; an empty one cannot be mapped."""
     if not kept.count:
         return np.zeros(0, dtype=kept.dtype)
-    return np.memmap(path, dtype=kept.dtype, mode="r", shape=(kept.count,))
+    return np.memmap(file, dtype=kept.dtype, mode="r", shape=(kept.count,))
+
+
+def take_room(path: Path, size: int) -> None:
+    """Take room for a file of this size, which is made if it does not exist. Raises OSError if the disk has none.
+
+    Where a page that is written through a mapping finds no room on the disk, the kernel ends the process (SIGBUS).
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        else:  # macOS
+            os.truncate(handle, size)
+    finally:
+        os.close(handle)
+
+
+def _compared(path: Path, kept: KeptArray) -> npt.NDArray[Any]:
+    """Return the array in a file, mapped. Raises KeptError if it is not the one that the manifest names."""
+    try:
+        with path.open("rb") as file:
+            if (digest := hashlib.file_digest(file, "sha256").hexdigest()) != kept.sha256:
+                raise KeptError(f"{path}: expected sha256 {kept.sha256[:12]} of its manifest, got {digest[:12]}")
+            return mapped(file, kept)
+    except OSError as error:
+        raise KeptError(f"{path}: expected a file of {kept.count} values, {error.strerror}") from error
+    except ValueError as error:
+        raise KeptError(f"{path}: expected {kept.count} values of type {kept.dtype}, {error}") from error
 
 
 class KeptRows(Sequence[T], Generic[T]):

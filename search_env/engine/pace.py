@@ -58,11 +58,13 @@ class Pace:
                 self._changed.notify_all()
 
     def _learn(self, began: float, ended: float, too_much: bool) -> None:
+        if began < self._slowed_at:
+            return  # A request of before the last decrease says nothing new.
         self._seconds.append(ended - began)
         slowest = sorted(self._seconds)[math.ceil(0.99 * len(self._seconds)) - 1]
         if not too_much and slowest <= self._slow_seconds:
             self._limit = min(self._limit + 1 / self._limit, float(self._most))
-        elif began >= self._slowed_at:  # Requests of before the last decrease say nothing new.
+        else:
             self._limit = max(self._limit / 2, 1.0)
             self._slowed_at = ended
             self._seconds.clear()

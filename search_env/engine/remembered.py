@@ -38,11 +38,11 @@ class RememberedRankings:
         return Ranking(list(ranking.ids), list(ranking.scores)) if ranking is not None else None
 
     def put(self, body: bytes, ranking: Ranking) -> None:
-        """Remember the ranking of a search, in place of the one that was asked longest ago."""
+        """Remember a copy of a search's ranking, in place of the one that was asked longest ago."""
         if not self._count:
             return
         with self._lock:
-            self._rankings[_key(body)] = ranking
+            self._rankings[_key(body)] = Ranking(list(ranking.ids), list(ranking.scores))
             while len(self._rankings) > self._count:
                 self._rankings.popitem(last=False)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from search_env.catalogue.analysis import surface_tokens
 from search_env.catalogue.corpora import Ranking
+from search_env.engine.attachments import AttachedForm
 from search_env.engine.searching import (
     ExpandedQuery,
     PendingSearches,
@@ -55,7 +56,8 @@ class LeserEnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid
         int,
         msgspec.Meta(ge=1, le=1_000_000),
         describe(
-            "Raw rankings that are kept in memory, about 10 kB each. The least recently used query is dropped first."
+            "Raw rankings that are kept in memory, about 10 kB each. The least recently used query is dropped first. "
+            "None is kept of an attached index, which may change."
         ),
     ] = 10_000
 
@@ -91,6 +93,8 @@ class LeserEnvironment(ScoringEnvironment):
         self.depth = max(reward.relevance_depth, reward.size_depth, settings.hits_logged, _reach_depth(reward))
         self.search_body = _template(searcher, self.depth)
         self._raw: OrderedDict[str, Ranking] = OrderedDict()
+        # Only a version of ours never changes: an attached index is asked each time.
+        self._raw_kept = 0 if isinstance(searcher.form, AttachedForm) else settings.raw_queries_kept
 
     def score(self, generation: Generation, source: Position, content_sha256: str) -> Reward:
         """Return the rewards of one group."""
@@ -122,7 +126,7 @@ class LeserEnvironment(ScoringEnvironment):
         finally:
             for each in started:
                 each.pending.cancel()
-        while len(self._raw) > self.settings.raw_queries_kept:
+        while len(self._raw) > self._raw_kept:
             self._raw.popitem(last=False)
         return rewards
 

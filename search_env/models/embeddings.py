@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_env.catalogue.corpora import Document
+from search_env.catalogue.kept_rows import take_room
 from streams.descriptions import describe
 from streams.devices import choose_device
 from streams.errors import SearchloopError
@@ -175,6 +176,7 @@ def embed_documents(
             return _held(kept)
     with whole_file(path) as aside:
         vectors = np.lib.format.open_memmap(aside, mode="w+", dtype=kept_as, shape=shape)
+        take_room(aside, aside.stat().st_size)
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
             some = [document_text(document) for document in documents[start : start + DOCUMENTS_AT_ONCE]]
             vectors[start : start + len(some)] = embedder.embed(some, _shifted(progress, start, len(documents)))

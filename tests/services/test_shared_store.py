@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from obstore.store import AzureStore
 
 from streams.errors import SettingsError
 from streams.shared_store import FILES, SharedStore, StoreSettings, open_store
@@ -70,6 +72,12 @@ def test_a_bundle_is_stored_once_and_never_changes(store: SharedStore, tmp_path:
         store.put("runs/a/one", tmp_path / "given")
     store.get("runs/a/one", tmp_path / "got")
     assert (tmp_path / "got" / "weights").read_text() == "first"
+
+
+def test_bundles_of_a_run_with_an_odd_name_are_found(store: SharedStore, tmp_path: Path) -> None:
+    given = write(tmp_path / "given", segment="s")
+    store.put(f"runs/{FILES}/archive/{FILES}.rewards/0/one", given)
+    assert list(store.below(f"runs/{FILES}/archive")) == [f"runs/{FILES}/archive/{FILES}.rewards/0/one"]
 
 
 def test_without_its_list_a_bundle_is_not_there(store: SharedStore, tmp_path: Path) -> None:
@@ -172,6 +180,21 @@ def test_an_address_that_is_no_store_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"store\.url") as refused:
         open_store(StoreSettings(url=url))
     assert "secret" not in str(refused.value)
+
+
+def test_the_form_of_an_azure_address_that_the_error_gives_is_the_one_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    with pytest.raises(SettingsError) as refused:
+        open_store(StoreSettings(url="ftp://host/x"))
+    (address,) = re.findall(r"az://\S+", str(refused.value))
+    opened = open_store(StoreSettings(url=address))
+    assert opened is not None
+    objects = opened.objects
+    assert isinstance(objects, AzureStore)
+    assert (objects.config["container_name"], objects.prefix) == ("container", "prefix")
 
 
 def test_no_store_without_an_address() -> None:

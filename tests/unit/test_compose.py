@@ -12,10 +12,13 @@ import msgspec
 import pytest
 import yaml
 
+from infra.app.app import ConnectionTables
 from infra.app.layers import combine, environment_layer
 from infra.app.settings import Settings
 from infra.cli import cli
+from services.local import LocalServices
 from services.lock import ELASTICSEARCH, KAFKA
+from services.settings import ServiceSettings
 from tests.commands import ROOT
 from tests.helm_chart import parse, with_secrets
 
@@ -77,6 +80,15 @@ def test_every_variable_is_a_setting_and_every_value_one_that_it_takes(roles: Co
         }
         combine(Settings, [("the compose file", environment_layer(given))])
         assert given["SEARCHLOOP_KAFKA__BOOTSTRAP"] == "kafka:9092"
+
+
+def test_no_part_looks_for_services_of_its_own(roles: Compose, tmp_path: Path) -> None:
+    for name, service in roles.items():
+        given = with_secrets(service["environment"], tmp_path)
+        variables = {each: given[each] for each in given if each.startswith("SEARCHLOOP_") and each not in OF_THE_CLI}
+        found = combine(ConnectionTables, [("the compose file", environment_layer(variables))])
+        services = LocalServices(tmp_path, ServiceSettings(kafka=found.kafka, elasticsearch=found.elasticsearch))
+        assert services.local_roles() == [], name
 
 
 def test_secrets_come_as_files_that_the_service_has_and_nowhere_as_values(compose: Compose) -> None:

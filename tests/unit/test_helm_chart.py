@@ -119,6 +119,8 @@ def test_the_operators_pod_template_and_claims_fit_too(whole: list[Manifest]) ->
         ("elasticsearch.secret.name", "", "elasticsearch.secret.name: expected a secret with an API key"),
         ("environment.enabled", True, "environment.enabled: expected store.url with it"),
         ("strimzi.topics", True, "strimzi.cluster: expected the name of a Kafka cluster with strimzi.topics"),
+        ("store.url", "abfss://container@account/prefix", "at '/store/url'"),
+        ("store.url", "s3://key:secret@bucket", "at '/store/url'"),
         ("load.enabled", True, "load.claim: expected a volume claim with the corpus"),
     ],
 )
@@ -179,6 +181,8 @@ def test_environments_follow_the_lag_of_the_topic_that_they_read(whole: list[Man
     assert scaled["spec"]["maxReplicaCount"] <= WHOLE["partitions"]
     with pytest.raises(helm_python.HelmError, match=r"keda\.replicasMax: expected at most partitions \(12\)"):
         render(changed(WHOLE, "keda.replicasMax", 13))
+    with pytest.raises(helm_python.HelmError, match=r"keda\.replicasMin: expected at most keda\.replicasMax \(12\)"):
+        render(changed(WHOLE, "keda.replicasMin", 13))
     (login,) = of_kind(whole, "TriggerAuthentication")
     keys = {each["parameter"]: each for each in login["spec"]["secretTargetRef"]}
     assert set(keys) == {"username", "password", "ca"}
@@ -232,6 +236,10 @@ def test_a_worker_is_alive_while_its_polls_touch_the_file(whole: list[Manifest],
         old = file.stat().st_mtime - longest - 61
         os.utime(file, (old, old))
         assert answer("livenessProbe") == 1
+        # A container that is started again finds the volume as its process before left it.
+        command = container["lifecycle"]["postStart"]["exec"]["command"]
+        subprocess.run([part.replace(path, str(file)) for part in command], check=True)
+        assert (answer("startupProbe"), answer("readinessProbe")) == (1, 1)
 
 
 def test_a_changed_job_gets_a_new_name_and_an_unchanged_one_keeps_its(whole: list[Manifest]) -> None:
@@ -241,8 +249,15 @@ def test_a_changed_job_gets_a_new_name_and_an_unchanged_one_keeps_its(whole: lis
 
     assert job(WHOLE) == job(copy.deepcopy(WHOLE))
     assert job(WHOLE) != job(changed(WHOLE, "image.digest", "sha256:" + "b" * 64))
+    assert job(WHOLE) != job(changed(WHOLE, "config", "[generation]\ncandidates = 4\n"))
     (train,) = [each for each in of_kind(whole, "Job") if "-train-" in each["metadata"]["name"]]
     assert train["spec"]["podReplacementPolicy"] == "Failed"
+
+
+def test_changed_settings_reach_every_pod_that_stays(whole: list[Manifest]) -> None:
+    before = dict(pods(whole))
+    after = dict(pods(render(changed(WHOLE, "config", "[generation]\ncandidates = 4\n"))))
+    assert {name for name in before if before[name] == after[name]} == {"load"}
 
 
 def test_learner_and_vllm_get_their_gpus_and_nobody_else(whole: list[Manifest]) -> None:
@@ -295,6 +310,13 @@ def test_several_vllms_beside_a_generator_are_alike_and_it_asks_them_all() -> No
         for probe in ("startupProbe", "livenessProbe"):
             assert f"{url}/health" in server[probe]["exec"]["command"][-1]
     assert not [fault for each in objects for fault in schema_errors(each)]
+
+
+def test_a_vllm_with_several_gpus_uses_them_all(whole: list[Manifest]) -> None:
+    assert not [each for each in containers(dict(pods(whole))["generator"])[0]["args"] if "parallel" in each]
+    server = containers(dict(pods(render(changed(WHOLE, "generator.vllm.gpus", 4))))["generator"])[0]
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert "--tensor-parallel-size=4" in server["args"]
 
 
 def test_prometheus_asks_where_the_metrics_are_with_the_token_of_the_server(whole: list[Manifest]) -> None:

@@ -124,7 +124,7 @@ def test_a_pod_reaches_only_what_its_role_needs(whole: list[Manifest]) -> None:
         "environment": {dns, kafka, engine, store},
         "generator": {dns, kafka, store},
         "serve": {dns, kafka, engine, store},
-        "listen": {dns, kafka},
+        "listen": {dns, kafka, store},
         "ui": {dns, kafka},
         "monitor": {dns, kafka},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from search_env.catalogue.seen_ids import SeenIds
 from search_env.catalogue.term_matrices import Catalogue
 from search_env.models.features import FeatureMaker
 from search_env.queries.facets import BRAND, Facets
+from streams.whole_file import whole_folder
+from tests.commands import ROOT
+from tests.small_disk import on_small_disk
 
 MATRIX = "data indices indptr shape"
 ODD = [
@@ -99,6 +104,48 @@ def test_a_damaged_file_is_found_when_the_catalogue_is_opened(tmp_path: Path) ->
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode({"format": 0}))
     with pytest.raises(KeptError, match="expected a kept catalogue of format"):
         KeptCatalogue(tmp_path)
+
+
+def test_an_open_catalogue_stays_what_it_was_when_another_one_takes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "catalogue"
+    with whole_folder(folder) as aside:
+        keep_catalogue(iter(documents()), aside, sha256="of the corpus")
+    opened = KeptCatalogue(folder)
+    with whole_folder(folder, replace=True) as aside:
+        keep_catalogue(reversed(documents()), aside, sha256="of the next one")
+    whole = Catalogue(documents())
+    whole.settle()
+    for name in FIELDS:
+        assert different(getattr(whole, name).counts, getattr(opened, name).counts, MATRIX) == [], name
+    assert different(whole.document_values, opened.document_values, MATRIX) == []
+    assert (opened.surface_forms, opened.value_phrases) == (whole.surface_forms, whole.value_phrases)
+
+
+def test_a_manifest_of_more_values_than_its_file_has_is_refused(tmp_path: Path) -> None:
+    keep_catalogue(iter(documents()), tmp_path, sha256="of the corpus")
+    content = (tmp_path / MANIFEST).read_bytes()
+    count = msgspec.json.decode(content)["arrays"]["title.weights"]["count"]
+    (tmp_path / MANIFEST).write_bytes(content.replace(f'"count": {count}'.encode(), f'"count": {count * 9}'.encode()))
+    with pytest.raises(KeptError, match=rf"expected {count * 9} values"):
+        KeptCatalogue(tmp_path)
+
+
+FILL = """
+import sys
+from pathlib import Path
+from search_env.catalogue.kept_rows import ArrayWriter
+
+try:
+    ArrayWriter(Path(sys.argv[1])).room("data", 1 << 20, "<f4")[:] = 1
+except OSError as error:
+    print(f"refused: {error.strerror}")
+"""
+
+
+def test_a_full_disk_refuses_an_array_and_does_not_kill_who_makes_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    ended = subprocess.run(on_small_disk(tmp_path, 1, command), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout[:9]) == (0, "refused: "), ended.stderr
 
 
 def test_ids_with_one_hash_keep_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

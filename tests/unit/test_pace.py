@@ -52,6 +52,17 @@ def test_slow_answers_lower_the_pace_to_one_and_quick_ones_raise_it_again() -> N
     assert pace.limit == 4
 
 
+def test_one_stall_of_the_engine_lowers_the_pace_once_however_many_requests_it_held_up() -> None:
+    engine = Engine(bears=99)
+    pace = Pace(16, slow_seconds=1, clock=lambda: engine.now)
+    while pace.limit < 8:
+        engine.ask(pace)
+    pace.run(lambda: engine.ask(pace, seconds=10), lambda _: False)  # Both were under way when it stood still.
+    assert pace.limit == 4
+    engine.ask(pace)
+    assert pace.limit == 4
+
+
 def test_an_error_counts_as_too_much_and_is_raised() -> None:
     pace = Pace(8, slow_seconds=1)
     with pytest.raises(ConnectionError):
@@ -88,6 +99,9 @@ def test_rankings_are_remembered_in_the_order_of_use_and_never_shared() -> None:
     first = remembered.get(b"a")
     assert first == Ranking(["1"], [1.0])
     first.ids.clear()
+    given = Ranking(["1"], [1.0])
+    remembered.put(b"a", given)
+    given.ids.clear()
     remembered.put(b"c", Ranking(["3"], [3.0]))
     assert remembered.get(b"b") is None
     assert remembered.get(b"a") == Ranking(["1"], [1.0])

@@ -222,6 +222,8 @@ volumeMounts:
 
 {{/* Probes of a worker. It has no port: each of its polls touches a file. */}}
 {{- define "searchloop.workerProbes" -}}
+lifecycle: # /tmp outlives a restart of the container, and the file of the process before says nothing of this one.
+  postStart: { exec: { command: [rm, -f, /tmp/alive] } }
 startupProbe: # Its first poll comes when its models are loaded.
   exec: { command: [test, -e, /tmp/alive] }
   periodSeconds: 5
