@@ -34,7 +34,8 @@ def table(results: Sequence[Result]) -> str:
                 f"{result.value:g}{unit} ({result.low:g} to {result.high:g}), {result.runs} runs, "
                 f"load {result.load:g}, {result.day}{reached}"
             )
-            floor = f"{result.floor:g}: {row.floor}" if result.floor is not None else row.floor
+            known = result.floor is None or row.floor[0] in ".0123456789"  # Its text names it.
+            floor = row.floor if known else f"{result.floor:g}: {row.floor}"
         goal = "–" if row.goal is None else f"{sign} {row.goal:g}{unit}"
         lines.append(f"| {row.name} | {row.what} | {row.peer} | {value} | {goal} | {floor} | {row.above} |")
     return "\n".join(lines)
