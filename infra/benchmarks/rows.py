@@ -175,7 +175,7 @@ ROWS = (
         better="higher",
         goal=0.9,
         floor="1: the busiest stage never waits",
-        above="the hops between stages: a batch is granted when an update is made, so no stage has a second one in hand",
+        above="the hops between stages: a batch is granted with an update, so no stage has a second one in hand",
     ),
     BenchRow(
         name="async",
