@@ -168,6 +168,9 @@ def test_a_ledger_is_made_from_an_archive_that_was_fetched_before_a_kill(
         with pytest.raises(KilledError):
             fetch_ledger(app, RUN, lambda *_: None)
     fetch_ledger(app, RUN, lambda *_: None)
+    assert (app.home.run(RUN) / LEDGER).is_file(), (
+        "a sink would begin an empty one, and read only what Kafka still holds"
+    )
     with open_log(app.home.run(RUN)) as log:
         assert log.rows("SELECT count(*) AS n FROM requests") == [{"n": 4}]
 
