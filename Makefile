@@ -76,7 +76,8 @@ faults: setup  ## Every fault of the matrix in its full dose, and one table at t
 	$(BIN)/python -m tests.faults
 
 bench: setup  ## Every benchmark, each as a table and a JSON line
-	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@trap 'exit 130' INT; failed=; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; \
+	test -z "$$failed" || { echo "not measured:$$failed" >&2; exit 1; }
 
 lock:  ## Resolve requirements.lock again (hashes, no host)
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-header --quiet -o requirements.lock

@@ -43,12 +43,12 @@ class ClaimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 0.1
     logprob_difference_max: Annotated[
         float,
-        msgspec.Meta(gt=0),
+        msgspec.Meta(ge=0),
         describe(
-            "Largest error of logged log-probabilities, in nats, as in `learner.update`. A group that is "
-            "further off is refused."
+            "Largest error of logged log-probabilities, in nats. A group that is further off is refused. 0: the limit "
+            "of `learner.update`."
         ),
-    ] = 0.1
+    ] = 0.0
     groups_at_once: Annotated[
         int, msgspec.Meta(ge=1, le=4096), describe("Groups in one forward pass. Fewer need less memory.")
     ] = 16
@@ -75,15 +75,18 @@ class ClaimChecker:
         *,
         no_repeat: bool,
         device: torch.device | str = "cpu",
+        difference_max: float = 0.1,
     ) -> None:
         """checkpoints: their folder in the run. no_repeat: the learner's rule; a group says if its sampler kept it.
 
+        difference_max: the limit, in nats, if the settings name none of their own.
         The model is loaded when the first group is checked.
         """
         self._checkpoints = checkpoints
         self._settings = settings or ClaimSettings()
         self._no_repeat = no_repeat
         self._device = device
+        self._difference_max = self._settings.logprob_difference_max or difference_max
         self._spare: Policy | None = None
         self._loaded: PolicyRef | None = None
 
@@ -98,7 +101,7 @@ class ClaimChecker:
             for reward in rewards
             if reward.generation.policy != current and is_chosen(reward.group_id, self._settings.share)
         ]
-        limit = self._settings.logprob_difference_max
+        limit = self._difference_max
         refused = {}
         for group_id, claim in self.measure(chosen).items():
             if claim.reason:

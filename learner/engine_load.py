@@ -67,9 +67,11 @@ class GroupWindow:
         """Count a refusal for lack of room."""
         self._shrink(REFUSED_SHARE)
 
-    def heard(self, load: EngineLoad) -> None:
-        """Take what the server says about itself."""
-        self._is_long = load.waiting > self._queue_max or (load.waiting > 0 and load.cache_share > CACHE_FULL_SHARE)
+    def heard(self, load: EngineLoad | None) -> None:
+        """Take what the server says about itself; None: it says nothing, so nothing speaks for a long queue."""
+        self._is_long = load is not None and (
+            load.waiting > self._queue_max or (load.waiting > 0 and load.cache_share > CACHE_FULL_SHARE)
+        )
         if self._is_long:
             self._shrink(LONG_QUEUE_SHARE)
 

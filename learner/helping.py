@@ -49,7 +49,9 @@ def help_learner(
     if message is None:
         return
     beginning = msgspec.json.decode(message, type=_Beginning)
-    folder = checkpoints / beginning.name if shared is None else shared.fetch(beginning.name)
+    folder = checkpoints / beginning.name
+    if shared is not None:
+        shared.fetch(beginning.name, manifest_sha256=beginning.manifest_sha256)
     manifest = read_manifest(folder, verify=True)
     if (found := file_sha256(folder / MANIFEST)) != beginning.manifest_sha256:
         raise LearnerProcessError(

@@ -20,7 +20,7 @@ from streams.kafka_settings import KafkaSettings
 from streams.lease import counted
 from streams.ranges import RecordReader, read_events, requests_end
 from streams.records import Received
-from streams.refusals import KnownRun, content_agrees, refusal, unlike_source
+from streams.refusals import KnownRun, content_agrees, is_recorded, refusal, unlike_source
 from streams.resending import place_text
 from streams.topics import topic_name
 from streams.tracing import current_tracing
@@ -182,9 +182,17 @@ class Intake:
                 f"expected a reward in its generation's partition, {reward.source.partition}, got it in "
                 f"{record.position.partition}"
             )
+        if not is_recorded(reward, known) and not self._is_published(asked := reward.generation.source):
+            return f"expected a request that the log holds, got {place_text(asked)}, which lies beyond its end"
         if content_agrees(reward) and not is_chosen(reward.group_id, self._learner.claims.share):
             return ""
         found = self._sources.read(reward.source)
         if found is None:
             return f"expected a record at {place_text(reward.source)}, which it answers, found none"
         return unlike_source(reward, found.value)
+
+    def _is_published(self, request: Position) -> bool:
+        """Return whether the log holds a request at this place; one that does not exist would count as used up."""
+        if request.offset < self._admission.granted.get(request.partition, 0):
+            return True
+        return request.offset < self._flow.published().get(request.partition, 0)

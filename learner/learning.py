@@ -159,7 +159,13 @@ class Learner:
             updater.load_optimizer_tensors(tensors)
         lineage = new_lineage(manifest.policy.lineage)
         sha256 = file_sha256(folder / MANIFEST)
-        claims = ClaimChecker(folder.parent, settings.claims, no_repeat=no_repeat, device=device)
+        claims = ClaimChecker(
+            folder.parent,
+            settings.claims,
+            no_repeat=no_repeat,
+            device=device,
+            difference_max=settings.update.logprob_difference_max,
+        )
         return cls(
             policy,
             updater,
@@ -185,7 +191,9 @@ class Learner:
         current = self.manifest.policy
         untrue = self._claims.check(batch.fresh, current=current)
         fresh = [reward for reward in batch.fresh if reward.group_id not in untrue]
-        self._processes.tell(msgspec.msgpack.encode(_Task(rewards=tuple(fresh), current=current)))
+        if self._processes.count > 1:
+            # JSON holds the integers of any size that a record may have; msgpack ends at 64 bits.
+            self._processes.tell(msgspec.json.encode(_Task(rewards=tuple(fresh), current=current)))
         result = self._updater.update(fresh, current=current)
         update = Update(
             run=self.run,
@@ -214,7 +222,8 @@ class Learner:
             low_water=batch.low_water,
             update=update,
         )
-        generations = [reward.generation for reward in fresh]
+        learned_from = {*result.trained, *result.flat, *result.disputed}  # Others may hold tokens that nobody knows.
+        generations = [reward.generation for reward in fresh if reward.group_id in learned_from]
         probes = make_probes(self._policy, generations, count=self._probes) if self._probes else []
         folder, _ = write_policy_checkpoint(checkpoints, self._policy, manifest, self._updater, probes)
         # Read it back as it was written: an integer among the metrics returns as 1.0, and the event's bytes are hashed.
@@ -230,7 +239,7 @@ class Learner:
         message = self._processes.hear(stop)
         if message is None:
             return False
-        task = msgspec.msgpack.decode(message, type=_Task)
+        task = msgspec.json.decode(message, type=_Task)
         self._updater.update(task.rewards, current=task.current)
         return True
 

@@ -24,6 +24,8 @@ from learner.selecting import Selector, banned_pointer_positions, forbidden
 from streams.errors import SearchloopError
 
 PROMPT, PADDING = -1, -2  # Segments of a row; completions count from 0.
+# Beyond these bounds fp32 has infinities: logits divided by a temperature, and differences of log-probabilities.
+TEMPERATURE_MIN, LOGPROB_MIN = 1e-6, -1e30
 
 
 class GroupError(SearchloopError, ValueError):
@@ -95,6 +97,8 @@ def check_group(group: PromptGroup, *, vocabulary: int, positions_max: int) -> N
         raise GroupError("expected at least one completion, got none")
     if not (group.temperature > 0 and math.isfinite(group.temperature)):
         raise GroupError(f"expected a sampling temperature > 0, got {group.temperature}: greedy text has no gradient")
+    if group.temperature < TEMPERATURE_MIN:
+        raise GroupError(f"expected a sampling temperature of {TEMPERATURE_MIN:g} at least, got {group.temperature:g}")
     _check_ids(group.prompt_ids, vocabulary, "prompt")
     for index, candidate in enumerate(group.candidates):
         name = f"completion {index}"
@@ -110,6 +114,8 @@ def check_group(group: PromptGroup, *, vocabulary: int, positions_max: int) -> N
         _check_ids(candidate.token_ids, vocabulary, name)
         if not all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in candidate.logprobs):
             raise GroupError(f"{name}: expected finite log-probabilities ≤ 0, got {max(candidate.logprobs)} or NaN")
+        if (lowest := min(candidate.logprobs)) < LOGPROB_MIN:
+            raise GroupError(f"{name}: expected log-probabilities of {LOGPROB_MIN:g} at least, got {lowest:g}")
         if not math.isfinite(candidate.advantage):
             raise GroupError(f"{name}: expected a finite advantage, got {candidate.advantage}")
         if group.selector is not None and (reason := forbidden(group.prompt_ids, candidate.token_ids, group.selector)):

@@ -292,7 +292,8 @@ def _load_adapter(path: Path) -> Any:
 def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
     """Return the policy with new low-rank adapters on its frozen weights; unchanged if the rank is 0 or it has some.
 
-    Raises PolicyError if the policy was not loaded from a folder, because an adapter names its base by the folder.
+    Raises PolicyError if the policy was not loaded from a folder, because an adapter names its base by the folder, or
+    if it has no layers of the names that the settings give.
     """
     if settings.rank == 0 or hasattr(policy.model, "peft_config"):
         return policy
@@ -300,6 +301,14 @@ def with_lora(policy: Policy, settings: LoraSettings) -> Policy:
 
     if policy.path is None:
         raise PolicyError("policy: an adapter needs a base in a folder; save the policy first")
+    layers = [name for name, _ in policy.model.named_modules() if name]
+    unknown = [each for each in settings.targets if not any(f".{name}".endswith(f".{each}") for name in layers)]
+    if unknown or not settings.targets:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers if name.endswith("_proj")}))
+        raise PolicyError(
+            f"policy.lora.targets: expected names of linear layers of {type(policy.model).__name__} (it has: "
+            f"{known or 'others'}), got {', '.join(unknown) or 'none'}"
+        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

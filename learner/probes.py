@@ -24,6 +24,7 @@ from streams.events import Generation
 
 PROBES = "probes.json"
 PROMPT_TOKENS_MAX = 256
+TOKENS_MAX = 1024  # Of a completion: 64 probes of this length take 2 MB.
 PROBES_BYTES_MAX = 4 << 20
 
 
@@ -43,11 +44,12 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 def make_probes(policy: Policy, generations: Sequence[Generation], *, count: int) -> list[Probe]:
     """Return probes from the first completions of the first groups, at most `count`.
 
-    A long prompt keeps its end. The last token of a completion is left out, so that a server whose context the group
-    fills has room for the one token that it must generate.
+    generations: their tokens are of the policy's vocabulary. A long prompt keeps its end, a long completion its
+    beginning. The last token of a completion is left out, so that a server whose context the group fills has room for
+    the one token that it must generate.
     """
     sequences = [
-        (generation.prompt_token_ids[-PROMPT_TOKENS_MAX:], completion.token_ids[:-1])
+        (generation.prompt_token_ids[-PROMPT_TOKENS_MAX:], completion.token_ids[:-1][:TOKENS_MAX])
         for generation in generations
         for completion in generation.completions[:1]
         if generation.prompt_token_ids and len(completion.token_ids) > 1
@@ -138,7 +140,8 @@ def _probing(name: str, probe: Probe) -> dict[str, Any]:
 def _read(answer: dict[str, Any], probe: Probe, url: str) -> list[float]:
     """Return the log-probabilities of the tokens after the probe's prompt."""
     choices = answer.get("choices")
-    rows = choices[0].get("prompt_logprobs") if isinstance(choices, list) and len(choices) == 1 else None
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    rows = choice.get("prompt_logprobs") if isinstance(choice, dict) else None
     wanted = len(probe.prompt_ids) + len(probe.token_ids)
     if not isinstance(rows, list) or len(rows) != wanted:
         raise VllmError(

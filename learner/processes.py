@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from streams.devices import choose_device
 from streams.errors import SearchloopError, SettingsError
 
 SILENCE_SECONDS_MAX = 600.0  # An exchange that takes longer has failed. Rank 0 says something long before.
@@ -125,6 +126,8 @@ class Processes:
         self._watch()
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise  # This process's own trouble, though it is a RuntimeError, too.
         except RuntimeError as error:  # gloo and NCCL raise it if a connection closes or stays silent.
             self._watch()
             reason = str(error).strip().splitlines()[0]
@@ -149,14 +152,14 @@ def join(
 
     meeting: "file:///PATH", a new file on one machine, or "tcp://HOST:PORT" of rank 0's machine.
     watch: raises LearnerProcessError if a process has ended that should come. stop: ends the wait.
-    Raises LearnerProcessError if the others do not come, and SettingsError if the address is not one.
+    Raises LearnerProcessError if the others do not come or compute on another kind of device, and SettingsError if the
+    address is not one or the GPUs do not suffice.
     """
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+    _choose_gpu(meeting, rank=rank, count=count)
     silence = datetime.timedelta(seconds=SILENCE_SECONDS_MAX)
     try:
         store = _store(meeting, rank=rank, count=count)
-        store.set(f"here-{rank}", "yes")
+        store.set(f"here-{rank}", choose_device())
         deadline = time.monotonic() + MEETING_SECONDS_MAX
         while not store.check([f"here-{other}" for other in range(count)]):
             watch()
@@ -165,6 +168,13 @@ def join(
                     f"learner process {rank}: expected {count} processes at {meeting}, not all came"
                 )
             time.sleep(PAUSE_SECONDS)
+        devices = {other: store.get(f"here-{other}").decode() for other in range(count)}
+        if len(set(devices.values())) > 1:
+            raise LearnerProcessError(
+                f"learner process {rank} of {count}: expected all to compute on GPUs or all on processors, got "
+                f"{', '.join(f'{other}: {device}' for other, device in devices.items())}. Make a GPU visible to each, "
+                "or to none (CUDA_VISIBLE_DEVICES)"
+            )
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=store,
@@ -180,6 +190,19 @@ def join(
             f"({str(error).strip().splitlines()[0]})"
         ) from error
     return Processes(rank=rank, count=count, watch=watch)
+
+
+def _choose_gpu(meeting: str, *, rank: int, count: int) -> None:
+    """Take this process's GPU, if there are some. Raises SettingsError if two processes would have to share one."""
+    if not torch.cuda.is_available():
+        return
+    visible = torch.cuda.device_count()
+    if urlsplit(meeting).scheme == "file" and count > visible:  # All are on this machine; NCCL refuses to share.
+        raise SettingsError(
+            f"learner.processes: expected at most {visible} on this machine, a visible GPU each, got {count}. Start "
+            "the run with fewer, or set CUDA_VISIBLE_DEVICES to more GPUs, or to none, and all compute on the processor"
+        )
+    torch.cuda.set_device(rank % visible)
 
 
 def _store(meeting: str, *, rank: int, count: int) -> Any:  # torch does not export the type.

@@ -12,6 +12,7 @@ import msgspec
 from learner.checkpoints import Manifest, current_name
 from learner.intake import Intake
 from learner.learning import Learner
+from learner.processes import ALONE, Processes
 from learner.shared_checkpoints import SharedCheckpoints
 from streams.clock import now_ms
 from streams.delivery import Outbox
@@ -34,10 +35,11 @@ class Publishing:
     machine's disk is the place where all workers read.
     """
 
-    def __init__(self, post: Post, checkpoints: Path) -> None:
-        """checkpoints: the run's folder of them on this machine."""
+    def __init__(self, post: Post, checkpoints: Path, processes: Processes = ALONE) -> None:
+        """checkpoints: the run's folder of them on this machine. processes: this one among those of the learner."""
         self._post = post
         self._checkpoints = checkpoints
+        self._processes = processes
         self._closing = ExitStack()
         self._lease: Lease | None = None
         self._shared = SharedCheckpoints(post.store, post.run, checkpoints) if post.store is not None else None
@@ -58,9 +60,13 @@ class Publishing:
         self._closing.close()
 
     def keep(self) -> None:
-        """Return if this is still the run's only learner. Raises LeaseError if another one has begun."""
+        """Return if this is still the run's only learner, and its other processes live; tell them that this one does.
+
+        Raises LeaseError if another learner has begun, LearnerProcessError if one of its processes is gone.
+        """
         if self._lease is not None:
             self._lease.keep()
+        self._processes.keep()
 
     def take_over(self) -> None:
         """Make the version that was announced last CURRENT, if another machine announced it.

@@ -50,8 +50,13 @@ def _recomputed(layer: nn.Module, number: int) -> Any:
     plain = layer.forward
 
     def forward(hidden: Tensor, *arguments: Any, past_key_values: Any = None, **others: Any) -> Any:
-        if not torch.is_grad_enabled() or past_key_values is None:
+        if not torch.is_grad_enabled():
             return plain(hidden, *arguments, past_key_values=past_key_values, **others)
+        if past_key_values is None:  # GPT-NeoX and its kin call it `layer_past`.
+            raise PolicyUnfitError(
+                f"learner.update.recompute: expected layers that take a cache as past_key_values, got "
+                f"{type(layer).__name__}. Set recompute to false, and micro_batch_groups lower"
+            )
         keys, values = _held(past_key_values, number)
 
         def run(hidden: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Any, Tensor, Tensor]:

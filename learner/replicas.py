@@ -161,7 +161,12 @@ class Replicas:
                 if len(self.all) == 1:
                     raise
                 raise TransientError(f"vLLM at {replica.url} was started anew and is not used: {error}") from error
-            return replica.client.complete(body, patience_seconds=patience_seconds, call=call)
+            try:
+                return replica.client.complete(body, patience_seconds=patience_seconds, call=call)
+            except UnknownModelError as error:
+                if len(self.all) == 1:
+                    raise
+                raise TransientError(f"{error} It forgot the adapter that it had just loaded") from error
 
     def leave_out(self, replica: Replica, why: str) -> None:
         """Give a server no further groups until it comes back, and ask its groups of others."""
@@ -275,8 +280,7 @@ class Replicas:
         with self._changed:
             replica.heard_at = time.monotonic()
             replica.load, replica.sent = load, 0
-            if load is not None:
-                replica.window.heard(load)
+            replica.window.heard(load)
             self._changed.notify_all()
 
     def _bring_back(self, replica: Replica) -> None:

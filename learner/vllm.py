@@ -143,16 +143,23 @@ class VllmClient:
     """An HTTP client of one server. Thread-safe."""
 
     def __init__(self, url: str, settings: VllmSettings) -> None:
-        """Set up the client without sending anything. Raises SettingsError if the key would travel unencrypted."""
+        """Set up the client without sending anything.
+
+        Raises SettingsError if the key would travel unencrypted, VllmError if the address is none: asked for an answer,
+        it would only look like a server that is down.
+        """
         self.url = url.rstrip("/")
         self._settings = settings
         self._context: ssl.SSLContext | None = None
         try:
-            self._host = urlsplit(self.url).hostname or ""
+            parts = urlsplit(self.url)
+            self._host, _ = parts.hostname or "", parts.port
         except ValueError as error:
             raise VllmError(
                 f"vllm.url: expected an address like http://host:8000, got {self.url!r} ({error})"
             ) from error
+        if parts.scheme not in ("http", "https") or not self._host:
+            raise VllmError(f"vllm.url: expected an address like http://host:8000, got {self.url!r}")
         if self.url.startswith("https"):
             self._context = client_context(cafile=settings.ca_certs, table="vllm", ca_setting="ca_certs")
         self._opener = urllib.request.build_opener(_NoRedirects, *handlers(self._context))

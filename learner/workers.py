@@ -168,7 +168,7 @@ def run_learner(
     version that was announced last.
     """
     checkpoints = run_dir / "checkpoints"
-    with only_learner(run_dir), Publishing(post, checkpoints) as publishing:
+    with only_learner(run_dir), Publishing(post, checkpoints, processes) as publishing:
         remove_unfinished(checkpoints)
         publishing.take_over()
         folder, manifest = load_current(checkpoints)
@@ -203,7 +203,6 @@ def run_learner(
                 begin_together(processes, folder)
                 while not post.stop():
                     publishing.keep()
-                    processes.keep()
                     steps_left = _steps_left(state, updates_max)
                     if steps_left == 0:
                         post.stop.wait(post.delivery.poll_timeout_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeGuard
 
 import msgspec
 
@@ -95,7 +97,7 @@ def measure(
 def read_result(row: BenchRow, said: dict[str, object]) -> Result:
     """Return a row's result from its script's JSON line. Raises BenchError if the line has no values of the row."""
     values = _mapping(said, "values").get(row.name)
-    if not isinstance(values, list) or not values or not all(isinstance(each, int | float) for each in values):
+    if not isinstance(values, list) or not values or not all(_is_number(each) for each in values):
         raise BenchError(f"{row.name}: expected values of this row from {row.script}, got {values!r}")
     floor = _mapping(said, "floors").get(row.name)
     sides = _mapping(_mapping(said, "sides"), row.name)
@@ -108,8 +110,8 @@ def read_result(row: BenchRow, said: dict[str, object]) -> Result:
         unit=row.unit,
         goal=row.goal,
         better=row.better,
-        floor=_rounded(floor) if isinstance(floor, int | float) else None,
-        sides={name: _rounded(each) for name, each in sides.items() if isinstance(each, int | float)},
+        floor=_rounded(floor) if _is_number(floor) else None,
+        sides={name: _rounded(each) for name, each in sides.items() if _is_number(each)},
         load=round(os.getloadavg()[0], 1),
         processors=os.cpu_count() or 0,
         day=datetime.now(UTC).date().isoformat(),
@@ -125,14 +127,18 @@ def read_results(path: Path) -> list[Result]:
 
 
 def worse(now: Sequence[Result], kept: Sequence[Result]) -> list[Worse]:
-    """Return the rows that are at least `WORSE` worse than their kept value; a row without one is left out."""
+    """Return the rows that are at least `WORSE` worse than their kept value; a row without one is left out.
+
+    A share that is lost may be kept as 0 or less: whatever is worse than 0 is infinitely worse.
+    """
     before = {result.row: result.value for result in kept}
     found = []
     for result in now:
         was = before.get(result.row)
-        if was is None or was == 0:
+        if was is None:
             continue
-        by = result.value / was - 1 if result.better == "lower" else 1 - result.value / was
+        lost = result.value - was if result.better == "lower" else was - result.value
+        by = lost / abs(was) if was else math.copysign(math.inf, lost) if lost else 0.0
         if by >= WORSE:
             found.append(Worse(row=result.row, value=result.value, kept=was, by=round(by, 3)))
     return found
@@ -170,6 +176,10 @@ def _run(command: Sequence[str], root: Path) -> dict[str, object]:
 def _mapping(said: dict[str, object], name: str) -> dict[str, object]:
     found = said.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _rounded(value: float) -> float:

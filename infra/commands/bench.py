@@ -48,14 +48,15 @@ def bench(
         return
     kept = read_results(against) if against is not None else []
     results, failed = measure(rows, runs=runs, say=lambda line: click.echo(line, err=True))
+    show(results)
     if json_file is not None:
         write_file(json_file, msgspec.json.format(msgspec.json.encode(results)) + b"\n")
-    show(results)
     for name, reason in failed.items():
         click.echo(f"{name}: not measured: {reason}", err=True)
     lost = worse(results, kept)
     for each in lost:
-        click.echo(f"{each.row}: {each.value:g} is {each.by:.0%} worse than the kept {each.kept:g}", err=True)
+        by = f"{each.by:.0%} " if each.kept else ""
+        click.echo(f"{each.row}: {each.value:g} is {by}worse than the kept {each.kept:g}", err=True)
     if lost or failed:
         raise SystemExit(1)
 

@@ -3,11 +3,13 @@
 It measures, with random weights (Qwen3-0.6B's shapes, bf16, LoRA of rank 16) and in one call:
 
 - the learner's own step (`Updater.update`: packed groups, the shared prompt once) against the same groups as padded
-  rows of prompt and completion: seconds, tokens a second, peak memory;
+  rows of prompt and completion: seconds, tokens a second, peak memory (with the other side's weights, which lie there);
 - model FLOPs utilization: 6 · parameters · tokens that pass through the model, by the GPU's peak in bf16. LoRA spares
-  a third of these products, so the share of work that is really done is lower; the usual convention counts them;
+  a third of these products, and neither side computes the output head for a prompt's tokens, so the share of work that
+  is really done is lower; the usual convention counts both;
 - the loss head against plain torch at V = 128k, by `loss_head.py` on the GPU;
-- vLLM's tokens a second and swap of adapters, by `generation.py`, if vLLM is installed (`make vllm`).
+- vLLM's tokens a second and swap of adapters, by `generation.py`, if vLLM is installed (`make vllm`). It comes last:
+  what was measured before is printed and kept without it.
 
 Without a GPU it runs the same code on the processor with small shapes (`--small`), which says only that it works.
 
@@ -26,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,10 +40,11 @@ from learner.logprobs import target_logprobs
 from learner.objectives import ObjectiveSettings
 from learner.packing import PromptGroup
 from learner.updates import Updater, UpdateSettings
-from streams.devices import choose_device, describe_device
+from streams.devices import choose_device, describe_device, release_memory
 from tests.benchmarks.loss_head import run_side
 from tests.trl_oracle import random_group, reward_event
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKENS_GOAL, MFU_GOAL = 13_300, 0.25
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "B200": 2250e12}  # Dense bf16.
 
@@ -88,9 +91,14 @@ def random_policy(shape: Shape, device: str, dtype: torch.dtype) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets)).eval()  # type: ignore[no-any-return]
 
 
+def precision_of(model: nn.Module) -> Literal["fp32", "bf16"]:
+    """Return the setting `learner.update.precision` with which the learner trains a policy on such a base."""
+    return "bf16" if any(each.dtype == torch.bfloat16 for each in model.parameters()) else "fp32"
+
+
 def packed_step(model: nn.Module, groups: list[PromptGroup], micro: int) -> Callable[[], None]:
     """Return the learner's own step on these groups."""
-    settings = UpdateSettings(micro_batch_groups=micro, logprob_difference_max=1e9)
+    settings = UpdateSettings(micro_batch_groups=micro, logprob_difference_max=1e9, precision=precision_of(model))
     updater = Updater(model, objective=ObjectiveSettings(correction="none"), settings=settings)
     rewards = [reward_event(f"group-{number}", group) for number, group in enumerate(groups)]
 
@@ -104,7 +112,7 @@ def padded_step(model: nn.Module, groups: list[PromptGroup], micro: int) -> Call
     """Return a step on the same groups as rows of prompt and completion, each forwarded alone."""
     parameters = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    device = parameters[0].device
+    device, halved = parameters[0].device, precision_of(model) == "bf16"
     none = torch.empty(0, dtype=torch.long, device=device)
     count = sum(len(group.candidates) for group in groups)
 
@@ -118,11 +126,10 @@ def padded_step(model: nn.Module, groups: list[PromptGroup], micro: int) -> Call
         for start in range(0, len(groups), micro):
             ids, prompt, advantages = rows(groups[start : start + micro])
             base: Any = model.get_base_model()  # type: ignore[operator]
-            hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state[:, int(prompt) - 1 : -1]
-            targets = ids[:, int(prompt) :]
-            logprobs, _ = target_logprobs(
-                hidden.flatten(0, 1), base.get_output_embeddings().weight, targets.flatten(), none, none
-            )
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=halved):
+                hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state[:, int(prompt) - 1 : -1]
+            targets, weight = ids[:, int(prompt) :], base.get_output_embeddings().weight
+            logprobs, _ = target_logprobs(hidden.flatten(0, 1).to(weight.dtype), weight, targets.flatten(), none, none)
             ratio = (logprobs - logprobs.detach()).exp().view(targets.shape)
             (-(ratio * advantages[:, None]).mean(dim=1).sum() / count).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -198,7 +205,11 @@ def compare_heads(shape: Shape, device: str) -> dict[str, dict[str, float]]:
     sizes = {"tokens": 4096, "vocabulary": 131_072, "hidden": 1024} if shape is LARGE else {
         "tokens": 64, "vocabulary": shape.vocabulary, "hidden": shape.hidden
     }  # fmt: skip
-    return {side: run_side(side, device=device, **sizes) for side in ("plain torch", "ours")}
+    sides = ("plain torch", "ours")
+    if device == "cuda":
+        for side in sides:
+            run_side(side, device=device, **sizes)  # Kernels are loaded at their first use.
+    return {side: run_side(side, device=device, **sizes) for side in sides}
 
 
 def main() -> None:
@@ -221,17 +232,23 @@ def main() -> None:
     result["head"] = compare_heads(shape, device)
     for side, values in result["head"].items():
         print(f"head, {side:>12}: {values['seconds']:.4f} s, {values['peak_mib']:,.0f} MiB")
-    vllm = Path(".venv-vllm/bin/python")
-    if device == "cuda" and vllm.exists():
+    keep(result, given.out)
+    if device == "cuda" and (ROOT / ".venv-vllm/bin/python").exists():
+        release_memory()  # vLLM takes most of the memory.
         done = subprocess.run(
-            [sys.executable, "tests/benchmarks/generation.py", "--runs", "1"], capture_output=True, text=True
+            [sys.executable, "tests/benchmarks/generation.py", "--runs", "1"], capture_output=True, text=True, cwd=ROOT
         )
-        result["generation"] = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:]
-        print(f"generation: {result['generation']}")
+        said = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else done.stderr.strip().splitlines()[-1:]
+        result["generation"] = said
+        keep(result, given.out)
+
+
+def keep(result: dict[str, Any], out: Path | None) -> None:
+    """Print what was measured until now as one JSON line, and write it to the file."""
     line = json.dumps(result)
-    print(line)
-    if given.out:
-        given.out.write_text(line + "\n")
+    print(line, flush=True)
+    if out:
+        out.write_text(line + "\n")
 
 
 def _peak(name: str) -> float:

@@ -48,7 +48,8 @@ def main() -> None:
         meeting = f"file://{folder}/meeting"
         forks = multiprocessing.get_context("fork")
         helpers = [
-            forks.Process(target=follow, args=(meeting, rank, options.processes, model, rewards))
+            # A daemon ends with this process if an error ends that; else both would wait for each other.
+            forks.Process(target=follow, args=(meeting, rank, options.processes, model, rewards), daemon=True)
             for rank in range(1, options.processes)
         ]
         for helper in helpers:

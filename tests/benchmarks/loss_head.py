@@ -55,7 +55,7 @@ def run_side(side: str, *, tokens: int, vocabulary: int, hidden: int, device: st
     weight = (torch.randn(vocabulary, hidden, generator=generator) * hidden**-0.5).to(device).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), generator=generator).to(device)
     states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)
-    before = peak_mib(device)
+    before = begin_mib(device)
     began = time.perf_counter(), time.process_time()
     logprobs, entropies = (chunked if side == SIDES[0] else plain)(states, weight, targets)
     loss = -(logprobs * torch.linspace(-1, 1, tokens, device=device)).sum() - ENTROPY_WEIGHT * entropies.sum()
@@ -70,8 +70,17 @@ def run_side(side: str, *, tokens: int, vocabulary: int, hidden: int, device: st
     }
 
 
+def begin_mib(device: str) -> float:
+    """Return the memory in use now, in MiB, from which the peak counts; a GPU forgets what was in use before."""
+    if device == "cpu":
+        return peak_mib(device)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**20
+
+
 def peak_mib(device: str) -> float:
-    """Return the most memory used so far, in MiB: of the GPU, or of this process."""
+    """Return the most memory used so far, in MiB: of the GPU since `begin_mib`, or of this process."""
     if device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return torch.cuda.max_memory_allocated() / 2**20

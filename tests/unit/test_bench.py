@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import msgspec
@@ -70,6 +71,7 @@ def test_a_script_runs_once_for_its_rows_and_gives_median_lowest_and_highest(tmp
         ("raise SystemExit('gradients differ by 1')", "gradients differ by 1"),
         ("print('no JSON')", "expected a JSON line"),
         ("print('{}')", "expected values of this row"),
+        ('print(\'{"values": {"first": [0.5, NaN]}}\')', "expected values of this row"),
     ],
 )
 def test_a_row_that_cannot_be_measured_says_why_and_holds_no_other_up(tmp_path: Path, script: str, reason: str) -> None:
@@ -93,6 +95,25 @@ def test_a_row_is_worse_from_ten_percent_on_in_its_own_direction() -> None:
     now = [result("a", 1.11), result("b", 0.89, better="higher"), result("c", 1.09), result("new", 9.0)]
     assert [(each.row, each.by) for each in worse(now, kept)] == [("a", 0.11), ("b", 0.11)]
     assert worse([result("a", 0.5), result("b", 2.0, better="higher")], kept) == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "better", "value", "by"),
+    [
+        (-0.02, "lower", 0.05, 3.5),  # Nothing was lost, by chance; now 5 % are.
+        (0.0, "lower", 0.05, math.inf),
+        (-0.02, "higher", -0.05, 1.5),
+        (0.0, "higher", -0.05, math.inf),
+        (0.0, "lower", 0.0, None),
+        (0.0, "lower", -0.1, None),
+        (-0.02, "lower", -0.05, None),
+    ],
+)
+def test_a_share_kept_as_nothing_or_less_can_get_worse(
+    kept: float, better: str, value: float, by: float | None
+) -> None:
+    found = worse([result("a", value, better=better)], [result("a", kept, better=better)])
+    assert [each.by for each in found] == ([] if by is None else [by])
 
 
 def test_an_unknown_row_is_refused_with_those_there_are() -> None:

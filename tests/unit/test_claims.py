@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import msgspec
 import pytest
 import torch
 
-from learner.checkpoints import Manifest
+from learner.batches import Batch
+from learner.checkpoints import Manifest, read_manifest
 from learner.claims import ClaimChecker, ClaimSettings, is_chosen
 from learner.generation import generate_groups
-from learner.learning import write_policy_checkpoint
+from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
 from learner.policy import Policy, build_tiny, load_policy, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
 from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from learner.prompts import PromptSettings, tokenize_request
+from learner.updates import UpdateSettings
 from learner.versions import LoadedVersion
 from streams.events import Completion, Outcome, PolicyRef, Position, Product, Request, Reward, Sampling
 
@@ -147,6 +150,25 @@ def test_a_coarser_sampler_passes_if_the_setting_allows_it(plain: Run) -> None:
     coarse = [moved(reward, -0.3) for reward in plain.written(1)]
     assert len(plain.checker().check(coarse)) == 2
     assert plain.checker(ClaimSettings(share=1, logprob_difference_max=0.5)).check(coarse) == {}
+
+
+@pytest.mark.parametrize(("update", "own", "refused"), [(0.1, 0.0, 2), (1.0, 0.0, 0), (1.0, 0.1, 2), (0.1, 0.5, 0)])
+def test_the_limit_for_stale_groups_is_that_of_the_update_unless_they_have_their_own(
+    plain: Run, tmp_path: Path, update: float, own: float, refused: int
+) -> None:
+    """A bf16 server's recipe raises the update's limit; a tenth of its stale groups was refused all the same."""
+    coarse = [moved(reward, -0.3) for reward in plain.written(1)]
+    checkpoints = shutil.copytree(plain.checkpoints, tmp_path / "checkpoints")
+    folder = checkpoints / "1-aaaaaa-000002"
+    settings = LearnerSettings(
+        update=UpdateSettings(logprob_difference_max=update),
+        claims=ClaimSettings(share=1, logprob_difference_max=own),
+    )
+    learner = Learner.resume(folder, read_manifest(folder, verify=True), run="run", settings=settings, no_repeat=True)
+    batch = Batch(fresh=tuple(coarse), expired=(), failed=(), positions={}, requests_consumed={})
+    learner.learn(batch, checkpoints)
+    assert learner.manifest.update is not None
+    assert len(learner.manifest.update.rejected) == refused
 
 
 def test_a_group_that_names_another_version_than_it_was_written_by_is_refused(run: Run) -> None:

@@ -94,6 +94,25 @@ def test_a_model_without_a_list_of_layers_is_refused_with_another_way() -> None:
         recompute_layers(model)
 
 
+def test_a_model_whose_layers_would_not_be_computed_again_is_refused_at_its_first_update() -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=97, **shape)).eval()
+    plain = Updater(copy.deepcopy(model), objective=ObjectiveSettings(), settings=UpdateSettings())
+    rewards = [reward_event("g", groups()[0], policy=OLDER)]
+    assert plain.update(rewards).stepped
+    again = Updater(model, objective=ObjectiveSettings(), settings=UpdateSettings(recompute=True))
+    with pytest.raises(PolicyUnfitError, match=r"past_key_values, got GPTNeoXLayer\. Set recompute to false"):
+        again.update(rewards)
+
+
+def test_recomputed_layers_give_the_same_bits_with_products_in_bf16() -> None:
+    model = policy(lora=True)
+    plain = gradient(updater(model, precision="bf16"))
+    assert torch.equal(gradient(updater(model, precision="bf16", recompute=True)), plain)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_bf16_products_give_about_the_gradient_of_fp32_and_train_fp32_weights(lora: bool) -> None:
     model = policy(lora=lora)

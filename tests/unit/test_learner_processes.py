@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import learner.processes
+import learner.publishing
 from infra.app.app import App
 from infra.app.home import Home
 from infra.runs.learners import learner_processes
@@ -24,11 +27,16 @@ from learner.objectives import ObjectiveSettings
 from learner.policy import Policy, build_tiny, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
 from learner.processes import ALONE, LearnerProcessError, Processes, join
+from learner.publishing import Publishing
 from learner.shares import shares_of
 from learner.updates import UpdateError, UpdateSettings
+from streams.delivery import DeliverySettings
 from streams.errors import SettingsError
-from streams.events import PolicyRef
+from streams.events import PolicyRef, PolicyVersion
+from streams.kafka_settings import KafkaSettings
+from streams.posts import Post
 from streams.stopping import Stop
+from streams.stored_objects import StoreAwayError
 from tests.trl_oracle import random_group, reward_event
 
 FORKS = multiprocessing.get_context("fork")
@@ -68,6 +76,7 @@ def batch(number: int) -> Batch:
     groups = [random_group(generator, prompt=prompt, lengths=lengths) for prompt, lengths in shapes]
     rewards = [reward_event(f"{number}-{place}", group, policy=OLDER) for place, group in enumerate(groups)]
     rewards.append(reward_event(f"{number}-flat", groups[1], rewards=[0.5, 0.5], policy=OLDER))
+    rewards[0] = msgspec.structs.replace(rewards[0], made_at_ms=10**30)  # As a record may say.
     return Batch(fresh=tuple(rewards), expired=(), failed=(), positions={0: number}, requests_consumed={})
 
 
@@ -248,3 +257,85 @@ def test_a_learner_process_without_a_place_is_refused_with_what_to_set(tmp_path:
 def test_a_process_that_is_told_to_stop_waits_for_no_other(tmp_path: Path) -> None:
     with pytest.raises(LearnerProcessError, match=r"expected 2 processes at .*, not all came"):
         join(f"file://{tmp_path}/meeting", rank=0, count=2, stop=lambda: True)
+
+
+def test_processes_that_would_share_a_gpu_are_refused_before_they_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with pytest.raises(SettingsError, match=r"learner\.processes: expected at most 2 .*a visible GPU each, got 3"):
+        join(f"file://{tmp_path}/meeting", rank=0, count=3)
+    assert chosen == []
+    with pytest.raises(LearnerProcessError, match="not all came"):
+        join(f"file://{tmp_path}/meeting", rank=1, count=2, stop=lambda: True)
+    assert chosen == [1]
+
+
+def test_processes_on_unlike_devices_are_told_so_before_an_exchange_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = f"file://{tmp_path}/meeting"
+
+    def on_a_gpu() -> None:
+        monkeypatch.setattr(learner.processes, "choose_device", lambda: "cuda")
+        join(meeting, rank=1, count=2)
+
+    other = FORKS.Process(target=on_a_gpu)
+    other.start()
+    with pytest.raises(LearnerProcessError, match=r"all on processors, got 0: cpu, 1: cuda\. Make a GPU visible"):
+        join(meeting, rank=0, count=2)
+    other.join(60)
+    assert other.exitcode == 1
+
+
+def test_a_learner_that_waits_for_its_store_tells_its_other_processes_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a word ten minutes at most, and a store may be away for longer."""
+    told: list[str] = []
+
+    class Awaited(Processes):
+        def keep(self) -> None:
+            told.append("alive")
+
+    class AwayStore:
+        def put(self, name: str, folder: Path, files: list[str]) -> None:
+            if len(told) < 3:
+                raise StoreAwayError("no answer")
+            told.append("stored")
+
+    monkeypatch.setattr(learner.publishing, "RETRY_SECONDS", 0.0)
+    checkpoints = begin(tmp_path)
+    post = Post(
+        run="run",
+        member="learner-1",
+        kafka=KafkaSettings(),
+        delivery=DeliverySettings(),
+        stop=Stop(),
+        store=AwayStore(),  # type: ignore[arg-type]
+    )
+    sent: list[PolicyVersion] = []
+    outbox = SimpleNamespace(send=sent.append, flush=lambda: None)
+    state = resumed(checkpoints, 1)
+    publishing = Publishing(post, checkpoints, Awaited())
+    publishing.announce(
+        outbox,  # type: ignore[arg-type]
+        state,
+        load_current(checkpoints)[0],
+        SimpleNamespace(consumed={}, granted={}),  # type: ignore[arg-type]
+        update=False,
+    )
+    assert told == ["alive"] * 3 + ["stored", "alive"]
+    assert [each.policy for each in sent] == [state.manifest.policy]
+
+
+def test_a_process_without_memory_for_an_exchange_blames_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(torch, "cat", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        Processes(rank=0, count=2).add([torch.ones(2)])

@@ -8,19 +8,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from learner.batches import Batch
 from learner.checkpoints import CheckpointError, Manifest, load_current, prune_checkpoints
 from learner.learning import Learner, LearnerSettings, write_policy_checkpoint
+from learner.logprobs import vocabulary_size
 from learner.objectives import ObjectiveSettings
 from learner.policy import build_tiny, load_policy
 from learner.policy_settings import TinySettings
-from learner.probes import PROBES, read_probes
+from learner.probes import PROBES, PROBES_BYTES_MAX, PROMPT_TOKENS_MAX, TOKENS_MAX, make_probes, read_probes
 from learner.updates import UpdateSettings
-from streams.codec import content_sha256, encode_event
-from streams.events import PolicyRef, Update
+from streams.codec import content_sha256, decode, encode_event
+from streams.events import PolicyRef, Reward, Update
 from tests.small_disk import on_small_disk
 from tests.trl_oracle import random_group, reward_event
 
@@ -106,6 +108,46 @@ def test_probes_change_no_weights_and_hold_the_log_probabilities_of_the_new_ones
         own = rows.gather(1, torch.tensor(probe.token_ids)[:, None]).squeeze(1).tolist()
         assert probe.logprobs == pytest.approx(own, abs=1e-4)
     assert read_probes(load_current(checkpoints)[0]) == []
+
+
+def test_groups_that_no_sampler_wrote_stop_no_update_and_give_no_probe(checkpoints: Path) -> None:
+    """Somebody else's producer writes such groups; one that stopped the learner would stop it at each start anew."""
+    good, other = batch(1).fresh
+    folder, manifest = load_current(checkpoints)
+
+    def changed(name: str, **changes: object) -> Reward:
+        group = msgspec.structs.replace(other.generation, group_id=name, policy=manifest.policy, **changes)
+        return msgspec.structs.replace(other, group_id=name, generation=group)
+
+    first, second = other.generation.completions
+    cold = msgspec.structs.replace(other.generation.sampling, temperature=1e-300)
+    low = msgspec.structs.replace(first, logprobs=(-1e300,) * len(first.logprobs))
+    bad = (
+        changed("unknown tokens", prompt_token_ids=(3, 10**6)),
+        changed("no tokens of a machine", prompt_token_ids=(3, 10**30)),
+        changed("cold", sampling=cold),
+        changed("low", completions=(low, second)),
+    )
+    late = msgspec.structs.replace(good, made_at_ms=10**30)
+    learner = Learner.resume(folder, manifest, run="run", settings=HELD, no_repeat=False, probes=8)
+    written = learner.learn(msgspec.structs.replace(batch(1), fresh=(*bad, late)), checkpoints)
+    assert learner.manifest.update is not None
+    assert sorted(learner.manifest.update.rejected) == sorted(each.group_id for each in bad)
+    assert learner.manifest.update.trained == (good.group_id,)
+    assert decode(encode_event(learner.manifest.update)) == learner.manifest.update
+    assert [probe.prompt_ids for probe in read_probes(written)] == [good.generation.prompt_token_ids]
+
+
+def test_a_probe_of_a_long_group_keeps_the_prompts_end_and_the_completions_beginning(checkpoints: Path) -> None:
+    policy = load_policy(load_current(checkpoints)[0])
+    (good,) = batch(1).fresh[:1]
+    long = msgspec.structs.replace(good.generation.completions[0], token_ids=tuple(range(9, 9 + TOKENS_MAX % 300)) * 9)
+    group = msgspec.structs.replace(good.generation, prompt_token_ids=(7,) * 300 + (8,), completions=(long,))
+    (probe,) = make_probes(policy, [group], count=64)
+    assert (len(probe.prompt_ids), probe.prompt_ids[-1]) == (PROMPT_TOKENS_MAX, 8)
+    assert probe.token_ids == long.token_ids[:TOKENS_MAX]
+    digits = len(str(-0.12345678955316544)) + len(str(vocabulary_size(policy.model))) + 2
+    assert 64 * (TOKENS_MAX + PROMPT_TOKENS_MAX) * digits < PROBES_BYTES_MAX
 
 
 def test_the_warmed_up_policy_outlives_pruning_and_is_found_from_any_lineage(checkpoints: Path) -> None:

@@ -236,6 +236,7 @@ def changed(**changes: object) -> PromptGroup:
         (changed(candidates=()), "at least one completion"),
         (changed(temperature=0.0), "temperature > 0, got 0.0"),
         (changed(temperature=float("nan")), "temperature > 0"),
+        (changed(temperature=1e-300), "temperature of 1e-06 at least, got 1e-300"),
         (changed(token_ids=(), logprobs=()), "completion 0: expected one log-probability per token"),
         (changed(logprobs=(-1.0,)), "got 1 for 2"),
         (changed(token_ids=(5, 97)), "completion 0: expected token ids in 0…96, got 5…97"),
@@ -243,6 +244,10 @@ def changed(**changes: object) -> PromptGroup:
         (changed(logprobs=(-1.0, float("nan"))), "finite log-probabilities"),
         (changed(logprobs=(-1.0, -float("inf"))), "finite log-probabilities"),
         (changed(logprobs=(-1.0, 0.5)), "log-probabilities ≤ 0"),
+        (
+            changed(logprobs=(-1.0, -1e300)),
+            r"completion 0: .* of -1e\+30 at least, got -1e\+300",
+        ),
         (changed(advantage=float("inf")), "finite advantage"),
         (changed(prompt_ids=(1,) * 31), "at most 32 tokens with the prompt, got 33"),
         (

@@ -34,6 +34,16 @@ def test_the_same_settings_give_the_same_weights(policy: Policy, tmp_path: Path)
     assert one.sha256 == other.sha256 != ""
 
 
+@pytest.mark.parametrize(("targets", "got"), [(("q_proj", "wq"), "wq"), (("",), "none"), ((), "none")])
+def test_an_adapter_for_layers_that_the_policy_lacks_is_refused_with_those_it_has(
+    policy: Policy, tmp_path: Path, targets: tuple[str, ...], got: str
+) -> None:
+    saved = save_policy(policy, tmp_path / "base")
+    message = rf"policy\.lora\.targets: .* LlamaForCausalLM \(it has: down_proj, .*v_proj\), got {got}$"
+    with pytest.raises(PolicyError, match=message):
+        with_lora(saved, LoraSettings(rank=2, targets=targets))
+
+
 def test_a_saved_policy_comes_back_bit_by_bit_and_holds_no_pickle(policy: Policy, tmp_path: Path) -> None:
     saved = save_policy(policy, tmp_path / "policy")
     read = load_policy(tmp_path / "policy")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -251,6 +252,22 @@ def test_a_server_with_a_long_queue_gets_few_groups(base: Policy, tmp_path: Path
     assert got[0] < min(got[1:])
 
 
+def test_a_server_that_forgets_its_adapter_at_once_is_left_out_and_the_others_answer(
+    base: Policy, tmp_path: Path, fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = served_plainly(base, tmp_path, fakes)
+    wanted = version.sampler.sample(PROMPTS, HOT, SEEDS)
+    answer = fakes[0].answer
+
+    def forgetful(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/completions":
+            fakes[0].adapters.clear()
+        return answer(path, body)
+
+    monkeypatch.setattr(fakes[0], "answer", forgetful)
+    assert version.sampler.sample(PROMPTS, HOT, SEEDS) == wanted
+
+
 def test_an_overloaded_server_rests_and_the_others_answer(base: Policy, tmp_path: Path, fakes: list[FakeVllm]) -> None:
     version = served_plainly(base, tmp_path, fakes)
     fakes[0].failures.extend([(429, {"Retry-After": "3"})] * 2)
@@ -326,7 +343,9 @@ def test_the_window_shrinks_while_the_queue_is_long_and_grows_by_one_a_window() 
     assert window.groups == 8
     for _ in range(50):
         window.heard(EngineLoad(waiting=1, running=64, cache_share=0.99))
-    assert window.groups == 1
+    assert window.groups == 1 and window.is_closed
+    window.heard(None)  # The metrics are gone: no old word may keep it closed for ever.
+    assert not window.is_closed
 
 
 def test_addresses_are_separated_by_commas_and_named_once() -> None:

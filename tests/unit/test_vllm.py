@@ -186,9 +186,10 @@ def test_a_wrong_key_says_which_setting_and_the_key_is_not_in_the_repr() -> None
     assert "sesame" not in repr(settings) and "sesame" not in repr(VllmTables(vllm=settings))
 
 
-def test_an_address_that_is_none_names_the_setting() -> None:
+@pytest.mark.parametrize("url", ["localhost", "localhost:8000", "gpu-1:8000", "ftp://a:1", "http://", "http://a:port"])
+def test_an_address_that_is_none_names_the_setting(url: str) -> None:
     with pytest.raises(VllmError, match=r"vllm\.url: expected an address like"):
-        VllmClient("localhost", QUICK).models()
+        VllmClient(url, QUICK)
 
 
 def test_a_server_that_was_started_anew_gets_the_adapter_again(server: FakeVllm, base: Policy, tmp_path: Path) -> None:
