@@ -23,9 +23,9 @@ from infra.ui.guarding import guard
 from infra.ui.ledgers import IDLE_SECONDS, Ledgers
 from infra.ui.searching import SERVER, ShopServer
 from infra.ui.telling import Telling
-from storage.questions.scratch import remove_abandoned
 from storage.questions.settings import UiSettings
 from storage.questions.spending import Spending
+from storage.scratch import remove_abandoned
 from streams.secrets import reveal
 
 log = logging.getLogger(__name__)

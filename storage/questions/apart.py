@@ -23,7 +23,7 @@ import msgspec
 from storage.ledger import explain, is_open_elsewhere
 from storage.pipes import close_pipes, receive_message, send_message, start_serving
 from storage.questions.asking import AskLimits, LedgerAnswer, Refusal, ask, reading_options
-from storage.questions.scratch import Scratch
+from storage.scratch import Scratch
 
 GRACE_SECONDS = 2.0  # Beyond the time of a question, until its process is ended.
 MEMORY_MIB = 1024

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from storage.errors import StorageError
 from storage.ledger import OFFLINE
-from storage.questions.scratch import spill_folder
+from storage.scratch import spill_folder
 
 READING: dict[str, str | bool | int | float | list[str]] = {
     **OFFLINE,

@@ -26,9 +26,9 @@ from storage.archive import ARCHIVE, find_segments, read_segment
 from storage.errors import StorageError
 from storage.ledger import LEDGER, Partition, build_batch, read_positions, store_registered
 from storage.questions.asking import reading_options
-from storage.questions.scratch import Scratch
 from storage.questions.spending import Spending
 from storage.schema import migrate
+from storage.scratch import Scratch
 from streams.clients import connect_consumer, existing_topics, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, poll
 from streams.kafka_settings import KafkaSettings

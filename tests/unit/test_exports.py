@@ -24,6 +24,21 @@ from tests.finished_run import write_run
 from tests.stored_events import RUN, dev_score, reward
 
 
+def test_a_log_is_read_within_a_gibibyte_and_puts_aside_nothing_beside_the_user_s_files(run: Path) -> None:
+    before = sorted(path.name for path in run.iterdir())
+    with open_log(run) as log:
+        (found,) = log.rows(
+            "SELECT current_setting('memory_limit') AS most, current_setting('temp_directory') AS aside"
+        )
+        # Ten million lists in no order are more than that.
+        log.rows(
+            "SELECT count(*) FROM (SELECT hash(range) AS h, list(range) FROM range(10_000_000) GROUP BY h ORDER BY h)"
+        )
+        assert found["most"] == "1.0 GiB"
+        assert not Path(found["aside"]).is_relative_to(run)
+        assert sorted(path.name for path in run.iterdir()) == before
+
+
 def silent(said: str) -> None:
     """Take what an export says."""
 

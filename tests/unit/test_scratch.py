@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from storage.questions.scratch import MARK, PREFIX, SAYS, Scratch, remove_abandoned
+from storage.scratch import MARK, PREFIX, SAYS, Scratch, remove_abandoned
 from tests.commands import ROOT
 
 OWNER = """
 import sys
-from storage.questions.scratch import Scratch
+from storage.scratch import Scratch
 kept = Scratch()
 (kept.path / "ledger.duckdb").write_bytes(b"rows")
 print(kept.path, flush=True)
