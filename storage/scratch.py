@@ -1,4 +1,4 @@
-"""Folders for copies of live runs and for what questions put aside, in the system's temporary folder.
+"""Folders for copies of live runs and for what readers of a log put aside, in the system's temporary folder.
 
 Those whose process is dead are removed.
 
@@ -44,7 +44,11 @@ class Scratch:
 
 @cache
 def spill_folder() -> Path:
-    """Return this process's folder for what questions put aside; it goes when the process ends."""
+    """Return this process's folder for what questions put aside; it goes when the process ends.
+
+    Those of processes that were killed go now.
+    """
+    remove_abandoned()
     scratch = Scratch()
     atexit.register(scratch.remove)
     return scratch.path
