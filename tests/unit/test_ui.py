@@ -296,7 +296,7 @@ def test_a_long_absence_is_made_up_in_parts(tmp_path: Path) -> None:
 
 
 async def told(answer: ClientResponse, count: int) -> list[dict[str, str]]:
-    """Return the next events of a stream, at most so many."""
+    """Return the next events of a stream, at most so many. Comments, which keep a quiet stream open, are none."""
     found: list[dict[str, str]] = []
     event: dict[str, str] = {}
     async for line in answer.content:
@@ -304,8 +304,9 @@ async def told(answer: ClientResponse, count: int) -> list[dict[str, str]]:
         if name:
             event[name] = value
             continue
-        found.append(event)
-        event = {}
+        if event:  # Else, a comment and the line after it.
+            found.append(event)
+            event = {}
         if len(found) == count:
             break
     return found
