@@ -41,7 +41,7 @@ from storage.ledger import (
     store_batch,
 )
 from storage.schema import migrate, pending
-from storage.scratch import spill_folder
+from storage.scratch import within_memory
 from storage.switching import choose, is_chosen
 from streams.codec import decode
 from streams.errors import EventError
@@ -51,7 +51,7 @@ from streams.records import Received
 RECORDS_AT_ONCE = 512
 SWITCH_SECONDS_MAX = 10.0  # For two renames on a busy machine.
 BUILD_MEMORY = "512MiB"  # For a ledger that is rebuilt for reading; the rest lies on the disk.
-READING_MEMORY = "1GiB"  # As for a question of the pages; what does not fit is put aside.
+READING_MIB = 1024  # As for a question of the pages; what does not fit is put aside.
 RAW_AT_ONCE = 64  # A record may have 8 MB.
 
 E = TypeVar("E", bound=Event)
@@ -144,8 +144,7 @@ def open_log(folder: Path) -> Log:
 
     Raises StorageError if there is none, or if it cannot be read.
     """
-    spill = str(spill_folder())  # Beside no file of the user's.
-    connection = open_file(folder, {**OFFLINE, "memory_limit": READING_MEMORY, "temp_directory": spill})
+    connection = open_file(folder, {**OFFLINE, **within_memory(READING_MIB)})
     if connection is not None:
         return Log(connection, folder / ARCHIVE, live=False)
     return log_from_archive(folder)

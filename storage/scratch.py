@@ -21,6 +21,7 @@ from streams.locks import take
 
 PREFIX = "searchloop-copy-"
 MARK = "owner"
+SPILL = "spill"
 SAYS = b"A copy of a run that searchloop's pages follow. Its process holds the lock of this file.\n"
 
 
@@ -52,6 +53,14 @@ def spill_folder() -> Path:
     scratch = Scratch()
     atexit.register(scratch.remove)
     return scratch.path
+
+
+def within_memory(memory_mib: int, aside: Path | None = None) -> dict[str, str]:
+    """Return DuckDB's options for a connection that keeps to a memory and puts the rest beside no file of the user's.
+
+    aside: a folder that the caller removes; None for that of this process.
+    """
+    return {"memory_limit": f"{memory_mib}MiB", "temp_directory": str((aside or spill_folder()) / SPILL)}
 
 
 def remove_abandoned() -> list[Path]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from storage.errors import StorageError
 from storage.ledger import OFFLINE
-from storage.scratch import spill_folder
+from storage.scratch import within_memory
 
 READING: dict[str, str | bool | int | float | list[str]] = {
     **OFFLINE,
@@ -27,7 +27,6 @@ READING: dict[str, str | bool | int | float | list[str]] = {
 """The options of every connection on which people ask, beside the folder for what does not fit into memory."""
 
 CHARACTERS_MAX = 10_000
-SPILL = "spill"
 ROWS_AT_ONCE = 256
 EXACT_MAX = 2**53  # Beyond it a page's numbers are not exact, so such a number becomes a text.
 
@@ -66,9 +65,8 @@ def reading_options(
     """
     return {
         **READING,
-        "memory_limit": f"{memory_mib}MiB",
+        **within_memory(memory_mib, spill),
         "threads": threads,
-        "temp_directory": str((spill or spill_folder()) / SPILL),  # Beside no file of the user's.
     }
 
 
