@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import msgspec
 from kafka import TopicPartition
@@ -16,23 +15,16 @@ from infra.runs.verification import verify_run
 from learner.batches import BatchSettings
 from learner.checkpoints import load_current
 from storage.log import open_log
-from streams.clients import connect_admin, connect_producer, create_topics, partitions_of
+from streams.clients import connect_admin, create_topics, partitions_of
 from streams.codec import encode_event
-from streams.delivery import DeliverySettings, Outbox
 from streams.events import Request
 from streams.lag import end_offsets
 from streams.topics import topic_name
 from tests.loop.conftest import SMALL, quiet
+from tests.outboxes import opened_outbox
 
 Make = Callable[..., Prepared]
 AHEAD = msgspec.structs.replace(SMALL, batch=BatchSettings(groups=4, staleness_max=1))
-
-
-@contextmanager
-def outbox_to(app: App, run: str) -> Iterator[Outbox]:
-    producer = connect_producer(app.settings.kafka, client_id="test")
-    yield Outbox(producer, run, stage="test", settings=DeliverySettings())
-    producer.close()
 
 
 def asked(prepared: Prepared, number: int, *, split: str) -> Request:
@@ -53,7 +45,7 @@ def test_records_that_no_reward_follows_never_stop_the_loop(small_world: App, ne
     app = small_world.with_settings(AHEAD)
     run, topic = prepared.run, topic_name(prepared.run, "requests")
     create_topics(msgspec.structs.replace(app.settings.kafka, partitions=2), run, folder=app.home.run(run))
-    with outbox_to(app, run) as outbox:
+    with opened_outbox(app.settings.kafka, run) as outbox:
         for partition in (0, 1):
             for number in range(20):
                 outbox.forward(topic=topic, partition=partition, key=None, value=b'{"event":"request/1"')
@@ -104,7 +96,7 @@ def test_a_partition_that_is_added_to_the_requests_is_followed_by_every_worker(s
         admin = connect_admin(app.settings.kafka)
         admin.create_partitions({topic_name(run, "requests"): 2})
         admin.close()
-        with outbox_to(app, run) as outbox:
+        with opened_outbox(app.settings.kafka, run) as outbox:
             for number in range(8):
                 request = asked(prepared, number, split="train")
                 outbox.forward(topic=topic_name(run, "requests"), partition=1, key=b"key", value=encode_event(request))

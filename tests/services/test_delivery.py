@@ -24,6 +24,7 @@ from streams.lag import end_offsets, stage_lags
 from streams.records import Received
 from streams.stopping import Stop
 from streams.topics import topic_name
+from tests.outboxes import opened_outbox
 
 DELIVERY = DeliverySettings(retry_first_seconds=0.01, retry_pause_seconds_max=0.05, retry_seconds_max=0.2)
 names = itertools.count()
@@ -42,9 +43,8 @@ def run(kafka: KafkaSettings, unique_name: str) -> str:
 
 @pytest.fixture
 def outbox(kafka: KafkaSettings, run: str) -> Iterator[Outbox]:
-    producer = connect_producer(kafka, client_id="test")
-    yield Outbox(producer, run, stage="generator", settings=DELIVERY)
-    producer.close()
+    with opened_outbox(kafka, run, stage="generator", settings=DELIVERY) as outbox:
+        yield outbox
 
 
 def request(run: str, number: int) -> Request:

@@ -13,7 +13,7 @@ from learner.claims import ClaimSettings
 from learner.intake import Intake
 from learner.learning import LearnerSettings
 from services.local import Endpoints
-from streams.clients import connect_producer, create_topics
+from streams.clients import create_topics
 from streams.codec import content_sha256, encode_event
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, PolicyRef, Position, Reward
@@ -21,6 +21,7 @@ from streams.ids import group_id, prompt_sha256
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import read_events
 from streams.topics import topic_name
+from tests.outboxes import opened_outbox
 from tests.stored_events import policy, request, reward
 
 DELIVERY = DeliverySettings()
@@ -38,13 +39,11 @@ def kafka(local_services: Endpoints, unique_name: str) -> KafkaSettings:
 @pytest.fixture
 def outbox(kafka: KafkaSettings, unique_name: str) -> Iterator[Outbox]:
     """Give a way to write to the run, which has four requests."""
-    producer = connect_producer(kafka, client_id="test")
-    outbox = Outbox(producer, unique_name, stage="learner", settings=DELIVERY)
-    for number in range(4):
-        outbox.send(msgspec.structs.replace(request(number), run=unique_name))
-    outbox.flush()
-    yield outbox
-    producer.close()
+    with opened_outbox(kafka, unique_name, stage="learner") as outbox:
+        for number in range(4):
+            outbox.send(msgspec.structs.replace(request(number), run=unique_name))
+        outbox.flush()
+        yield outbox
 
 
 def answer(run: str, offset: int) -> Reward:

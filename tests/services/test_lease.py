@@ -8,12 +8,13 @@ import msgspec
 import pytest
 
 from services.local import Endpoints
-from streams.clients import connect_producer, create_topics
+from streams.clients import create_topics
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
 from streams.lease import Epochs, Lease, LeaseError, counted
 from streams.ranges import read_events
+from tests.outboxes import opened_outbox
 
 DELIVERY = DeliverySettings()
 
@@ -29,9 +30,8 @@ def kafka(local_services: Endpoints, unique_name: str) -> KafkaSettings:
 @pytest.fixture
 def outbox(kafka: KafkaSettings, unique_name: str) -> Iterator[Outbox]:
     """Give an outbox of the run."""
-    producer = connect_producer(kafka, client_id="test")
-    yield Outbox(producer, unique_name, stage="test", settings=DELIVERY)
-    producer.close()
+    with opened_outbox(kafka, unique_name) as outbox:
+        yield outbox
 
 
 def version(run: str, step: int, lease: Lease | None = None) -> PolicyVersion:
