@@ -16,5 +16,7 @@ def opened_outbox(
 ) -> Iterator[Outbox]:
     """Give an outbox whose producer is closed at the end."""
     producer = connect_producer(kafka, client_id="test")
-    yield Outbox(producer, run, stage=stage, settings=settings or DeliverySettings())
-    producer.close()
+    try:
+        yield Outbox(producer, run, stage=stage, settings=settings or DeliverySettings())
+    finally:
+        producer.close()

@@ -14,7 +14,8 @@ from streams.events import PolicyRef, PolicyVersion, Update
 from streams.lag import end_offsets
 from streams.topics import topic_name, version_name
 from tests.loop.conftest import quiet
-from tests.loop.test_going_on import AHEAD, outbox_to, taken_groups
+from tests.loop.test_going_on import AHEAD, taken_groups
+from tests.outboxes import opened_outbox
 
 Make = Callable[..., Prepared]
 
@@ -44,7 +45,7 @@ def test_announcements_that_are_not_the_learners_end_and_hasten_nothing(small_wo
     create_topics(app.settings.kafka, run, folder=app.home.run(run))
     first = load_current(app.home.run(run) / "checkpoints")[1].policy
     future = PolicyRef(lineage="9-ffffff", step=10**6, sha256="0" * 64)
-    with outbox_to(app, run) as outbox:
+    with opened_outbox(app.settings.kafka, run) as outbox:
         outbox.send(Update(run=run, policy=future, parent=first, trained=(), requests_consumed={0: 3000}))
         outbox.send(Update(run="other", policy=future, parent=first, trained=(), requests_consumed={0: 3000}))
         for policy, admitted in ((future, {0: 3000}), (first, {0: 3000}), (first, {7: 5, -1: 3, 0: -4})):
