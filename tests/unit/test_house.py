@@ -110,3 +110,40 @@ def test_every_package_but_tests_is_in_the_wheel() -> None:
         'packages = ["streams", "learner", "search_env", "storage", "services", "infra"]'
         in (ROOT / "pyproject.toml").read_text()
     )
+
+
+def top_level_names(path: Path) -> set[str]:
+    """Return every name that a module binds outside its functions and classes."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = list(ast.parse(path.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_a_test_imports_only_names_that_exist() -> None:
+    """A file that cannot be imported loses its tests, and the slow suite would say so only after the others."""
+    missing = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in {*MAY_IMPORT, "tests"}:
+                continue
+            place = ROOT.joinpath(*(node.module or "").split("."))
+            module = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__init__.py"
+            names = top_level_names(module) if module.exists() else set()
+            missing += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}"
+                for alias in node.names
+                if alias.name not in names
+                and not (place / f"{alias.name}.py").exists()
+                and not (place / alias.name).is_dir()
+            ]
+    assert not missing
