@@ -22,7 +22,7 @@ from streams.events import PolicyRef, Update
 from streams.failpoints import failpoint
 from streams.names import is_name, is_version_name
 from streams.topics import version_name
-from streams.whole_file import file_sha256, whole_folder, write_file
+from streams.whole_file import file_sha256, synced_hashes, whole_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def save_checkpoint(root: Path, policy: PolicyRef, write_files: Callable[[Path],
     try:
         with whole_folder(target, replace=True) as aside:
             manifest = write_files(aside)
-            files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-            content = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+            content = msgspec.json.encode(msgspec.structs.replace(manifest, files=synced_hashes(aside)))
             (aside / MANIFEST).write_bytes(content)
             (aside / MANIFEST_SHA256).write_text(hashlib.sha256(content).hexdigest() + "\n")
         failpoint("learner.before-flip")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_pos
 from streams.errors import TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
 from streams.flow import lies_within
+from streams.kafka_python import joining_ms
 from streams.kafka_settings import KafkaSettings
 from streams.lease import counted
 from streams.posts import Post
@@ -311,13 +312,44 @@ def _fetch(
     *,
     records_max: int,
 ) -> list[Received]:
-    """Return the next granted requests; a record beyond the grant is returned to its partition."""
+    """Return the next granted requests.
+
+    What has been fetched before is taken partition by partition, no more than is granted. Taken from all at once, a
+    record beyond the grant would be given back, and its partition fetched anew: that took 110 ms a batch.
+    """
     room = _granted(consumer, versions, batch)
-    consumer.pause(*(item for item, count in room.items() if not count))
-    consumer.resume(*(item for item, count in room.items() if count))
+    found: list[Received] = []
+    for item, count in room.items():
+        if count and len(found) < records_max and item in consumer.assignment():
+            found += _poll_granted(
+                consumer,
+                versions,
+                batch,
+                delivery,
+                of={item},
+                records_max=min(count, records_max - len(found)),
+                timeout_seconds=joining_ms(consumer) / 1000,
+            )
+    with_room = {item for item, count in room.items() if count}
+    return found or _poll_granted(consumer, versions, batch, delivery, of=with_room, records_max=records_max)
+
+
+def _poll_granted(
+    consumer: KafkaConsumer,
+    versions: VersionFollower,
+    batch: BatchSettings,
+    delivery: DeliverySettings,
+    *,
+    of: Set[Any],
+    records_max: int,
+    timeout_seconds: float | None = None,
+) -> list[Received]:
+    """Return the next granted requests of these partitions; a record beyond the grant is returned to its partition."""
+    consumer.pause(*(consumer.assignment() - of))
+    consumer.resume(*(consumer.assignment() & of))
     granted: list[Received] = []
     beyond: dict[Any, int] = {}
-    for record in poll(consumer, delivery, records_max=records_max):
+    for record in poll(consumer, delivery, records_max=records_max, timeout_seconds=timeout_seconds):
         place = record.position
         if place.offset < versions.admitted(place.partition, batch):
             granted.append(record)

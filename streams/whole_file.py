@@ -20,12 +20,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from streams.failpoints import failpoint
 from streams.locks import take, wait_for
 
 SUFFIX = "writing"
+THREADS = 8  # That sync and hash the files of a folder.
 _ASIDE = re.compile(r"\.?(?P<place>.+)\.[0-9a-f]{8}\.writing")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -129,6 +131,19 @@ def remove_unfinished(folder: Path) -> list[Path]:
     leftovers of the file that it writes.
     """
     return _remove_abandoned(folder, None)
+
+
+def synced_hashes(folder: Path) -> dict[str, str]:
+    """Return each file's sha256 by its name, when all files of a folder are on the disk. Raises OSError.
+
+    Hashing takes the processor and syncing takes the disk, so both go on at the same time.
+    """
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        syncs = pool.map(sync, paths)
+        hashes = {path.name: sha256 for path, sha256 in zip(paths, pool.map(file_sha256, paths), strict=True)}
+        list(syncs)  # Raises what a sync raised.
+    return hashes
 
 
 def file_sha256(path: Path) -> str:
@@ -241,11 +256,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    for above, _, files in os.walk(folder):
-        for name in files:
-            if not (path := Path(above, name)).is_symlink():
-                sync(path)
-        sync(Path(above))
+    """Sync every file below a folder, and then the folders. The disk takes several syncs at once."""
+    walked = [(Path(above), files) for above, _, files in os.walk(folder)]
+    paths = [path for above, files in walked for name in files if not (path := above / name).is_symlink()]
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        list(pool.map(sync, paths))
+    for above, _ in walked:
+        sync(above)
 
 
 def _exchange(aside: Path, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""LESER's recipe with an environment that waits: for benchmarks of what overlaps with what.
+"""LESER's recipe with an environment of a given pace: for benchmarks of what overlaps with what.
 
-The wait is no work, as that for a distant search engine is none.
+It scores, and then waits until its time is over. The wait is no work, as that for a distant search engine is none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from streams.events import Reward
 SECONDS_PER_GROUP = "BENCH_WAIT_SECONDS_PER_GROUP"
 
 
+SCORED: list[float] = []
+"""Seconds that each call of this process took to score, without the wait."""
+
+
 class Waiting:
-    """An environment that scores, and then waits for each group."""
+    """An environment that takes a given time for each group, or longer if it must."""
 
     def __init__(self, environment: Environment, seconds: float) -> None:
         self._environment = environment
@@ -32,17 +36,19 @@ class Waiting:
         return getattr(self._environment, name)
 
     def score_many(self, inputs: Sequence[Any]) -> list[Reward]:
-        """Return the rewards, `SECONDS_PER_GROUP` later for each of them."""
+        """Return the rewards after `SECONDS_PER_GROUP` for each of them, in which they are computed."""
+        began = time.perf_counter()
         rewards = self._environment.score_many(inputs)
-        time.sleep(self._seconds * len(inputs))
+        SCORED.append(time.perf_counter() - began)
+        time.sleep(max(self._seconds * len(inputs) - SCORED[-1], 0.0))
         return rewards
 
 
 class SlowLeser(Leser):
-    """LESER, whose environment waits as long as the environment variable says."""
+    """LESER, whose environment has the pace that the environment variable says."""
 
     @contextmanager
     def open_environment(self, app: App, run: RunSettings, report: Report) -> Iterator[Environment]:
-        """Yield the environment with its wait."""
+        """Yield the environment with its pace."""
         with super().open_environment(app, run, report) as environment:
             yield Waiting(environment, float(os.environ.get(SECONDS_PER_GROUP, "0")))  # type: ignore[misc]

@@ -43,7 +43,9 @@ def take_away() -> None:
     for module in (learner.workers, search_env.workers, streams.delivery):
         module.commit = _commit_soon  # type: ignore[attr-defined]
     os.fsync = lambda _: None  # type: ignore[assignment]
-    learner.checkpoints.file_sha256 = lambda _: NO_HASH  # Still a hash: that which names the weights, and its check.
+    # Still hashed: the weights, which their hash names, and which is checked.
+    learner.checkpoints.synced_hashes = lambda folder: {path.name: NO_HASH for path in folder.iterdir()}
+    learner.checkpoints.file_sha256 = lambda _: NO_HASH
     storage.archive.file_sha256 = lambda _: NO_HASH
     for module in (search_env.workers, streams.refusals):
         module.content_sha256 = lambda _: NO_HASH  # type: ignore[attr-defined]

@@ -7,7 +7,8 @@ own ledger, between two updates in mid-run:
 - announcement to first candidate: from the record of a policy version until the generator begins the first group with
   it (`made_at_ms`), and until that group is in the log;
 - pipeline: the share of the time in which the busiest of the three stages has work. To wait for the processor is a part
-  of a stage's work.
+  of a stage's work. Its bound: a batch passes the stages as a whole, and a staleness of η lets η + 1 batches be under
+  way, so η + 1 cycles are at least as long as the three stages together.
 
 Run: python tests/benchmarks/loop.py [--updates 40] [--from-update 8]
 """
@@ -55,9 +56,11 @@ def main() -> None:
     if max(lags) > staleness_max:
         raise SystemExit(f"loop: a group of lag {max(lags)} was trained, expected at most {staleness_max}")
     busiest = max(found.busy, key=lambda name: found.busy[name])
+    bound = min((staleness_max + 1) * found.busy[busiest] / sum(found.busy.values()), 1.0)
     print(f"updates {options.from_update} to {options.updates}, {found.groups} groups each; a cycle of {cycle:.3f} s")
     for name, share in found.busy.items():
         print(f"  {name:<9} has work {share:.0%} of the time")
+    print(f"  bound of the busiest: {bound:.0%}")
     print(f"announced → begun {statistics.median(begun):.0f} ms, → in the log {statistics.median(written):.0f} ms")
     print(f"lag: mean {statistics.fmean(lags):.2f}, largest {max(lags)} (limit {staleness_max})")
     print(
@@ -76,7 +79,7 @@ def main() -> None:
                     "announce-to-candidate": begun,
                     "pipeline": [found.busy[busiest]],
                 },
-                "floors": {"policy-lag": 0.0, "pipeline": 1.0},
+                "floors": {"policy-lag": 0.0, "pipeline": bound},
                 "sides": {
                     "pipeline": {**found.busy, "cycle seconds": cycle},
                     "announce-to-candidate": {"in the log": statistics.median(written)},

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,63 +19,13 @@ from learner.workers import run_generator
 from search_env.environments import Inputs
 from search_env.workers import run_environment
 from services.local import Endpoints
-from streams.clients import connect_producer, create_topics, partitions_of
-from streams.codec import RECORD_BYTES_MAX, decode, encode_event
-from streams.delivery import DeliverySettings, Outbox
+from streams.codec import RECORD_BYTES_MAX, encode_event
 from streams.events import Context, DeadLetter, Generation, Outcome, PolicyVersion, Request, Reward
 from streams.kafka_settings import KafkaSettings
-from streams.posts import Post
-from streams.ranges import log_bounds, read_range
-from streams.stopping import Stop
-from streams.topics import topic_name
+from tests.hand_fed import Run
 from tests.stored_events import generation
 
-DELIVERY = DeliverySettings()
 NEEDS_BYTES = 400  # What a request holds beside its query, at most.
-
-
-class Run:
-    """A run on a broker, with what a learner and a user do by hand."""
-
-    def __init__(self, kafka: KafkaSettings, name: str) -> None:
-        self.kafka, self.name = kafka, name
-        create_topics(kafka, name)
-        self.outbox = Outbox(connect_producer(kafka, client_id="test"), name, stage="test", settings=DELIVERY)
-
-    def events(self, kind: str) -> list[object]:
-        bounds = log_bounds(self.kafka, partitions_of(self.kafka, [topic_name(self.name, kind)]))
-        return [
-            decode(record.value)
-            for partition, (first, end) in bounds.items()
-            for record in read_range(self.kafka, partition, first, end, client_id="test")
-        ]
-
-    def until(self, work: Callable[[Stop], None], kind: str, count: int) -> list[object]:
-        """Let a worker work until a topic holds so many events, and return them; raises what the worker raises."""
-        stop, failed = Stop(), list[BaseException]()
-
-        def body() -> None:
-            try:
-                work(stop)
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=body, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 60
-        try:
-            while len(found := self.events(kind)) < count and not failed:
-                assert time.monotonic() < deadline, f"{len(found)} of {count} in {kind}"
-                time.sleep(0.1)
-        finally:
-            stop.set()
-            thread.join(30)
-        if failed:
-            raise failed[0]
-        return found
-
-    def post(self, member: str, stop: Stop) -> Post:
-        return Post(run=self.name, member=member, kafka=self.kafka, delivery=DELIVERY, stop=stop)
 
 
 @pytest.fixture

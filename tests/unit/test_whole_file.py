@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from streams.whole_file import folder_aside, put_folder, remove_unfinished, whole_file, whole_folder
+from streams.whole_file import (
+    folder_aside,
+    put_folder,
+    remove_unfinished,
+    synced_hashes,
+    whole_file,
+    whole_folder,
+)
 
 ROOT = Path(__file__).parents[2]
 WRITE = """
@@ -141,6 +150,38 @@ def test_content_is_synced_before_the_rename_and_its_name_after_it(
     with whole_folder(tmp_path / "version") as folder:
         (folder / "weights.bin").write_text("new")
     assert steps == ["sync weights", "sync aside", "rename aside", f"sync {tmp_path.name}"]
+
+
+def test_hashes_come_when_every_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {f"part-{number}": os.urandom(number * 10_000) for number in range(12)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    assert synced_hashes(tmp_path) == {name: hashlib.sha256(each).hexdigest() for name, each in contents.items()}
+    assert sorted(synced) == sorted(contents)
+
+
+def test_a_disk_that_fails_to_sync_one_file_fails_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("weights", "optimizer"):
+        (tmp_path / name).write_text(name)
+
+    def failing(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().name == "optimizer":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        synced_hashes(tmp_path)
+    with pytest.raises(OSError, match="Input/output error"), whole_folder(tmp_path / "version") as aside:
+        (aside / "optimizer").touch()
+    assert not (tmp_path / "version").exists()
 
 
 def test_a_folder_that_is_there_is_replaced_only_if_asked(tmp_path: Path) -> None:
