@@ -52,6 +52,7 @@ from streams.topics import topic_name
 from streams.working import Working, commit_owned, still_owned
 
 FIRST_VERSION_WAIT_SECONDS = 2.0
+NO_GRANT_WAIT_SECONDS = 0.25  # An announcement ends the wait; each round of a generator that waits costs 2 ms.
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ def run_generator(
         while not post.stop():
             # If no request may be answered, only a newer version can change that. Without any version, wait longer,
             # since a broker that lacks CPU time answers late, and a poll that ends too soon forgets its request.
-            no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else 0.05
+            no_version = FIRST_VERSION_WAIT_SECONDS if versions.loaded is None else NO_GRANT_WAIT_SECONDS
             versions.follow(outbox, wait_seconds=0.0 if wanted > 0 and versions.loaded is not None else no_version)
             wanted = min(chunk - len(waiting), _room(consumer, versions, batch))
             if versions.loaded is None:
