@@ -98,7 +98,8 @@ class Publishing:
         self.keep()
         made, tracing = state.manifest.update, current_tracing()
         if update and made is not None:
-            outbox.send(made, headers=tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ())
+            traced = tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ()
+            outbox.send(made, headers=(*traced, *(self._lease.headers if self._lease is not None else ())))
         self._send(
             outbox,
             PolicyVersion(

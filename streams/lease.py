@@ -5,15 +5,13 @@ which it has given the single partition of the run's `policy-versions`. A second
 lives. A holder that the broker has not heard for `kafka.session_timeout_seconds` has lost its right.
 
 It may not know that yet: its machine was paused, or cut off. So a learner also writes its *epoch* into each
-announcement. An epoch is above every epoch in the log when its holder begins. From the first announcement of an epoch
-on, all readers ignore announcements of lower ones, and of another holder of the same one (`Epochs`). The log's order is
-the same for all.
+announcement, and all readers ignore those of one that has lost its right (`streams.epochs`). An epoch is above every
+epoch in the log when its holder begins.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 
@@ -25,6 +23,7 @@ from kafka.structs import TopicPartition
 from streams.clients import connect_admin, connect_group_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
+from streams.epochs import EPOCH, HOLDER, Epochs
 from streams.errors import DeliveryError, EventError, SearchloopError
 from streams.events import PolicyVersion
 from streams.group_ownership import describe_group
@@ -41,31 +40,6 @@ PATIENT_SECONDS = 86_400.0  # An update may take long between two looks; heartbe
 
 class LeaseError(DeliveryError):
     """Somebody else is the run's learner or sink."""
-
-
-class Epochs:
-    """The newest epoch of announcements, read in the order of the log."""
-
-    def __init__(self) -> None:
-        self.newest = 0
-        self.holder = ""
-
-    def admits(self, event: PolicyVersion) -> bool:
-        """Return whether an announcement counts: its epoch is the newest so far, and its holder was the first of it.
-
-        Runs on one machine announce no epoch (0), and all of theirs count until an epoch begins.
-        """
-        epoch = event.epoch if isinstance(event.epoch, int) else 0
-        holder = event.holder if isinstance(event.holder, str) else ""
-        if epoch > self.newest:
-            self.newest, self.holder = epoch, holder
-        return epoch == self.newest and holder == self.holder
-
-
-def counted(announced: Iterable[PolicyVersion], *, run: str) -> list[PolicyVersion]:
-    """Return the announcements that count, of all in the order of the log: those of this run and its newest epochs."""
-    epochs = Epochs()
-    return [event for event in announced if event.run == run and epochs.admits(event)]
 
 
 class Lease:
@@ -90,6 +64,11 @@ class Lease:
     def holder(self) -> str:
         """Return the name that this holder writes beside its epoch."""
         return self._member
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes], ...]:
+        """Return the headers of an update that this holder announces."""
+        return (EPOCH, str(self.epoch).encode()), (HOLDER, self._member.encode())
 
     def __enter__(self) -> Lease:
         """Take the right, as soon as the broker has forgotten a holder that ended without a word.
