@@ -200,6 +200,7 @@ def run_learner(
                 intake.grant(_steps_left(state, updates_max))
                 # Announce again: an earlier process may have ended between the checkpoint and its announcement.
                 publishing.announce(outbox, state, folder, intake, update=True)
+                publishing.retire_left(outbox, state.manifest.policy)
                 begin_together(processes, folder)
                 while not post.stop():
                     publishing.keep()

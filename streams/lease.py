@@ -29,7 +29,7 @@ from streams.events import PolicyVersion
 from streams.group_ownership import describe_group
 from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
-from streams.topics import topic_name
+from streams.topics import topic_name, version_name
 
 ANNOUNCER = "learner"  # The one role that writes epochs.
 JOIN_SECONDS = 30.0
@@ -49,6 +49,7 @@ class Lease:
         """machine: id of the home, the same after a restart, so that a killed holder can go on at once.
 
         `last` is the newest published version that counts, as far as the log was read; None if there is none.
+        `announced` has each version's last announcement that counts, by name, as the log was when this learner began.
         """
         self._run, self._role = run, role
         self._member = f"{run}-{role}-{machine}"
@@ -59,6 +60,7 @@ class Lease:
         self._epochs = Epochs()
         self.epoch = 0
         self.last: PolicyVersion | None = None
+        self.announced: dict[str, PolicyVersion] = {}
 
     @property
     def holder(self) -> str:
@@ -123,6 +125,9 @@ class Lease:
                 continue
             if isinstance(event, PolicyVersion) and event.run == self._run and self._epochs.admits(event):
                 self.last = event if event.status == "published" else self.last
+                if not self.epoch and self._role == ANNOUNCER:
+                    slim = msgspec.structs.replace(event, requests_consumed={}, requests_admitted=msgspec.UNSET)
+                    self.announced[version_name(event.policy)] = slim
 
     def _has_read(self, ends: dict[TopicPartition, int]) -> bool:
         return all(self._consumer.position(item) >= end for item, end in ends.items())

@@ -187,10 +187,8 @@ def test_the_monitor_counts_no_update_of_a_zombie() -> None:
     assert state.positions == {"updates/0": 5}
 
 
-@pytest.mark.parametrize(
-    "headers", [(), ((EPOCH, b"x"),), ((EPOCH, None),), ((EPOCH, "٣".encode()),), ((EPOCH, b"-1"),)]
-)
-def test_an_update_without_a_sound_epoch_counts(headers: tuple[tuple[str, bytes | None], ...]) -> None:
+@pytest.mark.parametrize("wrong", [b"x", None, "٣".encode(), b"-1", b""])
+def test_an_update_without_a_sound_epoch_counts(wrong: bytes | None) -> None:
     fence = Fence(RUN)
     assert fence.admits(update(1, [0]), beside(7, "a"))
     assert fence.admits(update(2, [1])) and fence.admits(update(3, [2]), ((EPOCH, wrong),))
