@@ -64,9 +64,12 @@ def tokens_of(group: PromptGroup) -> tuple[int, int]:
     return len(group.prompt_ids) - 1, 1 + sum(len(candidate.token_ids) - 1 for candidate in group.candidates)
 
 
-def cut(items: Sequence[tuple[str, PromptGroup]], size: int, *, forward_tokens: int) -> list[dict[str, PromptGroup]]:
+def cut(
+    items: Sequence[tuple[str, PromptGroup]], size: int, *, tokens_max: int, forward_tokens: int
+) -> list[dict[str, PromptGroup]]:
     """Return the groups in micro-batches of at most `size`, groups of similar length together.
 
+    tokens_max: of a micro-batch of more than one group, padding included.
     forward_tokens: the tokens that one more forward and backward pass is worth; so much padding must a cut spare.
     Each micro-batch pads its prompts and its completions to the longest. The cut is the cheapest one of the groups
     sorted by length. Of recorded LESER batches, 43 % of the tokens were padding without it, and 14 % with it.
@@ -76,9 +79,11 @@ def cut(items: Sequence[tuple[str, PromptGroup]], size: int, *, forward_tokens: 
     best: list[tuple[int, int]] = [(0, 0)]  # (cost, where the last micro-batch begins) of the first groups.
     for end in range(1, len(ordered) + 1):
         longest = [0, 0]
-        choices = []
+        choices: list[tuple[int, int]] = []
         for start in range(end - 1, max(end - size, 0) - 1, -1):
             longest = [max(pair) for pair in zip(longest, lengths[ordered[start][0]], strict=True)]
+            if choices and (end - start) * sum(longest) > tokens_max:
+                break
             choices.append((best[start][0] + (end - start) * sum(longest) + forward_tokens, start))
         best.append(min(choices))
     batches = []

@@ -76,6 +76,9 @@ class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "similar length share a pass, so that little is padding."
         ),
     ] = 16
+    micro_batch_tokens: Annotated[
+        int, msgspec.Meta(ge=1), describe("Most tokens in one forward pass, with padding, unless one group has more.")
+    ] = 32_768
     precision: Annotated[
         Literal["fp32", "bf16"],
         describe(
@@ -264,8 +267,9 @@ class Updater:
             for number, chosen in enumerate(shares_of(costs, self._share_count)):
                 if self._processes.count > 1 and number != self._processes.rank:
                     continue
-                size, passes = self._settings.micro_batch_groups, FORWARD_TOKENS.get(device.type, FORWARD_TOKENS_GPU)
-                for some in cut([items[item] for item in chosen], size, forward_tokens=passes):
+                size, most = self._settings.micro_batch_groups, self._settings.micro_batch_tokens
+                passes = FORWARD_TOKENS.get(device.type, FORWARD_TOKENS_GPU)
+                for some in cut([items[item] for item in chosen], size, tokens_max=most, forward_tokens=passes):
                     packed = pack_groups(list(some.values()), pad_id=self._pad_id, device=device)
                     weights = token_weights(packed.mask, self._objective, sequences=len(lengths), tokens=sum(lengths))
                     shares[number].append(MicroBatch(groups=some, packed=packed, weights=weights, learns=learns))
