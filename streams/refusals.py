@@ -52,7 +52,7 @@ class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(ge=1),
         describe(
             "Largest number of tokens of a group's completions together. The learner's memory grows with its square. "
-            "What the run's own generator may write always passes: generation.candidates times generation.tokens_max."
+            "Groups as the run's own generator writes them always pass."
         ),
     ] = 8192
 

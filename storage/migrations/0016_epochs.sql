@@ -6,41 +6,55 @@ ALTER TABLE policy_versions ADD COLUMN holder VARCHAR;
 -- Announcements that count, as `streams.epochs` says it: from the first one of an epoch on, none of a lower epoch, and
 -- none of another holder of the same epoch. A learner that has lost its right without knowing it may still write.
 CREATE VIEW counted_versions AS
-SELECT * FROM policy_versions WHERE topic LIKE '%.policy-versions'
-WINDOW log AS (PARTITION BY run ORDER BY partition, record_offset ROWS UNBOUNDED PRECEDING)
-QUALIFY coalesce(epoch, 0) = greatest(0, max(epoch) OVER log) AND coalesce(holder, '') = CASE
-    WHEN coalesce(epoch, 0) = 0 THEN ''
-    ELSE coalesce(first_value(holder) OVER (PARTITION BY run, epoch ORDER BY partition, record_offset), '') END;
+WITH mine AS (
+    SELECT * FROM policy_versions WHERE topic LIKE '%.policy-versions'
+), shared AS MATERIALIZED (
+    SELECT DISTINCT run FROM policy_versions WHERE epoch > 0
+)
+SELECT * FROM mine WHERE run NOT IN (FROM shared) AND coalesce(epoch, 0) = 0 AND coalesce(holder, '') = ''
+UNION ALL
+SELECT * FROM (
+    SELECT * FROM mine WHERE run IN (FROM shared)
+    WINDOW log AS (PARTITION BY run ORDER BY partition, record_offset ROWS UNBOUNDED PRECEDING)
+    QUALIFY coalesce(epoch, 0) = greatest(0, max(epoch) OVER log) AND coalesce(holder, '') = CASE
+        WHEN coalesce(epoch, 0) = 0 THEN ''
+        ELSE coalesce(first_value(holder) OVER (PARTITION BY run, epoch ORDER BY partition, record_offset), '') END);
 
 -- Updates without those that a learner announced after it had lost its right. An update whose version nobody has
 -- announced is here: its announcement may still come.
 CREATE VIEW counted_updates AS
 WITH fenced AS (
-    SELECT run, lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published'
+    SELECT run, lineage, step, weights_sha256 FROM policy_versions
+    WHERE status = 'published' AND run IN (SELECT run FROM policy_versions WHERE epoch > 0)
     EXCEPT SELECT run, lineage, step, weights_sha256 FROM counted_versions WHERE status = 'published'
 )
 SELECT * FROM updates WHERE topic NOT LIKE '%.updates' OR (run, lineage, step, weights_sha256) NOT IN (FROM fenced);
 
--- The update that gave the newest version, one per run with an update: the newest update in the log. Where machines
--- share a run, it is that of the last announcement that counts: a learner without its right writes updates, too.
-CREATE VIEW newest_updates AS
+-- Where machines share a run, the update that gave its newest version is that of the last announcement that counts: a
+-- learner without its right writes updates, too. None if nobody made that version.
+CREATE VIEW shared_newest_updates AS
 WITH once AS (
     SELECT run, lineage, step, weights_sha256, topic, partition, record_offset FROM updates
+    WHERE run IN (SELECT run FROM policy_versions WHERE epoch > 0)
     QUALIFY row_number() OVER (PARTITION BY run, lineage, step, weights_sha256 ORDER BY record_offset) = 1
-), shared AS (
-    SELECT DISTINCT run FROM policy_versions WHERE epoch > 0
 ), said AS (
     SELECT v.run, u.topic, u.partition, u.record_offset
     FROM counted_versions v LEFT JOIN once u USING (run, lineage, step, weights_sha256)
-    WHERE v.status = 'published' AND v.run IN (FROM shared)
+    WHERE v.status = 'published' AND v.run IN (SELECT run FROM policy_versions WHERE epoch > 0)
         AND (u.record_offset IS NOT NULL OR v.parent_lineage IS NULL)
     QUALIFY row_number() OVER (PARTITION BY v.run ORDER BY v.partition DESC, v.record_offset DESC) = 1
 )
-SELECT * FROM said WHERE record_offset IS NOT NULL
+SELECT * FROM said WHERE record_offset IS NOT NULL;
+
+-- The update that gave the newest version, of every run that has one: elsewhere, it is the newest one in the log.
+CREATE VIEW newest_updates AS
+FROM shared_newest_updates
 UNION ALL
 SELECT * FROM (
-    SELECT run, topic, partition, record_offset FROM once WHERE run NOT IN (FROM shared)
-    QUALIFY row_number() OVER (PARTITION BY run ORDER BY record_offset DESC) = 1);
+    SELECT run, topic, partition, record_offset FROM updates
+    WHERE run NOT IN (SELECT run FROM policy_versions WHERE epoch > 0)
+    QUALIFY row_number() OVER (PARTITION BY run, lineage, step, weights_sha256 ORDER BY record_offset) = 1)
+QUALIFY row_number() OVER (PARTITION BY run ORDER BY record_offset DESC) = 1;
 
 -- The chain of updates as before; it begins with that newest update.
 CREATE OR REPLACE VIEW surviving_updates AS
@@ -59,9 +73,16 @@ WITH RECURSIVE once AS (
 ), heads AS (
     SELECT * FROM placed
     QUALIFY row_number() OVER (PARTITION BY run, island ORDER BY record_offset, topic, partition) = 1
+), begun AS (
+    SELECT * FROM (
+        SELECT run, island, record_offset AS newest FROM placed
+        WHERE run NOT IN (SELECT run FROM policy_versions WHERE epoch > 0)
+        QUALIFY row_number() OVER (PARTITION BY run ORDER BY record_offset DESC) = 1)
+    UNION ALL
+    SELECT p.run, p.island, p.record_offset
+    FROM placed p JOIN shared_newest_updates USING (topic, partition, record_offset)
 ), chain AS (
-    SELECT p.run, p.island, p.record_offset AS newest
-    FROM placed p JOIN newest_updates USING (topic, partition, record_offset)
+    FROM begun
     UNION ALL
     SELECT p.run, p.island, p.record_offset FROM chain c JOIN heads h ON h.run = c.run AND h.island = c.island
     JOIN placed p ON p.run = h.run AND p.lineage = h.parent_lineage AND p.step = h.parent_step
