@@ -181,7 +181,7 @@ def _status() -> int:
         return exit_status()
     except SearchloopError as error:
         click.echo(f"error: {error}", err=True)
-        return 1
+        return error.exit_status
     except BrokenPipeError:  # The reader of our output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -18,10 +18,10 @@ from learner.versions import LoadedVersion, OpenVersion, Version
 from learner.vllm import VllmError
 from streams.clients import connect_consumer, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
+from streams.epochs import Epochs
 from streams.errors import EventError, TransientError
 from streams.events import PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
-from streams.lease import Epochs
 from streams.names import version_folder
 from streams.records import Received
 from streams.topics import topic_name, version_name

@@ -14,10 +14,10 @@ from learner.claims import is_chosen
 from learner.learning import LearnerSettings
 from streams.clients import connect_consumer, follow_partitions, partitions_of
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, poll
+from streams.epochs import counted
 from streams.events import PolicyRef, PolicyVersion, Position, Reward
 from streams.flow import RunFlow, lies_within
 from streams.kafka_settings import KafkaSettings
-from streams.lease import counted
 from streams.ranges import RecordReader, read_events, requests_end
 from streams.records import Received
 from streams.refusals import KnownRun, content_agrees, is_recorded, refusal, unlike_source

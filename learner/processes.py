@@ -24,12 +24,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from streams.devices import choose_device
-from streams.errors import SearchloopError, SettingsError
+from streams.errors import AGAIN, SearchloopError, SettingsError
 
 SILENCE_SECONDS_MAX = 600.0  # An exchange that takes longer has failed. Rank 0 says something long before.
 IDLE_SECONDS = 5.0
 MEETING_SECONDS_MAX = 600.0
 PAUSE_SECONDS = 0.1
+ENDING_SECONDS_MAX = 2.0
 BUCKET_ELEMENTS = 1 << 22
 END = b"end"
 INTERFACE = "GLOO_SOCKET_IFNAME"  # gloo's own variable: the network interface that it listens on.
@@ -37,6 +38,12 @@ INTERFACE = "GLOO_SOCKET_IFNAME"  # gloo's own variable: the network interface t
 
 class LearnerProcessError(SearchloopError, RuntimeError):
     """Another process of this learner is gone, or they do not fit together. No checkpoint was written."""
+
+
+class LearnerProcessGoneError(LearnerProcessError):
+    """Another process of this learner was killed, or does not answer: no fault of this one, which may start again."""
+
+    exit_status = AGAIN
 
 
 class Processes:
@@ -129,9 +136,14 @@ class Processes:
         except torch.OutOfMemoryError:
             raise  # This process's own trouble, though it is a RuntimeError, too.
         except RuntimeError as error:  # gloo and NCCL raise it if a connection closes or stays silent.
+            # A connection closes a moment before its process has ended, and says less than the process's status.
+            deadline = time.monotonic() + (ENDING_SECONDS_MAX if self.rank == 0 else 0.0)
             self._watch()
+            while time.monotonic() < deadline:
+                time.sleep(PAUSE_SECONDS)
+                self._watch()
             reason = str(error).strip().splitlines()[0]
-            raise LearnerProcessError(
+            raise LearnerProcessGoneError(
                 f"learner process {self.rank} of {self.count}: expected an answer from all others, one is gone "
                 f"({reason}). Nothing is lost; the learner goes on from its newest checkpoint when it starts again"
             ) from error

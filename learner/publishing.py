@@ -16,11 +16,11 @@ from learner.processes import ALONE, Processes
 from learner.shared_checkpoints import SharedCheckpoints
 from streams.clock import now_ms
 from streams.delivery import Outbox
-from streams.events import PolicyVersion
+from streams.events import PolicyRef, PolicyVersion
 from streams.lease import Lease
 from streams.posts import Post
 from streams.stalls import StallWatch
-from streams.stored_objects import StoreAwayError
+from streams.stored_objects import StoreAwayError, StoreError
 from streams.topics import version_name
 from streams.tracing import current_tracing
 
@@ -98,7 +98,8 @@ class Publishing:
         self.keep()
         made, tracing = state.manifest.update, current_tracing()
         if update and made is not None:
-            outbox.send(made, headers=tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ())
+            traced = tracing.updated(made, began_ns=began_ns) if tracing and began_ns else ()
+            outbox.send(made, headers=(*traced, *(self._lease.headers if self._lease is not None else ())))
         self._send(
             outbox,
             PolicyVersion(
@@ -119,14 +120,39 @@ class Publishing:
 
         Raises LeaseError if another learner has begun: the versions on the store are that one's now.
         """
+        self._retire(outbox, retired.policy, retired.parent)
+
+    def retire_left(self, outbox: Outbox, current: PolicyRef) -> None:
+        """Retire what an earlier learner left on the store when it was killed while it retired versions.
+
+        These are the versions that were announced as retired, and those that this home announced last and then
+        deleted, up to `current`. What only another home has announced stays: it may hold it still.
+        """
+        if self._lease is None or self._shared is None:
+            return
+        try:
+            stored = self._shared.names()
+        except (StoreAwayError, StoreError) as error:
+            log.warning("what earlier learners left on the store stays for now: %s", error)
+            return
+        for name in stored:
+            said = self._lease.announced.get(name)
+            if said is None or said.parent is None or self._shared.is_own(name):
+                continue
+            deleted_here = said.holder == self._lease.holder and said.policy.step < current.step
+            if said.status == "retired" or deleted_here:
+                self._retire(outbox, said.policy, said.parent)
+        outbox.flush()
+
+    def _retire(self, outbox: Outbox, policy: PolicyRef, parent: PolicyRef | None) -> None:
         self.keep()
-        name = version_name(retired.policy)
+        name = version_name(policy)
         self._send(
             outbox,
             PolicyVersion(
                 run=self._post.run,
-                policy=retired.policy,
-                parent=retired.parent,
+                policy=policy,
+                parent=parent,
                 path=f"checkpoints/{name}",
                 status="retired",
                 made_at_ms=now_ms(),

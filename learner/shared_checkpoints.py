@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from learner.checkpoints import CURRENT, MANIFEST, MANIFEST_SHA256, CheckpointError, read_manifest
+from streams import whole_file
 from streams.shared_store import SharedStore
 from streams.stored_objects import StoreAwayError, StoreError
 from streams.whole_file import file_sha256, write_file
@@ -76,9 +77,17 @@ class SharedCheckpoints:
                 return
             self._to_retire.remove(each)
 
+    def names(self) -> list[str]:
+        """Return the names of the run's checkpoints on the store. Raises StoreAwayError, StoreError."""
+        return self._store.names(self._place)
+
+    def is_own(self, name: str) -> bool:
+        """Return whether this machine has a checkpoint that is more than a copy of the store's."""
+        folder = self._root / name
+        return folder.exists() and not (folder / FETCHED).exists()
+
     def _copy(self, name: str, folder: Path) -> None:
-        self._store.get(f"{self._place}/{name}", folder)
-        (folder / FETCHED).touch()
+        self._store.get(f"{self._place}/{name}", folder, mark=FETCHED)
         self._forget_old(folder)
 
     def _check_announced(self, folder: Path, manifest_sha256: str) -> None:
@@ -91,7 +100,7 @@ class SharedCheckpoints:
             raise CheckpointError(f"policy {folder.name}: {error}") from error
         if found != manifest_sha256:
             if (folder / FETCHED).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+                _forget(folder)
             raise CheckpointError(
                 f"policy {folder.name}: expected the manifest {manifest_sha256[:12]}… that was announced, found "
                 f"{found[:12]}…; the version was exchanged on the store, or here. Put the one of the machine that made "
@@ -99,10 +108,20 @@ class SharedCheckpoints:
             )
 
     def _forget_old(self, newest: Path) -> None:
-        """Delete fetched copies except the newest few; checkpoints that were made here have no mark."""
+        """Delete fetched copies except the newest few; checkpoints that were made here have no mark.
+
+        What a process left behind that was killed while it copied or deleted one goes, too.
+        """
+        whole_file.remove_unfinished(self._root)
         fetched = sorted(
             (path.parent for path in self._root.glob(f"*/{FETCHED}")), key=lambda folder: folder.stat().st_mtime_ns
         )
         for folder in fetched[:-FETCHED_KEPT]:
             if folder != newest and not folder.is_symlink():
-                shutil.rmtree(folder, ignore_errors=True)
+                _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    """Delete a copy of the store's; another worker of this machine may be doing the same."""
+    with suppress(OSError):
+        whole_file.remove_folder(folder)

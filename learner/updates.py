@@ -24,11 +24,11 @@ from learner.processes import ALONE, Processes
 from learner.recomputing import recompute_layers
 from learner.selecting import Selector
 from learner.shares import (
-    FORWARD_TOKENS,
-    FORWARD_TOKENS_GPU,
     MicroBatch,
     ShareResult,
     cut,
+    fingerprint,
+    forward_tokens,
     merged,
     shares_of,
     tokens_of,
@@ -76,6 +76,9 @@ class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "similar length share a pass, so that little is padding."
         ),
     ] = 16
+    micro_batch_tokens: Annotated[
+        int, msgspec.Meta(ge=1), describe("Most tokens in one forward pass, with padding, unless one group has more.")
+    ] = 32_768
     precision: Annotated[
         Literal["fp32", "bf16"],
         describe(
@@ -258,14 +261,14 @@ class Updater:
         lengths = [len(candidate.token_ids) for group in usable for candidate in group.candidates]
         shares: list[list[MicroBatch]] = [[] for _ in range(self._share_count)]
         device = self._parameters[0].device
+        size, most = self._settings.micro_batch_groups, self._settings.micro_batch_tokens
         for part, learns in ((groups.spread, True), (groups.flat, regularised)):
             items = list(part.items())
-            costs = [sum(tokens_of(group)) for _, group in items]
-            for number, chosen in enumerate(shares_of(costs, self._share_count)):
+            for number, chosen in enumerate(shares_of([sum(tokens_of(each)) for _, each in items], self._share_count)):
                 if self._processes.count > 1 and number != self._processes.rank:
                     continue
-                size, passes = self._settings.micro_batch_groups, FORWARD_TOKENS.get(device.type, FORWARD_TOKENS_GPU)
-                for some in cut([items[item] for item in chosen], size, forward_tokens=passes):
+                mine, passes = [items[item] for item in chosen], forward_tokens(device.type)
+                for some in cut(mine, size, tokens_max=most, forward_tokens=passes):
                     packed = pack_groups(list(some.values()), pad_id=self._pad_id, device=device)
                     weights = token_weights(packed.mask, self._objective, sequences=len(lengths), tokens=sum(lengths))
                     shares[number].append(MicroBatch(groups=some, packed=packed, weights=weights, learns=learns))
@@ -288,6 +291,7 @@ class Updater:
                 else:
                     sums = gradients
         if self._processes.count > 1:
+            found[0].weights = fingerprint(self._parameters)
             gathered = self._processes.gather(msgspec.msgpack.encode(found[0]))
             found = [msgspec.msgpack.decode(each, type=ShareResult) for each in gathered]
         whole = merged(found)

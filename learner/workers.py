@@ -38,12 +38,12 @@ from learner.versions import LoadedVersion, OpenVersion
 from streams.clients import connect_group_consumer, connect_producer
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings, Outbox, decode_or_bury, known_position, paused, poll, with_retries
+from streams.epochs import counted
 from streams.errors import TransientError
 from streams.events import Generation, PolicyRef, PolicyVersion, Position, Request
 from streams.flow import lies_within
 from streams.kafka_python import joining_ms
 from streams.kafka_settings import KafkaSettings
-from streams.lease import counted
 from streams.posts import Post
 from streams.ranges import read_events, requests_end
 from streams.records import Received
@@ -202,6 +202,7 @@ def run_learner(
                 intake.grant(_steps_left(state, updates_max))
                 # Announce again: an earlier process may have ended between the checkpoint and its announcement.
                 publishing.announce(outbox, state, folder, intake, update=True)
+                publishing.retire_left(outbox, state.manifest.policy)
                 begin_together(processes, folder)
                 while not post.stop():
                     publishing.keep()

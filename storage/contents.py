@@ -12,9 +12,9 @@ import duckdb
 
 BUCKET_RECORDS = 512  # Neighboring offsets whose rows are hashed together, so that a difference has a place.
 
-# A ledger of an older searchloop lacks this column in its old rows, although its bytes are the same. So the column is
-# compared separately.
-LATER_COLUMNS = {"updates": "record_sha256"}
+# A ledger of an older searchloop lacks these columns in its old rows, although its bytes are the same. So the columns
+# are compared separately.
+LATER_COLUMNS = {"updates": "record_sha256", "policy_versions": "epoch, holder"}
 LEFT_OUT = frozenset({"schema_migrations", "archive_segments", "records"})
 
 

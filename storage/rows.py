@@ -27,6 +27,7 @@ from storage.columns import (
     maps,
     places,
     repeat,
+    run_of,
     runs_of,
     string_lists,
     strings,
@@ -238,6 +239,7 @@ def _update_groups(records: list[Received], events: list[Update]) -> Built:
 
 
 def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Built:
+    epochs = [epoch_of(e, record) for record, e in zip(records, events, strict=True)]
     return "policy_versions", places(records) | {
         "run": runs_of(records),
         **_policy([e.policy for e in events]),
@@ -248,7 +250,15 @@ def _policy_versions(records: list[Received], events: list[PolicyVersion]) -> Bu
         "made_at_ms": integers(e.made_at_ms for e in events),
         "manifest_sha256": strings(_said(e.manifest_sha256) for e in events),
         "requests_admitted": maps([_said(e.requests_admitted) for e in events], POSITIONS),
+        "epoch": integers(epoch for epoch, _ in epochs),
+        "holder": strings(holder for _, holder in epochs),
     }
+
+
+def epoch_of(event: PolicyVersion, record: Received) -> tuple[int | None, str | None]:
+    """Return an announcement's epoch and holder; none for one of another run, which begins no epoch in this one."""
+    own = event.run == run_of(record.position.topic)
+    return (_said(event.epoch), _said(event.holder)) if own else (None, None)
 
 
 def _dev_scores(records: list[Received], events: list[DevScore]) -> Built:

@@ -8,7 +8,7 @@ SearchloopError
 └── infra: ServiceError, …
 
 Each leaf is also a standard error (ValueError, RuntimeError …), so callers may catch either. A message says what was
-expected, what came, where, and what to do next. The command line prints it in one line and exits with status 1.
+expected, what came, where, and what to do next. The command line prints it in one line and exits with its status.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import re
 
 from streams.secrets import redact
 
+AGAIN = 75  # Exit status: the cause lies outside, so start the process again (EX_TEMPFAIL of sysexits.h).
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class SearchloopError(Exception):
     """An error that a person can understand and fix, printed in one line even if it quotes longer text."""
+
+    exit_status = 1
 
     def __str__(self) -> str:
         """Return the message without line breaks, control characters and secrets; it may quote anybody's bytes."""

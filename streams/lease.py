@@ -5,15 +5,13 @@ which it has given the single partition of the run's `policy-versions`. A second
 lives. A holder that the broker has not heard for `kafka.session_timeout_seconds` has lost its right.
 
 It may not know that yet: its machine was paused, or cut off. So a learner also writes its *epoch* into each
-announcement. An epoch is above every epoch in the log when its holder begins. From the first announcement of an epoch
-on, all readers ignore announcements of lower ones, and of another holder of the same one (`Epochs`). The log's order is
-the same for all.
+announcement, and all readers ignore those of one that has lost its right (`streams.epochs`). An epoch is above every
+epoch in the log when its holder begins.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 
@@ -25,12 +23,13 @@ from kafka.structs import TopicPartition
 from streams.clients import connect_admin, connect_group_consumer, partitions_of
 from streams.codec import decode
 from streams.delivery import DeliverySettings, poll
+from streams.epochs import EPOCH, HOLDER, Epochs
 from streams.errors import DeliveryError, EventError, SearchloopError
 from streams.events import PolicyVersion
 from streams.group_ownership import describe_group
 from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
-from streams.topics import topic_name
+from streams.topics import topic_name, version_name
 
 ANNOUNCER = "learner"  # The one role that writes epochs.
 JOIN_SECONDS = 30.0
@@ -43,31 +42,6 @@ class LeaseError(DeliveryError):
     """Somebody else is the run's learner or sink."""
 
 
-class Epochs:
-    """The newest epoch of announcements, read in the order of the log."""
-
-    def __init__(self) -> None:
-        self.newest = 0
-        self.holder = ""
-
-    def admits(self, event: PolicyVersion) -> bool:
-        """Return whether an announcement counts: its epoch is the newest so far, and its holder was the first of it.
-
-        Runs on one machine announce no epoch (0), and all of theirs count until an epoch begins.
-        """
-        epoch = event.epoch if isinstance(event.epoch, int) else 0
-        holder = event.holder if isinstance(event.holder, str) else ""
-        if epoch > self.newest:
-            self.newest, self.holder = epoch, holder
-        return epoch == self.newest and holder == self.holder
-
-
-def counted(announced: Iterable[PolicyVersion], *, run: str) -> list[PolicyVersion]:
-    """Return the announcements that count, of all in the order of the log: those of this run and its newest epochs."""
-    epochs = Epochs()
-    return [event for event in announced if event.run == run and epochs.admits(event)]
-
-
 class Lease:
     """The right of one role of a run; use it as a context manager, and look at it often with `keep`."""
 
@@ -75,6 +49,7 @@ class Lease:
         """machine: id of the home, the same after a restart, so that a killed holder can go on at once.
 
         `last` is the newest published version that counts, as far as the log was read; None if there is none.
+        `announced` has each version's last announcement that counts, by name, as the log was when this learner began.
         """
         self._run, self._role = run, role
         self._member = f"{run}-{role}-{machine}"
@@ -85,11 +60,17 @@ class Lease:
         self._epochs = Epochs()
         self.epoch = 0
         self.last: PolicyVersion | None = None
+        self.announced: dict[str, PolicyVersion] = {}
 
     @property
     def holder(self) -> str:
         """Return the name that this holder writes beside its epoch."""
         return self._member
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes], ...]:
+        """Return the headers of an update that this holder announces."""
+        return (EPOCH, str(self.epoch).encode()), (HOLDER, self._member.encode())
 
     def __enter__(self) -> Lease:
         """Take the right, as soon as the broker has forgotten a holder that ended without a word.
@@ -144,6 +125,9 @@ class Lease:
                 continue
             if isinstance(event, PolicyVersion) and event.run == self._run and self._epochs.admits(event):
                 self.last = event if event.status == "published" else self.last
+                if not self.epoch and self._role == ANNOUNCER:
+                    slim = msgspec.structs.replace(event, requests_consumed={}, requests_admitted=msgspec.UNSET)
+                    self.announced[version_name(event.policy)] = slim
 
     def _has_read(self, ends: dict[TopicPartition, int]) -> bool:
         return all(self._consumer.position(item) >= end for item, end in ends.items())

@@ -46,6 +46,19 @@ class RewardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokens_max: Annotated[
         int, msgspec.Meta(ge=1), describe("Largest number of tokens of a prompt, or of one completion.")
     ] = 32_768
+    # The learner holds one byte for each pair of a group's tokens (`learner.packing`): 64 MiB for 8,192.
+    group_tokens_max: Annotated[
+        int,
+        msgspec.Meta(ge=1),
+        describe(
+            "Largest number of tokens of a group's completions together. The learner's memory grows with its square. "
+            "Groups as the run's own generator writes them always pass."
+        ),
+    ] = 8192
+
+    def covering(self, *, candidates: int, tokens_max: int) -> RewardLimits:
+        """Return these limits, raised to groups of so many candidates of so many tokens each."""
+        return msgspec.structs.replace(self, group_tokens_max=max(self.group_tokens_max, candidates * tokens_max))
 
 
 class KnownRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +188,11 @@ def _wrong_sizes(reward: Reward, limits: RewardLimits) -> Iterator[str]:
     count = len(generation.completions)
     if not 1 <= count <= limits.candidates_max:
         yield f"expected 1 to {limits.candidates_max} completions, got {count}"
+    if (tokens := sum(len(each.token_ids) for each in generation.completions)) > limits.group_tokens_max:
+        yield (
+            f"expected at most {limits.group_tokens_max} tokens in the completions of a group "
+            f"(learner.limits.group_tokens_max), got {tokens}"
+        )
     if generation.sampling.candidates != count:
         yield f"expected {generation.sampling.candidates} completions, as it was asked for, got {count}"
     if len(reward.outcomes) != count:

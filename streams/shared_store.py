@@ -95,9 +95,10 @@ class SharedStore(StoredObjects):
             self._write_missing(name, folder, Bundle(files=found))
         return made
 
-    def get(self, name: str, target: Path) -> Bundle:
+    def get(self, name: str, target: Path, *, mark: str = "") -> Bundle:
         """Write a bundle's files as the folder `target`, whole or not at all, and return its list.
 
+        mark: name of an empty file that comes with them, so that a killed process leaves no folder without it.
         A folder that exists stays as it is (FileExistsError). Raises StoreError if the bundle is not there or damaged,
         StoreAwayError if the store does not answer.
         """
@@ -111,6 +112,8 @@ class SharedStore(StoredObjects):
                 path = aside / each
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._read(f"{PurePosixPath(name).parent}/{FILES}/{stored.sha256}", path, stored, of=f"{name}/{each}")
+            if mark:
+                (aside / mark).touch()
         return bundle
 
     def get_file(self, name: str, path: str, target: Path) -> None:

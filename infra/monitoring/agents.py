@@ -140,6 +140,7 @@ def build_app(
                 event.value,
                 timestamp_ms=int((message.timestamp or 0) * 1000),
                 now_ms=now_ms(),
+                headers=tuple(event.headers.items()),  # faust makes a dictionary of them.
             )
 
     for kind in EXPECTED:

@@ -16,10 +16,10 @@ from learner.versions import check_version
 from search_env.catalogue.corpora import load_qrels, load_queries
 from storage.evaluation.measures import is_measure
 from storage.monitor.best import BestVersion
+from streams.epochs import counted
 from streams.errors import SettingsError
 from streams.events import DevScore, PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
-from streams.lease import counted
 from streams.names import is_version_name
 from streams.ranges import read_events
 from streams.topics import version_name

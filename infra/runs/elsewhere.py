@@ -11,11 +11,11 @@ import time
 from infra.app.app import App
 from infra.app.interrupts import received
 from streams.clients import committed_offsets, connect_admin, partitions_of
+from streams.epochs import counted
 from streams.events import PolicyVersion
 from streams.kafka_errors import told
 from streams.kafka_settings import KafkaSettings
 from streams.lag import end_offsets
-from streams.lease import counted
 from streams.ranges import read_events
 from streams.topics import topic_name
 

@@ -20,6 +20,7 @@ from streams.clients import connect_consumer, connect_producer
 from streams.clock import now_ms
 from streams.codec import decode
 from streams.delivery import Outbox, poll, with_retries
+from streams.epochs import Fence
 from streams.errors import EventError, TransientError
 from streams.events import DevScore, DevSet, PolicyRef, PolicyVersion
 from streams.posts import Post
@@ -78,6 +79,7 @@ class Evaluator:
         self._run_dir = app.home.run(kept.run)
         self._best: BestVersion = best_version(kept.settings)
         self._rank: RankDev | None = None
+        self._fence = Fence(kept.run)
         self._ours = RunScores(
             app.connections.kafka, run=kept.run, index=kept.index_version, measure=kept.settings.dev.measure
         )
@@ -96,7 +98,7 @@ class Evaluator:
         for record in records:
             with contextlib.suppress(EventError):
                 event = decode(record.value)
-                if not isinstance(event, PolicyVersion) or event.run != self._kept.run or event.status != "published":
+                if not isinstance(event, PolicyVersion) or not self._fence.admits(event) or event.status != "published":
                     continue
                 if is_due(event.policy, self._kept) and event.policy not in found:
                     found.append(event.policy)

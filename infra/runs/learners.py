@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,12 +16,14 @@ import msgspec
 from infra.app.app import App
 from infra.runs.supervisor import STOP_SECONDS, worker_command
 from learner.learning import LearnerSettings
-from learner.processes import ALONE, LearnerProcessError, Processes, join
+from learner.processes import ALONE, LearnerProcessError, LearnerProcessGoneError, Processes, join
 from services.private_variables import for_role, piped
 from streams.errors import SettingsError
+from streams.locks import take, wait_for
 from streams.stopping import Stop
 
 MEETING = "SEARCHLOOP_LEARNER__MEETING"
+PREFIX, LOCK = "searchloop-learner-", "lock"
 
 
 class MeetingTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +57,7 @@ def learner_processes(app: App, run: str, *, worker: int, count: int, stop: Stop
     with ExitStack() as stack:
         helpers: list[subprocess.Popen[bytes]] = []
         if not meeting:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="searchloop-learner-"))
+            folder = stack.enter_context(meeting_folder())
             meeting = f"file://{folder}/meeting"
             for helper in range(1, count):
                 helpers.append(_start_helper(app, run, worker=helper + 1, meeting=meeting))
@@ -62,7 +66,9 @@ def learner_processes(app: App, run: str, *, worker: int, count: int, stop: Stop
         def watch() -> None:
             for number, helper in enumerate(helpers, start=1):
                 if (status := helper.poll()) is not None:
-                    raise LearnerProcessError(
+                    # Killed by a signal, it may be started again; with an error of its own, it would end so again.
+                    kind = LearnerProcessGoneError if status < 0 else LearnerProcessError
+                    raise kind(
                         f"learner process {number} of {count} ended with status {status}; the lines above in this log "
                         "say why. Nothing is lost; the learner goes on from its newest checkpoint when it starts again"
                     )
@@ -71,6 +77,37 @@ def learner_processes(app: App, run: str, *, worker: int, count: int, stop: Stop
         stack.callback(processes.close)
         yield processes
         processes.end()  # Not after an error: the others may be in the middle of an update.
+
+
+@contextmanager
+def meeting_folder() -> Iterator[Path]:
+    """Give a new folder where a learner's processes find each other, and remove those of killed learners.
+
+    A learner holds a lock in its folder as long as it lives.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        _remove_abandoned(folder)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        folder = Path(name)
+        # The lock is taken under another name, so that nobody finds it free before it is held.
+        with (folder / "taken").open("x") as lock:
+            wait_for(lock)
+            (folder / "taken").rename(folder / LOCK)
+            yield folder
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove a learner's folder if it is this user's and its lock is free; anything else of that name stays."""
+    with suppress(OSError):
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+            return
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if take(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _start_helper(app: App, run: str, *, worker: int, meeting: str) -> subprocess.Popen[bytes]:

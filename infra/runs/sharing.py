@@ -26,9 +26,9 @@ from storage.ledger import LEDGER
 from storage.log import rebuild_ledger
 from storage.shared_archive import SharedArchive
 from storage.verification.proven import PLACE
+from streams.epochs import counted
 from streams.errors import SettingsError
 from streams.events import PolicyVersion
-from streams.lease import counted
 from streams.names import is_version_name
 from streams.ranges import read_events
 from streams.shared_store import SharedStore, described, files_of

@@ -26,10 +26,11 @@ from infra.app.interrupts import at_hard_end, received
 from infra.app.libraries import set_library_variables
 from infra.runs.living import SUPERVISED, write_workers
 from services.private_variables import for_role
-from streams.errors import SearchloopError
+from streams.errors import AGAIN, SearchloopError
 from streams.stopping import Stop
 
-# A killed worker is always started again. One that ends with an error of its own is given up after so many in a row.
+# A killed worker is always started again, and so is one whose helper was killed: memory that is short now need not stay
+# so. One that ends with an error of its own is given up after so many in a row.
 ERRORS_MAX = 3
 HEALTHY_SECONDS = 60.0  # A worker that lived this long has recovered, and its errors are forgotten.
 STOP_SECONDS = 20.0
@@ -95,7 +96,8 @@ class Supervisor:
                     orphan.kill()
                     orphan.wait(STOP_SECONDS)
             else:
-                self._errors[role] += status > 0  # Below 0 it was killed by a signal.
+                # Below 0 it was killed by a signal; AGAIN: a process that it needs was killed, or is gone.
+                self._errors[role] += status > 0 and status != AGAIN
             if self._errors[role] >= ERRORS_MAX:
                 raise WorkerError(
                     f"the {role} ended with an error {ERRORS_MAX} times; its log, {self.log_path(role)}, says: "

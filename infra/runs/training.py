@@ -31,9 +31,10 @@ from storage.monitor.best import BestVersion
 from streams.clients import connect_consumer, connect_producer
 from streams.codec import decode
 from streams.delivery import Outbox, poll
+from streams.epochs import Epochs, Fence
 from streams.errors import DeliveryError, EventError, SettingsError
 from streams.events import DevScore, PolicyRef, PolicyVersion, Update
-from streams.lease import Epochs, Lease
+from streams.lease import Lease
 from streams.locks import only_one
 from streams.ranges import read_events
 from streams.records import Received
@@ -166,6 +167,7 @@ def _stream(
     ahead = (settings.batch.staleness_max + 1 + BATCHES_AHEAD) * settings.batch.groups
     barren = BarrenCount(published=feed.published, asked=len(prepared.asked), ahead=ahead)
     made: dict[str, Update] = {}
+    fence = Fence(run)
     shown = prepared.asked[: settings.vllm.checked_prompts]
     server: AbstractContextManager[Serving] = contextlib.nullcontext(Serving())
     if "generator" in started:
@@ -196,7 +198,7 @@ def _stream(
                 feed.publish_until(consumed + ahead)
                 events = [
                     event
-                    for event in _announced(poll(consumer, settings.delivery))
+                    for event in _announced(poll(consumer, settings.delivery), fence)
                     if not isinstance(event, DevScore) or (settings.dev.every and ours.has(event))
                 ]
                 # Requests without a reward are used up, too. If no update says so, a policy version does.
@@ -239,12 +241,12 @@ def _stream(
     return _summary(app, run, made, best, restarts, time.monotonic() - began, ended_early=step < updates)
 
 
-def _announced(records: Sequence[Received]) -> Iterator[Update | PolicyVersion | DevScore]:
-    """Yield updates, policy versions and dev scores. The workers make dead letters of other records."""
+def _announced(records: Sequence[Received], fence: Fence) -> Iterator[Update | PolicyVersion | DevScore]:
+    """Yield updates and versions that count, and dev scores. The workers make dead letters of other records."""
     for record in records:
         with contextlib.suppress(EventError):
             event = decode(record.value)
-            if isinstance(event, Update | PolicyVersion | DevScore):
+            if isinstance(event, Update | PolicyVersion | DevScore) and fence.admits(event, record.headers):
                 yield event
 
 

@@ -43,6 +43,13 @@ class LearnerTable(msgspec.Struct, frozen=True, kw_only=True):
     limits: RewardLimits = RewardLimits()
 
 
+class GenerationTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of `GenerationSettings` that the proof needs."""
+
+    candidates: int = 0
+    tokens_max: int = 0
+
+
 class TrainTable(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `TrainSettings` that the proof needs."""
 
@@ -60,6 +67,7 @@ class TermTables(msgspec.Struct, frozen=True, kw_only=True):
     """The tables of a run's settings that the proof needs."""
 
     batch: BatchSettings
+    generation: GenerationTable = GenerationTable()
     learner: LearnerTable = LearnerTable()
     leser: LeserTable = LeserTable()
     train: TrainTable = TrainTable()
@@ -216,12 +224,13 @@ def _joined(folder: RunFolder) -> dict[tuple[str, int], int] | None:
 
 def _known_run(run: str, terms: RunTerms) -> KnownRun:
     """Return the run's rules of refusal for any writer and any time; other rules check versions and age."""
+    written = terms.settings.generation
     return KnownRun(
         run=run,
         step=sys.maxsize,
         staleness_max=terms.settings.batch.staleness_max,
         origin=terms.origin,
-        limits=terms.settings.learner.limits,
+        limits=terms.settings.learner.limits.covering(candidates=written.candidates, tokens_max=written.tokens_max),
     )
 
 

@@ -6,6 +6,8 @@ Elasticsearch come from the caller.
 
 from __future__ import annotations
 
+import msgspec
+
 from infra.app.app import App
 from infra.app.run_settings import RunSettings, read_run_settings
 from infra.recipes.recipe import load_recipe
@@ -61,11 +63,13 @@ def _run_role(app: App, kept: RunSettings, *, role: str, worker: int, stop: Stop
                     shared=SharedCheckpoints(app.store, run, run_dir.checkpoints) if app.store is not None else None,
                 )
                 return
+            written = settings.generation
+            limits = settings.learner.limits.covering(candidates=written.candidates, tokens_max=written.tokens_max)
             run_learner(
                 post,
                 run_dir=run_dir,
                 batch=settings.batch,
-                learner=settings.learner,
+                learner=msgspec.structs.replace(settings.learner, limits=limits),
                 generation=settings.generation,
                 updates_max=kept.updates,
                 origin=kept.origin,

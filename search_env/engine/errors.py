@@ -18,6 +18,10 @@ class RetrievalError(SearchloopError, RuntimeError):
     """A search failed, and it will fail again until its cause is removed."""
 
 
+class SearchRefusedError(RetrievalError):
+    """The search engine refuses this one search for good, such as one of too many clauses; others may succeed."""
+
+
 class EngineUnavailable(RetrievalError, TransientError):
     """The search engine is down, overloaded or cut off; the same search may succeed later."""
 

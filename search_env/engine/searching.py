@@ -28,7 +28,7 @@ from search_env.catalogue.analysis import analyze
 from search_env.catalogue.corpora import Ranking, rank_by_score
 from search_env.engine.errors import EngineUnavailable as EngineUnavailable
 from search_env.engine.errors import RetrievalError as RetrievalError
-from search_env.engine.errors import explain
+from search_env.engine.errors import SearchRefusedError, explain
 from search_env.engine.forms import Body, Boosted, OwnForm, QueryForm
 from search_env.engine.pace import Pace
 from search_env.engine.remembered import RememberedRankings
@@ -39,6 +39,7 @@ Mode = Literal["weighted", "union", "fusion"]
 RESULT_WINDOW_MAX = 10_000  # Elasticsearch's own limit for one search.
 _HEADER = b'{"allow_partial_search_results":false}\n'  # `_msearch` takes this per search, not as a parameter.
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
+_REFUSED_STATUS = frozenset({400, 413})
 
 
 class RetrievalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -335,7 +336,8 @@ class Searcher:
     def _ranking(self, item: dict[str, Any]) -> Ranking | RetrievalError:
         """Return one item of an `_msearch` answer as a ranking, or as an error if it is not complete."""
         if item.get("status") != 200 or "error" in item:
-            return RetrievalError(f"search failed with status {item.get('status')}: {_reason(item)}")
+            kind = SearchRefusedError if item.get("status") in _REFUSED_STATUS else RetrievalError
+            return kind(f"search failed with status {item.get('status')}: {_reason(item)}")
         return self.form.ranking(item.get("hits", {}).get("hits", ()))  # filter_path omits an empty list.
 
     def _send(self, bodies: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -364,7 +366,7 @@ class Searcher:
                 raise EngineUnavailable(message) from error
             if error.meta.status == 404:
                 raise RetrievalError(f"{message}. Run: searchloop index CORPUS") from error
-            raise RetrievalError(message) from error
+            raise (SearchRefusedError if error.meta.status in _REFUSED_STATUS else RetrievalError)(message) from error
         except (EngineConnectionError, SerializationError, TransportError) as error:
             raise EngineUnavailable(
                 f"Elasticsearch did not answer: {explain(error)}. Look with: searchloop status"

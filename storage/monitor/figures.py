@@ -54,7 +54,7 @@ _TAKEN = (
     "SELECT g.*, r.query, r.lineage AS written_by_lineage, r.step AS written_by_step FROM group_lineage g "
     "JOIN first_rewards r USING (run, group_id) WHERE {written}"
 )
-_UPDATES = "SELECT * FROM updates WHERE {versions}"
+_UPDATES = "SELECT * FROM counted_updates WHERE {versions}"
 _CLICKS = "SELECT * FROM final_outcomes WHERE at_ms BETWEEN {from_ms} AND {until_ms} AND len(actions) > 0"
 
 KINDS: dict[str, FigureKind] = {
@@ -147,7 +147,7 @@ KINDS: dict[str, FigureKind] = {
     "stall_seconds": FigureKind(
         unit="seconds",
         about="Time without progress of a stalled run; 0 for any other. Known only while somebody looks.",
-        rows="SELECT * FROM updates ORDER BY record_offset DESC LIMIT 1",
+        rows="SELECT * FROM counted_updates ORDER BY record_offset DESC LIMIT 1",
     ),
     "dead_letter_share": FigureKind(
         unit="share",

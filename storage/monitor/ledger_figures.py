@@ -53,7 +53,7 @@ _VERSION_ENDS = """
 SELECT lineage, step, max(record_time_ms) AS at_ms, min(record_offset) AS low, max(record_offset) AS high
 FROM {rewards} GROUP BY lineage, step ORDER BY at_ms, step, lineage
 """
-_ONCE = """(SELECT * FROM updates
+_ONCE = """(SELECT * FROM counted_updates
     QUALIFY row_number() OVER (PARTITION BY run, lineage, step, weights_sha256 ORDER BY record_offset) = 1)"""
 _TAKES = f"""
 SELECT r.lineage, r.step, max(u.record_time_ms) AS at_ms, count(*) AS taken,

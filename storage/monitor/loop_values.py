@@ -71,7 +71,7 @@ def read_log(run: str, log: Log, *, now_ms: int) -> LoopValues:
     )
     updates = log.rows("SELECT lineage, step, made_at_ms, metrics FROM surviving_updates ORDER BY step DESC LIMIT 1")
     newest = log.rows(
-        "SELECT lineage, step FROM policy_versions WHERE status <> 'retired' ORDER BY record_offset DESC LIMIT 1"
+        "SELECT lineage, step FROM counted_versions WHERE status <> 'retired' ORDER BY record_offset DESC LIMIT 1"
     )
     reward = log.rows(
         "SELECT lineage, step, avg(reward_mean) AS reward FROM group_rewards WHERE reward_mean IS NOT NULL "

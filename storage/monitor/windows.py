@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -26,6 +26,7 @@ import msgspec
 from storage.monitor.groups import RewardedGroup, Take, VersionKey, mean_of, measure_group
 from streams.codec import decode
 from streams.descriptions import describe
+from streams.epochs import Epochs
 from streams.errors import EventError
 from streams.events import (
     DeadLetter,
@@ -71,6 +72,7 @@ class MonitorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 StageKey = tuple[str, int]  # stage, start_ms
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Windows:
@@ -92,6 +94,7 @@ class Windows:
         self._letters: dict[tuple[Position, str], tuple[int, StageKey]] = {}
         self._stages: Counter[StageKey] = Counter()
         self._updates: set[PolicyRef] = set()
+        self._epochs = Epochs()
         self._newest_update: tuple[int, Update] | None = None
         self._malformed: Counter[str] = Counter()
         self._duplicates = 0
@@ -99,11 +102,13 @@ class Windows:
         self._changed_versions: set[VersionKey] = set()
         self._changed_stages: set[StageKey] = set()
 
-    def add(self, position: Position, value: bytes | None, *, timestamp_ms: int, now_ms: int) -> None:
+    def add(
+        self, position: Position, value: bytes | None, *, timestamp_ms: int, now_ms: int, headers: Headers = ()
+    ) -> None:
         """Add one record; a record that is no event of its topic is counted as malformed and never raises.
 
         timestamp_ms: the record's own time, for events that carry no time. now_ms: the wall clock, which the log's time
-        cannot pass.
+        cannot pass. headers: the record's, which tell an update of a learner that has lost its right.
         """
         kind = kind_of(position.topic)
         place = (kind, position.partition)
@@ -117,6 +122,8 @@ class Windows:
             at_ms = getattr(event, "made_at_ms", 0) or timestamp_ms
             if isinstance(event, Reward):
                 self._add_reward(event, position, at_ms, again)
+            elif isinstance(event, Update) and not self._epochs.admits_update(headers):
+                return
             elif isinstance(event, Update):
                 self._add_update(event, position, at_ms, again)
             elif isinstance(event, DeadLetter):

@@ -99,9 +99,9 @@ WHERE topic = $topic AND "partition" = $partition AND record_offset = $record_of
 # step replaces it. An update that is announced twice replaces nothing.
 FATE = """SELECT g.fate, g.reason, u.step, u.lineage, u.topic, u."partition", u.record_offset, u.made_at_ms,
     u.record_time_ms
-FROM update_groups g JOIN updates u USING (topic, "partition", record_offset)
+FROM update_groups g JOIN counted_updates u USING (topic, "partition", record_offset)
 WHERE g.group_id = $group AND NOT EXISTS (
-    SELECT 1 FROM updates v WHERE v.record_offset > u.record_offset AND v.step <= u.step
+    SELECT 1 FROM counted_updates v WHERE v.record_offset > u.record_offset AND v.step <= u.step
         AND (v.lineage, v.step, v.weights_sha256) <> (u.lineage, u.step, u.weights_sha256))
 QUALIFY row_number() OVER (PARTITION BY u.lineage, u.step, u.weights_sha256 ORDER BY u.record_offset) = 1
 ORDER BY u.step"""

@@ -90,7 +90,9 @@ def find_chain(log: Log, head: Head | None) -> tuple[Chain, list[Finding]]:
     for row in each(log, UPDATES):
         link = _link(row)
         once[link.policy] = link  # Newest first, so the first announcement stays.
-    newest = max(once.values(), key=lambda link: link.record_offset, default=None)
+    # Not simply the last one: a learner that lost its right to another machine may still have written some.
+    newest_at = {(row["topic"], row["partition"], row["record_offset"]) for row in each(log, "FROM newest_updates")}
+    newest = next((i for i in once.values() if (i.topic, i.partition, i.record_offset) in newest_at), None)
     policy = head.policy if head else None
     if log.live:
         # The archive ends before the checkpoint, so the newest update in the archive takes the place of CURRENT.

@@ -8,13 +8,14 @@ import duckdb
 import pyarrow as pa
 
 from storage.entries import Entry
+from storage.rows import epoch_of
 from streams.codec import content_sha256, encode_event
 from streams.errors import EventError
-from streams.events import Event, Generation, Request, Reward, Update
+from streams.events import Event, Generation, PolicyVersion, Request, Reward, Update
 from streams.ids import group_id
 from streams.refusals import KnownRun, refusal
 
-Row = tuple[str, int, int, str, str, str | None, str | None, str | None, str | None]
+Row = tuple[str, int, int, str, str, str | None, str | None, str | None, str | None, str | None, str | None]
 TYPES = {
     "topic": pa.string(),
     "partition": pa.int32(),
@@ -25,17 +26,19 @@ TYPES = {
     "asked_by": pa.string(),
     "wrong_id": pa.string(),
     "refusal": pa.string(),
+    "epoch": pa.string(),  # As text: a forged one may be beyond 64 bits.
+    "holder": pa.string(),
 }
 
 
 class Digests:
-    """Fills the temporary table `digests`, one row for each request, generation, reward and update that was read.
+    """Fills the temporary table `digests`, one row for each request, generation, reward, update and version read.
 
     sha256: of the record's bytes. event_sha256: of the event in our encoding; a record that another version of
     searchloop wrote need not have the same hash. inner_sha256: likewise of the request inside a generation, and of the
     generation inside a reward. asked_by: the run that a generation's request names. wrong_id: the fault of the ids in
     it, NULL if there is none. refusal: the reason why a reward of split train may not teach; NULL if there is none, or
-    if the run's terms are unknown.
+    if the run's terms are unknown. epoch, holder: of an announcement that has them.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, terms: KnownRun | None) -> None:
@@ -44,7 +47,7 @@ class Digests:
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE digests (topic VARCHAR, partition INTEGER, record_offset BIGINT, "
             "sha256 VARCHAR, event_sha256 VARCHAR, inner_sha256 VARCHAR, asked_by VARCHAR, wrong_id VARCHAR, "
-            "refusal VARCHAR)"
+            "refusal VARCHAR, epoch VARCHAR, holder VARCHAR)"
         )
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -52,7 +55,7 @@ class Digests:
         rows = [
             _row(entry, self._terms)
             for entry in entries
-            if isinstance(entry.event, Request | Generation | Reward | Update)
+            if isinstance(entry.event, Request | Generation | Reward | Update | PolicyVersion)
         ]
         columns = list(zip(*rows, strict=True))
         if columns:
@@ -74,6 +77,7 @@ def _row(entry: Entry, terms: KnownRun | None) -> Row:
         if terms is not None and event.generation.request.split == "train":
             refused = refusal(event, terms) or None
     sha256 = content_sha256(entry.record.value or b"")
+    epoch, holder = epoch_of(event, entry.record) if isinstance(event, PolicyVersion) else (None, None)
     return (
         position.topic,
         position.partition,
@@ -84,6 +88,8 @@ def _row(entry: Entry, terms: KnownRun | None) -> Row:
         asked_by,
         _wrong_id(event),
         refused,
+        None if epoch is None else str(epoch),
+        holder,
     )
 
 

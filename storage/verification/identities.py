@@ -112,6 +112,12 @@ def _versions(log: Log) -> list[Finding]:
         "ANTI JOIN (SELECT DISTINCT lineage, step, weights_sha256 FROM policy_versions WHERE status = 'published') p "
         "USING (lineage, step, weights_sha256)"
     )
+    # Another machine goes on from what was announced last, so an update that its learner's death has cut from its
+    # announcement stays as it is there.
+    on_the_chain = (
+        "AND (NOT EXISTS (FROM policy_versions WHERE epoch > 0) OR (u.topic, u.partition, u.record_offset) IN "
+        "(SELECT (topic, partition, record_offset) FROM surviving_updates))"
+    )
     rule = "versions are announced"
     return [
         *ask(
@@ -133,7 +139,7 @@ def _versions(log: Log) -> list[Finding]:
             f"""
             SELECT u.topic, u.partition, u.record_offset, lineage, step, weights_sha256[1:12] AS sha
             FROM updates u {announced} WHERE u.topic LIKE '%.updates' {limit.format("u")}
-            AND u.record_offset < (SELECT max(record_offset) FROM updates WHERE topic = u.topic)
+            AND u.record_offset < (SELECT max(record_offset) FROM updates WHERE topic = u.topic) {on_the_chain}
             ORDER BY u.topic, u.partition, u.record_offset
             """,
         ),

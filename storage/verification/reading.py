@@ -99,7 +99,7 @@ def read_log(
             live = table_hashes(log.connection)
             if totals["sink_offsets"] != live.get("sink_offsets"):
                 findings.append(_difference("sink_offsets", live.get("sink_offsets"), totals["sink_offsets"], ()))
-    findings += _record_hashes(log)
+    findings += _later_columns(log)
     return RecordsRead(
         tables=totals if rebuild else {},
         unread=sum(unread.values()),
@@ -241,12 +241,24 @@ def _difference(name: str, live: str | None, anew: str, buckets: Iterable[tuple[
     )
 
 
-def _record_hashes(log: Log) -> list[Finding]:
-    """Check the column that a ledger of an older searchloop lacks in its old rows."""
-    return ask(
-        log,
-        "rebuilt from the log",
-        "the row names record hash {record_sha256}, the record has {sha256}",
-        "SELECT u.topic, u.partition, u.record_offset, u.record_sha256, d.sha256 FROM updates u "
-        "JOIN digests d USING (topic, partition, record_offset) WHERE u.record_sha256 <> d.sha256 ORDER BY ALL",
-    )
+def _later_columns(log: Log) -> list[Finding]:
+    """Check the columns that a ledger of an older searchloop lacks in its old rows."""
+    rule = "rebuilt from the log"
+    return [
+        *ask(
+            log,
+            rule,
+            "the row names record hash {record_sha256}, the record has {sha256}",
+            "SELECT u.topic, u.partition, u.record_offset, u.record_sha256, d.sha256 FROM updates u "
+            "JOIN digests d USING (topic, partition, record_offset) WHERE u.record_sha256 <> d.sha256 ORDER BY ALL",
+        ),
+        *ask(
+            log,
+            rule,
+            "the row names epoch {row_epoch} of {row_holder}, the record has epoch {epoch} of {holder}",
+            "SELECT p.topic, p.partition, p.record_offset, p.epoch AS row_epoch, p.holder AS row_holder, d.epoch, "
+            "d.holder FROM policy_versions p JOIN digests d USING (topic, partition, record_offset) "
+            "WHERE (p.epoch IS NOT NULL OR p.holder IS NOT NULL) "
+            "AND (p.epoch::VARCHAR, p.holder) IS DISTINCT FROM (d.epoch, d.holder) ORDER BY ALL",
+        ),
+    ]

@@ -60,7 +60,7 @@ def _register_ends(log: Log, committed: Mapping[Partition, int]) -> None:
         """
         CREATE OR REPLACE TEMP TABLE granted AS
         SELECT entry.key AS partition, max(entry.value) AS next_offset
-        FROM (SELECT unnest(map_entries(requests_admitted)) AS entry FROM policy_versions) GROUP BY ALL
+        FROM (SELECT unnest(map_entries(requests_admitted)) AS entry FROM counted_versions) GROUP BY ALL
         """
     )
 

@@ -19,6 +19,7 @@ from learner.shared_checkpoints import FETCHED_KEPT
 from services.local import Endpoints
 from storage.log import open_log
 from storage.shared_archive import open_shared
+from streams.epochs import EPOCH
 from streams.events import Request
 from streams.kafka_settings import KafkaSettings
 from streams.ranges import read_events
@@ -121,6 +122,10 @@ def test_a_run_whose_machine_is_gone_goes_on_on_another_one(
     assert load_current(first.home.run(run).checkpoints)[1].policy.step == 14
     account = verify_run(App(first.home).at(endpoints(variables)), run, rebuild=True, offline=False)
     assert (account.verdict, account.findings) == ("sound", ())
+    with open_log(first.home.run(run)) as log:
+        assert log.rows("SELECT DISTINCT epoch FROM counted_versions ORDER BY 1") == [{"epoch": n} for n in (1, 2, 3)]
+        beside = [dict(each.headers)[EPOCH] for each in log.records((f"{run}.updates", 0))]
+    assert set(beside) == {b"1", b"2", b"3"} and beside == sorted(beside)
 
 
 def test_a_second_learner_on_another_machine_is_refused(

@@ -10,9 +10,10 @@ import pytest
 from services.local import Endpoints
 from streams.clients import create_topics
 from streams.delivery import DeliverySettings, Outbox
+from streams.epochs import Epochs, counted
 from streams.events import PolicyRef, PolicyVersion
 from streams.kafka_settings import KafkaSettings
-from streams.lease import Epochs, Lease, LeaseError, counted
+from streams.lease import Lease, LeaseError
 from streams.ranges import read_events
 from tests.outboxes import opened_outbox
 

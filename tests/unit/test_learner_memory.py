@@ -141,19 +141,35 @@ def test_a_cut_batch_holds_each_group_once_within_its_limit_and_pads_less(seed: 
         sizes = [[tokens_of(group) for group in batch.values()] for batch in batches]
         return sum(len(each) * (max(p for p, _ in each) + max(c for _, c in each)) for each in sizes)
 
-    batches = cut(items, 8, forward_tokens=64)
+    batches = cut(items, 8, tokens_max=10**9, forward_tokens=64)
     assert sorted(name for batch in batches for name in batch) == sorted(name for name, _ in items)
     assert max(map(len, batches)) <= 8
     plain = [dict(items[start : start + 8]) for start in range(0, len(items), 8)]
     assert padded(batches) + 64 * len(batches) < padded(plain) + 64 * len(plain)
-    assert cut(items, 30, forward_tokens=10**9) == [dict(sorted(items, key=lambda item: sum(tokens_of(item[1]))))]
-    assert cut([], 8, forward_tokens=64) == []
+    assert cut(items, 30, tokens_max=10**9, forward_tokens=10**9) == [
+        dict(sorted(items, key=lambda item: sum(tokens_of(item[1]))))
+    ]
+    assert cut([], 8, tokens_max=10**9, forward_tokens=64) == []
+
+
+def test_long_groups_share_no_pass_that_would_have_more_tokens_than_the_limit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(9, [3, 3])] * 5 + [(9, [40, 40])] * 3 + [(9, [90, 90])]
+    items = [
+        (f"g{number}", random_group(generator, prompt=prompt, lengths=each))
+        for number, (prompt, each) in enumerate(lengths)
+    ]
+    batches = cut(items, 16, tokens_max=180, forward_tokens=10**9)
+    assert [list(batch) for batch in batches] == [["g0", "g1", "g2", "g3", "g4"], ["g5"], ["g6", "g7"], ["g8"]]
+    whole = gradient(updater(policy(lora=False), micro_batch_groups=4))
+    apart = gradient(updater(policy(lora=False), micro_batch_groups=4, micro_batch_tokens=1))
+    torch.testing.assert_close(apart, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_equal_groups_stay_in_one_pass_and_in_their_order() -> None:
     generator = torch.Generator().manual_seed(0)
     items = [(f"g{number}", random_group(generator, prompt=9, lengths=[3, 3])) for number in range(6)]
-    (batch,) = cut(items, 8, forward_tokens=1)
+    (batch,) = cut(items, 8, tokens_max=10**9, forward_tokens=1)
     assert list(batch) == [name for name, _ in items]
 
 

@@ -28,7 +28,7 @@ from learner.policy import Policy, build_tiny, save_policy, with_lora
 from learner.policy_settings import LoraSettings, TinySettings
 from learner.processes import ALONE, LearnerProcessError, Processes, join
 from learner.publishing import Publishing
-from learner.shares import shares_of
+from learner.shares import fingerprint, shares_of
 from learner.updates import UpdateError, UpdateSettings
 from streams.delivery import DeliverySettings
 from streams.errors import SettingsError
@@ -221,6 +221,44 @@ def test_trouble_in_one_share_ends_the_update_in_every_process(tmp_path: Path) -
     statuses = together(checkpoints, tmp_path, act)
     assert statuses == [0, 1]
     assert "The weights did not move" in said.read_text()
+
+
+def test_a_process_whose_weights_have_become_others_ends_all_before_the_next_step(tmp_path: Path) -> None:
+    checkpoints = begin(tmp_path)
+    said = tmp_path / "said"
+
+    def act(processes: Processes) -> None:
+        begin_together(processes, load_current(checkpoints)[0])
+        learner = resumed(checkpoints, 2, processes)
+        learner.learn(batch(1), checkpoints)
+        with torch.no_grad():
+            learner._updater._parameters[0].view(-1)[-1] += 1e-6  # As a broken memory cell would do.
+        try:
+            learner.learn(batch(2), checkpoints)
+        except UpdateError as error:
+            said.write_text(str(error))
+
+    assert together(checkpoints, tmp_path, act) == [0, 1]
+    assert ": learner process 1 has weights " in said.read_text()
+    assert "The weights did not move" in said.read_text()
+    assert load_current(checkpoints)[1].policy.step == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_weights_have_one_fingerprint_however_they_lie_in_memory_and_others_have_another(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(5, 7).to(kind), torch.randn(16).to(kind), torch.randn(()).to(kind), torch.randn(0).to(kind)]
+    expected = fingerprint(weights)
+    shifted = torch.cat([torch.zeros(3, dtype=kind), weights[1]])[3:]
+    transposed = weights[0].t().contiguous().t()
+    assert fingerprint([transposed, shifted, *weights[2:]]) == expected
+    for tensor in weights[:3]:
+        for place in (0, -1):
+            kept = tensor.view(-1)[place].clone()
+            tensor.view(-1)[place] = kept * 1.01
+            assert fingerprint(weights) != expected
+            tensor.view(-1)[place] = kept
+    assert fingerprint(weights) == expected
 
 
 def test_shares_cost_about_the_same_and_hold_each_group_once() -> None:

@@ -101,6 +101,24 @@ def test_what_no_worker_of_ours_writes_is_refused_with_its_reason(path: str, val
     assert reason in found and "\n" not in found and len(found) < 300
 
 
+def test_a_group_of_many_long_completions_is_refused_and_one_as_the_run_writes_them_is_not() -> None:
+    group = sound()
+    tokens = sum(len(each.token_ids) for each in group.generation.completions)
+    assert tokens == 8 * 12
+
+    def asked(limits: RewardLimits) -> str:
+        return refusal(group, msgspec.structs.replace(ADMISSION, limits=limits))
+
+    assert asked(RewardLimits(group_tokens_max=tokens)) == ""
+    few = RewardLimits(group_tokens_max=tokens - 1)
+    assert asked(few) == (
+        f"expected at most {tokens - 1} tokens in the completions of a group (learner.limits.group_tokens_max), got "
+        f"{tokens}"
+    )
+    assert asked(few.covering(candidates=8, tokens_max=12)) == ""
+    assert few.covering(candidates=2, tokens_max=3) == few
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_none_are_refused_wherever_they_stand(value: float) -> None:
     good = sound()

@@ -41,6 +41,10 @@ class LeserIndex:
             contexts = [with_neighbours(context, words) for context, words in zip(contexts, neighbours, strict=True)]
         return [with_choices(context, self.settings.prompts) for context in contexts]
 
+    def no_context(self) -> Context:
+        """Return the context of a query that finds no document."""
+        return with_choices(Context(), self.settings.prompts)
+
     def close(self) -> None:
         """Close the searcher's threads and the client's connections."""
         self.searcher.close()

@@ -20,6 +20,7 @@ from infra.app.home import IndexFolder, RunFolder
 from infra.app.progress import Report
 from infra.recipes.leser.index import LeserIndex, open_neighbours
 from search_env.catalogue.corpora import Query
+from search_env.engine.errors import RetrievalError, SearchRefusedError
 from search_env.leser.neighbours import Neighbours
 from search_env.leser.teachers import read_lessons
 from streams.errors import SettingsError, TransientError
@@ -27,6 +28,8 @@ from streams.events import Context, Request
 from streams.whole_file import write_file
 
 LATER_FILE = "later.sha256"
+REFUSED_MAX = 100
+SHOWN = 200
 TRIES, PAUSE_SECONDS, PAUSE_SECONDS_MAX = 8, 1.0, 30.0
 
 log = logging.getLogger(__name__)
@@ -66,18 +69,37 @@ class LaterContexts:
         self._app, self._index, self._report = app, index, report
         self._lessons = lessons / file
         self._opened: LeserIndex | None = None
+        self._refused = 0  # In a row.
         self._neighbours: Neighbours | None = None
 
     def context(self, query: str) -> Context:
         """Return the context of a query. An engine that is away is asked again for two minutes.
 
-        Raises TransientError if it stays away, RetrievalError if it refuses the search.
+        A query that the engine refuses for good gets no context. It would be refused at each start, so that the run
+        could never pass it. The environment finds the same, and ends its groups as failed, with the engine's reason.
+        Raises TransientError if the engine stays away, RetrievalError if it refuses all searches or many in a row.
         """
         for attempt in range(TRIES):
             try:
                 opened = self._opened or self._open()
                 words = self._neighbours.words([query]) if self._neighbours else None
-                return opened.contexts([query], words)[0]
+                found = opened.contexts([query], words)[0]
+                self._refused = 0
+                return found
+            except SearchRefusedError as error:
+                self._refused += 1
+                if self._refused > REFUSED_MAX:
+                    raise RetrievalError(
+                        f"the search engine refused the last {self._refused} training queries: expected that only few "
+                        f"are refused, got {error} for {query[:SHOWN]!r}. Look at the index, and at --queries"
+                    ) from error
+                log.warning(
+                    "the search engine refuses the training query %r (%s). It is asked without context, and its groups "
+                    "will end as failed, without a reward. Take it out of the queries of the next run",
+                    query[:SHOWN],
+                    error,
+                )
+                return opened.no_context()
             except TransientError as error:
                 if attempt + 1 == TRIES:
                     raise

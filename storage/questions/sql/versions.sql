@@ -9,7 +9,7 @@ SELECT v.step, v.lineage, v.status, r.groups, round(r.reward_mean, 4) AS reward,
     -- A clock that was far off must not take the table away.
     make_timestamp(greatest(least(v.made_at_ms, 4102444800000), 0) * 1000) AS made_at, count(*) OVER () AS in_all
 FROM (
-    SELECT run, lineage, step, status, parent_step, made_at_ms FROM policy_versions
+    SELECT run, lineage, step, status, parent_step, made_at_ms FROM counted_versions
     QUALIFY row_number() OVER (PARTITION BY run, lineage, step, weights_sha256 ORDER BY record_offset DESC) = 1
 ) v
 LEFT JOIN reward_by_version r USING (run, lineage, step)
