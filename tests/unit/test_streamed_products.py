@@ -13,6 +13,7 @@ from infra.app.settings import Settings
 from infra.recipes.relsum.index import RelsumIndex
 from infra.recipes.resume.texts import TEXTS, document_texts, summary_texts, texts_without_policy
 from learner.product_prompts import ProductPromptSettings, render_product
+from learner.retriever_versions import texts_sha256
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.demand import DemandSettings, make_demand
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
@@ -119,6 +120,12 @@ def test_random_values_of_a_mapped_catalogue_are_equal(documents: list[Document]
         each.id: embedded_text(each.title, random_values(whole.product(each.id), BUDGET, wordpiece_count, seed=7))
         for each in documents
     }
+
+
+def test_the_hash_of_texts_is_that_of_one_json_list(index: IndexFolder) -> None:
+    texts = document_texts(index)
+    assert texts_sha256(texts) == hashlib.sha256(msgspec.json.encode(sorted(texts.items()))).hexdigest()
+    assert texts_sha256({}) == hashlib.sha256(b"[]").hexdigest()
 
 
 def test_an_unknown_product_is_a_key_error(index: IndexFolder) -> None:
