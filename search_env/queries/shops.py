@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -92,15 +92,30 @@ class Shop:
 
     def others(self, parts: Sequence[Attribute], relevant: Rows) -> Rows:
         """Return the askable products with a key of these values, without the relevant ones."""
-        return _both(reduce(np.union1d, (self.key_holders(each.key) for each in parts)), self.asked(relevant))
+        return self._asked([self.key_holders(each.key) for each in parts], relevant)
 
     def near(self, parts: Sequence[Attribute], relevant: Rows) -> Rows:
         """Return those of the others that have one of these values."""
-        return _both(reduce(np.union1d, map(self.holders, parts)), self.asked(relevant))
+        return self._asked([self.holders(each) for each in parts], relevant)
 
     def asked(self, relevant: Rows) -> Rows:
         """Return the askable products without the relevant ones."""
-        return np.setdiff1d(_rows(self.askable), relevant, assume_unique=True)
+        return self._asked([_rows(self.askable)], relevant)
+
+    def _asked(self, several: Sequence[Rows], relevant: Rows) -> Rows:
+        """Return the askable products among several, without the relevant ones: by flags, which need no sorting."""
+        flags = np.zeros(len(self.documents), dtype=np.bool_)
+        for rows in several:
+            flags[rows] = True
+        flags &= self._flags
+        flags[relevant] = False
+        return np.flatnonzero(flags).astype(np.int32)
+
+    @cached_property
+    def _flags(self) -> npt.NDArray[np.bool_]:
+        flags = np.zeros(len(self.documents), dtype=np.bool_)
+        flags[_rows(self.askable)] = True
+        return flags
 
 
 def _absent(attributes: Sequence[Attribute], title: str) -> list[Attribute]:
