@@ -7,6 +7,7 @@ a temporary folder, synced and renamed. The same content gives the same name, so
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -96,6 +97,11 @@ def load_retriever(folder: Path, base: Path) -> tuple[StaticRetriever, Retriever
     return retriever, manifest
 
 
-def texts_sha256(texts: dict[str, str]) -> str:
-    """Return the hash of the texts and their ids."""
-    return hashlib.sha256(msgspec.json.encode(sorted(texts.items()))).hexdigest()
+def texts_sha256(texts: Mapping[str, str]) -> str:
+    """Return the hash of the texts and their ids as one JSON list, of which one text is in memory at a time."""
+    digest, comma = hashlib.sha256(b"["), b""
+    for name in sorted(texts):
+        digest.update(comma + msgspec.json.encode((name, texts[name])))
+        comma = b","
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -139,12 +139,12 @@ class Log:
         self.close()
 
 
-def open_log(folder: Path) -> Log:
-    """Open the log in a run's folder for reading.
+def open_log(folder: Path, *, memory_mib: int = READING_MIB) -> Log:
+    """Open the log in a run's folder for reading. memory_mib: of DuckDB, which puts the rest aside.
 
     Raises StorageError if there is none, or if it cannot be read.
     """
-    connection = open_file(folder, {**OFFLINE, **within_memory(READING_MIB)})
+    connection = open_file(folder, {**OFFLINE, **within_memory(memory_mib)})
     if connection is not None:
         return Log(connection, folder / ARCHIVE, live=False)
     return log_from_archive(folder)

@@ -8,11 +8,23 @@ import msgspec
 
 from storage.log import Log
 
+EXAMPLES = 12
+TRIES = 4
 EACH = 2  # Examples of each kind.
 HITS = 10
 TEXT_CHARACTERS_MAX = 4000
 Kind = Literal["highest", "middle", "lowest"]
 Numbers = dict[str, float]
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One query with the newest version's best candidate. found: documents that the raw query missed."""
+
+    query: str
+    expansions: tuple[str, ...]
+    text: str
+    reward: float
+    found: int
 
 
 class PlacedHit(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +92,34 @@ def place_hits(raw: list[str], helped: list[str]) -> tuple[tuple[PlacedHit, ...]
     return placed(before, after), placed(after, before)
 
 
+def read_examples(log: Log, *, digits: int) -> tuple[Example, ...]:
+    """Return the newest version's best candidate for each of the first queries."""
+    if not _choose_newest(log, "true"):
+        return ()
+    rows = log.rows(
+        f"""
+        WITH best AS (
+            SELECT run, group_id, candidate, query_id FROM newest_outcomes WHERE status = 'scored'
+            QUALIFY row_number() OVER (PARTITION BY run, query_id ORDER BY reward DESC, group_id, candidate) = 1
+            ORDER BY query_id, run LIMIT {EXAMPLES}
+        )
+        SELECT o.query, o.expansions, coalesce(o.text, '') AS text, o.reward,
+            len(list_filter(list_transform(o.hits, lambda hit: hit.document_id),
+                lambda id: NOT list_contains(list_transform(r.raw_hits, lambda hit: hit.document_id), id))) AS found
+        FROM best b JOIN newest_outcomes o USING (run, group_id, candidate) JOIN newest_rewards r USING (run, group_id)
+        ORDER BY b.query_id, run
+        """
+    )
+    return tuple(
+        Example(**row | {"reward": round(row["reward"], digits), "expansions": tuple(row["expansions"])})
+        for row in rows
+    )
+
+
 def read_comparisons(log: Log, *, digits: int) -> tuple[ComparedAnswer, ...]:
     """Return examples of the newest version with a reward, the highest first. No candidate comes twice."""
+    if not _choose_newest(log, "status = 'scored'"):
+        return ()
     found: list[ComparedAnswer] = []
     seen: set[tuple[str, int]] = set()
     kinds: dict[Kind, str] = {
@@ -98,13 +136,59 @@ def read_comparisons(log: Log, *, digits: int) -> tuple[ComparedAnswer, ...]:
     return tuple(sorted(found, key=lambda each: (place[each.kind], -each.reward, each.group_id, each.candidate)))
 
 
+def _choose_newest(log: Log, which: str) -> bool:
+    """Make `newest_rewards` and `newest_outcomes` of the newest step that has such an outcome; return whether one has.
+
+    The few newest steps are tried one by one, since little is read for each. After them, the whole log is asked.
+    """
+    steps = log.rows(
+        f"SELECT DISTINCT step FROM rewards WHERE topic LIKE '%.rewards' AND step IS NOT NULL "
+        f"ORDER BY step DESC LIMIT {TRIES}"
+    )
+    if any(_choose(log, row["step"], which) for row in steps):
+        return True
+    if len(steps) < TRIES:
+        return False
+    (row,) = log.rows(
+        "SELECT max(r.step) AS step FROM first_rewards r JOIN outcomes o USING (topic, partition, record_offset) "
+        f"WHERE {which}"
+    )
+    return row["step"] is not None and _choose(log, row["step"], which)
+
+
+def _choose(log: Log, step: int, which: str) -> bool:
+    """Make both of one step; return whether it has such an outcome. A group counts by its first record alone."""
+    log.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE newest_places AS
+        SELECT topic, partition, record_offset FROM (
+            SELECT topic, partition, record_offset, run, group_id, source_offset, step FROM rewards
+            WHERE topic LIKE '%.rewards' AND hash(run, group_id) IN (
+                SELECT hash(run, group_id) FROM rewards WHERE step = {step})
+            QUALIFY row_number() OVER (PARTITION BY run, group_id ORDER BY source_offset, record_offset) = 1
+        ) WHERE step = {step}
+        """
+    )
+    (ends,) = log.rows("SELECT min(record_offset) AS low, max(record_offset) AS high FROM newest_places")
+    within = f"record_offset BETWEEN {ends['low'] or 0} AND {ends['high'] or 0}"
+    log.connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP VIEW newest_rewards AS
+        SELECT * FROM rewards SEMI JOIN newest_places USING (topic, partition, record_offset) WHERE {within};
+        CREATE OR REPLACE TEMP VIEW newest_outcomes AS
+        SELECT o.*, r.query_id, r.query, r.split, r.lineage, r.step FROM outcomes o
+        JOIN newest_rewards r USING (topic, partition, record_offset) WHERE {within}
+        """
+    )
+    return bool(log.rows(f"SELECT 1 FROM newest_outcomes WHERE {which} LIMIT 1"))
+
+
 def _sql(order: str) -> str:
     """Return the query for candidates in an order, one for each query; a few more than are shown."""
     return f"""
         WITH newest AS (
-            SELECT run, group_id, candidate, query_id, reward, valid FROM first_outcomes
+            SELECT run, group_id, candidate, query_id, reward, valid FROM newest_outcomes
             WHERE status = 'scored' AND isfinite(reward)
-                AND step = (SELECT max(step) FROM first_outcomes WHERE status = 'scored')
         ), picked AS (
             SELECT * FROM newest WHERE valid OR NOT (SELECT bool_or(valid) FROM newest)
             QUALIFY row_number() OVER (
@@ -122,10 +206,12 @@ def _sql(order: str) -> str:
             o.reward, o.components, low, mean, high,
             list_transform(r.raw_hits, lambda hit: hit.document_id) AS raw,
             list_transform(o.hits, lambda hit: hit.document_id) AS helped
-        FROM picked p JOIN first_outcomes o USING (run, group_id, candidate) JOIN first_rewards r USING (run, group_id)
-        JOIN spans USING (group_id)
-        LEFT JOIN (SELECT DISTINCT ON (run, request_id) run, request_id, product_id FROM requests) q
-            ON q.run = r.run AND q.request_id = r.request_id
+        FROM picked p JOIN newest_outcomes o USING (run, group_id, candidate)
+        JOIN newest_rewards r USING (run, group_id) JOIN spans USING (group_id)
+        LEFT JOIN (
+            SELECT DISTINCT ON (run, request_id) run, request_id, product_id FROM requests
+            WHERE request_id IN (SELECT request_id FROM newest_rewards)
+        ) q ON q.run = r.run AND q.request_id = r.request_id
         ORDER BY {order.replace("reward", "o.reward", 1)}, group_id, o.candidate
     """
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 Point = tuple[float, float]
 
@@ -30,12 +33,16 @@ def moving_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window: expected an odd number from 1 on, got {window}")
-    half = window // 2
-    found = []
-    for at, (x, _) in enumerate(points):
-        near = [y for _, y in points[max(0, at - half) : at + half + 1]]
-        found.append((x, math.fsum(near) / len(near)))
-    return tuple(found)
+    half, values = window // 2, [y for _, y in points]
+    means = [math.fsum(near) / len(near) for near in _near(values, half, range(min(half, len(values))))]
+    if len(values) >= window:
+        means += sliding_window_view(np.array(values), window).mean(axis=1).tolist()
+    means += [math.fsum(near) / len(near) for near in _near(values, half, range(len(means), len(values)))]
+    return tuple((x, mean) for (x, _), mean in zip(points, means, strict=True))
+
+
+def _near(values: Sequence[float], half: int, places: range) -> Iterator[Sequence[float]]:
+    return (values[max(0, at - half) : at + half + 1] for at in places)
 
 
 def thinned(points: Sequence[Point], count: int) -> tuple[Point, ...]:

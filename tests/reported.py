@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
-from storage.report import Report, UpdateRow, VersionRow
+from storage.report import Report
+from storage.report_updates import UpdateRow
+from storage.report_versions import VersionRow
 
 EMPTY = Report(
     run="r",

@@ -59,7 +59,8 @@ def report(
     \b
     --html writes a page that opens anywhere: the result first, then health, six charts, and examples with their results
     before and after. The page has no script and loads nothing.
-    The report reads only the run's folder, even while the run continues.
+    The report reads only the run's folder, even while the run continues. It keeps its sums there, in report.sums, so
+    that the next report reads only what is new; without the file, it reads everything.
     With --policy or --event, it shows the lineage of a version or of an event instead. The views version_events and
     event_versions in the run's DuckDB file give the same in SQL.
 
@@ -80,7 +81,7 @@ def report(
     folder = app.home.existing_run(name)
     if parquet is not None or tensorboard is not None:
         _export(folder, parquet, tensorboard)
-    found = report_of(folder)
+    found = report_of(folder, _say)
     if page is not None:
         try:
             write_whole(page, page_of(app.home, folder, found))
@@ -97,14 +98,15 @@ def report(
 def _export(folder: RunFolder, parquet: Path | None, tensorboard: Path | None) -> None:
     from infra.monitoring.exporting import export_parquet, export_tensorboard
 
-    def say(said: str) -> None:
-        click.echo(said, err=True)
-
     with open_log(folder) as log:
         if parquet is not None:
-            export_parquet(log, parquet, say)
+            export_parquet(log, parquet, _say)
         if tensorboard is not None:
-            export_tensorboard(log, folder.name, tensorboard, say)
+            export_tensorboard(log, folder.name, tensorboard, _say)
+
+
+def _say(said: str) -> None:
+    click.echo(said, err=True)
 
 
 @click.command()

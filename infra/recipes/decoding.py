@@ -25,16 +25,16 @@ def decode_requests(
     name: str,
     report: Report,
 ) -> Iterator[Generation]:
-    """Yield one group for each request, in order, decoded `CHUNK_GROUPS` at a time.
+    """Yield one group for each request, in order, decoded `CHUNK_GROUPS` at a time. Only so many are asked for at once.
 
     name: of the task, for the report. It also stands in each position in place of the log's topic, so that samples
     differ from those of the loop.
     """
-    placed = [(Position(topic=name, partition=0, offset=number), request) for number, request in enumerate(requests)]
-    for start in range(0, len(placed), CHUNK_GROUPS):
-        report(name, start, len(placed))
+    for start in range(0, len(requests), CHUNK_GROUPS):
+        report(name, start, len(requests))
+        some = enumerate(requests[start : start + CHUNK_GROUPS], start=start)
         yield from generate_groups(
-            placed[start : start + CHUNK_GROUPS],
+            [(Position(topic=name, partition=0, offset=number), request) for number, request in some],
             sampler=version.sampler,
             tokenizer=version.tokenizer,
             tokenizer_sha256=version.tokenizer_sha256,
@@ -43,7 +43,7 @@ def decode_requests(
             seed=seed,
             made_at_ms=0,
         )
-    report(name, len(placed), len(placed))
+    report(name, len(requests), len(requests))
 
 
 def served(run: RunSettings, *, temperature: float = 0.0) -> Sampling:

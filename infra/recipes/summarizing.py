@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
 from infra.recipes.decoding import decode_requests, served
-from infra.recipes.product_requests import product_encoder
+from infra.recipes.product_requests import ProductRequests, product_encoder
 from infra.recipes.recipe import CatalogueTexts
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import write_whole
@@ -65,24 +65,28 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
 def summarize(
     run_dir: RunFolder,
     run: RunSettings,
-    products: Sequence[Product],
+    documents: Sequence[str],
+    product_of: Callable[[str], Product],
     *,
     budget: SummarySettings,
     decoding: Decoding,
     report: Report,
 ) -> dict[str, str]:
-    """Return a policy version's summary of each product, by document id. Missing summaries are written and stored."""
+    """Return a policy version's summary of each product, by document id. Missing summaries are written and stored.
+
+    product_of: gives a product as prompts show it; only a few of them are in memory at a time.
+    """
     folder, manifest = find_version(run_dir.checkpoints, decoding.policy)
     path, kept = summaries_path(run_dir, version_name(manifest.policy), decoding.choice), not decoding.temperature
     stored = {each.document_id: each for each in read_summaries(path)} if path.is_file() and kept else {}
-    missing = [product for product in products if product.document_id not in stored]
+    missing = [name for name in documents if name not in stored]
     if missing:
         version = LoadedVersion(folder, manifest.policy)
-        for each in _write(run, version, missing, budget, decoding, report):
+        for each in _write(run, version, missing, product_of, budget, decoding, report):
             stored[each.document_id] = each
         if kept:
             write_whole(path, msgspec.json.Encoder().encode_lines([stored[document] for document in sorted(stored)]))
-    return {product.document_id: stored[product.document_id].summary for product in products}
+    return {name: stored[name].summary for name in documents}
 
 
 def stored_texts(
@@ -111,28 +115,28 @@ def read_summaries(path: Path) -> list[StoredSummary]:
 def _write(
     run: RunSettings,
     version: LoadedVersion,
-    products: Sequence[Product],
+    documents: Sequence[str],
+    product_of: Callable[[str], Product],
     budget: SummarySettings,
     decoding: Decoding,
     report: Report,
-) -> list[StoredSummary]:
-    requests = [
-        Request(
-            request_id=product.document_id,
+) -> Iterator[StoredSummary]:
+    def request_of(name: str) -> Request:
+        return Request(
+            request_id=name,
             run=run.run,
-            query_id=product.document_id,
+            query_id=name,
             query="",
             index=run.index_version,
             split="live",
-            product=product,
+            product=product_of(name),
         )
-        for product in products
-    ]
+
     sampling, choice = served(run, temperature=decoding.temperature), decoding.choice
     if choice is not None:
         sampling = msgspec.structs.replace(run.settings.generation.sampling(), candidates=choice.candidates)
     groups = decode_requests(
-        requests,
+        ProductRequests(documents, request_of),
         version,
         encode=product_encoder(run.settings.product_prompts),
         sampling=sampling,
@@ -140,19 +144,15 @@ def _write(
         name="summarizing",
         report=report,
     )
-    found = []
-    for product, group in zip(products, groups, strict=True):
+    for name, group in zip(documents, groups, strict=True):
         place = choice.place(group) if choice is not None else 0
-        read = read_summary(group.completions[place].text, product, budget, wordpiece_count)
+        read = read_summary(group.completions[place].text, product_of(name), budget, wordpiece_count)
         valid = isinstance(read, ParsedSummary)
-        found.append(
-            StoredSummary(
-                document_id=product.document_id,
-                policy=version_name(version.reference),
-                summary=read.text if isinstance(read, ParsedSummary) else "",
-                valid=valid,
-                tokens=read.tokens if isinstance(read, ParsedSummary) else 0,
-                repeats=read.repeats if isinstance(read, ParsedSummary) else 0.0,
-            )
+        yield StoredSummary(
+            document_id=name,
+            policy=version_name(version.reference),
+            summary=read.text if isinstance(read, ParsedSummary) else "",
+            valid=valid,
+            tokens=read.tokens if isinstance(read, ParsedSummary) else 0,
+            repeats=read.repeats if isinstance(read, ParsedSummary) else 0.0,
         )
-    return found

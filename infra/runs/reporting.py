@@ -14,6 +14,7 @@ from infra.app.home import SETTINGS_FILE, Home, IndexFolder, RunFolder, read_set
 from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries
 from storage.report import Report, read_report
 from storage.report_page import render_page
+from storage.report_sums import Tell
 from storage.shelf import Shelf
 from streams.errors import SearchloopError
 
@@ -48,9 +49,12 @@ class ReportedRun(msgspec.Struct, frozen=True, kw_only=True):
     settings: ReportedSettings = ReportedSettings()
 
 
-def report_of(folder: RunFolder) -> Report:
-    """Return the report of the run in this folder. Raises StorageError if its log cannot be read."""
-    return read_report(folder, staleness_max=_kept(folder).settings.batch.staleness_max)
+def report_of(folder: RunFolder, tell: Tell = lambda _: None) -> Report:
+    """Return the report of the run in this folder. tell: is told why sums that were kept there do not count.
+
+    Raises StorageError if the run's log cannot be read.
+    """
+    return read_report(folder, staleness_max=_kept(folder).settings.batch.staleness_max, tell=tell)
 
 
 def page_of(home: Home, folder: RunFolder, report: Report) -> str:

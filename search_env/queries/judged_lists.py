@@ -9,7 +9,6 @@ products: no product of a test list has taught a policy or a model.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,8 +16,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import numpy as np
 
-from search_env.catalogue.analysis import analyze
-from search_env.catalogue.attributes import Attribute, document_attributes, document_brand
+from search_env.catalogue.attributes import Attribute, document_brand
 from search_env.catalogue.corpora import (
     CorpusError,
     Document,
@@ -30,6 +28,7 @@ from search_env.catalogue.corpora import (
     write_queries,
 )
 from search_env.catalogue.demand import Demand
+from search_env.queries.shops import Rows, Shop
 from streams.descriptions import describe
 
 SPLITS = ("train", "dev", "test")
@@ -63,28 +62,20 @@ class JudgedLists(NamedTuple):
     qrels: Qrels
 
 
-class _Shop(NamedTuple):
-    """The products of one split. asked: askable values per product. holders: products by key and value."""
-
-    rows: list[int]
-    asked: dict[int, list[Attribute]]
-    holders: dict[tuple[str, str], set[int]]
-    key_holders: dict[str, set[int]]
-
-
 def make_lists(documents: Sequence[Document], demand: Demand, settings: ListSettings) -> dict[str, JudgedLists]:
     """Return the lists by split; the same catalogue, demand and settings always give the same lists.
 
     A brand in a query is also judged: every relevant product has it. Raises CorpusError if there are no lists.
     """
-    held_out = [_fraction(document.id) < settings.test_products for document in documents]
+    taught, held_out = Shop(documents, demand), Shop(documents, demand)
+    for row, document in enumerate(documents):
+        shop = held_out if _fraction(document.id) < settings.test_products else taught
+        shop.add(row, document, values_min=settings.values_min)
     made: dict[str, JudgedLists] = {}
     seen: set[str] = set()
     for number, split in enumerate(SPLITS):
-        rows = [row for row, held in enumerate(held_out) if held == (split == "test")]
-        shop = _open_shop(documents, rows, demand, settings)
-        random = np.random.default_rng([settings.seed, number])
-        made[split] = _draw(documents, shop, demand, settings, getattr(settings, split), seen, random)
+        shop, random = held_out if split == "test" else taught, np.random.default_rng([settings.seed, number])
+        made[split] = _draw(shop, demand, settings, getattr(settings, split), seen, random)
     if not made["train"].queries:
         raise CorpusError(
             f"expected products with {settings.values_min} values that their titles lack and others share, found none; "
@@ -109,68 +100,41 @@ def load_lists(folder: Path, split: str) -> JudgedLists:
     return JudgedLists(load_queries(folder / f"queries.{split}.jsonl"), load_qrels(folder / f"qrels.{split}.tsv"))
 
 
-def lacks(title: str, phrase: str) -> bool:
-    """Return whether a title lacks at least one word of a value."""
-    return not set(analyze(phrase)) <= set(analyze(title))
-
-
-def _open_shop(documents: Sequence[Document], rows: list[int], demand: Demand, settings: ListSettings) -> _Shop:
-    holders: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    key_holders: defaultdict[str, set[int]] = defaultdict(set)
-    mine: dict[int, list[Attribute]] = {}
-    for row in rows:
-        mine[row] = [a for a in document_attributes(documents[row]) if a.key in demand.weights]
-        for attribute in mine[row]:
-            holders[attribute.key, attribute.value].add(row)
-            key_holders[attribute.key].add(row)
-    asked: dict[int, list[Attribute]] = {}
-    for row, attributes in mine.items():
-        absent = [a for a in attributes if lacks(documents[row].title, a.phrase)]
-        if len(absent) >= settings.values_min:
-            asked[row] = absent
-    return _Shop([row for row in rows if row in asked], asked, dict(holders), dict(key_holders))
-
-
 def _draw(
-    documents: Sequence[Document],
-    shop: _Shop,
-    demand: Demand,
-    settings: ListSettings,
-    count: int,
-    seen: set[str],
-    random: np.random.Generator,
+    shop: Shop, demand: Demand, settings: ListSettings, count: int, seen: set[str], random: np.random.Generator
 ) -> JudgedLists:
     queries: list[Query] = []
     qrels: Qrels = {}
-    for _ in range(count * TRIES_PER_QUERY if shop.rows else 0):
+    for _ in range(count * TRIES_PER_QUERY if shop.askable else 0):
         if len(queries) >= count:
             break
-        anchor = shop.rows[int(random.integers(len(shop.rows)))]
+        anchor = shop.askable[int(random.integers(len(shop.askable)))]
         askable = [
             a
-            for a in shop.asked[anchor]
-            if len(shop.holders[a.key, a.value]) <= settings.value_share_max * len(shop.key_holders[a.key])
+            for a in shop.absent(anchor)
+            if len(shop.holders(a)) <= settings.value_share_max * len(shop.key_holders(a.key))
         ]
         parts = _by_demand(askable, demand, 2 if random.random() < settings.second_value_share else 1, random)
         if not parts:
             continue
-        relevant = set.intersection(*(shop.holders[a.key, a.value] for a in parts))
+        relevant = shop.holding(parts)
         words = [a.phrase for a in parts]
-        brand = document_brand(documents[anchor])
+        brand = document_brand(shop.documents[anchor])
         if random.random() < settings.brand_share and brand:
             words.insert(0, brand)
-            relevant = {row for row in relevant if document_brand(documents[row]) == brand}
+            relevant = shop.of_brand(relevant, brand)
         text = " ".join(words).lower()
         if text in seen:
             continue
-        chosen = _choose(documents, shop, anchor, parts, relevant, settings, random)
+        chosen = _choose(shop, anchor, parts, relevant, settings, random)
         if chosen is None:
             continue
         seen.add(text)
         query_id = "s" + hashlib.sha256(text.encode()).hexdigest()[:12]
-        ids = [documents[row].id for row in chosen]
+        ids = [shop.documents[row].id for row in chosen]
         queries.append(Query(id=query_id, text=text, metadata={"keys": [a.key for a in parts], "candidates": ids}))
-        qrels[query_id] = {documents[row].id: int(row in relevant) for row in chosen}
+        right = set(relevant.tolist())
+        qrels[query_id] = {name: int(row in right) for name, row in zip(ids, chosen, strict=True)}
     return JudgedLists(queries, qrels)
 
 
@@ -190,33 +154,38 @@ def _by_demand(
 
 
 def _choose(
-    documents: Sequence[Document],
-    shop: _Shop,
+    shop: Shop,
     anchor: int,
     parts: Sequence[Attribute],
-    relevant: set[int],
+    relevant: Rows,
     settings: ListSettings,
     random: np.random.Generator,
 ) -> list[int] | None:
     """Return a list's products in mixed order, or None if there are too few other products to rank."""
+    size = settings.candidates
 
-    def mixed(rows: set[int]) -> list[int]:
-        ordered = sorted(rows)
-        return [ordered[place] for place in random.permutation(len(ordered)).tolist()]
+    def mixed(rows: Rows, most: int) -> list[int]:
+        """Return the first ones of some rows in an order that is drawn for all of them."""
+        found: list[int] = rows[random.permutation(len(rows))[:most]].tolist()
+        return found
 
-    hidden = {
-        row for row in relevant if row in shop.asked and any(lacks(documents[row].title, part.phrase) for part in parts)
-    }
-    good = [anchor, *(row for row in mixed(hidden) if row != anchor)][: settings.relevant_max]
-    others = set[int]().union(*(shop.key_holders[part.key] for part in parts)) & set(shop.asked) - relevant
-    near = {row for part in parts for row in shop.holders[part.key, part.value]} & others
+    hidden = shop.hidden(relevant, parts)
+    good = [anchor, *(row for row in mixed(hidden, len(hidden)) if row != anchor)][: settings.relevant_max]
+    others, near = shop.others(parts, relevant), shop.near(parts, relevant)
+    # No list needs more: each step names at most `size` products that an earlier one has named.
     bad = list(
-        dict.fromkeys([*mixed(near)[: settings.candidates // 3], *mixed(others), *mixed(set(shop.asked) - relevant)])
+        dict.fromkeys(
+            [
+                *mixed(near, size // 3),
+                *mixed(others, 2 * size),
+                *mixed(shop.asked(relevant), 4 * size),
+            ]
+        )
     )
-    bad = bad[: settings.candidates - len(good)]
-    if len(bad) < settings.candidates // 2:
+    bad = bad[: size - len(good)]
+    if len(bad) < size // 2:
         return None
-    return mixed({*good, *bad})
+    return mixed(np.unique(np.array([*good, *bad], dtype=np.int32)), size)
 
 
 def _fraction(identifier: str) -> float:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from search_env.catalogue.attributes import Attribute, document_attributes, is_logistic
-from search_env.catalogue.corpora import Document
-from search_env.queries.judged_lists import lacks
+from search_env.catalogue.named_documents import NamedDocuments
+from search_env.queries.shops import lacks
 from search_env.summaries.products import product_of, said_values
 from streams.events import Product
 
@@ -21,6 +21,7 @@ KeyCounts = Mapping[str, int]
 ValuesOrder = Literal["rates", "counts", "document"]
 # Weight of the mean rate, in products, so that a key of few products is not trusted at once.
 PRIOR_HOLDERS = 50
+SHOWN_MAX = 20_000  # Products that stay in memory: some 60 MB.
 
 
 class ProductValues:
@@ -29,22 +30,19 @@ class ProductValues:
     An order is a list of a product's value numbers, from 1, best first; the method's name gives the criterion.
     """
 
-    def __init__(self, documents: Sequence[Document], counts: KeyCounts, *, order: ValuesOrder = "rates") -> None:
+    def __init__(self, documents: NamedDocuments, counts: KeyCounts, *, order: ValuesOrder = "rates") -> None:
         """counts: how often training queries ask for each key. order: order of the values in a product."""
         self.counts = counts
         self.order = order
-        self.documents = {document.id: document for document in documents}
-        self._holders = Counter(
-            phrase for document in documents for phrase in {a.phrase.lower() for a in document_attributes(document)}
-        )
-        self._key_holders = Counter(
-            key for document in documents for key in {a.key for a in document_attributes(document)}
-        )
-        self._pair_holders = Counter(
-            pair
-            for document in documents
-            for pair in {(a.key, a.phrase.lower()) for a in document_attributes(document)}
-        )
+        self.documents = documents
+        self._holders: Counter[str] = Counter()
+        self._key_holders: Counter[str] = Counter()
+        self._pair_holders: Counter[tuple[str, str]] = Counter()
+        for document in documents.rows:
+            pairs = {(each.key, each.phrase.lower()) for each in document_attributes(document)}
+            self._pair_holders.update(pairs)
+            self._key_holders.update({key for key, _ in pairs})
+            self._holders.update({phrase for _, phrase in pairs})
         self._mean_rate = sum(self.counts.values()) / max(sum(self._key_holders.values()), 1)
         self._shown: dict[str, tuple[Product, tuple[Attribute, ...]]] = {}
 
@@ -128,7 +126,10 @@ class ProductValues:
             shown = self._beside(document_id)
             if self.order != "document":
                 shown = self._by_rate(shown) if self.order == "rates" else self._by_log(shown)
-            known = self._shown[document_id] = (product_of(self.documents[document_id], shown), tuple(shown))
+            known = (product_of(self.documents[document_id], shown), tuple(shown))
+            if len(self._shown) >= SHOWN_MAX:
+                self._shown.clear()
+            self._shown[document_id] = known
         return known
 
     def _beside(self, document_id: str) -> list[Attribute]:

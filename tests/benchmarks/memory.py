@@ -8,6 +8,10 @@ the documents that a search would find are drawn at random, which is harder for 
 - catalogue: the mapped catalogue and the relevance trees are made, as `train` does.
 - environment: opens the mapped catalogue and the trees, and scores groups of 8 candidates with 100 documents each.
 - lessons: title phrases, reading lessons and a tokenizer, as `train` makes them.
+- relsum: demand, judged lists, products with their values, and the lessons of a cross-encoder, as ReLSum's `train`
+  makes them; and every product as a prompt shows it.
+- resume: the products that answer training queries, and every product's text and prompt, as ReSuMe's `train` and its
+  environment read them.
 
 peak: the kernel's high-water mark of resident memory. Of it, mapped pages are the files' own, and the kernel takes them
 back when memory is short. own: resident memory without them at the end. fixed: the imports alone.
@@ -20,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +37,7 @@ import numpy as np
 
 from search_env.catalogue.attributes import raw_attributes
 from search_env.catalogue.corpora import load_corpus
+from search_env.catalogue.demand import DemandSettings
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
 from search_env.catalogue.kept import keep_documents
 from search_env.engine.index import IndexVersion, SavedDocuments, kept_catalogue
@@ -42,11 +46,13 @@ from search_env.models.relevance_files import load_gbdt, save_gbdt
 from search_env.models.relevance_training import train_gbdt
 from search_env.models.training_pairs import GbdtSettings, PairMaker
 from search_env.queries.intents import IntentSettings, load_intents, make_intents, write_intents
+from search_env.queries.judged_lists import ListSettings
 
 GOAL_MIB = 2048
-PARTS = ("fixed", "corpus", "index", "catalogue", "environment", "lessons")
+PARTS = ("fixed", "corpus", "index", "catalogue", "environment", "lessons", "relsum", "resume")
 GROUPS, CANDIDATES, FOUND = 400, 8, 100
 LINE_PRODUCTS = 60
+VALUES_MIN = 2  # The generated products have few values; a catalogue of a shop has more than the setting's 8.
 SYLLABLES = ("ba", "co", "de", "fi", "gu", "la", "me", "no", "pi", "ru", "sa", "te", "vo", "xi", "za", "ker")
 
 
@@ -122,6 +128,47 @@ def environment(folder: Path) -> None:
     lap(f"{GROUPS} groups")
 
 
+def relsum(folder: Path) -> None:
+    """Do what ReLSum's preparation reads the catalogue for, without a policy and a cross-encoder."""
+    from infra.app.home import IndexFolder
+    from infra.app.settings import Settings
+    from infra.recipes.relsum.index import RelsumIndex
+    from search_env.relsum.matching_lessons import MatchingLessons
+
+    settings = Settings(demand=DemandSettings(), lists=ListSettings(values_min=VALUES_MIN))
+    opened = RelsumIndex(IndexFolder(folder), settings, lambda *_: None)
+    lap("opening")
+    taught = opened.lists("train")
+    lap(f"judged lists of {len(taught.queries)} training queries")
+    names = sorted({document for of in taught.qrels.values() for document in of})
+    MatchingLessons(opened.values, names, settings.lists, seed=1).stages(2_000)
+    lap("values, lessons")
+    for _ in map(opened.shown, opened.documents):
+        pass
+    lap("every product as shown")
+
+
+def resume(folder: Path) -> None:
+    """Do what ReSuMe's preparation and its environment read the catalogue for, without a policy and a retriever."""
+    from infra.app.home import IndexFolder
+    from infra.recipes.resume.texts import document_texts, summarized_values
+    from learner.product_prompts import ProductPromptSettings
+    from search_env.resume.answered import answered_queries
+
+    opened = IndexFolder(folder)
+    answered = answered_queries(opened, [])
+    values = summarized_values(opened, answered, ProductPromptSettings())
+    lap("values")
+    asked = [each for each in (values.product(name) for name in answered.by_document) if len(each.values) > 1]
+    lap(f"{len(asked)} products that are asked for")
+    for _ in map(values.product, values.documents):
+        pass
+    lap("every product as shown")
+    for _ in document_texts(opened).values():
+        pass
+    lap("every text")
+
+
 def lap(what: str) -> None:
     """Tell what this process has taken so far, on standard error."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -144,13 +191,16 @@ def part(name: str, folder: Path, products: int, queries: int) -> None:
         lessons(folder)
     elif name == "environment":
         environment(folder)
+    elif name == "relsum":
+        relsum(folder)
+    elif name == "resume":
+        resume(folder)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    usage = resource.getrusage(resource.RUSAGE_SELF)
     told = {
         "seconds": round(time.monotonic() - began, 1),
-        "processor": round(usage.ru_utime + usage.ru_stime, 1),
+        "processor": round(time.process_time(), 1),
         "own_mib": int(status["RssAnon"].split()[0]) // 1024,
-        "peak_mib": round(usage.ru_maxrss / 1024),
+        "peak_mib": int(status["VmHWM"].split()[0]) // 1024,
     }
     print(json.dumps(told))
 

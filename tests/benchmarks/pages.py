@@ -43,22 +43,21 @@ GROUP = "printf('%08x-0000-4000-8000-%012x', hash(n) % 4294967296, n)"
 STEP = f"n // {GROUPS_A_VERSION}"
 
 
-def make_ledger(path: Path, groups: int) -> None:
-    """Write a ledger of one run with so many groups of four candidates, and an update for each thousand."""
-    path.parent.mkdir(parents=True)
+def make_ledger(path: Path, groups: int, *, after: int = 0) -> None:
+    """Write a ledger of one run with so many groups of four candidates, and an update for every sixteen.
+
+    after: the ledger has so many groups and grows; a multiple of sixteen.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with duckdb.connect(str(path)) as ledger:
         migrate(ledger)
-        numbers = f"(SELECT range AS n FROM range({groups}))"
-        each = f"(SELECT n, range AS c FROM {numbers}, range({CANDIDATES}))"
 
         def insert(table: str, columns: str, source: str, *, kind: str, late: int) -> None:
             place = PLACE.format(kind=kind, late=late)
             ledger.execute(f"INSERT INTO {table} BY NAME SELECT {place}, {columns} FROM {source}")
 
-        numbers = f"(SELECT range AS n FROM range({groups}))"
-        each = (
-            f"(SELECT n, c FROM (SELECT range AS n FROM range({groups})), (SELECT range AS c FROM range({CANDIDATES})))"
-        )
+        numbers = f"(SELECT range AS n FROM range({after}, {groups}))"
+        each = f"(SELECT n, c FROM {numbers}, (SELECT range AS c FROM range({CANDIDATES})))"
         asked = "'q' || (n % 50000) AS query_id, 'wireless headphones ' || (n % 50000) AS query, 'train' AS split"
         wrote = f"'a' AS lineage, {STEP} AS step, printf('%064x', {STEP}) AS weights_sha256"
         insert("requests", f"'r' || n AS request_id, {asked}", numbers, kind="requests", late=0)
@@ -99,7 +98,7 @@ def make_ledger(path: Path, groups: int) -> None:
         )
         steps = groups // GROUPS_A_VERSION
         made = "'a' AS lineage, n + 1 AS step, printf('%064x', n + 1) AS weights_sha256"
-        updates = f"(SELECT range AS n FROM range({steps}))"
+        updates = f"(SELECT range AS n FROM range({after // GROUPS_A_VERSION}, {steps}))"
         late = f"{20 * GROUPS_A_VERSION} * (n + 1) - 20 * n"
         place = PLACE.format(kind="updates", late=late)
         ledger.execute(
@@ -111,10 +110,12 @@ def make_ledger(path: Path, groups: int) -> None:
         ledger.execute(
             "INSERT INTO update_groups BY NAME SELECT u.topic, u.partition, u.record_offset, u.record_time_ms, u.run, "
             "g.group_id, 'trained' AS fate, u.lineage, u.step, u.parent_lineage, u.parent_step "
-            "FROM updates u JOIN rewards g ON g.step = u.step - 1"
+            f"FROM updates u JOIN rewards g ON g.step = u.step - 1 AND g.record_offset >= {after}"
         )
         for kind, count in (("requests", groups), ("generations", groups), ("rewards", groups), ("updates", steps)):
-            ledger.execute("INSERT INTO sink_offsets VALUES (?, 0, 0, ?, ?, 0)", [f"big.{kind}", count, count])
+            ledger.execute(
+                "INSERT OR REPLACE INTO sink_offsets VALUES (?, 0, 0, ?, ?, 0)", [f"big.{kind}", count, count]
+            )
         ledger.execute("CHECKPOINT")
 
 
@@ -156,7 +157,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=100_000, help="groups in the ledger")
     parser.add_argument("--home", type=Path, help="a home to keep; default: a temporary one")
+    parser.add_argument("--grow", type=int, metavar="MORE", help="only add so many groups to the ledger in --home")
     given = parser.parse_args()
+    if given.grow and given.home:
+        make_ledger(given.home / "runs" / "big" / LEDGER, given.groups + given.grow, after=given.groups)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         home = given.home or Path(scratch)
         path = home / "runs" / "big" / LEDGER

@@ -86,7 +86,7 @@ def test_every_product_gets_a_stored_summary_within_the_budget(learned: tuple[Ap
     run_dir = app.home.run("summaries")
     kept = read_run_settings(run_dir)
     world = RankedIndex(app.home.index("small"), app.settings, quiet)
-    ids = [document.id for document in world.documents]
+    ids = list(world.documents)
     written = policy_summaries(world, run_dir, kept, ids, policy="latest", report=quiet)
     _, manifest = load_current(run_dir.checkpoints)
     stored = read_summaries(summaries_path(run_dir, version_name(manifest.policy)))
@@ -185,7 +185,7 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
     queries = list(world.lists("test").queries[:5])
     with contextlib.closing(app.engine()) as client:
         begun = build_index(
-            client, "shelf", world.documents, directory=home.index("shelf"), installation=app.installation
+            client, "shelf", world.documents.rows, directory=home.index("shelf"), installation=app.installation
         )
     kept = msgspec.structs.replace(read_run_settings(home.run("summaries")), index="shelf", index_version=begun.name)
     asked = {"index": "shelf", "policy": "none", "run": None, "top": 20, "report": quiet}
@@ -198,7 +198,7 @@ def test_published_summaries_rerank_what_is_searched(learned: tuple[App, Trainin
         version = publish_summaries(
             client, home.index("shelf"), texts, installation=app.installation, runs=home.runs, report=quiet
         )
-    ids = [document.id for document in world.documents]
+    ids = list(world.documents)
     written = policy_summaries(world, home.run("summaries"), kept, ids, policy="latest", report=quiet)
     assert (version.name, load_manifest(home.index("shelf"))) == ("shelf-2", version)
     after = search_queries(app, queries, **asked, reranked=10)  # type: ignore[arg-type]

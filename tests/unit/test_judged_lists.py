@@ -12,7 +12,9 @@ from search_env.catalogue.attributes import document_attributes, document_brand
 from search_env.catalogue.corpora import CorpusError, Document, Query
 from search_env.catalogue.demand import DemandSettings, load_or_make_demand, make_demand
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
-from search_env.queries.judged_lists import JudgedLists, ListSettings, lacks, load_lists, make_lists, write_lists
+from search_env.catalogue.named_documents import NamedDocuments
+from search_env.queries.judged_lists import JudgedLists, ListSettings, load_lists, make_lists, write_lists
+from search_env.queries.shops import lacks
 from search_env.summaries.products import asked_keys
 from search_env.summaries.values import ProductValues, ValuesOrder
 
@@ -88,7 +90,7 @@ def test_lists_survive_the_disk(lists: dict[str, JudgedLists], tmp_path: Path) -
 
 
 def test_methods_order_the_same_values_differently(documents: list[Document], lists: dict[str, JudgedLists]) -> None:
-    values = ProductValues(documents, asked_keys(lists["train"].queries))
+    values = ProductValues(NamedDocuments(documents), asked_keys(lists["train"].queries))
     document = max(documents, key=lambda each: len(values.product(each.id).values)).id
     count = len(values.product(document).values)
     for method in (
@@ -120,7 +122,7 @@ def shop(asked: list[str], *, order: ValuesOrder = "rates") -> ProductValues:
     documents = [
         Document(id=str(n), title="camera", text="", metadata={"attributes": attributes(n)}) for n in range(120)
     ]
-    return ProductValues(documents, Counter(asked), order=order)
+    return ProductValues(NamedDocuments(documents), Counter(asked), order=order)
 
 
 def test_a_key_of_few_products_that_is_asked_often_of_them_comes_first_by_rate_alone() -> None:

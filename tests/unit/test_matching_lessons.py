@@ -10,6 +10,7 @@ import pytest
 from search_env.catalogue.attributes import document_brand
 from search_env.catalogue.corpora import Document
 from search_env.catalogue.generated import DemoSettings, demo_catalogue
+from search_env.catalogue.named_documents import NamedDocuments
 from search_env.models.crossencoder_training import LabelledPair
 from search_env.queries.judged_lists import ListSettings
 from search_env.relsum.matching_lessons import LESSON_STAGES, MatchingLessons
@@ -29,7 +30,7 @@ def lessons(documents: list[Document]) -> MatchingLessons:
 
 
 def made_of(documents: Sequence[Document]) -> MatchingLessons:
-    values = ProductValues(documents, {"colour": 3})
+    values = ProductValues(NamedDocuments(documents), {"colour": 3})
     return MatchingLessons(values, [each.id for each in documents], ListSettings(), seed=1)
 
 

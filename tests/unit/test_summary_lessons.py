@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from search_env.catalogue.corpora import Document
+from search_env.catalogue.named_documents import NamedDocuments
 from search_env.relsum.lessons import SummaryLessonSettings, draw_values
 from search_env.summaries.values import ProductValues
 
@@ -29,7 +30,7 @@ def values() -> ProductValues:
         )
         for number in range(100)
     ]
-    return ProductValues(documents, {COMMON: 6, RARE: 4})
+    return ProductValues(NamedDocuments(documents), {COMMON: 6, RARE: 4})
 
 
 @pytest.mark.parametrize(("prior", "first"), [("counts", COMMON), ("rates", RARE)])

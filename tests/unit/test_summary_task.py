@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_keeps_its_policy_and_its_requests(learned: Learned) 
 def test_summaries_are_stored_with_their_version_and_keep_to_the_budget(learned: Learned) -> None:
     app, run, _ = learned
     world = RankedIndex(app.home.index("small"), app.settings, quiet)
-    ids = [document.id for document in world.documents]
+    ids = list(world.documents)
     run_dir = app.home.run("s")
     written = policy_summaries(world, run_dir, run, ids, policy="latest", report=quiet)
     version = version_name(load_current(run_dir.checkpoints)[1].policy)

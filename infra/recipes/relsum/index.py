@@ -1,6 +1,7 @@
 """An index as summaries see it: its products, their values, one demand, and the judged lists made from it.
 
-Everything is a file under the index's folder. It is made once, and every run, worker and evaluation finds it again.
+Everything is a file under the index's folder. It is made once, and every run, worker and evaluation finds it again. The
+products lie in a mapped file, so no process holds them all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from infra.app.progress import Report
 from infra.app.settings import Settings
 from search_env.catalogue.corpora import Qrels, Query
 from search_env.catalogue.demand import load_or_make_demand
-from search_env.engine.index import load_documents
+from search_env.catalogue.named_documents import NamedDocuments
+from search_env.engine.index import kept_catalogue
 from search_env.models.crossencoder import product_text
 from search_env.models.wordpieces import wordpiece_count
 from search_env.queries.judged_lists import JudgedLists, load_lists, make_lists, write_lists
@@ -32,15 +34,16 @@ class RelsumIndex:
         self.folder = folder
         self.settings = settings
         self.report = report
-        self.documents = load_documents(self.folder)
+        catalogue = kept_catalogue(folder, report)
+        self.documents = NamedDocuments(catalogue.documents, catalogue.row_of)
         self._lists: dict[str, JudgedLists] = {}
 
     def lists(self, split: str) -> JudgedLists:
         """Return a split's judged lists, made from the index's one demand."""
         if not (self.folder.lists / "qrels.test.tsv").is_file():
             self.report("making judged lists", 0, 0)
-            demand = load_or_make_demand(self.folder.demand, self.documents, self.settings.demand)
-            write_lists(self.folder.lists, make_lists(self.documents, demand, self.settings.lists))
+            demand = load_or_make_demand(self.folder.demand, self.documents.rows, self.settings.demand)
+            write_lists(self.folder.lists, make_lists(self.documents.rows, demand, self.settings.lists))
         if split not in self._lists:
             self._lists[split] = load_lists(self.folder.lists, split)
         return self._lists[split]

@@ -186,7 +186,7 @@ class Relsum:
     def write_catalogue(self, app: App, run: RunSettings, *, policy: str, report: Report) -> CatalogueTexts:
         """Write the summary of every product, within the budget of the run's cross-encoder, and return all of them."""
         relsum, run_dir = self._index(app.home.index(run.index), app.settings, report), app.home.run(run.run)
-        documents = [document.id for document in relsum.documents]
+        documents = list(relsum.documents)
         written = policy_summaries(relsum, run_dir, run, documents, policy=policy, report=report)
         return stored_texts(run_dir, written, policy=policy)
 
@@ -219,7 +219,7 @@ class Relsum:
 def _first_policy(relsum: RankedIndex, policies: Path, run_dir: RunFolder, seed: int) -> Policy:
     settings = relsum.settings
     prompts = settings.product_prompts
-    products = (relsum.shown(document.id) for document in relsum.documents)
+    products = map(relsum.shown, relsum.documents)
     texts = (render_product(product, prompts, pointers=False) for product in products)
     return first_policy(settings.policy, texts, pointers=prompts.values, policies=policies, run_dir=run_dir, seed=seed)
 

@@ -47,7 +47,8 @@ def policy_summaries(
     return summarize(
         run_dir,
         run,
-        [relsum.shown(document) for document in documents],
+        documents,
+        relsum.shown,
         budget=run.settings.relsum.summary,
         decoding=Decoding(policy=policy, temperature=temperature),
         report=report,

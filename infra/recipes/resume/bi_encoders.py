@@ -101,7 +101,7 @@ def adapt_to_texts(
         turn=turn,
         base_sha256=before.base_sha256,
         tokens_max=before.tokens_max,
-        texts_sha256=texts_sha256(dict(texts)),
+        texts_sha256=texts_sha256(texts),
         steps=len(losses),
         loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
     )
@@ -131,7 +131,7 @@ def dense_search(
         rankings = search_in_memory(ids, documents, asked, size=top)
     else:
         settings = indexed.settings
-        version = f"{encoder.name}-{texts_sha256(dict(texts))[:8]}-{_kind(settings)}"
+        version = f"{encoder.name}-{texts_sha256(texts)[:8]}-{_kind(settings)}"
         with contextlib.closing(indexed.engine()) as client:
             name = build_vector_index(
                 client, indexed.alias, version, ids, documents, settings, installation=indexed.installation

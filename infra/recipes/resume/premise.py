@@ -100,7 +100,7 @@ def check_premise(
     corpora = []
     for name, place in (("best", -1), ("random", None), ("worst", 0)):
         chosen = {key: _nth(outcomes, place) for key, outcomes in scored.items()}
-        texts = begun | _embedded(products, chosen)
+        texts = {**begun, **_embedded(products, chosen)}
         report(f"searching the {name} of {candidates}", 0, 0)
         before = dev_reciprocal_rank(index, scoring, texts, indexed=None)
         adapted = adapt_to_texts(index, retriever, parent=first, texts=texts, held_out=[], turn=1, seed=seed + 1).name

@@ -36,8 +36,8 @@ def prepare(
         run_dir.mkdir(parents=True, exist_ok=True)
         write_answered(run_dir, answered)
     values = summarized_values(index, answered, settings.product_prompts)
-    products = [values.product(document) for document in values.documents]
-    asked = [each for each in products if each.document_id in answered.by_document and len(each.values) > 1]
+    answering = (values.product(name) for name in values.documents if name in answered.by_document)
+    asked = [each for each in answering if len(each.values) > 1]
     if not asked:
         raise SettingsError(
             f"index {new.index!r} has no product with two values beside its title that answers a training query; "
@@ -45,7 +45,7 @@ def prepare(
         )
     if not (run_dir.checkpoints / CURRENT).is_file():
         report("making the policy", 0, 0)
-        texts = (f"{each.title} {description_of(each)}" for each in products)
+        texts = (f"{each.title} {description_of(each)}" for each in map(values.product, values.documents))
         pointers = settings.product_prompts.values
         policy = first_policy(
             settings.policy, texts, pointers=pointers, policies=policies, run_dir=run_dir, seed=new.seed

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from infra.app.home import IndexFolder
 from learner.product_prompts import ProductPromptSettings
-from search_env.catalogue.corpora import Query
-from search_env.engine.index import load_documents
+from search_env.catalogue.corpora import Document, Query
+from search_env.catalogue.named_documents import DocumentTexts, NamedDocuments
+from search_env.engine.index import kept_catalogue
 from search_env.models.wordpieces import wordpiece_count
 from search_env.queries.intents import load_intents
 from search_env.resume.answered import Answered, answered_queries
@@ -21,10 +22,19 @@ TEXTS = ("description", "title", "lead", "random", "key-counts")
 """Kinds of texts that can stand for documents without a policy."""
 
 
-def document_texts(index: IndexFolder) -> dict[str, str]:
+def index_documents(index: IndexFolder) -> NamedDocuments:
+    """Return the documents of an index by id; they lie in a mapped file, so no process holds them all."""
+    catalogue = kept_catalogue(index)
+    return NamedDocuments(catalogue.documents, catalogue.row_of)
+
+
+def document_texts(index: IndexFolder) -> Mapping[str, str]:
     """Return the whole text of each document of an index, as the retriever reads it, by document id."""
-    products = map(product_of, load_documents(index))
-    return {each.document_id: embedded_text(each.title, description_of(each)) for each in products}
+    return DocumentTexts(index_documents(index), _whole_text)
+
+
+def _whole_text(document: Document) -> str:
+    return embedded_text(document.title, description_of(product_of(document)))
 
 
 def summarized_values(index: IndexFolder, answered: Answered, prompts: ProductPromptSettings) -> ProductValues:
@@ -34,14 +44,14 @@ def summarized_values(index: IndexFolder, answered: Answered, prompts: ProductPr
     """
     queries, _ = load_intents(index.intents, "train")
     asked = asked_keys(query for query in queries if query.id in answered.queries)
-    return ProductValues(load_documents(index), asked, order=prompts.order)
+    return ProductValues(index_documents(index), asked, order=prompts.order)
 
 
-def summary_texts(index: IndexFolder, summaries: Mapping[str, str]) -> dict[str, str]:
+def summary_texts(index: IndexFolder, summaries: Mapping[str, str]) -> Mapping[str, str]:
     """Return title and summary (if any) of each document of an index, by document id."""
-    return {
-        document.id: embedded_text(document.title, summaries.get(document.id, "")) for document in load_documents(index)
-    }
+    return DocumentTexts(
+        index_documents(index), lambda document: embedded_text(document.title, summaries.get(document.id, ""))
+    )
 
 
 def texts_without_policy(
@@ -52,7 +62,7 @@ def texts_without_policy(
     prompts: ProductPromptSettings,
     seed: int,
     held_out: Sequence[Query] = (),
-) -> dict[str, str]:
+) -> Mapping[str, str]:
     """Return the texts that stand for documents without a policy, by document id.
 
     budget: of summaries, `resume.summary`. Their values are those that the title lacks, as for a policy.
@@ -62,19 +72,19 @@ def texts_without_policy(
     """
     if kind == "description":
         return document_texts(index)
-    documents = load_documents(index)
+    documents = index_documents(index)
     if kind == "title":
         made = {}
     elif kind == "lead":
-        made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents}
+        made = {each.id: lead(product_of(each), budget, wordpiece_count) for each in documents.rows}
     elif kind in ("random", "key-counts"):
         values, made = summarized_values(index, answered_queries(index, held_out), prompts), {}
-        for each in documents:
-            product = values.product(each.id)
+        for name in documents:
+            product = values.product(name)
             if kind == "random":
-                made[each.id] = random_values(product, budget, wordpiece_count, seed=seed)
+                made[name] = random_values(product, budget, wordpiece_count, seed=seed)
             else:
-                made[each.id] = fit_values(product, values.by_key_counts(each.id), budget, wordpiece_count).text
+                made[name] = fit_values(product, values.by_key_counts(name), budget, wordpiece_count).text
     else:
         raise SettingsError(f"texts: expected description, title, lead, random or key-counts, got {kind!r}")
     return summary_texts(index, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 from infra.app.home import IndexFolder, RunFolder
@@ -25,7 +26,7 @@ def policy_texts(
     policy: str,
     report: Report,
     temperature: float = 0.0,
-) -> dict[str, str]:
+) -> Mapping[str, str]:
     """Return each document's title with its summary by a version of the run's policy, by document id."""
     summaries = policy_summaries(index, run_dir, run, policy=policy, report=report, temperature=temperature)
     return summary_texts(index, summaries)
@@ -45,12 +46,13 @@ def policy_summaries(
     With `alternation.samples` it is the best of that many samples, unless a temperature asks for a single one.
     """
     values = summarized_values(index, read_answered(run_dir), run.settings.product_prompts)
-    products = [each for each in map(values.product, values.documents) if each.values]
+    documents = [name for name in values.documents if values.product(name).values]
     choice = None if temperature else best_rewarded(index, run_dir, run)
     return summarize(
         run_dir,
         run,
-        products,
+        documents,
+        values.product,
         budget=run.settings.resume.summary,
         decoding=Decoding(policy=policy, temperature=temperature, choice=choice),
         report=report,
