@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
-from storage.report import Report
-from storage.report_updates import UpdateRow
-from storage.report_versions import VersionRow
+from storage.reports.report import Report
+from storage.reports.updates import UpdateRow
+from storage.reports.versions import VersionRow
 
 EMPTY = Report(
     run="r",

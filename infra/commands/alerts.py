@@ -18,7 +18,7 @@ from infra.app.app import App
 from infra.app.home import RunFolder
 from infra.commands.times import moment_ms
 from infra.monitoring.alert_settings import AlertTable
-from storage.report_text import printable
+from storage.reports.text import printable
 from streams.clock import now_ms
 from streams.errors import SettingsError
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.app.app import App
-from storage.report_text import printable
+from storage.reports.text import printable
 
 SHOWN = 10
 

@@ -14,7 +14,7 @@ from storage.errors import EvaluationError
 from storage.offpolicy.estimators import Estimate
 from storage.offpolicy.versions import ESTIMATORS, VersionValue, evaluate_versions
 from storage.online.interleaving import Duel, Foretold, foretold, read_duels
-from storage.report_text import printable
+from storage.reports.text import printable
 
 HOUR_MS = 3_600_000
 WINDOW_HOURS_MAX = 1_000_000  # More than a century.

@@ -20,7 +20,7 @@ from infra.commands.times import moment_ms
 from storage.dead_letters import LetterFilter, find_letters
 from storage.errors import StorageError
 from storage.log import open_log
-from storage.report_text import printable
+from storage.reports.text import printable
 from streams.clock import now_ms
 from streams.delivery import DeliverySettings, Outbox
 from streams.events import DeadLetter, Position

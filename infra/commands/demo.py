@@ -38,7 +38,7 @@ from search_env.catalogue.generated import demo_catalogue
 from search_env.queries.intents import load_intents
 from storage.errors import StorageError
 from storage.evaluation.tables import Evaluation, EvaluationSettings, evaluate_runs
-from storage.report_result import result_lines
+from storage.reports.result import result_lines
 
 NAME = "demo"
 # One row for each baseline that a skeptic asks for, and one for the policy: no expansion, feedback without learning,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.app.app import App
-from storage.report_text import printable
+from storage.reports.text import printable
 from storage.verification.account import Account, place
 
 if TYPE_CHECKING:

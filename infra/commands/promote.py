@@ -16,7 +16,7 @@ from infra.app.app import App
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report, progress
 from infra.commands.options import NumberRange, as_one, fields, need
-from storage.report_text import printable
+from storage.reports.text import printable
 from streams.stopping import Stop
 
 

@@ -15,8 +15,8 @@ from infra.runs.reporting import opening, page_of, report_of
 from search_env.catalogue.corpora import write_whole
 from storage.errors import StorageError
 from storage.log import open_log, rebuild_ledger
-from storage.report import to_json
-from storage.report_text import print_report
+from storage.reports.report import to_json
+from storage.reports.text import print_report
 
 
 @click.command()

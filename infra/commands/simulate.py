@@ -18,7 +18,7 @@ from infra.app.doors import LOOPBACK
 from infra.app.progress import progress
 from infra.commands.judged import judged_options
 from infra.commands.options import NumberRange, as_one
-from storage.report_text import printable
+from storage.reports.text import printable
 
 if TYPE_CHECKING:
     from infra.recipes.recipe import Judged

@@ -16,7 +16,7 @@ from infra.app.app import App
 from infra.app.home import RunFolder
 from infra.app.interrupts import interrupts
 from storage.monitor.view import VersionLine, View
-from storage.report_text import printable
+from storage.reports.text import printable
 from streams.stopping import Stop
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from storage.evaluation.pooled import (
     pooled_interval,
 )
 from storage.evaluation.tables import RETRIEVAL_GAIN, Difference
-from storage.report import read_report
+from storage.reports.report import read_report
 
 Curve = dict[str, Points]
 

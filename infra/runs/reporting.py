@@ -12,9 +12,9 @@ import msgspec
 from infra.app.command_line import pasteable
 from infra.app.home import SETTINGS_FILE, Home, IndexFolder, RunFolder, read_settings_file
 from search_env.catalogue.corpora import load_corpus, load_qrels, load_queries
-from storage.report import Report, read_report
-from storage.report_page import render_page
-from storage.report_sums import Tell
+from storage.reports.page import render_page
+from storage.reports.report import Report, read_report
+from storage.reports.sums import Tell
 from storage.shelf import Shelf
 from streams.errors import SearchloopError
 

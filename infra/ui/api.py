@@ -30,8 +30,8 @@ from storage.questions.overview import BESIDE, HeldOut, measure_health
 from storage.questions.question import Question, saved_questions
 from storage.questions.stream import Cursor, ends, read_cursor, show_cursor, within
 from storage.questions.words import WORDS
-from storage.report import read_evaluations
-from storage.report_result import held_out_result
+from storage.reports.report import read_evaluations
+from storage.reports.result import held_out_result
 from streams.errors import SettingsError
 
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)

@@ -13,8 +13,8 @@ from aiohttp import web
 from infra.ui.answers import LEDGERS, json_answer, run_of
 from infra.ui.ledgers import Ledgers
 from storage.evaluation.tables import Evaluation
-from storage.report import read_evaluations
-from storage.report_result import headline_measure, learned_row
+from storage.reports.report import read_evaluations
+from storage.reports.result import headline_measure, learned_row
 from streams.errors import SettingsError
 
 SHOWN = 200

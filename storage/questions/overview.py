@@ -12,7 +12,7 @@ import msgspec
 from storage.monitor.limits import TimeShares, time_shares
 from storage.questions.asking import LedgerAnswer, ask
 from storage.questions.question import saved_questions
-from storage.report_result import RunOutcome
+from storage.reports.result import RunOutcome
 
 Level = Literal["good", "warn", "bad", "unknown"]
 HeldOut = tuple[RunOutcome, RunOutcome, str]

@@ -30,7 +30,7 @@ import msgspec
 
 from storage.ledger import LEDGER
 from storage.log import open_log
-from storage.report import read_report
+from storage.reports.report import read_report
 from storage.sink import Sink
 from storage.verification.chain import Head
 from storage.verification.verify import Circumstances, verify_log

@@ -12,8 +12,8 @@ import pytest
 
 from storage.monitor.alerts import Alert
 from storage.monitor.limits import TimeShares
-from storage.report import DevRow, Report, read_report
-from storage.report_page import render_page
+from storage.reports.page import render_page
+from storage.reports.report import DevRow, Report, read_report
 from storage.shelf import Shelf
 from tests.browser.tabs import Tab, open_browser
 from tests.reported import EMPTY, compared, hits, updates, versions

@@ -87,7 +87,7 @@ def test_events_load_without_torch_and_without_kafka() -> None:
 
 
 def test_storage_loads_without_torch() -> None:
-    code = "import sys, storage.workers, storage.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, storage.workers, storage.reports.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -20,9 +20,9 @@ from storage.charts import HEIGHT, WIDTH, Series, line_chart
 from storage.errors import StorageError
 from storage.evaluation.tables import evaluate_runs
 from storage.ledger import LEDGER
-from storage.report import Report, read_report, to_json
-from storage.report_page import clean, render_page
-from storage.report_text import print_report
+from storage.reports.page import clean, render_page
+from storage.reports.report import Report, read_report, to_json
+from storage.reports.text import print_report
 from storage.sink import Sink
 from streams.errors import SearchloopError
 from streams.records import Received

@@ -17,11 +17,11 @@ from storage.charts import LINES_MAX
 from storage.evaluation.tables import Evaluation
 from storage.monitor.limits import TimeShares, read_time_shares
 from storage.questions.asking import ask
-from storage.report import DevRow, Report, read_report, to_json
-from storage.report_blocks import moved
-from storage.report_charts import main_charts, reward_parts
-from storage.report_examples import PlacedHit, place_hits
-from storage.report_page import render_page
+from storage.reports.blocks import moved
+from storage.reports.charts import main_charts, reward_parts
+from storage.reports.examples import PlacedHit, place_hits
+from storage.reports.page import render_page
+from storage.reports.report import DevRow, Report, read_report, to_json
 from storage.shelf import Shelf
 from streams.events import Hit, Outcome
 from streams.records import Received

@@ -10,9 +10,9 @@ import msgspec
 
 from infra.cli import cli
 from storage.evaluation.tables import Evaluation
-from storage.report import read_report
-from storage.report_page import render_page
-from storage.report_result import result_lines
+from storage.reports.page import render_page
+from storage.reports.report import read_report
+from storage.reports.result import result_lines
 from storage.shelf import Shelf
 from tests.reported import EMPTY, compared, hits
 from tests.stored_events import dev_score, record, small_run

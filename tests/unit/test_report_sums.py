@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 from infra.app.home import Home
 from infra.commands.report import report
-from storage import report_sums, report_updates, report_versions
 from storage.ledger import LEDGER
 from storage.log import open_log, rebuild_ledger
-from storage.report import read_report, to_json
+from storage.reports import sums, updates, versions
+from storage.reports.report import read_report, to_json
 from storage.sink import Sink
 from streams.events import Event, Generation, PolicyRef, Reward, Update
 from streams.records import Received
@@ -108,7 +108,7 @@ def anew(folder: Path) -> str:
     """Return the report of a copy of a run that has no sums."""
     bare = folder.with_name(f"{folder.name}-bare") / folder.name
     shutil.rmtree(bare.parent, ignore_errors=True)
-    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns(report_sums.FILE))
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns(sums.FILE))
     return to_json(read_report(bare))
 
 
@@ -135,7 +135,7 @@ def test_slices_change_no_figure(seed: int, tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "demo"
     write(folder, noisy_run(seed))
     whole = anew(folder)
-    for module in (report_versions, report_updates):
+    for module in (versions, updates):
         monkeypatch.setattr(module, "GROUPS_AT_ONCE", 3)
     assert anew(folder) == whole
 
@@ -147,7 +147,7 @@ def test_the_sums_are_those_of_the_ledgers_views(seed: int, tmp_path: Path) -> N
     found = read_report(folder)
     with open_log(folder) as log:
         accounts = log.rows("SELECT * EXCLUDE (run) FROM accounting")
-        versions = log.rows("SELECT * FROM reward_by_version ORDER BY step, lineage")
+        rewarded = log.rows("SELECT * FROM reward_by_version ORDER BY step, lineage")
         fates = log.rows(
             "SELECT u.lineage, u.step, count(*) FILTER (fate = 'trained') AS trained, "
             "count(*) FILTER (fate = 'expired') AS expired FROM surviving_updates u "
@@ -160,9 +160,9 @@ def test_the_sums_are_those_of_the_ledgers_views(seed: int, tmp_path: Path) -> N
         lags = log.rows("SELECT lineage, step, avg(lag_versions) AS mean FROM staleness GROUP BY ALL")
     assert [msgspec.to_builtins(row) for row in found.accounting] == accounts
     assert [(row.lineage, row.step, row.groups, row.scored, row.failed) for row in found.versions] == [
-        (row["lineage"], row["step"], row["groups"], row["scored"], row["failed"]) for row in versions
+        (row["lineage"], row["step"], row["groups"], row["scored"], row["failed"]) for row in rewarded
     ]
-    for ours, view in zip(found.versions, versions, strict=True):
+    for ours, view in zip(found.versions, rewarded, strict=True):
         assert ours.reward == pytest.approx(view["reward_mean"], abs=1e-6)
         assert ours.reward_error == pytest.approx(view["reward_error"], abs=1e-6)
         assert ours.valid == pytest.approx(view["valid_share"], abs=1e-6)
@@ -182,8 +182,8 @@ def test_a_second_report_sums_only_what_is_new(tmp_path: Path, monkeypatch: pyte
     known = {(each.position.topic, each.position.offset) for each in small_run(36)}
     write(folder, [each for each in records if (each.position.topic, each.position.offset) not in known])
     summed: list[tuple[str, int]] = []
-    _watch(monkeypatch, report_versions, lambda some: summed.extend(("version", each["step"]) for each in some))
-    _watch(monkeypatch, report_updates, lambda some: summed.extend(("update", each.key[2]) for each in some))
+    _watch(monkeypatch, versions, lambda some: summed.extend(("version", each["step"]) for each in some))
+    _watch(monkeypatch, updates, lambda some: summed.extend(("update", each.key[2]) for each in some))
     found, said = told(folder)
     assert summed == [("version", 9), ("update", 10)] and said == []
     summed.clear()
@@ -227,10 +227,10 @@ def test_damaged_sums_are_made_anew_with_a_notice(damage: Callable[[Path], None]
     folder = tmp_path / "demo"
     write(folder, noisy_run(1))
     plain = told(folder)
-    damage(folder / report_sums.FILE)
+    damage(folder / sums.FILE)
     found, said = told(folder)
     assert found == plain[0] == anew(folder)
-    assert len(said) == 1 and notice in said[0] and str(folder / report_sums.FILE) in said[0]
+    assert len(said) == 1 and notice in said[0] and str(folder / sums.FILE) in said[0]
     assert told(folder) == plain, "the sums are whole again"
 
 
@@ -239,7 +239,7 @@ def test_the_verb_says_why_kept_sums_do_not_count(tmp_path: Path) -> None:
     write(folder, small_run(4))
     app = SimpleNamespace(home=Home(tmp_path))
     first = CliRunner().invoke(report, ["--run", "demo", "--json"], obj=app, catch_exceptions=False)
-    _cut(folder / report_sums.FILE)
+    _cut(folder / sums.FILE)
     second = CliRunner().invoke(report, ["--run", "demo", "--json"], obj=app, catch_exceptions=False)
     assert first.stderr == "" and "the kept sums are damaged" in second.stderr
     assert first.stdout == second.stdout
@@ -249,7 +249,7 @@ def test_sums_of_other_code_are_made_anew_with_a_notice(tmp_path: Path, monkeypa
     folder = tmp_path / "demo"
     write(folder, noisy_run(2))
     with monkeypatch.context() as before:
-        before.setattr(report_sums, "_code", lambda: "0" * 64)
+        before.setattr(sums, "_code", lambda: "0" * 64)
         plain, _ = told(folder)
     found, said = told(folder)
     assert found == plain and len(said) == 1 and "another version of searchloop" in said[0]
@@ -291,15 +291,15 @@ def test_a_folder_that_cannot_be_written_is_reported_all_the_same(
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(report_sums, "write_file", refuse)
+    monkeypatch.setattr(sums, "write_file", refuse)
     assert told(folder) == (anew(folder), [])
-    assert not (folder / report_sums.FILE).exists()
+    assert not (folder / sums.FILE).exists()
 
 
 def test_groups_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "demo"
     write(folder, noisy_run(5))
     whole = anew(folder)
-    for module in ("report_growth", "report_versions", "report_updates", "report_accounts"):
-        monkeypatch.setattr(f"storage.{module}.NAME", "length(group_id)")
+    for module in ("growth", "versions", "updates", "accounts"):
+        monkeypatch.setattr(f"storage.reports.{module}.NAME", "length(group_id)")
     assert anew(folder) == whole

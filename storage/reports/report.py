@@ -18,11 +18,11 @@ from storage.monitor.edges import reach_of
 from storage.monitor.ledger_figures import ledger_figures
 from storage.monitor.limits import TimeShares, read_time_shares
 from storage.monitor.rules import built_in_rules
-from storage.report_accounts import AccountRow, account_rows
-from storage.report_examples import ComparedAnswer, Example, read_comparisons, read_examples
-from storage.report_sums import Tell, read_sums
-from storage.report_updates import UpdateRow, lag_numbers, update_rows
-from storage.report_versions import DIGITS, Numbers, VersionRow
+from storage.reports.accounts import AccountRow, account_rows
+from storage.reports.examples import ComparedAnswer, Example, read_comparisons, read_examples
+from storage.reports.sums import Tell, read_sums
+from storage.reports.updates import UpdateRow, lag_numbers, update_rows
+from storage.reports.versions import DIGITS, Numbers, VersionRow
 
 LETTERS = 20
 MEMORY_MIB = 512  # With 1,024 a report of a million groups is no faster.
@@ -97,7 +97,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_report(folder: Path, *, staleness_max: int = 0, tell: Tell = lambda _: None) -> Report:
-    """Return the report of the run in this folder. Its sums are kept there; see `report_sums`.
+    """Return the report of the run in this folder. Its sums are kept there; see `storage.reports.sums`.
 
     Evaluations are files `evaluation*.json` in the folder, as `searchloop evaluate --json` or `measure --json` prints
     them.

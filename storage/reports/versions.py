@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 
 from storage.log import Log
-from storage.report_growth import NAME, Growth, first
+from storage.reports.growth import NAME, Growth, first
 
 DIGITS = 6
 GROUPS_AT_ONCE = 100_000  # What a slice joins lies in memory; .5 s for each slice.

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from storage.evaluation.tables import Evaluation
 from storage.pages import clean, folded, html_page, html_table, show_interval
-from storage.report import Report
-from storage.report_blocks import example_blocks, health_block, result_block
-from storage.report_charts import main_charts, metric_charts
-from storage.report_result import result_lines
-from storage.report_updates import UpdateRow
-from storage.report_versions import VersionRow
+from storage.reports.blocks import example_blocks, health_block, result_block
+from storage.reports.charts import main_charts, metric_charts
+from storage.reports.report import Report
+from storage.reports.result import result_lines
+from storage.reports.updates import UpdateRow
+from storage.reports.versions import VersionRow
 from storage.shelf import Shelf
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import msgspec
 import pyarrow as pa
 
 from storage.log import Log
-from storage.report_growth import NAME, Growth, first
-from storage.report_versions import GROUPS_AT_ONCE, Numbers, rounded
+from storage.reports.growth import NAME, Growth, first
+from storage.reports.versions import GROUPS_AT_ONCE, Numbers, rounded
 
 Key = tuple[str, str | None, int | None]
 Place = tuple[str, int, int]

@@ -18,14 +18,14 @@ import duckdb
 import msgspec
 
 from storage.log import Log
-from storage.report_accounts import AccountSums, account_sums
-from storage.report_growth import Extent, Growth, extents_of
-from storage.report_updates import UpdateSums, make_surviving, update_sums
-from storage.report_versions import VersionSums, version_sums
+from storage.reports.accounts import AccountSums, account_sums
+from storage.reports.growth import Extent, Growth, extents_of
+from storage.reports.updates import UpdateSums, make_surviving, update_sums
+from storage.reports.versions import VersionSums, version_sums
 from streams.whole_file import write_file
 
 FILE = "report.sums"
-MODULES = ("report_sums.py", "report_growth.py", "report_versions.py", "report_updates.py", "report_accounts.py")
+MODULES = ("sums.py", "growth.py", "versions.py", "updates.py", "accounts.py")  # They decide how rows are summed.
 HASH_BYTES = hashlib.sha256().digest_size
 ANEW = "the report reads the whole ledger, and keeps its sums again"
 
@@ -99,7 +99,7 @@ def _kept(log: Log, path: Path, tell: Tell) -> ReportSums | None:
 
 def _code() -> str:
     """Return a hash of everything that decides how rows are summed, but for the ledger's views."""
-    folder = resources.files("storage")
+    folder = resources.files("storage.reports")
     parts = [duckdb.__version__.encode(), *(folder.joinpath(name).read_bytes() for name in MODULES)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

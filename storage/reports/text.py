@@ -11,9 +11,9 @@ from rich.text import Text
 
 from storage.evaluation.comparison import Interval
 from storage.evaluation.tables import Evaluation
-from storage.report import Report
-from storage.report_result import result_lines
-from storage.report_versions import VersionRow
+from storage.reports.report import Report
+from storage.reports.result import result_lines
+from storage.reports.versions import VersionRow
 
 VERSIONS_SHOWN = 12
 BARS = "▁▂▃▄▅▆▇█"

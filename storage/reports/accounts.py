@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import pyarrow as pa
 
-from storage.report_growth import NAME, REPEATABLE, Growth, earlier, first
-from storage.report_updates import Place
+from storage.reports.growth import NAME, REPEATABLE, Growth, earlier, first
+from storage.reports.updates import Place
 
 COUNTS = ("groups", "candidates", "scored", "failed", "expired", "waiting")
 

@@ -10,7 +10,7 @@ import msgspec
 
 from storage.evaluation.comparison import Interval, compare_means
 from storage.evaluation.tables import Evaluation, RunTable
-from storage.report import Report
+from storage.reports.report import Report
 from storage.shelf import Shelf
 
 MEASURED = "evaluation"  # The file that `demo` writes; it comes first.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from storage.charts import LINES_MAX, Panel, Series, chart, line_chart
 from storage.pages import clean
-from storage.report import Report
-from storage.report_updates import UpdateRow
-from storage.report_versions import VersionRow
+from storage.reports.report import Report
+from storage.reports.updates import UpdateRow
+from storage.reports.versions import VersionRow
 from storage.smoothing import finite
 
 VERSION = "policy version (update)"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from storage.evaluation.comparison import Interval
 from storage.evaluation.tables import Evaluation, RunTable
 from storage.pages import clean, shortened, show_interval
-from storage.report import Report
-from storage.report_examples import ComparedAnswer, PlacedHit
-from storage.report_result import ResultLines
+from storage.reports.examples import ComparedAnswer, PlacedHit
+from storage.reports.report import Report
+from storage.reports.result import ResultLines
 from storage.shelf import Shelf
 
 QUERY_CHARACTERS = 300
