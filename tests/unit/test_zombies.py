@@ -94,6 +94,18 @@ def test_the_proof_holds_with_a_zombies_writes_in_the_log(tmp_path: Path) -> Non
     assert account.stages[2].fates["trained"] == 12
 
 
+def test_an_update_whose_learner_died_before_its_announcement_breaks_no_proof(tmp_path: Path) -> None:
+    """Another machine goes on from what was announced, so nobody will ever announce that one."""
+    events = takeover()[:-3]
+    cut_off = update(3, range(8, 12))
+    events.insert(-2, cut_off)  # Just before the update of the other machine.
+    folder = write_run(tmp_path, in_log_order(events), run=RUN)
+    head = Head(policy=policy(3, lineage="b"), update=None, positions={0: 12}, staleness_max=0)
+    with open_log(folder) as log:
+        account = verify_log(log, run=RUN, topics=None, known=Circumstances(head=head), rebuild=True)
+    assert account.findings == ()
+
+
 def test_the_last_announcement_that_counts_is_the_newest_even_of_an_older_update(tmp_path: Path) -> None:
     """A announced its third version after B had read the log, and before B said its first word."""
     two, three = update(2, [1]), update(3, [2])
