@@ -5,7 +5,8 @@ of TRL's is GRPOTrainer's own `_compute_loss` on ready tensors, backward, clippi
 on one thread; runs alternate, so that a busy machine slows both; medians. Beside the wall clock stands the processor's
 time, in which other processes do not count: on a quiet machine the two agree.
 
-A third side is the floor: the matrix products of our own step alone, with the same shapes and no other operation.
+A third side is the floor: the matrix products and the attention of our own step alone, with the same shapes and no
+other operation. Its products alone are timed, too.
 With `--model smollm2` the policy has SmolLM2-135M's shapes, random weights, and LoRA of rank 16.
 
 Run: python tests/benchmarks/learner_step.py [--groups 4] [--runs 5] [--model smollm2]
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,7 +43,8 @@ from tests.trl_oracle import random_group, random_llama, reward_event, trl_input
 TEMPERATURE = 0.9
 GOALS = {"tiny": 0.08, "smollm2": 0.12}
 ROWS = {"tiny": "learner-step", "smollm2": "learner-step-lora"}  # Of `searchloop bench`.
-SIDES = ("ours", "trl", "floor")
+SIDES = ("ours", "trl", "floor", "products")
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 def main() -> None:
@@ -75,12 +78,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = steps(model, groups, folder)
         difference, largest = compare_gradients(ours, theirs)
-        floor = products_of(ours)
+        floor, products = floors_of(ours)
         floor()
         wall: dict[str, list[float]] = {side: [] for side in SIDES}
         processor: dict[str, list[float]] = {side: [] for side in SIDES}
         for _ in range(options.runs):
-            for name, step in zip(SIDES, (ours, theirs, floor), strict=True):
+            for name, step in zip(SIDES, (ours, theirs, floor, products), strict=True):
                 started, used = time.perf_counter(), time.process_time()
                 step()
                 wall[name].append(time.perf_counter() - started)
@@ -101,6 +104,7 @@ def main() -> None:
         "ratio_goal": GOALS[options.model],
         "values": {ROWS[options.model]: ratios(wall)},
         "floors": {ROWS[options.model]: statistics.median(ratios(wall, "floor"))},
+        "products_ratio": statistics.median(ratios(wall, "products")),
         "sides": {ROWS[options.model]: {side: statistics.median(times) for side, times in wall.items()}},
         "gradient_difference_max": difference,
         "gradient_max": largest,
@@ -108,10 +112,10 @@ def main() -> None:
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     print(f"gradients differ by at most {difference:.1e} (largest {largest:.1e})")
-    print(f"{'':>5}  {'wall s':>8}  {'processor s':>11}")
+    print(f"{'':>8}  {'wall s':>8}  {'processor s':>11}")
     for name in SIDES:
-        print(f"{name:>5}  {statistics.median(wall[name]):8.3f}  {statistics.median(processor[name]):11.3f}")
-    print(f"ratio  {result['ratio']:8.3f}  {result['processor_ratio']:11.3f}   goal ≤ {GOALS[options.model]}")
+        print(f"{name:>8}  {statistics.median(wall[name]):8.3f}  {statistics.median(processor[name]):11.3f}")
+    print(f"   ratio  {result['ratio']:8.3f}  {result['processor_ratio']:11.3f}   goal ≤ {GOALS[options.model]}")
     print(json.dumps(result))
 
 
@@ -152,25 +156,28 @@ def smollm2_with_lora() -> torch.nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-class Products(TorchDispatchMode):
-    """Notes the matrix products that run under it, as (shape and strides of either factor)."""
+class Costly(TorchDispatchMode):
+    """Notes what runs under it: matrix products, as (shape and strides of either factor), and calls of attention."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[tuple[int, ...], ...]] = []
+        self.products: list[tuple[tuple[int, ...], ...]] = []
+        self.attention: list[Callable[[], object]] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run the operation."""
         name = function._schema.name.removeprefix("aten::")
         if name in ("mm", "addmm", "addmm_", "bmm"):
             left, right = args[-2:]
-            self.found.append((tuple(left.shape), left.stride(), tuple(right.shape), right.stride()))
+            self.products.append((tuple(left.shape), left.stride(), tuple(right.shape), right.stride()))
+        elif name.startswith(ATTENTION):
+            self.attention.append(partial(function, *args, **(kwargs or {})))
         return function(*args, **(kwargs or {}))
 
 
-def products_of(step: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that makes the step's matrix products, and nothing else, on random numbers."""
-    with Products() as products:
+def floors_of(step: Callable[[], None]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return two functions: one makes the step's matrix products and attention and nothing else, one the products."""
+    with Costly() as costly:
         step()
     factors: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
 
@@ -180,13 +187,19 @@ def products_of(step: Callable[[], None]) -> Callable[[], None]:
             factors[shape, stride] = torch.randn(elements).as_strided(shape, stride)
         return factors[shape, stride]
 
-    pairs = [(factor(*each[:2]), factor(*each[2:])) for each in products.found]
+    pairs = [(factor(*each[:2]), factor(*each[2:])) for each in costly.products]
 
-    def floor() -> None:
+    def products() -> None:
         for left, right in pairs:
             left @ right
 
-    return floor
+    def floor() -> None:
+        products()
+        with torch.no_grad():
+            for attend in costly.attention:
+                attend()
+
+    return floor, products
 
 
 def steps(
