@@ -57,9 +57,9 @@ prometheus: .prometheus/.ready  ## Unpack Prometheus and promtool for the tests 
 	  dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb && touch .ready; } || \
 	  echo "no Prometheus: install it, or unpack it into .prometheus, for tests/services/test_prometheus.py" >&2
 
-# Three at a time, a file to each: each has services of its own. Most tests wait more than they compute.
+# Two at a time, a file to each: each has services of its own. Most tests wait more than they compute.
 test: setup browser prometheus  ## Every test, on real services
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 fast: setup  ## The tests that need no service, under two minutes
 	$(BIN)/python -m pytest -q -n 2 tests/unit

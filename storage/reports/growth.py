@@ -22,7 +22,7 @@ REPEATABLE: tuple[Repeatable, ...] = ("generations", "rewards")
 NAME = "hash(run, group_id)"  # Groups with the same hash are looked at together, so every result is exact.
 
 
-class Extent(msgspec.Struct, frozen=True, array_like=True):
+class TableExtent(msgspec.Struct, frozen=True, array_like=True):
     """The rows of one partition in one table: the offset after the last one, their number, and two sums."""
 
     table: str
@@ -36,7 +36,7 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
 class Growth:
     """A log with temporary tables that say what is new beyond some extents. Without extents, every row is new."""
 
-    def __init__(self, log: Log, before: Sequence[Extent]) -> None:
+    def __init__(self, log: Log, before: Sequence[TableExtent]) -> None:
         self.log = log
         self.whole = not before
         log.connection.register("summed_extents", _table(before))
@@ -70,7 +70,7 @@ def earlier(table: Summed) -> str:
         WHERE e."table" = '{table}' AND e.topic = {table}.topic AND e.partition = {table}.partition), false)"""
 
 
-def extents_of(log: Log, before: Sequence[Extent] | None = None) -> tuple[Extent, ...]:
+def extents_of(log: Log, before: Sequence[TableExtent] | None = None) -> tuple[TableExtent, ...]:
     """Return the extents of the tables, in a fixed order; before: only as far as these reach."""
     if before is not None:
         log.connection.register("summed_extents", _table(before))
@@ -81,11 +81,11 @@ def extents_of(log: Log, before: Sequence[Extent] | None = None) -> tuple[Extent
             f"concat(sum(record_offset), ' ', sum(record_time_ms)) AS sums FROM {table} "
             f"WHERE {'true' if before is None else earlier(table)} GROUP BY topic, partition ORDER BY topic, partition"
         )
-        found += [Extent(table=table, **row) for row in rows]
+        found += [TableExtent(table=table, **row) for row in rows]
     return tuple(found)
 
 
-def _table(extents: Sequence[Extent]) -> pa.Table:
+def _table(extents: Sequence[TableExtent]) -> pa.Table:
     return pa.table(
         {
             "table": pa.array([each.table for each in extents], pa.string()),

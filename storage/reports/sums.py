@@ -19,7 +19,7 @@ import msgspec
 
 from storage.log import Log
 from storage.reports.accounts import AccountSums, account_sums
-from storage.reports.growth import Extent, Growth, extents_of
+from storage.reports.growth import Growth, TableExtent, extents_of
 from storage.reports.updates import UpdateSums, make_surviving, update_sums
 from storage.reports.versions import VersionSums, version_sums
 from streams.whole_file import write_file
@@ -37,7 +37,7 @@ class ReportSums(msgspec.Struct, frozen=True, array_like=True):
 
     code: str
     ledger: str
-    extents: tuple[Extent, ...]
+    extents: tuple[TableExtent, ...]
     versions: tuple[VersionSums, ...]
     updates: tuple[UpdateSums, ...]
     accounts: tuple[AccountSums, ...]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.browser.test_snippet import chromium
+
+EXPECTED_WITHIN_MS = 120_000  # A bound, not a wait: on a busy machine, pages that keep to their share are slow.
 
 
 class Tab:
@@ -52,6 +54,7 @@ class Tab:
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Give a headless browser, the system's own."""
+    expect.set_options(timeout=EXPECTED_WITHIN_MS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         try:

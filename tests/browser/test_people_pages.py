@@ -103,7 +103,7 @@ def opened(browser: Browser, address: str, **given: Any) -> Tab:
 def judged(page: Page) -> tuple[str, str]:
     """Return the query that is to be judged, and the first result on the left."""
     card = page.locator("section", has_text="Which results are better?")
-    expect(card.get_by_role("button", name="Left is better")).to_be_visible(timeout=20_000)
+    expect(card.get_by_role("button", name="Left is better")).to_be_visible()
     return card.locator("p b").inner_text(), card.locator("ol.hits li").first.inner_text()
 
 
@@ -113,7 +113,7 @@ def test_a_choice_survives_a_reload_and_a_lost_server_and_is_made_once(
     tab = opened(browser, address)
     page = tab.page
     page.goto(f"{address}/versions?run={RUN}")
-    page.get_by_role("button", name="Begin").click(timeout=20_000)
+    page.get_by_role("button", name="Begin").click(timeout=60_000)
     seen = []
     for side in ("Left is better", "Both alike", "Right is better"):
         before = judged(page)
@@ -130,7 +130,7 @@ def test_a_choice_survives_a_reload_and_a_lost_server_and_is_made_once(
     page.get_by_role("button", name="Left is better").click()
     expect(page.locator("main")).to_contain_text("Your choice is kept in this browser")
     page.reload()
-    expect(page.locator("main")).to_contain_text("Your choice is kept in this browser", timeout=20_000)
+    expect(page.locator("main")).to_contain_text("Your choice is kept in this browser")
     assert len(shop.events) == 9
     shop.broken = False
     page.reload()
@@ -145,7 +145,7 @@ def test_a_choice_survives_a_reload_and_a_lost_server_and_is_made_once(
     # The log has them now, and the page counts what it holds.
     write_run(home, in_log_order([*lively(), *shop.logged()]), run=RUN)
     page.reload()
-    expect(page.locator("main")).to_contain_text("of 4 judgments prefer", timeout=20_000)
+    expect(page.locator("main")).to_contain_text("of 4 judgments prefer")
     counts = page.locator("section", has_text="Which results are better?").locator(".whisker")
     expect(counts).to_have_count(1)
     expect(counts).to_be_hidden()  # What was counted just now would tell on which side the version was.
@@ -159,7 +159,7 @@ def test_a_choice_survives_a_reload_and_a_lost_server_and_is_made_once(
 def test_the_keyboard_alone_judges(browser: Browser, address: str) -> None:
     page = opened(browser, address).page
     page.goto(f"{address}/versions?run={RUN}")
-    page.get_by_role("button", name="Begin").press("Enter", timeout=20_000)
+    page.get_by_role("button", name="Begin").press("Enter", timeout=60_000)
     first, _ = judged(page)
     page.get_by_role("button", name="Both alike").press("Enter")
     expect(page.locator("section", has_text="Which results are better?").locator("p b")).not_to_have_text(first)
@@ -171,7 +171,7 @@ def test_a_ramp_is_told_in_a_sentence_with_its_stage_and_interval(browser: Brows
     page = opened(browser, address).page
     page.goto(f"{address}/versions?run={RUN}")
     card = page.locator("section", has_text="Way to people")
-    expect(card).to_contain_text(f"{VERSION} is on its ramp", timeout=20_000)
+    expect(card).to_contain_text(f"{VERSION} is on its ramp")
     expect(card).to_contain_text("4 of 6")
     expect(card.locator("li[aria-current=step]")).to_have_text("25 %")
     expect(card).to_contain_text("Reason: a loss of 5.00% of 0.401 is ruled out")
@@ -182,7 +182,7 @@ def test_live_versions_have_intervals_comparisons_and_drift(browser: Browser, ad
     page = opened(browser, address).page
     page.goto(f"{address}/live?run={RUN}")
     card = page.locator("section", has_text="Versions in front of people").first
-    expect(card.locator(".whisker")).to_have_count(2, timeout=20_000)
+    expect(card.locator(".whisker")).to_have_count(2)
     expect(card.locator("table").first).to_contain_text("raw results")
     expect(card).to_contain_text("Clicks by rank against the first day")
     expect(card.locator("canvas").first).to_be_visible()
@@ -201,7 +201,7 @@ def test_these_pages_fit_each_width_in_both_themes_and_break_no_rule_of_accessib
     for path in ("/versions", "/live"):
         tab.page.goto(f"{address}{path}?run={RUN}")
         expect(tab.page.locator("#live")).to_have_text("not running")
-        expect(tab.page.get_by_text("Asking the ledger")).to_have_count(0, timeout=20_000)
+        expect(tab.page.get_by_text("Asking the ledger")).to_have_count(0)
         if path == "/versions":
             tab.page.get_by_role("button", name="Begin").click()
             judged(tab.page)
