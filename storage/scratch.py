@@ -1,46 +1,27 @@
-"""Folders for copies of live runs and for what readers of a log put aside, in the system's temporary folder.
-
-Those whose process is dead are removed.
-
-A folder's process holds the lock of its mark, however it ends until then. A folder goes only if it is this user's, has
-our mark, and nobody holds that lock.
-"""
+"""Folders for copies of live runs and for what readers of a log put aside, in the system's temporary folder."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import os
-import shutil
-import stat
-import tempfile
 from functools import cache
 from pathlib import Path
 
-from streams.locks import take
+from streams import owned_folders
+from streams.owned_folders import FolderKind, OwnedFolder
 
-PREFIX = "searchloop-copy-"
-MARK = "owner"
+COPIES = FolderKind(
+    prefix="searchloop-copy-",
+    mark="owner",
+    says=b"A copy of a run that searchloop's pages follow. Its process holds the lock of this file.\n",
+)
 SPILL = "spill"
-SAYS = b"A copy of a run that searchloop's pages follow. Its process holds the lock of this file.\n"
 
 
-class Scratch:
+class Scratch(OwnedFolder):
     """A new folder that this process owns until `remove`, or until it dies."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        making = self.path / f"{MARK}.making"
-        self._mark = making.open("xb")
-        self._mark.write(SAYS)
-        self._mark.flush()
-        take(self._mark)
-        making.rename(self.path / MARK)  # Whoever sees the mark sees a lock that is held.
-
-    def remove(self) -> None:
-        """Remove the folder, as far as that is possible, and then give up the lock."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._mark.close()
+        super().__init__(COPIES)
 
 
 @cache
@@ -65,22 +46,4 @@ def within_memory(memory_mib: int, aside: Path | None = None) -> dict[str, str]:
 
 def remove_abandoned() -> list[Path]:
     """Remove the folders of processes that were killed, and return them."""
-    found = sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
-    return [folder for folder in found if _remove_abandoned(folder)]
-
-
-def _remove_abandoned(folder: Path) -> bool:
-    with contextlib.suppress(OSError):  # Somebody else's, or gone meanwhile.
-        about = folder.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-            return False
-        handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            kept = os.fstat(handle)
-            ours = stat.S_ISREG(kept.st_mode) and kept.st_uid == os.getuid()
-            if ours and os.read(handle, len(SAYS) + 1) == SAYS and take(handle):
-                shutil.rmtree(folder)
-                return True
-        finally:
-            os.close(handle)
-    return False
+    return owned_folders.remove_abandoned(COPIES)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,11 +16,11 @@ from learner.learning import LearnerSettings
 from learner.processes import ALONE, LearnerProcessError, LearnerProcessGoneError, Processes, join
 from services.private_variables import for_role, piped
 from streams.errors import SettingsError
-from streams.locks import take, wait_for
+from streams.owned_folders import FolderKind, OwnedFolder, remove_abandoned
 from streams.stopping import Stop
 
 MEETING = "SEARCHLOOP_LEARNER__MEETING"
-PREFIX, LOCK = "searchloop-learner-", "lock"
+MEETINGS = FolderKind(prefix="searchloop-learner-", mark="lock")
 
 
 class MeetingTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,33 +78,13 @@ def learner_processes(app: App, run: str, *, worker: int, count: int, stop: Stop
 
 @contextmanager
 def meeting_folder() -> Iterator[Path]:
-    """Give a new folder where a learner's processes find each other, and remove those of killed learners.
-
-    A learner holds a lock in its folder as long as it lives.
-    """
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        _remove_abandoned(folder)
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
-        folder = Path(name)
-        # The lock is taken under another name, so that nobody finds it free before it is held.
-        with (folder / "taken").open("x") as lock:
-            wait_for(lock)
-            (folder / "taken").rename(folder / LOCK)
-            yield folder
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove a learner's folder if it is this user's and its lock is free; anything else of that name stays."""
-    with suppress(OSError):
-        about = folder.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
-            return
-        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            if take(lock):
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
+    """Give a new folder where a learner's processes find each other, and remove those of killed learners."""
+    remove_abandoned(MEETINGS)
+    folder = OwnedFolder(MEETINGS)
+    try:
+        yield folder.path
+    finally:
+        folder.remove()
 
 
 def _start_helper(app: App, run: str, *, worker: int, meeting: str) -> subprocess.Popen[bytes]:

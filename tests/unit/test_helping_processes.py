@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.app.home import Home
-from infra.runs.learners import LOCK, PREFIX, learner_processes, meeting_folder
+from infra.runs.learners import MEETINGS, learner_processes, meeting_folder
 from infra.runs.supervisor import ERRORS_MAX, Supervisor, WorkerError
 from learner.learning import LearnerSettings
 from learner.processes import LearnerProcessError, Processes
@@ -46,23 +46,31 @@ def test_the_folder_of_a_killed_learner_goes_and_every_other_stays(
     alive, held = holder()
     killed.kill()
     killed.wait()
-    unlocked = tmp_path / f"{PREFIX}of-somebody"  # Without our lock, nobody knows whose it is.
+    unlocked = tmp_path / f"{MEETINGS.prefix}of-somebody"  # Without our lock, nobody knows whose it is.
     unlocked.mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / LOCK).touch()
-    link = tmp_path / f"{PREFIX}link"
+    (elsewhere / MEETINGS.mark).touch()
+    link = tmp_path / f"{MEETINGS.prefix}link"
     link.symlink_to(elsewhere)
-    linked = tmp_path / f"{PREFIX}linked"
+    linked = tmp_path / f"{MEETINGS.prefix}linked"
     linked.mkdir()
-    (linked / LOCK).symlink_to(elsewhere / LOCK)
-    (tmp_path / f"{PREFIX}file").touch()
+    (linked / MEETINGS.mark).symlink_to(elsewhere / MEETINGS.mark)
+    (tmp_path / f"{MEETINGS.prefix}file").touch()
     assert left.is_dir() and held.is_dir()
     with meeting_folder() as ours:
-        assert (ours / LOCK).is_file()
+        assert (ours / MEETINGS.mark).is_file()
         there = {path.name for path in tmp_path.iterdir()}
-        assert there == {held.name, ours.name, unlocked.name, "elsewhere", link.name, linked.name, f"{PREFIX}file"}
-        assert (elsewhere / LOCK).is_file()
+        assert there == {
+            held.name,
+            ours.name,
+            unlocked.name,
+            "elsewhere",
+            link.name,
+            linked.name,
+            f"{MEETINGS.prefix}file",
+        }
+        assert (elsewhere / MEETINGS.mark).is_file()
     assert not ours.exists()
     alive.communicate("")
     assert alive.returncode == 0 and not held.exists()
@@ -70,12 +78,12 @@ def test_the_folder_of_a_killed_learner_goes_and_every_other_stays(
 
 def test_somebody_elses_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    theirs = tmp_path / f"{PREFIX}theirs"
+    theirs = tmp_path / f"{MEETINGS.prefix}theirs"
     theirs.mkdir()
-    (theirs / LOCK).touch()
+    (theirs / MEETINGS.mark).touch()
     monkeypatch.setattr(os, "geteuid", lambda: theirs.stat().st_uid + 1)
     with meeting_folder():
-        assert (theirs / LOCK).is_file()
+        assert (theirs / MEETINGS.mark).is_file()
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with meeting_folder():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.scratch import MARK, PREFIX, SAYS, Scratch, remove_abandoned
+from storage.scratch import COPIES, Scratch, remove_abandoned
 from tests.commands import ROOT
 
 OWNER = """
@@ -57,25 +57,27 @@ def test_what_has_not_our_mark_stays(folder: Path) -> None:
     other = folder / "other"
     other.mkdir()
     (other / "kept").write_text("x")
-    bare, wrong, longer, linked, piped = (folder / f"{PREFIX}{n}" for n in ("bare", "wrong", "long", "linked", "piped"))
+    bare, wrong, longer, linked, piped = (
+        folder / f"{COPIES.prefix}{n}" for n in ("bare", "wrong", "long", "linked", "piped")
+    )
     for each in (bare, wrong, longer, linked, piped):
         each.mkdir()
-    (wrong / MARK).write_text("somebody's own file")
-    (longer / MARK).write_bytes(SAYS + b"more")
-    (other / MARK).write_bytes(SAYS)
-    (linked / MARK).symlink_to(other / MARK)
-    os.mkfifo(piped / MARK)
-    (folder / f"{PREFIX}link").symlink_to(other)
-    (folder / f"{PREFIX}file").write_bytes(SAYS)
+    (wrong / COPIES.mark).write_text("somebody's own file")
+    (longer / COPIES.mark).write_bytes(COPIES.says + b"more")
+    (other / COPIES.mark).write_bytes(COPIES.says)
+    (linked / COPIES.mark).symlink_to(other / COPIES.mark)
+    os.mkfifo(piped / COPIES.mark)
+    (folder / f"{COPIES.prefix}link").symlink_to(other)
+    (folder / f"{COPIES.prefix}file").write_bytes(COPIES.says)
     before = sorted(folder.rglob("*"))
     assert remove_abandoned() == []
     assert sorted(folder.rglob("*")) == before
 
 
 def test_a_folder_that_is_just_being_made_stays(folder: Path) -> None:
-    making = folder / f"{PREFIX}new"
+    making = folder / f"{COPIES.prefix}new"
     making.mkdir()
-    (making / f"{MARK}.making").write_bytes(SAYS)
+    (making / f"{COPIES.mark}.making").write_bytes(COPIES.says)
     assert remove_abandoned() == [] and making.exists()
 
 
