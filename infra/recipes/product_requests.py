@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import overload
 
 from infra.app.home import IndexFolder
 from infra.recipes.recipe import Prepared
@@ -12,26 +11,6 @@ from learner.generation import Encode
 from learner.product_prompts import ProductPromptSettings, tokenize_product_request
 from search_env.engine.index import load_manifest
 from streams.events import Product, Request
-
-
-class ProductRequests(Sequence[Request]):
-    """A request about each of some products, made when it is asked for."""
-
-    def __init__(self, documents: Sequence[str], request_of: Callable[[str], Request]) -> None:
-        self._documents = documents
-        self._request_of = request_of
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    @overload
-    def __getitem__(self, place: int) -> Request: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Request]: ...
-    def __getitem__(self, place: int | slice) -> Request | list[Request]:
-        if isinstance(place, slice):
-            return [self._request_of(name) for name in self._documents[place]]
-        return self._request_of(self._documents[place])
 
 
 def product_encoder(settings: ProductPromptSettings) -> Encode:

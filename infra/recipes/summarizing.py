@@ -11,8 +11,9 @@ import msgspec
 from infra.app.home import RunFolder
 from infra.app.progress import Report
 from infra.app.run_settings import RunSettings
+from infra.recipes.asked_requests import AskedRequests
 from infra.recipes.decoding import decode_requests, served
-from infra.recipes.product_requests import ProductRequests, product_encoder
+from infra.recipes.product_requests import product_encoder
 from infra.recipes.recipe import CatalogueTexts
 from learner.versions import LoadedVersion, find_version
 from search_env.catalogue.corpora import write_whole
@@ -136,7 +137,7 @@ def _write(
     if choice is not None:
         sampling = msgspec.structs.replace(run.settings.generation.sampling(), candidates=choice.candidates)
     groups = decode_requests(
-        ProductRequests(documents, request_of),
+        AskedRequests((), documents, request_of),
         version,
         encode=product_encoder(run.settings.product_prompts),
         sampling=sampling,

@@ -9,8 +9,9 @@ import pytest
 
 from infra.app.app import App
 from infra.app.run_settings import RunSettings, write_run_settings
+from infra.recipes.asked_requests import AskedRequests
 from infra.recipes.leser.index import open_leser_index, open_neighbours
-from infra.recipes.leser.later import LATER_FILE, AskedRequests
+from infra.recipes.leser.later import LATER_FILE
 from infra.recipes.leser.preparation import CONTEXTS_FILE, LESSONS_FILE, prepare, read_contexts
 from infra.recipes.recipe import NewRun
 from infra.runs.training import stream

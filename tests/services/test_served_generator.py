@@ -21,27 +21,23 @@ from learner.serving import ServedVersion
 from learner.vllm import VllmSettings
 from learner.workers import run_generator
 from services.local import Endpoints
-from streams.clients import connect_producer, create_topics, partitions_of
-from streams.codec import decode
-from streams.delivery import DeliverySettings, Outbox
+from streams.delivery import DeliverySettings
 from streams.events import DeadLetter, Generation, PolicyRef, PolicyVersion, Request
 from streams.kafka_settings import KafkaSettings
 from streams.posts import Post
-from streams.ranges import log_bounds, read_range
 from streams.stopping import Stop
-from streams.topics import topic_name
+from tests import hand_fed
 from tests.fake_vllm import FakeVllm
 
 PATIENT = DeliverySettings(retry_first_seconds=0.05, retry_pause_seconds_max=0.2)
 
 
-class Run:
+class Run(hand_fed.Run):
     """A run with a LoRA policy on a broker: what a learner and a user do, by hand."""
 
     def __init__(self, kafka: KafkaSettings, name: str, folder: Path) -> None:
-        self.kafka, self.name, self.folder = kafka, name, folder
-        create_topics(kafka, name)
-        self.outbox = Outbox(connect_producer(kafka, client_id="test"), name, stage="learner", settings=PATIENT)
+        super().__init__(kafka, name)
+        self.folder = folder
         shape = TinySettings(vocabulary_size=300, hidden_size=16, layers=1, heads=2, feedforward_size=32)
         self.base = save_policy(build_tiny(["red patch cable"] * 4, shape), folder / "base")
 
@@ -62,15 +58,6 @@ class Run:
             Request(request_id=name, run=self.name, query_id=name, query="red cable", index="i-1", split="train")
         )
         self.outbox.flush()
-
-    def events(self, kind: str) -> list[object]:
-        """Return everything in a topic."""
-        bounds = log_bounds(self.kafka, partitions_of(self.kafka, [topic_name(self.name, kind)]))
-        return [
-            decode(record.value)
-            for partition, (first, end) in bounds.items()
-            for record in read_range(self.kafka, partition, first, end, client_id="test")
-        ]
 
     def generate(self, url: str, stop: Stop, patience_seconds: float = 60.0) -> threading.Thread:
         """Start a generator in a thread; patience_seconds: before requests become dead letters."""
@@ -111,14 +98,6 @@ def run(local_services: Endpoints, unique_name: str, tmp_path: Path) -> Run:
     return Run(KafkaSettings(bootstrap=local_services.kafka, partitions=1), unique_name, tmp_path)
 
 
-def wait_for(run: Run, kind: str, count: int) -> list[object]:
-    deadline = time.monotonic() + 60
-    while len(found := run.events(kind)) < count:
-        assert time.monotonic() < deadline, f"{len(found)} of {count} in {kind}"
-        time.sleep(0.1)
-    return found
-
-
 def test_groups_come_from_the_newest_version_at_a_server_that_fails_at_first_and_loses_it_later(run: Run) -> None:
     stop = Stop()
     with FakeVllm() as server:
@@ -127,17 +106,17 @@ def test_groups_come_from_the_newest_version_at_a_server_that_fails_at_first_and
         server.failures.extend([(503, {}), (429, {}), (500, {}), (503, {})])  # Loading fails, then writing.
         thread = run.generate(server.url, stop)
         try:
-            wait_for(run, "generations", 1)
+            run.wait_for("generations", 1)
             server.adapters.clear()
             run.ask(1)
-            wait_for(run, "generations", 2)
+            run.wait_for("generations", 2)
             run.announce(1)
             run.announce(2)
             while "policy-v1-aaaaaa-000002" not in server.adapters:
                 assert thread.is_alive()
                 time.sleep(0.05)
             run.ask(2)
-            groups = wait_for(run, "generations", 3)
+            groups = run.wait_for("generations", 3)
         finally:
             stop.set()
             thread.join(30)
@@ -157,21 +136,21 @@ def test_a_version_that_a_server_refuses_leaves_the_one_before_in_use_until_it_i
         run.ask(0)
         thread = run.generate(f"{one.url},{two.url}", stop)
         try:
-            wait_for(run, "generations", 1)
+            run.wait_for("generations", 1)
             two.refuses_adapters = True
             run.announce(1)
             while not any(body["lora_name"].endswith("000001") for body in two.asked("/v1/load_lora_adapter")):
                 assert thread.is_alive()
                 time.sleep(0.05)
             run.ask(1)
-            wait_for(run, "generations", 2)
+            run.wait_for("generations", 2)
             assert "policy-v1-aaaaaa-000001" not in {*one.adapters, *two.adapters}
             two.refuses_adapters = False
             while not all("policy-v1-aaaaaa-000001" in server.adapters for server in (one, two)):
                 assert thread.is_alive()
                 time.sleep(0.05)
             run.ask(2)
-            groups = wait_for(run, "generations", 3)
+            groups = run.wait_for("generations", 3)
         finally:
             stop.set()
             thread.join(30)
@@ -191,9 +170,9 @@ def test_past_the_limit_the_requests_are_dead_letters_and_the_stream_moves_on(ru
                 time.sleep(0.05)
             server.failures.append((503, {}))
             run.ask(0)
-            (letter,) = wait_for(run, "dead-letters", 1)
+            (letter,) = run.wait_for("dead-letters", 1)
             run.ask(1)
-            (group,) = wait_for(run, "generations", 1)
+            (group,) = run.wait_for("generations", 1)
         finally:
             stop.set()
             thread.join(30)

@@ -12,8 +12,7 @@ import hashlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import overload
+from collections.abc import Sequence
 
 from infra.app.app import App
 from infra.app.home import IndexFolder, RunFolder
@@ -24,7 +23,7 @@ from search_env.engine.errors import RetrievalError, SearchRefusedError
 from search_env.leser.neighbours import Neighbours
 from search_env.leser.teachers import read_lessons
 from streams.errors import SettingsError, TransientError
-from streams.events import Context, Request
+from streams.events import Context
 from streams.whole_file import write_file
 
 LATER_FILE = "later.sha256"
@@ -33,32 +32,6 @@ SHOWN = 200
 TRIES, PAUSE_SECONDS, PAUSE_SECONDS_MAX = 8, 1.0, 30.0
 
 log = logging.getLogger(__name__)
-
-
-class AskedRequests(Sequence[Request]):
-    """Requests that are ready, and after them those that are built when they are asked for."""
-
-    def __init__(self, ready: Sequence[Request], later: Sequence[Query], build: Callable[[Query], Request]) -> None:
-        self._ready = ready
-        self._later = later
-        self._build = build
-
-    def __len__(self) -> int:
-        return len(self._ready) + len(self._later)
-
-    @overload
-    def __getitem__(self, place: int) -> Request: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Request]: ...
-    def __getitem__(self, place: int | slice) -> Request | list[Request]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        number = place + len(self) if place < 0 else place
-        if not 0 <= number < len(self):
-            raise IndexError(f"expected a request below {len(self)}, got {place}")
-        if number < len(self._ready):
-            return self._ready[number]
-        return self._build(self._later[number - len(self._ready)])
 
 
 class LaterContexts:

@@ -17,11 +17,12 @@ from infra.app.home import IndexFolder, RunFolder
 from infra.app.interrupts import interrupts
 from infra.app.progress import Report
 from infra.app.run_settings import read_run_settings
+from infra.recipes.asked_requests import AskedRequests
 from infra.recipes.first_policy import first_policy
 from infra.recipes.leser.gate import judge_run
 from infra.recipes.leser.index import LeserIndex, open_leser_index
 from infra.recipes.leser.judging import JUDGED, PAIRS, TITLES, Judge
-from infra.recipes.leser.later import AskedRequests, LaterContexts, require_same
+from infra.recipes.leser.later import LaterContexts, require_same
 from infra.recipes.leser.relevance import pinned
 from infra.recipes.leser.teaching import teach, warm_up_policy
 from infra.recipes.recipe import NewRun, Prepared
